@@ -1,0 +1,46 @@
+# What you need is Python 3.11+ and make. Everything goes into .venv.
+# Another build of torch:  make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: serve test install lint bench clean
+
+serve: install
+	$(BIN)/zwatch serve $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(VENV)/.install
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/flip.py $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# torch goes first, so that nothing later pulls another build of it. Bytecode is written here, not at the first request.
+$(VENV)/.install: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zwatch needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q zwatch
+	touch $@
+
+$(VENV)/.test: $(VENV)/.install
+	$(PIP) --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.install
+	$(PIP) --constraint constraints.txt --editable '.[lint]'
+	touch $@

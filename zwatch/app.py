@@ -1,0 +1,193 @@
+"""Wires everything together, starts it in order, and stops it in order."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from zwatch import systemd
+from zwatch.bridge import Bridge
+from zwatch.config import Config
+from zwatch.deploy.watch import Doorbell
+from zwatch.errors import RequestError, UsageError
+from zwatch.rollout.gate import Gate
+from zwatch.rollout.memory import StateFile
+from zwatch.rollout.supervisor import Supervisor
+from zwatch.service.answers import add_id, identify, shape_errors
+from zwatch.service.auth import guard
+from zwatch.service.events import CLOSING
+from zwatch.service.queue import GenerationQueue
+from zwatch.service.routes import SERVICES, Services, add_routes
+
+if TYPE_CHECKING:
+    from zwatch.engine.factory import EngineFactory
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY = 2**20
+"""Longest accepted request body, bytes."""
+DRAIN_SECONDS = 120.0
+"""How long a stop waits for accepted requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that runs: where it listens, and the parts that tests and the page of `serve` look at."""
+
+    url: str
+    services: Services
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    """Run the service inside the block. HTTP answers before torch is imported and before anything is loaded.
+
+    Raises:
+        UsageError: the configuration cannot work: no models root, address in use, state directory in use.
+    """
+    config.check()
+    if not config.models.is_dir():
+        raise UsageError(f"--models {config.models}: there is no such directory")
+    state_file = StateFile(config.state_dir)
+    bridge = Bridge()
+    supervisor: Supervisor | None = None
+
+    def lease_returned() -> None:
+        assert supervisor is not None  # leases are given out later
+        supervisor.ring()
+        supervisor.changes.fire()
+
+    gate = Gate(lease_returned)
+    supervisor = Supervisor(
+        config.models,
+        config.aliases,
+        strict_links=config.strict_links,
+        bridge=bridge,
+        gate=gate,
+        state_file=state_file,
+        make_factory=lambda: _make_factory(config),
+    )
+    queue = GenerationQueue(gate, bridge, config.aliases, config.queue, supervisor.changes)
+    services = Services(bridge, gate, supervisor, queue, config.models, config.timeout, time.monotonic())
+    runner = web.AppRunner(
+        _application(config, services), handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+    )
+    doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await runner.setup()
+        url = await _listen(runner, config)
+        await supervisor.start()
+        tasks += [
+            asyncio.create_task(queue.run(), name="queue"),
+            asyncio.create_task(_tend(doorbell, bridge), name="doorbell"),
+            asyncio.create_task(supervisor.run(), name="supervisor"),
+            asyncio.create_task(systemd.keep_alive(), name="watchdog"),
+            asyncio.create_task(_announce(services, url), name="announce"),
+        ]
+        _log.info("serving %s at %s", config.models, url)
+        yield Running(url, services)
+        systemd.notify("STOPPING=1")
+        await _drain(services)
+        await supervisor.stop()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        runner.app[CLOSING].set()
+        supervisor.changes.fire()
+        await runner.cleanup()
+        await asyncio.to_thread(doorbell.stop)
+        await asyncio.to_thread(bridge.close)
+        state_file.close()
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGINT or SIGTERM; a second one does not wait for requests.
+
+    Raises:
+        UsageError: as `running`.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _log.warning("stopping at once")
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    async with running(config):
+        await stop.wait()
+        _log.info("stopping: accepted requests finish first")
+
+
+def _make_factory(config: Config) -> "EngineFactory":
+    """Import torch and open the device; called in a thread."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from zwatch.engine.factory import EngineFactory
+
+    return EngineFactory(config.device, budget=config.memory_budget)
+
+
+def _application(config: Config, services: Services) -> web.Application:
+    app = web.Application(
+        client_max_size=MAX_BODY,
+        middlewares=[identify, shape_errors, guard(config.token, config.host, config.allowed_hosts)],
+    )
+    app.on_response_prepare.append(add_id)
+    app[SERVICES] = services
+    app[CLOSING] = asyncio.Event()
+    add_routes(app)
+    return app
+
+
+async def _listen(runner: web.AppRunner, config: Config) -> str:
+    site = web.TCPSite(runner, config.host, config.port, reuse_address=True)
+    try:
+        await site.start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"{config.host}:{config.port} cannot be bound: {reason}; see --host and --port") from None
+    host, port = runner.addresses[0][:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _tend(doorbell: Doorbell, bridge: Bridge) -> None:
+    """See every second that the doorbell still hangs where it should."""
+    while True:
+        await bridge.run("inspect", doorbell.tend)
+        await asyncio.sleep(1.0)
+
+
+async def _announce(services: Services, url: str) -> None:
+    """Tell systemd, and whoever reads the log, once something was decided."""
+    supervisor = services.supervisor
+    while not supervisor.settled_once:
+        await supervisor.changes.wait()
+    systemd.notify("READY=1")
+    said: str | None = None
+    while True:
+        serving = services.gate.serving("current")
+        line = f"{url} serves {serving.key.version}" if serving is not None else f"{url} serves nothing, see /status"
+        if line != said:
+            systemd.notify(f"STATUS={line}")
+            said = line
+        await supervisor.changes.wait()
+
+
+async def _drain(services: Services) -> None:
+    services.queue.close(RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"}))
+    try:
+        await asyncio.wait_for(services.queue.drained(), DRAIN_SECONDS)
+    except TimeoutError:
+        _log.warning("%d requests were not done after %g s", services.queue.waiting, DRAIN_SECONDS)

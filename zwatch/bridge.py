@@ -1,0 +1,64 @@
+"""The one bridge between the event loop and threads.
+
+The event loop alone changes what serves and every state, so none of that needs a lock. Whatever blocks (disk, hashing,
+imports, the device, image encoding) runs in a lane: a thread pool of its own, so that a slow look at a disk never waits
+behind a generation. Results come back as awaited values, and news on the way through `post`.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Lane = Literal["look", "state", "load", "generate", "encode", "inspect"]
+_WIDTHS: dict[Lane, int] = {"look": 1, "state": 1, "load": 1, "generate": 1, "encode": 2, "inspect": 2}
+
+
+class Bridge:
+    """Runs functions in threads for the event loop that made it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lanes = {
+            lane: ThreadPoolExecutor(width, thread_name_prefix=f"zwatch-{lane}") for lane, width in _WIDTHS.items()
+        }
+
+    async def run(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking function in a lane and return what it returns."""
+        context = contextvars.copy_context()
+        return await self._loop.run_in_executor(self._lanes[lane], lambda: context.run(function, *args, **kwargs))
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """From any thread: call a function on the event loop soon. Dropped without a word if the loop has ended."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            pass
+
+    def close(self) -> None:
+        """Let running functions finish and take no more."""
+        for pool in self._lanes.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Pulse:
+    """Wakes everybody who waits for the next change. Fired on the event loop only."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Future[None] | None = None
+
+    def fire(self) -> None:
+        """Wake all who wait."""
+        if self._next is not None and not self._next.done():
+            self._next.set_result(None)
+        self._next = None
+
+    async def wait(self) -> None:
+        """Return at the next firing."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._next)

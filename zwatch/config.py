@@ -1,0 +1,83 @@
+"""What `zwatch serve` can be told, from the command line or the environment."""
+
+import ipaddress
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zwatch.errors import UsageError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of one service. `memory_budget` is in bytes, `timeout` in seconds."""
+
+    models: Path
+    aliases: tuple[str, ...]
+    strict_links: bool
+    device: str
+    memory_budget: int | None
+    state_dir: Path
+    host: str
+    port: int
+    token: str | None
+    insecure_no_token: bool
+    allowed_hosts: tuple[str, ...]
+    queue: int
+    timeout: float
+    log: str
+
+    def check(self) -> None:
+        """Refuse what would be dangerous or cannot work.
+
+        Raises:
+            UsageError: with what to change.
+        """
+        if not is_loopback(self.host) and self.token is None and not self.insecure_no_token:
+            raise UsageError(
+                f"--host {self.host} is reachable from outside and there is no token: give --token-file FILE "
+                "(or ZWATCH_TOKEN), or say --insecure-no-token"
+            )
+        if self.queue < 1:
+            raise UsageError(f"--queue must be at least 1, got {self.queue}")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def state_directory() -> Path:
+    """Return the default state directory: the environment's, else systemd's, else one below the home directory."""
+    given = os.environ.get("ZWATCH_STATE_DIR") or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else Path.home() / ".local/state/zwatch"
+
+
+def default_log() -> str:
+    """Return the default log format: text for a person at a terminal, else JSON."""
+    return os.environ.get("ZWATCH_LOG") or ("text" if sys.stderr.isatty() else "json")
+
+
+def read_token(file: Path | None) -> str | None:
+    """Return the token from a file, or from the environment; None if none is set.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+    """
+    if file is None:
+        return os.environ.get("ZWATCH_TOKEN") or None
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-file {file} cannot be read: {error}") from None
+    if not token:
+        raise UsageError(f"--token-file {file} is empty")
+    return token

@@ -1,0 +1,171 @@
+"""One look at the models root: what every followed alias asks for, stray links, and files that were waited for."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zwatch.deploy.aliases import (
+    Directory,
+    Fault,
+    FileStamp,
+    LinkNote,
+    Stamp,
+    Target,
+    finish_interrupted,
+    repoint,
+    resolve,
+)
+from zwatch.deploy.seal import parse_seal, read_seal_bytes
+from zwatch.deploy.strays import Stray, StrayKeeper
+from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
+from zwatch.errors import Rejection, RepointError
+
+MISSING_GRACE = 1.0
+"""Seconds that an alias may be missing before that counts: between an unlink and a symlink, it is."""
+SETTLED = 0.25
+"""Seconds that awaited files must stay as they are before they count as complete."""
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Files of a rejected version, as they were when it was tried; it is tried again when they change."""
+
+    directory: Directory
+    stamps: Mapping[str, FileStamp | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen. Each alias is in `targets` or in `faults`, or in neither while it is briefly missing."""
+
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    strays: Sequence[Stray] = ()
+    notes: Sequence[str] = ()
+    changed: frozenset[int] = frozenset()
+    """Which of the awaited are worth another try, by position."""
+
+
+class Looker:
+    """Looks again and again, remembering what it saw, so that a look at an unchanged root costs a few stats.
+
+    It blocks; run it in a thread, one look at a time.
+    """
+
+    def __init__(self, root: Path, aliases: Sequence[str], *, strict_links: bool) -> None:
+        self._root = root
+        self._aliases = aliases
+        self._strays = StrayKeeper(strict=strict_links)
+        self._known: dict[str, Target] = {}
+        self._missing_since: dict[str, float] = {}
+        self._restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        self._tidied = False
+
+    def look(self, awaited: Sequence[Awaited] = ()) -> Look:
+        """Look once; follow stray wishes until there are none."""
+        try:
+            with opened(self._root) as root_fd:
+                return self._look(root_fd, awaited)
+        except OSError as error:
+            message = f"{self._root}: {error.strerror}; expected the models root, see --models"
+            self._known.clear()
+            return Look(faults={alias: Fault(alias, "no_root", message) for alias in self._aliases})
+
+    def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
+        if not self._tidied:
+            for alias in self._aliases:
+                finish_interrupted(root_fd, alias)
+            self._tidied = True
+        strays: list[Stray] = []
+        for _ in range(_MAX_ROUNDS):
+            faults = self._resolve_all(root_fd)
+            strays, moved = self._strays.take_wishes(root_fd, list(self._known.values()))
+            if not moved:
+                break
+        notes, self._strays.notes = self._strays.notes, []
+        return Look(dict(self._known), faults, strays, notes, self._changed(awaited))
+
+    def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
+        faults = {}
+        for alias in self._aliases:
+            found = resolve(root_fd, alias, self._known.get(alias))
+            if isinstance(found, Target):
+                self._known[alias] = found
+                self._missing_since.pop(alias, None)
+                continue
+            if found.code == "missing":
+                since = self._missing_since.setdefault(alias, time.monotonic())
+                if alias in self._known and time.monotonic() - since < MISSING_GRACE:
+                    continue
+            faults[alias] = found
+            self._known.pop(alias, None)
+        return faults
+
+    def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
+        now = time.monotonic()
+        restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        changed = set()
+        for position, wait in enumerate(awaited):
+            stamps = wait.directory.file_stamps(list(wait.stamps))
+            if stamps == wait.stamps:
+                continue
+            seen, since = self._restless.get(id(wait), (None, now))
+            since = since if seen == stamps else now
+            restless[id(wait)] = (stamps, since)
+            if now - since >= SETTLED:
+                changed.add(position)
+        self._restless = restless
+        return frozenset(changed)
+
+
+def await_files(directory: Directory) -> Awaited:
+    """Note how a version's sealed files stand now; none if its seal cannot be read, a new seal being a new version."""
+    try:
+        paths = list(parse_seal(read_seal_bytes(directory.fd)).files)
+    except (Rejection, OSError):
+        paths = []
+    return Awaited(directory.duplicate(), directory.file_stamps(paths))
+
+
+def open_version(root: Path, name: str) -> Directory:
+    """Open a version by its name.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+    """
+    with opened(root) as root_fd:
+        return Directory(
+            os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), name
+        )
+
+
+def summaries(root: Path) -> list[VersionSummary]:
+    """Describe every version under the models root.
+
+    Raises:
+        OSError: the models root cannot be read.
+    """
+    with opened(root) as root_fd:
+        return [summarise(root_fd, name) for name in version_names(root_fd)]
+
+
+def point(root: Path, alias: str, version: str) -> Stamp:
+    """Repoint an alias at the caller's word, or make it; return the new link's stamp.
+
+    Raises:
+        RepointError: the version does not exist, or the link could not be changed.
+    """
+    try:
+        with opened(root) as root_fd:
+            if not is_version_directory(root_fd, version):
+                raise RepointError(f"there is no version {version!r} under the models root")
+            try:
+                note = LinkNote.take(root_fd, alias)
+            except FileNotFoundError:
+                note = None
+            return repoint(root_fd, alias, version, note)
+    except OSError as error:
+        raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None

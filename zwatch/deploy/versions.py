@@ -1,0 +1,90 @@
+"""The models root and the version directories in it."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zwatch.deploy import header, seal
+from zwatch.errors import Rejection
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+
+def is_version_name(name: str) -> bool:
+    """Say whether `name` may name a version: 1-64 of `A-Za-z0-9._-`, not starting with `.` or `-`."""
+    return _NAME.fullmatch(name) is not None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open the directory `path` and yield its descriptor.
+
+    Raises:
+        OSError: it is missing, not a directory, or may not be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def is_version_directory(root_fd: int, name: str) -> bool:
+    """Say whether `name` is a real directory directly under the models root, and may name a version."""
+    if not is_version_name(name):
+        return False
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def version_names(root_fd: int) -> list[str]:
+    """Return the names of all version directories under the models root, sorted."""
+    return sorted(name for name in os.listdir(root_fd) if is_version_directory(root_fd, name))
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """What a look at a version's seal and headers tells, without reading its weights. `bytes` counts sealed files."""
+
+    name: str
+    sealed: bool
+    digest: str | None
+    header_version: str | None
+    bytes: int
+    files: int
+    sealed_at: datetime | None
+    problem: str | None
+
+
+def summarise(root_fd: int, name: str) -> VersionSummary:
+    """Look at one version. A bad one is described by its `problem`, never raised."""
+    digest = header_version = sealed_at = problem = None
+    size = count = 0
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError as error:
+        return VersionSummary(name, False, None, None, 0, 0, None, f"{name}: {error.strerror}")
+    try:
+        found = seal.read_seal(fd)
+        digest = found.digest
+        sealed_at = datetime.fromtimestamp(os.stat(seal.SEAL_NAME, dir_fd=fd).st_mtime, UTC)
+        count = len(found.files)
+        for path in found.files:
+            with seal.opened_file(fd, path) as file:
+                size += os.fstat(file).st_size
+                if header.carries_version(path) and header_version is None:
+                    header_version = header.read_header(file, path).version
+    except Rejection as rejection:
+        problem = rejection.reason
+    except OSError as error:
+        problem = f"{name}: {error.strerror}"
+    finally:
+        os.close(fd)
+    return VersionSummary(name, digest is not None, digest, header_version, size, count, sealed_at, problem)

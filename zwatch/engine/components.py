@@ -1,0 +1,278 @@
+"""The five components of a Z-Image pipeline, built from verified bytes and shared where they are equal.
+
+A component is built on the meta device, which allocates nothing, and its parameters are then assigned the views into
+the shadow buffers: there is no second copy of the weights.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from zwatch.deploy.aliases import Directory
+from zwatch.errors import Rejection
+from zwatch.shadow.buffers import FileBuffer
+from zwatch.shadow.device import Device
+from zwatch.shadow.loader import (
+    WEIGHTS_SUFFIX,
+    Candidate,
+    LoadControl,
+    Plan,
+    VerifiedFiles,
+    config_object,
+    load_small,
+    load_weights,
+)
+
+INDEX = "model_index.json"
+PIPELINE = "ZImagePipeline"
+WEIGHED = ("text_encoder", "vae", "transformer")
+"""Components that have weights, in the order in which they are loaded."""
+
+Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Device], Any]
+"""Makes a component from its small files by name inside its folder, and its tensors by name."""
+
+Key = tuple[str, str, str, tuple[tuple[str, str], ...]]
+"""What makes two components equal: component, library, class, and the hashes of all their files."""
+
+
+@dataclass(eq=False)
+class Component:
+    """One built component and the buffers that its parameters are views of. Engines that share it hold the same one."""
+
+    key: Key
+    module: Any
+    buffers: list[FileBuffer] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of its weights."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
+class ComponentStore:
+    """The components that live engines hold, by content. It keeps none alive itself."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._resident: WeakValueDictionary[Key, Component] = WeakValueDictionary()
+        self._verified = VerifiedFiles()
+
+    def assemble(self, directory: Directory, planned: Plan, control: LoadControl) -> "Assembly":
+        """Load a version's components, sharing those that are resident already.
+
+        Raises:
+            Rejection, Abandoned, OSError, RuntimeError: as `zwatch.shadow.loader.load_weights`; besides, a class is
+                not on the list, weights do not fit their config, or the memory does not suffice.
+        """
+        small = load_small(directory, planned, control)
+        classes = _classes(small)
+        keys: dict[str, Key] = {name: (name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
+        # Strong references at once: what is shared must not be freed while the rest loads.
+        components = {name: found for name, key in keys.items() if (found := self._resident.get(key)) is not None}
+        control.shared.extend(name for name in WEIGHED if name in components)
+        missing = [name for name in BUILDERS if name not in components]
+        paths = {name: _weight_files(name, planned, small) for name in missing if name in WEIGHED}
+        self._check_memory(planned, [path for files in paths.values() for path in files])
+        weights: dict[str, FileBuffer] = {}
+        for files in paths.values():
+            weights |= load_weights(directory, planned, files, self.device, control, self._verified)
+        with control.phase("verify"):
+            rest = [path for path in planned.headers if path not in weights]
+            self._verified.check(directory, planned, rest, control)
+        candidate = Candidate(planned, small, weights)
+        with control.phase("build"), self.device.beside():
+            for name in missing:
+                components[name] = self._build(keys[name], candidate, paths.get(name, []))
+                control.check()
+        for component in components.values():
+            self._resident[component.key] = component
+        return Assembly(planned, components, default_size(small))
+
+    def needed(self, planned: Plan) -> int:
+        """Return the device bytes that a version needs beyond what is resident, going by its seal alone."""
+        resident = {key[3] for key in self._resident}
+        return sum(
+            planned.footprint([path for path in planned.headers if path.startswith(f"{name}/")])
+            for name in WEIGHED
+            if planned.component_hashes(name) not in resident
+        )
+
+    def _check_memory(self, planned: Plan, paths: list[str]) -> None:
+        needed = planned.footprint(paths)
+        free, total = self.device.memory()
+        if needed + self.device.request_peak > free:
+            raise Rejection(
+                "insufficient_memory",
+                f"{planned.version} needs {needed} bytes on {self.device.name} besides {self.device.request_peak} "
+                f"for making images, {free} of {total} are free",
+            )
+
+    def _build(self, key: Key, candidate: Candidate, paths: list[str]) -> Component:
+        name = key[0]
+        folder = f"{name}/"
+        small = {path.removeprefix(folder): data for path, data in candidate.small.items() if path.startswith(folder)}
+        tensors: dict[str, torch.Tensor] = {}
+        buffers = [candidate.weights[path] for path in paths]
+        for buffer in buffers:
+            for tensor_name, tensor in buffer.tensors().items():
+                if tensor_name in tensors:
+                    raise Rejection("weights_mismatch", f"{buffer.path}: tensor {tensor_name!r} is in two shards")
+                tensors[tensor_name] = tensor
+        return Component(key, BUILDERS[name][key[1:3]](small, tensors, self.device), buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """All components of one version, and the side length in pixels that its images have by default."""
+
+    plan: Plan
+    components: Mapping[str, Component]
+    default_size: int
+
+
+def default_size(small: Mapping[str, bytes]) -> int:
+    """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`.
+
+    Raises:
+        Rejection: `config_invalid`.
+    """
+    own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
+    vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
+    size = own.get("default_size", vae.get("sample_size", 1024))
+    if type(size) is not int or not 16 <= size <= 4096 or size % 16:
+        raise Rejection("config_invalid", f"the default size is {size!r}, expected a multiple of 16 up to 4096")
+    return size
+
+
+def _classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
+    """Return (library, class) by component from the pipeline's index, each checked against the allow-list."""
+    if INDEX not in small:
+        raise Rejection("file_missing", f"{INDEX}: the seal does not name it; is this a pipeline?")
+    index = config_object(small[INDEX], INDEX)
+    if index.get("_class_name") != PIPELINE:
+        raise Rejection(
+            "class_not_allowed", f"{INDEX}: _class_name is {index.get('_class_name')!r}, expected {PIPELINE!r}"
+        )
+    entries = {name: entry for name, entry in index.items() if not name.startswith("_")}
+    if set(entries) != set(BUILDERS):
+        raise Rejection("config_invalid", f"{INDEX}: has the components {sorted(entries)}, expected {sorted(BUILDERS)}")
+    for name, entry in entries.items():
+        if not isinstance(entry, list) or tuple(map(str, entry)) not in BUILDERS[name]:
+            allowed = " or ".join(".".join(pair) for pair in BUILDERS[name])
+            raise Rejection("class_not_allowed", f"{INDEX}: {name} is {entry!r}, only {allowed} is allowed")
+    return {name: (entry[0], entry[1]) for name, entry in entries.items()}
+
+
+def _weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> list[str]:
+    """Return the paths of a component's weight files: what its shard index names, or the one file there is."""
+    stem = f"{component}/{'model' if component == 'text_encoder' else 'diffusion_pytorch_model'}{WEIGHTS_SUFFIX}"
+    index = f"{stem}.index.json"
+    if index not in small:
+        if stem not in planned.headers:
+            raise Rejection("file_missing", f"{stem}: the seal names neither it nor {index}")
+        return [stem]
+    named = config_object(small[index], index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise Rejection("config_invalid", f"{index}: expected a weight_map")
+    paths = sorted({f"{component}/{name}" for name in map(str, named.values())})
+    for path in paths:
+        if path not in planned.headers:
+            raise Rejection("file_missing", f"{path}: {index} names it, the seal does not")
+    return paths
+
+
+def _config(small: Mapping[str, bytes], component: str, name: str = "config.json") -> dict[str, Any]:
+    if name not in small:
+        raise Rejection("file_missing", f"{component}/{name}: the seal does not name it")
+    return config_object(small[name], f"{component}/{name}")
+
+
+def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
+    """Assign tensors to a module that was built on the meta device, and check that nothing is missing or left over."""
+    expected = module.state_dict()
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise Rejection("weights_mismatch", f"{component}: the weights have {name!r}, the config does not")
+        if tensor.shape != expected[name].shape:
+            raise Rejection(
+                "weights_mismatch",
+                f"{component}: {name!r} has the shape {list(tensor.shape)}, the config says {list(expected[name].shape)}",
+            )
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise Rejection("weights_mismatch", f"{component}: the weights lack {missing[0]!r} and {len(missing) - 1} more")
+    module.load_state_dict(tensors, assign=True)
+    left = [name for name, item in [*module.named_parameters(), *module.named_buffers()] if item.is_meta]
+    if left:
+        raise Rejection("weights_mismatch", f"{component}: {left[0]!r} got no values")
+    return module.requires_grad_(False).eval()
+
+
+def _on_meta(component: str, make: Callable[[], Any]) -> Any:
+    try:
+        with torch.device("meta"):
+            return make()
+    except Exception as error:  # whatever a library makes of a wrong config, the config is to blame
+        raise Rejection("config_invalid", f"{component}/config.json: {type(error).__name__}: {error}") from error
+
+
+def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    config = _config(small, "transformer")
+    return _fill("transformer", _on_meta("transformer", lambda: ZImageTransformer2DModel.from_config(config)), tensors)
+
+
+def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    config = _config(small, "vae")
+    return _fill("vae", _on_meta("vae", lambda: AutoencoderKL.from_config(config)), tensors)
+
+
+def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    config = _config(small, "text_encoder")
+    model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config)))
+    # Files saved from Qwen3ForCausalLM hold the same tensors below "model.", and a head that no image needs.
+    if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    # The rotary frequencies are computed, not stored; on the meta device they have no values.
+    model.rotary_emb = type(model.rotary_emb)(model.config).to(device.torch_device)
+    return _fill("text_encoder", model, tensors)
+
+
+def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    _config(small, "tokenizer", "tokenizer_config.json")
+    # The library reads files by path: give it a private copy of the verified bytes.
+    with tempfile.TemporaryDirectory(prefix="zwatch-tokenizer-") as folder:
+        for name, data in small.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        try:
+            tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # as in _on_meta
+            raise Rejection("config_invalid", f"tokenizer: {type(error).__name__}: {error}") from error
+    if not tokenizer.chat_template:
+        raise Rejection("config_invalid", "tokenizer: it has no chat template, prompts cannot be encoded")
+    return tokenizer
+
+
+def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    config = _config(small, "scheduler", "scheduler_config.json")
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_config(config)
+    except Exception as error:  # as in _on_meta
+        raise Rejection("config_invalid", f"scheduler: {type(error).__name__}: {error}") from error
+
+
+BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
+    "tokenizer": {("transformers", "Qwen2Tokenizer"): _tokenizer, ("transformers", "Qwen2TokenizerFast"): _tokenizer},
+    "scheduler": {("diffusers", "FlowMatchEulerDiscreteScheduler"): _scheduler},
+    "text_encoder": {("transformers", "Qwen3Model"): _text_encoder},
+    "vae": {("diffusers", "AutoencoderKL"): _vae},
+    "transformer": {("diffusers", "ZImageTransformer2DModel"): _transformer},
+}
+"""The allow-list: what may be built for each component, and how."""

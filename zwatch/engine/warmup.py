@@ -1,0 +1,33 @@
+"""Warm: the candidate proves itself on a small image before anybody's request meets it."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from zwatch.engine.pipeline import Engine, GenerationParameters
+from zwatch.errors import Rejection
+
+PROMPT = "a cat wearing sunglasses"
+SEED = 42
+SIZE = 256
+STEPS = 8
+MIN_DEVIATION = 1.0
+"""An image whose grey values deviate less than this (of 255) on average shows nothing."""
+
+
+def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Make an image with a fixed prompt and seed, and look at it.
+
+    Raises:
+        Rejection: `bad_image`, if it has NaN or infinite pixels or is constant.
+        GenerationCancelled: `cancelled` said so.
+        RuntimeError: the device failed.
+    """
+    size = min(SIZE, engine.default_size)
+    parameters = GenerationParameters(PROMPT, "", size, size, STEPS, 0.0, (SEED,))
+    generation = engine.generate(parameters, cancelled=cancelled)
+    if not generation.finite:
+        raise Rejection("bad_image", "the warm-up image has NaN or infinite pixels; the weights are not usable")
+    deviation = float(np.asarray(generation.images[0].convert("L"), dtype=np.float32).std())
+    if deviation < MIN_DEVIATION:
+        raise Rejection("bad_image", f"the warm-up image is one colour (deviation {deviation:.2f} of 255)")

@@ -1,0 +1,43 @@
+"""Logging to standard error: lines for a person, or JSON for a machine."""
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request that is being handled, for every line logged on its behalf."""
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{time} {mark}{record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (identity := request_id.get()) is not None:
+            entry["request_id"] = identity
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def set_up(style: str) -> None:
+    """Send all log records of INFO and above to standard error, as `text` or `json`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if style == "json" else _Text())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # The libraries' chatter about their own internals helps nobody who runs a service.
+    for name in ("diffusers", "transformers", "torch", "httpx", "watchdog"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,129 @@
+"""The gate between requests and engines: who serves each alias, and who still holds a lease on what."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from zwatch.rollout.lifecycle import EngineState, Key, Resident
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Engine
+
+
+class Lease:
+    """One request's hold on an engine. What the request says of its version comes from here, never from a global."""
+
+    def __init__(self, resident: Resident, released: Callable[[], None]) -> None:
+        self._resident: Resident | None = resident
+        self._released = released
+        self.engine = resident.engine
+        self.key = resident.key
+        resident.leases += 1
+
+    def count_images(self, number: int) -> None:
+        """Note that the engine made this many good images."""
+        if self._resident is not None:
+            self._resident.images += number
+
+    def release(self) -> None:
+        """Give the hold back; harmless when called again."""
+        if self._resident is not None:
+            self._resident.leases -= 1
+            self._resident = None
+            del self.engine
+            self._released()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Gate:
+    """All resident engines and what each alias serves. Only the event loop calls it, so a promotion is one assignment
+    between two requests. `changed` is called when a lease comes back."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._serving: dict[str, Resident] = {}
+        self._previous: dict[str, Key] = {}
+        self._residents: dict[Key, Resident] = {}
+        self._changed = changed
+
+    @property
+    def residents(self) -> list[Resident]:
+        """Every engine that is not freed."""
+        return list(self._residents.values())
+
+    def resident(self, key: Key) -> Resident | None:
+        """Return the resident engine of this key, if there is one."""
+        return self._residents.get(key)
+
+    def serving(self, alias: str) -> Resident | None:
+        """Return what an alias serves."""
+        return self._serving.get(alias)
+
+    def previous(self, alias: str) -> Key | None:
+        """Return what an alias served before what it serves now."""
+        return self._previous.get(alias)
+
+    def remember_previous(self, alias: str, key: Key) -> None:
+        """Take over from an earlier run what an alias served before."""
+        self._previous[alias] = key
+
+    def wanted(self, key: Key) -> bool:
+        """Say whether some alias served this just before."""
+        return key in self._previous.values()
+
+    def lease(self, model: str) -> Lease | None:
+        """Return a lease on what an alias serves, or on the resident version of that name; None if there is none."""
+        resident = self._serving.get(model) or self._by_version(model)
+        return None if resident is None else Lease(resident, self._changed)
+
+    def knows(self, model: str) -> bool:
+        """Say whether a request for this model could be leased now."""
+        return model in self._serving or self._by_version(model) is not None
+
+    def admit(self, key: Key, engine: "Engine") -> Resident:
+        """Take in an engine that was loaded and warmed; the caller promotes it without an await in between."""
+        resident = self._residents[key] = Resident(key, engine)
+        return resident
+
+    def promote(self, alias: str, key: Key) -> None:
+        """Make a resident engine the one that new leases on `alias` get, and drain what served before."""
+        new, old = self._residents[key], self._serving.get(alias)
+        if old is new:
+            return
+        new.serve()
+        self._serving[alias] = new
+        if old is not None:
+            self._previous[alias] = old.key
+            self._drain_if_idle(old)
+
+    def withdraw(self, alias: str) -> None:
+        """Serve nothing under an alias any more."""
+        old = self._serving.pop(alias, None)
+        self._previous.pop(alias, None)
+        if old is not None:
+            self._drain_if_idle(old)
+
+    def keep(self, key: Key) -> None:
+        """Keep a drained engine warm."""
+        self._residents[key].keep()
+
+    def free(self, key: Key) -> "Engine":
+        """Forget an engine that has no lease, and return it for closing."""
+        resident = self._residents.pop(key)
+        resident.free()
+        return resident.engine
+
+    def _drain_if_idle(self, resident: Resident) -> None:
+        if resident not in self._serving.values():
+            resident.drain()
+
+    def _by_version(self, name: str) -> Resident | None:
+        """Return the resident engine of a version; of two contents of one version, the one that serves."""
+        found = [resident for resident in self._residents.values() if resident.key.version == name]
+        return max(found, key=lambda resident: resident.state is EngineState.SERVING, default=None)

@@ -1,0 +1,127 @@
+"""What to do next, as a pure function of what is seen: at most one action, decided afresh each time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zwatch.rollout.lifecycle import EngineState, Key
+
+
+@dataclass(frozen=True, slots=True)
+class AliasView:
+    """One alias as it stands. Everything here is a fact; what follows from it is decided below."""
+
+    name: str
+    wish: Key | None
+    """What its link asks for; None while the link has a fault."""
+    serving: Key | None
+    held: bool = False
+    """Unloaded by hand: nothing is loaded for it."""
+    refused: bool = False
+    """This very wish was rejected and no retry is due."""
+    forced: bool = False
+    """Somebody asked to load the wish (again), even if it serves."""
+    fallback: Key | None = None
+    """Last-known-good, to serve while nothing else does."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """One resident engine. `wanted`: some alias served it just before what it serves now."""
+
+    key: Key
+    state: EngineState
+    leases: int
+    wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadView:
+    """The load that is under way."""
+
+    alias: str
+    key: Key
+    fallback: bool = False
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Stop the load that is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Let an alias serve a resident engine."""
+
+    alias: str
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Start to load a version for an alias."""
+
+    alias: str
+    key: Key
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep an engine that has drained, warm."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Free an engine that nobody needs."""
+
+    key: Key
+
+
+Action = Abandon | Promote | Load | Keep | Free
+
+
+def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading: LoadView | None) -> Action | None:
+    """Return the next action, or None if there is nothing to do but wait."""
+    if loading is not None and not loading.abandoned and not _still_wanted(loading, aliases):
+        return Abandon()
+    return _promotion(aliases, engines) or _retirement(engines) or (None if loading is not None else _load(aliases))
+
+
+def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
+    view = next(view for view in aliases if view.name == loading.alias)
+    if view.held:
+        return False
+    if loading.fallback:
+        return view.serving is None and (view.wish is None or view.refused)
+    return view.wish == loading.key and (view.serving != view.wish or view.forced)
+
+
+def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
+    resident = {engine.key for engine in engines}
+    for view in aliases:
+        if view.wish is not None and not view.held and view.wish != view.serving and view.wish in resident:
+            return Promote(view.name, view.wish)
+    return None
+
+
+def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
+    for engine in engines:
+        if engine.leases == 0 and engine.state is EngineState.DRAINING:
+            return Keep(engine.key) if engine.wanted else Free(engine.key)
+        if engine.leases == 0 and engine.state is EngineState.WARM and not engine.wanted:
+            return Free(engine.key)
+    return None
+
+
+def _load(aliases: Sequence[AliasView]) -> Load | None:
+    for view in aliases:
+        if view.held:
+            continue
+        if view.wish is not None and not view.refused and (view.wish != view.serving or view.forced):
+            return Load(view.name, view.wish)
+        if view.serving is None and view.fallback is not None:
+            return Load(view.name, view.fallback, fallback=True)
+    return None

@@ -1,0 +1,513 @@
+"""The supervisor: looks, decides one action at a time, and carries it out while requests go on.
+
+Everything here runs on the event loop; what blocks goes through the bridge. The decisions themselves are in `policy`.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Bridge, Pulse
+from zwatch.deploy.aliases import Directory, Stamp, Target
+from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
+from zwatch.errors import Abandoned, Rejection, Retry
+from zwatch.rollout import policy
+from zwatch.rollout.gate import Gate
+from zwatch.rollout.lifecycle import Attempt, EngineState, Key
+from zwatch.rollout.memory import Memory, StateFile, serialise
+
+if TYPE_CHECKING:
+    from zwatch.engine.factory import EngineFactory
+    from zwatch.engine.pipeline import Engine
+
+_log = logging.getLogger(__name__)
+
+TICK = 0.25
+"""Seconds between two looks when no doorbell rings: what a lost event costs."""
+KEPT_ATTEMPTS = 100
+GOOD_IMAGES = 3
+GOOD_SECONDS = 60.0
+_BACKOFF_FIRST, _BACKOFF_LONGEST = 1.0, 60.0
+
+
+@dataclass(eq=False)
+class _Refusal:
+    """A remembered rejection: which wish it answers, and what must happen before the version is tried again."""
+
+    rejection: Rejection
+    stamp: Stamp | None
+    awaited: Awaited
+    tries: int
+    retry_at: float | None
+    file_changed: bool = False
+
+    def due(self, now: float) -> bool:
+        return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
+
+
+@dataclass(eq=False)
+class _Loading:
+    attempt: Attempt
+    task: asyncio.Task[None]
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a wish ended, for whoever waits: it serves, or it does not and `attempt` or `message` says why."""
+
+    serves: bool
+    message: str
+    version: str | None = None
+    attempt: Attempt | None = None
+
+
+@dataclass(eq=False)
+class _AliasState:
+    """What the supervisor knows of one alias beside what the gate and the memory know."""
+
+    attempt: Attempt | None = None
+    forced: bool = False
+    refusals: dict[tuple[Key, bool], _Refusal] = field(default_factory=dict)
+    """By key, and whether it was tried as fallback."""
+
+
+class Supervisor:
+    """Brings into service what the followed aliases ask for."""
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Sequence[str],
+        *,
+        strict_links: bool,
+        bridge: Bridge,
+        gate: Gate,
+        state_file: StateFile,
+        make_factory: Callable[[], "EngineFactory"],
+    ) -> None:
+        self._root = root
+        self.aliases = tuple(aliases)
+        self.changes = Pulse()
+        self.attempts: deque[Attempt] = deque(maxlen=KEPT_ATTEMPTS)
+        self.seen = Look()
+        self.factory: EngineFactory | None = None
+        self._looker = Looker(root, aliases, strict_links=strict_links)
+        self._bridge = bridge
+        self._gate = gate
+        self._state_file = state_file
+        self._make_factory = make_factory
+        self._memory = Memory()
+        self._states = {alias: _AliasState() for alias in aliases}
+        self._loading: _Loading | None = None
+        self._bell = asyncio.Event()
+        self._looks = 0
+        self._looked = Pulse()
+        self._stopping = False
+
+    # --- what others ask
+
+    def ring(self) -> None:
+        """Look again now. From another thread, go through the bridge."""
+        self._bell.set()
+
+    def attempt(self, alias: str) -> Attempt | None:
+        """Return the last attempt that the alias's wish has led to."""
+        return self._states[alias].attempt
+
+    def wish(self, alias: str) -> Key | None:
+        """Return what the alias asks for, as last seen."""
+        target = self.seen.targets.get(alias)
+        return None if target is None else Key(target.version, target.digest)
+
+    def is_unloaded(self, alias: str) -> bool:
+        """Say whether the alias was unloaded by hand, and not linked anew since."""
+        unloaded = self._memory.alias(alias).unloaded
+        target = self.seen.targets.get(alias)
+        return unloaded is not None and (target is None or target.stamp == unloaded)
+
+    def previous(self, alias: str) -> Key | None:
+        """Return what the alias served before what it serves now, also across a restart."""
+        return self._gate.previous(alias) or self._memory.alias(alias).previous
+
+    @property
+    def settled_once(self) -> bool:
+        """Whether the first wishes have been decided, one way or the other."""
+        return self._looks > 0 and self._loading is None and self._next_action() is None
+
+    # --- the loop
+
+    async def start(self) -> None:
+        """Read what is remembered; to be called before `run`."""
+        self._memory = await self._bridge.run("state", self._state_file.read)
+        crashed = self._memory.begin_run()
+        if crashed:
+            _log.warning("the last run ended without a word while %s served or was tried", _names(crashed))
+        for alias in self.aliases:
+            previous = self._memory.alias(alias).previous
+            if previous is not None:
+                self._gate.remember_previous(alias, previous)
+        await self._remember()
+
+    async def run(self) -> None:
+        """Look and act, for ever."""
+        while True:
+            try:
+                await self._look()
+                await self._act()
+            except Exception:
+                # A supervisor that dies would leave the link unfollowed without a word.
+                _log.exception("the supervisor stumbled; it looks again at the next tick")
+                await asyncio.sleep(TICK)
+            try:
+                await asyncio.wait_for(self._bell.wait(), TICK)
+            except TimeoutError:
+                pass
+
+    async def stop(self) -> None:
+        """Abandon what is loading and note that this run ended by itself."""
+        self._stopping = True
+        if self._loading is not None:
+            self._abandon()
+            await asyncio.wait([self._loading.task])
+        self._memory.end_run()
+        await self._remember()
+
+    async def _look(self) -> None:
+        self._bell.clear()
+        waiting = [refusal for state in self._states.values() for refusal in state.refusals.values()]
+        seen = await self._bridge.run("look", self._looker.look, [refusal.awaited for refusal in waiting])
+        for note in seen.notes:
+            _log.warning("%s", note)
+        for position in seen.changed:
+            waiting[position].file_changed = waiting[position].rejection.retry is Retry.ON_CHANGE
+        for alias, fault in seen.faults.items():
+            if self.seen.faults.get(alias) != fault:
+                _log.warning("%s", fault.message)
+        news = (seen.targets, seen.faults, seen.strays) != (self.seen.targets, self.seen.faults, self.seen.strays)
+        self.seen = seen
+        for alias, target in seen.targets.items():
+            self._note_link(alias, target)
+        self._looks += 1
+        self._looked.fire()
+        await self._note_good()
+        if news or self._looks == 1:
+            self.changes.fire()
+
+    def _note_link(self, alias: str, target: Target) -> None:
+        """A link made anew, or a version sealed anew, clears what was remembered against it."""
+        state, memory = self._states[alias], self._memory.alias(alias)
+        wish = Key(target.version, target.digest)
+        state.refusals = {
+            (key, fallback): refusal
+            for (key, fallback), refusal in state.refusals.items()
+            if fallback or (key == wish and refusal.stamp == target.stamp)
+        }
+        if memory.unloaded is not None and memory.unloaded != target.stamp:
+            memory.unloaded = None
+
+    async def _act(self) -> None:
+        while (action := self._next_action()) is not None:
+            match action:
+                case policy.Abandon():
+                    self._abandon()
+                case policy.Promote(alias, key):
+                    await self._promote_resident(alias, key)
+                case policy.Load(alias, key, fallback):
+                    self._begin_load(alias, key, fallback)
+                case policy.Keep(key):
+                    self._gate.keep(key)
+                case policy.Free(key):
+                    await self._free(key)
+            self.changes.fire()
+
+    def _next_action(self) -> policy.Action | None:
+        if self._stopping:
+            return None
+        now = time.monotonic()
+        views = [self._view(alias, now) for alias in self.aliases]
+        engines = [
+            policy.EngineView(resident.key, resident.state, resident.leases, self._gate.wanted(resident.key))
+            for resident in self._gate.residents
+        ]
+        loading = None
+        if self._loading is not None:
+            attempt = self._loading.attempt
+            loading = policy.LoadView(attempt.alias, attempt.key, attempt.fallback, self._loading.abandoned)
+        return policy.decide(views, engines, loading)
+
+    def _view(self, alias: str, now: float) -> policy.AliasView:
+        state = self._states[alias]
+        serving, wish = self._gate.serving(alias), self.wish(alias)
+        refusal = None if wish is None else state.refusals.get((wish, False))
+        fallback = None
+        if serving is None:
+            usable = (
+                key
+                for key in self._memory.fallbacks(alias)
+                if (refused := state.refusals.get((key, True))) is None or refused.due(now)
+            )
+            fallback = next(usable, None)
+        return policy.AliasView(
+            name=alias,
+            wish=wish,
+            serving=None if serving is None else serving.key,
+            held=self.is_unloaded(alias),
+            refused=refusal is not None and not refusal.due(now) and not state.forced,
+            forced=state.forced,
+            fallback=fallback,
+        )
+
+    # --- actions
+
+    def _abandon(self) -> None:
+        assert self._loading is not None  # the policy abandons only what is loading
+        self._loading.abandoned = True
+        if self._loading.attempt.control is not None:
+            self._loading.attempt.control.abandon()
+
+    async def _promote_resident(self, alias: str, key: Key) -> None:
+        attempt = self._new_attempt(alias, key, "resident")
+        attempt.warming()
+        self._promote(attempt)
+        await self._remember()
+
+    def _begin_load(self, alias: str, key: Key, fallback: bool) -> None:
+        attempt = self._new_attempt(alias, key, "device", fallback)
+        self._states[alias].forced = False
+        task = asyncio.create_task(self._load(attempt), name=f"load {key.version}")
+        self._loading = _Loading(attempt, task)
+        task.add_done_callback(self._load_ended)
+
+    def _load_ended(self, task: asyncio.Task[None]) -> None:
+        self._loading = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a load ended in a way nobody thought of", exc_info=error)
+        self.ring()
+        self.changes.fire()
+
+    async def _free(self, key: Key) -> None:
+        engine = self._gate.free(key)
+        _log.info("%s is freed", key.version)
+        await self._bridge.run("inspect", engine.close)
+
+    async def _load(self, attempt: Attempt) -> None:
+        """Walk one attempt from its directory to its promotion or its end."""
+        alias, key = attempt.alias, attempt.key
+        target = self.seen.targets.get(alias)
+        stamp = None if target is None or attempt.fallback else target.stamp
+        directory: Directory | None = None
+        awaited: Awaited | None = None
+        engine: Engine | None = None
+        _log.info("loading %s for %s", key.version, alias)
+        try:
+            if not attempt.fallback and self._memory.is_set_aside(key, stamp):
+                raise Rejection("set_aside", f"{key.version} served or was tried at two crashes in a row; link it anew")
+            if target is not None and not attempt.fallback:
+                directory = target.directory.duplicate()
+            else:
+                directory = await self._bridge.run("look", _open_fallback, self._root, key)
+            awaited = await self._bridge.run("look", await_files, directory)
+            await self._remember_trying(attempt, stamp)
+            engine = await self._make_engine(attempt, directory)
+            engine = self._finish(attempt, engine)
+        except Abandoned:
+            attempt.abandoned()
+            _log.info("%s is abandoned after %.2f s: a newer wish came", key.version, attempt.seconds)
+        except Rejection as rejection:
+            self._refuse(attempt, rejection, stamp, awaited)
+        finally:
+            if engine is not None:
+                await self._bridge.run("inspect", engine.close)
+            if directory is not None:
+                directory.close()
+            self._memory.alias(alias).trying = None
+            await self._remember()
+
+    async def _make_engine(self, attempt: Attempt, directory: Directory) -> "Engine":
+        """Load, verify, assemble and warm, in a thread."""
+        if self.factory is None:
+            self.factory = await self._bridge.run("load", self._make_factory)
+        factory, control = self.factory, self.factory.control(lambda: self._bridge.post(self.changes.fire))
+        attempt.control = control
+        if self._loading is not None and self._loading.abandoned:
+            raise Abandoned
+        planned = await self._bridge.run("load", factory.plan, directory, attempt.key.digest)
+        if await self._bridge.run("load", factory.lacks, planned):
+            await self._free_warm()
+        engine = await self._bridge.run("load", factory.build, directory, planned, control)
+        attempt.warming()
+        self.changes.fire()
+        try:
+            await self._bridge.run("load", factory.warm, engine, control)
+            control.check()
+        except BaseException:
+            await self._bridge.run("inspect", engine.close)
+            raise
+        return engine
+
+    async def _free_warm(self) -> None:
+        """Give up warm engines: a new version needs their memory more than a flip back does."""
+        for resident in self._gate.residents:
+            if resident.state is EngineState.WARM:
+                await self._free(resident.key)
+
+    def _finish(self, attempt: Attempt, engine: "Engine") -> "Engine | None":
+        """Promote a warmed engine, with no await from the check of the wish to the assignment; return it if it was
+        loaded again at somebody's word while its equal serves, for closing."""
+        if self._loading is not None and self._loading.abandoned:
+            raise Abandoned
+        resident = self._gate.resident(attempt.key)
+        if resident is None:
+            self._gate.admit(attempt.key, engine)
+        else:
+            resident.engine.plan = engine.plan  # the same bytes, verified in files that were written anew
+        self._promote(attempt)
+        return None if resident is None else engine
+
+    def _promote(self, attempt: Attempt) -> None:
+        alias, key = attempt.alias, attempt.key
+        self._gate.promote(alias, key)
+        attempt.promoted()
+        state, memory = self._states[alias], self._memory.alias(alias)
+        state.refusals.pop((key, attempt.fallback), None)
+        memory.serving, memory.previous = key, self._gate.previous(alias)
+        target = self.seen.targets.get(alias)
+        memory.stamp = None if target is None else target.stamp
+        _log.info("%s serves %s (%s, %.2f s)", alias, key.version, attempt.way, attempt.seconds)
+        self.changes.fire()
+
+    def _refuse(self, attempt: Attempt, rejection: Rejection, stamp: Stamp | None, awaited: Awaited | None) -> None:
+        # A copy: the one that was raised holds on to frames, and through them to the buffers of the failed load.
+        rejection = Rejection(rejection.code, rejection.reason)
+        attempt.rejected(rejection)
+        refusals = self._states[attempt.alias].refusals
+        entry = (attempt.key, attempt.fallback)
+        tries = refusals[entry].tries + 1 if entry in refusals else 1
+        pause = min(_BACKOFF_LONGEST, _BACKOFF_FIRST * 2 ** (tries - 1))
+        retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
+        nothing = Awaited(Directory(-1, attempt.key.version), {})
+        refusals[entry] = _Refusal(rejection, stamp, awaited or nothing, tries, retry_at)
+        _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+
+    def _new_attempt(self, alias: str, key: Key, way: str, fallback: bool = False) -> Attempt:
+        attempt = Attempt(alias, key, way, fallback=fallback)
+        self.attempts.appendleft(attempt)
+        if not fallback:
+            self._states[alias].attempt = attempt
+        return attempt
+
+    # --- what is remembered
+
+    async def _remember(self) -> None:
+        try:
+            await self._bridge.run("state", self._state_file.write, serialise(self._memory))
+        except OSError as error:
+            _log.warning("the state directory could not be written: %s", error.strerror)
+
+    async def _remember_trying(self, attempt: Attempt, stamp: Stamp | None) -> None:
+        """Before the first byte is loaded: if this version kills the process, the next run must know."""
+        memory = self._memory.alias(attempt.alias)
+        memory.trying = attempt.key
+        memory.stamp = stamp or memory.stamp
+        await self._remember()
+
+    async def _note_good(self) -> None:
+        now = time.monotonic()
+        news = False
+        for alias in self.aliases:
+            serving = self._gate.serving(alias)
+            if serving is None:
+                continue
+            if serving.images >= GOOD_IMAGES or now - serving.serving_from >= GOOD_SECONDS:
+                news |= self._memory.note_good(alias, serving.key)
+        if news:
+            await self._remember()
+
+    # --- at somebody's word
+
+    async def look_now(self) -> None:
+        """Return after a look that began after this call."""
+        # The look under way may have begun before; the one after it has not.
+        for _ in range(2):
+            self.ring()
+            await self._looked.wait()
+
+    async def outcome(self, alias: str, version: str, stamp: Stamp) -> Outcome:
+        """Wait until the wish that a link of this stamp expresses is decided."""
+        await self.look_now()
+        while True:
+            target = self.seen.targets.get(alias)
+            if target is None or target.stamp != stamp:
+                return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
+            decided = self._decided(alias)
+            if decided is not None:
+                return decided
+            await self.changes.wait()
+
+    async def load(self, alias: str) -> Outcome:
+        """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
+        memory, state = self._memory.alias(alias), self._states[alias]
+        memory.unloaded = None
+        state.refusals.clear()
+        await self.look_now()
+        serving, wish = self._gate.serving(alias), self.wish(alias)
+        if serving is not None and serving.key == wish and await self._files_changed(alias, serving.engine):
+            state.forced = True
+            self.ring()
+        while True:
+            if alias in self.seen.faults:
+                return Outcome(False, self.seen.faults[alias].message)
+            decided = self._decided(alias)
+            if decided is not None and not state.forced:
+                return decided
+            await self.changes.wait()
+
+    async def unload(self) -> None:
+        """Serve nothing and free everything, until a load is asked for or a link is made anew. Requests that hold a
+        lease finish first; the caller has seen to it that no others wait."""
+        for alias in self.aliases:
+            target = self.seen.targets.get(alias)
+            self._memory.alias(alias).unloaded = target.stamp if target is not None else _NO_LINK
+            self._gate.withdraw(alias)
+        await self._remember()
+        self.ring()
+        while self._gate.residents or self._loading is not None:
+            self.ring()
+            await self.changes.wait()
+
+    def _decided(self, alias: str) -> Outcome | None:
+        """Return how the alias's present wish ended, or None while that is open."""
+        serving, wish, state = self._gate.serving(alias), self.wish(alias), self._states[alias]
+        if self._loading is not None and self._loading.attempt.alias == alias and not self._loading.attempt.fallback:
+            return None
+        if wish is not None and (refusal := state.refusals.get((wish, False))) is not None:
+            return Outcome(False, refusal.rejection.reason, wish.version, state.attempt)
+        if serving is not None and serving.key == wish:
+            return Outcome(True, f"{serving.key.version} is serving", serving.key.version, state.attempt)
+        return None
+
+    async def _files_changed(self, alias: str, engine: "Engine") -> bool:
+        target = self.seen.targets[alias]
+        stamps = await self._bridge.run("look", target.directory.file_stamps, list(engine.plan.stamps))
+        return stamps != engine.plan.stamps
+
+
+_NO_LINK = Stamp(0, 0, 0)
+"""Stands for the stamp of a link that was not there when its alias was unloaded."""
+
+
+def _open_fallback(root: Path, key: Key) -> Directory:
+    try:
+        return open_version(root, key.version)
+    except OSError as error:
+        raise Rejection("io_error", f"{key.version}: {error.strerror}") from None
+
+
+def _names(keys: Sequence[Key]) -> str:
+    return " and ".join(key.version for key in keys)

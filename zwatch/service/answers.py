@@ -1,0 +1,79 @@
+"""What every answer has in common: the request's id, JSON, and errors in one shape."""
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from zwatch.errors import RequestError
+from zwatch.logs import request_id
+
+_log = logging.getLogger(__name__)
+
+ID_HEADER = "X-Request-Id"
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Return a JSON answer."""
+    text = json.dumps(body, ensure_ascii=False)
+    return web.Response(text=text, status=status, headers=headers, content_type="application/json")
+
+
+def error_answer(error: RequestError) -> web.Response:
+    """Return the answer for an error."""
+    return answer({"error": error_object(error), **error.extra}, error.status, error.headers)
+
+
+def error_object(error: RequestError) -> dict[str, Any]:
+    """Return the error object that stands in answers and in event streams."""
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id: the client's own, if it sent a sane one."""
+    given = request.headers.get(ID_HEADER, "")
+    request_id.set(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+    return await handler(request)
+
+
+async def add_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the request's id on an answer, also on one that streams."""
+    response.headers[ID_HEADER] = request_id.get() or uuid.uuid4().hex
+
+
+@web.middleware
+async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever is raised into the one shape of errors."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        return error_answer(error)
+    except web.HTTPException as error:
+        code = _CODES.get(error.status)
+        if code is None:
+            raise
+        allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return error_answer(RequestError(error.status, code, _sentence(request, error), headers=allowed))
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        message = "something went wrong that should not; the log has it under this answer's X-Request-Id"
+        return error_answer(RequestError(500, "internal_error", message))
+
+
+def _sentence(request: web.Request, error: web.HTTPException) -> str:
+    if error.status == 404:
+        return f"there is nothing at {request.path[:200]}; the README has the table of calls"
+    if error.status == 405:
+        return f"{request.path[:200]} does not take {request.method}, but {error.headers.get('Allow')}"
+    return error.text or error.reason

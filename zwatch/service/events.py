@@ -1,0 +1,48 @@
+"""Server-sent events: a stream of what changes."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from zwatch.bridge import Pulse
+
+HEARTBEAT = 10.0
+"""Seconds after which a quiet stream sends a comment, so that proxies keep it open and a dead client is noticed."""
+_PAUSE = 0.1  # at most ten looks a second, however fast things change
+
+CLOSING = web.AppKey("closing", asyncio.Event)
+"""Set when the service stops: streams end then."""
+
+
+async def stream_changes(
+    request: web.Request, first: dict[str, Any], parts: Callable[[], dict[str, Any]], changes: Pulse
+) -> web.StreamResponse:
+    """Send `first` as `status`, then each of `parts` that has another value than before, until the client leaves.
+
+    A part's event is the first word of its name.
+    """
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    known = parts()
+    await _send(response, "status", first)
+    closing = request.app[CLOSING]
+    while not closing.is_set():
+        try:
+            await asyncio.wait_for(changes.wait(), HEARTBEAT)
+        except TimeoutError:
+            await response.write(b": still here\n\n")
+        found = parts()
+        for name, value in found.items():
+            if value is not None and known.get(name) != value:
+                await _send(response, name.partition(" ")[0], value)
+        known = found
+        await asyncio.sleep(_PAUSE)
+    return response
+
+
+async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+    await response.write(f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode())

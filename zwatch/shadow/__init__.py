@@ -1,0 +1,1 @@
+"""From files to verified tensors on a device, beside the version that serves."""

@@ -1,0 +1,247 @@
+"""Load: read every sealed file once, hash what landed, and hand out a candidate only if all of it is right.
+
+A `Candidate` is the proof: it can be had from `load` alone, so whoever holds one holds verified bytes.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from zwatch.deploy import header, seal
+from zwatch.deploy.aliases import Directory, FileStamp
+from zwatch.errors import Abandoned, Rejection
+from zwatch.shadow.buffers import FileBuffer, Footprint
+from zwatch.shadow.device import Device
+
+WEIGHTS_SUFFIX = ".safetensors"
+_RACY_NS = 10**9  # many times the 4 ms grain of a file's times
+MAX_SMALL_FILE = 256 * 2**20
+"""Longest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the longest there is, has 11 MB."""
+
+
+class LoadControl:
+    """A load's connection to whoever asked for it: how far it is, and whether it is still wanted."""
+
+    def __init__(self, report: Callable[[], None] = lambda: None) -> None:
+        self.phases: dict[str, float] = {}
+        self.bytes_total = 0
+        self.bytes_done = 0
+        self.shared: list[str] = []
+        self._report = report
+        self._abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Stop the load at its next chunk."""
+        self._abandoned.set()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._abandoned.is_set()
+
+    def check(self) -> None:
+        """Raise Abandoned if the load is not wanted any more."""
+        if self._abandoned.is_set():
+            raise Abandoned("superseded by a newer wish")
+
+    def advance(self, count: int) -> None:
+        """Note `count` more bytes, and raise Abandoned if the load is not wanted any more."""
+        self.bytes_done += count
+        self._report()
+        self.check()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to the phase `name`, seconds."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begun
+            self._report()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a version consists of, known from its seal and headers before anything is allocated.
+
+    A header read for the plan must be in the hashed bytes again; loading checks it.
+    """
+
+    version: str
+    seal: seal.Seal
+    headers: Mapping[str, header.Header]
+    stamps: Mapping[str, FileStamp | None]
+
+    def component_hashes(self, component: str) -> tuple[tuple[str, str], ...]:
+        """Return (path, hash) of every sealed file of a component, sorted: equal hashes mean equal components."""
+        return tuple(sorted(item for item in self.seal.files.items() if item[0].startswith(f"{component}/")))
+
+    def footprint(self, paths: list[str]) -> int:
+        """Return the device bytes that these weight files will take."""
+        return sum(Footprint.of(self.headers[path]).total for path in paths)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Verified bytes: `weights` on the device by path, every other sealed file in `small`.
+
+    Weights of components that were shared are left out.
+    """
+
+    plan: Plan
+    small: Mapping[str, bytes] = field(repr=False)
+    weights: Mapping[str, FileBuffer] = field(repr=False)
+
+
+def plan(directory: Directory, digest: str | None) -> Plan:
+    """Read a version's seal and weight headers, and check what they alone can tell.
+
+    `digest` is what the seal was seen to be; None if it could not be read then.
+
+    Raises:
+        Rejection: the seal or a header is wrong, a file is missing, or the seal is not the one of `digest`.
+        OSError: a file could not be read.
+    """
+    sealed = seal.read_seal(directory.fd)
+    if sealed.digest != digest:
+        raise Rejection("seal_changed", f"{seal.SEAL_NAME} was rewritten while it was looked at")
+    stamps = directory.file_stamps(list(sealed.files))
+    for path, stamp in stamps.items():
+        if stamp is None:
+            raise Rejection("file_missing", f"{path}: the seal names it, it is not there")
+    headers = {}
+    for path in sealed.files:
+        if path.endswith(WEIGHTS_SUFFIX):
+            with seal.opened_file(directory.fd, path) as fd:
+                headers[path] = header.read_header(fd, path)
+            if header.carries_version(path):
+                header.check_version(headers[path], directory.version, path)
+    if not any(map(header.carries_version, headers)):
+        raise Rejection("file_missing", "the seal names no transformer/*.safetensors")
+    return Plan(directory.version, sealed, headers, stamps)
+
+
+def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dict[str, bytes]:
+    """Read and verify every sealed file that is not weights.
+
+    Raises:
+        Rejection, OSError: as `load_weights`.
+    """
+    small = {}
+    for path, expected in planned.seal.files.items():
+        if path.endswith(WEIGHTS_SUFFIX):
+            continue
+        with control.phase("read"), seal.opened_file(directory.fd, path) as fd, open(fd, "rb", closefd=False) as file:
+            size = os.fstat(fd).st_size
+            if size > MAX_SMALL_FILE:
+                raise Rejection("size_mismatch", f"{path}: {size} bytes, only weights may exceed {MAX_SMALL_FILE}")
+            data = file.read(MAX_SMALL_FILE + 1)
+        with control.phase("verify"):
+            seal.check_hash(path, blake3(data).hexdigest(), expected)
+        small[path] = data
+        control.check()
+    return small
+
+
+def load_weights(
+    directory: Directory,
+    planned: Plan,
+    paths: list[str],
+    device: Device,
+    control: LoadControl,
+    verified: "VerifiedFiles",
+) -> dict[str, FileBuffer]:
+    """Read weight files into buffers on the device and verify what landed there.
+
+    Raises:
+        Rejection: a file is not what its seal or its header says.
+        Abandoned: the load is not wanted any more.
+        OSError: a read failed.
+        RuntimeError: the device failed; torch.OutOfMemoryError when its memory ran out.
+    """
+    control.bytes_total += sum(planned.headers[path].file_size for path in paths)
+    buffers: dict[str, FileBuffer] = {}
+    with device.beside():
+        for path in paths:
+            control.check()
+            buffer = FileBuffer(path, planned.headers[path], device)
+            with control.phase("read"), seal.opened_file(directory.fd, path) as fd:
+                status = os.fstat(fd)
+                if status.st_size != buffer.header.file_size:
+                    raise Rejection(
+                        "size_mismatch", f"{path}: {status.st_size} bytes, a moment ago {buffer.header.file_size}"
+                    )
+                device.fill(buffer.data, fd, path, lambda piece: control.advance(piece.numel()))
+            with control.phase("verify"):
+                _verify(buffer, planned.seal.files[path], device, control)
+            verified.note(status, planned.seal.files[path])
+            control.check()
+            buffers[path] = buffer
+    return buffers
+
+
+class VerifiedFiles:
+    """Which files on disk were hashed already, by what changes when their bytes do.
+
+    So a component that is shared instead of loaded is verified on disk all the same, but read at most once.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[int, FileStamp], str] = {}
+
+    def note(self, status: os.stat_result, digest: str) -> None:
+        """Remember a file's hash; `status` was taken before its bytes were read."""
+        # Written to within the clock's grain of a stat, a file keeps its stamp: trust only what is older.
+        if time.time_ns() - status.st_ctime_ns > _RACY_NS:
+            self._digests[(status.st_dev, FileStamp.of(status))] = digest
+
+    def check(self, directory: Directory, planned: Plan, paths: list[str], control: LoadControl) -> None:
+        """Verify weight files on disk, on the CPU, reading those that changed or were never read.
+
+        Raises:
+            Rejection: a file is missing or not what the seal says.
+            Abandoned: the load is not wanted any more.
+            OSError: a read failed.
+        """
+        for path in paths:
+            control.check()
+            with seal.opened_file(directory.fd, path) as fd:
+                status = os.fstat(fd)
+                digest = self._digests.get((status.st_dev, FileStamp.of(status)))
+                if digest is None:
+                    control.bytes_total += status.st_size
+                    digest = seal.hash_file(fd, control.advance)
+                    self.note(status, digest)
+            seal.check_hash(path, digest, planned.seal.files[path])
+
+
+def _verify(buffer: FileBuffer, expected: str, device: Device, control: LoadControl) -> None:
+    digest = buffer.hash(control.check)
+    seal.check_hash(buffer.path, digest, expected)
+    raw = buffer.header.raw
+    if bytes(device.host_view(buffer.data[: len(raw)])) != raw:
+        raise Rejection("header_invalid", f"{buffer.path}: its header changed while it was loaded")
+    buffer.digest = digest
+
+
+def config_object(data: bytes, path: str) -> dict[str, Any]:
+    """Parse a JSON config from verified bytes.
+
+    Raises:
+        Rejection: `config_invalid`.
+    """
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Rejection("config_invalid", f"{path}: not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise Rejection("config_invalid", f"{path}: expected a JSON object, found {type(parsed).__name__}")
+    return parsed
