@@ -188,6 +188,7 @@ async def _announce(services: Services, url: str) -> None:
 async def _drain(services: Services) -> None:
     services.queue.close(RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"}))
     try:
-        await asyncio.wait_for(services.queue.drained(), DRAIN_SECONDS)
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await services.queue.drained()
     except TimeoutError:
         _log.warning("%d requests were not done after %g s", services.queue.waiting, DRAIN_SECONDS)

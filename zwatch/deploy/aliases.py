@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -192,15 +193,16 @@ class LinkNote:
 def finish_interrupted(root_fd: int, alias: str) -> None:
     """Tidy up after a repointing that a crash cut short: a temporary link newer than the alias was either our wish on
     its way in or an operator's move on its way back, so it takes its place; an older one was displaced and goes."""
-    prefix = f"{TEMPORARY_PREFIX}{alias}-"
-    for name in sorted(entry for entry in os.listdir(root_fd) if entry.startswith(prefix)):
+    ours = re.compile(re.escape(f"{TEMPORARY_PREFIX}{alias}-") + r"[0-9a-f]{12}(-kept)?")
+    for name in sorted(filter(ours.fullmatch, os.listdir(root_fd))):
         try:
-            left = os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mtime_ns
+            left = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
             try:
-                placed = os.stat(alias, dir_fd=root_fd, follow_symlinks=False).st_mtime_ns
+                placed = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
             except FileNotFoundError:
-                placed = 0
-            if left > placed:
+                placed = None
+            # By both times: `rsync -a` gives a new link an old mtime, and a rename gives an old link a new ctime.
+            if placed is None or (left.st_mtime_ns > placed.st_mtime_ns and left.st_ctime_ns >= placed.st_ctime_ns):
                 os.rename(name, alias, src_dir_fd=root_fd, dst_dir_fd=root_fd)
             else:
                 os.unlink(name, dir_fd=root_fd)
@@ -209,7 +211,12 @@ def finish_interrupted(root_fd: int, alias: str) -> None:
 
 
 def _resolve_once(root_fd: int, alias: str, stamp: Stamp, known: Target | None) -> Target | Fault:
-    link = os.readlink(alias, dir_fd=root_fd)
+    try:
+        link = os.readlink(alias, dir_fd=root_fd)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no link any more
+            raise FileNotFoundError(error.errno, error.strerror, alias) from None
+        raise
     if known is not None and known.stamp == stamp and _unchanged(root_fd, alias, known):
         return known
     try:
@@ -280,6 +287,7 @@ def _rename_new(root_fd: int, temporary: str, alias: str) -> None:
     try:
         if not _renameat2(root_fd, temporary, alias, _RENAME_NOREPLACE):
             os.link(temporary, alias, src_dir_fd=root_fd, dst_dir_fd=root_fd, follow_symlinks=False)
+            os.unlink(temporary, dir_fd=root_fd)  # now, not later: it changes the ctime of the link that stays
     except FileExistsError:
         raise RepointError(f"{alias} was made by somebody else meanwhile; it stays as it is") from None
 
@@ -289,15 +297,17 @@ def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, o
         _exchange(root_fd, temporary, alias)
     except FileNotFoundError:
         raise RepointError(f"{alias} was removed meanwhile; it stays so") from None
-    moved = False
+    displaced = LinkNote.take(root_fd, temporary)
+    if displaced == noted:
+        return
+    # Put his link back. What comes out must be what we put in last; if it isn't, he moved again, and that goes back.
+    expected = ours
     while True:
-        displaced = LinkNote.take(root_fd, temporary)
-        if displaced == ours:
-            break  # ours is out again: what stands at the alias is the operator's
-        if not moved and displaced == noted:
-            return
-        moved = True
         _exchange(root_fd, temporary, alias)
+        out = LinkNote.take(root_fd, temporary)
+        if out == expected:
+            break
+        expected, displaced = displaced, out
     raise RepointError(f"{alias} was repointed by somebody else meanwhile; that move stands")
 
 
@@ -307,8 +317,12 @@ def _exchange(root_fd: int, first: str, second: str) -> None:
     # Keep the displaced link by a second name, then rename over it.
     keep = f"{first}-kept"
     os.link(second, keep, src_dir_fd=root_fd, dst_dir_fd=root_fd, follow_symlinks=False)
-    os.rename(first, second, src_dir_fd=root_fd, dst_dir_fd=root_fd)
-    os.rename(keep, first, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+    try:
+        os.rename(first, second, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        os.rename(keep, first, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+    except OSError:
+        _unlink_quietly(root_fd, keep)
+        raise
 
 
 def _renameat2(root_fd: int, source: str, destination: str, flags: int) -> bool:

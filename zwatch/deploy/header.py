@@ -19,6 +19,7 @@ from zwatch.errors import Rejection
 MAX_HEADER = 16 * 2**20
 """Longest accepted header, bytes. A full Z-Image transformer's is 0.06 MB; safetensors itself allows 100 MB."""
 MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
 VERSION_KEY = "version"
 STAMPING_SUFFIX = ".stamping"
@@ -124,7 +125,7 @@ def check_version(found: Header, expected: str, path: str) -> None:
         Rejection: `version_mismatch`.
     """
     if found.version != expected:
-        what = "no version" if found.version is None else f"version {found.version!r}"
+        what = "no version" if found.version is None else f"version {_short(found.version)}"
         raise Rejection(
             "version_mismatch",
             f"{path}: the header has {what}, the directory is {expected!r}; if the weights are right, run `zwatch seal`",
@@ -149,6 +150,8 @@ def stamp(path: Path, version: str) -> bool:
         text = json.dumps(
             {"__metadata__": metadata, **{k: v for k, v in table.items() if k != "__metadata__"}}
         ).encode()
+        if len(text) + _DATA_ALIGNMENT > MAX_HEADER:
+            raise _bad(str(path), f"the header has no room for the version, the limit is {MAX_HEADER} bytes")
         text += b" " * (-(LENGTH_BYTES + len(text)) % _DATA_ALIGNMENT)
         temporary = path.with_name(f".{path.name}{STAMPING_SUFFIX}")
         try:
@@ -159,7 +162,10 @@ def stamp(path: Path, version: str) -> bool:
                     sink.write(chunk)
                 sink.flush()
                 os.fsync(sink.fileno())
-            os.chmod(temporary, os.fstat(source.fileno()).st_mode & 0o7777)
+            status = os.fstat(source.fileno())
+            os.chmod(temporary, status.st_mode & 0o7777)
+            if status.st_uid != os.geteuid():  # root sealing for the service's user must not lock it out
+                os.chown(temporary, status.st_uid, status.st_gid)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -198,6 +204,11 @@ def _checked_metadata(metadata: object, path: str) -> dict[str, str]:
     return metadata
 
 
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
@@ -208,11 +219,11 @@ def _checked_tensor(name: str, entry: object, data_start: int, path: str) -> Ten
         raise _bad(path, f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise _bad(path, f"{where} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise _bad(path, f"{where} has the shape {shape!r}, expected a list of sizes")
+        raise _bad(path, f"{where} has the unknown dtype {_short(dtype)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
+        raise _bad(path, f"{where} has the shape {_short(shape)}, expected a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)) or offsets[0] > offsets[1]:
-        raise _bad(path, f"{where} has the data_offsets {offsets!r}, expected [begin, end]")
+        raise _bad(path, f"{where} has the data_offsets {_short(offsets)}, expected [begin, end]")
     expected = prod(shape) * ITEM_BITS[dtype] // 8
     if offsets[1] - offsets[0] != expected:
         raise _bad(path, f"{where} spans {offsets[1] - offsets[0]} bytes, {dtype} {shape} needs {expected}")

@@ -58,7 +58,7 @@ def parse_seal(data: bytes) -> Seal:
         if problem is not None:
             raise _bad(number, f"{path[:200]!r} {problem}")
         if path in files:
-            raise _bad(number, f"{path!r} stands here for the second time")
+            raise _bad(number, f"{path[:200]!r} stands here for the second time")
         files[path] = digest
     return Seal(blake3(data).hexdigest(), files)
 
@@ -118,6 +118,23 @@ def opened_file(directory_fd: int, path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def opened_sealed(directory_fd: int, sealed: Seal, path: str) -> Iterator[int]:
+    """Open a sealed file as `opened_file` does; what is no regular file is rejected with its line of the seal.
+
+    Raises:
+        Rejection, OSError: as `opened_file`.
+    """
+    try:
+        with opened_file(directory_fd, path) as fd:
+            yield fd
+    except Rejection as rejection:
+        if rejection.code != "file_not_regular":
+            raise
+        line = list(sealed.files).index(path) + 1
+        raise Rejection(rejection.code, f"{SEAL_NAME} line {line}: {rejection.reason}") from None
 
 
 def hash_file(fd: int, advance: Callable[[int], None] = lambda done: None) -> str:
@@ -207,7 +224,7 @@ def check_directory(directory: Path, version: str, progress: Progress = lambda p
         findings = []
         for path, expected in sealed.files.items():
             try:
-                with opened_file(fd, path) as file:
+                with opened_sealed(fd, sealed, path) as file:
                     found = hash_file(file, lambda done, path=path: progress(path, done))  # type: ignore[misc]
                     check_hash(path, found, expected)
                     if path.endswith(".safetensors"):
@@ -248,11 +265,19 @@ def _path_problem(path: str) -> str | None:
         return "has a control character or a backslash"
     if path in (SEAL_NAME, SIGNATURE_NAME):
         return "is the seal itself or its signature"
+    if any("\ud800" <= character <= "\udfff" for character in path):
+        return "is not UTF-8"
     return None
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symlink", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symlink",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFREG: "a regular file",
+    }
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 

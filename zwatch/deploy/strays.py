@@ -94,6 +94,7 @@ class StrayKeeper:
         self._strict = strict
         self._trails: dict[str, _Trail] = {}
         self._done: set[Stamp] = set()  # wishes acted on whose link could not be removed
+        self._last: dict[str, Target] = {}
         self.notes: list[str] = []
         """What was done since the caller last emptied it, a sentence each, for the log."""
 
@@ -102,6 +103,7 @@ class StrayKeeper:
         trusted = frozenset({0, os.fstat(root_fd).st_uid, os.geteuid()})
         strays: list[Stray] = []
         moved = False
+        self._sweep_overtaken(root_fd, targets, trusted)
         for here in _by_directory(targets):
             names = [target.alias for target in here]
             since = max(target.stamp.ctime_ns for target in here)
@@ -114,9 +116,11 @@ class StrayKeeper:
                     wishes.append(found)
                 else:
                     strays.append(found.stray(reason))
-            wishes += self._late_wishes(root_fd, here[0], trusted)
-            if wishes:
-                moved |= self._follow(root_fd, here[0], wishes, strays)
+            for target in here:
+                others = {other.identity for other in targets if other.alias != target.alias}
+                late = self._late_wishes(root_fd, target, trusted, others)
+                if wishes or late:  # wishes only where `target` is alone
+                    moved |= self._follow(root_fd, target, wishes + late, strays)
         return strays, moved
 
     def _follow(self, root_fd: int, target: Target, wishes: list[_Found], strays: list[Stray]) -> bool:
@@ -143,14 +147,33 @@ class StrayKeeper:
         )
         return True
 
+    def _sweep_overtaken(self, root_fd: int, targets: Sequence[Target], trusted: frozenset[int]) -> None:
+        """Remove wishes that the operator's own move of the alias overtook before they were seen: they mean nothing any
+        more, and would lie in the version that the alias left."""
+        known = self._last
+        self._last = {target.alias: target for target in targets}
+        for target in targets:
+            last = known.get(target.alias)
+            if last is None or last.stamp == target.stamp or self._strict:
+                continue
+            if any(other.identity == last.identity for name, other in known.items() if name != target.alias):
+                continue
+            for found in self._find(root_fd, last.directory):
+                overtaken = found.facts.ctime_ns <= target.stamp.ctime_ns
+                if overtaken and judge(found.facts, last.stamp.ctime_ns, trusted, [target.alias]) is None:
+                    self._remove(found)
+
     def _leave(self, target: Target, placed: Stamp, wish_ns: int) -> None:
         trail = self._trails.get(target.alias)
         left = trail.left if trail is not None else []
         left.append((time.monotonic() + _TRAIL_SECONDS, target.directory.duplicate()))
         self._trails[target.alias] = _Trail(placed, wish_ns, left)
 
-    def _late_wishes(self, root_fd: int, target: Target, trusted: frozenset[int]) -> list[_Found]:
-        """Return wishes that landed in a version which the alias had just left."""
+    def _late_wishes(
+        self, root_fd: int, target: Target, trusted: frozenset[int], others: set[tuple[int, int]]
+    ) -> list[_Found]:
+        """Return wishes that landed in a version which the alias had just left. One in a version that one of the
+        `others`, the aliases beside it, resolves to is that alias's, or nobody can tell."""
         trail = self._trails.get(target.alias)
         if trail is None:
             return []
@@ -162,6 +185,7 @@ class StrayKeeper:
         return [
             found
             for _, directory in trail.left
+            if _identity(directory) not in others
             for found in self._find(root_fd, directory)
             if found.stamp not in self._done and judge(found.facts, trail.last_wish_ns, trusted, [target.alias]) is None
         ]
@@ -173,6 +197,8 @@ class StrayKeeper:
             if Stamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False)) == found.stamp:
                 os.unlink(found.facts.name, dir_fd=found.directory.fd)
                 self._done.discard(found.stamp)
+        except FileNotFoundError:
+            self._done.discard(found.stamp)
         except OSError as error:
             self.notes.append(f"{found.facts.directory}/{found.facts.name} could not be removed: {error.strerror}")
 
@@ -204,6 +230,11 @@ def _by_directory(targets: Iterable[Target]) -> list[list[Target]]:
     for target in targets:
         groups.setdefault(target.identity, []).append(target)
     return list(groups.values())
+
+
+def _identity(directory: Directory) -> tuple[int, int]:
+    status = os.fstat(directory.fd)
+    return status.st_dev, status.st_ino
 
 
 def _sealed_names(directory_fd: int) -> set[str]:

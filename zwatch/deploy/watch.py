@@ -19,7 +19,7 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.polling import PollingObserver
+from watchdog.observers.polling import PollingObserverVFS
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class Doorbell:
 
     @property
     def kind(self) -> str:
-        """The observer's kind: `inotify` (or the platform's own), `polling`, or `none`."""
+        """The observer's kind: `native` (inotify on Linux), `polling`, or `none`."""
         if self._observer is None:
             return "none"
-        return "polling" if isinstance(self._observer, PollingObserver) else "native"
+        return "polling" if isinstance(self._observer, PollingObserverVFS) else "native"
 
     def tend(self) -> None:
         """Start the observer, or replace one that died or watches what is no longer the models root."""
@@ -62,7 +62,7 @@ class Doorbell:
                 self._stop()
                 return
             identity = (status.st_dev, status.st_ino)
-            if self._observer is not None and self._observer.is_alive() and identity == self._watched:
+            if self._observer is not None and self._alive(self._observer) and identity == self._watched:
                 return
             if self._observer is not None:
                 _log.warning("the observer of %s stopped or lost its directory; starting another", self._root)
@@ -74,15 +74,23 @@ class Doorbell:
         with self._lock:
             self._stop()
 
+    @staticmethod
+    def _alive(observer: BaseObserver) -> bool:
+        # A root that is removed ends the emitter, and one made again may have the same inode number.
+        return observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
+
     def _start(self, identity: tuple[int, int]) -> None:
         # A symlinked root gives no events: watch what it resolves to.
         where = os.path.realpath(self._root)
-        for make in (Observer, lambda: PollingObserver(timeout=_POLL_SECONDS)):
-            observer = make()
+        for make in (Observer, _polling):
+            observer = None
             try:
+                observer = make()  # takes an inotify instance already
                 observer.schedule(self._handler, where, recursive=True, event_filter=_EVENTS)
                 observer.start()
             except OSError as error:
+                if observer is not None:
+                    observer.stop()
                 self._say_polling(error)
                 continue
             self._observer, self._watched, self._failed = observer, identity, False
@@ -108,6 +116,11 @@ class Doorbell:
             if self._observer.is_alive():
                 self._observer.join(timeout=2 * _POLL_SECONDS)
         self._observer = self._watched = None
+
+
+def _polling() -> BaseObserver:
+    # PollingObserver follows links: it sees no stray (`v1/v2 -> v2` leads nowhere), and walks in circles.
+    return PollingObserverVFS(stat=os.lstat, listdir=os.scandir, polling_interval=_POLL_SECONDS)
 
 
 class _Handler(FileSystemEventHandler):

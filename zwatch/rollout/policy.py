@@ -41,6 +41,7 @@ class LoadView:
     alias: str
     key: Key
     fallback: bool = False
+    forced: bool = False
     abandoned: bool = False
 
 
@@ -96,7 +97,7 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
         return False
     if loading.fallback:
         return view.serving is None and (view.wish is None or view.refused)
-    return view.wish == loading.key and (view.serving != view.wish or view.forced)
+    return view.wish == loading.key and (view.serving != view.wish or loading.forced)
 
 
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:

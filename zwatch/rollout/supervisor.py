@@ -54,6 +54,7 @@ class _Refusal:
 class _Loading:
     attempt: Attempt
     task: asyncio.Task[None]
+    forced: bool
     abandoned: bool = False
 
 
@@ -165,7 +166,9 @@ class Supervisor:
                 _log.exception("the supervisor stumbled; it looks again at the next tick")
                 await asyncio.sleep(TICK)
             try:
-                await asyncio.wait_for(self._bell.wait(), TICK)
+                # Not wait_for: before Python 3.12 it can swallow a cancellation, and this loop would never end.
+                async with asyncio.timeout(TICK):
+                    await self._bell.wait()
             except TimeoutError:
                 pass
 
@@ -238,7 +241,9 @@ class Supervisor:
         loading = None
         if self._loading is not None:
             attempt = self._loading.attempt
-            loading = policy.LoadView(attempt.alias, attempt.key, attempt.fallback, self._loading.abandoned)
+            loading = policy.LoadView(
+                attempt.alias, attempt.key, attempt.fallback, self._loading.forced, self._loading.abandoned
+            )
         return policy.decide(views, engines, loading)
 
     def _view(self, alias: str, now: float) -> policy.AliasView:
@@ -279,9 +284,10 @@ class Supervisor:
 
     def _begin_load(self, alias: str, key: Key, fallback: bool) -> None:
         attempt = self._new_attempt(alias, key, "device", fallback)
-        self._states[alias].forced = False
+        state = self._states[alias]
         task = asyncio.create_task(self._load(attempt), name=f"load {key.version}")
-        self._loading = _Loading(attempt, task)
+        self._loading = _Loading(attempt, task, state.forced)
+        state.forced = False
         task.add_done_callback(self._load_ended)
 
     def _load_ended(self, task: asyncio.Task[None]) -> None:

@@ -32,7 +32,8 @@ async def stream_changes(
     closing = request.app[CLOSING]
     while not closing.is_set():
         try:
-            await asyncio.wait_for(changes.wait(), HEARTBEAT)
+            async with asyncio.timeout(HEARTBEAT):
+                await changes.wait()
         except TimeoutError:
             await response.write(b": still here\n\n")
         found = parts()

@@ -101,7 +101,8 @@ class GenerationQueue:
             raise self._closed
         if not self._gate.knows(request.model):
             raise self._unservable(request.model)
-        if len(self._waiting) >= self.limit:
+        # While nothing runs, the first of those that wait is about to.
+        if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
                 429, "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
             )

@@ -120,7 +120,7 @@ def plan(directory: Directory, digest: str | None) -> Plan:
     headers = {}
     for path in sealed.files:
         if path.endswith(WEIGHTS_SUFFIX):
-            with seal.opened_file(directory.fd, path) as fd:
+            with seal.opened_sealed(directory.fd, sealed, path) as fd:
                 headers[path] = header.read_header(fd, path)
             if header.carries_version(path):
                 header.check_version(headers[path], directory.version, path)
@@ -139,7 +139,11 @@ def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dic
     for path, expected in planned.seal.files.items():
         if path.endswith(WEIGHTS_SUFFIX):
             continue
-        with control.phase("read"), seal.opened_file(directory.fd, path) as fd, open(fd, "rb", closefd=False) as file:
+        with (
+            control.phase("read"),
+            seal.opened_sealed(directory.fd, planned.seal, path) as fd,
+            open(fd, "rb", closefd=False) as file,
+        ):
             size = os.fstat(fd).st_size
             if size > MAX_SMALL_FILE:
                 raise Rejection("size_mismatch", f"{path}: {size} bytes, only weights may exceed {MAX_SMALL_FILE}")
@@ -173,7 +177,7 @@ def load_weights(
         for path in paths:
             control.check()
             buffer = FileBuffer(path, planned.headers[path], device)
-            with control.phase("read"), seal.opened_file(directory.fd, path) as fd:
+            with control.phase("read"), seal.opened_sealed(directory.fd, planned.seal, path) as fd:
                 status = os.fstat(fd)
                 if status.st_size != buffer.header.file_size:
                     raise Rejection(
@@ -213,7 +217,7 @@ class VerifiedFiles:
         """
         for path in paths:
             control.check()
-            with seal.opened_file(directory.fd, path) as fd:
+            with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
                 status = os.fstat(fd)
                 digest = self._digests.get((status.st_dev, FileStamp.of(status)))
                 if digest is None:

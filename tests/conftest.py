@@ -1,0 +1,44 @@
+"""What all tests share: real models roots with tiny, genuine pipelines."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanted:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_versions(tmp_path_factory):
+    """Sealed versions v1 and v2 of a tiny pipeline (64 x 64 images in milliseconds), made once. Copy before changing."""
+    from random_pipeline import PRESETS, write_pipeline
+
+    from zwatch.deploy.seal import write_seal
+
+    root = tmp_path_factory.mktemp("tiny")
+    for seed in (1, 2):
+        write_pipeline(root / f"v{seed}", PRESETS["tiny"], seed)
+        write_seal(root / f"v{seed}", f"v{seed}")
+    return root
+
+
+@pytest.fixture
+def models(tiny_versions, tmp_path):
+    """A models root of this test's own: v1, v2, and current -> v1."""
+    root = tmp_path / "models"
+    shutil.copytree(tiny_versions, root)
+    (root / "current").symlink_to("v1")
+    return root

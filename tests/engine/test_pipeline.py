@@ -1,0 +1,278 @@
+"""An engine's images, and what may go on around them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ZImagePipeline
+
+from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
+from zwatch.engine.factory import EngineFactory
+from zwatch.errors import GenerationCancelled
+
+
+@pytest.fixture(scope="module")
+def factory():
+    return EngineFactory("cpu")
+
+
+@pytest.fixture(scope="module")
+def v1(factory, tiny_versions):
+    return build(factory, tiny_versions, "v1")
+
+
+@pytest.fixture(scope="module")
+def v2(factory, tiny_versions):
+    return build(factory, tiny_versions, "v2")
+
+
+def library_pipeline(directory, device="cpu"):
+    pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.bfloat16, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+@pytest.fixture(scope="module")
+def library(tiny_versions):
+    """diffusers' own pipeline of v1."""
+    return library_pipeline(tiny_versions / "v1")
+
+
+def library_image(pipeline, wanted, seed, device="cpu"):
+    return pipeline(
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=wanted.width,
+        height=wanted.height,
+        num_inference_steps=wanted.steps,
+        guidance_scale=wanted.guidance_scale,
+        generator=torch.Generator(device).manual_seed(seed),
+    ).images[0]
+
+
+def pixels(image):
+    return np.asarray(image)
+
+
+def images(engine, wanted):
+    return [pixels(image) for image in engine.generate(wanted).images]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        parameters(steps=8),
+        parameters("a dog", 7, width=96, height=64),
+        parameters("a dog", 7, width=48, height=128),
+        parameters("两条鱼 und 3 Vögel\n\t🐟", 2**63 - 1),
+        parameters("a cat", 3, guidance_scale=3.5),
+        parameters("a cat", 3, guidance_scale=3.5, negative_prompt="blurry, dark"),
+        parameters("a cat", 3, guidance_scale=0.5, negative_prompt="blurry", width=80),
+        parameters("a " * 600, 5),
+    ],
+    ids=["eight steps", "wide", "tall", "unicode", "guided", "negative", "weakly guided", "too long a prompt"],
+)
+def test_an_image_equals_diffusers_own_pixel_for_pixel(v1, library, wanted):
+    image = v1.generate(wanted).images[0]
+    assert image.size == (wanted.width, wanted.height)
+    assert np.array_equal(pixels(image), pixels(library_image(library, wanted, wanted.seeds[0])))
+
+
+def test_a_negative_prompt_counts_only_with_guidance(v1):
+    plain, negative = parameters(), parameters(negative_prompt="blurry")
+    assert np.array_equal(images(v1, plain), images(v1, negative))
+    guided, guided_negative = (
+        parameters(guidance_scale=3.5),
+        parameters(guidance_scale=3.5, negative_prompt="blurry"),
+    )
+    assert not np.array_equal(images(v1, guided), images(v1, guided_negative))
+
+
+def test_several_seeds_give_each_seeds_own_image_in_their_order(v1):
+    together = images(v1, parameters("a cat", 5, 6, 7))
+    alone = [images(v1, parameters("a cat", seed))[0] for seed in (5, 6, 7)]
+    assert np.array_equal(together, alone)
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_version_gives_others(v1, v2):
+    wanted = parameters()
+    assert np.array_equal(images(v1, wanted), images(v1, wanted))
+    assert not np.array_equal(images(v1, wanted), images(v2, wanted))
+
+
+def test_the_parameters_are_left_as_they_were(v1):
+    wanted = parameters("a cat", 1, 2, negative_prompt="x", guidance_scale=2.0)
+    v1.generate(wanted)
+    assert wanted == parameters("a cat", 1, 2, negative_prompt="x", guidance_scale=2.0)
+
+
+@pytest.mark.parametrize(("words", "truncated"), [(1, False), (480, False), (600, True)])
+def test_a_prompt_over_512_tokens_is_served_and_said_to_be_cut(v1, words, truncated):
+    prompt = "a " * words
+    count = len(v1._pipeline.tokenizer(prompt).input_ids)
+    assert (count > 512) is truncated
+    generation = v1.generate(parameters(prompt, 1))
+    assert generation.truncated is truncated
+    assert generation.images[0].size == (64, 64)
+
+
+def test_truncation_begins_with_the_first_token_that_is_lost(v1):
+    tokenizer = v1._pipeline.tokenizer
+
+    def tokens(prompt):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        return len(tokenizer(text).input_ids)
+
+    prompt = "a"
+    while tokens(prompt) < 512:
+        prompt += "b"
+    assert (tokens(prompt), v1.is_truncated(prompt)) == (512, False)
+    assert v1.is_truncated(prompt + "b")
+
+
+def test_every_step_of_every_image_is_reported(v1):
+    steps = []
+    v1.generate(parameters("a cat", 1, 2, steps=3), on_step=steps.append)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_phases_are_timed(v1):
+    assert v1.generate(parameters()).timings.keys() == {"encode", "denoise", "decode"}
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
+def test_a_request_is_cancelled_between_two_steps_and_the_engine_goes_on(v1, after):
+    expected = images(v1, parameters())
+    done = [0]
+
+    def on_step(number):
+        done[0] = number
+
+    with pytest.raises(GenerationCancelled):
+        v1.generate(parameters("a dog", 1, 2, steps=3), on_step=on_step, cancelled=lambda: done[0] >= after)
+    assert done[0] == after
+    assert np.array_equal(images(v1, parameters()), expected)
+
+
+def test_an_engine_goes_on_after_a_request_that_failed(v1):
+    def fail(done):
+        raise RuntimeError("as a device would")
+
+    expected = images(v1, parameters())
+    with pytest.raises(RuntimeError, match="as a device would"):
+        v1.generate(parameters(), on_step=fail)
+    assert np.array_equal(images(v1, parameters()), expected)
+
+
+def test_requests_from_two_threads_get_their_own_images(v1):
+    wanted = [parameters(f"thing number {number}", number, width=64 + 16 * (number % 3)) for number in range(8)]
+    expected = [images(v1, one)[0] for one in wanted]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda one: images(v1, one)[0], wanted))
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_two_versions_that_share_components_generate_at_the_same_time(v1, v2):
+    """As when a candidate warms up while requests are served."""
+    wanted = [parameters("word " * (1 + 90 * (number % 8)), number, steps=1) for number in range(8)]
+    engines = (v1, v2)
+    expected = [[(images(engine, one)[0], engine.is_truncated(one.prompt)) for one in wanted] for engine in engines]
+    barrier = threading.Barrier(2)
+
+    def work(engine):
+        barrier.wait(10)
+        found = []
+        for one in wanted:
+            generation = engine.generate(one)
+            found.append((pixels(generation.images[0]), generation.truncated))
+        return found
+
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as pool:
+            for results, truth in zip(pool.map(work, engines), expected, strict=True):
+                assert [cut for _, cut in results] == [cut for _, cut in truth]
+                assert all(np.array_equal(image, true) for (image, _), (true, _) in zip(results, truth, strict=True))
+
+
+def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
+    """The library's tokenizer changes its own padding and truncation with every call."""
+    prompt = "word " * 2000
+    barrier, done = threading.Barrier(2), threading.Event()
+
+    def encode():
+        barrier.wait(10)
+        while not done.is_set():
+            v1._encode(parameters(prompt))
+
+    def ask():
+        barrier.wait(10)
+        try:
+            return {v2.is_truncated(prompt) for _ in range(100)}
+        finally:
+            done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        encoded, asked = pool.submit(encode), pool.submit(ask)
+        assert asked.result() == {True}
+        encoded.result()
+
+
+@pytest.mark.parametrize(("lengths", "side"), [([1024, 64, 64], 1024), ([1024, 32, 64], 512), ([1024, 64, 16], 256)])
+def test_the_longest_side_is_what_the_transformer_has_positions_for(factory, models, lengths, side):
+    edit_json(models / "v1/transformer/config.json", lambda config: config.update(axes_lens=lengths))
+    seal_again(models / "v1")
+    engine = build(factory, models, "v1")
+    assert engine.max_side == side
+
+
+def test_an_image_of_the_longest_side_can_be_made_and_one_beyond_cannot(factory, models):
+    edit_json(models / "v1/transformer/config.json", lambda config: config.update(axes_lens=[1024, 8, 16]))
+    seal_again(models / "v1")
+    engine = build(factory, models, "v1")
+    assert engine.max_side == 128
+    assert engine.generate(parameters(width=128, height=128, steps=1)).images[0].size == (128, 128)
+    with pytest.raises((RuntimeError, IndexError)):
+        engine.generate(parameters(width=128, height=128 + 16, steps=1))
+
+
+def test_an_engine_says_which_version_and_content_it_is(v1, tiny_versions):
+    from blake3 import blake3
+
+    assert v1.version == "v1"
+    assert v1.digest == blake3((tiny_versions / "v1/BLAKE3SUMS").read_bytes()).hexdigest()
+    assert v1.default_size == 64
+    assert v1.nbytes >= sum(path.stat().st_size for path in (tiny_versions / "v1").rglob("*.safetensors"))
+
+
+def test_resident_bytes_that_did_not_change_verify(v1):
+    count, problems = v1.verify_resident()
+    assert (count, problems) == (v1.nbytes, [])
+
+
+def test_a_byte_changed_in_memory_is_found_and_its_file_named(tiny_versions):
+    engine = build(EngineFactory("cpu"), tiny_versions, "v1")
+    parameter = next(engine._pipeline.transformer.parameters())
+    with torch.no_grad():
+        parameter.view(-1)[3] += 1
+    count, problems = engine.verify_resident()
+    assert count == engine.nbytes
+    assert [problem.partition(":")[0] for problem in problems] == [TRANSFORMER]
+
+
+def test_making_images_changes_no_resident_byte(v1):
+    v1.generate(parameters("a cat", 1, guidance_scale=2.0, width=96))
+    assert v1.verify_resident()[1] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", [parameters(steps=8), parameters("a dog", 7, width=96, guidance_scale=3.5)])
+def test_an_image_on_cuda_equals_diffusers_own_on_cuda(tiny_versions, wanted):
+    engine = build(EngineFactory("cuda"), tiny_versions, "v1")
+    image = library_image(library_pipeline(tiny_versions / "v1", "cuda"), wanted, wanted.seeds[0], "cuda")
+    assert np.array_equal(images(engine, wanted)[0], pixels(image))
+    assert engine.verify_resident()[1] == []

@@ -1,0 +1,202 @@
+"""A service without HTTP: the real parts from the models root to the gate, started, stopped and crashed at will."""
+
+import asyncio
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zwatch.bridge import Bridge
+from zwatch.deploy.look import point
+from zwatch.engine.factory import EngineFactory
+from zwatch.rollout.gate import Gate
+from zwatch.rollout.lifecycle import EngineState
+from zwatch.rollout.memory import StateFile
+from zwatch.rollout.supervisor import Supervisor
+
+DEADLINE = 15.0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_an_operation():
+    """Tiny tensors gain nothing from two threads, and these wait for each other where a core is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class HeldFactory(EngineFactory):
+    """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
+
+    def __init__(self, device: str = "cpu", *, budget: int | None = None) -> None:
+        super().__init__(device, budget=budget)
+        self.holding: dict[tuple[str, str], threading.Event] = {}
+        self.reached: set[tuple[str, str]] = set()
+        self.built: list[str] = []
+
+    def hold(self, stage: str, version: str) -> threading.Event:
+        """Stop loads of `version` before `stage`, `build` or `warm`, until the event is set."""
+        event = self.holding[(stage, version)] = threading.Event()
+        return event
+
+    def build(self, directory, planned, control):
+        self._pass("build", planned.version, control)
+        self.built.append(planned.version)
+        return super().build(directory, planned, control)
+
+    def warm(self, engine, control):
+        self._pass("warm", engine.version, control)
+        super().warm(engine, control)
+
+    def _pass(self, stage, version, control):
+        event = self.holding.get((stage, version))
+        self.reached.add((stage, version))
+        while event is not None and not event.wait(0.005):
+            control.check()
+
+
+class Service:
+    """Bridge, gate, state file and supervisor of one run on one models root."""
+
+    def __init__(self, root: Path, state: Path, aliases: tuple[str, ...], make_factory: Callable[[], EngineFactory]):
+        self.root, self.state, self.aliases, self._make_factory = root, state, aliases, make_factory
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, *, run: bool = True) -> "Service":
+        """Start a run as `app.running` does; without `run`, the loop has to be started later."""
+        self.bridge = Bridge()
+        self.state_file = StateFile(self.state)
+        self.gate = Gate(self._lease_returned)
+        self.supervisor = Supervisor(
+            self.root,
+            self.aliases,
+            strict_links=False,
+            bridge=self.bridge,
+            gate=self.gate,
+            state_file=self.state_file,
+            make_factory=self._make_factory,
+        )
+        await self.supervisor.start()
+        if run:
+            self.run()
+        return self
+
+    def run(self) -> None:
+        """Let the supervisor look and act."""
+        self._task = asyncio.create_task(self.supervisor.run())
+
+    async def stop(self) -> None:
+        """End the run in good order."""
+        if self.bridge is not None:
+            await asyncio.wait_for(self.supervisor.stop(), DEADLINE)
+            await self._end()
+
+    async def crash(self) -> None:
+        """End the run as a killed process does: the state file stays as it was at this moment."""
+        remembered = (self.state / "state.json").read_bytes()
+        await asyncio.wait_for(self.supervisor.stop(), DEADLINE)
+        await self._end()
+        (self.state / "state.json").write_bytes(remembered)
+
+    async def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await asyncio.to_thread(self.bridge.close)
+        self.state_file.close()
+        self.bridge = None
+
+    def _lease_returned(self) -> None:
+        self.supervisor.ring()
+        self.supervisor.changes.fire()
+
+    # --- what an operator does
+
+    def link(self, version: str, alias: str = "current") -> None:
+        """Repoint an alias atomically, as `mv -T` does, and ring."""
+        temporary = self.root / f".{secrets.token_hex(4)}"
+        temporary.symlink_to(version)
+        os.replace(temporary, self.root / alias)
+        self.supervisor.ring()
+
+    def point(self, version: str, alias: str = "current"):
+        """Repoint as `POST /api/deploy` does; return the new link's stamp."""
+        return point(self.root, alias, version)
+
+    # --- what can be seen
+
+    async def until(self, what: Callable[[], object]) -> None:
+        """Wait until `what` is true."""
+
+        async def wait() -> None:
+            while not what():
+                try:
+                    await asyncio.wait_for(self.supervisor.changes.wait(), 0.02)
+                except TimeoutError:
+                    pass
+
+        try:
+            await asyncio.wait_for(wait(), DEADLINE)
+        except TimeoutError:
+            pytest.fail(f"this never came true; serving {self.serves()}, attempts {self.attempts()}")
+
+    async def until_serves(self, version: str | None, alias: str = "current") -> None:
+        """Wait until an alias serves this version and nothing is left to do."""
+        await self.until(lambda: self.serves(alias) == version and self.supervisor.settled_once)
+
+    async def until_rejected(self, version: str, code: str) -> None:
+        """Wait until the last attempt is a rejection of this version with this code."""
+        await self.until(lambda: self.attempts()[:1] == [(version, "REJECTED", code)])
+
+    def serves(self, alias: str = "current") -> str | None:
+        """Return the name of the version that an alias serves."""
+        resident = self.gate.serving(alias)
+        return None if resident is None else resident.key.version
+
+    def attempts(self) -> list[tuple[str, str, str | None]]:
+        """Return (version, state, code) of every attempt, newest first."""
+        return [
+            (attempt.key.version, attempt.state.value, attempt.rejection.code if attempt.rejection else None)
+            for attempt in self.supervisor.attempts
+        ]
+
+    def engines(self) -> dict[str, EngineState]:
+        """Return the state of every resident engine."""
+        return {resident.key.version: resident.state for resident in self.gate.residents}
+
+    @property
+    def factory(self) -> HeldFactory:
+        """The factory, once the first load has made it."""
+        assert isinstance(self.supervisor.factory, HeldFactory)
+        return self.supervisor.factory
+
+
+@pytest.fixture
+async def services(models, tmp_path):
+    """Make services on this test's models root; every one is ended with the test."""
+    made = []
+
+    def make(*, aliases=("current",), make_factory=HeldFactory):
+        made.append(Service(models, tmp_path / "state", aliases, make_factory))
+        return made[-1]
+
+    yield make
+    for service in made:
+        if getattr(service, "bridge", None) is not None:
+            for event in getattr(service.supervisor.factory, "holding", {}).values():
+                event.set()
+            await service.stop()
+
+
+@pytest.fixture
+async def service(services):
+    """A service that serves v1."""
+    started = await services().start()
+    await started.until_serves("v1")
+    return started

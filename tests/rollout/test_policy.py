@@ -1,0 +1,278 @@
+"""What to do next: each rule as a row, and a world in which the rules come to an end."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zwatch.rollout.lifecycle import EngineState, Key
+from zwatch.rollout.policy import (
+    Abandon,
+    AliasView,
+    EngineView,
+    Free,
+    Keep,
+    Load,
+    LoadView,
+    Promote,
+    decide,
+)
+
+V1, V2, V3 = (Key(f"v{number}", str(number) * 64) for number in (1, 2, 3))
+V1_RESEALED = Key("v1", "f" * 64)
+UNSEALED = Key("v9", None)
+
+
+def current(wish=None, serving=None, **more):
+    return AliasView("current", wish, serving, **more)
+
+
+def canary(wish=None, serving=None, **more):
+    return AliasView("canary", wish, serving, **more)
+
+
+def engine(key, state="SERVING", leases=0, wanted=False):
+    return EngineView(key, EngineState[state], leases, wanted)
+
+
+def load(key, alias="current", **more):
+    return LoadView(alias, key, **more)
+
+
+serving_v1 = [engine(V1)]
+v2_before_v1 = [engine(V1), engine(V2, "WARM", wanted=True)]
+v2_draining = [engine(V1), engine(V2, "DRAINING", leases=1, wanted=True)]
+
+ROWS = {
+    # --- what serves keeps serving
+    "nothing asked, nothing served": ([current()], [], None, None),
+    "the wish serves": ([current(V1, V1)], serving_v1, None, None),
+    "a link with a fault changes nothing": ([current(None, V1)], serving_v1, None, None),
+    "a refused wish changes nothing": ([current(V2, V1, refused=True)], serving_v1, None, None),
+    "a fault with a good fallback, while something serves": ([current(None, V1, fallback=V2)], serving_v1, None, None),
+    "a refused wish with a fallback, while something serves": (
+        [current(V3, V1, refused=True, fallback=V2)], serving_v1, None, None),
+    # --- the newest wish wins
+    "a wish is loaded": ([current(V1)], [], None, Load("current", V1)),
+    "a new wish is loaded beside": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
+    "a version sealed anew is a new wish": ([current(V1_RESEALED, V1)], serving_v1, None, Load("current", V1_RESEALED)),
+    "a version without a seal is tried, to say why": ([current(UNSEALED, V1)], serving_v1, None, Load("current", UNSEALED)),
+    "what loads is left to load": ([current(V2, V1)], serving_v1, load(V2), None),
+    "another wish abandons": ([current(V3, V1)], serving_v1, load(V2), Abandon()),
+    "the same version sealed anew abandons": ([current(V1_RESEALED)], [], load(V1), Abandon()),
+    "a fault of the link abandons": ([current(None, V1)], serving_v1, load(V2), Abandon()),
+    "a load is abandoned once": ([current(V3, V1)], serving_v1, load(V2, abandoned=True), None),
+    "back to what serves abandons": ([current(V1, V1)], serving_v1, load(V2), Abandon()),
+    "and does nothing else": ([current(V1, V1)], serving_v1, load(V2, abandoned=True), None),
+    "nor after its end": ([current(V1, V1)], serving_v1, None, None),
+    "no second load beside an abandoned one": ([current(V2, V1)], serving_v1, load(V2, abandoned=True), None),
+    # --- a resident wish
+    "a warm wish is promoted without a load": ([current(V2, V1)], v2_before_v1, None, Promote("current", V2)),
+    "a draining wish too": ([current(V2, V1)], v2_draining, None, Promote("current", V2)),
+    "a resident wish abandons what loads first": ([current(V2, V1)], v2_before_v1, load(V3), Abandon()),
+    "and is promoted before the load has ended": (
+        [current(V2, V1)], v2_before_v1, load(V3, abandoned=True), Promote("current", V2)),
+    "a resident wish is promoted though it was refused": (
+        [current(V2, V1, refused=True)], v2_before_v1, None, Promote("current", V2)),
+    "what another alias serves is promoted": (
+        [current(V2, V1), canary(V2, V2)], [engine(V1), engine(V2)], None, Promote("current", V2)),
+    # --- held: unloaded by hand
+    "held: nothing is loaded": ([current(V1, held=True)], [], None, None),
+    "held: no fallback either": ([current(None, held=True, fallback=V2)], [], None, None),
+    "held: nothing is promoted": ([current(V1, held=True)], [engine(V1, "DRAINING", leases=1)], None, None),
+    "held: what loads is abandoned": ([current(V2, held=True)], [], load(V2), Abandon()),
+    "held: a fallback that loads is abandoned": (
+        [current(V2, held=True, refused=True)], [], load(V1, fallback=True), Abandon()),
+    "held: what drained is freed": ([current(V1, held=True)], [engine(V1, "DRAINING")], None, Free(V1)),
+    # --- refused, due again, forced
+    "a refused wish is not tried again": ([current(V2, refused=True)], [], None, None),
+    "one that is due is": ([current(V2, V1, refused=False)], serving_v1, None, Load("current", V2)),
+    "forced: what serves is loaded again": ([current(V1, V1, forced=True)], serving_v1, None, Load("current", V1)),
+    "forced: it goes on": ([current(V1, V1)], serving_v1, load(V1, forced=True), None),
+    "forced, but the wish went elsewhere": ([current(V2, V1)], serving_v1, load(V1, forced=True), Abandon()),
+    "forced, but unloaded since": ([current(V1, held=True)], [], load(V1, forced=True), Abandon()),
+    # --- last-known-good
+    "a refused wish and nothing serves: the fallback": (
+        [current(V2, refused=True, fallback=V1)], [], None, Load("current", V1, fallback=True)),
+    "a fault and nothing serves: the fallback": (
+        [current(None, fallback=V1)], [], None, Load("current", V1, fallback=True)),
+    "the wish goes before the fallback": ([current(V2, fallback=V1)], [], None, Load("current", V2)),
+    "a fallback is left to load": ([current(V2, refused=True, fallback=V1)], [], load(V1, fallback=True), None),
+    "a fallback under a fault is left to load": ([current(None, fallback=V1)], [], load(V1, fallback=True), None),
+    "a good wish abandons the fallback": ([current(V3, fallback=V1)], [], load(V1, fallback=True), Abandon()),
+    "a fallback that serves is not the wish": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
+    # --- retire
+    "what drained is kept for a flip back": (
+        [current(V2, V2)], [engine(V1, "DRAINING", wanted=True), engine(V2)], None, Keep(V1)),
+    "what drained and nobody wants is freed": ([current(V2, V2)], [engine(V1, "DRAINING"), engine(V2)], None, Free(V1)),
+    "what has a lease goes on draining": (
+        [current(V2, V2)], [engine(V1, "DRAINING", leases=1), engine(V2)], None, None),
+    "what has a lease and is wanted too": (
+        [current(V2, V2)], [engine(V1, "DRAINING", leases=2, wanted=True), engine(V2)], None, None),
+    "what is warm and wanted stays": ([current(V1, V1)], v2_before_v1, None, None),
+    "what is warm and no longer wanted is freed": ([current(V1, V1)], [engine(V1), engine(V2, "WARM")], None, Free(V2)),
+    "unless a request holds it by name": ([current(V1, V1)], [engine(V1), engine(V2, "WARM", leases=1)], None, None),
+    "room is made before the next load": (
+        [current(V3, V1)], [engine(V1), engine(V2, "DRAINING")], None, Free(V2)),
+    "an old engine retires while a load goes on": (
+        [current(V3, V1)], [engine(V1), engine(V2, "DRAINING")], load(V3), Free(V2)),
+    # --- several aliases
+    "each alias has its wish": ([current(V1, V1), canary(V2)], serving_v1, None, Load("canary", V2)),
+    "one after the other": ([current(V1), canary(V2)], [], None, Load("current", V1)),
+    "a second alias waits for the load": ([current(V1), canary(V2)], [], load(V1), None),
+    "a load is judged by its own alias": ([current(V1), canary(V2)], [], load(V2, "canary"), None),
+    "a refused wish does not hold up the others": (
+        [current(V3, refused=True), canary(V2)], [], None, Load("canary", V2)),
+    "nor does an unloaded alias": ([current(V1, held=True), canary(V2)], [], None, Load("canary", V2)),
+    "a promotion goes before another alias's load": (
+        [current(V3, V1), canary(V2)], v2_before_v1, None, Promote("canary", V2)),
+    "a promotion beside another alias's load": (
+        [current(V3, V1), canary(V2)], v2_before_v1, load(V3), Promote("canary", V2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("aliases", "engines", "loading", "action"), ROWS.values(), ids=ROWS.keys())
+def test_the_next_action(aliases, engines, loading, action):
+    assert decide(aliases, engines, loading) == action
+
+
+# --- a world that obeys
+
+
+@dataclass
+class World:
+    """Aliases, engines and one load, changed by actions alone as the supervisor would; `bad` versions are rejected."""
+
+    aliases: dict[str, AliasView]
+    bad: frozenset[Key]
+    good: dict[str, list[Key]]
+    engines: dict[Key, EngineState] = field(default_factory=dict)
+    leases: dict[Key, int] = field(default_factory=dict)
+    previous: dict[str, Key] = field(default_factory=dict)
+    refused_fallbacks: set[tuple[str, Key]] = field(default_factory=set)
+    loading: LoadView | None = None
+
+    def views(self):
+        for name, view in self.aliases.items():
+            usable = [key for key in self.good[name] if (name, key) not in self.refused_fallbacks]
+            fallback = usable[0] if usable and view.serving is None else None
+            self.aliases[name] = replace(view, fallback=fallback)
+        engines = [
+            EngineView(key, state, self.leases.get(key, 0), key in self.previous.values())
+            for key, state in self.engines.items()
+        ]
+        return list(self.aliases.values()), engines, self.loading
+
+    def step(self):
+        """Carry out one action; return whether there was one."""
+        action = decide(*self.views())
+        match action:
+            case None:
+                return False
+            case Abandon():
+                assert self.loading is not None
+                assert not self.loading.abandoned
+                self.loading = replace(self.loading, abandoned=True)
+            case Promote(alias, key):
+                self._promote(alias, key)
+            case Load(alias, key, fallback):
+                assert self.loading is None
+                view = self.aliases[alias]
+                self.loading = LoadView(alias, key, fallback, forced=view.forced)
+                self.aliases[alias] = replace(view, forced=False)
+            case Keep(key):
+                assert (self.engines[key], self.leases.get(key, 0)) == (EngineState.DRAINING, 0)
+                self.engines[key] = EngineState.WARM
+            case Free(key):
+                assert self.engines[key] in (EngineState.DRAINING, EngineState.WARM)
+                assert self.leases.get(key, 0) == 0
+                del self.engines[key]
+        return True
+
+    def end_load(self):
+        loading, self.loading = self.loading, None
+        view = self.aliases[loading.alias]
+        if loading.abandoned:
+            return
+        if loading.key not in self.bad:
+            self.engines.setdefault(loading.key, EngineState.SERVING)
+            self._promote(loading.alias, loading.key)
+        elif loading.fallback:
+            self.refused_fallbacks.add((loading.alias, loading.key))
+        else:
+            self.aliases[loading.alias] = replace(view, refused=True)
+
+    def _promote(self, alias, key):
+        old = self.aliases[alias].serving
+        self.engines[key] = EngineState.SERVING
+        self.aliases[alias] = replace(self.aliases[alias], serving=key)
+        if old is not None and old != key:
+            self.previous[alias] = old
+            if all(view.serving != old for view in self.aliases.values()):
+                self.engines[old] = EngineState.DRAINING
+
+    def come_to_rest(self):
+        for _ in range(200):
+            if not self.step():
+                if self.loading is None:
+                    return
+                self.end_load()
+        pytest.fail(f"it never ends: {self}")
+
+
+keys = st.sampled_from([V1, V2, V3, V1_RESEALED])
+wishes = st.one_of(st.none(), keys)
+moves = st.one_of(
+    st.tuples(st.just("wish"), st.sampled_from(["current", "canary"]), wishes),
+    st.tuples(st.just("hold"), st.sampled_from(["current", "canary"]), st.booleans()),
+    st.tuples(st.just("force"), st.sampled_from(["current", "canary"]), st.none()),
+    st.tuples(st.just("lease"), keys, st.integers(0, 2)),
+    st.tuples(st.just("act"), st.integers(1, 3), st.none()),
+    st.tuples(st.just("load ends"), st.none(), st.none()),
+)
+
+
+@given(
+    st.lists(moves, max_size=25),
+    st.frozensets(keys, max_size=3),
+    st.fixed_dictionaries({"current": st.lists(keys, max_size=2), "canary": st.lists(keys, max_size=2)}),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_it_comes_to_rest_with_every_wish_served_or_refused(history, bad, good):
+    world = World({"current": current(), "canary": canary()}, bad, good)
+    for what, first, second in history:
+        if what == "wish":
+            world.aliases[first] = replace(world.aliases[first], wish=second, refused=False)
+        elif what == "hold":
+            view = world.aliases[first]
+            if second and view.serving is not None and not view.held:
+                old = view.serving
+                world.aliases[first] = view = replace(view, serving=None)
+                world.previous.pop(first, None)
+                if all(other.serving != old for other in world.aliases.values()):
+                    world.engines[old] = EngineState.DRAINING
+            world.aliases[first] = replace(view, held=second)
+        elif what == "force" and world.aliases[first].wish is not None:
+            world.aliases[first] = replace(world.aliases[first], forced=True, refused=False)
+        elif what == "lease" and first in world.engines:
+            world.leases[first] = second
+        elif what == "act":
+            for _ in range(first):
+                world.step()
+        elif what == "load ends" and world.loading is not None:
+            world.end_load()
+        served = {view.serving for view in world.aliases.values()} - {None}
+        assert {key for key, state in world.engines.items() if state is EngineState.SERVING} == served
+    world.leases.clear()
+    world.come_to_rest()
+    for name, view in world.aliases.items():
+        if view.held:
+            continue
+        if view.wish is not None:
+            assert view.serving == view.wish or (view.refused and view.wish in bad)
+        if view.serving is None:
+            assert all(key in bad for key in good[name])
+    assert all(state is not EngineState.DRAINING for state in world.engines.values())
+    kept = {view.serving for view in world.aliases.values()} | set(world.previous.values())
+    assert set(world.engines) <= kept

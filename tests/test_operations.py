@@ -1,0 +1,248 @@
+"""What operators do and what happens to machines: slow copies, new seals, crashes, restarts, unloading, HTTP deploys."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests.harness import Server
+from zwatch.deploy.seal import write_seal
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def flip(models, version: str) -> None:
+    (models / "next").symlink_to(version)
+    os.replace(models / "next", models / "current")
+
+
+def other_weights(models, version: str, source: str) -> None:
+    """Put another version's transformer into a version; the seal does not know."""
+    shutil.copyfile(models / source / WEIGHTS, models / version / WEIGHTS)
+
+
+async def test_a_version_that_rsync_copies_in_slowly_after_the_flip_deploys_by_itself(models, tmp_path):
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    source = tmp_path / "elsewhere"
+    shutil.copytree(models / "v2", source / "v3")
+    write_seal(source / "v3", "v3")
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        flip(models, "v3")
+        await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
+        subprocess.run(
+            ["rsync", "-a", "--include=BLAKE3SUMS", "--exclude=*", f"{source}/v3/", models / "v3/"], check=True
+        )
+        await server.rejected("file_missing")
+        copy = await asyncio.create_subprocess_exec("rsync", "-a", "--bwlimit=300", f"{source}/v3/", f"{models}/v3/")
+        while copy.returncode is None:
+            assert (await server.generate())[0] in ("v1", "v3")
+            await asyncio.sleep(0)
+        await server.serves("v3")
+
+
+async def _has_fault(server, code: str) -> bool:
+    fault = (await server.status())["aliases"]["current"]["fault"]
+    return fault is not None and fault["code"] == code
+
+
+async def test_sealing_the_serving_version_anew_deploys_the_new_content(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        _, digest, before = await server.generate(seed=3)
+        other_weights(models, "v1", "v2")
+        write_seal(models / "v1", "v1")
+
+        async def replaced():
+            return (await server.status())["serving"]["digest"] != digest
+
+        await server.until(replaced, "the new content serves")
+        version, new_digest, after = await server.generate(seed=3)
+        assert (version, after != before, new_digest != digest) == ("v1", True, True)
+
+
+async def test_copy_seal_load_is_the_flow_for_who_overwrites_one_file(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        before = await server.generate(seed=3)
+        assert (await server.post("/api/load_model"))[1]["message"] == "Model loaded successfully"
+        other_weights(models, "v1", "v2")
+        status, body = await server.post("/api/load_model")
+        assert (status, body["error"]["code"], body["reason"]["code"]) == (409, "rejected", "version_mismatch")
+        assert await server.generate(seed=3) == before, "what serves is not touched"
+        write_seal(models / "v1", "v1")
+        status, body = await server.post("/api/load_model")
+        assert (status, body["status"], body["version"]) == (200, "success", "v1")
+        assert (await server.generate(seed=3))[2] != before[2]
+
+
+async def test_a_restart_with_a_bad_link_serves_last_known_good(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        golden = [await server.generate(seed=seed) for seed in range(3)]
+
+        async def remembered():
+            state = json.loads((tmp_path / "state" / "state.json").read_text())
+            return [one["version"] for one in state["aliases"]["current"]["good"]] == ["v1"]
+
+        await server.until(remembered, "v1 is last-known-good")
+        (models / "v2" / WEIGHTS).write_bytes(b"nonsense")
+        flip(models, "v2")
+        await server.rejected("header_invalid")
+    async with Server(models, tmp_path / "state") as server:
+
+        async def fallen_back():
+            status = await server.status()
+            return status["status"] == "degraded" and status["serving"]["version"] == "v1"
+
+        await server.until(fallen_back, "last-known-good serves")
+        assert [await server.generate(seed=seed) for seed in range(3)] == golden
+        attempt = (await server.status())["aliases"]["current"]["attempt"]
+        assert (attempt["version"], attempt["state"]) == ("v2", "REJECTED")
+
+
+async def test_a_version_that_served_at_two_crashes_in_a_row_is_set_aside_until_it_is_linked_anew(models, tmp_path):
+    state = tmp_path / "state"
+    async with Server(models, state) as server:
+        await server.serves("v1")
+        for seed in range(3):
+            await server.generate(seed=seed)
+        await server.until(lambda: '"good": [\n    {' in (state / "state.json").read_text(), "v1 is good")
+    flip(models, "v2")
+    for _ in range(2):
+        async with Server(models, state) as server:
+            await server.serves("v2")
+            server.stop(signal.SIGKILL)
+    async with Server(models, state) as server:
+        attempt = await server.rejected("set_aside")
+        assert attempt["version"] == "v2"
+
+        async def fallen_back():
+            serving = (await server.status())["serving"]
+            return serving is not None and serving["version"] == "v1"
+
+        await server.until(fallen_back, "last-known-good serves")
+        flip(models, "v2")
+        await server.serves("v2")
+
+
+async def test_a_stray_link_made_while_the_service_was_down_is_followed_at_start(models, tmp_path):
+    subprocess.run(["ln", "-sf", "v2", "current"], cwd=models, check=True)
+    assert (models / "v1" / "v2").is_symlink()
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v2")
+        assert os.readlink(models / "current") == "v2"
+        assert not (models / "v1" / "v2").is_symlink()
+
+
+async def test_strict_links_only_say_what_they_saw(models, tmp_path):
+    async with Server(models, tmp_path / "state", "--strict-links") as server:
+        await server.serves("v1")
+        subprocess.run(["ln", "-sf", "v2", "current"], cwd=models, check=True)
+
+        async def told():
+            return (await server.status())["strays"]
+
+        (stray,) = await server.until(told, "the stray is in the status")
+        assert stray["path"] == "v1/v2"
+        assert "ln -sfn v2 current" in stray["reason"]
+        assert os.readlink(models / "current") == "v1"
+        assert (await server.generate())[0] == "v1"
+
+
+async def test_unloading_frees_everything_until_somebody_loads_also_across_a_restart(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        running = asyncio.create_task(server.generate(seed=1, steps=20))
+        await server.until(lambda: _is_running(server), "the request runs")
+        unloading = asyncio.create_task(server.post("/api/unload_model"))
+        assert (await running)[0] == "v1", "an accepted request finishes"
+        assert await unloading == (200, {"status": "success", "message": "Model unloaded from memory"})
+        assert (await server.status())["engines"] == []
+        assert await server.post("/api/unload_model") == (
+            200,
+            {"status": "success", "message": "Model unloaded from memory"},
+        )
+        async with server.http.post(server.url + "/generate", json={"prompt": "a cat"}) as response:
+            assert (response.status, "Retry-After" in response.headers) == (503, True)
+    async with Server(models, tmp_path / "state") as server:
+
+        async def looked():
+            return (await server.status())["aliases"]["current"]["unloaded"]
+
+        await server.until(looked, "it stays unloaded")
+        assert (await server.status())["status"] == "unavailable"
+        status, body = await server.post("/api/load_model")
+        assert (status, body["message"]) == (200, "Model loaded successfully")
+        await server.post("/api/unload_model")
+        flip(models, "v2")
+        await server.serves("v2")
+
+
+async def _is_running(server) -> bool:
+    return (await server.status())["queue"]["running"] == 1
+
+
+async def test_deploys_by_http_wait_and_say_what_became_of_them(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        status, body = await server.post("/api/deploy", {"version": "v2"})
+        assert (status, body["status"], body["message"], body["version"]) == (200, "success", "v2 is serving", "v2")
+        assert os.readlink(models / "current") == "v2"
+        status, body = await server.post("/api/rollback")
+        assert (status, body["version"]) == (200, "v1")
+        attempt = (await server.status())["aliases"]["current"]["attempt"]
+        assert (attempt["way"], attempt["bytes"]) == ("resident", 0), "rolling back reads nothing"
+        status, body = await server.post("/api/deploy", {"version": "v9"})
+        assert (status, body["error"]["param"]) == (404, "version")
+        (models / "v2" / WEIGHTS).write_bytes(b"nonsense")
+        shutil.copytree(models / "v2", models / "v3")
+        status, body = await server.post("/api/deploy", {"version": "v3"})
+        assert (status, body["reason"]["state"], body["reason"]["code"]) == (409, "REJECTED", "header_invalid")
+        assert (await server.post("/api/verify"))[1]["version"] == "v1"
+        listed = {one["name"]: one for one in (await server.get("/versions"))["versions"]}
+        assert (listed["v1"]["serving"], listed["v3"]["aliases"], listed["v3"]["resident"]) == (
+            True,
+            ["current"],
+            False,
+        )
+        states = [(one["version"], one["state"]) for one in (await server.get("/attempts"))["attempts"]]
+        assert states[0] == ("v3", "REJECTED")
+
+
+async def test_two_aliases_serve_two_versions_and_a_request_names_which(models, tmp_path):
+    (models / "canary").symlink_to("v2")
+    async with Server(models, tmp_path / "state", "--alias", "canary") as server:
+        await server.serves("v1")
+
+        async def both():
+            return (await server.status())["aliases"]["canary"]["serving"] == "v2"
+
+        await server.until(both, "canary serves")
+        assert (await server.generate(model="current"))[0] == "v1"
+        assert (await server.generate(model="canary"))[0] == "v2"
+        flip(models, "v2")
+        await server.serves("v2")
+        subprocess.run(["ln", "-sf", "v1", "current"], cwd=models, check=True)
+        (stray,) = await server.until(lambda: _strays(server), "the stray is refused")
+        assert "current" in stray["reason"]
+        assert "canary" in stray["reason"]
+
+
+async def _strays(server):
+    return (await server.status())["strays"]
+
+
+async def test_a_terminated_service_finishes_the_requests_that_it_accepted(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        accepted = [asyncio.create_task(server.generate(seed=seed, steps=10)) for seed in range(4)]
+        await server.until(lambda: _is_running(server), "one runs")
+        server.process.send_signal(signal.SIGTERM)
+        assert [version for version, _, _ in await asyncio.gather(*accepted)] == ["v1"] * 4
+        assert server.process.wait(60) == 0
