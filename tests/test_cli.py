@@ -1,0 +1,116 @@
+"""The command line, as people type it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness import Server
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def zwatch(*arguments, **options):
+    """Run a command; return the finished process."""
+    command = [sys.executable, "-m", "zwatch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_seal_stamps_hashes_and_satisfies_verify(models):
+    shutil.copytree(models / "v2", models / "v3")
+    before = zwatch("verify", models / "v3")
+    assert before.returncode == 1
+    assert "'v3'" in before.stdout, "the stamp is still v2's"
+    sealed = zwatch("seal", models / "v3")
+    assert sealed.returncode == 0
+    assert "sealed v3, 11 files" in sealed.stdout
+    after = zwatch("verify", models / "v3")
+    assert (after.returncode, after.stderr) == (0, "")
+
+
+def test_seal_takes_the_current_directorys_name(models):
+    assert zwatch("seal", ".", cwd=models / "v1").returncode == 0
+    assert zwatch("verify", models / "v1").returncode == 0
+
+
+def test_verify_names_each_file_that_differs_and_how(models):
+    (models / "v2" / "vae" / "config.json").unlink()
+    with open(models / "v2" / WEIGHTS, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    found = zwatch("verify", models / "v2", "--json")
+    findings = json.loads(found.stdout)["findings"]
+    assert found.returncode == 1
+    assert len(findings) == 2
+    assert any(WEIGHTS in finding and "the seal says" in finding for finding in findings)
+    assert any("vae/config.json" in finding and "not there" in finding for finding in findings)
+
+
+def test_check_says_what_would_happen(models):
+    good = zwatch("check", models / "v2", "--device", "cpu")
+    assert good.returncode == 0, good.stderr
+    assert "would serve" in good.stdout
+    (models / "v2" / "BLAKE3SUMS").unlink()
+    bad = zwatch("check", models / "v2", "--device", "cpu", "--json")
+    assert bad.returncode == 1
+    assert "seal" in json.loads(bad.stdout)["findings"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--models", "nowhere"], "there is no such directory"),
+        (["serve", "--port", "many"], "whole number"),
+        (["serve", "--alias", "../x"], "--alias"),
+        (["serve", "--host", "0.0.0.0"], "--token-file"),
+        (["serve", "--queue", "0"], "--queue"),
+        (["verify", "nowhere"], "no such directory"),
+        (["seal", ".", "--version", "-x y"], "cannot name a version"),
+        (["status", "--url", "http://127.0.0.1:9"], "zwatch serve"),
+        (["status", "--token-file", "nowhere"], "--token-file"),
+    ],
+)
+def test_a_wrong_call_is_a_sentence_and_status_2(tmp_path, arguments, words):
+    (tmp_path / "models").mkdir()
+    environment = {**os.environ, "ZWATCH_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": os.getcwd()}
+    found = zwatch(*arguments, cwd=tmp_path, env=environment)
+    assert found.returncode == 2
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+async def test_deploy_rollback_status_list_attempts_and_their_json(models, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    async with Server(models, tmp_path / "state", "--token-file", str(token)) as server:
+        server.http.headers["Authorization"] = "Bearer secret"
+        await server.serves("v1")
+        reach = ["--url", server.url, "--token-file", token]
+        deployed = zwatch("deploy", "v2", *reach)
+        assert (deployed.returncode, deployed.stdout.startswith("v2 is serving")) == (0, True), deployed.stderr
+        back = zwatch("rollback", *reach, "--json")
+        assert json.loads(back.stdout)["version"] == "v1"
+        shown = zwatch("status", *reach)
+        assert "v1 serves" in shown.stdout
+        assert json.loads(zwatch("status", *reach, "--json").stdout)["serving"]["version"] == "v1"
+        assert "serving <- current" in zwatch("list", *reach).stdout
+        assert zwatch("attempts", *reach).stdout.count("PROMOTED") == 3
+        (models / "v2" / "BLAKE3SUMS").unlink()
+        shutil.copytree(models / "v2", models / "v3")
+        refused = zwatch("deploy", "v3", *reach)
+        assert (refused.returncode, "zwatch seal" in refused.stderr) == (1, True)
+        assert zwatch("deploy", "v9", *reach).returncode == 1
+        assert zwatch("deploy", "v1", "--no-wait", *reach).stdout.startswith("current now points to v1")
+        assert zwatch("status", "--url", server.url).returncode == 1, "without the token"
+
+
+async def test_a_second_service_on_the_same_state_or_port_says_so(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        same_state = zwatch("serve", "--models", models, "--state-dir", tmp_path / "state", "--port", 0)
+        assert (same_state.returncode, "another zwatch" in same_state.stderr) == (2, True)
+        port = server.url.rpartition(":")[2]
+        same_port = zwatch("serve", "--models", models, "--state-dir", tmp_path / "other", "--port", port)
+        assert (same_port.returncode, "cannot be bound" in same_port.stderr) == (2, True)
