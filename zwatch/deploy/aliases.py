@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -105,12 +105,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why an alias resolves to no version: a code, and a sentence that says what was found."""
+    """Why an alias resolves to no version: a code, a sentence that says what was found, and the link's stamp."""
 
     alias: str
     code: str
     message: str
     link: str | None = None
+    stamp: Stamp | None = None
 
 
 def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
@@ -133,7 +134,7 @@ def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | F
         except FileNotFoundError:
             continue  # it moved under the look
         if Stamp.of(again) == Stamp.of(status):
-            return found
+            return replace(found, stamp=Stamp.of(status)) if isinstance(found, Fault) else found
     return Fault(alias, "unsettled", f"{alias}: the link changes faster than it can be read")
 
 

@@ -35,6 +35,9 @@ PIPELINE = "ZImagePipeline"
 WEIGHED = ("text_encoder", "vae", "transformer")
 """Components that have weights, in the order in which they are loaded."""
 
+COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
+"""The dtypes that a component may be stored in."""
+
 Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Device], Any]
 """Makes a component from its small files by name inside its folder, and its tensors by name."""
 
@@ -200,6 +203,10 @@ def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tens
     for name, tensor in tensors.items():
         if name not in expected:
             raise Rejection("weights_mismatch", f"{component}: the weights have {name!r}, the config does not")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise Rejection(
+                "weights_mismatch", f"{component}: {name!r} is {tensor.dtype}, the config says {expected[name].dtype}"
+            )
         if tensor.shape != expected[name].shape:
             raise Rejection(
                 "weights_mismatch",
@@ -207,11 +214,24 @@ def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tens
             )
     if missing := sorted(expected.keys() - tensors.keys()):
         raise Rejection("weights_mismatch", f"{component}: the weights lack {missing[0]!r} and {len(missing) - 1} more")
+    _check_one_dtype(component, tensors)
     module.load_state_dict(tensors, assign=True)
     left = [name for name, item in [*module.named_parameters(), *module.named_buffers()] if item.is_meta]
     if left:
         raise Rejection("weights_mismatch", f"{component}: {left[0]!r} got no values")
     return module.requires_grad_(False).eval()
+
+
+def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
+    """The modules compute in the dtype of their weights, so there must be one, and one that can be computed in."""
+    first = next(iter(tensors.values())).dtype
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (tensor.dtype != first or first not in COMPUTED):
+            raise Rejection(
+                "weights_mismatch",
+                f"{component}: {name!r} is {tensor.dtype}, the first tensor {first}; all must be the same, one of "
+                f"{', '.join(map(str, COMPUTED))}",
+            )
 
 
 def _on_meta(component: str, make: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """An engine: a version loaded, which turns a prompt and a seed into an image."""
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,8 @@ class Engine:
         modules = {name: component.module for name, component in self._components.items()}
         # The scheduler counts steps: an own one, also where its config is shared.
         modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
+        # The tokenizer sets its padding and truncation anew with every call, and another engine may call meanwhile.
+        modules["tokenizer"] = copy.deepcopy(modules["tokenizer"])
         self._pipeline = ZImagePipeline(**modules)
         self._pipeline.set_progress_bar_config(disable=True)
         self._turn = threading.Lock()
@@ -86,6 +89,7 @@ class Engine:
         timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
         with self._turn, self.device.measured_request(), torch.inference_mode():
             with _timed(timings, "encode"):
+                truncated = self.is_truncated(parameters.prompt)
                 positive, negative = self._encode(parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
@@ -95,8 +99,8 @@ class Engine:
                 with _timed(timings, "decode"):
                     pixels = self._decode(latents)
                     finite &= bool(torch.isfinite(pixels).all())
-                    images += self._pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return Generation(images, self.is_truncated(parameters.prompt), finite, timings)
+                    images += self._pipeline.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
+        return Generation(images, truncated, finite, timings)
 
     def is_truncated(self, prompt: str) -> bool:
         """Say whether the text encoder sees only the beginning of a prompt."""

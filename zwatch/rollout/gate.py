@@ -115,8 +115,9 @@ class Gate:
 
     def free(self, key: Key) -> "Engine":
         """Forget an engine that has no lease, and return it for closing."""
-        resident = self._residents.pop(key)
+        resident = self._residents[key]
         resident.free()
+        del self._residents[key]
         return resident.engine
 
     def _drain_if_idle(self, resident: Resident) -> None:

@@ -62,7 +62,10 @@ class Memory:
             for part in self.aliases.values():
                 crashed |= {key: part.stamp for key in (part.serving, part.trying) if key is not None}
         counts = {crash.key: crash.count for crash in self.crashes}
-        self.crashes = [Crash(key, counts.get(key, 0) + 1, stamp) for key, stamp in crashed.items()]
+        self.crashes = [
+            *(Crash(key, counts.get(key, 0) + 1, stamp) for key, stamp in crashed.items()),
+            *(crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in crashed),
+        ]
         self.running = True
         for part in self.aliases.values():
             part.serving = part.trying = None
@@ -71,7 +74,10 @@ class Memory:
     def end_run(self) -> None:
         """Note that this run ended by itself."""
         self.running = False
-        self.crashes = []
+        proved = {part.serving for part in self.aliases.values()}
+        self.crashes = [
+            crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in proved
+        ]
 
     def is_set_aside(self, key: Key, stamp: Stamp | None) -> bool:
         """Say whether this version crashed too often since it was last linked (`stamp`) and sealed (its key)."""

@@ -106,6 +106,7 @@ class Supervisor:
         self._memory = Memory()
         self._states = {alias: _AliasState() for alias in aliases}
         self._loading: _Loading | None = None
+        self._closing = 0
         self._bell = asyncio.Event()
         self._looks = 0
         self._looked = Pulse()
@@ -131,6 +132,11 @@ class Supervisor:
         unloaded = self._memory.alias(alias).unloaded
         target = self.seen.targets.get(alias)
         return unloaded is not None and (target is None or target.stamp == unloaded)
+
+    def _link_stamp(self, alias: str) -> Stamp:
+        """Return the stamp of the alias's link, wherever it leads."""
+        seen = self.seen.targets.get(alias) or self.seen.faults.get(alias)
+        return _NO_LINK if seen is None or seen.stamp is None else seen.stamp
 
     def previous(self, alias: str) -> Key | None:
         """Return what the alias served before what it serves now, also across a restart."""
@@ -250,6 +256,8 @@ class Supervisor:
         state = self._states[alias]
         serving, wish = self._gate.serving(alias), self.wish(alias)
         refusal = None if wish is None else state.refusals.get((wish, False))
+        running = None if self._loading is None else self._loading.attempt
+        fallback_loads = running is not None and running.alias == alias and running.fallback
         fallback = None
         if serving is None:
             usable = (
@@ -263,7 +271,8 @@ class Supervisor:
             wish=wish,
             serving=None if serving is None else serving.key,
             held=self.is_unloaded(alias),
-            refused=refusal is not None and not refusal.due(now) and not state.forced,
+            # Last-known-good that is on its way in is not given up for another try of what was just rejected.
+            refused=refusal is not None and not state.forced and (fallback_loads or not refusal.due(now)),
             forced=state.forced,
             fallback=fallback,
         )
@@ -299,8 +308,12 @@ class Supervisor:
 
     async def _free(self, key: Key) -> None:
         engine = self._gate.free(key)
+        self._closing += 1
+        try:
+            await self._bridge.run("inspect", engine.close)
+        finally:
+            self._closing -= 1
         _log.info("%s is freed", key.version)
-        await self._bridge.run("inspect", engine.close)
 
     async def _load(self, attempt: Attempt) -> None:
         """Walk one attempt from its directory to its promotion or its end."""
@@ -327,6 +340,9 @@ class Supervisor:
             _log.info("%s is abandoned after %.2f s: a newer wish came", key.version, attempt.seconds)
         except Rejection as rejection:
             self._refuse(attempt, rejection, stamp, awaited)
+        except Exception as error:  # without an end it would be begun again at once, for ever
+            _log.exception("a load ended in a way nobody thought of")
+            self._refuse(attempt, Rejection("internal_error", f"{type(error).__name__}: {error}"), stamp, awaited)
         finally:
             if engine is not None:
                 await self._bridge.run("inspect", engine.close)
@@ -360,7 +376,7 @@ class Supervisor:
     async def _free_warm(self) -> None:
         """Give up warm engines: a new version needs their memory more than a flip back does."""
         for resident in self._gate.residents:
-            if resident.state is EngineState.WARM:
+            if resident.state is EngineState.WARM and resident.leases == 0:
                 await self._free(resident.key)
 
     def _finish(self, attempt: Attempt, engine: "Engine") -> "Engine | None":
@@ -478,18 +494,23 @@ class Supervisor:
         """Serve nothing and free everything, until a load is asked for or a link is made anew. Requests that hold a
         lease finish first; the caller has seen to it that no others wait."""
         for alias in self.aliases:
-            target = self.seen.targets.get(alias)
-            self._memory.alias(alias).unloaded = target.stamp if target is not None else _NO_LINK
+            memory = self._memory.alias(alias)
+            memory.unloaded = self._link_stamp(alias)
+            memory.serving = None  # a crash from now on is not its fault
             self._gate.withdraw(alias)
+        if self._loading is not None:
+            self._abandon()  # at once: it may end before the next action is decided
         await self._remember()
         self.ring()
-        while self._gate.residents or self._loading is not None:
+        while self._gate.residents or self._loading is not None or self._closing:
             self.ring()
             await self.changes.wait()
 
     def _decided(self, alias: str) -> Outcome | None:
         """Return how the alias's present wish ended, or None while that is open."""
         serving, wish, state = self._gate.serving(alias), self.wish(alias), self._states[alias]
+        if self.is_unloaded(alias):
+            return Outcome(False, f"{alias} was unloaded meanwhile")
         if self._loading is not None and self._loading.attempt.alias == alias and not self._loading.attempt.fallback:
             return None
         if wish is not None and (refusal := state.refusals.get((wish, False))) is not None:

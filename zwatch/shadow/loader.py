@@ -178,7 +178,7 @@ def load_weights(
             control.check()
             buffer = FileBuffer(path, planned.headers[path], device)
             with control.phase("read"), seal.opened_sealed(directory.fd, planned.seal, path) as fd:
-                status = os.fstat(fd)
+                status, taken_ns = os.fstat(fd), time.time_ns()
                 if status.st_size != buffer.header.file_size:
                     raise Rejection(
                         "size_mismatch", f"{path}: {status.st_size} bytes, a moment ago {buffer.header.file_size}"
@@ -186,7 +186,7 @@ def load_weights(
                 device.fill(buffer.data, fd, path, lambda piece: control.advance(piece.numel()))
             with control.phase("verify"):
                 _verify(buffer, planned.seal.files[path], device, control)
-            verified.note(status, planned.seal.files[path])
+            verified.note(status, taken_ns, planned.seal.files[path])
             control.check()
             buffers[path] = buffer
     return buffers
@@ -201,10 +201,10 @@ class VerifiedFiles:
     def __init__(self) -> None:
         self._digests: dict[tuple[int, FileStamp], str] = {}
 
-    def note(self, status: os.stat_result, digest: str) -> None:
-        """Remember a file's hash; `status` was taken before its bytes were read."""
-        # Written to within the clock's grain of a stat, a file keeps its stamp: trust only what is older.
-        if time.time_ns() - status.st_ctime_ns > _RACY_NS:
+    def note(self, status: os.stat_result, taken_ns: int, digest: str) -> None:
+        """Remember a file's hash; `status` was taken at `taken_ns`, before its bytes were read."""
+        # Written to within the clock's grain of a stat, a file keeps its stamp: trust only what was older then.
+        if taken_ns - status.st_ctime_ns > _RACY_NS:
             self._digests[(status.st_dev, FileStamp.of(status))] = digest
 
     def check(self, directory: Directory, planned: Plan, paths: list[str], control: LoadControl) -> None:
@@ -218,12 +218,12 @@ class VerifiedFiles:
         for path in paths:
             control.check()
             with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
-                status = os.fstat(fd)
+                status, taken_ns = os.fstat(fd), time.time_ns()
                 digest = self._digests.get((status.st_dev, FileStamp.of(status)))
                 if digest is None:
                     control.bytes_total += status.st_size
                     digest = seal.hash_file(fd, control.advance)
-                    self.note(status, digest)
+                    self.note(status, taken_ns, digest)
             seal.check_hash(path, digest, planned.seal.files[path])
 
 
