@@ -19,12 +19,14 @@ DEADLINE = 60.0
 class Server:
     """A running service. Use as `async with Server(models, state) as server`."""
 
-    def __init__(self, models: Path, state: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, models: Path, state: Path, *options: str, device: str = "cpu", environment: dict[str, str] | None = None
+    ) -> None:
         self.models = models
         self.log = state.with_suffix(".log")
         self._command = [
             sys.executable, "-m", "zwatch", "serve", "--models", str(models), "--state-dir", str(state), "--port", "0",
-            "--device", "cpu", "--log", "text", *options,
+            "--device", device, "--log", "text", *options,
         ]  # fmt: skip
         self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen | None = None
@@ -115,18 +117,18 @@ def pixels(file: bytes) -> bytes:
         return image.convert("RGB").tobytes()
 
 
-def golden(directory: Path, wanted) -> dict:
+def golden(directory: Path, wanted, device: str = "cpu") -> dict:
     """Return {(prompt, seed): RGB bytes} as diffusers' own pipeline makes them from a version directory."""
     import torch
     from diffusers import ZImagePipeline
 
     pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.bfloat16, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     size = pipeline.vae.config.sample_size
     return {
         (prompt, seed): pipeline(
             prompt, width=size, height=size, num_inference_steps=8, guidance_scale=0.0,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator(device).manual_seed(seed),
         ).images[0].tobytes()
         for prompt, seed in wanted
     }  # fmt: skip

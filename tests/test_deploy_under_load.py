@@ -49,19 +49,24 @@ def digest_of(directory) -> str:
         os.close(fd)
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def three_versions(tiny_versions, tmp_path_factory):
+def three_versions(tiny_versions, tmp_path_factory, device):
     from random_pipeline import PRESETS, write_pipeline
 
     root = tmp_path_factory.mktemp("three")
     shutil.copytree(tiny_versions, root, dirs_exist_ok=True)
     write_pipeline(root / "v3", PRESETS["tiny"], 3)
     write_seal(root / "v3", "v3")
-    return root, {name: golden(root / name, WANTED) for name in ("v1", "v2", "v3")}
+    return root, {name: golden(root / name, WANTED, device) for name in ("v1", "v2", "v3")}
 
 
 @pytest.mark.slow
-async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_versions, tmp_path):
+async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_versions, device, tmp_path):
     source, goldens = three_versions
     models = tmp_path / "models"
     shutil.copytree(source, models)
@@ -70,7 +75,7 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_ver
     assert len({images[WANTED[0]] for images in goldens.values()}) == 3, "the versions make different pixels"
     draw = random.Random(7)
     ways = {**WAYS, **({"busybox": shell(BUSYBOX)} if shutil.which("busybox") else {})}
-    async with Server(models, tmp_path / "state") as server:
+    async with Server(models, tmp_path / "state", device=device) as server:
         await server.serves("v1")
         served: dict[str, int] = dict.fromkeys(goldens, 0)
         ended = asyncio.Event()

@@ -616,3 +616,13 @@ def test_after_every_burst_of_wishes_the_last_one_stands_and_nothing_is_left(roo
         assert all((root / stray).lstat().st_ctime_ns < alias for stray in strays_in(root))
         if ways == ["ln_sf"]:
             assert strays_in(root) == []
+
+
+def test_a_wish_that_the_operators_own_move_overtook_is_swept_away(root, looker):
+    looker.look()
+    (root / "v1" / "v2").symlink_to("v2")
+    time.sleep(0.01)  # another tick of the file system's clock
+    (root / "next").symlink_to("v3")
+    os.replace(root / "next", root / "current")
+    assert version(looker.look()) == "v3"
+    assert strays_in(root) == []

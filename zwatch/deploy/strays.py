@@ -153,9 +153,11 @@ class StrayKeeper:
         known = self._last
         self._last = {target.alias: target for target in targets}
         for target in targets:
-            last = known.get(target.alias)
+            last, trail = known.get(target.alias), self._trails.get(target.alias)
             if last is None or last.stamp == target.stamp or self._strict:
                 continue
+            if trail is not None and trail.placed == target.stamp:
+                continue  # our own move: what lies there now came later, see _late_wishes
             if any(other.identity == last.identity for name, other in known.items() if name != target.alias):
                 continue
             for found in self._find(root_fd, last.directory):

@@ -1,5 +1,6 @@
 """What every answer has in common: the request's id, JSON, and errors in one shape."""
 
+import asyncio
 import json
 import logging
 import re
@@ -14,12 +15,26 @@ from zwatch.logs import request_id
 
 _log = logging.getLogger(__name__)
 
+BODY_SECONDS = 60.0
 ID_HEADER = "X-Request-Id"
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Return a request's body, which has a minute to arrive.
+
+    Raises:
+        RequestError: 408, it took longer.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise RequestError(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from None
 
 
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +18,7 @@ CLOSING = web.AppKey("closing", asyncio.Event)
 
 
 async def stream_changes(
-    request: web.Request, first: dict[str, Any], parts: Callable[[], dict[str, Any]], changes: Pulse
+    request: web.Request, first: Awaitable[dict[str, Any]], parts: Callable[[], dict[str, Any]], changes: Pulse
 ) -> web.StreamResponse:
     """Send `first` as `status`, then each of `parts` that has another value than before, until the client leaves.
 
@@ -26,9 +26,10 @@ async def stream_changes(
     """
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
+    known = parts()  # before the status, so that nothing between the two is missed
+    status = await first
     await response.prepare(request)
-    known = parts()
-    await _send(response, "status", first)
+    await _send(response, "status", status)
     closing = request.app[CLOSING]
     while not closing.is_set():
         try:

@@ -16,7 +16,7 @@ from zwatch.errors import RepointError, RequestError
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.supervisor import Outcome, Supervisor
 from zwatch.service import views
-from zwatch.service.answers import answer
+from zwatch.service.answers import answer, read_body
 from zwatch.service.events import stream_changes
 from zwatch.service.images import encode
 from zwatch.service.parameters import FORMATS, boolean, parse_generate, parse_json, refuse_unknown, text
@@ -68,7 +68,7 @@ def add_routes(app: web.Application) -> None:
 async def generate(request: web.Request) -> web.Response:
     """Make images; the answer is the image itself, or JSON for who accepts that."""
     services = request.app[SERVICES]
-    wanted = parse_generate(parse_json(await request.read()))
+    wanted = parse_generate(parse_json(await read_body(request)))
     as_json = _accepts_json(request)
     if wanted.n > 1 and not as_json:
         raise RequestError(
@@ -169,7 +169,7 @@ async def events(request: web.Request) -> web.StreamResponse:
             found[f"alias {alias}"] = {"alias": alias, **view}
         return found
 
-    return await stream_changes(request, await _status(services), parts, supervisor.changes)
+    return await stream_changes(request, _status(services), parts, supervisor.changes)
 
 
 async def health(request: web.Request) -> web.Response:
@@ -197,7 +197,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def _admin_body(request: web.Request, *known: str) -> dict[str, Any]:
     """Return the body of an administrative call; none at all is an empty one."""
-    raw = await request.read()
+    raw = await read_body(request)
     body = parse_json(raw) if raw.strip() else {}
     refuse_unknown(body, known)
     return body
