@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness import Server
 from zwatch.deploy.seal import write_seal
+from zwatch.rollout.memory import Memory, StateFile
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -246,3 +247,116 @@ async def test_a_terminated_service_finishes_the_requests_that_it_accepted(model
         server.process.send_signal(signal.SIGTERM)
         assert [version for version, _, _ in await asyncio.gather(*accepted)] == ["v1"] * 4
         assert server.process.wait(60) == 0
+
+
+async def test_a_link_made_while_everything_is_unloaded_is_the_newer_wish(models, tmp_path):
+    """Such a link used to make the unload wait for ever, with every request refused meanwhile."""
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        for number in range(6):
+            flip(models, "v2")
+            await asyncio.sleep(0.03 + 0.02 * number)
+            unloading = asyncio.create_task(server.post("/api/unload_model"))
+            await asyncio.sleep(0.02)
+            flip(models, "v1")
+            status, _ = await asyncio.wait_for(unloading, 30)
+            assert status in (200, 409)
+            await server.serves("v1")
+            assert (await server.generate())[0] == "v1"
+
+
+async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
+        await server.until(lambda: _running(server), "it runs")
+        unloading = asyncio.create_task(server.post("/api/unload_model"))
+        await asyncio.sleep(0.1)
+        flip(models, "v2")
+        await making
+        assert (await unloading)[0] == 409
+        await server.serves("v2")
+
+
+async def _running(server) -> bool:
+    return (await server.status())["queue"]["running"] == 1
+
+
+async def test_rolling_back_goes_to_what_served_before_an_unload_or_a_restart(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        assert (await server.post("/api/deploy", {"version": "v2"}))[0] == 200
+        await server.post("/api/unload_model")
+        await server.post("/api/load_model")
+        assert (await server.post("/api/rollback"))[1]["version"] == "v1"
+        assert (await server.post("/api/rollback"))[1]["version"] == "v2"
+    flip(models, "v1")  # while it is down
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        assert (await server.post("/api/rollback"))[1]["version"] == "v2"
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)])
+async def test_an_impatient_stop_and_a_closed_terminal_are_no_crashes(models, tmp_path, numbers):
+    for _ in range(2):
+        async with Server(models, tmp_path / "state") as server:
+            await server.serves("v1")
+            making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
+            await server.until(lambda: _running(server), "it runs")
+            for number in numbers:
+                server.process.send_signal(number)
+                await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.process.wait, 30)
+            await asyncio.gather(making, return_exceptions=True)
+        assert json.loads((tmp_path / "state/state.json").read_text())["running"] is False
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+
+
+async def test_no_request_is_accepted_while_the_service_stops_whatever_else_is_asked(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
+        await server.until(lambda: _running(server), "it runs")
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        await server.post("/api/load_model")
+        status, body = await server.post("/generate", {"prompt": "a cat"})
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+        await making
+
+
+async def test_links_whose_text_is_not_utf_8_are_in_the_status(models, tmp_path):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        os.symlink(b"x", os.fsencode(models / "v1") + b"/\xff")
+        await server.until(lambda: _has_strays(server), "the stray is seen")
+        os.unlink(models / "current")
+        os.symlink(b"\xff", os.fsencode(models / "current"))
+        await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
+        assert (await server.get("/health"))["status"] == "degraded"
+
+
+async def _has_strays(server) -> bool:
+    return [stray["path"] for stray in (await server.status())["strays"]] == ["v1/\\udcff"]
+
+
+HOSTILE = {
+    "unhashable": {"aliases": {"current": dict.fromkeys(("trying", "previous", "stamp", "unloaded"))
+                               | {"serving": {"version": 5, "digest": []}, "good": []}}, "crashes": []},
+    "count": {"aliases": {}, "crashes": [{"key": {"version": "v1", "digest": None}, "count": "x", "stamp": None}]},
+    "outside": {"aliases": {"current": dict.fromkeys(("serving", "trying", "previous", "stamp", "unloaded"))
+                            | {"good": [{"version": "../v1", "digest": None}]}}, "crashes": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [*HOSTILE.values(), None])
+def test_a_state_file_with_nonsense_in_it_is_put_aside(tmp_path, content):
+    path = tmp_path / "state.json"
+    path.write_text("[" * 100_000 if content is None else json.dumps({"format": 1, "running": True, **content}))
+    state_file = StateFile(tmp_path)
+    try:
+        assert state_file.read() == Memory()
+    finally:
+        state_file.close()
+    assert path.with_name("state.json.bad").exists()

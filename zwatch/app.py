@@ -110,23 +110,28 @@ async def running(config: Config) -> AsyncIterator[Running]:
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGINT or SIGTERM; a second one does not wait for requests.
+    """Serve until SIGINT, SIGTERM or SIGHUP (its terminal went away); a second one does not wait for requests.
 
     Raises:
         UsageError: as `running`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    services: list[Services] = []
 
     def on_signal() -> None:
         if stop.is_set():
             _log.warning("stopping at once")
+            for started in services:
+                started.supervisor.stop_at_once()
             os._exit(130)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    async with running(config):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, on_signal)
+    async with running(config) as service:
+        services.append(service.services)
         await stop.wait()
         _log.info("stopping: accepted requests finish first")
 
@@ -186,7 +191,9 @@ async def _announce(services: Services, url: str) -> None:
 
 
 async def _drain(services: Services) -> None:
-    services.queue.close(RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"}))
+    services.queue.close(
+        RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"}), for_good=True
+    )
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.queue.drained()

@@ -14,8 +14,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Lane = Literal["look", "state", "load", "generate", "encode", "inspect"]
-_WIDTHS: dict[Lane, int] = {"look": 1, "state": 1, "load": 1, "generate": 1, "encode": 2, "inspect": 2}
+Lane = Literal["look", "state", "load", "generate", "encode", "inspect", "close"]
+_WIDTHS: dict[Lane, int] = {"look": 1, "state": 1, "load": 1, "generate": 1, "encode": 2, "inspect": 2, "close": 1}
 
 
 class Bridge:
@@ -57,8 +57,12 @@ class Pulse:
             self._next.set_result(None)
         self._next = None
 
-    async def wait(self) -> None:
-        """Return at the next firing."""
+    def next(self) -> asyncio.Future[None]:
+        """Return what is done at the next firing, for whoever does something else before waiting; shield it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._next)
+        return self._next
+
+    async def wait(self) -> None:
+        """Return at the next firing."""
+        await asyncio.shield(self.next())

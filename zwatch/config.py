@@ -43,6 +43,12 @@ class Config:
                 f"--host {self.host} is reachable from outside and there is no token: give --token-file FILE "
                 "(or ZWATCH_TOKEN), or say --insecure-no-token"
             )
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"--port must be from 0 to 65535, got {self.port}")
+        if not self.timeout > 0:  # NaN is not
+            raise UsageError(f"--timeout must be more than 0 seconds, got {self.timeout}")
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise UsageError(f"--memory-budget must be at least 1 byte, got {self.memory_budget}")
         if self.queue < 1:
             raise UsageError(f"--queue must be at least 1, got {self.queue}")
 

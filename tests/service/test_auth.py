@@ -58,7 +58,14 @@ async def test_a_name_that_we_do_not_go_by_is_refused(start, host, status):
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [(None, 409), ("own", 409), ("http://evil.example", 403), ("null", 403), ("http://models.example", 409)],
+    [
+        (None, 409),
+        ("own", 409),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1:9", 403),
+        ("http://models.example", 409),
+    ],
 )
 async def test_a_foreign_page_may_not_change_anything(start, origin, status):
     async with start(allowed_hosts=("models.example",)) as client:

@@ -307,3 +307,56 @@ async def test_a_torn_request_does_no_harm(client):
     begun = time.monotonic()
     await png(client)
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("character", ["a", "\U0001f600"])
+async def test_the_longest_prompts_fit_into_every_format(client, image_format, character):
+    await png(client, prompt=character * 10_000, negative_prompt=character * 10_000, format=image_format)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_what_its_content_encoding_says_is_the_clients_fault(client, encoding):
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: {encoding}\r\nContent-Length: 5\r\n\r\nhello"
+    )
+    assert await first_line(client, head.encode()) == b"HTTP/1.1 400 Bad Request"
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [(b"Authorization: Bearer \xff", 200), (b"Authorization: Basic \xc3\xa9", 200), (b"Origin: http://[", 403)],
+)
+async def test_odd_bytes_in_headers_are_no_error_of_ours(client, header, status):
+    head = b"POST /api/load_model HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n" + header + b"\r\n\r\n"
+    assert (await first_line(client, head)).startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("header", [b"Authorization: Bearer \xff", b"Authorization: Basic \xc3\xa9"])
+async def test_odd_bytes_in_a_token_are_a_wrong_token(start, header):
+    async with start(token="secret") as client:
+        line = await first_line(client, b"GET /status HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
+    assert line == b"HTTP/1.1 401 Unauthorized"
+
+
+async def first_line(client, request: bytes) -> bytes:
+    host, _, port = client.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    try:
+        return (await asyncio.wait_for(reader.readline(), 10)).rstrip()
+    finally:
+        writer.close()
+
+
+async def test_the_last_change_is_streamed_at_once(client):
+    """What changed while an event was sent, or in the pause after it, used to wait for the next one, or 10 s."""
+    async with client.http.get(client.url + "/events") as stream:
+        await stream.content.readuntil(b"\n\n")
+        await asyncio.sleep(0.3)  # the stream waits for a change now
+        await png(client, steps=1)
+        async with asyncio.timeout(3):
+            while b'"running": 1' not in await stream.content.readuntil(b"\n\n"):
+                pass
+            while b'"running": 0' not in await stream.content.readuntil(b"\n\n"):
+                pass

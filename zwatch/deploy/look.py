@@ -142,6 +142,15 @@ def open_version(root: Path, name: str) -> Directory:
         )
 
 
+def has_version(root: Path, name: str) -> bool:
+    """Say whether a version of that name lies under the models root."""
+    try:
+        with opened(root) as root_fd:
+            return is_version_directory(root_fd, name)
+    except OSError:
+        return False
+
+
 def summaries(root: Path) -> list[VersionSummary]:
     """Describe every version under the models root.
 

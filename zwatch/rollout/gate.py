@@ -69,9 +69,12 @@ class Gate:
         """Return what an alias served before what it serves now."""
         return self._previous.get(alias)
 
-    def remember_previous(self, alias: str, key: Key) -> None:
-        """Take over from an earlier run what an alias served before."""
-        self._previous[alias] = key
+    def remember_previous(self, alias: str, key: Key | None) -> None:
+        """Take over from an earlier run, or from before an unload, what an alias served before."""
+        if key is None:
+            self._previous.pop(alias, None)
+        else:
+            self._previous[alias] = key
 
     def wanted(self, key: Key) -> bool:
         """Say whether some alias served this just before."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zwatch.deploy.aliases import Stamp
+from zwatch.deploy.versions import is_version_name
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import Key
 
@@ -129,7 +130,7 @@ class StateFile:
             return _parse(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return Memory()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             _log.warning("%s is not readable (%s); it is kept as %s.bad, and nothing is remembered", path, error, _FILE)
             try:
                 path.replace(path.with_name(f"{_FILE}.bad"))
@@ -177,19 +178,28 @@ def _parse(state: dict[str, Any]) -> Memory:
             serving=_key(part["serving"]),
             trying=_key(part["trying"]),
             previous=_key(part["previous"]),
-            good=[Key(**key) for key in part["good"]],
+            good=[_certain_key(key) for key in part["good"]],
             stamp=_stamp(part["stamp"]),
             unloaded=_stamp(part["unloaded"]),
         )
         for name, part in state["aliases"].items()
     }
-    crashes = [Crash(Key(**crash["key"]), crash["count"], _stamp(crash["stamp"])) for crash in state["crashes"]]
+    crashes = [
+        Crash(_certain_key(crash["key"]), int(crash["count"]), _stamp(crash["stamp"])) for crash in state["crashes"]
+    ]
     return Memory(bool(state["running"]), aliases, crashes)
 
 
 def _key(value: dict[str, Any] | None) -> Key | None:
-    return None if value is None else Key(**value)
+    return None if value is None else _certain_key(value)
+
+
+def _certain_key(value: dict[str, Any]) -> Key:
+    version, digest = value["version"], value["digest"]
+    if not isinstance(version, str) or not is_version_name(version) or not isinstance(digest, str | None):
+        raise ValueError(f"{value!r} is no version with its digest")
+    return Key(version, digest)
 
 
 def _stamp(value: dict[str, Any] | None) -> Stamp | None:
-    return None if value is None else Stamp(**value)
+    return None if value is None else Stamp(*(int(value[name]) for name in ("device", "inode", "ctime_ns")))

@@ -68,12 +68,22 @@ class Outcome:
     attempt: Attempt | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was asked for at one moment: how many loads at somebody's word, and each alias's link stamp."""
+
+    loads: int
+    links: tuple[Stamp, ...]
+
+
 @dataclass(eq=False)
 class _AliasState:
     """What the supervisor knows of one alias beside what the gate and the memory know."""
 
     attempt: Attempt | None = None
     forced: bool = False
+    served: Key | None = None
+    """What it served before an unload, or in the run before this one."""
     refusals: dict[tuple[Key, bool], _Refusal] = field(default_factory=dict)
     """By key, and whether it was tried as fallback."""
 
@@ -107,6 +117,8 @@ class Supervisor:
         self._states = {alias: _AliasState() for alias in aliases}
         self._loading: _Loading | None = None
         self._closing = 0
+        self._loads_asked = 0
+        self._remembered = True
         self._bell = asyncio.Event()
         self._looks = 0
         self._looked = Pulse()
@@ -152,6 +164,8 @@ class Supervisor:
     async def start(self) -> None:
         """Read what is remembered; to be called before `run`."""
         self._memory = await self._bridge.run("state", self._state_file.read)
+        for alias in self.aliases:
+            self._states[alias].served = self._memory.alias(alias).serving
         crashed = self._memory.begin_run()
         if crashed:
             _log.warning("the last run ended without a word while %s served or was tried", _names(crashed))
@@ -186,6 +200,14 @@ class Supervisor:
             await asyncio.wait([self._loading.task])
         self._memory.end_run()
         await self._remember()
+
+    def stop_at_once(self) -> None:
+        """Note, blocking, that this run ends by somebody's hand and not by a crash; the process exits next."""
+        self._memory.end_run()
+        try:
+            self._state_file.write(serialise(self._memory))
+        except OSError as error:
+            _log.warning("the state directory could not be written: %s", error.strerror)
 
     async def _look(self) -> None:
         self._bell.clear()
@@ -310,7 +332,7 @@ class Supervisor:
         engine = self._gate.free(key)
         self._closing += 1
         try:
-            await self._bridge.run("inspect", engine.close)
+            await self._bridge.run("close", engine.close)
         finally:
             self._closing -= 1
         _log.info("%s is freed", key.version)
@@ -345,7 +367,7 @@ class Supervisor:
             self._refuse(attempt, Rejection("internal_error", f"{type(error).__name__}: {error}"), stamp, awaited)
         finally:
             if engine is not None:
-                await self._bridge.run("inspect", engine.close)
+                await self._bridge.run("close", engine.close)
             if directory is not None:
                 directory.close()
             self._memory.alias(alias).trying = None
@@ -369,7 +391,7 @@ class Supervisor:
             await self._bridge.run("load", factory.warm, engine, control)
             control.check()
         except BaseException:
-            await self._bridge.run("inspect", engine.close)
+            await self._bridge.run("close", engine.close)
             raise
         return engine
 
@@ -394,9 +416,13 @@ class Supervisor:
 
     def _promote(self, attempt: Attempt) -> None:
         alias, key = attempt.alias, attempt.key
-        self._gate.promote(alias, key)
-        attempt.promoted()
         state, memory = self._states[alias], self._memory.alias(alias)
+        first = self._gate.serving(alias) is None
+        self._gate.promote(alias, key)
+        if first:  # since the start or an unload: what it served before that is the version before
+            before = next((known for known in (state.served, memory.previous) if known not in (None, key)), None)
+            self._gate.remember_previous(alias, before)
+        attempt.promoted()
         state.refusals.pop((key, attempt.fallback), None)
         memory.serving, memory.previous = key, self._gate.previous(alias)
         target = self.seen.targets.get(alias)
@@ -430,7 +456,11 @@ class Supervisor:
         try:
             await self._bridge.run("state", self._state_file.write, serialise(self._memory))
         except OSError as error:
-            _log.warning("the state directory could not be written: %s", error.strerror)
+            if self._remembered:
+                _log.warning("the state directory could not be written, trying on: %s", error.strerror)
+            self._remembered = False
+        else:
+            self._remembered = True
 
     async def _remember_trying(self, attempt: Attempt, stamp: Stamp | None) -> None:
         """Before the first byte is loaded: if this version kills the process, the next run must know."""
@@ -448,7 +478,7 @@ class Supervisor:
                 continue
             if serving.images >= GOOD_IMAGES or now - serving.serving_from >= GOOD_SECONDS:
                 news |= self._memory.note_good(alias, serving.key)
-        if news:
+        if news or not self._remembered:
             await self._remember()
 
     # --- at somebody's word
@@ -476,6 +506,8 @@ class Supervisor:
         """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
         memory, state = self._memory.alias(alias), self._states[alias]
         memory.unloaded = None
+        self._loads_asked += 1
+        self.changes.fire()
         state.refusals.clear()
         await self.look_now()
         serving, wish = self._gate.serving(alias), self.wish(alias)
@@ -486,25 +518,39 @@ class Supervisor:
             if alias in self.seen.faults:
                 return Outcome(False, self.seen.faults[alias].message)
             decided = self._decided(alias)
-            if decided is not None and not state.forced:
+            if decided is not None and (not state.forced or self.is_unloaded(alias)):
                 return decided
             await self.changes.wait()
 
-    async def unload(self) -> None:
+    def moment(self) -> Moment:
+        """Note what is asked for now, to see later whether somebody asked for something newer."""
+        return Moment(self._loads_asked, tuple(self._link_stamp(alias) for alias in self.aliases))
+
+    async def unload(self, asked: Moment | None = None) -> bool:
         """Serve nothing and free everything, until a load is asked for or a link is made anew. Requests that hold a
-        lease finish first; the caller has seen to it that no others wait."""
+        lease finish first; the caller has seen to it that no others wait. Return False if somebody asked for a load, or
+        linked anew, after `asked` (else after this call): that is the newer wish."""
+        asked = asked or self.moment()
+        if self.moment() != asked:
+            return False
         for alias in self.aliases:
-            memory = self._memory.alias(alias)
+            memory, serving = self._memory.alias(alias), self._gate.serving(alias)
             memory.unloaded = self._link_stamp(alias)
+            if serving is not None:
+                self._states[alias].served = serving.key
             memory.serving = None  # a crash from now on is not its fault
+            self._states[alias].forced = False
             self._gate.withdraw(alias)
         if self._loading is not None:
             self._abandon()  # at once: it may end before the next action is decided
         await self._remember()
         self.ring()
         while self._gate.residents or self._loading is not None or self._closing:
+            if self.moment() != asked:
+                return False
             self.ring()
             await self.changes.wait()
+        return True
 
     def _decided(self, alias: str) -> Outcome | None:
         """Return how the alias's present wish ended, or None while that is open."""

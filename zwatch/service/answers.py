@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from zwatch.errors import RequestError
 from zwatch.logs import request_id
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
 ID_HEADER = "X-Request-Id"
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_HALVES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
 
@@ -39,8 +41,15 @@ async def read_body(request: web.Request) -> bytes:
 
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """Return a JSON answer."""
+    return web.Response(
+        body=encoded(body), status=status, headers=headers, content_type="application/json", charset="utf-8"
+    )
+
+
+def encoded(body: object) -> bytes:
+    """Return JSON bytes. A file name that is not UTF-8 (a link's text, a stray's name) is shown with escapes."""
     text = json.dumps(body, ensure_ascii=False)
-    return web.Response(text=text, status=status, headers=headers, content_type="application/json")
+    return _HALVES.sub(lambda half: f"\\\\u{ord(half.group()):04x}", text).encode()
 
 
 def error_answer(error: RequestError) -> web.Response:
@@ -80,6 +89,9 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
             raise
         allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return error_answer(RequestError(error.status, code, _sentence(request, error), headers=allowed))
+    except RequestPayloadError:
+        message = "the body ended early, or is not what Content-Encoding or Transfer-Encoding says"
+        return error_answer(RequestError(400, "invalid_json", message))
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         message = "something went wrong that should not; the log has it under this answer's X-Request-Id"

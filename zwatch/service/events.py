@@ -1,13 +1,13 @@
 """Server-sent events: a stream of what changes."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 from zwatch.bridge import Pulse
+from zwatch.service.answers import encoded
 
 HEARTBEAT = 10.0
 """Seconds after which a quiet stream sends a comment, so that proxies keep it open and a dead client is noticed."""
@@ -26,7 +26,7 @@ async def stream_changes(
     """
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
-    known = parts()  # before the status, so that nothing between the two is missed
+    coming, known = changes.next(), parts()  # before the status, so that nothing between the two is missed
     status = await first
     await response.prepare(request)
     await _send(response, "status", status)
@@ -34,10 +34,11 @@ async def stream_changes(
     while not closing.is_set():
         try:
             async with asyncio.timeout(HEARTBEAT):
-                await changes.wait()
+                await asyncio.shield(coming)
         except TimeoutError:
             await response.write(b": still here\n\n")
-        found = parts()
+        # Taken before the look: what changes while this is sent, or in the pause, is looked at in the next round.
+        coming, found = changes.next(), parts()
         for name, value in found.items():
             if value is not None and known.get(name) != value:
                 await _send(response, name.partition(" ")[0], value)
@@ -47,4 +48,4 @@ async def stream_changes(
 
 
 async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
-    await response.write(f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode())
+    await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), encoded(data)))

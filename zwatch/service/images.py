@@ -12,6 +12,8 @@ _PNG_COMPRESSION = 1
 """Of 9: on a 1024 x 1024 image the slower levels cost 0.1 s and more, and save little on such pictures."""
 _QUALITY = 92
 _EXIF_USER_COMMENT = 0x9286
+_MAX_COMMENT = 65_000
+"""Longest EXIF comment, bytes: a JPEG segment has 65,533 for all of the EXIF."""
 
 
 def encode(result: Result, number: int, image_format: str) -> bytes:
@@ -30,9 +32,19 @@ def encode(result: Result, number: int, image_format: str) -> bytes:
     else:
         exif = Image.Exif()
         # The standard's prefix for a comment in Unicode.
-        exif[_EXIF_USER_COMMENT] = b"UNICODE\0" + json.dumps(details, ensure_ascii=False).encode("utf-16-be")
+        exif[_EXIF_USER_COMMENT] = _comment(details)
         image.save(file, image_format, quality=_QUALITY, exif=exif)
     return file.getvalue()
+
+
+def _comment(details: dict[str, str]) -> bytes:
+    """Return the EXIF comment. JPEG has room for 64 KiB: of what is longer, the parts that repeat the prompt go."""
+    while True:
+        comment = b"UNICODE\0" + json.dumps(details, ensure_ascii=False).encode("utf-16-be")
+        if len(comment) <= _MAX_COMMENT:
+            return comment
+        longest = max(details, key=lambda name: len(details[name]))
+        details = {name: value for name, value in details.items() if name != longest}
 
 
 def describe(result: Result, number: int) -> dict[str, str]:

@@ -76,6 +76,7 @@ class GenerationQueue:
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._closed: RequestError | None = None
+        self._for_good = False
         self._seconds = _FIRST_GUESS
 
     @property
@@ -83,13 +84,15 @@ class GenerationQueue:
         """How many requests wait."""
         return len(self._waiting)
 
-    def close(self, answer: RequestError) -> None:
-        """Take no more requests; those that come get this answer."""
-        self._closed = answer
+    def close(self, answer: RequestError, *, for_good: bool = False) -> None:
+        """Take no more requests; those that come get this answer. `for_good` is not undone by `reopen`."""
+        if not self._for_good:
+            self._closed, self._for_good = answer, for_good
 
     def reopen(self) -> None:
         """Take requests again."""
-        self._closed = None
+        if not self._for_good:
+            self._closed = None
 
     def submit(self, request: GenerateRequest) -> Job:
         """Accept a request. One that names a version leases it at once; one for an alias when its turn comes.

@@ -10,8 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.look import point, summaries
-from zwatch.deploy.versions import is_version_name
+from zwatch.deploy.look import has_version, point, summaries
 from zwatch.errors import RepointError, RequestError
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.supervisor import Outcome, Supervisor
@@ -94,16 +93,18 @@ async def generate(request: web.Request) -> web.Response:
 
 
 def _accepts_json(request: web.Request) -> bool:
-    """Say whether the answer shall be JSON: where an image is accepted too, the image goes first.
+    """Say whether the answer shall be JSON: what is named goes before a wildcard, and an image before JSON.
 
     Raises:
         RequestError: 406, neither is accepted.
     """
     accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "*/*").split(",")]
-    if any(part in ("*/*", "") or part.startswith("image/") for part in accepted):
+    if any(part.startswith("image/") for part in accepted):
         return False
     if any(part in ("application/json", "application/*") for part in accepted):
         return True
+    if any(part in ("*/*", "") for part in accepted):
+        return False
     raise RequestError(
         406, "not_acceptable", f"Accept is {', '.join(accepted)[:200]!r}; there are image/* and application/json"
     )
@@ -237,19 +238,11 @@ async def deploy(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     body = await _admin_body(request, "version", "alias", "wait")
     version, alias, wait = text(body, "version", None), _alias(services, body), boolean(body, "wait", True)
-    names = [] if not is_version_name(version) else [one.name for one in await _summaries(services)]
-    if version not in names:
+    if not await services.bridge.run("inspect", has_version, services.models, version):
         raise RequestError(
             404, "not_found", f"there is no version {version[:100]!r} under the models root", param="version"
         )
     return await _deploy(services, alias, version, wait=wait)
-
-
-async def _summaries(services: Services) -> list[Any]:
-    try:
-        return await services.bridge.run("inspect", summaries, services.models)
-    except OSError:
-        return []
 
 
 async def rollback(request: web.Request) -> web.Response:
@@ -281,12 +274,18 @@ async def unload_model(request: web.Request) -> web.Response:
     """Let accepted requests finish, then free everything."""
     services = request.app[SERVICES]
     await _admin_body(request)
+    asked = services.supervisor.moment()
     services.queue.close(UNLOADING)
     try:
         await services.queue.drained()
-        await services.supervisor.unload()
+        unloaded = await services.supervisor.unload(asked)
     finally:
         services.queue.reopen()
+    if not unloaded:
+        raise RequestError(
+            409, "rejected", "superseded: a load was asked for, or a link was made anew, before all was freed",
+            extra={"reason": None},
+        )  # fmt: skip
     return answer({"status": "success", "message": "Model unloaded from memory"})
 
 
