@@ -1,0 +1,1 @@
+"""Training of small Z-Image pipelines on the drawn world."""
