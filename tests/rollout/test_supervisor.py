@@ -12,6 +12,7 @@ import pytest
 from tests.rollout.conftest import DEADLINE, HeldFactory
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.engine.pipeline import GenerationParameters
+from zwatch.rollout import refusals as refusals_module
 from zwatch.rollout import supervisor as supervisor_module
 from zwatch.rollout.lifecycle import EngineState, Key
 from zwatch.rollout.memory import StateFile
@@ -54,7 +55,7 @@ def make_v3(models):
 
 @pytest.fixture
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(supervisor_module, "_BACKOFF_FIRST", 0.05)
+    monkeypatch.setattr(refusals_module, "BACKOFF_FIRST", 0.05)
 
 
 # --- a flip
@@ -276,7 +277,7 @@ async def test_want_of_memory_is_tried_again_until_there_is_enough(services, qui
 async def test_the_pause_between_tries_doubles(services, quick_retries):
     service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
     await service.until(lambda: [state for _, state, _ in service.attempts()].count("REJECTED") >= 3)
-    (refusal,) = service.supervisor._states["current"].refusals.values()
+    (refusal,) = service.supervisor._states["current"].refusals.awaiting()
     assert refusal.tries >= 3
 
 
@@ -373,7 +374,7 @@ async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(se
     release = factory.hold("build", "v1")
     second = await services(make_factory=lambda: factory).start()
     await reached(second, "build", "v1")
-    (refusal,) = second.supervisor._states["current"].refusals.values()
+    (refusal,) = second.supervisor._states["current"].refusals.awaiting()
     await second.until(lambda: refusal.due(time.monotonic()))
     await second.supervisor.look_now()
     assert [(attempt.key.version, attempt.fallback, attempt.running) for attempt in second.supervisor.attempts] == [

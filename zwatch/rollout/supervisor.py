@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.aliases import Directory, Stamp, Target
 from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
-from zwatch.errors import Abandoned, Rejection, Retry
+from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.lifecycle import Attempt, EngineState, Key
 from zwatch.rollout.memory import Memory, StateFile, serialise
+from zwatch.rollout.refusals import Refusals
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -32,22 +33,6 @@ TICK = 0.25
 KEPT_ATTEMPTS = 100
 GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
-_BACKOFF_FIRST, _BACKOFF_LONGEST = 1.0, 60.0
-
-
-@dataclass(eq=False)
-class _Refusal:
-    """A remembered rejection: which wish it answers, and what must happen before the version is tried again."""
-
-    rejection: Rejection
-    stamp: Stamp | None
-    awaited: Awaited
-    tries: int
-    retry_at: float | None
-    file_changed: bool = False
-
-    def due(self, now: float) -> bool:
-        return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
 
 @dataclass(eq=False)
@@ -84,8 +69,7 @@ class _AliasState:
     forced: bool = False
     served: Key | None = None
     """What it served before an unload, or in the run before this one."""
-    refusals: dict[tuple[Key, bool], _Refusal] = field(default_factory=dict)
-    """By key, and whether it was tried as fallback."""
+    refusals: Refusals = field(default_factory=Refusals)
 
 
 class Supervisor:
@@ -211,12 +195,13 @@ class Supervisor:
 
     async def _look(self) -> None:
         self._bell.clear()
-        waiting = [refusal for state in self._states.values() for refusal in state.refusals.values()]
-        seen = await self._bridge.run("look", self._looker.look, [refusal.awaited for refusal in waiting])
+        waiting = [refusal for state in self._states.values() for refusal in state.refusals.awaiting()]
+        awaited = [refusal.awaited for refusal in waiting if refusal.awaited is not None]
+        seen = await self._bridge.run("look", self._looker.look, awaited)
         for note in seen.notes:
             _log.warning("%s", note)
         for position in seen.changed:
-            waiting[position].file_changed = waiting[position].rejection.retry is Retry.ON_CHANGE
+            waiting[position].note_change()
         for alias, fault in seen.faults.items():
             if self.seen.faults.get(alias) != fault:
                 _log.warning("%s", fault.message)
@@ -232,13 +217,8 @@ class Supervisor:
 
     def _note_link(self, alias: str, target: Target) -> None:
         """A link made anew, or a version sealed anew, clears what was remembered against it."""
-        state, memory = self._states[alias], self._memory.alias(alias)
-        wish = Key(target.version, target.digest)
-        state.refusals = {
-            (key, fallback): refusal
-            for (key, fallback), refusal in state.refusals.items()
-            if fallback or (key == wish and refusal.stamp == target.stamp)
-        }
+        memory = self._memory.alias(alias)
+        self._states[alias].refusals.keep_only(Key(target.version, target.digest), target.stamp)
         if memory.unloaded is not None and memory.unloaded != target.stamp:
             memory.unloaded = None
 
@@ -277,7 +257,7 @@ class Supervisor:
     def _view(self, alias: str, now: float) -> policy.AliasView:
         state = self._states[alias]
         serving, wish = self._gate.serving(alias), self.wish(alias)
-        refusal = None if wish is None else state.refusals.get((wish, False))
+        refusal = state.refusals.find(wish)
         running = None if self._loading is None else self._loading.attempt
         fallback_loads = running is not None and running.alias == alias and running.fallback
         fallback = None
@@ -285,7 +265,7 @@ class Supervisor:
             usable = (
                 key
                 for key in self._memory.fallbacks(alias)
-                if (refused := state.refusals.get((key, True))) is None or refused.due(now)
+                if (refused := state.refusals.find(key, fallback=True)) is None or refused.due(now)
             )
             fallback = next(usable, None)
         return policy.AliasView(
@@ -423,7 +403,7 @@ class Supervisor:
             before = next((known for known in (state.served, memory.previous) if known not in (None, key)), None)
             self._gate.remember_previous(alias, before)
         attempt.promoted()
-        state.refusals.pop((key, attempt.fallback), None)
+        state.refusals.forget(key, fallback=attempt.fallback)
         memory.serving, memory.previous = key, self._gate.previous(alias)
         target = self.seen.targets.get(alias)
         memory.stamp = None if target is None else target.stamp
@@ -435,12 +415,7 @@ class Supervisor:
         rejection = Rejection(rejection.code, rejection.reason)
         attempt.rejected(rejection)
         refusals = self._states[attempt.alias].refusals
-        entry = (attempt.key, attempt.fallback)
-        tries = refusals[entry].tries + 1 if entry in refusals else 1
-        pause = min(_BACKOFF_LONGEST, _BACKOFF_FIRST * 2 ** (tries - 1))
-        retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
-        nothing = Awaited(Directory(-1, attempt.key.version), {})
-        refusals[entry] = _Refusal(rejection, stamp, awaited or nothing, tries, retry_at)
+        refusals.add(attempt.key, rejection, stamp, awaited, fallback=attempt.fallback)
         _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
 
     def _new_attempt(self, alias: str, key: Key, way: str, fallback: bool = False) -> Attempt:
@@ -559,7 +534,7 @@ class Supervisor:
             return Outcome(False, f"{alias} was unloaded meanwhile")
         if self._loading is not None and self._loading.attempt.alias == alias and not self._loading.attempt.fallback:
             return None
-        if wish is not None and (refusal := state.refusals.get((wish, False))) is not None:
+        if wish is not None and (refusal := state.refusals.find(wish)) is not None:
             return Outcome(False, refusal.rejection.reason, wish.version, state.attempt)
         if serving is not None and serving.key == wish:
             return Outcome(True, f"{serving.key.version} is serving", serving.key.version, state.attempt)

@@ -1,0 +1,73 @@
+"""Rejections that are remembered: which wish each answers, and what must happen before the version is tried again."""
+
+import time
+from dataclasses import dataclass
+
+from zwatch.deploy.aliases import Stamp
+from zwatch.deploy.look import Awaited
+from zwatch.errors import Rejection, Retry
+from zwatch.rollout.lifecycle import Key
+
+BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
+"""Seconds before a version that failed for want of memory or on a device error is tried again; doubled each time."""
+
+
+@dataclass(eq=False)
+class Refusal:
+    """One remembered rejection. `retry_at` is of the monotonic clock, seconds."""
+
+    rejection: Rejection
+    stamp: Stamp | None
+    awaited: Awaited | None
+    tries: int
+    retry_at: float | None
+    file_changed: bool = False
+
+    def due(self, now: float) -> bool:
+        """Say whether the version is to be tried again."""
+        return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
+
+    def note_change(self) -> None:
+        """Note that a file which the version's seal names has changed and come to rest."""
+        self.file_changed = self.rejection.retry is Retry.ON_CHANGE
+
+
+class Refusals:
+    """What one alias's versions were rejected for: its wish, and last-known-good tried in its stead, apart."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[Key, bool], Refusal] = {}
+
+    def find(self, key: Key | None, *, fallback: bool = False) -> Refusal | None:
+        """Return the refusal of a version, as wish or as fallback."""
+        return None if key is None else self._entries.get((key, fallback))
+
+    def awaiting(self) -> list[Refusal]:
+        """Return those that wait for files to change."""
+        return [refusal for refusal in self._entries.values() if refusal.awaited is not None]
+
+    def add(
+        self, key: Key, rejection: Rejection, stamp: Stamp | None, awaited: Awaited | None, *, fallback: bool = False
+    ) -> None:
+        """Remember a rejection; tried before, its next pause is twice as long."""
+        before = self._entries.get((key, fallback))
+        tries = 1 if before is None else before.tries + 1
+        pause = min(BACKOFF_LONGEST, BACKOFF_FIRST * 2 ** (tries - 1))
+        retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
+        self._entries[key, fallback] = Refusal(rejection, stamp, awaited, tries, retry_at)
+
+    def forget(self, key: Key, *, fallback: bool = False) -> None:
+        """Forget a version's refusal: it serves."""
+        self._entries.pop((key, fallback), None)
+
+    def keep_only(self, wish: Key, stamp: Stamp) -> None:
+        """Forget what was said of other wishes: a link made anew or a version sealed anew is a new wish."""
+        self._entries = {
+            (key, fallback): refusal
+            for (key, fallback), refusal in self._entries.items()
+            if fallback or (key == wish and refusal.stamp == stamp)
+        }
+
+    def clear(self) -> None:
+        """Forget all: somebody asked to try again."""
+        self._entries.clear()
