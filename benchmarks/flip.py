@@ -190,7 +190,7 @@ def main() -> None:
     cpu = next(
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     )
-    machine = f"{os.cpu_count()} x {cpu}, Linux {platform.release()}, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} x {cpu}, Linux {'.'.join(platform.release().split('.')[:2])}, Python {platform.python_version()}"
     packages = {name: installed(name) for name in ("torch", "diffusers", "watchdog")}
     table = {
         name: {

@@ -79,7 +79,7 @@ def read_token(file: Path | None) -> str | None:
         UsageError: the file cannot be read or is empty.
     """
     if file is None:
-        return os.environ.get("ZWATCH_TOKEN") or None
+        return os.environ.get("ZWATCH_TOKEN", "").strip() or None
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ import pytest
 from tests.rollout.conftest import DEADLINE, HeldFactory
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.engine.pipeline import GenerationParameters
+from zwatch.errors import Rejection
 from zwatch.rollout import refusals as refusals_module
 from zwatch.rollout import supervisor as supervisor_module
 from zwatch.rollout.lifecycle import EngineState, Key
@@ -172,7 +173,7 @@ async def test_an_abandoned_load_gives_its_memory_back(services, stage):
 # --- what is wrong with a version
 
 
-async def test_aspire_error_dont_unload(service):
+async def test_a_bad_version_changes_nothing_that_serves(service):
     flip_byte(service.root / "v2" / TRANSFORMER)
     service.link("v2")
     await service.until_rejected("v2", "hash_mismatch")
@@ -272,6 +273,33 @@ async def test_want_of_memory_is_tried_again_until_there_is_enough(services, qui
     await service.until(lambda: service.attempts().count(("v1", "REJECTED", "insufficient_memory")) >= 2)
     service.factory.device._budget = 2**26
     await service.until_serves("v1")
+
+
+async def test_a_file_that_changes_ends_the_pause(services, monkeypatch):
+    monkeypatch.setattr(refusals_module, "BACKOFF_FIRST", 60.0)
+    service = await services().start()
+    await service.until_serves("v1")
+    unreadable = threading.Event()
+    plan = service.factory.plan
+
+    def refusing(directory, digest):
+        if not unreadable.is_set():
+            raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
+        return plan(directory, digest)
+
+    monkeypatch.setattr(service.factory, "plan", refusing)
+    service.link("v2")
+    await service.until_rejected("v2", "io_error")
+    unreadable.set()
+    (service.root / "v2" / TRANSFORMER).chmod(0o640)
+    await service.until_serves("v2")
+
+
+async def test_a_stray_that_is_no_wish_is_logged_once(service, caplog):
+    (service.root / "v1" / "v9").symlink_to("v9")
+    await service.until(lambda: service.supervisor.seen.strays)
+    await service.supervisor.look_now()
+    assert caplog.text.count("v1/v9 -> v9 was not followed: no version of that name") == 1
 
 
 async def test_the_pause_between_tries_doubles(services, quick_retries):

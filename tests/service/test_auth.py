@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from zwatch.config import Config, is_loopback
+from zwatch.config import Config, is_loopback, read_token
 from zwatch.errors import UsageError
 
 TOKEN = "correct horse"
@@ -89,6 +89,13 @@ async def test_a_foreign_page_may_not_change_anything(start, origin, status):
 )
 def test_loopback_is_what_only_this_machine_reaches(host, loopback):
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(("given", "token"), [("x", "x"), (" x\n", "x"), ("", None), (" ", None)])
+def test_white_space_round_a_token_is_none_of_it(monkeypatch, given, token):
+    """Clients' tokens are stripped, so this one could never match."""
+    monkeypatch.setenv("ZWATCH_TOKEN", given)
+    assert read_token(None) == token
 
 
 @pytest.mark.parametrize(("token", "insecure", "fine"), [(None, False, False), ("x", False, True), (None, True, True)])

@@ -6,9 +6,12 @@ import io
 import json
 import socket
 import time
+import traceback
 
 import pytest
 from PIL import Image
+
+from zwatch.service.routes import UNLOADING
 
 PIXELS = 64
 
@@ -235,6 +238,52 @@ async def test_events_begin_with_the_status_and_tell_of_a_deploy(client):
         await deploy
     assert seen[0][0] == "status"
     assert seen[0][1]["serving"]["version"] == "v1"
+
+
+async def test_events_tell_that_nothing_serves_any_more(client):
+    async with client.http.get(client.url + "/events") as response:
+        await response.content.readuntil(b"\n\n")
+        unload = asyncio.create_task(client.call("POST", "/api/unload_model"))
+        while await asyncio.wait_for(response.content.readline(), 30) != b"event: serving\n":
+            pass
+        assert await response.content.readline() == b"data: null\n"
+        await unload
+
+
+async def test_a_newer_wish_ends_an_unload_at_once_also_while_requests_go_on(client):
+    """It used to refuse requests until the last accepted one was done, or to wait for ever if new ones came."""
+    body = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
+    headers = {"Accept": "application/json"}
+    making = asyncio.create_task(client.call("POST", "/generate", json=body, headers=headers))
+    while client.services.queue.running is None:
+        await client.services.supervisor.changes.wait()
+    unloading = asyncio.create_task(client.call("POST", "/api/unload_model"))
+    while client.services.queue._closed is None:
+        await asyncio.sleep(0.01)
+    kept = set()
+    for _ in range(3):
+        assert (await client.error("/generate", {"prompt": "x"}, 503))["message"] == "the model is unloaded"
+        kept.add(len(traceback.extract_tb(UNLOADING.__traceback__)))
+    assert len(kept) == 1, "what is raised again and again must not keep every request's frames"
+    (client.services.models / ".new").symlink_to("v2")
+    (client.services.models / ".new").rename(client.services.models / "current")
+    assert (await asyncio.wait_for(unloading, 20))[0] == 409
+    assert client.services.queue._closed is None
+    assert not making.done()
+    making.cancel()
+    await client.serves("v2")
+
+
+async def test_a_link_made_just_before_an_unload_is_the_older_wish(client):
+    """The unload used to take the link, which it saw only then, for the newer one."""
+    (client.services.models / ".new").symlink_to("v2")
+    (client.services.models / ".new").rename(client.services.models / "current")
+    status, _, body = await client.call("POST", "/api/unload_model")
+    assert (status, body) == (200, {"status": "success", "message": "Model unloaded from memory"})
+    await client.services.supervisor.look_now()
+    _, _, status = await client.call("GET", "/status")
+    assert (status["serving"], status["engines"]) == (None, [])
+    assert status["aliases"]["current"]["unloaded"]
 
 
 async def test_verify_hashes_what_serves_and_names_a_file_that_changed(client):

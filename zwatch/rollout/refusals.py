@@ -28,8 +28,9 @@ class Refusal:
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
     def note_change(self) -> None:
-        """Note that a file which the version's seal names has changed and come to rest."""
-        self.file_changed = self.rejection.retry is Retry.ON_CHANGE
+        """Note that a file which the version's seal names has changed and come to rest. That ends a pause too: somebody
+        mended a file, or the right to read it."""
+        self.file_changed = self.rejection.retry is not Retry.NEVER
 
 
 class Refusals:

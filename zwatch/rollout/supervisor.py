@@ -205,6 +205,9 @@ class Supervisor:
         for alias, fault in seen.faults.items():
             if self.seen.faults.get(alias) != fault:
                 _log.warning("%s", fault.message)
+        for stray in seen.strays:
+            if stray not in self.seen.strays:
+                _log.warning("%s -> %s was not followed: %s", stray.path, stray.text, stray.reason)
         news = (seen.targets, seen.faults, seen.strays) != (self.seen.targets, self.seen.faults, self.seen.strays)
         self.seen = seen
         for alias, target in seen.targets.items():

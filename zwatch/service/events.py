@@ -22,7 +22,7 @@ async def stream_changes(
 ) -> web.StreamResponse:
     """Send `first` as `status`, then each of `parts` that has another value than before, until the client leaves.
 
-    A part's event is the first word of its name.
+    A part's event is the first word of its name; what is no more (nothing serves) is sent as null.
     """
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
@@ -40,12 +40,12 @@ async def stream_changes(
         # Taken before the look: what changes while this is sent, or in the pause, is looked at in the next round.
         coming, found = changes.next(), parts()
         for name, value in found.items():
-            if value is not None and known.get(name) != value:
+            if known.get(name) != value:
                 await _send(response, name.partition(" ")[0], value)
         known = found
         await asyncio.sleep(_PAUSE)
     return response
 
 
-async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+async def _send(response: web.StreamResponse, event: str, data: dict[str, Any] | None) -> None:
     await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), encoded(data)))

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ class GenerationQueue:
             RequestError: 404 unknown model, 429 no room, 503 nothing to serve it.
         """
         if self._closed is not None:
-            raise self._closed
+            raise self._closed.with_traceback(None)  # raised again and again, it would keep every request's frames
         if not self._gate.knows(request.model):
             raise self._unservable(request.model)
         # While nothing runs, the first of those that wait is about to.
@@ -149,9 +150,9 @@ class GenerationQueue:
                 job, self.running = self.running, None
                 self._end(job)
 
-    async def drained(self) -> None:
-        """Return when no request waits or runs."""
-        while self._waiting or self.running is not None:
+    async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Return when no request waits or runs, or at a change after which `given_up` says so."""
+        while (self._waiting or self.running is not None) and not given_up():
             await self._changes.wait()
 
     def _end(self, job: Job) -> None:

@@ -278,10 +278,12 @@ async def unload_model(request: web.Request) -> web.Response:
     """Let accepted requests finish, then free everything."""
     services = request.app[SERVICES]
     await _admin_body(request)
+    await services.supervisor.look_now()  # a link made just before this call is the older wish, though not seen yet
     asked = services.supervisor.moment()
     services.queue.close(UNLOADING)
     try:
-        await services.queue.drained()
+        # A newer wish ends it at once: until then requests are refused, and the newer version could serve them.
+        await services.queue.drained(lambda: services.supervisor.moment() != asked)
         unloaded = await services.supervisor.unload(asked)
     finally:
         services.queue.reopen()
