@@ -1,5 +1,5 @@
 # What you need is Python 3.11+ and make. Everything goes into .venv.
-# Another build of torch:  make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+# Another build of torch:  make serve TORCH="torch==2.11.0", or a wheel's path, or anything else that pip install takes.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
