@@ -278,8 +278,7 @@ async def unload_model(request: web.Request) -> web.Response:
     """Let accepted requests finish, then free everything."""
     services = request.app[SERVICES]
     await _admin_body(request)
-    await services.supervisor.look_now()  # a link made just before this call is the older wish, though not seen yet
-    asked = services.supervisor.moment()
+    asked = await services.supervisor.moment_of_call()
     services.queue.close(UNLOADING)
     try:
         # A newer wish ends it at once: until then requests are refused, and the newer version could serve them.
