@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 
@@ -257,12 +258,17 @@ async def test_a_link_made_while_everything_is_unloaded_is_the_newer_wish(models
             flip(models, "v2")
             await asyncio.sleep(0.03 + 0.02 * number)
             unloading = asyncio.create_task(server.post("/api/unload_model"))
-            await asyncio.sleep(0.02)
+            # Only a link made after the service began to unload is surely the newer wish.
+            await server.until(partial(_unload_begun, server, unloading), "the unload has begun")
             flip(models, "v1")
             status, _ = await asyncio.wait_for(unloading, 30)
             assert status in (200, 409)
             await server.serves("v1")
             assert (await server.generate())[0] == "v1"
+
+
+async def _unload_begun(server, unloading) -> bool:
+    return unloading.done() or (await server.status())["aliases"]["current"]["unloaded"]
 
 
 async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(models, tmp_path):
@@ -271,11 +277,16 @@ async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(
         making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
         await server.until(lambda: _running(server), "it runs")
         unloading = asyncio.create_task(server.post("/api/unload_model"))
-        await asyncio.sleep(0.1)
+        await server.until(lambda: _refuses(server), "requests are refused")
         flip(models, "v2")
         await making
         assert (await unloading)[0] == 409
         await server.serves("v2")
+
+
+async def _refuses(server) -> bool:
+    status, _ = await server.post("/generate", {"prompt": "x", "model": "nobody"})
+    return status == 503  # 404 while the queue is open
 
 
 async def _running(server) -> bool:
