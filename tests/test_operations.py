@@ -330,7 +330,7 @@ async def test_no_request_is_accepted_while_the_service_stops_whatever_else_is_a
         making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
         await server.until(lambda: _running(server), "it runs")
         server.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.2)
+        await server.until(lambda: _refuses(server), "requests are refused")
         await server.post("/api/load_model")
         status, body = await server.post("/generate", {"prompt": "a cat"})
         assert (status, body["error"]["code"]) == (503, "shutting_down")

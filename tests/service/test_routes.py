@@ -403,8 +403,8 @@ async def test_the_last_change_is_streamed_at_once(client):
     async with client.http.get(client.url + "/events") as stream:
         await stream.content.readuntil(b"\n\n")
         await asyncio.sleep(0.3)  # the stream waits for a change now
-        await png(client, steps=1)
-        async with asyncio.timeout(3):
+        await png(client, steps=60)  # longer than the pause between two events
+        async with asyncio.timeout(9):
             while b'"running": 1' not in await stream.content.readuntil(b"\n\n"):
                 pass
             while b'"running": 0' not in await stream.content.readuntil(b"\n\n"):
