@@ -275,7 +275,7 @@ async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
-        await server.until(lambda: _running(server), "it runs")
+        await server.until(lambda: _is_running(server), "it runs")
         unloading = asyncio.create_task(server.post("/api/unload_model"))
         await server.until(lambda: _refuses(server), "requests are refused")
         flip(models, "v2")
@@ -287,10 +287,6 @@ async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(
 async def _refuses(server) -> bool:
     status, _ = await server.post("/generate", {"prompt": "x", "model": "nobody"})
     return status == 503  # 404 while the queue is open
-
-
-async def _running(server) -> bool:
-    return (await server.status())["queue"]["running"] == 1
 
 
 async def test_rolling_back_goes_to_what_served_before_an_unload_or_a_restart(models, tmp_path):
@@ -313,7 +309,7 @@ async def test_an_impatient_stop_and_a_closed_terminal_are_no_crashes(models, tm
         async with Server(models, tmp_path / "state") as server:
             await server.serves("v1")
             making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
-            await server.until(lambda: _running(server), "it runs")
+            await server.until(lambda: _is_running(server), "it runs")
             for number in numbers:
                 server.process.send_signal(number)
                 await asyncio.sleep(0.1)
@@ -328,7 +324,7 @@ async def test_no_request_is_accepted_while_the_service_stops_whatever_else_is_a
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
-        await server.until(lambda: _running(server), "it runs")
+        await server.until(lambda: _is_running(server), "it runs")
         server.process.send_signal(signal.SIGTERM)
         await server.until(lambda: _refuses(server), "requests are refused")
         await server.post("/api/load_model")
