@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -237,13 +238,27 @@ async def test_a_fault_of_the_link_is_in_the_status_and_serving_goes_on(models, 
             await server.serves("v1")
 
 
+def flip(models: Path, version: str) -> None:
+    (models / "next").symlink_to(version)
+    os.replace(models / "next", models / "current")
+
+
 async def test_what_does_not_fit_is_rejected_with_both_byte_counts(models, tmp_path):
+    """Not even in the place of what serves: it is larger."""
+    from random_pipeline import PRESETS, write_pipeline
+
+    large = replace(PRESETS["tiny"], transformer=PRESETS["tiny"].transformer | {"n_layers": 12})
+    write_pipeline(models / "v3", large, seed=3)
+    write_seal(models / "v3", "v3")
     size = sum(path.stat().st_size for path in (models / "v1").rglob("*.safetensors"))
     async with Server(models, tmp_path / "state", "--memory-budget", str(int(size * 1.3))) as server:
         await server.serves("v1")
-        (models / "next").symlink_to("v2")
-        os.replace(models / "next", models / "current")
+        flip(models, "v3")
         attempt = await server.rejected("insufficient_memory")
         assert "needs" in attempt["reason"]
         assert "are free" in attempt["reason"]
         assert (await server.generate())[0] == "v1"
+        flip(models, "v2")
+        await server.serves("v2")
+        attempt = (await server.status())["aliases"]["current"]["attempt"]
+        assert (attempt["way"], attempt["held"] > 0) == ("host", True)

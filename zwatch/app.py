@@ -59,12 +59,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
     bridge = Bridge()
     supervisor: Supervisor | None = None
 
-    def lease_returned() -> None:
+    def leases_changed() -> None:
         assert supervisor is not None  # leases are given out later
+        queue.wake()
         supervisor.ring()
         supervisor.changes.fire()
 
-    gate = Gate(lease_returned)
+    gate = Gate(leases_changed)
     supervisor = Supervisor(
         config.models,
         config.aliases,

@@ -108,14 +108,33 @@ def test_what_changes_itself_while_it_works_is_each_engines_own(factory, tiny_ve
     assert getattr(v1._pipeline, name) is not getattr(v2._pipeline, name)
 
 
-def test_another_config_with_equal_weights_is_not_shared(factory, models):
+def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(factory, models):
     v1 = build(factory, models, "v1")
     edit_json(models / "v2/vae/config.json", lambda config: config.update(shift_factor=0.2))
     seal_again(models / "v2")
     control = LoadControl()
     v2 = build(factory, models, "v2", control)
-    assert control.shared == ["text_encoder"]
+    assert sorted(control.shared) == ["text_encoder", "vae"]
+    assert v1._pipeline.vae is not v2._pipeline.vae
     assert v1._pipeline.vae.config.shift_factor != v2._pipeline.vae.config.shift_factor == 0.2
+    assert components(v1)["vae"].buffers == components(v2)["vae"].buffers
+    assert not np.array_equal(pixels(v1), pixels(v2))
+
+
+@pytest.mark.parametrize("path", ["vae/config.json", "scheduler/scheduler_config.json", "transformer/config.json"])
+def test_a_version_sealed_anew_for_one_config_loads_nothing(factory, models, path):
+    v1 = build(factory, models, "v1")
+    before = held(factory)
+    edit_json(models / "v1" / path, lambda config: config.update(_note="tuned"))
+    seal_again(models / "v1")
+    control = LoadControl()
+    again = build(factory, models, "v1", control)
+    assert again.digest != v1.digest
+    assert held(factory) == before
+    assert sorted(control.shared) == ["text_encoder", "transformer", "vae"]
+    assert np.array_equal(pixels(again), pixels(v1))
+    v1.close()
+    assert again.verify_resident() == (again.nbytes, [])
 
 
 def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):

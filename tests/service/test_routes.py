@@ -319,8 +319,8 @@ async def test_the_status_has_every_field_that_the_interface_shows(client):
         "phases",
         "shared",
     }
-    assert fields | {"way"} <= attempt.keys()
-    assert {"read", "verify", "build", "warm"} == attempt["phases"].keys()
+    assert fields | {"way", "held"} <= attempt.keys()
+    assert {"read", "verify", "build", "warm", "promote"} == attempt["phases"].keys()
     assert status["engines"][0].keys() >= {"version", "state", "leases", "bytes"}
     assert status["queue"] == {"waiting": 0, "running": 0, "limit": 64}
     _, _, versions = await client.call("GET", "/versions")

@@ -1,75 +1,12 @@
-"""Device: how a file's bytes get there, and whose memory is whose."""
+"""Device: whose memory is whose."""
 
 import os
 
 import pytest
 import torch
 
-from tests.shadow.conftest import BUDGET, held, rejection_of
-from zwatch.errors import Abandoned
-from zwatch.shadow import device as device_module
+from tests.shadow.conftest import BUDGET, held
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import LoadControl
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Write a file of some bytes and open it."""
-    fds = []
-
-    def write(data):
-        path = tmp_path / "file"
-        path.write_bytes(data)
-        fds.append(os.open(path, os.O_RDONLY))
-        return fds[-1]
-
-    yield write
-    for fd in fds:
-        os.close(fd)
-
-
-@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250])
-def test_a_file_lands_byte_for_byte_in_chunks_told_in_order(device, opened, monkeypatch, size):
-    monkeypatch.setattr(device_module, "CHUNK", 100)
-    data = os.urandom(size)
-    destination = torch.zeros(size, dtype=torch.uint8)
-    landed = []
-    device.fill(destination, opened(data), "w", lambda piece: landed.append(bytes(piece.numpy())))
-    assert bytes(destination.numpy()) == data
-    assert b"".join(landed) == data
-    assert [len(piece) for piece in landed] == [min(100, size - begin) for begin in range(0, size, 100)]
-
-
-@pytest.mark.parametrize(
-    ("on_disk", "what"),
-    [(0, "ended after 0 bytes, expected 250"), (120, "ended after 120 bytes"), (251, "grew beyond 250 bytes")],
-    ids=["empty", "short", "grown"],
-)
-def test_a_file_of_another_length_is_rejected_with_both_sizes(device, opened, monkeypatch, on_disk, what):
-    monkeypatch.setattr(device_module, "CHUNK", 100)
-    fd = opened(bytes(on_disk))
-    destination = torch.zeros(250, dtype=torch.uint8)
-    code, reason = rejection_of(lambda: device.fill(destination, fd, "vae/w.safetensors", lambda piece: None))
-    assert code == "size_mismatch"
-    assert reason.startswith("vae/w.safetensors: ")
-    assert what in reason
-
-
-def test_an_abandoned_load_reads_no_further_chunk(device, opened, monkeypatch):
-    monkeypatch.setattr(device_module, "CHUNK", 100)
-    control = LoadControl()
-
-    def landed(piece):
-        if control.bytes_done == 100:
-            control.abandon()
-        control.advance(piece.numel())
-
-    destination = torch.full((1000,), 7, dtype=torch.uint8)
-    with pytest.raises(Abandoned):
-        device.fill(destination, opened(bytes(1000)), "w", landed)
-    assert control.bytes_done == 200
-    assert destination[:200].sum() == 0
-    assert bool((destination[200:] == 7).all())
 
 
 class Owner:
@@ -103,3 +40,63 @@ def test_without_a_budget_the_machines_memory_counts():
 
 def test_auto_takes_a_gpu_where_there_is_one():
     assert Device("auto").torch_device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_cpu_needs_no_reserve_and_has_no_room_to_give(device):
+    assert device.reserve([BUDGET])
+    assert device.give_room() == 0
+    assert held(device) == 0
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    MB = 2**20
+
+    @pytest.fixture
+    def device(self):
+        device = Device("cuda")
+        yield device
+        device.give_room()
+
+    def test_freed_and_reserved_memory_counts_as_free(self, device):
+        owner = Owner()
+        before = device.memory()[0]
+        device.allocate(owner, 64 * self.MB)
+        assert device.memory()[0] == before - 64 * self.MB
+        del owner
+        assert device.memory()[0] == before
+        assert device.reserve([32 * self.MB])
+        assert device.memory()[0] == before
+
+    def test_what_was_reserved_is_taken_without_asking_cuda(self, device):
+        sizes = [96 * self.MB, 33 * self.MB]
+        assert device.reserve(sizes)
+        owner, before = Owner(), torch.cuda.memory_stats()
+        for size in sizes:
+            device.allocate(owner, size)
+        after = torch.cuda.memory_stats()
+        assert [after[name] for name in ("num_device_alloc", "num_device_free")] == [
+            before[name] for name in ("num_device_alloc", "num_device_free")
+        ]
+
+    def test_no_shadow_is_reserved_that_requests_would_miss(self, device):
+        free = device.memory()[0]
+        assert not device.reserve([free])
+        assert device.give_room() == 0
+        assert torch.cuda.mem_get_info()[0] > free // 2
+
+    def test_an_allocation_takes_what_was_reserved_in_other_sizes(self, device):
+        free = device.memory()[0]
+        assert device.reserve([free // 2])
+        owner = Owner()
+        device.allocate(owner, free * 3 // 4)
+        with pytest.raises(torch.OutOfMemoryError):
+            device.allocate(Owner(), free * 3 // 4)
+
+    def test_making_images_goes_before_loading(self, device):
+        with device.serving():
+            serving = torch.cuda.current_stream()
+        with device.beside():
+            beside = torch.cuda.current_stream()
+        assert serving.priority < beside.priority  # lower goes first
+        assert torch.cuda.current_stream() not in (serving, beside)

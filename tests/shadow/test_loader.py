@@ -15,8 +15,8 @@ from tests.shadow.conftest import held, rejection_of, safetensors_bytes
 from zwatch.deploy import seal
 from zwatch.deploy.look import open_version
 from zwatch.errors import Abandoned, Rejection
-from zwatch.shadow import device as device_module
-from zwatch.shadow import loader
+from zwatch.shadow import loader, reader
+from zwatch.shadow.device import Device
 from zwatch.shadow.loader import LoadControl, VerifiedFiles, config_object, load_small, load_weights, plan
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -238,7 +238,8 @@ def test_after_a_rejected_load_nothing_is_held(models, device, path):
 
 
 def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, device, monkeypatch):
-    monkeypatch.setattr(device_module, "CHUNK", 4096)
+    monkeypatch.setattr(reader, "CHUNK", 4096)
+    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
     directory, found = planned(models)
     control = LoadControl(lambda: control.abandon() if control.bytes_done >= 3 * 4096 else None)
     try:
@@ -259,7 +260,8 @@ def test_a_load_that_was_abandoned_before_it_began_allocates_nothing(models, dev
 
 
 def test_abandoning_works_from_another_thread(models, device, monkeypatch):
-    monkeypatch.setattr(device_module, "CHUNK", 1000)
+    monkeypatch.setattr(reader, "CHUNK", 1000)
+    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
     directory, found = planned(models)
     landed, abandoned = threading.Event(), threading.Event()
 
@@ -385,7 +387,11 @@ def test_a_file_written_within_the_clocks_grain_is_never_trusted(models, reads):
 def test_reading_for_long_does_not_make_a_fresh_file_trusted(models, monkeypatch, reads):
     """A write in the clock tick of the stat leaves the stamp as it was, however long the reading takes after it."""
     now = [(models / "v1" / VAE).stat().st_ctime_ns + 10**6]
-    monkeypatch.setattr(loader, "time", SimpleNamespace(time_ns=lambda: now[0], perf_counter=time.perf_counter))
+    monkeypatch.setattr(
+        loader,
+        "time",
+        SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: now[0], perf_counter=time.perf_counter),
+    )
     counting = seal.hash_file
 
     def slow(fd, *rest):
@@ -425,18 +431,50 @@ def test_a_config_is_parsed():
 
 
 @pytest.mark.gpu
-def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder):
-    import torch
-
-    device = device_module.Device("cuda")
-    size = 8 * device_module.CHUNK
+def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder, monkeypatch):
+    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
+    device = Device("cuda")
+    size = 40 * reader.CHUNK
     name = folder.write("big.safetensors", safetensors_bytes({"t": ("U8", (size,), bytes(size))}))
     found = folder.plan(name)
-    before = torch.cuda.memory_allocated()
-    control = LoadControl(lambda: control.abandon() if control.bytes_done >= 2 * device_module.CHUNK else None)
+    control = LoadControl(lambda: control.abandon() if control.bytes_done >= 2 * reader.CHUNK else None)
     try:
         load(folder.open(), found, device, control=control)
     except Abandoned:
         pass
     assert 0 < control.bytes_done < size
-    assert torch.cuda.memory_allocated() == before
+    assert held_by_pool(device) == 0
+
+
+@pytest.mark.gpu
+def test_a_load_into_reserved_memory_allocates_and_frees_nothing(models):
+    device = Device("cuda")
+    directory, found = planned(models)
+    first = load(directory, found, device)
+    for buffer in first.values():
+        buffer.tensors()
+    sizes = [size for buffer in first.values() for size in buffer.sizes]
+    assert device.reserve(sizes)
+    before = allocations()
+    second = load(directory, found, device)
+    for buffer in second.values():
+        buffer.tensors()
+    assert allocations() == before
+    assert {path: buffer.digest for path, buffer in second.items()} == found_digests(found)
+
+
+def held_by_pool(device):
+    """Return the bytes that weights hold on a GPU."""
+    return device._held
+
+
+def allocations():
+    """Return how often this process has asked CUDA for memory or given it back, the device's and pinned."""
+    import torch
+
+    stats = {**torch.cuda.memory_stats(), **torch.cuda.host_memory_stats()}
+    return {name: stats[name] for name in ("num_device_alloc", "num_device_free", "num_host_alloc", "num_host_free")}
+
+
+def found_digests(found):
+    return {path: found.seal.files[path] for path in found.headers}

@@ -1,4 +1,4 @@
-"""The five components of a Z-Image pipeline, built from verified bytes and shared where they are equal.
+"""The five components of a Z-Image pipeline: which classes may be built, and how, from verified bytes.
 
 A component is built on the meta device, which allocates nothing, and its parameters are then assigned the views into
 the shadow buffers: there is no second copy of the weights.
@@ -6,29 +6,16 @@ the shadow buffers: there is no second copy of the weights.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from zwatch.deploy.aliases import Directory
 from zwatch.errors import Rejection
-from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import (
-    WEIGHTS_SUFFIX,
-    Candidate,
-    LoadControl,
-    Plan,
-    VerifiedFiles,
-    config_object,
-    load_small,
-    load_weights,
-)
+from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan, config_object
 
 INDEX = "model_index.json"
 PIPELINE = "ZImagePipeline"
@@ -40,104 +27,6 @@ COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
 
 Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Device], Any]
 """Makes a component from its small files by name inside its folder, and its tensors by name."""
-
-Key = tuple[str, str, str, tuple[tuple[str, str], ...]]
-"""What makes two components equal: component, library, class, and the hashes of all their files."""
-
-
-@dataclass(eq=False)
-class Component:
-    """One built component and the buffers that its parameters are views of. Engines that share it hold the same one."""
-
-    key: Key
-    module: Any
-    buffers: list[FileBuffer] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """Device bytes of its weights."""
-        return sum(buffer.nbytes for buffer in self.buffers)
-
-
-class ComponentStore:
-    """The components that live engines hold, by content. It keeps none alive itself."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._resident: WeakValueDictionary[Key, Component] = WeakValueDictionary()
-        self._verified = VerifiedFiles()
-
-    def assemble(self, directory: Directory, planned: Plan, control: LoadControl) -> "Assembly":
-        """Load a version's components, sharing those that are resident already.
-
-        Raises:
-            Rejection, Abandoned, OSError, RuntimeError: as `zwatch.shadow.loader.load_weights`; besides, a class is
-                not on the list, weights do not fit their config, or the memory does not suffice.
-        """
-        small = load_small(directory, planned, control)
-        classes = _classes(small)
-        keys: dict[str, Key] = {name: (name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
-        # Strong references at once: what is shared must not be freed while the rest loads.
-        components = {name: found for name, key in keys.items() if (found := self._resident.get(key)) is not None}
-        control.shared.extend(name for name in WEIGHED if name in components)
-        missing = [name for name in BUILDERS if name not in components]
-        paths = {name: _weight_files(name, planned, small) for name in missing if name in WEIGHED}
-        self._check_memory(planned, [path for files in paths.values() for path in files])
-        weights: dict[str, FileBuffer] = {}
-        for files in paths.values():
-            weights |= load_weights(directory, planned, files, self.device, control, self._verified)
-        with control.phase("verify"):
-            rest = [path for path in planned.headers if path not in weights]
-            self._verified.check(directory, planned, rest, control)
-        candidate = Candidate(planned, small, weights)
-        with control.phase("build"), self.device.beside():
-            for name in missing:
-                components[name] = self._build(keys[name], candidate, paths.get(name, []))
-                control.check()
-        for component in components.values():
-            self._resident[component.key] = component
-        return Assembly(planned, components, default_size(small))
-
-    def needed(self, planned: Plan) -> int:
-        """Return the device bytes that a version needs beyond what is resident, going by its seal alone."""
-        resident = {key[3] for key in self._resident}
-        return sum(
-            planned.footprint([path for path in planned.headers if path.startswith(f"{name}/")])
-            for name in WEIGHED
-            if planned.component_hashes(name) not in resident
-        )
-
-    def _check_memory(self, planned: Plan, paths: list[str]) -> None:
-        needed = planned.footprint(paths)
-        free, total = self.device.memory()
-        if needed + self.device.request_peak > free:
-            raise Rejection(
-                "insufficient_memory",
-                f"{planned.version} needs {needed} bytes on {self.device.name} besides {self.device.request_peak} "
-                f"for making images, {free} of {total} are free",
-            )
-
-    def _build(self, key: Key, candidate: Candidate, paths: list[str]) -> Component:
-        name = key[0]
-        folder = f"{name}/"
-        small = {path.removeprefix(folder): data for path, data in candidate.small.items() if path.startswith(folder)}
-        tensors: dict[str, torch.Tensor] = {}
-        buffers = [candidate.weights[path] for path in paths]
-        for buffer in buffers:
-            for tensor_name, tensor in buffer.tensors().items():
-                if tensor_name in tensors:
-                    raise Rejection("weights_mismatch", f"{buffer.path}: tensor {tensor_name!r} is in two shards")
-                tensors[tensor_name] = tensor
-        return Component(key, BUILDERS[name][key[1:3]](small, tensors, self.device), buffers)
-
-
-@dataclass(frozen=True, slots=True)
-class Assembly:
-    """All components of one version, and the side length in pixels that its images have by default."""
-
-    plan: Plan
-    components: Mapping[str, Component]
-    default_size: int
 
 
 def default_size(small: Mapping[str, bytes]) -> int:
@@ -154,7 +43,7 @@ def default_size(small: Mapping[str, bytes]) -> int:
     return size
 
 
-def _classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
+def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
     """Return (library, class) by component from the pipeline's index, each checked against the allow-list."""
     if INDEX not in small:
         raise Rejection("file_missing", f"{INDEX}: the seal does not name it; is this a pipeline?")
@@ -173,7 +62,7 @@ def _classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
     return {name: (entry[0], entry[1]) for name, entry in entries.items()}
 
 
-def _weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> list[str]:
+def weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> list[str]:
     """Return the paths of a component's weight files: what its shard index names, or the one file there is."""
     stem = f"{component}/{'model' if component == 'text_encoder' else 'diffusion_pytorch_model'}{WEIGHTS_SUFFIX}"
     index = f"{stem}.index.json"
@@ -296,3 +185,14 @@ BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
     "transformer": {("diffusers", "ZImageTransformer2DModel"): _transformer},
 }
 """The allow-list: what may be built for each component, and how."""
+
+
+def build(
+    key: tuple[str, str, str, object], small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device
+) -> Any:
+    """Build a component of a class that is on the list; `key` begins with component, library and class.
+
+    Raises:
+        Rejection: its config is wrong, or the tensors do not fit it.
+    """
+    return BUILDERS[key[0]][key[1], key[2]](small, tensors, device)

@@ -4,17 +4,18 @@ Whatever a library raises on the way is turned into a rejection here, so that th
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from zwatch.deploy.aliases import Directory
-from zwatch.engine.components import ComponentStore
 from zwatch.engine.pipeline import Engine
+from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.warmup import warm
 from zwatch.errors import Abandoned, GenerationCancelled, Rejection
 from zwatch.shadow import loader
+from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,87 @@ class EngineFactory:
             Abandoned: it is not wanted any more.
         """
         with _only_rejections():
-            return Engine(self._store.assemble(directory, planned, control), self.device)
+            staged = self._store.stage(directory, planned, control)
+            return Engine(self._store.assemble(staged, control), self.device)
+
+    def fits_instead(self, planned: loader.Plan, old: Engine, others: Sequence[Engine]) -> bool:
+        """Say whether a version fits on the device where `old` gives it what neither it nor `others` share."""
+        given = sum(buffer.nbytes for buffer in self._exclusive(old, others, set(planned.seal.files.values())))
+        return self._store.needed(planned) + self.device.request_peak <= self.device.memory()[0] + given
+
+    def stage(
+        self,
+        directory: Directory,
+        planned: loader.Plan,
+        control: loader.LoadControl,
+        old: Engine,
+        others: Sequence[Engine],
+    ) -> Staged:
+        """Load a version into host memory and verify it there, and have room there for what it will displace: all that
+        `exchange` needs and nobody has to wait for.
+
+        Raises:
+            Rejection, Abandoned: as `build`.
+        """
+        with _only_rejections():
+            staged = self._store.stage(directory, planned, control, on_host=True)
+            displaced = [buffer.size for buffer in self._exclusive(old, others, set(planned.seal.files.values()))]
+            if not self.device.host.reserve(displaced):
+                free, total = self.device.host.memory()
+                raise Rejection(
+                    "insufficient_memory",
+                    f"{old.version} takes {sum(displaced)} bytes and has to make room on {self.device.name} for "
+                    f"{planned.version}, but of the host's {total} bytes only {free} are free to put them aside",
+                )
+            return staged
+
+    def exchange(self, old: Engine, others: Sequence[Engine], staged: Staged, control: loader.LoadControl) -> Engine:
+        """Put `old` aside in host memory, bring in what was staged, and let it prove itself; nobody may use `old`
+        meanwhile. If that fails, `old` is as it was, or not complete where even that failed.
+
+        Raises:
+            Rejection, Abandoned: as `build` and `warm`.
+        """
+        with _only_rejections():
+            exclusive = self._exclusive(old, others, set(staged.candidate.plan.seal.files.values()))
+            kept = {component.key for component in staged.components.values()}
+            leaving = [
+                component
+                for component in old.components
+                if component.key not in kept and any(buffer in exclusive for buffer in component.buffers)
+            ]
+            with control.phase("aside"):
+                aside = old.put_aside(self._store, leaving, exclusive)
+            del leaving, exclusive  # the device memory goes with the last reference
+            try:
+                return self._enter(staged, control)
+            except BaseException as error:
+                # Its frames, and those of what led to it, hold the memory that `old` needs back.
+                failure = error.with_traceback(None)
+                failure.__cause__ = failure.__context__ = None
+            with control.phase("back"):
+                old.bring_back(self._store, aside)
+            try:
+                raise failure
+            finally:
+                del failure  # else it holds the frame that holds it, and all that was staged
+
+    def _enter(self, staged: Staged, control: loader.LoadControl) -> Engine:
+        engine = Engine(self._store.assemble(staged, control), self.device)
+        try:
+            self.warm(engine, control)
+            control.check()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    @staticmethod
+    def _exclusive(old: Engine, others: Sequence[Engine], digests: set[str]) -> set[FileBuffer]:
+        """Return the buffers of `old` that no other engine holds and whose bytes are not among `digests`."""
+        shared = {buffer for engine in others for component in engine.components for buffer in component.buffers}
+        own = {buffer for component in old.components for buffer in component.buffers}
+        return {buffer for buffer in own - shared if buffer.digest not in digests}
 
     def warm(self, engine: Engine, control: loader.LoadControl) -> None:
         """Let the engine prove itself.
@@ -61,7 +142,7 @@ class EngineFactory:
             Rejection: its image is no image.
             Abandoned: it is not wanted any more.
         """
-        with _only_rejections(), control.phase("warm"):
+        with _only_rejections(), control.phase("warm"), self.device.beside():
             warm(engine, cancelled=lambda: control.is_abandoned)
 
 

@@ -1,9 +1,10 @@
 """An engine: a version loaded, which turns a prompt and a seed into an image."""
 
 import copy
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,9 +12,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from PIL import Image
 
-from zwatch.engine.components import Assembly
+from zwatch.engine.store import Aside, Assembly, Component, ComponentStore
 from zwatch.errors import GenerationCancelled
+from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
+
+_log = logging.getLogger(__name__)
 
 MAX_PROMPT_TOKENS = 512
 """`max_sequence_length` of ZImagePipeline; what is longer is cut."""
@@ -53,25 +57,40 @@ class Engine:
         self.default_size = assembly.default_size
         self.device = device
         self._components = dict(assembly.components)
-        modules = {name: component.module for name, component in self._components.items()}
-        # The scheduler counts steps: an own one, also where its config is shared.
-        modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
-        # The tokenizer sets its padding and truncation anew with every call, and another engine may call meanwhile.
-        modules["tokenizer"] = copy.deepcopy(modules["tokenizer"])
-        self._pipeline = ZImagePipeline(**modules)
-        self._pipeline.set_progress_bar_config(disable=True)
+        self._pipeline: ZImagePipeline | None = _pipeline(self._components)
         self._turn = threading.Lock()
+
+    @property
+    def _made(self) -> ZImagePipeline:
+        if self._pipeline is None:
+            raise RuntimeError(f"version {self.version} has given its memory away")
+        return self._pipeline
 
     @property
     def max_side(self) -> int:
         """Longest side of an image, pixels: the transformer knows so many positions, each of 2 x 2 latents."""
-        config = self._pipeline.transformer.config
-        return int(min(config.axes_lens[1:])) * 2 * int(self._pipeline.vae_scale_factor)
+        config = self._made.transformer.config
+        return int(min(config.axes_lens[1:])) * 2 * int(self._made.vae_scale_factor)
 
     @property
     def nbytes(self) -> int:
         """Device bytes of its weights, shared ones included."""
         return sum(component.nbytes for component in self._components.values())
+
+    @property
+    def components(self) -> list[Component]:
+        """What it is made of."""
+        return list(self._components.values())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each piece of memory that its weights lie in."""
+        return [size for component in self.components for buffer in component.buffers for size in buffer.sizes]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it can make images: it is not closed, and its weights are on the device."""
+        return self._pipeline is not None
 
     def generate(
         self,
@@ -99,12 +118,35 @@ class Engine:
                 with _timed(timings, "decode"):
                     pixels = self._decode(latents)
                     finite &= bool(torch.isfinite(pixels).all())
-                    images += self._pipeline.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
+                    images += self._made.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
         return Generation(images, truncated, finite, timings)
+
+    def serve(
+        self,
+        parameters: GenerationParameters,
+        *,
+        on_step: Callable[[int], None] = lambda done: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generation:
+        """Make somebody's images: as `generate`, before everything else that the device does, and if memory runs out,
+        once more with the room that was kept for the next load.
+
+        Raises:
+            GenerationCancelled, RuntimeError: as `generate`.
+        """
+        with self.device.serving():
+            try:
+                return self.generate(parameters, on_step=on_step, cancelled=cancelled)
+            except torch.OutOfMemoryError as error:
+                ran_out = error.with_traceback(None)  # its frames hold the tensors that there was no room beside
+            if not self.device.give_room():
+                raise ran_out
+            _log.warning("an image needs the memory that was kept for the next version: that will load more slowly")
+            return self.generate(parameters, on_step=on_step, cancelled=cancelled)
 
     def is_truncated(self, prompt: str) -> bool:
         """Say whether the text encoder sees only the beginning of a prompt."""
-        tokenizer = self._pipeline.tokenizer
+        tokenizer = self._made.tokenizer
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
@@ -112,20 +154,45 @@ class Engine:
 
     def verify_resident(self) -> tuple[int, list[str]]:
         """Hash every weight byte where it serves; return how many there are, and a sentence a file that changed."""
-        buffers = [buffer for component in self._components.values() for buffer in component.buffers]
+        buffers = [buffer for component in self.components for buffer in component.buffers]
         with self.device.beside():
-            problems = [problem for buffer in buffers if (problem := buffer.check_again()) is not None]
+            # The device hashes all of them in a row; only then does this thread wait.
+            checks = [buffer.begin_check() for buffer in buffers]
+            problems = [problem for check in checks if (problem := check()) is not None]
         return sum(buffer.nbytes for buffer in buffers), problems
 
     def close(self) -> None:
         """Let go of all components; those that no other engine shares are freed."""
         with self._turn:
-            del self._pipeline
+            self._pipeline = None
             self._components.clear()
+
+    def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[FileBuffer]) -> list[Aside]:
+        """Copy components' bytes to host memory and give up the device's; until `bring_back`, it makes no images.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError: the host has not enough memory; nothing was given up.
+        """
+        with self._turn:
+            aside = [store.put_aside(component, exclusive) for component in leaving]
+            self._pipeline = None
+            self._components = {name: one for name, one in self._components.items() if one not in leaving}
+        return aside
+
+    def bring_back(self, store: ComponentStore, aside: list[Aside]) -> None:
+        """Undo `put_aside`.
+
+        Raises:
+            Rejection, RuntimeError: the device failed; it makes no images.
+        """
+        with self._turn:
+            for one in aside:
+                self._components[one.key[0]] = store.bring_back(one)
+            self._pipeline = _pipeline(self._components)
 
     def _encode(self, parameters: GenerationParameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         # Lists of our own: the pipeline changes a list of prompts in place.
-        return self._pipeline.encode_prompt(  # type: ignore[no-any-return]
+        return self._made.encode_prompt(  # type: ignore[no-any-return]
             prompt=[parameters.prompt],
             negative_prompt=[parameters.negative_prompt],
             device=self.device.torch_device,
@@ -152,7 +219,7 @@ class Engine:
 
         if cancelled():
             raise GenerationCancelled
-        latents = self._pipeline(
+        latents = self._made(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
             width=parameters.width,
@@ -169,11 +236,22 @@ class Engine:
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Turn latents of shape (1, 16, h / 8, w / 8) into pixels of shape (1, 3, h, w), as the pipeline itself would."""
-        vae = self._pipeline.vae
+        vae = self._made.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         pixels = vae.decode(scaled, return_dict=False)[0]
         assert isinstance(pixels, torch.Tensor)  # what return_dict=False means
         return pixels
+
+
+def _pipeline(components: Mapping[str, Component]) -> ZImagePipeline:
+    modules = {name: component.module for name, component in components.items()}
+    # The scheduler counts steps: an own one, also where its config is shared.
+    modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
+    # The tokenizer sets its padding and truncation anew with every call, and another engine may call meanwhile.
+    modules["tokenizer"] = copy.deepcopy(modules["tokenizer"])
+    pipeline = ZImagePipeline(**modules)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @contextmanager

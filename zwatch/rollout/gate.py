@@ -50,6 +50,7 @@ class Gate:
         self._serving: dict[str, Resident] = {}
         self._previous: dict[str, Key] = {}
         self._residents: dict[Key, Resident] = {}
+        self._leaving: Resident | None = None
         self._changed = changed
 
     @property
@@ -81,13 +82,33 @@ class Gate:
         return key in self._previous.values()
 
     def lease(self, model: str) -> Lease | None:
-        """Return a lease on what an alias serves, or on the resident version of that name; None if there is none."""
+        """Return a lease on what an alias serves, or on the resident version of that name; None if there is none, or if
+        it is on its way out (see `let_go`)."""
         resident = self._serving.get(model) or self._by_version(model)
-        return None if resident is None else Lease(resident, self._changed)
+        return None if resident is None or resident is self._leaving else Lease(resident, self._changed)
 
     def knows(self, model: str) -> bool:
-        """Say whether a request for this model could be leased now."""
+        """Say whether a request for this model could be leased now, or will be when the exchange is over."""
         return model in self._serving or self._by_version(model) is not None
+
+    def let_go(self, key: Key) -> Lease:
+        """Prepare to take the device's memory away from a resident engine: nobody else gets a lease on it any more.
+
+        Return the caller's own lease, which keeps it from being freed. To be ended by `stay` or `promote`.
+        """
+        lease = Lease(self._residents[key], self._changed)
+        self._leaving = self._residents[key]
+        return lease
+
+    def stay(self) -> None:
+        """End what `let_go` began."""
+        self._leaving = None
+        self._changed()
+
+    @property
+    def leaving(self) -> Resident | None:
+        """The engine that is on its way out: requests with a lease on it go first, all others wait."""
+        return self._leaving
 
     def admit(self, key: Key, engine: "Engine") -> Resident:
         """Take in an engine that was loaded and warmed; the caller promotes it without an await in between."""
@@ -129,5 +150,9 @@ class Gate:
 
     def _by_version(self, name: str) -> Resident | None:
         """Return the resident engine of a version; of two contents of one version, the one that serves."""
-        found = [resident for resident in self._residents.values() if resident.key.version == name]
+        found = [
+            resident
+            for resident in self._residents.values()
+            if resident.key.version == name and resident is not self._leaving
+        ]
         return max(found, key=lambda resident: resident.state is EngineState.SERVING, default=None)

@@ -67,7 +67,8 @@ def _moved(moves: Mapping[S, frozenset[S]], old: S, new: S) -> S:
 
 @dataclass(eq=False)
 class Attempt:
-    """One try to bring a target into service. `way` says how: `device` (loaded beside) or `resident` (was there)."""
+    """One try to bring a target into service. `way` says how: `device` (loaded beside), `resident` (was there), or `host`
+    (verified in host memory and exchanged for what served, while requests waited for `held` seconds)."""
 
     alias: str
     key: Key
@@ -76,6 +77,7 @@ class Attempt:
     fallback: bool = False
     state: AttemptState = AttemptState.LOADING
     rejection: Rejection | None = None
+    held: float = 0.0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _begun: float = field(default_factory=time.monotonic)
     _seconds: float | None = None

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,15 @@ from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.gate import Gate
-from zwatch.rollout.lifecycle import Attempt, EngineState, Key
+from zwatch.rollout.lifecycle import Attempt, EngineState, Key, Resident
 from zwatch.rollout.memory import Memory, StateFile, serialise
 from zwatch.rollout.refusals import Refusals
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
     from zwatch.engine.pipeline import Engine
+    from zwatch.shadow.device import Device
+    from zwatch.shadow.loader import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,8 @@ class Supervisor:
         self._states = {alias: _AliasState() for alias in aliases}
         self._loading: _Loading | None = None
         self._closing = 0
+        self._unprepared: Key | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._loads_asked = 0
         self._remembered = True
         self._bell = asyncio.Event()
@@ -165,6 +170,7 @@ class Supervisor:
             try:
                 await self._look()
                 await self._act()
+                self._prepare()
             except Exception:
                 # A supervisor that dies would leave the link unfollowed without a word.
                 _log.exception("the supervisor stumbled; it looks again at the next tick")
@@ -311,6 +317,25 @@ class Supervisor:
         self.ring()
         self.changes.fire()
 
+    def _prepare(self) -> None:
+        """When all is quiet after a load, have the memory of the next one ready: a swap itself allocates nothing."""
+        residents = self._gate.residents
+        if self._loading is not None or any(resident.state is EngineState.DRAINING for resident in residents):
+            return
+        key, self._unprepared = self._unprepared, None
+        resident = None if key is None else self._gate.resident(key)
+        if resident is not None and self.factory is not None:
+            reserving = self._reserve(self.factory.device, resident.engine, alone=len(residents) == 1)
+            self._preparing = asyncio.create_task(reserving, name="reserve")
+
+    async def _reserve(self, device: "Device", engine: "Engine", *, alone: bool) -> None:
+        """Have a shadow ready on the device; where not even one other version fits, for two in the host's memory: what
+        comes, and what makes room for it."""
+        sizes = engine.sizes
+        files = [buffer.size for component in engine.components for buffer in component.buffers]
+        if not await self._bridge.run("load", device.reserve, sizes) and alone:
+            await self._bridge.run("pin", device.host.reserve, files * 2)
+
     async def _free(self, key: Key) -> None:
         engine = self._gate.free(key)
         self._closing += 1
@@ -327,7 +352,7 @@ class Supervisor:
         stamp = None if target is None or attempt.fallback else target.stamp
         directory: Directory | None = None
         awaited: Awaited | None = None
-        engine: Engine | None = None
+        leftover: list[Engine] = []
         _log.info("loading %s for %s", key.version, alias)
         try:
             if not attempt.fallback and self._memory.is_set_aside(key, stamp):
@@ -338,8 +363,9 @@ class Supervisor:
                 directory = await self._bridge.run("look", _open_fallback, self._root, key)
             awaited = await self._bridge.run("look", await_files, directory)
             await self._remember_trying(attempt, stamp)
-            engine = await self._make_engine(attempt, directory)
-            engine = self._finish(attempt, engine)
+            with ExitStack() as held:
+                leftover.append(await self._make_engine(attempt, directory, held))
+                leftover = self._finish(attempt, leftover[0])
         except Abandoned:
             attempt.abandoned()
             _log.info("%s is abandoned after %.2f s: a newer wish came", key.version, attempt.seconds)
@@ -349,24 +375,27 @@ class Supervisor:
             _log.exception("a load ended in a way nobody thought of")
             self._refuse(attempt, Rejection("internal_error", f"{type(error).__name__}: {error}"), stamp, awaited)
         finally:
-            if engine is not None:
+            for engine in leftover:
                 await self._bridge.run("close", engine.close)
             if directory is not None:
                 directory.close()
             self._memory.alias(alias).trying = None
             await self._remember()
 
-    async def _make_engine(self, attempt: Attempt, directory: Directory) -> "Engine":
-        """Load, verify, assemble and warm, in a thread."""
+    async def _make_engine(self, attempt: Attempt, directory: Directory, held: ExitStack) -> "Engine":
+        """Load, verify, assemble and warm, in a thread. What requests wait for meanwhile is in `held`."""
         if self.factory is None:
             self.factory = await self._bridge.run("load", self._make_factory)
         factory, control = self.factory, self.factory.control(lambda: self._bridge.post(self.changes.fire))
         attempt.control = control
-        if self._loading is not None and self._loading.abandoned:
+        if self._abandoned:
             raise Abandoned
         planned = await self._bridge.run("load", factory.plan, directory, attempt.key.digest)
         if await self._bridge.run("load", factory.lacks, planned):
             await self._free_warm()
+            old = self._gate.serving(attempt.alias)
+            if old is not None and await self._must_exchange(attempt, planned, old):
+                return await self._exchange(attempt, directory, planned, old, held)
         engine = await self._bridge.run("load", factory.build, directory, planned, control)
         attempt.warming()
         self.changes.fire()
@@ -384,18 +413,71 @@ class Supervisor:
             if resident.state is EngineState.WARM and resident.leases == 0:
                 await self._free(resident.key)
 
-    def _finish(self, attempt: Attempt, engine: "Engine") -> "Engine | None":
-        """Promote a warmed engine, with no await from the check of the wish to the assignment; return it if it was
-        loaded again at somebody's word while its equal serves, for closing."""
-        if self._loading is not None and self._loading.abandoned:
+    async def _must_exchange(self, attempt: Attempt, planned: "Plan", old: Resident) -> bool:
+        """Say whether a version fits only where what serves gives it its memory, and no other alias serves that too."""
+        factory = self.factory
+        assert factory is not None  # it made the plan
+        if any(self._gate.serving(alias) is old for alias in self.aliases if alias != attempt.alias):
+            return False
+        if not await self._bridge.run("load", factory.lacks, planned):
+            return False
+        return await self._bridge.run("load", factory.fits_instead, planned, old.engine, self._others(old))
+
+    def _others(self, old: Resident) -> list["Engine"]:
+        return [resident.engine for resident in self._gate.residents if resident is not old]
+
+    async def _exchange(
+        self, attempt: Attempt, directory: Directory, planned: "Plan", old: Resident, held: ExitStack
+    ) -> "Engine":
+        """Verify in host memory, let the request in flight finish, hold the others, and change places with what serves.
+
+        They are held until `held` is closed: the caller promotes before.
+        """
+        factory, control = self.factory, attempt.control
+        assert factory is not None  # it made the plan
+        assert control is not None  # as above
+        attempt.way = "host"
+        staged = await self._bridge.run(
+            "load", factory.stage, directory, planned, control, old.engine, self._others(old)
+        )
+        attempt.warming()
+        held.callback(self._gate.stay)
+        held.enter_context(self._gate.let_go(old.key))
+        while old.leases > 1:  # one is ours
+            control.check()
+            await self.changes.wait()
+        begun = time.monotonic()
+        held.callback(lambda: setattr(attempt, "held", time.monotonic() - begun))
+        try:
+            return await self._bridge.run("load", factory.exchange, old.engine, self._others(old), staged, control)
+        except BaseException:
+            if not old.engine.is_complete:
+                _log.error("%s could not be put back; it does not serve any more", old.key.version)
+                self._gate.withdraw(attempt.alias)
+            raise
+
+    def _finish(self, attempt: Attempt, engine: "Engine") -> list["Engine"]:
+        """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
+        closed: an engine whose equal serves already, or what gave its memory away."""
+        # After an exchange there is no way back but another one, except when nothing shall serve.
+        if self._abandoned and (attempt.way != "host" or self.is_unloaded(attempt.alias)):
             raise Abandoned
-        resident = self._gate.resident(attempt.key)
+        resident, leaving = self._gate.resident(attempt.key), self._gate.leaving
         if resident is None:
             self._gate.admit(attempt.key, engine)
         else:
             resident.engine.plan = engine.plan  # the same bytes, verified in files that were written anew
-        self._promote(attempt)
-        return None if resident is None else engine
+        self._unprepared = attempt.key
+        with attempt.control.phase("promote") if attempt.control is not None else nullcontext():
+            self._promote(attempt)
+        leftover = [] if resident is None else [engine]
+        if leaving is not None:
+            leftover.append(self._gate.free(leaving.key))
+        return leftover
+
+    @property
+    def _abandoned(self) -> bool:
+        return self._loading is not None and self._loading.abandoned
 
     def _promote(self, attempt: Attempt) -> None:
         alias, key = attempt.alias, attempt.key

@@ -139,16 +139,29 @@ class GenerationQueue:
     async def run(self) -> None:
         """Run jobs, for ever."""
         while True:
-            while not self._waiting:
+            while (job := self._next()) is None:
                 self._arrived.clear()
                 await self._arrived.wait()
-            self.running = self._waiting.popleft()
+            self._waiting.remove(job)
+            self.running = job
             self._changes.fire()
             try:
                 await self._run(self.running)
             finally:
                 job, self.running = self.running, None
                 self._end(job)
+
+    def wake(self) -> None:
+        """Look again whether a request can run."""
+        self._arrived.set()
+
+    def _next(self) -> Job | None:
+        """Return whose turn it is. While an engine is on its way out, that is who holds a lease on it."""
+        leaving = self._gate.leaving
+        if leaving is None:
+            return next(iter(self._waiting), None)
+        held = (job for job in self._waiting if job.lease is not None and job.lease.key == leaving.key)
+        return next(held, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no request waits or runs, or at a change after which `given_up` says so."""
@@ -194,7 +207,7 @@ class GenerationQueue:
         def on_step(done: int) -> None:
             job.step = done
 
-        return engine.generate(parameters, on_step=on_step, cancelled=lambda: job.is_cancelled)
+        return engine.serve(parameters, on_step=on_step, cancelled=lambda: job.is_cancelled)
 
     def _unservable(self, model: str) -> RequestError:
         if model in self._aliases:

@@ -38,6 +38,7 @@ def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
         "phases": {} if control is None else {name: round(spent, 4) for name, spent in control.phases.items()},
         "shared": [] if control is None else list(control.shared),
         "way": attempt.way,
+        "held": round(attempt.held, 4),
         "fallback": attempt.fallback,
     }
 

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from blake3 import blake3
 
 from zwatch.deploy.header import Header
-from zwatch.shadow.device import Device
+from zwatch.errors import Rejection
+from zwatch.shadow.hashing import Between, Hashing
+from zwatch.shadow.memory import Shadow, copy_bytes
 
 DATA_ALIGNMENT = 256
 """A file is placed so that its first tensor starts at a multiple of this, bytes: what CUDA's allocator itself gives."""
 KERNEL_ALIGNMENT = 16
 """Vectorised kernels load 16 bytes at a time (cuBLAS and cuDNN ask for it); a tensor off it gets a copy of its own."""
-HASH_SLICE = 64 * 2**20
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -31,12 +31,12 @@ class FileBuffer:
     hashed when made.
     """
 
-    def __init__(self, path: str, header: Header, device: Device) -> None:
+    def __init__(self, path: str, header: Header, shadow: Shadow) -> None:
         self.path = path
         self.header = header
-        self._device = device
+        self.shadow = shadow
         pad = -header.data_start % DATA_ALIGNMENT
-        self._whole = device.allocate(self, pad + header.file_size)
+        self._whole = shadow.allocate(self, pad + header.file_size)
         self.data = self._whole[pad:]
         self.digest: str | None = None
         self.derived: torch.Tensor | None = None
@@ -47,18 +47,53 @@ class FileBuffer:
         """Bytes held on the device, derived copies included."""
         return self._whole.nbytes + (0 if self.derived is None else self.derived.nbytes)
 
-    def hash(self, between: Callable[[], None] = lambda: None) -> str:
-        """Return the blake3 of the file's bytes as they lie on the device now, as hex. See `hash_bytes`."""
-        return hash_bytes(self.data, self._device, between)
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the file's own bytes take, without derived copies."""
+        return self._whole.numel()
 
-    def check_again(self) -> str | None:
-        """Hash everything here in place; return a sentence about what changed, or None."""
-        found = self.hash()
-        if found != self.digest:
-            return f"{self.path}: blake3 on the device is {found}, it was loaded as {self.digest}"
-        if self.derived is not None and hash_bytes(self.derived, self._device) != self._derived_digest:
-            return f"{self.path}: the aligned copy of its tensors on the device has changed"
-        return None
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each piece of memory held on the device."""
+        return [piece.numel() for piece in (self._whole, self.derived) if piece is not None]
+
+    def begin_hash(self, between: Between = lambda: None) -> Hashing:
+        """Begin to hash the file's bytes as they lie, or will lie, on the device. See `Device.begin_hash`."""
+        return self.shadow.begin_hash(self.data, between)
+
+    def begin_check(self) -> Callable[[], str | None]:
+        """Begin to hash everything here in place; what is returned waits, and gives a sentence about what changed, or
+        None."""
+        whole = self.begin_hash()
+        whole.finish()
+        derived = None if self.derived is None else self.shadow.begin_hash(self.derived)
+        if derived is not None:
+            derived.finish()
+
+        def compare() -> str | None:
+            if (found := whole.hexdigest()) != self.digest:
+                return f"{self.path}: blake3 on the device is {found}, it was loaded as {self.digest}"
+            if derived is not None and derived.hexdigest() != self._derived_digest:
+                return f"{self.path}: the aligned copy of its tensors on the device has changed"
+            return None
+
+        return compare
+
+    def moved(self, to: Shadow) -> "FileBuffer":
+        """Return the same verified bytes in other memory. What lands on a device is hashed there once more.
+
+        Raises:
+            Rejection: `device_error`, other bytes landed.
+            torch.OutOfMemoryError, MemoryError: there is no room.
+        """
+        other = FileBuffer(self.path, self.header, to)
+        copy_bytes(other._whole, self._whole)
+        if not to.is_host and (found := other.begin_hash().hexdigest()) != self.digest:
+            raise Rejection(
+                "device_error", f"{self.path}: blake3 of what landed on the device is {found}, expected {self.digest}"
+            )
+        other.digest = self.digest
+        return other
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor of the file as a view, copying those that are off alignment (once)."""
@@ -87,27 +122,14 @@ class FileBuffer:
         return -(-(info.end - info.begin) // DATA_ALIGNMENT) * DATA_ALIGNMENT
 
     def _derive(self, names: list[str]) -> None:
-        derived = self._device.allocate(self, sum(map(self._span, names))).zero_()
+        derived = self.shadow.allocate(self, sum(map(self._span, names))).zero_()
         position = 0
         for name in names:
             info = self.header.tensors[name]
             derived[position : position + info.end - info.begin].copy_(self.data[info.begin : info.end])
             position += self._span(name)
         self.derived = derived
-        self._derived_digest = hash_bytes(derived, self._device)
-
-
-def hash_bytes(data: torch.Tensor, device: Device, between: Callable[[], None] = lambda: None) -> str:
-    """Return the blake3 of a uint8 tensor of shape (n,), on any device, as hex.
-
-    On a CPU the bytes are hashed where they lie; from a GPU they come back to the host, a slice at a time. `between`
-    is called between two slices and may raise to stop.
-    """
-    hasher = blake3(max_threads=blake3.AUTO)
-    for begin in range(0, data.numel(), HASH_SLICE):
-        between()
-        hasher.update(device.host_view(data[begin : begin + HASH_SLICE]))
-    return hasher.hexdigest()
+        self._derived_digest = self.shadow.begin_hash(derived).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

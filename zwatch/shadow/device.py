@@ -1,18 +1,24 @@
-"""The device that weights are loaded on: its memory, and how bytes get there and back."""
+"""The device that weights are loaded on: its memory, its streams, and how bytes get there and are hashed there."""
 
-import os
+import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-from zwatch.errors import Rejection
+from zwatch.shadow import blake3_gpu
+from zwatch.shadow.hashing import Between, Hasher, Hashing, HostHasher
+from zwatch.shadow.memory import HostShadow, system_memory
+from zwatch.shadow.pool import Pool
+from zwatch.shadow.reader import Filling, Landed, PinnedReader, read_in_place
 
-CHUNK = 16 * 2**20
-"""Bytes read at a time: small enough to abandon a load quickly, large enough that a call's cost does not show."""
+_log = logging.getLogger(__name__)
+
+SPARE = 2 * 2**30
+"""Bytes that stay free beside a reserved shadow until the peak of a request is known, and beyond it."""
 
 
 class Device:
@@ -21,30 +27,39 @@ class Device:
     `budget` caps the bytes that weights may take, for a card that is shared with other programs.
     """
 
+    is_host = False
+
     def __init__(self, name: str, *, budget: int | None = None) -> None:
-        self.torch_device = torch.device(_chosen(name))
+        self.torch_device = _chosen(name)
         self._budget = budget
         self._held = 0
+        self._lock = threading.Lock()
         self._loads = 0
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
-        self._staging = _Staging() if self.torch_device.type == "cuda" else None
+        self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
+        self._hasher: Hasher = self._cuda or HostHasher()
+        self.host = HostShadow(self.fill, pin=self._cuda is not None)
+        """Host memory, for a version that does not fit beside the one that serves."""
 
     @property
     def name(self) -> str:
         """The device's name as its maker gives it."""
-        if self.torch_device.type == "cuda":
+        if self._cuda is not None:
             return str(torch.cuda.get_device_name(self.torch_device))
         return "CPU"
 
+    # --- memory
+
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes that weights may take now."""
-        if self.torch_device.type == "cuda":
+        if self._cuda is not None:
             free, total = torch.cuda.mem_get_info(self.torch_device)
-            # What the caching allocator keeps unused is free to us.
+            # What the caching allocator and the pool keep unused is free to us.
             free += torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+            free += self._cuda.pool.free
         else:
-            free, total = _system_memory()
+            free, total = system_memory()
         if self._budget is None:
             return free, total
         return max(0, min(free, self._budget - self._held)), min(total, self._budget)
@@ -55,55 +70,95 @@ class Device:
         Raises:
             torch.OutOfMemoryError: the device has no such piece left.
         """
-        data = torch.empty(size, dtype=torch.uint8, device=self.torch_device)
-        self._held += size
-        weakref.finalize(owner, self._release, size)
-        return data
+        slab = torch.empty(size, dtype=torch.uint8) if self._cuda is None else self._cuda.pool.take(size)
+        with self._lock:
+            self._held += size
+        weakref.finalize(owner, self._release, size, slab if self._cuda is not None else None)
+        return slab[:size]
 
-    def _release(self, size: int) -> None:
-        self._held -= size
+    def _release(self, size: int, slab: torch.Tensor | None) -> None:
+        with self._lock:
+            self._held -= size
+        if self._cuda is not None and slab is not None:
+            self._cuda.pool.give_back(slab)
 
-    def fill(self, destination: torch.Tensor, fd: int, path: str, landed: Callable[[torch.Tensor], None]) -> None:
-        """Read an open file from its start into a uint8 tensor of shape (size,), which must be its whole length.
+    def reserve(self, sizes: Iterable[int]) -> bool:
+        """Have memory for buffers of these sizes ready before it is needed, if requests keep enough; say whether it is.
 
-        `landed` gets each piece of the destination after it has been written, in order; it may raise to stop.
+        A device without a pool needs no such thing.
+        """
+        if self._cuda is None:
+            return True
+        sizes = list(sizes)
+        missing = self._cuda.pool.lacks(sizes)
+        if missing > self.memory()[0] - self._cuda.pool.free - self.request_peak - SPARE:
+            return False
+        try:
+            self._cuda.pool.reserve(sizes)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def give_room(self) -> int:
+        """Give up what is kept for the next load, because an image needs it now; return the bytes."""
+        if self._cuda is None:
+            return 0
+        given_up = self._cuda.pool.trim()
+        torch.cuda.empty_cache()
+        return given_up
+
+    # --- bytes
+
+    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
+        """Read open files from their start into tensors of exactly their length.
+
+        `landed` gets the number of a filling and how many of its bytes, from the first on, are there (on a GPU: in the
+        order of the stream that `beside` has); it may raise to stop.
 
         Raises:
-            Rejection: `size_mismatch` if the file is shorter or longer than the tensor.
+            Rejection: `size_mismatch` if a file is shorter or longer than its tensor.
             OSError: a read failed.
         """
-        size = destination.numel()
-        for begin in range(0, size, CHUNK):
-            piece = destination[begin : begin + CHUNK]
-            if self._staging is None:
-                _read_exactly(fd, piece.numpy().data, begin, size, path)
-            else:
-                self._staging.carry(fd, piece, begin, size, path)
-            landed(piece)
-        if os.pread(fd, 1, size):
-            raise Rejection("size_mismatch", f"{path}: the file grew beyond {size} bytes while it was read")
+        if self._cuda is None:
+            read_in_place(fillings, landed)
+        else:
+            self._cuda.fill(fillings, landed)
 
-    def host_view(self, data: torch.Tensor) -> memoryview:
-        """Return a uint8 tensor's bytes for reading: in place on a CPU, a copy of the device's bytes on a GPU."""
-        if self._staging is None:
-            return data.numpy().data
-        return data.cpu().numpy().data
+    def begin_hash(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
+        """Return the hash to be of a uint8 tensor of shape (n,) on this device; see `Hashing`.
+
+        To be used inside `beside`. `between` is called between two slices that the CPU hashes and may raise to stop.
+        """
+        return self._hasher.begin(data, between)
+
+    # --- streams
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Make images: on a stream that goes before everything else the device does."""
+        if self._cuda is None:
+            yield
+            return
+        with torch.cuda.stream(self._cuda.serving):
+            yield
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Run device work beside the serving stream, and leave only when it is done."""
-        if self._staging is None:
+        """Do device work that gives way to images being made, and leave only when it is done."""
+        if self._cuda is None:
             yield
             return
         self._loads += 1
-        with torch.cuda.stream(self._staging.stream):
-            yield
-        self._staging.stream.synchronize()
+        try:
+            with torch.cuda.stream(self._cuda.beside):
+                yield
+        finally:
+            self._cuda.beside.synchronize()
 
     @contextmanager
     def measured_request(self) -> Iterator[None]:
         """Learn from an image being made inside how much memory that takes, unless a load ran beside it."""
-        if self._staging is None:
+        if self._cuda is None:
             yield
             return
         loads, held = self._loads, torch.cuda.memory_allocated(self.torch_device)
@@ -114,42 +169,85 @@ class Device:
             self.request_peak = max(self.request_peak, peak)
 
 
-class _Staging:
-    """Pinned memory and a stream of its own, so that copying never waits for, or holds up, the serving stream."""
+class _Cuda:
+    """What a CUDA device needs beyond torch: streams by rank, pinned memory, a pool, and the hash kernel.
 
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream(priority=0)  # type: ignore[no-untyped-call]
-        self._pinned = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-        self._turn = 0
-        self._lock = threading.Lock()
+    Everything is allocated and compiled here, at the start, so that a swap need not.
+    """
 
-    def carry(self, fd: int, piece: torch.Tensor, begin: int, size: int, path: str) -> None:
+    def __init__(self, device: torch.device) -> None:
+        with torch.cuda.device(device):
+            self.serving = torch.cuda.Stream(priority=-1)
+            self.beside = torch.cuda.Stream(priority=0)
+            self.copies = torch.cuda.Stream(priority=0)
+            self._hashing = threading.Lock()
+            # Compiling takes seconds the first time; the first files are read meanwhile.
+            compiler = ThreadPoolExecutor(1, thread_name_prefix="zwatch-kernels")
+            self._hasher = compiler.submit(_make_hasher, device, self.beside)
+            compiler.shutdown(wait=False)
+            self._reader = PinnedReader(self.copies)
+            self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
+
+    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
+        self._reader.fill(fillings, landed)
+
+    def begin(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
+        hasher = self._hasher.result()
+        if isinstance(hasher, HostHasher):
+            return hasher.begin(data, between)
+        with self._hashing:
+            return _AfterCopies(hasher.begin(data), self._hashing, self.beside, self.copies)
+
+
+class _AfterCopies:
+    """Hashes each slice on one stream as soon as it was copied on another.
+
+    A load and a check of what serves may hash at the same time, with one scratch: hence the lock.
+    """
+
+    def __init__(
+        self,
+        hashing: blake3_gpu.Hashing,
+        lock: threading.Lock,
+        stream: torch.cuda.Stream,
+        copies: torch.cuda.Stream,
+    ) -> None:
+        self._hashing = hashing
+        self._lock = lock
+        self._stream = stream
+        self._copies = copies
+        self._slices = 0
+
+    def advance(self, landed: int) -> None:
+        # An event a slice, not one a chunk.
+        if (slices := landed // blake3_gpu.SLICE) > self._slices:
+            self._slices = slices
+            self._stream.wait_stream(self._copies)
+            with self._lock:
+                self._hashing.advance(landed)
+
+    def finish(self) -> None:
+        self._stream.wait_stream(self._copies)
         with self._lock:
-            turn = self._turn = 1 - self._turn
-            self._copied[turn].synchronize()  # the copy before last has left this half
-            host = self._pinned[turn][: piece.numel()]
-            _read_exactly(fd, host.numpy().data, begin, size, path)
-            with torch.cuda.stream(self.stream):
-                piece.copy_(host, non_blocking=True)
-                self._copied[turn].record(self.stream)
+            self._hashing.finish()
+
+    def hexdigest(self) -> str:
+        self.finish()
+        return self._hashing.hexdigest()
 
 
-def _chosen(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _make_hasher(device: torch.device, stream: torch.cuda.Stream) -> "HostHasher | blake3_gpu.GpuHasher":
+    if not blake3_gpu.is_available(device):
+        _log.warning("triton is not installed: weights are verified on the CPU, which takes many times as long")
+        return HostHasher()
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        return blake3_gpu.GpuHasher(device)
 
 
-def _system_memory() -> tuple[int, int]:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))  # type: ignore[return-value]
-
-
-def _read_exactly(fd: int, into: memoryview, begin: int, size: int, path: str) -> None:
-    done = 0
-    while done < len(into):
-        count = os.preadv(fd, [into[done:]], begin + done)
-        if count == 0:
-            raise Rejection("size_mismatch", f"{path}: ended after {begin + done} bytes, expected {size}")
-        done += count
+def _chosen(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and ":" not in name:  # tensors say which one, and are compared with this
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,12 @@ from zwatch.deploy import header, seal
 from zwatch.deploy.aliases import Directory, FileStamp
 from zwatch.errors import Abandoned, Rejection
 from zwatch.shadow.buffers import FileBuffer, Footprint
-from zwatch.shadow.device import Device
+from zwatch.shadow.hashing import host_view
+from zwatch.shadow.memory import Shadow
+from zwatch.shadow.reader import Filling
 
 WEIGHTS_SUFFIX = ".safetensors"
+_REPORT_SECONDS = 0.02  # a report wakes the event loop; a fast load has thousands of chunks a second
 _RACY_NS = 10**9  # many times the 4 ms grain of a file's times
 MAX_SMALL_FILE = 256 * 2**20
 """Longest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the longest there is, has 11 MB."""
@@ -35,6 +38,7 @@ class LoadControl:
         self.bytes_done = 0
         self.shared: list[str] = []
         self._report = report
+        self._reported = 0.0
         self._abandoned = threading.Event()
 
     def abandon(self) -> None:
@@ -54,7 +58,9 @@ class LoadControl:
     def advance(self, count: int) -> None:
         """Note `count` more bytes, and raise Abandoned if the load is not wanted any more."""
         self.bytes_done += count
-        self._report()
+        if (now := time.monotonic()) - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            self._report()
         self.check()
 
     @contextmanager
@@ -159,11 +165,11 @@ def load_weights(
     directory: Directory,
     planned: Plan,
     paths: list[str],
-    device: Device,
+    shadow: Shadow,
     control: LoadControl,
     verified: "VerifiedFiles",
 ) -> dict[str, FileBuffer]:
-    """Read weight files into buffers on the device and verify what landed there.
+    """Read weight files into buffers and verify what landed there.
 
     Raises:
         Rejection: a file is not what its seal or its header says.
@@ -172,24 +178,35 @@ def load_weights(
         RuntimeError: the device failed; torch.OutOfMemoryError when its memory ran out.
     """
     control.bytes_total += sum(planned.headers[path].file_size for path in paths)
-    buffers: dict[str, FileBuffer] = {}
-    with device.beside():
-        for path in paths:
-            control.check()
-            buffer = FileBuffer(path, planned.headers[path], device)
-            with control.phase("read"), seal.opened_sealed(directory.fd, planned.seal, path) as fd:
-                status, taken_ns = os.fstat(fd), time.time_ns()
-                if status.st_size != buffer.header.file_size:
-                    raise Rejection(
-                        "size_mismatch", f"{path}: {status.st_size} bytes, a moment ago {buffer.header.file_size}"
-                    )
-                device.fill(buffer.data, fd, path, lambda piece: control.advance(piece.numel()))
-            with control.phase("verify"):
-                _verify(buffer, planned.seal.files[path], device, control)
-            verified.note(status, taken_ns, planned.seal.files[path])
-            control.check()
-            buffers[path] = buffer
-    return buffers
+    control.check()
+    with shadow.beside():
+        with control.phase("read"):
+            buffers = [FileBuffer(path, planned.headers[path], shadow) for path in paths]
+            hashings = [buffer.begin_hash(control.check) for buffer in buffers]
+            with ExitStack() as opened:
+                fillings, stats = [], []
+                for buffer in buffers:
+                    fd = opened.enter_context(seal.opened_sealed(directory.fd, planned.seal, buffer.path))
+                    stats.append((os.fstat(fd), time.time_ns()))
+                    _check_size(buffer, stats[-1][0].st_size)
+                    fillings.append(Filling(fd, buffer.path, buffer.data))
+                done = [0] * len(buffers)
+
+                def landed(number: int, prefix: int) -> None:
+                    control.advance(prefix - done[number])
+                    done[number] = prefix
+                    hashings[number].advance(prefix)
+
+                shadow.fill(fillings, landed)
+        with control.phase("verify"):
+            for hashing in hashings:
+                hashing.finish()
+            for buffer, hashing, (status, taken_ns) in zip(buffers, hashings, stats, strict=True):
+                expected = planned.seal.files[buffer.path]
+                _check_landed(buffer, hashing.hexdigest(), expected)
+                verified.note(status, taken_ns, expected)
+    control.check()
+    return {buffer.path: buffer for buffer in buffers}
 
 
 class VerifiedFiles:
@@ -227,11 +244,17 @@ class VerifiedFiles:
             seal.check_hash(path, digest, planned.seal.files[path])
 
 
-def _verify(buffer: FileBuffer, expected: str, device: Device, control: LoadControl) -> None:
-    digest = buffer.hash(control.check)
+def _check_size(buffer: FileBuffer, size: int) -> None:
+    planned = buffer.header.file_size
+    if size != planned:
+        raise Rejection("size_mismatch", f"{buffer.path}: {size} bytes, a moment ago {planned}")
+
+
+def _check_landed(buffer: FileBuffer, digest: str, expected: str) -> None:
+    """Hold what landed against the seal, and the header that the plan was made from against what landed."""
     seal.check_hash(buffer.path, digest, expected)
     raw = buffer.header.raw
-    if bytes(device.host_view(buffer.data[: len(raw)])) != raw:
+    if bytes(host_view(buffer.data[: len(raw)])) != raw:
         raise Rejection("header_invalid", f"{buffer.path}: its header changed while it was loaded")
     buffer.digest = digest
 

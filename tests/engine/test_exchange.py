@@ -1,0 +1,172 @@
+"""Exchange: a version that does not fit beside the other takes its place on the device, and gives it back on failure."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.editing import TRANSFORMER, build, edit_json, edit_tensors, parameters, rejection_of, seal_again
+from zwatch.deploy.look import open_version
+from zwatch.deploy.seal import read_seal
+from zwatch.engine import store as store_module
+from zwatch.engine.factory import EngineFactory
+from zwatch.errors import Abandoned, Rejection
+from zwatch.shadow.loader import LoadControl
+
+
+class Place:
+    """A device with room for one version and no more, and v1 on it."""
+
+    def __init__(self, models):
+        self.models = models
+        self.budget = build(EngineFactory("cpu"), models, "v1").nbytes
+        self.factory = EngineFactory("cpu", budget=self.budget)
+        self.old = build(self.factory, models, "v1")
+        self.control = LoadControl()
+
+    def plan(self, name="v2"):
+        directory = open_version(self.models, name)
+        return directory, self.factory.plan(directory, read_seal(directory.fd).digest)
+
+    def exchange(self, name="v2"):
+        directory, planned = self.plan(name)
+        staged = self.factory.stage(directory, planned, self.control, self.old, [])
+        return self.factory.exchange(self.old, [], staged, self.control)
+
+    @property
+    def held(self):
+        return self.budget - self.factory.device.memory()[0]
+
+
+@pytest.fixture
+def place(models):
+    gc.collect()
+    gc.disable()  # memory must come back by itself, at once
+    yield Place(models)
+    gc.enable()
+
+
+def pixels(engine):
+    return np.asarray(engine.generate(parameters()).images[0])
+
+
+def expected(models, name):
+    return pixels(build(EngineFactory("cpu"), models, name))
+
+
+def test_a_version_that_does_not_fit_beside_takes_the_others_place(place):
+    directory, planned = place.plan()
+    assert place.factory.lacks(planned)
+    assert place.factory.fits_instead(planned, place.old, [])
+    directory.close()
+    new = place.exchange()
+    assert np.array_equal(pixels(new), expected(place.models, "v2"))
+    assert new.verify_resident() == (place.budget, [])
+    assert place.held == place.budget
+    assert not place.old.is_complete
+
+
+def test_only_what_differs_changes_places(place):
+    shared = [component for component in place.old.components if component.key[0] in ("text_encoder", "vae")]
+    before = {buffer.data.data_ptr() for component in shared for buffer in component.buffers}
+    new = place.exchange()
+    assert sorted(place.control.shared) == ["text_encoder", "vae"]
+    assert before <= {buffer.data.data_ptr() for component in new.components for buffer in component.buffers}
+
+
+def nan(tensors):
+    return {name: torch.full_like(tensor, float("nan")) for name, tensor in tensors.items()}
+
+
+def renamed(tensors):
+    return {f"{name}.x": tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"), [(nan, "bad_image"), (renamed, "weights_mismatch")], ids=["no numbers", "other tensors"]
+)
+def test_what_does_not_prove_itself_gives_the_place_back(place, change, code):
+    before = pixels(place.old)
+    edit_tensors(place.models / "v2" / TRANSFORMER, change)
+    seal_again(place.models / "v2")
+    assert rejection_of(place.exchange)[0] == code
+    assert place.old.is_complete
+    assert np.array_equal(pixels(place.old), before)
+    assert place.old.verify_resident() == (place.budget, [])
+    assert place.held == place.budget
+
+
+def test_a_wrong_config_gives_the_place_back_too(place):
+    before = pixels(place.old)
+    edit_json(place.models / "v2/transformer/config.json", lambda config: config.update(n_layers=3))
+    seal_again(place.models / "v2")
+    assert rejection_of(place.exchange)[0] == "weights_mismatch"
+    assert np.array_equal(pixels(place.old), before)
+
+
+def test_a_newer_wish_gives_the_place_back(place, monkeypatch):
+    before = pixels(place.old)
+    building = store_module.build
+
+    def overtaken(*args):
+        place.control.abandon()
+        return building(*args)
+
+    monkeypatch.setattr(store_module, "build", overtaken)
+    directory, planned = place.plan()
+    staged = place.factory.stage(directory, planned, place.control, place.old, [])
+    with pytest.raises(Abandoned):
+        place.factory.exchange(place.old, [], staged, place.control)
+    monkeypatch.setattr(store_module, "build", building)
+    assert np.array_equal(pixels(place.old), before)
+
+
+def test_what_cannot_be_put_back_is_not_complete(place, monkeypatch):
+    def broken(*args):
+        raise Rejection("device_error", "the device fell off the bus")
+
+    directory, planned = place.plan()
+    staged = place.factory.stage(directory, planned, place.control, place.old, [])
+    monkeypatch.setattr(store_module, "build", broken)
+    assert rejection_of(lambda: place.factory.exchange(place.old, [], staged, place.control))[0] == "device_error"
+    assert not place.old.is_complete
+    with pytest.raises(RuntimeError, match="v1 has given its memory away"):
+        place.old.generate(parameters())
+
+
+def test_what_was_staged_is_verified_before_anything_moves(place):
+    data = bytearray((place.models / "v2" / TRANSFORMER).read_bytes())
+    data[-1] ^= 1
+    (place.models / "v2" / TRANSFORMER).write_bytes(data)
+    directory, planned = place.plan()
+    code, reason = rejection_of(lambda: place.factory.stage(directory, planned, place.control, place.old, []))
+    assert (code, reason.startswith(TRANSFORMER)) == ("hash_mismatch", True)
+    assert place.held == place.budget
+
+
+def test_what_the_host_has_no_room_for_is_rejected_with_both_byte_counts(place, monkeypatch):
+    monkeypatch.setattr(place.factory.device.host, "memory", lambda: (1000, 2000))
+    directory, planned = place.plan()
+    code, reason = rejection_of(lambda: place.factory.stage(directory, planned, place.control, place.old, []))
+    assert code == "insufficient_memory"
+    assert "1000" in reason
+    assert "2000" in reason
+
+
+def test_without_room_for_what_has_to_go_nothing_moves(place, monkeypatch):
+    monkeypatch.setattr(place.factory.device.host, "reserve", lambda sizes: False)
+    code, reason = rejection_of(place.exchange)
+    assert code == "insufficient_memory"
+    assert "v1 takes" in reason
+    assert place.old.is_complete
+
+
+def test_what_another_engine_shares_stays_on_the_device(place):
+    """Two engines of one version's parts: only what the old one alone holds can be taken from it."""
+    place.factory.device._budget *= 3
+    other = build(place.factory, place.models, "v2")
+    directory, _planned = place.plan("v2")
+    given = place.factory._exclusive(place.old, [other], set())
+    assert {buffer.path for buffer in given} == {TRANSFORMER}
+    directory.close()

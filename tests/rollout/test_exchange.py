@@ -1,0 +1,151 @@
+"""On a card too small for two, requests wait while versions change places; they do not fail."""
+
+import asyncio
+
+import pytest
+
+from tests.rollout.conftest import HeldFactory
+from tests.rollout.test_supervisor import TRANSFORMER, flip_byte, make_v3, picture, quick_retries, reached  # noqa: F401
+from zwatch.rollout.lifecycle import EngineState
+from zwatch.shadow.memory import HostShadow
+
+
+@pytest.fixture
+async def service(services):
+    """A service that serves v1 on a device with room for nothing else."""
+    started = await services(make_factory=lambda: HeldFactory(budget=2**26)).start()
+    await started.until_serves("v1")
+    device = started.factory.device
+    device._budget = 2**26 - device.memory()[0]
+    return started
+
+
+async def test_the_other_version_takes_the_place_and_the_status_says_how(service):
+    service.link("v2")
+    await service.until_serves("v2")
+    attempt = service.supervisor.attempts[0]
+    assert (attempt.way, attempt.held > 0) == ("host", True)
+    assert attempt.control.phases.keys() >= {"read", "verify", "aside", "build", "warm", "promote"}
+    assert service.engines() == {"v2": EngineState.SERVING}
+    assert service.gate.leaving is None
+
+
+async def test_back_and_forth_ends_with_the_same_pictures_and_the_same_memory(service):
+    with service.gate.lease("current") as lease:
+        first = picture(lease)
+    for version in ("v2", "v1", "v2", "v1"):
+        service.link(version)
+        await service.until_serves(version)
+    with service.gate.lease("current") as lease:
+        assert (picture(lease) == first).all()
+    assert service.factory.device.memory()[0] == 0
+
+
+async def test_it_waits_for_the_request_in_flight_and_gives_no_new_lease(service):
+    lease = service.gate.lease("current")
+    service.link("v2")
+    await service.until(lambda: service.gate.leaving is not None)
+    assert service.gate.lease("current") is None
+    assert service.gate.lease("v1") is None
+    assert service.gate.knows("current"), "a request is accepted, and waits"
+    assert not service.gate.knows("v1"), "nobody joins the version that leaves"
+    assert picture(lease).shape == (64, 64, 3)
+    assert service.serves() == "v1"
+    lease.release()
+    await service.until_serves("v2")
+
+
+async def test_a_newer_wish_while_it_waits_leaves_everything_as_it_was(service):
+    lease = service.gate.lease("current")
+    service.link("v2")
+    await service.until(lambda: service.gate.leaving is not None)
+    service.link("v1")
+    await service.until(lambda: service.gate.leaving is None)
+    assert service.attempts()[0] == ("v2", "ABANDONED", None)
+    lease.release()
+    await service.until_serves("v1")
+    assert service.gate.lease("current") is not None
+
+
+async def test_a_newer_wish_in_the_middle_puts_the_old_one_back_and_then_comes_in(service):
+    make_v3(service.root)
+    go = service.factory.hold("warm", "v2")
+    service.link("v2")
+    await reached(service, "warm", "v2")
+    service.link("v3")
+    await service.until_serves("v3")
+    go.set()
+    assert ("v2", "ABANDONED", None) in service.attempts()
+    assert service.engines() == {"v3": EngineState.SERVING}
+
+
+async def test_a_version_that_fails_leaves_the_old_one_serving(service, monkeypatch):
+    from zwatch.engine import factory as factory_module
+    from zwatch.errors import Rejection
+
+    def no_picture(engine, cancelled):
+        raise Rejection("bad_image", "the warm-up image is one colour")
+
+    monkeypatch.setattr(factory_module, "warm", no_picture)
+    service.link("v2")
+    await service.until_rejected("v2", "bad_image")
+    assert service.serves() == "v1"
+    with service.gate.lease("current") as lease:
+        assert picture(lease).shape == (64, 64, 3)
+
+
+async def test_a_corrupt_version_never_makes_a_request_wait(service):
+    flip_byte(service.root / "v2" / TRANSFORMER)
+    service.link("v2")
+    await service.until_rejected("v2", "hash_mismatch")
+    attempt = service.supervisor.attempts[0]
+    assert (attempt.held, service.gate.leaving) == (0.0, None)
+
+
+async def test_what_cannot_be_put_back_is_withdrawn_and_loaded_again(service, monkeypatch, quick_retries):  # noqa: F811
+    from zwatch.engine import store as store_module
+    from zwatch.errors import Rejection
+
+    building, calls = store_module.build, []
+
+    def broken(*args):
+        calls.append(args[0][0])
+        if len(calls) <= 2:  # the new one's first component, and the old one's
+            raise Rejection("device_error", "the device fell off the bus")
+        return building(*args)
+
+    monkeypatch.setattr(store_module, "build", broken)
+    service.link("v2")
+    await service.until_serves("v2")
+    assert ("v2", "REJECTED", "device_error") in service.attempts()
+
+
+async def test_a_version_that_another_alias_serves_too_stays(services, quick_retries):  # noqa: F811
+    started = services(make_factory=lambda: HeldFactory(budget=2**26), aliases=("current", "canary"))
+    (started.root / "canary").symlink_to("v1")
+    await started.start()
+    await started.until_serves("v1")
+    await started.until_serves("v1", "canary")
+    device = started.factory.device
+    device._budget = 2**26 - device.memory()[0]
+    started.link("v2", "canary")
+    await started.until_rejected("v2", "insufficient_memory")
+    assert (started.serves(), started.serves("canary")) == ("v1", "v1")
+
+
+async def test_without_room_on_the_host_it_is_rejected_with_the_byte_counts(service, monkeypatch):
+    monkeypatch.setattr(HostShadow, "memory", lambda self: (1000, 2000))
+    service.link("v2")
+    await service.until_rejected("v2", "insufficient_memory")
+    assert "1000" in service.supervisor.attempts[0].rejection.reason
+    assert service.serves() == "v1"
+
+
+async def test_an_unload_in_the_middle_frees_both(service):
+    service.factory.hold("warm", "v2")
+    service.link("v2")
+    await reached(service, "warm", "v2")
+    unloading = asyncio.create_task(service.supervisor.unload())
+    assert await asyncio.wait_for(unloading, 15)
+    assert service.engines() == {}
+    assert service.factory.device.memory()[0] == service.factory.device._budget

@@ -1,0 +1,174 @@
+"""Reader: files land byte for byte where they belong, in order, and of exactly their length."""
+
+import os
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.shadow.conftest import rejection_of
+from zwatch.errors import Abandoned
+from zwatch.shadow import reader
+from zwatch.shadow.reader import Filling, PinnedReader, cached_share, read_in_place
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Write files and open them as fillings of tensors on some device."""
+    fds = []
+
+    def write(*contents, size=None, device="cpu"):
+        fillings = []
+        for number, data in enumerate(contents):
+            path = tmp_path / f"{number}.safetensors"
+            path.write_bytes(data)
+            fds.append(os.open(path, os.O_RDONLY))
+            length = len(data) if size is None else size
+            fillings.append(Filling(fds[-1], f"vae/{path.name}", torch.zeros(length, dtype=torch.uint8, device=device)))
+        return fillings
+
+    yield write
+    for fd in fds:
+        os.close(fd)
+
+
+def contents(fillings):
+    return [bytes(filling.destination.cpu().numpy()) for filling in fillings]
+
+
+def nothing(number, prefix):
+    pass
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250])
+def test_files_land_byte_for_byte_and_are_told_of_chunk_by_chunk(opened, monkeypatch, size):
+    monkeypatch.setattr(reader, "CHUNK", 100)
+    data = [os.urandom(size), os.urandom(130)]
+    fillings, landed = opened(*data), []
+
+    def note(number, prefix):
+        landed.append((number, prefix))
+        assert bytes(fillings[number].destination[:prefix].numpy()) == data[number][:prefix]
+
+    read_in_place(fillings, note)
+    assert contents(fillings) == data
+    assert landed == [(0, min(begin + 100, size)) for begin in range(0, size, 100)] + [(1, 100), (1, 130)]
+
+
+LENGTHS = [
+    (0, "ended after 0 bytes, expected 250"),
+    (120, "ended after 120 bytes, expected 250"),
+    (251, "grew beyond 250 bytes"),
+]
+
+
+@pytest.mark.parametrize(("on_disk", "what"), LENGTHS, ids=["empty", "short", "grown"])
+def test_a_file_of_another_length_is_rejected_with_both_sizes(opened, monkeypatch, on_disk, what):
+    monkeypatch.setattr(reader, "CHUNK", 100)
+    fillings = opened(bytes(on_disk), size=250)
+    code, reason = rejection_of(lambda: read_in_place(fillings, nothing))
+    assert code == "size_mismatch"
+    assert reason.startswith("vae/0.safetensors: ")
+    assert what in reason
+
+
+def test_what_raises_when_told_of_a_chunk_stops_the_reading(opened, monkeypatch):
+    monkeypatch.setattr(reader, "CHUNK", 100)
+    fillings = opened(b"x" * 1000)
+
+    def stop(number, prefix):
+        if prefix == 200:
+            raise Abandoned
+
+    with pytest.raises(Abandoned):
+        read_in_place(fillings, stop)
+    assert contents(fillings) == [b"x" * 200 + bytes(800)]
+
+
+def test_a_file_that_was_just_written_is_in_the_page_cache(opened):
+    (filling,) = opened(os.urandom(300_000))
+    assert cached_share(filling.fd, filling.size) == 1.0
+
+
+def test_an_empty_file_counts_as_cached(opened):
+    (filling,) = opened(b"")
+    assert cached_share(filling.fd, 0) == 1.0
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), order=st.randoms(use_true_random=False))
+def test_prefixes_grow_without_gaps_whatever_the_order_of_the_pieces(lengths, order):
+    pieces = [reader._Piece(number, 10 * k, 10) for number, count in enumerate(lengths) for k in range(count)]
+    order.shuffle(pieces)
+    done = reader.SimpleQueue()
+    for piece in pieces:
+        done.put(piece)
+    seen, told = set(), dict.fromkeys(range(len(lengths)), 0)
+    arrived = iter(pieces)
+    for number, prefix in reader._prefixes(done, len(pieces)):
+        while done.qsize() < len(pieces) - len(seen):
+            piece = next(arrived)
+            seen.add((piece.number, piece.begin))
+        assert prefix > told[number]
+        assert all((number, begin) in seen for begin in range(0, prefix, 10))
+        told[number] = prefix
+    assert told == {number: 10 * count for number, count in enumerate(lengths)}
+
+
+@pytest.mark.gpu
+class TestOntoAGpu:
+    @pytest.fixture(scope="class")
+    def small(self):
+        """A reader with many small chunks of whole blocks."""
+        return PinnedReader(torch.cuda.Stream(), threads=4, chunk=2 * reader.BLOCK)
+
+    @pytest.mark.parametrize("size", [0, 1, 8191, 8192, 8193, 1_000_003])
+    def test_files_land_byte_for_byte_and_prefixes_grow(self, opened, small, size):
+        data = [os.urandom(size), os.urandom(50_001)]
+        fillings, told = opened(*data, device="cuda"), [0, 0]
+
+        def note(number, prefix):
+            assert told[number] < prefix <= len(data[number])
+            told[number] = prefix
+
+        small.fill(fillings, note)
+        assert contents(fillings) == data
+        assert told == [len(one) for one in data]
+
+    def test_what_the_page_cache_has_not_got_lands_byte_for_byte_too(self, opened, small):
+        data = [os.urandom(size) for size in (8192 * 40, 8192 * 40 + 1, 300_003, 5)]
+        fillings = opened(*data, device="cuda")
+        for filling in fillings:
+            os.fsync(filling.fd)
+            os.posix_fadvise(filling.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        small.fill(fillings, nothing)
+        assert contents(fillings) == data
+
+    @pytest.mark.parametrize(("on_disk", "what"), LENGTHS, ids=["empty", "short", "grown"])
+    def test_a_file_of_another_length_is_rejected_with_both_sizes(self, opened, small, on_disk, what):
+        fillings = opened(bytes(on_disk), size=250, device="cuda")
+        code, reason = rejection_of(lambda: small.fill(fillings, nothing))
+        assert code == "size_mismatch"
+        assert what in reason
+
+    def test_after_an_error_the_reader_works_on(self, opened, small):
+        fillings = opened(os.urandom(1_000_000), device="cuda")
+
+        def stop(number, prefix):
+            raise Abandoned
+
+        with pytest.raises(Abandoned):
+            small.fill(fillings, stop)
+        again = opened(b"y" * 1_000_000, device="cuda")
+        small.fill(again, nothing)
+        assert contents(again) == [b"y" * 1_000_000]
+
+    def test_loads_from_two_threads_take_turns(self, opened, small):
+        fillings = opened(b"a" * 200_000, b"b" * 200_000, device="cuda")
+        threads = [threading.Thread(target=small.fill, args=([filling], nothing)) for filling in fillings]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert contents(fillings) == [b"a" * 200_000, b"b" * 200_000]
