@@ -240,8 +240,14 @@ def _make_hasher(device: torch.device, stream: torch.cuda.Stream) -> "HostHasher
     if not blake3_gpu.is_available(device):
         _log.warning("triton is not installed: weights are verified on the CPU, which takes many times as long")
         return HostHasher()
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        return blake3_gpu.GpuHasher(device)
+    try:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            return blake3_gpu.GpuHasher(device)
+    except Exception:  # no compiler, no room for its cache, another triton: the CPU verifies as well, only later
+        _log.exception(
+            "the hash kernel does not work here: weights are verified on the CPU, which takes many times as long"
+        )
+        return HostHasher()
 
 
 def _chosen(name: str) -> torch.device:
