@@ -325,8 +325,9 @@ def files_are_old(monkeypatch):
     monkeypatch.setattr(loader, "_RACY_NS", -(10**12))
 
 
-def check(verified, directory, found):
-    verified.check(directory, found, list(found.headers), LoadControl())
+def check(verified, directory, found, *, paths=None, control=None):
+    hash_file = Device("cpu").hash_file
+    verified.check(directory, found, paths or list(found.headers), control or LoadControl(), hash_file)
 
 
 def test_verified_files_are_read_once(models, reads, files_are_old):
@@ -401,8 +402,8 @@ def test_reading_for_long_does_not_make_a_fresh_file_trusted(models, monkeypatch
     monkeypatch.setattr(seal, "hash_file", slow)
     verified = VerifiedFiles()
     directory, found = planned(models)
-    verified.check(directory, found, [VAE], LoadControl())
-    verified.check(directory, found, [VAE], LoadControl())
+    check(verified, directory, found, paths=[VAE])
+    check(verified, directory, found, paths=[VAE])
     assert len(reads) == 2
 
 
@@ -411,7 +412,7 @@ def test_checking_stops_when_the_load_is_abandoned(models, reads):
     control = LoadControl()
     control.abandon()
     with pytest.raises(Abandoned):
-        VerifiedFiles().check(directory, found, list(found.headers), control)
+        check(VerifiedFiles(), directory, found, control=control)
     assert reads == []
 
 
@@ -478,3 +479,19 @@ def allocations():
 
 def found_digests(found):
     return {path: found.seal.files[path] for path in found.headers}
+
+
+@pytest.mark.gpu
+def test_a_file_that_is_only_checked_goes_through_reserved_memory_and_gives_it_back(folder, monkeypatch):
+    device = Device("cuda")
+    data = os.urandom(3_000_001)
+    name = folder.write("w.safetensors", safetensors_bytes({"t": ("U8", (len(data),), data)}))
+    path = folder.path / name
+    assert device.reserve([path.stat().st_size])
+    before, on_cpu, done = allocations(), [], []
+    monkeypatch.setattr(seal, "hash_file", lambda *rest: on_cpu.append(1))
+    with open(path, "rb") as file:
+        found = device.hash_file(file.fileno(), name, path.stat().st_size, done.append)
+    assert found == blake3(path.read_bytes()).hexdigest()
+    assert (on_cpu, sum(done)) == ([], path.stat().st_size)
+    assert (allocations(), held_by_pool(device)) == (before, 0)

@@ -94,7 +94,7 @@ class ComponentStore:
         weights = load_weights(directory, planned, missing, shadow, control, self._verified)
         with control.phase("verify"):
             rest = [path for path in planned.headers if path not in weights]
-            self._verified.check(directory, planned, rest, control)
+            self._verified.check(directory, planned, rest, control, self.device.hash_file)
         return Staged(Candidate(planned, small, weights), keys, paths, components, shared)
 
     def assemble(self, staged: Staged, control: LoadControl) -> Assembly:

@@ -59,7 +59,8 @@ class GpuHasher:
 
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
         self.slice_chunks = SLICE // CHUNK
-        self.slice_groups = -(-self.slice_chunks // MERGE_GROUP)
+        self.merge_group = MERGE_GROUP
+        self.slice_groups = self.groups(self.slice_chunks)
         self._kernels: Any = _blake3_kernels
         self._chunk_values = self.new_values(self.slice_chunks)
         self._try_every_variant()
@@ -76,6 +77,10 @@ class GpuHasher:
     def new_values(self, count: int) -> torch.Tensor:
         """Return room for chaining values, uint32, shape (8, count): the same word of all of them is contiguous."""
         return torch.empty((VALUE_WORDS, count), dtype=torch.uint32, device=self.device)
+
+    def groups(self, count: int) -> int:
+        """Return how many chaining values `merge` makes of `count`."""
+        return -(-count // self.merge_group)
 
     def hash_slice(self, data: torch.Tensor, first: int, count: int) -> torch.Tensor:
         """Hash chunks `first` to `first + count` of the data; return their chaining values, uint32, shape (8, count).
@@ -103,13 +108,13 @@ class GpuHasher:
         return values
 
     def merge(self, children: torch.Tensor, into: torch.Tensor, *, root: bool) -> None:
-        """Reduce each MERGE_GROUP of chaining values, shape (8, count), to one of `into`, shape (8, groups).
+        """Reduce each `merge_group` of chaining values, shape (8, count), to one of `into`, shape (8, groups).
 
         The children are overwritten. `root`: what comes out, a single value, is the root of the whole tree.
         """
         self._kernels.merge[(into.shape[1],)](
             children, into, children.shape[1], children.stride(0), into.stride(0), int(root),
-            GROUP=MERGE_GROUP, SIZE=MERGE_WARPS * LANES, num_warps=MERGE_WARPS,
+            GROUP=self.merge_group, SIZE=MERGE_WARPS * LANES, num_warps=MERGE_WARPS,
         )  # fmt: skip
 
     def _try_every_variant(self) -> None:
@@ -131,7 +136,7 @@ class Hashing:
         self._slices = -(-self._chunks // hasher.slice_chunks)
         self._next_slice = 0
         chunks_in_last = self._chunks - (self._slices - 1) * hasher.slice_chunks
-        groups = (self._slices - 1) * hasher.slice_groups + -(-chunks_in_last // MERGE_GROUP)
+        groups = (self._slices - 1) * hasher.slice_groups + hasher.groups(chunks_in_last)
         self._values = hasher.new_values(groups)
         self._digest = hasher.new_values(1)
         self._finished = False
@@ -152,7 +157,7 @@ class Hashing:
         with torch.cuda.device(self._hasher.device):
             values = self._values
             while values.shape[1] > 1:
-                groups = -(-values.shape[1] // MERGE_GROUP)
+                groups = self._hasher.groups(values.shape[1])
                 above = self._digest if groups == 1 else self._hasher.new_values(groups)
                 self._hasher.merge(values, above, root=groups == 1)
                 values = above
@@ -177,7 +182,7 @@ class Hashing:
         chunks = hasher.hash_slice(self._data, first, min(hasher.slice_chunks, self._chunks - first))
         alone = self._values.shape[1] == 1
         begin = index * hasher.slice_groups
-        into = self._digest if alone else self._values[:, begin : begin + -(-chunks.shape[1] // MERGE_GROUP)]
+        into = self._digest if alone else self._values[:, begin : begin + hasher.groups(chunks.shape[1])]
         hasher.merge(chunks, into, root=alone)
 
 

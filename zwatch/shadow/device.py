@@ -3,12 +3,13 @@
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
+from zwatch.deploy import seal
 from zwatch.shadow import blake3_gpu
 from zwatch.shadow.hashing import Between, Hasher, Hashing, HostHasher
 from zwatch.shadow.memory import HostShadow, system_memory
@@ -131,6 +132,30 @@ class Device:
         """
         return self._hasher.begin(data, between)
 
+    def hash_file(self, fd: int, path: str, size: int, advance: Callable[[int], None]) -> str:
+        """Return the blake3 of an open file's bytes as hex, by way of reserved memory if there is some free, else on the
+        CPU. `advance` gets the bytes done since its last call, and may raise to stop.
+
+        Raises:
+            Rejection: as `fill`.
+            OSError: a read failed.
+        """
+        if self._cuda is None or self._cuda.pool.lacks([size]):
+            return seal.hash_file(fd, advance)
+        scratch, done = _Scratch(), 0
+        with self.beside():
+            data = self.allocate(scratch, size)
+            hashing = self.begin_hash(data)
+
+            def landed(number: int, prefix: int) -> None:
+                nonlocal done
+                advance(prefix - done)
+                done = prefix
+                hashing.advance(prefix)
+
+            self.fill([Filling(fd, path, data)], landed)
+            return hashing.hexdigest()
+
     # --- streams
 
     @contextmanager
@@ -167,6 +192,10 @@ class Device:
         if loads == self._loads:
             peak = torch.cuda.max_memory_allocated(self.torch_device) - held
             self.request_peak = max(self.request_peak, peak)
+
+
+class _Scratch:
+    """Holds memory for a moment."""
 
 
 class _Cuda:

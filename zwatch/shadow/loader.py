@@ -209,6 +209,10 @@ def load_weights(
     return {buffer.path: buffer for buffer in buffers}
 
 
+HashFile = Callable[[int, str, int, Callable[[int], None]], str]
+"""Hashes an open file; see `Device.hash_file`."""
+
+
 class VerifiedFiles:
     """Which files on disk were hashed already, by what changes when their bytes do.
 
@@ -224,8 +228,15 @@ class VerifiedFiles:
         if taken_ns - status.st_ctime_ns > _RACY_NS:
             self._digests[(status.st_dev, FileStamp.of(status))] = digest
 
-    def check(self, directory: Directory, planned: Plan, paths: list[str], control: LoadControl) -> None:
-        """Verify weight files on disk, on the CPU, reading those that changed or were never read.
+    def check(
+        self,
+        directory: Directory,
+        planned: Plan,
+        paths: list[str],
+        control: LoadControl,
+        hash_file: HashFile,
+    ) -> None:
+        """Verify weight files on disk, reading those that changed or were never read.
 
         Raises:
             Rejection: a file is missing or not what the seal says.
@@ -239,7 +250,7 @@ class VerifiedFiles:
                 digest = self._digests.get((status.st_dev, FileStamp.of(status)))
                 if digest is None:
                     control.bytes_total += status.st_size
-                    digest = seal.hash_file(fd, control.advance)
+                    digest = hash_file(fd, path, status.st_size, control.advance)
                     self.note(status, taken_ns, digest)
             seal.check_hash(path, digest, planned.seal.files[path])
 
