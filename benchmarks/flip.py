@@ -24,10 +24,9 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
-from importlib.metadata import version as installed
 from pathlib import Path
 
+from common import cpu_model, packages, quantile
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
@@ -172,12 +171,6 @@ async def measure(source: Path, flips: int) -> dict[str, list[float]]:
     return rows
 
 
-def quantile(values: Iterable[float], part: float) -> float:
-    """Return a quantile of some values."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
 def main() -> None:
     """Measure, print the table, and write the result beside this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,11 +180,8 @@ def main() -> None:
     options = parser.parse_args()
     set_up("text")
     rows = asyncio.run(measure(options.models, options.flips))
-    cpu = next(
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    )
-    machine = f"{os.cpu_count()} x {cpu}, Linux {'.'.join(platform.release().split('.')[:2])}, Python {platform.python_version()}"
-    packages = {name: installed(name) for name in ("torch", "diffusers", "watchdog")}
+    machine = f"{os.cpu_count()} x {cpu_model()}, Linux {'.'.join(platform.release().split('.')[:2])}, Python {platform.python_version()}"
+    versions = packages("torch", "diffusers", "watchdog")
     table = {
         name: {
             "n": len(spent),
@@ -211,7 +201,7 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name}: {ratio}")
     options.output.parent.mkdir(exist_ok=True)
-    result = {"machine": machine, "packages": packages, "rows": table, "ratios": ratios}
+    result = {"machine": machine, "packages": versions, "rows": table, "ratios": ratios}
     options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
