@@ -14,8 +14,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Lane = Literal["look", "state", "load", "generate", "encode", "inspect", "close"]
-_WIDTHS: dict[Lane, int] = {"look": 1, "state": 1, "load": 1, "generate": 1, "encode": 2, "inspect": 2, "close": 1}
+Lane = Literal["look", "state", "load", "generate", "encode", "history", "inspect", "close"]
+_WIDTHS: dict[Lane, int] = {
+    "look": 1, "state": 1, "load": 1, "generate": 1, "encode": 2, "history": 1, "inspect": 2, "close": 1,
+}  # fmt: skip
 
 
 class Bridge:

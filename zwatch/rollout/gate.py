@@ -82,12 +82,16 @@ class Gate:
 
     def lease(self, model: str) -> Lease | None:
         """Return a lease on what an alias serves, or on the resident version of that name; None if there is none."""
-        resident = self._serving.get(model) or self._by_version(model)
+        resident = self.find(model)
         return None if resident is None else Lease(resident, self._changed)
+
+    def find(self, model: str) -> Resident | None:
+        """Return what a request for this model would lease now."""
+        return self._serving.get(model) or self._by_version(model)
 
     def knows(self, model: str) -> bool:
         """Say whether a request for this model could be leased now."""
-        return model in self._serving or self._by_version(model) is not None
+        return self.find(model) is not None
 
     def admit(self, key: Key, engine: "Engine") -> Resident:
         """Take in an engine that was loaded and warmed; the caller promotes it without an await in between."""

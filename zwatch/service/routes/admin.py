@@ -1,203 +1,19 @@
-"""The native calls: generate, what is going on, and deploying by HTTP."""
+"""Deploying by HTTP."""
 
-import asyncio
-import base64
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from zwatch.bridge import Bridge
-from zwatch.deploy.look import has_version, point, summaries
+from zwatch.deploy.look import has_version, point
 from zwatch.errors import RepointError, RequestError
-from zwatch.rollout.gate import Gate
-from zwatch.rollout.supervisor import Outcome, Supervisor
+from zwatch.rollout.supervisor import Outcome
 from zwatch.service import views
-from zwatch.service.answers import answer, encoded, read_body
-from zwatch.service.events import stream_changes
-from zwatch.service.images import encode
-from zwatch.service.parameters import FORMATS, boolean, parse_generate, parse_json, refuse_unknown, text
-from zwatch.service.queue import GenerationQueue, Job, Result
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the handlers work with."""
-
-    bridge: Bridge
-    gate: Gate
-    supervisor: Supervisor
-    queue: GenerationQueue
-    models: Path
-    timeout: float
-    started: float
-
-
-SERVICES = web.AppKey("services", Services)
+from zwatch.service.answers import answer, read_body
+from zwatch.service.parameters import boolean, parse_json, refuse_unknown, text
+from zwatch.service.services import SERVICES, Services
 
 UNLOADING = RequestError(503, "model_not_loaded", "the model is unloaded", headers={"Retry-After": "10"})
-
-
-def add_routes(app: web.Application) -> None:
-    """Add the native calls to an application."""
-    app.add_routes(
-        [
-            web.post("/generate", generate),
-            web.get("/status", status),
-            web.get("/attempts", attempts),
-            web.get("/versions", versions),
-            web.get("/events", events),
-            web.get("/health", health),
-            web.get("/health/live", live),
-            web.get("/health/ready", ready),
-            web.post("/api/deploy", deploy),
-            web.post("/api/rollback", rollback),
-            web.post("/api/load_model", load_model),
-            web.post("/api/unload_model", unload_model),
-            web.post("/api/verify", verify),
-        ]
-    )
-
-
-# --- generate
-
-
-async def generate(request: web.Request) -> web.Response:
-    """Make images; the answer is the image itself, or JSON for who accepts that."""
-    services = request.app[SERVICES]
-    wanted = parse_generate(parse_json(await read_body(request)))
-    as_json = _accepts_json(request)
-    if wanted.n > 1 and not as_json:
-        raise RequestError(
-            400, "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
-        )
-    job = services.queue.submit(wanted)
-    try:
-        async with asyncio.timeout(services.timeout):
-            result = await services.queue.result(job)
-    except TimeoutError:
-        raise RequestError(504, "timeout", f"it was not done within {services.timeout:g} s") from None
-    begun = time.perf_counter()
-    files = [await services.bridge.run("encode", encode, result, number, wanted.format) for number in range(wanted.n)]
-    if as_json:
-        body = await services.bridge.run("encode", _result_body, job, result, files, time.perf_counter() - begun)
-        return web.Response(body=body, content_type="application/json", charset="utf-8")
-    headers = {
-        "X-Zwatch-Version": result.key.version,
-        "X-Zwatch-Digest": str(result.key.digest),
-        "X-Zwatch-Seed": str(wanted.seed),
-        "X-Zwatch-Job": job.id,
-    }
-    return web.Response(body=files[0], content_type=FORMATS[wanted.format], headers=headers)
-
-
-def _accepts_json(request: web.Request) -> bool:
-    """Say whether the answer shall be JSON: what is named goes before a wildcard, and an image before JSON.
-
-    Raises:
-        RequestError: 406, neither is accepted.
-    """
-    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "*/*").split(",")]
-    if any(part.startswith("image/") for part in accepted):
-        return False
-    if any(part in ("application/json", "application/*") for part in accepted):
-        return True
-    if any(part in ("*/*", "") for part in accepted):
-        return False
-    raise RequestError(
-        406, "not_acceptable", f"Accept is {', '.join(accepted)[:200]!r}; there are image/* and application/json"
-    )
-
-
-def _result_body(job: Job, result: Result, files: list[bytes], write: float) -> bytes:
-    """Return the JSON of a result. It has megabytes of base64, which needs no escaping: joined here, in a thread and
-    image by image, so that the event loop never waits for it."""
-    timings = {"queue": result.queued, **result.generation.timings, "write": write, "total": job.age}
-    view = {
-        "id": job.id,
-        "version": result.key.version,
-        "digest": result.key.digest,
-        "model": job.request.model,
-        "truncated": result.generation.truncated,
-        "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
-    }
-    images = [
-        b'{"seed": %d, "b64_json": "%b"}' % (seed, base64.b64encode(file))
-        for seed, file in zip(result.parameters.seeds, files, strict=True)
-    ]
-    return b'%b, "images": [%b]}' % (encoded(view)[:-1], b", ".join(images))
-
-
-# --- what is going on
-
-
-async def _status(services: Services) -> dict[str, Any]:
-    factory = services.supervisor.factory
-    memory = None if factory is None else await services.bridge.run("inspect", factory.device.memory)
-    uptime = time.monotonic() - services.started
-    return views.status_view(services.supervisor, services.gate, services.queue, memory, uptime)
-
-
-async def status(request: web.Request) -> web.Response:
-    """Say everything about the present."""
-    return answer(await _status(request.app[SERVICES]))
-
-
-async def attempts(request: web.Request) -> web.Response:
-    """List the last attempts, newest first."""
-    found = request.app[SERVICES].supervisor.attempts
-    return answer({"attempts": [views.attempt_view(attempt) for attempt in found]})
-
-
-async def versions(request: web.Request) -> web.Response:
-    """List the version directories."""
-    services = request.app[SERVICES]
-    try:
-        found = await services.bridge.run("inspect", summaries, services.models)
-    except OSError as error:
-        raise RequestError(500, "internal_error", f"the models root cannot be read: {error.strerror}") from None
-    return answer({"versions": [views.version_view(one, services.supervisor, services.gate) for one in found]})
-
-
-async def events(request: web.Request) -> web.StreamResponse:
-    """Stream what changes: the whole status first, then each part that has another value."""
-    services = request.app[SERVICES]
-    supervisor, gate, queue = services.supervisor, services.gate, services.queue
-
-    def parts() -> dict[str, Any]:
-        found: dict[str, Any] = {"serving": views.serving_view(gate), "queue": views.queue_view(queue)}
-        for alias in supervisor.aliases:
-            view = views.alias_view(supervisor, gate, alias)
-            found[f"attempt {alias}"] = view.pop("attempt")
-            found[f"alias {alias}"] = {"alias": alias, **view}
-        return found
-
-    return await stream_changes(request, _status(services), parts, supervisor.changes)
-
-
-async def health(request: web.Request) -> web.Response:
-    """Say in a word how it is, for people and load balancers."""
-    services = request.app[SERVICES]
-    state, reasons = views.health(services.supervisor, services.gate)
-    serving = services.gate.serving(views.PRIMARY)
-    body = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
-    return answer(body, 503 if state == "unavailable" else 200)
-
-
-async def live(request: web.Request) -> web.Response:
-    """Answer, which is the answer."""
-    return answer({"status": "live"})
-
-
-async def ready(request: web.Request) -> web.Response:
-    """Say whether something serves."""
-    serves = request.app[SERVICES].gate.serving(views.PRIMARY) is not None
-    return answer({"status": "ready" if serves else "unavailable"}, 200 if serves else 503)
-
-
-# --- deploying by HTTP
 
 
 async def _admin_body(request: web.Request, *known: str) -> dict[str, Any]:
@@ -310,3 +126,12 @@ async def verify(request: web.Request) -> web.Response:
     return answer(
         {"status": "success", "version": key.version, "digest": key.digest, "bytes": count, "seconds": seconds}
     )
+
+
+ROUTES = [
+    web.post("/api/deploy", deploy),
+    web.post("/api/rollback", rollback),
+    web.post("/api/load_model", load_model),
+    web.post("/api/unload_model", unload_model),
+    web.post("/api/verify", verify),
+]
