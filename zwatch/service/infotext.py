@@ -129,7 +129,7 @@ def _text(value: object) -> str:
         return ""
     if value.startswith(_UNICODE):
         raw = value.removeprefix(_UNICODE)
-        # The standard leaves the byte order open; most write big-endian, and Latin letters tell.
-        order = "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
+        # The standard leaves the byte order open; most write big-endian. Latin letters tell, which all such texts have.
+        order = "utf-16-le" if raw[1::2].count(0) > raw[0::2].count(0) else "utf-16-be"
         return raw.decode(order, "replace")
     return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace")
