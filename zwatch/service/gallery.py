@@ -184,7 +184,7 @@ class Gallery:
         new = []
         for name in found - self._sizes.keys():
             if order(name) is not None:
-                size = _size(self.directory / name)
+                size = _size(f"{self.directory}/{name}")  # a Path takes longer than the call
                 if size is not None:
                     new.append((name, size))
             elif name.startswith(".") and name.endswith(_PART):
@@ -227,7 +227,7 @@ def _give_name(part: Path, name: Path) -> bool:
     return True
 
 
-def _size(path: Path) -> int | None:
+def _size(path: str) -> int | None:
     try:
         found = os.lstat(path)
     except OSError:
