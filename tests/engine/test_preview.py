@@ -48,3 +48,17 @@ def test_one_colour_alone_can_be_fitted(world):
     colours = LatentColours.fit(torch.zeros(1, 16, 4, 4), torch.full((1, 3, 32, 32), 0.5))
     shown = colours.preview(torch.ones(1, 16, 4, 4), torch.zeros(1, 16, 4, 4), SIGMAS[0], SIGMAS[3]).image()
     assert set(np.asarray(shown).ravel()) <= {190, 191}
+
+
+@pytest.mark.gpu
+def test_a_gpu_shows_the_same_and_arrives_by_itself(world):
+    draw, clean = world
+    before = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    shown = []
+    for device in ("cpu", "cuda"):
+        latents, start, sigmas = clean.to(device), before.to(device), SIGMAS.to(device)
+        colours = LatentColours.fit(latents, draw(clean).to(device))
+        preview = colours.preview(start, latents, sigmas[1], sigmas[2])
+        assert not preview.pixels.is_cuda
+        shown.append(np.asarray(preview.image(), dtype=int))
+    assert np.abs(shown[0] - shown[1]).max() <= 1

@@ -8,6 +8,7 @@ import json
 import pytest
 from PIL import Image
 
+from zwatch.errors import RequestError
 from zwatch.service import previews, store
 
 SLOW = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
@@ -239,3 +240,16 @@ async def test_too_much_work_is_refused_before_it_waits(start):
         error = await client.error("/jobs", {"prompt": "x", "n": 16, "steps": 100}, 400)
         assert (error["code"], error["param"]) == ("invalid_value", "n")
         assert "--max-work" in error["message"]
+
+
+async def test_whoever_still_waits_when_the_service_ends_is_told(start, monkeypatch):
+    monkeypatch.setattr("zwatch.app.DRAIN_SECONDS", 0.1)
+    async with start() as client:
+        await client.serves()
+        running, waiting = await submit(client, **SLOW), await submit(client)
+        jobs = [client.services.queue.jobs.find(body["id"]) for body in (running, waiting)]
+        ends = asyncio.create_task(jobs[1].result())
+        asyncio.get_running_loop().call_later(0.5, jobs[0].cancel)  # so that its thread ends
+    with pytest.raises(RequestError) as caught:
+        await ends
+    assert caught.value.code == "shutting_down"
