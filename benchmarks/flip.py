@@ -140,7 +140,7 @@ async def keep_busy(service: Running, ended: asyncio.Event) -> None:
 
     queue = service.services.queue
     while not ended.is_set():
-        await queue.result(queue.submit(parse_generate({"prompt": "a cat"})))
+        await queue.submit(parse_generate({"prompt": "a cat"}), attended=False).result()
 
 
 async def measure(source: Path, flips: int) -> dict[str, list[float]]:
@@ -155,6 +155,7 @@ async def measure(source: Path, flips: int) -> dict[str, list[float]]:
             models=models, aliases=("current",), strict_links=False, device="cpu", memory_budget=None,
             state_dir=Path(folder, "state"), host="127.0.0.1", port=0, token=None, insecure_no_token=False,
             allowed_hosts=(), queue=64, timeout=600.0, log="text",
+            max_work=600.0, history=False, output_dir=Path(folder), history_max_images=None, history_max_bytes=None,
         )  # fmt: skip
         async with running(config) as service:
             before = await promoted(service, None) and digest(service)

@@ -26,7 +26,7 @@ class Server:
         self.log = state.with_suffix(".log")
         self._command = [
             sys.executable, "-m", "zwatch", "serve", "--models", str(models), "--state-dir", str(state), "--port", "0",
-            "--device", device, "--log", "text", *options,
+            "--device", device, "--log", "text", "--output-dir", str(state.with_suffix(".images")), *options,
         ]  # fmt: skip
         self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen | None = None

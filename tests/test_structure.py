@@ -26,7 +26,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("folder", ORDER)
 def test_a_folder_imports_only_what_stands_before_it(folder):
     later = {f"zwatch.{name}" for name in ORDER[ORDER.index(folder) + 1 :]}
-    for path in (PACKAGE / folder).glob("*.py"):
+    for path in (PACKAGE / folder).rglob("*.py"):
         wrong = {name for name in imported(path) if any(name == one or name.startswith(f"{one}.") for one in later)}
         assert not wrong, f"{path.name} imports {wrong}"
 

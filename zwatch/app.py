@@ -23,8 +23,11 @@ from zwatch.rollout.supervisor import Supervisor
 from zwatch.service.answers import add_id, identify, shape_errors
 from zwatch.service.auth import guard
 from zwatch.service.events import CLOSING
+from zwatch.service.finish import Finisher
+from zwatch.service.history import History
 from zwatch.service.queue import GenerationQueue
-from zwatch.service.routes import SERVICES, Services, add_routes
+from zwatch.service.routes import add_routes
+from zwatch.service.services import SERVICES, Services
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -35,6 +38,8 @@ MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
+
+STOPPING = RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,19 @@ async def running(config: Config) -> AsyncIterator[Running]:
         state_file=state_file,
         make_factory=lambda: _make_factory(config),
     )
-    queue = GenerationQueue(gate, bridge, config.aliases, config.queue, supervisor.changes)
-    services = Services(bridge, gate, supervisor, queue, config.models, config.timeout, time.monotonic())
+    history = None
+    if config.history:
+        history = History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes)
+    queue = GenerationQueue(
+        gate,
+        bridge,
+        Finisher(bridge, history),
+        config.aliases,
+        limit=config.queue,
+        max_work=config.max_work,
+        changes=supervisor.changes,
+    )
+    services = Services(bridge, gate, supervisor, queue, history, config.models, config.timeout, time.monotonic())
     runner = web.AppRunner(
         _application(config, services), handler_cancellation=True, shutdown_timeout=2.0, access_log=None
     )
@@ -88,6 +104,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         await supervisor.start()
         tasks += [
             asyncio.create_task(queue.run(), name="queue"),
+            *([asyncio.create_task(history.open(), name="history")] if history is not None else []),
             asyncio.create_task(_tend(doorbell, bridge), name="doorbell"),
             asyncio.create_task(supervisor.run(), name="supervisor"),
             asyncio.create_task(systemd.keep_alive(), name="watchdog"),
@@ -102,6 +119,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        queue.abandon(STOPPING)
         runner.app[CLOSING].set()
         supervisor.changes.fire()
         await runner.cleanup()
@@ -192,9 +210,7 @@ async def _announce(services: Services, url: str) -> None:
 
 
 async def _drain(services: Services) -> None:
-    services.queue.close(
-        RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"}), for_good=True
-    )
+    services.queue.close(STOPPING, for_good=True)
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.queue.drained()

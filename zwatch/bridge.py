@@ -14,9 +14,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Lane = Literal["look", "state", "load", "pin", "generate", "encode", "inspect", "close"]
+Lane = Literal["look", "state", "load", "pin", "generate", "encode", "history", "inspect", "close"]
 _WIDTHS: dict[Lane, int] = {
-    "look": 1, "state": 1, "load": 1, "pin": 1, "generate": 1, "encode": 2, "inspect": 2, "close": 1,
+    "look": 1, "state": 1, "load": 1, "pin": 1, "generate": 1, "encode": 2, "history": 1, "inspect": 2, "close": 1,
 }  # fmt: skip
 
 

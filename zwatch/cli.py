@@ -59,6 +59,11 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--allowed-host", action="append", metavar="NAME", help="another name that clients may reach the service by; may be repeated")  # fmt: skip
     serve.add_argument("--queue", type=_whole, default=environment("ZWATCH_QUEUE", "64"), help="how many requests may wait (%(default)s)")  # fmt: skip
     serve.add_argument("--timeout", type=float, default=environment("ZWATCH_TIMEOUT", "600"), help="seconds that a request may take in all (%(default)s)")  # fmt: skip
+    serve.add_argument("--max-work", type=float, default=environment("ZWATCH_MAX_WORK", "600"), metavar="N", help="most megapixels x steps x images that one request may ask for (%(default)s)")  # fmt: skip
+    serve.add_argument("--output-dir", type=Path, default=environment("ZWATCH_OUTPUT_DIR", "output_image"), metavar="DIR", help="where every image is kept, for the history (%(default)s)")  # fmt: skip
+    serve.add_argument("--no-history", action="store_true", default=_flag("ZWATCH_NO_HISTORY"), help="keep no image")  # fmt: skip
+    serve.add_argument("--history-max-images", type=_whole, default=environment("ZWATCH_HISTORY_MAX_IMAGES"), metavar="N", help="delete the oldest images beyond this number (no limit)")  # fmt: skip
+    serve.add_argument("--history-max-bytes", type=_bytes, default=environment("ZWATCH_HISTORY_MAX_BYTES"), metavar="SIZE", help="delete the oldest images beyond this size, such as 20G (no limit)")  # fmt: skip
     serve.add_argument("--log", choices=("text", "json"), default=config.default_log(), help="log format (text on a terminal, else json)")  # fmt: skip
     serve.set_defaults(run=_serve)
 
@@ -123,6 +128,11 @@ def _serve(options: argparse.Namespace) -> int:
         allowed_hosts=tuple(options.allowed_host or environment("ZWATCH_ALLOWED_HOST", "").split()),
         queue=options.queue,
         timeout=options.timeout,
+        max_work=options.max_work,
+        history=not options.no_history,
+        output_dir=options.output_dir,
+        history_max_images=options.history_max_images,
+        history_max_bytes=options.history_max_bytes,
         log=options.log,
     )
     logs.set_up(settings.log)

@@ -15,7 +15,8 @@ DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Settings of one service. `memory_budget` is in bytes, `timeout` in seconds."""
+    """Settings of one service. `memory_budget` and `history_max_bytes` are in bytes, `timeout` in seconds, `max_work` in
+    megapixels x steps x images."""
 
     models: Path
     aliases: tuple[str, ...]
@@ -30,6 +31,11 @@ class Config:
     allowed_hosts: tuple[str, ...]
     queue: int
     timeout: float
+    max_work: float
+    history: bool
+    output_dir: Path
+    history_max_images: int | None
+    history_max_bytes: int | None
     log: str
 
     def check(self) -> None:
@@ -49,6 +55,11 @@ class Config:
             raise UsageError(f"--timeout must be more than 0 seconds, got {self.timeout}")
         if self.memory_budget is not None and self.memory_budget < 1:
             raise UsageError(f"--memory-budget must be at least 1 byte, got {self.memory_budget}")
+        if not self.max_work > 0:
+            raise UsageError(f"--max-work must be more than 0 megapixel-steps, got {self.max_work}")
+        for name, most in (("images", self.history_max_images), ("bytes", self.history_max_bytes)):
+            if most is not None and most < 1:
+                raise UsageError(f"--history-max-{name} must be at least 1, got {most}; --no-history keeps none")
         if self.queue < 1:
             raise UsageError(f"--queue must be at least 1, got {self.queue}")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline
+from PIL import Image
 
 from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
 from zwatch.engine.factory import EngineFactory
@@ -139,6 +140,25 @@ def test_every_step_of_every_image_is_reported(v1):
     steps = []
     v1.generate(parameters("a cat", 1, 2, steps=3), on_step=steps.append)
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_step_can_be_looked_at_and_the_last_look_is_like_the_image(v1):
+    v1.generate(parameters("warm", 1))
+    looks = []
+    made = v1.generate(
+        parameters("a cat", 1, steps=3, width=96), on_step=lambda done: looks.append(v1.preview().image())
+    ).images[0]
+    assert [look.size for look in looks] == [(12, 8)] * 3
+    small = pixels(made.resize((12, 8), Image.Resampling.BOX)).astype(float)
+    errors = [np.abs(pixels(look) - small).mean() for look in looks]
+    assert errors[-1] < 30
+    assert v1.preview() is None, "nothing is in the making"
+
+
+def test_looking_changes_no_pixel(v1):
+    expected = images(v1, parameters("a cat", 1, 2))
+    looked = v1.generate(parameters("a cat", 1, 2), on_step=lambda done: v1.preview())
+    assert np.array_equal([pixels(image) for image in looked.images], expected)
 
 
 def test_the_phases_are_timed(v1):

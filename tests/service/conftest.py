@@ -44,6 +44,8 @@ def start(models, tmp_path):
             "models": models, "aliases": ("current",), "strict_links": False, "device": "cpu", "memory_budget": None,
             "state_dir": tmp_path / "state", "host": "127.0.0.1", "port": 0, "token": None, "insecure_no_token": False,
             "allowed_hosts": (), "queue": 64, "timeout": 60.0, "log": "text",
+            "max_work": 600.0, "history": True, "output_dir": tmp_path / "output", "history_max_images": None,
+            "history_max_bytes": None,
         }  # fmt: skip
         async with running(Config(**{**settings, **changes})) as service, aiohttp.ClientSession() as http:
             yield Client(service.url, service.services, http)

@@ -103,6 +103,7 @@ def test_an_open_address_needs_a_token_or_a_word(tmp_path, token, insecure, fine
     config = Config(
         models=tmp_path, aliases=("current",), strict_links=False, device="cpu", memory_budget=None, state_dir=tmp_path,
         host="0.0.0.0", port=0, token=token, insecure_no_token=insecure, allowed_hosts=(), queue=1, timeout=1.0, log="text",
+        max_work=600.0, history=True, output_dir=tmp_path, history_max_images=None, history_max_bytes=None,
     )  # fmt: skip
     if fine:
         config.check()

@@ -11,7 +11,8 @@ import traceback
 import pytest
 from PIL import Image
 
-from zwatch.service.routes import UNLOADING
+from zwatch.service.infotext import read_details
+from zwatch.service.routes.admin import UNLOADING
 
 PIXELS = 64
 
@@ -47,9 +48,11 @@ async def test_other_formats_carry_the_same_in_exif(client, image_format):
     headers, body = await png(client, seed=1, format=image_format)
     assert headers["Content-Type"] == f"image/{image_format}"
     with Image.open(io.BytesIO(body)) as image:
-        comment = image.getexif()[0x9286]
-    raw = comment if isinstance(comment, bytes) else comment.encode()
-    assert json.loads(raw.removeprefix(b"UNICODE\0").decode("utf-16-be"))["zwatch_version"] == "v1"
+        comment = image.getexif().get_ifd(0x8769)[0x9286]  # where A1111 writes it, and looks for it
+    assert comment.startswith(b"UNICODE\0")
+    assert comment[8:].decode("utf-16-be").startswith("a cat\nSteps: 8, ")
+    details = read_details(body)
+    assert (details.version, details.request["prompt"]) == ("v1", "a cat")
 
 
 async def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(client):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from PIL import Image
 
+from zwatch.engine.preview import LatentColours, Preview
 from zwatch.engine.store import Aside, Assembly, Component, ComponentStore
 from zwatch.errors import GenerationCancelled
 from zwatch.shadow.buffers import FileBuffer
@@ -58,19 +60,17 @@ class Engine:
         self.device = device
         self._components = dict(assembly.components)
         self._pipeline: ZImagePipeline | None = _pipeline(self._components)
+        self.max_side = _max_side(self._made)
+        """Longest side of an image, pixels."""
         self._turn = threading.Lock()
+        self._colours: LatentColours | None = None
+        self._look: Callable[[], Preview] | None = None
 
     @property
     def _made(self) -> ZImagePipeline:
         if self._pipeline is None:
             raise RuntimeError(f"version {self.version} has given its memory away")
         return self._pipeline
-
-    @property
-    def max_side(self) -> int:
-        """Longest side of an image, pixels: the transformer knows so many positions, each of 2 x 2 latents."""
-        config = self._made.transformer.config
-        return int(min(config.axes_lens[1:])) * 2 * int(self._made.vae_scale_factor)
 
     @property
     def nbytes(self) -> int:
@@ -118,6 +118,10 @@ class Engine:
                 with _timed(timings, "decode"):
                     pixels = self._decode(latents)
                     finite &= bool(torch.isfinite(pixels).all())
+                    if self._colours is None and finite:  # the first image is the warm-up's
+                        self._colours = LatentColours.fit(latents, pixels)
+                        # Once now, so that no request waits for the device to load what this runs.
+                        self._colours.preview(latents, latents, *self._made.scheduler.sigmas[:2]).image()
                     images += self._made.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
         return Generation(images, truncated, finite, timings)
 
@@ -143,6 +147,11 @@ class Engine:
                 raise ran_out
             _log.warning("an image needs the memory that was kept for the next version: that will load more slowly")
             return self.generate(parameters, on_step=on_step, cancelled=cancelled)
+
+    def preview(self) -> Preview | None:
+        """Return what the image in the making would look like now. To be called within `on_step`; None before the first
+        image has shown what colours the latents stand for."""
+        return None if self._look is None else self._look()
 
     def is_truncated(self, prompt: str) -> bool:
         """Say whether the text encoder sees only the beginning of a prompt."""
@@ -210,26 +219,43 @@ class Engine:
         on_step: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> torch.Tensor:
-        def after_step(pipeline: object, step: int, timestep: object, tensors: dict[str, object]) -> dict[str, object]:
-            on_step(done + step + 1)
+        if cancelled():
+            raise GenerationCancelled
+        generator = torch.Generator(self.device.torch_device).manual_seed(seed)
+        # Made as the pipeline itself would; here, because previews compare each step's latents with those before it.
+        before = self._made.prepare_latents(
+            1, self._made.transformer.in_channels, parameters.height, parameters.width,
+            torch.float32, self.device.torch_device, generator,
+        )  # fmt: skip
+
+        def after_step(
+            pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
+            nonlocal before
+            after, sigmas = tensors["latents"], self._made.scheduler.sigmas
+            if self._colours is not None:
+                self._look = partial(self._colours.preview, before, after, sigmas[step], sigmas[step + 1])
+            try:
+                on_step(done + step + 1)
+            finally:
+                self._look, before = None, after
             # Raised, because the pipeline's own interrupt flag still runs the decoder.
             if cancelled():
                 raise GenerationCancelled
             return tensors
 
-        if cancelled():
-            raise GenerationCancelled
         latents = self._made(
+            latents=before,
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
             width=parameters.width,
             height=parameters.height,
             num_inference_steps=parameters.steps,
             guidance_scale=parameters.guidance_scale,
-            generator=torch.Generator(self.device.torch_device).manual_seed(seed),
+            generator=generator,
             output_type="latent",
             callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=[],
+            callback_on_step_end_tensor_inputs=["latents"],
         ).images
         assert isinstance(latents, torch.Tensor)  # what output_type="latent" means
         return latents
@@ -252,6 +278,11 @@ def _pipeline(components: Mapping[str, Component]) -> ZImagePipeline:
     pipeline = ZImagePipeline(**modules)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _max_side(pipeline: ZImagePipeline) -> int:
+    """The transformer knows so many positions along a side, each of 2 x 2 latents."""
+    return int(min(pipeline.transformer.config.axes_lens[1:])) * 2 * int(pipeline.vae_scale_factor)
 
 
 @contextmanager

@@ -84,12 +84,16 @@ class Gate:
     def lease(self, model: str) -> Lease | None:
         """Return a lease on what an alias serves, or on the resident version of that name; None if there is none, or if
         it is on its way out (see `let_go`)."""
-        resident = self._serving.get(model) or self._by_version(model)
+        resident = self.find(model)
         return None if resident is None or resident is self._leaving else Lease(resident, self._changed)
+
+    def find(self, model: str) -> Resident | None:
+        """Return what a request for this model would lease now."""
+        return self._serving.get(model) or self._by_version(model)
 
     def knows(self, model: str) -> bool:
         """Say whether a request for this model could be leased now, or will be when the exchange is over."""
-        return model in self._serving or self._by_version(model) is not None
+        return self.find(model) is not None
 
     def let_go(self, key: Key) -> Lease:
         """Prepare to take the device's memory away from a resident engine: nobody else gets a lease on it any more.

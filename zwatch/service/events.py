@@ -24,28 +24,40 @@ async def stream_changes(
 
     A part's event is the first word of its name; what is no more (nothing serves) is sent as null.
     """
-    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = web.StreamResponse(headers=headers)
     coming, known = changes.next(), parts()  # before the status, so that nothing between the two is missed
     status = await first
-    await response.prepare(request)
-    await _send(response, "status", status)
+    response = await open_stream(request)
+    await send(response, "status", encoded(status))
     closing = request.app[CLOSING]
     while not closing.is_set():
         try:
             async with asyncio.timeout(HEARTBEAT):
                 await asyncio.shield(coming)
         except TimeoutError:
-            await response.write(b": still here\n\n")
+            await beat(response)
         # Taken before the look: what changes while this is sent, or in the pause, is looked at in the next round.
         coming, found = changes.next(), parts()
         for name, value in found.items():
             if known.get(name) != value:
-                await _send(response, name.partition(" ")[0], value)
+                await send(response, name.partition(" ")[0], encoded(value))
         known = found
         await asyncio.sleep(_PAUSE)
     return response
 
 
-async def _send(response: web.StreamResponse, event: str, data: dict[str, Any] | None) -> None:
-    await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), encoded(data)))
+async def open_stream(request: web.Request) -> web.StreamResponse:
+    """Begin an answer of server-sent events."""
+    headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    return response
+
+
+async def send(response: web.StreamResponse, event: str, data: bytes) -> None:
+    """Send one event; `data` is JSON, which has no line ends."""
+    await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), data))
+
+
+async def beat(response: web.StreamResponse) -> None:
+    """Send a comment, so that the connection stays open and a dead client is noticed."""
+    await response.write(b": still here\n\n")

@@ -16,6 +16,8 @@ MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 16
 SEEDS = 2**63
+DEFAULT_QUALITY = 92
+"""Of a JPEG or WebP, of 100."""
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -32,6 +34,7 @@ class GenerateRequest:
     seed: int
     n: int
     format: str
+    quality: int
     model: str
 
 
@@ -87,6 +90,7 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
         seed=secrets.randbelow(SEEDS - count) if seed is None else seed,
         n=count,
         format=_choice(body, "format", "png", tuple(FORMATS)),
+        quality=integer(body, "quality", DEFAULT_QUALITY, 1, 100),
         model=text(body, "model", "current"),
     )
 

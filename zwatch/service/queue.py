@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import math
-import secrets
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.errors import GenerationCancelled, RequestError
-from zwatch.rollout.gate import Gate, Lease
-from zwatch.rollout.lifecycle import Key
-from zwatch.service.parameters import GenerateRequest, invalid
+from zwatch.logs import request_id
+from zwatch.rollout.gate import Gate
+from zwatch.service.finish import Finisher, Result
+from zwatch.service.jobs import Job
+from zwatch.service.limits import fitted
+from zwatch.service.parameters import GenerateRequest
+from zwatch.service.previews import PreviewCost, Steps
+from zwatch.service.store import JobStore
 
 if TYPE_CHECKING:
     from zwatch.engine.pipeline import Engine, Generation, GenerationParameters
@@ -24,61 +27,47 @@ _log = logging.getLogger(__name__)
 
 _FIRST_GUESS = 2.0  # seconds a request takes, until one was measured
 _WEIGHT = 0.2  # of the newest request in the running mean
+_FINISHING = 4
+"""Most jobs whose images are encoded and kept at a time; beyond that the device waits, so that pixels do not pile up."""
 _NO_RETRY = {"x-should-retry": "false"}
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Images, what made them, and from which version: `key` comes from the lease."""
-
-    key: Key
-    parameters: "GenerationParameters"
-    generation: "Generation"
-    queued: float
-
-
-@dataclass(eq=False)
-class Job:
-    """One request on its way through the queue."""
-
-    request: GenerateRequest
-    done: asyncio.Future[Result]
-    lease: Lease | None
-    id: str = field(default_factory=lambda: f"j-{secrets.token_hex(8)}")
-    step: int = 0
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-    _accepted: float = field(default_factory=time.monotonic)
-
-    def cancel(self) -> None:
-        """Stop it between two denoising steps, or before it begins."""
-        self._cancelled.set()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether somebody asked to stop it."""
-        return self._cancelled.is_set()
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was accepted."""
-        return time.monotonic() - self._accepted
-
-
 class GenerationQueue:
-    """Takes requests while there is room, and runs them one at a time, which is what one device can do."""
+    """Takes requests while there is room, and runs them one at a time, which is what one device can do.
 
-    def __init__(self, gate: Gate, bridge: Bridge, aliases: tuple[str, ...], limit: int, changes: Pulse) -> None:
+    `limit` is how many may wait, `max_work` how many megapixels x steps x images one may ask for.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        bridge: Bridge,
+        finisher: Finisher,
+        aliases: tuple[str, ...],
+        *,
+        limit: int,
+        max_work: float,
+        changes: Pulse,
+    ) -> None:
         self.limit = limit
+        self.max_work = max_work
         self.running: Job | None = None
+        self.jobs = JobStore()
+        self.on_end: list[Callable[[Job], None]] = []
+        """Called with each job at its end, however it ended."""
         self._gate = gate
         self._bridge = bridge
+        self._finisher = finisher
         self._aliases = aliases
         self._changes = changes
         self._waiting: deque[Job] = deque()
+        self._finishing: dict[Job, asyncio.Task[None]] = {}
+        self._room_to_finish = asyncio.Semaphore(_FINISHING)
         self._arrived = asyncio.Event()
         self._closed: RequestError | None = None
         self._for_good = False
         self._seconds = _FIRST_GUESS
+        self._preview_cost = PreviewCost()
 
     @property
     def waiting(self) -> int:
@@ -95,46 +84,59 @@ class GenerationQueue:
         if not self._for_good:
             self._closed = None
 
-    def submit(self, request: GenerateRequest) -> Job:
-        """Accept a request. One that names a version leases it at once; one for an alias when its turn comes.
+    def refuse_if_full(self) -> None:
+        """Refuse what could not be taken whatever it says: cheaply, before its body is read.
 
         Raises:
-            RequestError: 404 unknown model, 429 no room, 503 nothing to serve it.
+            RequestError: 429 no room, 503 closed.
         """
         if self._closed is not None:
             raise self._closed.with_traceback(None)  # raised again and again, it would keep every request's frames
-        if not self._gate.knows(request.model):
-            raise self._unservable(request.model)
         # While nothing runs, the first of those that wait is about to.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
                 429, "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
             )
+
+    def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
+        """Accept a request; `attended` and `keeps_files` as `Job` says. One that names a version leases it at once; one
+        for an alias when its turn comes.
+
+        Raises:
+            RequestError: 400 beyond a limit, 404 unknown model, 429 no room, 503 nothing to serve it.
+        """
+        self.refuse_if_full()
+        resident = self._gate.find(request.model)
+        if resident is None:
+            raise self._unservable(request.model)
+        fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._gate.lease(request.model)
-        job = Job(request, asyncio.get_running_loop().create_future(), lease)
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        self.jobs.add(job)
+        job.position = len(self._waiting)
         self._waiting.append(job)
         self._arrived.set()
         self._changes.fire()
         return job
 
-    async def result(self, job: Job) -> Result:
-        """Wait for a job; if the caller is cancelled (its client left), so is the job.
-
-        Raises:
-            RequestError: it failed.
-        """
+    @contextmanager
+    def attending(self, job: Job) -> Iterator[None]:
+        """Whoever leaves this block before the job has ended (its client left, its time is up) cancels it."""
         try:
-            return await job.done
-        except asyncio.CancelledError:
+            yield
+        finally:
             self.cancel(job)
-            raise
+            self.jobs.settle(job)
 
     def cancel(self, job: Job) -> None:
         """Cancel a job that waits or runs; harmless when it has ended."""
-        job.cancel()
+        if job.state.is_final:
+            return
         if job in self._waiting:
             self._waiting.remove(job)
-            self._end(job)
+            self._place()
+            self._release(job)
+        job.cancel()
 
     async def run(self) -> None:
         """Run jobs, for ever."""
@@ -144,12 +146,20 @@ class GenerationQueue:
                 await self._arrived.wait()
             self._waiting.remove(job)
             self.running = job
+            self._place()
             self._changes.fire()
+            token = request_id.set(job.request_id)  # for what is logged on its behalf, here and in threads
             try:
-                await self._run(self.running)
+                result = await self._generated(job)
+                if result is not None:
+                    await self._room_to_finish.acquire()
+                    self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
+                    del result  # the pixels are the other's now
             finally:
-                job, self.running = self.running, None
-                self._end(job)
+                request_id.reset(token)
+                self.running = None
+                self._release(job)
+                self._changes.fire()
 
     def wake(self) -> None:
         """Look again whether a request can run."""
@@ -164,50 +174,69 @@ class GenerationQueue:
         return next(held, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Return when no request waits or runs, or at a change after which `given_up` says so."""
-        while (self._waiting or self.running is not None) and not given_up():
+        """Return when no request waits, runs or is being finished, or at a change after which `given_up` says so."""
+        while (self._waiting or self.running is not None or self._finishing) and not given_up():
             await self._changes.wait()
 
-    def _end(self, job: Job) -> None:
-        if job.lease is not None:
-            job.lease.release()
-        if not job.done.done():
-            job.done.cancel()
-        self._changes.fire()
+    def abandon(self, error: RequestError) -> None:
+        """At the very end: whoever still waits for a job gets this error."""
+        for job in self.jobs.unsettled:
+            job.fail(error)
 
-    async def _run(self, job: Job) -> None:
+    async def _generated(self, job: Job) -> Result | None:
+        """Let the device make a job's images; None if it failed or was cancelled, and the job says so."""
         queued, begun = job.age, time.monotonic()
+        job.begin()
         try:
             job.lease = job.lease or self._gate.lease(job.request.model)
             if job.lease is None:
                 raise self._unservable(job.request.model)
             engine, key = job.lease.engine, job.lease.key
-            parameters = fitted(job.request, engine)
+            parameters = fitted(job.request, engine, self.max_work)
             generation = await self._bridge.run("generate", self._generate, engine, parameters, job)
             if not generation.finite:
                 raise RequestError(
                     500, "generation_failed", "the model made pixels that are no numbers", headers=_NO_RETRY
                 )
             job.lease.count_images(len(generation.images))
-            result = Result(key, parameters, generation, queued)
-            if not job.done.done():
-                job.done.set_result(result)
-        except GenerationCancelled:
-            pass  # whoever cancelled it waits no more
-        except RequestError as error:
-            if not job.done.done():
-                job.done.set_exception(error)
-        except Exception as error:
-            if not job.done.done():
-                job.done.set_exception(_failure(error))
-        else:
             self._seconds += _WEIGHT * (time.monotonic() - begun - self._seconds)
+            return Result(key, parameters, generation, queued)
+        except GenerationCancelled:
+            job.cancel()  # whoever cancelled it has said so already
+        except RequestError as error:
+            job.fail(error)
+        except Exception as error:
+            job.fail(_failure(error))
+        return None
 
     def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
-        def on_step(done: int) -> None:
-            job.step = done
+        steps = Steps(job, engine, self._bridge, self._preview_cost)
+        return engine.serve(parameters, on_step=steps.report, cancelled=lambda: job.is_cancelled)
 
-        return engine.serve(parameters, on_step=on_step, cancelled=lambda: job.is_cancelled)
+    async def _finish(self, job: Job, result: Result) -> None:
+        try:
+            job.finish(await self._finisher.finish(job, result))
+        except Exception as error:
+            job.fail(_failure(error))
+        finally:
+            self._room_to_finish.release()
+            del self._finishing[job]
+            self._changes.fire()
+
+    def _release(self, job: Job) -> None:
+        if job.lease is not None:
+            job.lease.release()
+
+    def _ended(self, job: Job) -> None:
+        if not job.attended:
+            self.jobs.settle(job)
+        for listener in self.on_end:
+            listener(job)
+        self._changes.fire()
+
+    def _place(self) -> None:
+        for position, job in enumerate(self._waiting):
+            job.move(position)
 
     def _unservable(self, model: str) -> RequestError:
         if model in self._aliases:
@@ -223,28 +252,6 @@ class GenerationQueue:
 
     def _retry_after(self) -> str:
         return str(max(1, math.ceil(self._seconds * (len(self._waiting) + 1) / 2)))
-
-
-def fitted(request: GenerateRequest, engine: "Engine") -> "GenerationParameters":
-    """Complete a request with the defaults of the version that serves it, and check it against that version's limits.
-
-    Raises:
-        RequestError: 400, a side is longer than the version's positions reach.
-    """
-    from zwatch.engine.pipeline import GenerationParameters
-
-    sides = {"width": request.width or engine.default_size, "height": request.height or engine.default_size}
-    for name, side in sides.items():
-        if side > engine.max_side:
-            raise invalid(name, f"{name} may be {engine.max_side} at most with version {engine.version}, got {side}")
-    return GenerationParameters(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        seeds=tuple(request.seed + number for number in range(request.n)),
-        **sides,
-    )
 
 
 def _failure(error: Exception) -> RequestError:

@@ -1,0 +1,63 @@
+"""Waiting for a job on behalf of a client: for its end, or for everything on the way there."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+from aiohttp import web
+
+from zwatch.errors import RequestError
+from zwatch.service.answers import encoded, error_object
+from zwatch.service.events import HEARTBEAT, beat, open_stream, send
+from zwatch.service.images import data_url
+from zwatch.service.jobs import Done, Failed, Finished, Job, Queued, Quiet, Stepped
+
+
+async def outcome(job: Job, limit: float | None) -> Finished:
+    """Wait for a job, `limit` seconds at most.
+
+    Raises:
+        RequestError: it failed; 504, it took longer.
+    """
+    try:
+        async with asyncio.timeout(limit):
+            return await job.result()
+    except TimeoutError:
+        raise too_late(limit) from None
+
+
+def too_late(limit: float | None) -> RequestError:
+    """Return the error for a request that took longer than its limit."""
+    return RequestError(504, "timeout", f"it was not done within {limit:g} s; see --timeout")
+
+
+async def stream_job(
+    request: web.Request, job: Job, body: Callable[[Finished], Awaitable[bytes]], limit: float | None
+) -> web.StreamResponse:
+    """Send what happens to a job as `queued`, `step`, and at the end `done` (with `body` of it, JSON) or
+    `error`; after `limit` seconds, if there is a limit, an error too."""
+    response = await open_stream(request)
+    try:
+        async with asyncio.timeout(limit), aclosing(job.follow(HEARTBEAT)) as events:
+            async for event in events:
+                match event:
+                    case Queued(position):
+                        await send(response, "queued", encoded({"position": position}))
+                    case Stepped(step, steps, preview):
+                        shown = None if preview is None else data_url(preview)
+                        await send(response, "step", encoded({"step": step, "steps": steps, "preview": shown}))
+                    case Done(finished):
+                        await send(response, "done", await body(finished))
+                    case Failed(error):
+                        await _send_error(response, error)
+                    case Quiet():
+                        await beat(response)
+    except TimeoutError:
+        await _send_error(response, too_late(limit))
+    except ConnectionResetError:
+        pass  # the client left; there is nobody to tell
+    return response
+
+
+async def _send_error(response: web.StreamResponse, error: RequestError) -> None:
+    await send(response, "error", encoded({"error": error_object(error), **error.extra}))

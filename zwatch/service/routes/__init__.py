@@ -1,0 +1,11 @@
+"""The calls, one module a subject; each has its table of routes."""
+
+from aiohttp import web
+
+from zwatch.service.routes import admin, generate, history, jobs, status
+
+
+def add_routes(app: web.Application) -> None:
+    """Add all calls to an application."""
+    for module in (generate, jobs, history, status, admin):
+        app.add_routes(module.ROUTES)
