@@ -52,9 +52,10 @@ def encoded(body: object) -> bytes:
     return _HALVES.sub(lambda half: f"\\\\u{ord(half.group()):04x}", text).encode()
 
 
-def error_answer(error: RequestError) -> web.Response:
-    """Return the answer for an error."""
-    return answer({"error": error_object(error), **error.extra}, error.status, error.headers)
+def error_answer(error: RequestError, path: str = "") -> web.Response:
+    """Return the answer for an error. Clients of AUTOMATIC1111's API look for its message in `detail`."""
+    detail = {"detail": error.message} if path.startswith("/sdapi/") else {}
+    return answer({"error": error_object(error), **detail, **error.extra}, error.status, error.headers)
 
 
 def error_object(error: RequestError) -> dict[str, Any]:
@@ -82,20 +83,20 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         return await handler(request)
     except RequestError as error:
-        return error_answer(error)
+        return error_answer(error, request.path)
     except web.HTTPException as error:
         code = _CODES.get(error.status)
         if code is None:
             raise
         allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return error_answer(RequestError(error.status, code, _sentence(request, error), headers=allowed))
+        return error_answer(RequestError(error.status, code, _sentence(request, error), headers=allowed), request.path)
     except RequestPayloadError:
         message = "the body ended early, or is not what Content-Encoding or Transfer-Encoding says"
-        return error_answer(RequestError(400, "invalid_json", message))
+        return error_answer(RequestError(400, "invalid_json", message), request.path)
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         message = "something went wrong that should not; the log has it under this answer's X-Request-Id"
-        return error_answer(RequestError(500, "internal_error", message))
+        return error_answer(RequestError(500, "internal_error", message), request.path)
 
 
 def _sentence(request: web.Request, error: web.HTTPException) -> str:

@@ -134,6 +134,7 @@ class Job:
         self.changes = Pulse()
         self._ended = ended
         self._accepted = time.monotonic()
+        self._begun = 0.0
         self._previews = 0
         self._followers = 0
         self._glanced = -GLANCE_SECONDS
@@ -143,6 +144,13 @@ class Job:
     def age(self) -> float:
         """Seconds since it was accepted."""
         return time.monotonic() - self._accepted
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that its other steps will take, if they take as long as those before; None before the first."""
+        if not self.step:
+            return None
+        return (time.monotonic() - self._begun) / self.step * (self.steps - self.step)
 
     @property
     def is_cancelled(self) -> bool:
@@ -222,6 +230,7 @@ class Job:
     def begin(self) -> None:
         """Its turn has come."""
         self.state = JobState.RUNNING
+        self._begun = time.monotonic()
         self.changes.fire()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

@@ -2,10 +2,12 @@
 
 from aiohttp import web
 
-from zwatch.service.routes import admin, generate, history, jobs, status
+from zwatch.service.a1111.clients import CLIENTS, Clients
+from zwatch.service.routes import a1111, admin, generate, history, jobs, status
 
 
 def add_routes(app: web.Application) -> None:
     """Add all calls to an application."""
-    for module in (generate, jobs, history, status, admin):
+    for module in (generate, jobs, history, status, admin, a1111):
         app.add_routes(module.ROUTES)
+    app[CLIENTS] = Clients()

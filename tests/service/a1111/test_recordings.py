@@ -1,0 +1,80 @@
+"""Open WebUI and SillyTavern, replayed: every call is answered, and what they read is there."""
+
+import base64
+import os
+
+import pytest
+
+from tests.service.a1111 import recordings
+from tests.service.a1111.recordings import found_in
+from zwatch.service.infotext import read_details
+
+
+async def replay(client, headers, calls):
+    """Send all calls; return their answers by path, the newest of each."""
+    answers = {}
+    for call in calls:
+        body = call.body(answers) if callable(call.body) else call.body
+        status, _, answer = await client.call(call.method, call.path, headers=headers, json=body)
+        assert status == 200 or call.may_fail, (call, status, answer)
+        for path in call.uses:
+            found_in(answer, path)
+        answers[call.path] = answer
+    return answers
+
+
+def title(client, version):
+    [key] = [resident.key for resident in client.services.gate.residents if resident.key.version == version]
+    return f"{version} [{key.digest[:10]}]"
+
+
+def version_of(image):
+    return read_details(base64.b64decode(image, validate=True)).version
+
+
+@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("never set", "v2")])
+async def test_open_webui_makes_images_with_the_checkpoint_that_it_chose(both, auth, version):
+    headers = {**recordings.OPEN_WEBUI_HEADERS, "authorization": recordings.OPEN_WEBUI_AUTH[auth]}
+    answers = await replay(both, headers, recordings.open_webui(title(both, version)))
+    assert answers["/sdapi/v1/options"]["sd_model_checkpoint"] == title(both, version), "it compares the two"
+    assert {one["title"] for one in answers["/sdapi/v1/sd-models"]} == {title(both, "v1"), title(both, "v2")}
+    [image] = answers["/sdapi/v1/txt2img"]["images"]
+    assert "," not in image, "it takes what is before a comma for the head of a data URL"
+    assert version_of(image) == version
+    assert os.readlink(both.services.models / "current") == "v2", "choosing never repoints a link"
+
+
+@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("never set", "v2")])
+async def test_sillytavern_makes_images_with_the_checkpoint_that_it_chose(both, auth, version):
+    headers = {**recordings.SILLYTAVERN_HEADERS, "Authorization": recordings.SILLYTAVERN_AUTH[auth]}
+    answers = await replay(both, headers, recordings.sillytavern(title(both, version)))
+    options, progress = answers["/sdapi/v1/options"], answers["/sdapi/v1/progress"]
+    assert options["sd_model_checkpoint"] in {one["title"] for one in answers["/sdapi/v1/sd-models"]}, (
+        "its list's choice"
+    )
+    assert "forge_preset" not in options, "by which it tells Forge"
+    assert (progress["progress"], progress["state"]["job_count"]) == (0, 0), "it takes the checkpoint for loaded"
+    assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == version
+    assert os.readlink(both.services.models / "current") == "v2", "choosing never repoints a link"
+
+
+@pytest.mark.parametrize(
+    ("headers", "calls"),
+    [
+        ({"authorization": recordings.OPEN_WEBUI_AUTH["with a password"]}, recordings.open_webui),
+        ({"Authorization": recordings.SILLYTAVERN_AUTH["with a password"]}, recordings.sillytavern),
+    ],
+)
+async def test_with_a_token_they_send_it_as_the_password(start, headers, calls):
+    async with start(token="sesame") as client:
+        await client.serves()
+        answers = await replay(client, headers, calls(title(client, "v1")))
+        assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == "v1"
+
+
+async def test_without_the_token_they_are_told_in_their_own_way(start):
+    async with start(token="sesame") as client:
+        for auth in ("", "Basic ", "Basic Og==", "Basic dW5kZWZpbmVk", "Basic OndlbHA="):
+            status, _, body = await client.call("GET", "/sdapi/v1/options", headers={"Authorization": auth})
+            assert (status, body["error"]["code"]) == (401, "unauthorized"), auth
+            assert body["detail"] == body["error"]["message"]
