@@ -1,11 +1,38 @@
 """Services that AUTOMATIC1111's clients talk to."""
 
+from contextlib import asynccontextmanager
+
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread_an_operation():
+    """Tiny tensors gain nothing from more, which only get into each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
-async def both(client):
-    """A service whose `current` serves v2, and that has v1 too."""
-    status, _, body = await client.call("POST", "/api/deploy", json={"version": "v2"})
-    assert status == 200, body
-    return client
+def serving_both(start):
+    """Return an asynchronous context manager: a service whose `current` serves v2, and that has v1 too."""
+
+    @asynccontextmanager
+    async def begin(token=None):
+        async with start(token=token) as client:
+            await client.serves()
+            client.services.models.joinpath("current").unlink()
+            client.services.models.joinpath("current").symlink_to("v2")
+            await client.serves("v2")
+            yield client
+
+    return begin
+
+
+@pytest.fixture
+async def both(serving_both):
+    """Such a service, without a token."""
+    async with serving_both() as client:
+        yield client

@@ -69,7 +69,7 @@ def open_webui(title: str) -> list[Call]:
 
 
 OPEN_WEBUI_HEADERS = {"User-Agent": "Python/3.11 aiohttp/3.13.2"}
-OPEN_WEBUI_AUTH = {"without a password": "Basic ", "never set": "", "with a password": "Basic YWRtaW46c2VzYW1l"}
+OPEN_WEBUI_AUTH = {"without a password": "Basic ", "with a password": "Basic YWRtaW46c2VzYW1l"}
 
 
 def sillytavern(title: str) -> list[Call]:
@@ -98,7 +98,7 @@ SILLYTAVERN_HEADERS = {
     "Accept-Encoding": "gzip, deflate, br",
     "Connection": "close",
 }
-SILLYTAVERN_AUTH = {"without a password": "Basic ", "never set": "Basic dW5kZWZpbmVk", "with a password": "Basic OnNlc2FtZQ=="}  # fmt: skip
+SILLYTAVERN_AUTH = {"without a password": "Basic ", "with a password": "Basic OnNlc2FtZQ=="}
 SILLYTAVERN_BODY = {
     "url": "http://localhost:7860",
     "auth": "",

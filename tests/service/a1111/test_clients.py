@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from zwatch.errors import RequestError
 from zwatch.rollout.lifecycle import Key
 from zwatch.service import previews
 from zwatch.service.a1111 import clients as remembering
@@ -86,14 +87,12 @@ async def test_who_chooses_what_serves_gets_the_next_version_too(client):
     assert (await shown(client), await makes(client)) == ("v2", "v2")
 
 
-async def test_an_unknown_checkpoint_is_refused_and_the_earlier_choice_stays(both):
-    await choose(both, "v1")
-    status, body = await choose(both, "sd_xl_base_1.0")
+async def test_an_unknown_checkpoint_is_refused_and_other_options_are_passed_over(client):
+    status, body = await choose(client, "sd_xl_base_1.0")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
-    assert "loaded: v2 [" in body["detail"]
-    assert (await choose(both, 5))[0] == 400
-    assert (await both.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[0] == 200
-    assert await shown(both) == "v1"
+    assert "loaded: v1 [" in body["detail"]
+    assert (await choose(client, 5))[0] == 400
+    assert (await client.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[::2] == (200, None)
 
 
 async def test_without_a_model_the_lists_are_empty_and_a_request_is_told_when_to_come_back(client):
@@ -133,6 +132,14 @@ def test_a_choice_ends_when_its_version_is_no_longer_loaded():
     resealed = Loaded(resident("v2", "b"), resident("v1", "c"))
     assert clients.model(ME, resealed) == "current", "another content of the same name was not chosen"
     assert clients.model(ME, gate) == "current", "nor does it come back when nobody looks"
+
+
+def test_an_unknown_checkpoint_leaves_the_earlier_choice():
+    clients, gate = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    clients.choose(ME, "v1", gate, ("current",))
+    with pytest.raises(RequestError, match=r"loaded: v2 \[bbbbbbbbbb\], v1 \[aaaaaaaaaa\]; or say 'current'"):
+        clients.choose(ME, "v9", gate, ("current",))
+    assert clients.model(ME, gate) == "v1"
 
 
 def test_another_alias_can_be_chosen_and_is_followed():

@@ -32,49 +32,45 @@ def version_of(image):
     return read_details(base64.b64decode(image, validate=True)).version
 
 
-@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("never set", "v2")])
-async def test_open_webui_makes_images_with_the_checkpoint_that_it_chose(both, auth, version):
-    headers = {**recordings.OPEN_WEBUI_HEADERS, "authorization": recordings.OPEN_WEBUI_AUTH[auth]}
-    answers = await replay(both, headers, recordings.open_webui(title(both, version)))
-    assert answers["/sdapi/v1/options"]["sd_model_checkpoint"] == title(both, version), "it compares the two"
-    assert {one["title"] for one in answers["/sdapi/v1/sd-models"]} == {title(both, "v1"), title(both, "v2")}
-    [image] = answers["/sdapi/v1/txt2img"]["images"]
-    assert "," not in image, "it takes what is before a comma for the head of a data URL"
-    assert version_of(image) == version
-    assert os.readlink(both.services.models / "current") == "v2", "choosing never repoints a link"
+@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("with a password", "v2")])
+async def test_open_webui_makes_images_with_the_checkpoint_that_it_chose(serving_both, auth, version):
+    async with serving_both(token="sesame" if auth == "with a password" else None) as client:
+        headers = {**recordings.OPEN_WEBUI_HEADERS, "authorization": recordings.OPEN_WEBUI_AUTH[auth]}
+        answers = await replay(client, headers, recordings.open_webui(title(client, version)))
+        assert answers["/sdapi/v1/options"]["sd_model_checkpoint"] == title(client, version), "it compares the two"
+        assert {one["title"] for one in answers["/sdapi/v1/sd-models"]} == {title(client, "v1"), title(client, "v2")}
+        [image] = answers["/sdapi/v1/txt2img"]["images"]
+        assert "," not in image, "it takes what is before a comma for the head of a data URL"
+        assert version_of(image) == version
+        assert os.readlink(client.services.models / "current") == "v2", "choosing never repoints a link"
 
 
-@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("never set", "v2")])
-async def test_sillytavern_makes_images_with_the_checkpoint_that_it_chose(both, auth, version):
-    headers = {**recordings.SILLYTAVERN_HEADERS, "Authorization": recordings.SILLYTAVERN_AUTH[auth]}
-    answers = await replay(both, headers, recordings.sillytavern(title(both, version)))
-    options, progress = answers["/sdapi/v1/options"], answers["/sdapi/v1/progress"]
-    assert options["sd_model_checkpoint"] in {one["title"] for one in answers["/sdapi/v1/sd-models"]}, (
-        "its list's choice"
-    )
-    assert "forge_preset" not in options, "by which it tells Forge"
-    assert (progress["progress"], progress["state"]["job_count"]) == (0, 0), "it takes the checkpoint for loaded"
-    assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == version
-    assert os.readlink(both.services.models / "current") == "v2", "choosing never repoints a link"
+@pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("with a password", "v2")])
+async def test_sillytavern_makes_images_with_the_checkpoint_that_it_chose(serving_both, auth, version):
+    async with serving_both(token="sesame" if auth == "with a password" else None) as client:
+        headers = {**recordings.SILLYTAVERN_HEADERS, "Authorization": recordings.SILLYTAVERN_AUTH[auth]}
+        answers = await replay(client, headers, recordings.sillytavern(title(client, version)))
+        options, progress = answers["/sdapi/v1/options"], answers["/sdapi/v1/progress"]
+        assert options["sd_model_checkpoint"] in {one["title"] for one in answers["/sdapi/v1/sd-models"]}, "in its list"
+        assert "forge_preset" not in options, "by which it tells Forge"
+        assert (progress["progress"], progress["state"]["job_count"]) == (0, 0), "it takes the checkpoint for loaded"
+        assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == version
+        assert os.readlink(client.services.models / "current") == "v2", "choosing never repoints a link"
 
 
-@pytest.mark.parametrize(
-    ("headers", "calls"),
-    [
-        ({"authorization": recordings.OPEN_WEBUI_AUTH["with a password"]}, recordings.open_webui),
-        ({"Authorization": recordings.SILLYTAVERN_AUTH["with a password"]}, recordings.sillytavern),
-    ],
-)
-async def test_with_a_token_they_send_it_as_the_password(start, headers, calls):
+STRANGE = ["", "Basic", "Basic ", "Basic Og==", "Basic dW5kZWZpbmVk", "Basic OndlbHA=", "Bearer"]
+"""Credentials of clients that have none, or the wrong ones."""
+
+
+async def test_without_a_token_strange_credentials_do_no_harm(client):
+    for auth in STRANGE:
+        status, _, body = await client.call("GET", "/sdapi/v1/options", headers={"Authorization": auth})
+        assert (status, body["sd_model_checkpoint"]) == (200, title(client, "v1")), auth
+
+
+async def test_with_a_token_they_are_refused_in_the_clients_own_way(start):
     async with start(token="sesame") as client:
-        await client.serves()
-        answers = await replay(client, headers, calls(title(client, "v1")))
-        assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == "v1"
-
-
-async def test_without_the_token_they_are_told_in_their_own_way(start):
-    async with start(token="sesame") as client:
-        for auth in ("", "Basic ", "Basic Og==", "Basic dW5kZWZpbmVk", "Basic OndlbHA="):
+        for auth in STRANGE:
             status, _, body = await client.call("GET", "/sdapi/v1/options", headers={"Authorization": auth})
             assert (status, body["error"]["code"]) == (401, "unauthorized"), auth
             assert body["detail"] == body["error"]["message"]
