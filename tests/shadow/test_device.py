@@ -55,6 +55,7 @@ class TestOnCuda:
     @pytest.fixture
     def device(self):
         device = Device("cuda")
+        device._cuda.compiled(wait=True)  # its scratch is allocated too
         yield device
         device.give_room()
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Literal, overload
 
 import torch
 
@@ -209,7 +210,7 @@ class _Cuda:
             self.serving = torch.cuda.Stream(priority=-1)
             self.beside = torch.cuda.Stream(priority=0)
             self.copies = torch.cuda.Stream(priority=0)
-            self._hashing = threading.Lock()
+            self.hashing = threading.Lock()
             # Compiling takes seconds the first time; the first files are read meanwhile.
             compiler = ThreadPoolExecutor(1, thread_name_prefix="zwatch-kernels")
             self._hasher = compiler.submit(_make_hasher, device, self.beside)
@@ -221,48 +222,57 @@ class _Cuda:
         self._reader.fill(fillings, landed)
 
     def begin(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
-        hasher = self._hasher.result()
-        if isinstance(hasher, HostHasher):
-            return hasher.begin(data, between)
-        with self._hashing:
-            return _AfterCopies(hasher.begin(data), self._hashing, self.beside, self.copies)
+        return _AfterCopies(self, data, between)
+
+    def compiled(self, *, wait: bool) -> "HostHasher | blake3_gpu.GpuHasher | None":
+        """Return what hashes; None if that is not decided yet and the caller does not wait."""
+        return self._hasher.result() if wait or self._hasher.done() else None
 
 
 class _AfterCopies:
-    """Hashes each slice on one stream as soon as it was copied on another.
+    """Hashes each slice on one stream as soon as it was copied on another and the kernel is there.
 
     A load and a check of what serves may hash at the same time, with one scratch: hence the lock.
     """
 
-    def __init__(
-        self,
-        hashing: blake3_gpu.Hashing,
-        lock: threading.Lock,
-        stream: torch.cuda.Stream,
-        copies: torch.cuda.Stream,
-    ) -> None:
-        self._hashing = hashing
-        self._lock = lock
-        self._stream = stream
-        self._copies = copies
+    def __init__(self, cuda: _Cuda, data: torch.Tensor, between: Between) -> None:
+        self._cuda = cuda
+        self._data = data
+        self._between = between
         self._slices = 0
+        self._hashing: Hashing | None = None
 
     def advance(self, landed: int) -> None:
         # An event a slice, not one a chunk.
-        if (slices := landed // blake3_gpu.SLICE) > self._slices:
+        if (slices := landed // blake3_gpu.SLICE) > self._slices and self._begin(wait=False) is not None:
             self._slices = slices
-            self._stream.wait_stream(self._copies)
-            with self._lock:
-                self._hashing.advance(landed)
+            self._cuda.beside.wait_stream(self._cuda.copies)
+            with self._cuda.hashing:
+                self._begin(wait=True).advance(landed)
 
     def finish(self) -> None:
-        self._stream.wait_stream(self._copies)
-        with self._lock:
-            self._hashing.finish()
+        hashing = self._begin(wait=True)
+        self._cuda.beside.wait_stream(self._cuda.copies)
+        with self._cuda.hashing:
+            hashing.finish()
 
     def hexdigest(self) -> str:
         self.finish()
-        return self._hashing.hexdigest()
+        return self._begin(wait=True).hexdigest()
+
+    @overload
+    def _begin(self, *, wait: Literal[True]) -> Hashing: ...
+    @overload
+    def _begin(self, *, wait: Literal[False]) -> Hashing | None: ...
+    def _begin(self, *, wait: bool) -> Hashing | None:
+        hasher = self._cuda.compiled(wait=wait)
+        if self._hashing is None and hasher is not None:
+            if isinstance(hasher, HostHasher):
+                self._hashing = hasher.begin(self._data, self._between)
+            else:
+                with self._cuda.hashing:
+                    self._hashing = hasher.begin(self._data)
+        return self._hashing
 
 
 def _make_hasher(device: torch.device, stream: torch.cuda.Stream) -> "HostHasher | blake3_gpu.GpuHasher":

@@ -83,13 +83,16 @@ class PinnedReader:
     All pinned memory is allocated here, once: two pieces a thread, so that one is read while the other is copied.
     """
 
-    def __init__(self, stream: torch.cuda.Stream, threads: int | None = None, chunk: int = CHUNK) -> None:
+    def __init__(
+        self, stream: torch.cuda.Stream, threads: int | None = None, chunk: int = CHUNK, slots: int | None = None
+    ) -> None:
         self.stream = stream
         self.chunk = chunk
         self.threads = threads or max(2, min(THREADS, len(os.sched_getaffinity(0))))
+        slots = slots or 2 * self.threads
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         # As one piece: a caching allocator would round each up to a power of two.
-        pinned = torch.empty(2 * self.threads * chunk, dtype=torch.uint8, pin_memory=True)
+        pinned = torch.empty(slots * chunk, dtype=torch.uint8, pin_memory=True)
         for begin in range(0, pinned.numel(), chunk):
             piece = pinned[begin : begin + chunk]
             # Blocking: sixteen threads that spin for a copy would take the cores from the reads.
