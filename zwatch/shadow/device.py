@@ -37,6 +37,7 @@ class Device:
         self._held = 0
         self._lock = threading.Lock()
         self._loads = 0
+        self._loading = 0
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
@@ -95,10 +96,11 @@ class Device:
         missing = self._cuda.pool.lacks(sizes)
         if missing > self.memory()[0] - self._cuda.pool.free - self.request_peak - SPARE:
             return False
-        try:
-            self._cuda.pool.reserve(sizes)
-        except torch.OutOfMemoryError:
-            return False
+        with self._noted():
+            try:
+                self._cuda.pool.reserve(sizes)
+            except torch.OutOfMemoryError:
+                return False
         return True
 
     def give_room(self) -> int:
@@ -174,23 +176,36 @@ class Device:
         if self._cuda is None:
             yield
             return
-        self._loads += 1
+        with self._noted():
+            try:
+                with torch.cuda.stream(self._cuda.beside):
+                    yield
+            finally:
+                self._cuda.beside.synchronize()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Say to `measured_request` that memory is taken for something else than images."""
+        with self._lock:
+            self._loads += 1
+            self._loading += 1
         try:
-            with torch.cuda.stream(self._cuda.beside):
-                yield
+            yield
         finally:
-            self._cuda.beside.synchronize()
+            with self._lock:
+                self._loading -= 1
 
     @contextmanager
     def measured_request(self) -> Iterator[None]:
-        """Learn from an image being made inside how much memory that takes, unless a load ran beside it."""
+        """Learn from an image being made inside how much memory that takes, unless something else took memory meanwhile."""
         if self._cuda is None:
             yield
             return
-        loads, held = self._loads, torch.cuda.memory_allocated(self.torch_device)
+        loads, quiet = self._loads, self._loading == 0
+        held = torch.cuda.memory_allocated(self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         yield
-        if loads == self._loads:
+        if quiet and loads == self._loads:
             peak = torch.cuda.max_memory_allocated(self.torch_device) - held
             self.request_peak = max(self.request_peak, peak)
 
