@@ -111,3 +111,42 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_ver
         assert min(served.values()) > 0, served
         # 150 more flips load tens of megabytes of weights; a leak of one engine in ten would show.
         assert grown < 32 * 2**20, f"grew by {grown}"
+
+
+@pytest.mark.slow
+async def test_where_two_do_not_fit_requests_wait_for_the_exchange_and_none_fails(three_versions, device, tmp_path):
+    source, goldens = three_versions
+    models = tmp_path / "models"
+    shutil.copytree(source, models)
+    (models / "current").symlink_to("v1")
+    weights = sum(path.stat().st_size for path in (models / "v1").rglob("*.safetensors"))
+    draw = random.Random(8)
+    async with Server(models, tmp_path / "state", "--memory-budget", str(int(weights * 1.3)), device=device) as server:
+        await server.serves("v1")
+        ended = asyncio.Event()
+
+        async def client(number: int) -> None:
+            for prompt, seed in itertools.islice(itertools.cycle(WANTED), number, None):
+                version, _, made = await server.generate(prompt, seed)
+                assert made == goldens[version][prompt, seed], f"{version} {prompt} {seed}"
+                if ended.is_set():
+                    return
+
+        clients = asyncio.gather(*(client(number) for number in range(CLIENTS)))
+        last = "v1"
+        for _ in range(20):
+            last = draw.choice([name for name in goldens if name != last])
+            replace(models, last)
+            await asyncio.sleep(draw.choice((0.02, 0.2, 0.8)))  # shorter than an exchange, and longer
+            assert not clients.done(), clients.exception()
+        await server.serves(last)
+        ended.set()
+        await clients
+        status = await server.status()
+        assert (status["status"], [engine["version"] for engine in status["engines"]]) == ("ok", [last])
+        attempts = (await server.get("/attempts"))["attempts"]
+        ways = {attempt["way"] for attempt in attempts if attempt["state"] == "PROMOTED"}
+        assert ways == {"device", "host"}, "the first version was loaded, the others exchanged"
+        assert all(
+            attempt["held"] > 0 for attempt in attempts if attempt["state"] == "PROMOTED" and attempt["way"] == "host"
+        )

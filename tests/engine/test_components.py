@@ -101,11 +101,14 @@ def test_a_second_version_costs_only_its_transformer(factory, tiny_versions):
     assert v1.nbytes == v2.nbytes
 
 
-@pytest.mark.parametrize("name", ["scheduler", "tokenizer"])
-def test_what_changes_itself_while_it_works_is_each_engines_own(factory, tiny_versions, name):
-    """A scheduler counts steps; a tokenizer sets its padding and truncation anew with every call."""
+def test_a_scheduler_counts_steps_and_is_each_engines_own(factory, tiny_versions):
     v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
-    assert getattr(v1._pipeline, name) is not getattr(v2._pipeline, name)
+    assert v1._pipeline.scheduler is not v2._pipeline.scheduler
+
+
+def test_a_tokenizer_is_shared_and_never_copied(factory, tiny_versions):
+    v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
+    assert v1._pipeline.tokenizer is v2._pipeline.tokenizer
 
 
 def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(factory, models):

@@ -55,6 +55,7 @@ class TestOnCuda:
     @pytest.fixture
     def device(self):
         device = Device("cuda")
+        device._cuda.compiled(wait=True)  # its scratch is allocated too
         yield device
         device.give_room()
 
@@ -100,3 +101,14 @@ class TestOnCuda:
             beside = torch.cuda.current_stream()
         assert serving.priority < beside.priority  # lower goes first
         assert torch.cuda.current_stream() not in (serving, beside)
+
+    def test_what_an_image_takes_is_learnt_and_what_a_load_takes_meanwhile_is_not(self, device):
+        with device.serving(), device.measured_request():
+            torch.empty(48 * self.MB, dtype=torch.uint8, device=device.torch_device)
+        assert 48 * self.MB <= device.request_peak < 64 * self.MB
+        before = device.request_peak
+        with device.serving(), device.measured_request():
+            device.reserve([512 * self.MB])
+        with device.beside(), device.measured_request():
+            device.allocate(Owner(), 700 * self.MB)
+        assert device.request_peak == before

@@ -116,13 +116,14 @@ def test_prefixes_grow_without_gaps_whatever_the_order_of_the_pieces(lengths, or
     assert told == {number: 10 * count for number, count in enumerate(lengths)}
 
 
+@pytest.fixture(scope="module")
+def small():
+    """A reader with many small chunks of whole blocks."""
+    return PinnedReader(torch.cuda.Stream(), threads=4, chunk=2 * reader.BLOCK)
+
+
 @pytest.mark.gpu
 class TestOntoAGpu:
-    @pytest.fixture(scope="class")
-    def small(self):
-        """A reader with many small chunks of whole blocks."""
-        return PinnedReader(torch.cuda.Stream(), threads=4, chunk=2 * reader.BLOCK)
-
     @pytest.mark.parametrize("size", [0, 1, 8191, 8192, 8193, 1_000_003])
     def test_files_land_byte_for_byte_and_prefixes_grow(self, opened, small, size):
         data = [os.urandom(size), os.urandom(50_001)]

@@ -1,6 +1,5 @@
 """An engine: a version loaded, which turns a prompt and a seed into an image."""
 
-import copy
 import logging
 import threading
 import time
@@ -273,8 +272,6 @@ def _pipeline(components: Mapping[str, Component]) -> ZImagePipeline:
     modules = {name: component.module for name, component in components.items()}
     # The scheduler counts steps: an own one, also where its config is shared.
     modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
-    # The tokenizer sets its padding and truncation anew with every call, and another engine may call meanwhile.
-    modules["tokenizer"] = copy.deepcopy(modules["tokenizer"])
     pipeline = ZImagePipeline(**modules)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

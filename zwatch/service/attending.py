@@ -10,7 +10,10 @@ from zwatch.errors import RequestError
 from zwatch.service.answers import encoded, error_object
 from zwatch.service.events import HEARTBEAT, beat, open_stream, send
 from zwatch.service.images import data_url
-from zwatch.service.jobs import Done, Failed, Finished, Job, Queued, Quiet, Stepped
+from zwatch.service.jobs import Done, Failed, Finished, Job, JobEvent, Queued, Quiet, Stepped
+
+Teller = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
+"""Sends a job's event to a client, in the client's own terms."""
 
 
 async def outcome(job: Job, limit: float | None) -> Finished:
@@ -28,7 +31,8 @@ async def outcome(job: Job, limit: float | None) -> Finished:
 
 def too_late(limit: float | None) -> RequestError:
     """Return the error for a request that took longer than its limit."""
-    return RequestError(504, "timeout", f"it was not done within {limit:g} s; see --timeout")
+    message = f"it was not done within {limit:g} s; see --timeout"
+    return RequestError(504, "timeout", message, headers={"x-should-retry": "false"})  # it would take as long again
 
 
 async def stream_job(
@@ -36,28 +40,36 @@ async def stream_job(
 ) -> web.StreamResponse:
     """Send what happens to a job as `queued`, `step`, and at the end `done` (with `body` of it, JSON) or
     `error`; after `limit` seconds, if there is a limit, an error too."""
+
+    async def tell(response: web.StreamResponse, event: JobEvent) -> None:
+        match event:
+            case Queued(position):
+                await send(response, "queued", encoded({"position": position}))
+            case Stepped(step, steps, preview):
+                shown = None if preview is None else data_url(preview)
+                await send(response, "step", encoded({"step": step, "steps": steps, "preview": shown}))
+            case Done(finished):
+                await send(response, "done", await body(finished))
+            case Failed(error):
+                await send(response, "error", encoded({"error": error_object(error), **error.extra}))
+
+    return await relay(request, job, tell, limit)
+
+
+async def relay(request: web.Request, job: Job, tell: Teller, limit: float | None) -> web.StreamResponse:
+    """Answer with a stream of what happens to a job, each event sent by `tell`, which is also given the error after
+    `limit` seconds, if there is a limit. While nothing happens, comments are sent."""
     response = await open_stream(request)
     try:
-        async with asyncio.timeout(limit), aclosing(job.follow(HEARTBEAT)) as events:
-            async for event in events:
-                match event:
-                    case Queued(position):
-                        await send(response, "queued", encoded({"position": position}))
-                    case Stepped(step, steps, preview):
-                        shown = None if preview is None else data_url(preview)
-                        await send(response, "step", encoded({"step": step, "steps": steps, "preview": shown}))
-                    case Done(finished):
-                        await send(response, "done", await body(finished))
-                    case Failed(error):
-                        await _send_error(response, error)
-                    case Quiet():
+        try:
+            async with asyncio.timeout(limit), aclosing(job.follow(HEARTBEAT)) as events:
+                async for event in events:
+                    if isinstance(event, Quiet):
                         await beat(response)
-    except TimeoutError:
-        await _send_error(response, too_late(limit))
+                    else:
+                        await tell(response, event)
+        except TimeoutError:
+            await tell(response, Failed(too_late(limit)))
     except ConnectionResetError:
         pass  # the client left; there is nobody to tell
     return response
-
-
-async def _send_error(response: web.StreamResponse, error: RequestError) -> None:
-    await send(response, "error", encoded({"error": error_object(error), **error.extra}))

@@ -21,6 +21,16 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_finished_view(job, finished))[:-1], b", ".join(images))
 
 
+def served_headers(job: Job, finished: Finished) -> dict[str, str]:
+    """Return the headers that say what made a job's first picture."""
+    return {
+        "X-Zwatch-Version": finished.key.version,
+        "X-Zwatch-Digest": str(finished.key.digest),
+        "X-Zwatch-Seed": str(job.request.seed),
+        "X-Zwatch-Job": job.id,
+    }
+
+
 def job_view(job: Job) -> dict[str, Any]:
     """Return a job: where it stands, and what came of it. Its pictures are named by URL."""
     view: dict[str, Any] = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: ANN001, ANN202, N803
+# ruff: noqa: ANN001, ANN202, N803, SIM108
 """BLAKE3's compression function and its tree as Triton kernels; `blake3_gpu` launches them.
 
 After "BLAKE3: one function, fast everywhere" (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020), section 2. Words are
@@ -107,42 +107,32 @@ def _store(values, stride, h, mask):
 
 
 @triton.jit
-def _load_four(words, SIZE: tl.constexpr):
-    """Four neighbouring words a lane, in one load where `words` is known to be a multiple of 16."""
-    tile = tl.load(words[:, None] + tl.arange(0, 4)[None, :])
-    even, odd = tl.split(tl.reshape(tile, [SIZE, 2, 2]))
-    w0, w2 = tl.split(even)
-    w1, w3 = tl.split(odd)
-    return w0, w1, w2, w3
-
-
-@triton.jit
 def _load_two(words):
     return tl.split(tl.load(words[:, None] + tl.arange(0, 2)[None, :]))
 
 
 @triton.jit
-def _load_block(words, SIZE: tl.constexpr, VECTOR: tl.constexpr):
-    """The 16 words of a block a lane, VECTOR of them at a time."""
-    if VECTOR == 4:
-        w0, w1, w2, w3 = _load_four(words, SIZE)
-        w4, w5, w6, w7 = _load_four(words + 4, SIZE)
-        w8, w9, w10, w11 = _load_four(words + 8, SIZE)
-        w12, w13, w14, w15 = _load_four(words + 12, SIZE)
-    elif VECTOR == 2:
-        w0, w1 = _load_two(words)
-        w2, w3 = _load_two(words + 2)
-        w4, w5 = _load_two(words + 4)
-        w6, w7 = _load_two(words + 6)
-        w8, w9 = _load_two(words + 8)
-        w10, w11 = _load_two(words + 10)
-        w12, w13 = _load_two(words + 12)
-        w14, w15 = _load_two(words + 14)
-    else:
-        w0, w1, w2, w3 = tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3)
-        w4, w5, w6, w7 = tl.load(words + 4), tl.load(words + 5), tl.load(words + 6), tl.load(words + 7)
-        w8, w9, w10, w11 = tl.load(words + 8), tl.load(words + 9), tl.load(words + 10), tl.load(words + 11)
-        w12, w13, w14, w15 = tl.load(words + 12), tl.load(words + 13), tl.load(words + 14), tl.load(words + 15)
+def _load_words(words):
+    """The 16 words of a block a lane, one by one."""
+    return (
+        tl.load(words), tl.load(words + 1), tl.load(words + 2), tl.load(words + 3),
+        tl.load(words + 4), tl.load(words + 5), tl.load(words + 6), tl.load(words + 7),
+        tl.load(words + 8), tl.load(words + 9), tl.load(words + 10), tl.load(words + 11),
+        tl.load(words + 12), tl.load(words + 13), tl.load(words + 14), tl.load(words + 15),
+    )  # fmt: skip
+
+
+@triton.jit
+def _load_pairs(words):
+    """The 16 words of a block a lane, two in each load; `words` is known to be a multiple of 8."""
+    w0, w1 = _load_two(words)
+    w2, w3 = _load_two(words + 2)
+    w4, w5 = _load_two(words + 4)
+    w6, w7 = _load_two(words + 6)
+    w8, w9 = _load_two(words + 8)
+    w10, w11 = _load_two(words + 10)
+    w12, w13 = _load_two(words + 12)
+    w14, w15 = _load_two(words + 14)
     return w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15
 
 
@@ -176,20 +166,19 @@ def hash_chunks(
     count: tl.int32,
     shift: tl.int32,
     stride: tl.int32,
-    VECTOR: tl.constexpr,
     FUNNEL: tl.constexpr,
     SIZE: tl.constexpr,
 ):
     """Hash `count` whole chunks of `data`, from chunk `first` on, a lane each; none of them is the root.
 
-    `data` (bytes) is `shift` bytes behind a multiple of 4 if FUNNEL, else at a multiple of 4 * VECTOR. FUNNEL reads
-    the word behind each block, which holds the block's last bytes.
+    `data` (bytes) is at a multiple of 8, as safetensors' own files are, or, if FUNNEL, `shift` (0 to 3) bytes behind a
+    multiple of 4: then the word behind each block is read too, which holds the block's last bytes.
     """
     lane = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     begin = data + first * CHUNK_BYTES
     if FUNNEL:
         begin = begin - shift
-    words = tl.multiple_of(begin.to(tl.pointer_type(tl.uint32)), 4 * VECTOR)
+    words = tl.multiple_of(begin.to(tl.pointer_type(tl.uint32)), 4 if FUNNEL else 8)
     # A lane too many hashes the last chunk once more and stores nothing: its loads need no mask.
     chunk = words + tl.minimum(lane, count - 1) * CHUNK_WORDS
     number = first + lane
@@ -197,9 +186,11 @@ def hash_chunks(
     h = _initial(SIZE)
     length = tl.full([SIZE], BLOCK_BYTES, tl.uint32)
     for block in range(CHUNK_BLOCKS):
-        m = _load_block(chunk + block * BLOCK_WORDS, SIZE, VECTOR)
+        at = chunk + block * BLOCK_WORDS
         if FUNNEL:
-            m = _funnel_block(m, tl.load(chunk + block * BLOCK_WORDS + BLOCK_WORDS), shift)
+            m = _funnel_block(_load_words(at), tl.load(at + BLOCK_WORDS), shift)
+        else:
+            m = _load_pairs(at)
         flags = tl.where(block == 0, CHUNK_START, 0) + tl.where(block == CHUNK_BLOCKS - 1, CHUNK_END, 0)
         h = _compress(h, m, counter_low, counter_high, length, tl.zeros([SIZE], tl.uint32) + flags.to(tl.uint32))
     _store(values + lane, stride, h, lane < count)

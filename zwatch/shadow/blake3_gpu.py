@@ -25,8 +25,8 @@ MERGE_WARPS = 1
 LANES = 32
 """Lanes of a warp."""
 
-VARIANTS = (0, 8, 4, 1)
-"""Bytes behind a multiple of 16 at which data may begin, one for each compiled variant of `hash_chunks`."""
+VARIANTS = (0, 1)
+"""Bytes behind a multiple of 8 at which data may begin, one for each compiled variant of `hash_chunks`."""
 
 
 def is_available(device: torch.device) -> bool:
@@ -100,10 +100,10 @@ class GpuHasher:
             )  # fmt: skip
         if whole:
             lanes = CHUNK_WARPS * LANES
-            shift, vector = alignment(data)
+            address = data.data_ptr()
             self._kernels.hash_chunks[(-(-whole // lanes),)](
-                data, values, first, whole, shift, stride,
-                VECTOR=vector, FUNNEL=shift != 0, SIZE=lanes, num_warps=CHUNK_WARPS,
+                data, values, first, whole, address % 4, stride,
+                FUNNEL=address % 8 != 0, SIZE=lanes, num_warps=CHUNK_WARPS,
             )  # fmt: skip
         return values
 
@@ -184,11 +184,3 @@ class Hashing:
         begin = index * hasher.slice_groups
         into = self._digest if alone else self._values[:, begin : begin + hasher.groups(chunks.shape[1])]
         hasher.merge(chunks, into, root=alone)
-
-
-def alignment(data: torch.Tensor) -> tuple[int, int]:
-    """Return how many bytes behind a multiple of 4 the data begins, and how many words a lane may load at once."""
-    address = data.data_ptr()
-    if address % 4:
-        return address % 4, 1
-    return 0, 4 if address % 16 == 0 else 2 if address % 8 == 0 else 1

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Literal, overload
 
 import torch
 
@@ -36,6 +37,7 @@ class Device:
         self._held = 0
         self._lock = threading.Lock()
         self._loads = 0
+        self._loading = 0
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
@@ -94,10 +96,11 @@ class Device:
         missing = self._cuda.pool.lacks(sizes)
         if missing > self.memory()[0] - self._cuda.pool.free - self.request_peak - SPARE:
             return False
-        try:
-            self._cuda.pool.reserve(sizes)
-        except torch.OutOfMemoryError:
-            return False
+        with self._noted():
+            try:
+                self._cuda.pool.reserve(sizes)
+            except torch.OutOfMemoryError:
+                return False
         return True
 
     def give_room(self) -> int:
@@ -173,23 +176,36 @@ class Device:
         if self._cuda is None:
             yield
             return
-        self._loads += 1
+        with self._noted():
+            try:
+                with torch.cuda.stream(self._cuda.beside):
+                    yield
+            finally:
+                self._cuda.beside.synchronize()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Say to `measured_request` that memory is taken for something else than images."""
+        with self._lock:
+            self._loads += 1
+            self._loading += 1
         try:
-            with torch.cuda.stream(self._cuda.beside):
-                yield
+            yield
         finally:
-            self._cuda.beside.synchronize()
+            with self._lock:
+                self._loading -= 1
 
     @contextmanager
     def measured_request(self) -> Iterator[None]:
-        """Learn from an image being made inside how much memory that takes, unless a load ran beside it."""
+        """Learn from an image being made inside how much memory that takes, unless something else took memory meanwhile."""
         if self._cuda is None:
             yield
             return
-        loads, held = self._loads, torch.cuda.memory_allocated(self.torch_device)
+        loads, quiet = self._loads, self._loading == 0
+        held = torch.cuda.memory_allocated(self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         yield
-        if loads == self._loads:
+        if quiet and loads == self._loads:
             peak = torch.cuda.max_memory_allocated(self.torch_device) - held
             self.request_peak = max(self.request_peak, peak)
 
@@ -209,7 +225,7 @@ class _Cuda:
             self.serving = torch.cuda.Stream(priority=-1)
             self.beside = torch.cuda.Stream(priority=0)
             self.copies = torch.cuda.Stream(priority=0)
-            self._hashing = threading.Lock()
+            self.hashing = threading.Lock()
             # Compiling takes seconds the first time; the first files are read meanwhile.
             compiler = ThreadPoolExecutor(1, thread_name_prefix="zwatch-kernels")
             self._hasher = compiler.submit(_make_hasher, device, self.beside)
@@ -221,48 +237,57 @@ class _Cuda:
         self._reader.fill(fillings, landed)
 
     def begin(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
-        hasher = self._hasher.result()
-        if isinstance(hasher, HostHasher):
-            return hasher.begin(data, between)
-        with self._hashing:
-            return _AfterCopies(hasher.begin(data), self._hashing, self.beside, self.copies)
+        return _AfterCopies(self, data, between)
+
+    def compiled(self, *, wait: bool) -> "HostHasher | blake3_gpu.GpuHasher | None":
+        """Return what hashes; None if that is not decided yet and the caller does not wait."""
+        return self._hasher.result() if wait or self._hasher.done() else None
 
 
 class _AfterCopies:
-    """Hashes each slice on one stream as soon as it was copied on another.
+    """Hashes each slice on one stream as soon as it was copied on another and the kernel is there.
 
     A load and a check of what serves may hash at the same time, with one scratch: hence the lock.
     """
 
-    def __init__(
-        self,
-        hashing: blake3_gpu.Hashing,
-        lock: threading.Lock,
-        stream: torch.cuda.Stream,
-        copies: torch.cuda.Stream,
-    ) -> None:
-        self._hashing = hashing
-        self._lock = lock
-        self._stream = stream
-        self._copies = copies
+    def __init__(self, cuda: _Cuda, data: torch.Tensor, between: Between) -> None:
+        self._cuda = cuda
+        self._data = data
+        self._between = between
         self._slices = 0
+        self._hashing: Hashing | None = None
 
     def advance(self, landed: int) -> None:
         # An event a slice, not one a chunk.
-        if (slices := landed // blake3_gpu.SLICE) > self._slices:
+        if (slices := landed // blake3_gpu.SLICE) > self._slices and self._begin(wait=False) is not None:
             self._slices = slices
-            self._stream.wait_stream(self._copies)
-            with self._lock:
-                self._hashing.advance(landed)
+            self._cuda.beside.wait_stream(self._cuda.copies)
+            with self._cuda.hashing:
+                self._begin(wait=True).advance(landed)
 
     def finish(self) -> None:
-        self._stream.wait_stream(self._copies)
-        with self._lock:
-            self._hashing.finish()
+        hashing = self._begin(wait=True)
+        self._cuda.beside.wait_stream(self._cuda.copies)
+        with self._cuda.hashing:
+            hashing.finish()
 
     def hexdigest(self) -> str:
         self.finish()
-        return self._hashing.hexdigest()
+        return self._begin(wait=True).hexdigest()
+
+    @overload
+    def _begin(self, *, wait: Literal[True]) -> Hashing: ...
+    @overload
+    def _begin(self, *, wait: Literal[False]) -> Hashing | None: ...
+    def _begin(self, *, wait: bool) -> Hashing | None:
+        hasher = self._cuda.compiled(wait=wait)
+        if self._hashing is None and hasher is not None:
+            if isinstance(hasher, HostHasher):
+                self._hashing = hasher.begin(self._data, self._between)
+            else:
+                with self._cuda.hashing:
+                    self._hashing = hasher.begin(self._data)
+        return self._hashing
 
 
 def _make_hasher(device: torch.device, stream: torch.cuda.Stream) -> "HostHasher | blake3_gpu.GpuHasher":

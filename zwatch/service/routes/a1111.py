@@ -23,6 +23,7 @@ from zwatch.service.a1111.txt2img import (
 from zwatch.service.answers import answer, read_body
 from zwatch.service.attending import outcome
 from zwatch.service.parameters import parse_json, text
+from zwatch.service.results import served_headers
 from zwatch.service.services import SERVICES, Services
 
 _TRUE = ("1", "true", "t", "yes", "y", "on")
@@ -48,12 +49,8 @@ async def txt2img(request: web.Request) -> web.Response:
             if error.code != "cancelled":
                 raise
             return _json(interrupted_body(asked, job), {"X-Zwatch-Job": job.id})
-        headers = {
-            "X-Zwatch-Version": finished.key.version,
-            "X-Zwatch-Digest": str(finished.key.digest),
-            "X-Zwatch-Job": job.id,
-        }
-        return _json(await services.bridge.run("encode", finished_body, asked, job, finished), headers)
+        sent = await services.bridge.run("encode", finished_body, asked, job, finished)
+        return _json(sent, served_headers(job, finished))
 
 
 async def progress(request: web.Request) -> web.Response:

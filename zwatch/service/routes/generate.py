@@ -7,7 +7,7 @@ from zwatch.service.answers import read_body
 from zwatch.service.attending import outcome, stream_job
 from zwatch.service.jobs import Finished, Job
 from zwatch.service.parameters import FORMATS, parse_generate, parse_json
-from zwatch.service.results import finished_body
+from zwatch.service.results import finished_body, served_headers
 from zwatch.service.services import SERVICES, Services
 
 _STREAM = "text/event-stream"
@@ -32,12 +32,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         if accepted == _JSON:
             body = await _body(services, job, finished)
             return web.Response(body=body, content_type=_JSON, charset="utf-8")
-        headers = {
-            "X-Zwatch-Version": finished.key.version,
-            "X-Zwatch-Digest": str(finished.key.digest),
-            "X-Zwatch-Seed": str(wanted.seed),
-            "X-Zwatch-Job": job.id,
-        }
+        headers = served_headers(job, finished)
         return web.Response(body=finished.pictures[0].file, content_type=FORMATS[wanted.format], headers=headers)
 
 
