@@ -1,5 +1,6 @@
 """What all tests share: real models roots with tiny, genuine pipelines."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+# Before torch is imported, here and in the services that tests start: tiny tensors gain nothing from two threads, which
+# wait for each other where a core is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

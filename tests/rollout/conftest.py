@@ -20,17 +20,6 @@ from zwatch.rollout.supervisor import Supervisor
 DEADLINE = 15.0
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread_an_operation():
-    """Tiny tensors gain nothing from two threads, and these wait for each other where a core is busy."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class HeldFactory(EngineFactory):
     """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
 

@@ -3,16 +3,6 @@
 from contextlib import asynccontextmanager
 
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread_an_operation():
-    """Tiny tensors gain nothing from more, which only get into each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
