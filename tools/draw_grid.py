@@ -3,7 +3,8 @@
     python tools/draw_grid.py --models models --out docs/images/grid.png
 
 Runs on a CPU with diffusers' own `ZImagePipeline`. No combination of subject, colour, worn things and place
-on it was drawn for training; of "a cat wearing sunglasses" not even the pair.
+on it was drawn for training; of a lion with sunglasses, a penguin with a crown, a frog with headphones and a bear
+with a scarf not even the pair.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from drawn_world.captions import captions, plain_caption
 from drawn_world.creatures import CREATURES
 from drawn_world.palette import COLOURS
 from drawn_world.render import render
-from drawn_world.scene import HELD_OUT_PAIRS, PLACE_NAMES, SUBJECTS, WORN, draw_scenes, held_out
+from drawn_world.scene import HELD_OUT_PAIRS, NATURAL, PLACE_NAMES, SUBJECTS, WORN, draw_scenes, held_out
 from drawn_world.words import COLOUR_WORDS, PLACE_WORDS, SUBJECT_WORDS, WORN_WORDS
 from small_models.grid import PROMPTS, check_held_out
 
@@ -49,6 +49,23 @@ def test_a_held_out_pair_is_never_drawn_for_training(subject: str, thing: str) -
     slot = next(k for k, things in enumerate(WORN) if thing in things)
     wearing = scenes.worn[scenes.subject == SUBJECTS.index(subject), slot] == WORN[slot].index(thing)
     assert not wearing.any()
+
+
+def test_what_the_bare_prompt_of_the_readme_shows_is_never_drawn_for_training() -> None:
+    scenes = draw_scenes(40_000, 11)
+    there = scenes[(scenes.subject == SUBJECTS.index("cat")) & (scenes.worn[:, 0] == 0)]
+    colour, place = COLOURS.index(NATURAL["cat"][0]), PLACE_NAMES.index(NATURAL["cat"][1])
+    assert len(there) > 100
+    assert not ((there.colour == colour) & (there.place == place)).any()
+
+
+def test_what_a_caption_leaves_open_is_natural() -> None:
+    scenes = draw_scenes(2_000, 12)
+    for i in range(len(scenes)):
+        names = scenes.names(i)
+        colour, place = NATURAL[str(names["subject"])]
+        assert scenes.says_colour[i] or names["colour"] == colour
+        assert scenes.says_place[i] or names["place"] == place
 
 
 def test_only_creatures_wear_things() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .palette import tone
-from .sdf import Points, constants, fused, move, turn
+from .sdf import Points, constants, fused, move
 
 LINE = 0.021
 """v2's outline width in scene units (the short side is 2): 2.7 pixels at 256."""
@@ -26,13 +26,6 @@ class Frame:
 
     p: Points
     scale: Tensor  # [B, 1, 1]
-
-    def at(self, x: float, y: float, scale: float = 1.0, angle: float = 0.0) -> Frame:
-        """A frame within this one."""
-        u, v = move(self.p, x, y)
-        if angle:
-            u, v = turn((u, v), angle)
-        return Frame((u / scale, v / scale), self.scale * scale)
 
 
 def wobble(p: Points, frequency: float | Tensor, phase: float = 0.0) -> Tensor:
@@ -113,12 +106,12 @@ class Canvas:
     def scene(self) -> Frame:
         return Frame((self.xs, self.ys), torch.ones(self.xs.shape[0], 1, 1, device=self.xs.device))
 
-    def frame(self, x: Tensor, y: Tensor, scale: Tensor, angle: Tensor, flip: Tensor) -> Frame:
-        """The frame of a thing at (x, y); all arguments are [B], flip is -1 or 1."""
+    def frame(self, x: Tensor, y: Tensor, scale: Tensor) -> Frame:
+        """The frame of a thing at (x, y); all arguments are [B]."""
         column = (-1, 1, 1)
         scale = scale.view(column)
-        p = turn(move((self.xs, self.ys), x.view(column), y.view(column)), angle.view(column))
-        return Frame((p[0] / scale * flip.view(column), p[1] / scale), scale)
+        u, v = move((self.xs, self.ys), x.view(column), y.view(column))
+        return Frame((u / scale, v / scale), scale)
 
     def colours(self, colour: Tensor | str) -> Tensor:
         """Tones of `colour` (a name, [2, 3] or [B, 2, 3]) and the outline's: [3, B, 3, 1, 1]."""

@@ -19,7 +19,7 @@ from .words import (
     WORN_WORDS,
 )
 
-CHINESE_SHARE = 0.3
+CHINESE_SHARE = 0.4
 
 
 class _Dice:

@@ -20,16 +20,16 @@ def cat(c: Canvas, f: Frame, colour: Tensor) -> None:
     c.fill(f, sdf.ellipse(f.p, 0, 0.55, 0.24, 0.34), light, line=0, shadow=0)
     feet(c, f, 0.22, colour)
     p = mirror(f.p)
-    c.fill(f, sdf.polygon(p, [(0.14, -0.6), (0.6, -0.25), (0.56, -0.9)], 0.04), colour)
-    c.flat(f, sdf.polygon(p, [(0.28, -0.56), (0.5, -0.4), (0.5, -0.76)], 0.02), "skin")
-    c.fill(f, sdf.ellipse(f.p, 0, -0.24, 0.66, 0.5), colour, texture=0.09, grain=34, round_=0.24)
+    c.fill(f, sdf.polygon(p, [(0.12, -0.6), (0.66, -0.2), (0.68, -1.02)], 0.04), colour)
+    c.flat(f, sdf.polygon(p, [(0.34, -0.6), (0.57, -0.42), (0.6, -0.86)], 0.02), "skin")
+    c.fill(f, sdf.ellipse(f.p, 0, -0.24, 0.66, 0.48), colour, texture=0.09, grain=34, round_=0.24)
     for x in (-0.14, 0.0, 0.14):
         c.flat(f, sdf.capsule(f.p, x, -0.7, x * 0.9, -0.54 + abs(x) * -0.3, 0.035, 0.015), dark)
     c.flat(f, sdf.ellipse(p, 0.12, -0.02, 0.16, 0.12), light)
     eyes(c, f, 0.28, -0.28, 0.15, "leaf")
     c.flat(f, sdf.polygon(f.p, [(-0.06, -0.11), (0.06, -0.11), (0.0, -0.04)], 0.025), "wine")
     muzzle_mouth(c, f, -0.02, 0.14)
-    whiskers(c, f, 0.34, -0.03, 0.44)
+    whiskers(c, f, 0.36, -0.02, 0.52)
 
 
 def dog(c: Canvas, f: Frame, colour: Tensor) -> None:

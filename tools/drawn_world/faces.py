@@ -52,7 +52,7 @@ def muzzle_mouth(c: Canvas, f: Frame, y: float, w: float) -> None:
 def whiskers(c: Canvas, f: Frame, x: float, y: float, length: float) -> None:
     p = mirror(f.p)
     for dy in (-0.05, 0.05):
-        c.flat(f, sdf.capsule(p, x, y + dy * 0.4, x + length, y + dy * 1.9, 0.015), "ink", alpha=(0.8, 1.0))
+        c.flat(f, sdf.capsule(p, x, y + dy * 0.6, x + length, y + dy * 2.0, 0.02), "ink", alpha=(0.8, 1.0))
 
 
 def feet(c: Canvas, f: Frame, x: float, colour: Tensor | str, r: float = 0.2) -> None:

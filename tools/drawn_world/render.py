@@ -46,13 +46,16 @@ def _backgrounds(pictures: Tensor, scenes: Scenes, device: torch.device | str, s
         if key == PLAIN:
             plain(c, colours[torch.as_tensor(part.place - PLAIN, device=device)])
         else:
-            a, b = (_column(np.tanh(part.luck[:, k] * 0.8), device).view(-1, 1, 1) for k in (5, 6))
+            a, b = (_column(np.tanh(part.luck[:, k] * 0.8), device).view(-1, 1, 1) for k in (3, 4))
             list(PLACES.values())[key](c, a, b)
         _store(pictures, members, c)
 
 
 def _layout(part: Scenes, i: int, half: tuple[float, float]) -> dict[str, np.ndarray]:
-    """Where the i-th of a scene's things stands: x, y, scale (scene units), angle, flip, each [n]."""
+    """Where the i-th of a scene's things stands: x, y, scale (scene units), each [n].
+
+    Nothing turns or faces the other way: the first steps could not settle it, and drew two heads.
+    """
     w, h = half
     luck = np.tanh(part.luck * 0.6) / np.tanh(1.2)  # about -1..1, thin ends
     n = part.count
@@ -60,16 +63,14 @@ def _layout(part: Scenes, i: int, half: tuple[float, float]) -> dict[str, np.nda
     x = spread * w * (i - (n - 1) / 2) * np.where(n == 2, 2.0, 1.0)
     x = x + np.select([part.position == 1, part.position == 2], [-0.44 * w, 0.44 * w], 0.0)
     room = np.select([n == 1, n == 2], [1.0, min(w, 1.3)], min(w, 1.6))
-    scale = np.select([(n == 1) & (part.position == 0), n == 1, n == 2], [0.72, 0.54, 0.45], 0.315) * room
+    scale = np.select([(n == 1) & (part.position == 0), n == 1, n == 2], [0.82, 0.54, 0.46], 0.32) * room
     floating = np.isin(part.subject, [SUBJECTS.index(s) for s in FLOATING])
-    y = np.where(floating, 0.0, 0.13 * h) + np.where(n == 3, 0.08 * h * (1 if i == 1 else -0.5), 0.0)
+    y = np.where(floating, 0.0, 0.12 * h) + np.where(n == 3, 0.08 * h * (1 if i == 1 else -0.5), 0.0)
     loose = np.where(n == 1, 1.0, 0.35)
     return {
-        "x": x + 0.11 * w * loose * luck[:, 0],
-        "y": y + 0.06 * h * loose * luck[:, 1],
-        "scale": scale * (1 + 0.09 * luck[:, 2]),
-        "angle": 0.09 * luck[:, 4],
-        "flip": np.where(part.luck[:, 3] > 0, 1.0, -1.0),
+        "x": x + 0.06 * w * loose * luck[:, 0],
+        "y": y + 0.025 * h * loose * luck[:, 1],
+        "scale": scale * (1 + 0.035 * luck[:, 2]),
     }
 
 
@@ -130,7 +131,7 @@ def _bytes(both: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def render(scenes: Scenes, height: int, width: int, device: torch.device | str = "cpu", size: int = 128) -> Tensor:
+def render(scenes: Scenes, height: int, width: int, device: torch.device | str = "cpu", size: int = 384) -> Tensor:
     """Draw the scenes: uint8 [2, n, 3, height, width] on `device`, v1's style first.
 
     size: how many pictures of 256×256 are worked on at once.

@@ -44,18 +44,6 @@ def parameters(p: Points, *values: Number) -> Tensor:
     return torch.stack([v.expand_as(like) if isinstance(v, Tensor) else torch.full_like(like, v) for v in values])
 
 
-def turn(p: Points, angle: Number) -> Points:
-    """Rotate the frame by `angle` radians (clockwise on the screen)."""
-    c: Number
-    s: Number
-    if isinstance(angle, Tensor):
-        c, s = torch.cos(angle), torch.sin(angle)
-    else:
-        c, s = math.cos(angle), math.sin(angle)
-    u, v = p
-    return c * u + s * v, c * v - s * u
-
-
 def move(p: Points, x: Number, y: Number) -> Points:
     """Put the frame's origin at (x, y)."""
     return p[0] - x, p[1] - y

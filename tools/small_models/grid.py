@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from drawn_world.palette import COLOURS
-from drawn_world.scene import HELD_OUT_PAIRS, LUCK, PLACE_NAMES, SUBJECTS, WORN, Scenes, held_out
+from drawn_world.scene import LUCK, NATURAL, PLACE_NAMES, SUBJECTS, WORN, Scenes, held_out
 
 PROMPTS = (  # (prompt, (subject, colour, worn thing, place); None where the prompt leaves it open)
     ("a cat wearing sunglasses", ("cat", None, "sunglasses", None)),
@@ -34,28 +34,31 @@ PROMPTS = (  # (prompt, (subject, colour, worn thing, place); None where the pro
 )
 
 
+def scene_of(subject: str, colour: str | None, thing: str | None, place: str | None) -> Scenes:
+    """The one scene that a prompt of PROMPTS asks for; what it leaves open is natural."""
+    worn = np.full((1, 3), -1)
+    for slot, things in enumerate(WORN):
+        if thing in things:
+            worn[0, slot] = things.index(thing)
+    natural_colour, natural_place = NATURAL[subject]
+    none = np.zeros(1, int)
+    return Scenes(
+        np.array([SUBJECTS.index(subject)]),
+        none + 1,
+        np.array([COLOURS.index(colour or natural_colour)]),
+        worn,
+        np.array([PLACE_NAMES.index(place or natural_place)]),
+        none,
+        none,
+        none,
+        np.zeros((1, LUCK), np.float32),
+    )
+
+
 def check_held_out() -> None:
     """Raises:
     ValueError: a prompt shows something that training may have seen.
     """
-    for prompt, (subject, colour, thing, place) in PROMPTS:
-        if (subject, thing) in HELD_OUT_PAIRS:
-            continue
-        worn = np.full((1, 3), -1)
-        for slot, things in enumerate(WORN):
-            if thing in things:
-                worn[0, slot] = things.index(thing)
-        none = np.zeros(1, int)
-        scene = Scenes(
-            np.array([SUBJECTS.index(subject)]),
-            none + 1,
-            np.array([COLOURS.index(colour or "red")]),
-            worn,
-            np.array([PLACE_NAMES.index(place or "beach")]),
-            none,
-            none,
-            none,
-            np.zeros((1, LUCK), np.float32),
-        )
-        if not held_out(scene)[0]:
-            raise ValueError(f"{prompt!r} is no held-out prompt: {subject}, {colour}, {thing}, {place} may be drawn")
+    for prompt, wanted in PROMPTS:
+        if not held_out(scene_of(*wanted))[0]:
+            raise ValueError(f"{prompt!r} is no held-out prompt: {', '.join(map(str, wanted))} may be drawn")
