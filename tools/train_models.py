@@ -2,21 +2,24 @@
 
     python tools/train_models.py --out models --work /tmp/train
 
-Needs torch with CUDA, diffusers and transformers. Everything is drawn, trained and measured here; seeds
-are fixed. Phases leave their result in --work and are skipped when it is there: tokenizer, VAE, v1
-(transformer and text encoder), v2 (the transformer, from v1's), then both transformers on, in two processes
-at once (on one GPU, or on one each), then classifier and report. Recipe and figures: docs/models.md.
+Needs torch with CUDA, diffusers and transformers. Everything is drawn, trained and measured here, from
+nothing and in one go; seeds are fixed, and the clock (--minutes) says when each phase ends. A second process
+compiles the transformer's blocks while this one draws and trains the VAE; then it trains v1 (transformer and
+text encoder) and v2 (the transformer, from v1's) while this one trains the classifier. Recipe and figures:
+docs/models.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +30,13 @@ from drawn_world.captions import captions
 from drawn_world.render import render
 from drawn_world.scene import draw_scenes
 from PIL import Image
-from small_models.architecture import SIDE, new_text_encoder, new_transformer, new_vae, save_version
-from small_models.bank import SIZES, Shelf, Size, fill_bank
+from small_models.architecture import SIDE, new_text_encoder, new_transformer, save_version
+from small_models.bank import SIZES, Script, Shelf, Size, fill_shelf, write_script
 from small_models.batched import RunBlock, run_block
 from small_models.classifier import Classifier
 from small_models.flow import train_flow, warm_up
 from small_models.grid import PROMPTS
-from small_models.quality import generate, measure, train_judge
+from small_models.quality import generate, measure, measure_bare, train_judge
 from small_models.tokenizer import train_tokenizer
 from small_models.vae import encode, train_vae
 from torch import Tensor
@@ -43,6 +46,16 @@ from zwatch.deploy.seal import write_seal
 
 SEED = 20_26
 VERSIONS = ("v1", "v2")
+VAE_STEPS, VAE_BATCH, VAE_SHARE = 2_600, 48, 0.1
+"""Of the VAE's training: most steps, pictures a step, and at most this share of the time."""
+V1_SHARE = 0.56
+"""v1's share of the time that the VAE and the drawing leave for the transformers."""
+RESERVE = 0.05
+"""Share of the time kept for measuring and writing."""
+BATCH = 384
+JUDGE_SCENES, JUDGE_STEPS = 12_000, 1_000
+BARE = 64
+"""Pictures measured of each bare prompt."""
 T = TypeVar("T")
 
 
@@ -50,19 +63,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="where v1 and v2 are written")
-    add("--work", type=Path, required=True, help="folder for the phases' results")
-    add("--vae-steps", type=int, default=3_200)
-    add("--vae-batch", type=int, default=48)
-    add("--v1-steps", type=int, default=2_400, help="steps that train v1 and the text encoder")
-    add("--v2-steps", type=int, default=1_500, help="steps from v1 to v2")
-    add("--more-steps", type=int, default=4_000, help="steps of each afterwards, text encoder frozen")
-    add("--batch", type=int, default=256)
-    add("--more-batch", type=int, default=384)
-    add("--scale", type=float, default=1.0, help="share of the pictures to draw (to try things out)")
+    add("--work", type=Path, required=True, help="empty folder for what the phases leave")
+    add("--minutes", type=float, default=20.0, help="when all is to be done; more minutes, better pictures")
     add("--prompts", type=int, default=1024, help="held-out prompts to measure")
-    add("--judge-steps", type=int, default=1_000)
-    add("--until", type=float, default=float("inf"), help="UNIX time at which training ends early")
-    add("--more", choices=VERSIONS, help=argparse.SUPPRESS)
+    add("--scale", type=float, default=1.0, help="share of the pictures to draw (to try things out)")
+    add("--steps", type=int, default=1_000_000, help="most steps of any training (to try things out)")
+    add("--batch", type=int, default=BATCH)
+    add("--began", type=float, help=argparse.SUPPRESS)  # makes this the second process
     return parser.parse_args()
 
 
@@ -82,35 +89,92 @@ class Phases:
         return result
 
 
+def drawn_sizes(args: argparse.Namespace) -> list[Size]:
+    """SIZES, or with a small --scale fewer of them with fewer scenes."""
+    sizes = SIZES if args.scale >= 0.01 else SIZES[:2]
+    return [Size(s.height, s.width, s.share, max(16, int(s.scenes * args.scale))) for s in sizes]
+
+
+def put(file: Path, content: object) -> None:
+    """Save so that the file is there only when it is complete."""
+    partial = file.with_suffix(".part")
+    torch.save(content, partial)
+    partial.rename(file)
+
+
 def get_tokenizer(work: Path) -> Qwen2Tokenizer:
-    folder = work / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
-        train_tokenizer(captions(draw_scenes(40_000, SEED), SEED, long_share=0.1), folder)
-    return Qwen2Tokenizer.from_pretrained(folder)
+    return train_tokenizer(captions(draw_scenes(40_000, SEED), SEED, long_share=0.1), work / "tokenizer")
 
 
-def get_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
-    file = args.work / "vae.pt"
-    if not file.exists():
-        pictures = render(draw_scenes(int(8192 * args.scale), SEED + 1), SIDE, SIDE, device)
-        vae = train_vae(pictures, args.vae_steps, args.vae_batch, SEED + 2, args.until - time.time())
-        torch.save(vae.state_dict(), file)
-    vae = new_vae()
-    vae.load_state_dict(torch.load(file, map_location="cpu"))
-    return vae.to(device, memory_format=torch.channels_last).eval()
+def get_vae(args: argparse.Namespace, device: torch.device, phases: Phases) -> AutoencoderKL:
+    scenes = draw_scenes(max(16, int(8192 * args.scale)), SEED + 1)
+    pictures = phases.run("drawing for the VAE", lambda: render(scenes, SIDE, SIDE, device))
+    seconds = VAE_SHARE * 60 * args.minutes
+    steps = min(args.steps, VAE_STEPS)
+    vae = phases.run("VAE", lambda: train_vae(pictures, steps, VAE_BATCH, SEED + 2, seconds))
+    torch.save(vae.state_dict(), args.work / "vae.pt")
+    return vae.eval()
 
 
 def draw_bank(
-    args: argparse.Namespace, tokenizer: Qwen2Tokenizer, vae: AutoencoderKL, device: torch.device
-) -> list[Shelf]:
-    sizes = tuple(Size(s.height, s.width, s.share, max(16, int(s.scenes * args.scale))) for s in SIZES)
-    if args.scale < 0.01:
-        sizes = sizes[:2]
-    bank = fill_bank(tokenizer, lambda x: encode(vae, x), device, SEED + 3, sizes)
-    partial = args.work / "bank.part"
-    torch.save(bank, partial)
-    partial.rename(args.work / "bank.pt")
-    return bank
+    args: argparse.Namespace, scripts: list[Future[Script]], vae: AutoencoderKL, device: torch.device
+) -> None:
+    """One file a size; the second process takes each as soon as it is there."""
+    for k, size in enumerate(drawn_sizes(args)):
+        shelf = fill_shelf(size, scripts[k].result(), lambda x: encode(vae, x), device)
+        put(args.work / f"shelf-{k}.pt", shelf)
+
+
+def take_shelf(file: Path, device: torch.device) -> Shelf:
+    """Raises:
+    SystemExit: the first process ended before it wrote the file.
+    """
+    first = os.getppid()
+    while not file.exists():
+        if os.getppid() != first:
+            raise SystemExit(f"{file} will not come: the first process has ended")
+        time.sleep(0.2)
+    shelf: Shelf = torch.load(file, map_location=device, weights_only=False)
+    file.unlink()
+    return shelf
+
+
+def train_versions(args: argparse.Namespace, device: torch.device) -> None:
+    """What the second process does: compile, take the pictures, train v1 and then v2."""
+    torch.manual_seed(SEED + 10)
+    vocabulary = len(Qwen2Tokenizer.from_pretrained(args.work / "tokenizer"))
+    transformer, encoder = new_transformer().to(device), new_text_encoder(vocabulary).to(device)
+    phases = Phases()
+    run = compiled(run_block, device)
+    phases.run("compiling the blocks", lambda: warm_up(transformer, encoder, args.batch, device, run))
+    bank = [take_shelf(args.work / f"shelf-{k}.pt", device) for k in range(len(drawn_sizes(args)))]
+    end = args.began + 60 * args.minutes * (1 - RESERVE)
+    steps = {}
+    for style, share in enumerate((V1_SHARE, 1.0)):
+        seconds = max(1.0, share * (end - time.time()))
+        name = VERSIONS[style]
+        steps[name] = phases.run(
+            name,
+            lambda: train_flow(
+                transformer,
+                encoder,
+                bank,
+                style,  # noqa: B023
+                args.steps,
+                args.batch,
+                SEED + 20 + style,  # noqa: B023
+                style == 0,  # noqa: B023
+                run,
+                seconds=seconds,  # noqa: B023
+            ),
+        )
+        put(args.work / f"{name}.pt", {"transformer": transformer.state_dict(), "encoder": encoder.state_dict()})
+    (args.work / "flow.json").write_text(json.dumps({"seconds": phases.seconds, "steps": steps}))
+
+
+def compiled(function: RunBlock, device: torch.device) -> RunBlock:
+    """Compile for CUDA; one graph serves all layers and all sizes."""
+    return torch.compile(function, dynamic=True) if device.type == "cuda" else function
 
 
 def load_models(file: Path, vocabulary: int, device: torch.device) -> tuple[ZImageTransformer2DModel, Qwen3Model]:
@@ -121,114 +185,52 @@ def load_models(file: Path, vocabulary: int, device: torch.device) -> tuple[ZIma
     return transformer.eval(), encoder.eval()
 
 
-def save_models(file: Path, transformer: ZImageTransformer2DModel, encoder: Qwen3Model) -> None:
-    partial = file.with_suffix(".part")
-    torch.save({"transformer": transformer.state_dict(), "encoder": encoder.state_dict()}, partial)
-    partial.rename(file)
-
-
-def train_first(
-    args: argparse.Namespace,
-    style: int,
-    bank: list[Shelf],
-    vocabulary: int,
-    device: torch.device,
-    run: RunBlock,
-) -> None:
-    """v1 with the text encoder from nothing, or v2's transformer from v1's."""
-    torch.manual_seed(SEED + 10)
-    transformer, encoder = new_transformer().to(device), new_text_encoder(vocabulary).to(device)
-    if style == 1:
-        transformer, encoder = load_models(args.work / "v1-first.pt", vocabulary, device)
-    steps = (args.v1_steps, args.v2_steps)[style]
-    train_flow(
-        transformer,
-        encoder,
-        bank,
-        style,
-        steps,
-        args.batch,
-        SEED + 20 + style,
-        style == 0,
-        run,
-        seconds=args.until - time.time(),
-    )
-    save_models(args.work / f"{VERSIONS[style]}-first.pt", transformer, encoder)
-
-
-def train_more(args: argparse.Namespace, device: torch.device) -> None:
-    """What the process of one version does: compile while the pictures are drawn, then train on."""
-    style = VERSIONS.index(args.more)
-    vocabulary = len(get_tokenizer(args.work))
-    transformer, encoder = load_models(args.work / f"{args.more}-first.pt", vocabulary, device)
-    run = compiled(run_block, device)
-    warm_up(transformer, encoder, args.more_batch, device, run)
-    print(f"{args.more} is ready to train on", flush=True)
-    while not (args.work / "bank.pt").exists():
-        time.sleep(0.2)
-    bank = torch.load(args.work / "bank.pt", map_location=device, weights_only=False)
-    train_flow(
-        transformer,
-        encoder,
-        bank,
-        style,
-        args.more_steps,
-        args.more_batch,
-        SEED + 40 + style,
-        False,
-        run,
-        muon_rate=0.008,
-        seconds=args.until - time.time(),
-    )
-    save_models(args.work / f"{args.more}.pt", transformer, encoder)
-
-
-def compiled(function: RunBlock, device: torch.device) -> RunBlock:
-    """Compile for CUDA; one graph serves all layers and all sizes."""
-    return torch.compile(function, dynamic=True) if device.type == "cuda" else function
-
-
-def start_more(version: str) -> subprocess.Popen[bytes]:
-    """Start a version's own process; on a machine with several GPUs each has one to itself."""
-    gpu = VERSIONS.index(version) % max(1, torch.cuda.device_count())
-    command = [sys.executable, *sys.argv, "--more", version]
-    return subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)})
-
-
-def finish(directory: Path) -> None:
-    """Stamp and seal a written version, so that it can be served."""
-    sealed = write_seal(directory, directory.name)
-    print(f"written and sealed: {directory}, digest {sealed.digest}")
-
-
 def train_all(
     args: argparse.Namespace, device: torch.device, phases: Phases
 ) -> tuple[Qwen2Tokenizer, AutoencoderKL, Classifier]:
     """All training; the versions are left in --work."""
+    began = time.time()
     tokenizer = phases.run("tokenizer", lambda: get_tokenizer(args.work))
-    missing = [v for v in VERSIONS if not (args.work / f"{v}.pt").exists()]
-    firsts = [v for v in VERSIONS if not (args.work / f"{v}-first.pt").exists()]
-    helpers = [] if firsts else [start_more(v) for v in missing]
-    vae = phases.run("vae", lambda: get_vae(args, device))
-    if missing:
-        (args.work / "bank.pt").unlink(missing_ok=True)
-        bank = phases.run("drawing and encoding", lambda: draw_bank(args, tokenizer, vae, device))
-        run = compiled(run_block, device)
-        for v in firsts:
-            style = VERSIONS.index(v)
-            phases.run(f"{v}, first", lambda: train_first(args, style, bank, len(tokenizer), device, run))  # noqa: B023
-        del bank
-        helpers = helpers or [start_more(v) for v in missing]
-    start = time.monotonic()
-    judge = phases.run(
-        "classifier",
-        lambda: train_judge(device, int(12_000 * min(1, 4 * args.scale)), args.judge_steps, 384, SEED + 30),
-    )
-    torch.save(judge.state_dict(), args.work / "judge.pt")
-    if any(helper.wait() for helper in helpers):
-        raise SystemExit("training on failed: see above")
-    phases.seconds["v1 and v2, on (classifier beside it)"] = round(time.monotonic() - start, 1)
+    second = subprocess.Popen([sys.executable, *sys.argv, "--began", str(began)])
+    try:
+        with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+            scripts = [
+                pool.submit(write_script, args.work / "tokenizer", size.scenes, SEED + 100 * (k + 1))
+                for k, size in enumerate(drawn_sizes(args))
+            ]
+            vae = get_vae(args, device, phases)
+            phases.run("drawing and encoding", lambda: draw_bank(args, scripts, vae, device))
+        scenes, steps = max(64, int(JUDGE_SCENES * args.scale)), min(args.steps, JUDGE_STEPS)
+        judge = phases.run("classifier", lambda: train_judge(device, scenes, steps, 384, SEED + 30))
+        torch.save(judge.state_dict(), args.work / "judge.pt")
+        if second.wait():
+            raise SystemExit("training v1 and v2 failed: see above")
+    finally:
+        second.kill()
     return tokenizer, vae, judge
+
+
+def measure_all(
+    models: list[tuple[ZImageTransformer2DModel, Qwen3Model]],
+    vae: AutoencoderKL,
+    tokenizer: Qwen2Tokenizer,
+    judge: Classifier,
+    prompts: int,
+) -> dict[str, object]:
+    """Accuracies of drawn and of generated pictures; printed, and returned by name."""
+    report: dict[str, object] = {}
+    for style, (version, (transformer, encoder)) in enumerate(zip(VERSIONS, models, strict=True)):
+        for kind, model in (("drawn", None), ("generated", transformer)):
+            scores = measure(judge, model, encoder, vae, tokenizer, style, prompts, SEED + 40)
+            report[f"{version} {kind}"] = scores
+            for who, numbers in scores.items():
+                figures = " ".join(f"{k} {v:.3f}" for k, v in numbers.items())
+                print(f"{version} {kind:9} {who:16} {figures}", flush=True)
+        report[f"{version} bare"] = bare = measure_bare(
+            judge, transformer, encoder, vae, tokenizer, SEED + 50, min(prompts, BARE)
+        )
+        print(f"{version} {json.dumps(bare, ensure_ascii=False)}", flush=True)
+    return report
 
 
 def main() -> None:
@@ -239,45 +241,41 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 64
     torch.fx.experimental._config.use_duck_shape = False  # else square and other pictures compile separately
-    if args.more:
-        train_more(args, device)
+    if args.began:
+        train_versions(args, device)
         return
+    start = time.monotonic()
     phases = Phases()
     tokenizer, vae, judge = train_all(args, device, phases)
     models = [load_models(args.work / f"{v}.pt", len(tokenizer), device) for v in VERSIONS]
-    transformers, encoder = [m[0] for m in models], models[0][1]
     vae = vae.to(memory_format=torch.contiguous_format)
-    report: dict[str, object] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
-    for style, version in enumerate(VERSIONS):
-        for kind, model in (("drawn", None), ("generated", transformers[style])):
-            scores = measure(judge, model, encoder, vae, tokenizer, style, args.prompts, SEED + 40)
-            report[f"{version} {kind}"] = scores
-            for who, numbers in scores.items():
-                figures = " ".join(f"{k} {v:.3f}" for k, v in numbers.items())
-                print(f"{version} {kind:9} {who:16} {figures}", flush=True)
-    save_looks(args.work, transformers, encoder, vae, tokenizer)
-    for version, transformer in zip(VERSIONS, transformers, strict=True):
+    report = phases.run("measuring", lambda: measure_all(models, vae, tokenizer, judge, args.prompts))
+    save_looks(args.work, models, vae, tokenizer)
+    for version, (transformer, encoder) in zip(VERSIONS, models, strict=True):
         directory = args.out / version
         report[f"{version} bytes"] = save_version(directory, transformer.cpu(), encoder.cpu(), vae.cpu(), tokenizer)
-        finish(directory)
-    report["seconds"] = phases.seconds
-    (args.work / "report.json").write_text(json.dumps(report, indent=1))
-    print(json.dumps(report["seconds"]))
+        sealed = write_seal(directory, version)
+        print(f"written and sealed: {directory}, digest {sealed.digest}")
+    flow = json.loads((args.work / "flow.json").read_text())
+    report["seconds"] = {**phases.seconds, **flow["seconds"], "all": round(time.monotonic() - start, 1)}
+    report["steps"] = flow["steps"]
+    report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    (args.work / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    print(json.dumps({"seconds": report["seconds"], "steps": report["steps"]}))
 
 
 def save_looks(
     folder: Path,
-    transformers: list[ZImageTransformer2DModel],
-    encoder: Qwen3Model,
+    models: list[tuple[ZImageTransformer2DModel, Qwen3Model]],
     vae: AutoencoderKL,
     tokenizer: Qwen2Tokenizer,
 ) -> None:
     """Sheets to look at: the grid's prompts, v1's row above v2's, and a few other sizes."""
     prompts = [prompt for prompt, _ in PROMPTS]
-    made = [generate(prompts, t, encoder, vae, tokenizer, 1) for t in transformers]
+    made = [generate(prompts, t, e, vae, tokenizer, 1) for t, e in models]
     save_sheet([m[k : k + 8] for k in range(0, len(prompts), 8) for m in made], folder / "grid.png")
     for height, width in ((192, 320), (384, 384), (512, 320)):
-        made = [generate(prompts[:4], t, encoder, vae, tokenizer, 2, height, width) for t in transformers]
+        made = [generate(prompts[:4], t, e, vae, tokenizer, 2, height, width) for t, e in models]
         save_sheet(made, folder / f"size-{height}x{width}.png")
 
 

@@ -118,10 +118,11 @@ def save_version(
 
 
 def _tidy(directory: Path) -> None:
-    """Take out of the configs what names this machine's folders."""
+    """Take out of the configs what tells where and how they were loaded here."""
     for file in directory.rglob("*.json"):
         if file.name == "tokenizer.json":
             continue
         config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)
+        for key in ("_name_or_path", "is_local", "local_files_only"):
+            config.pop(key, None)
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,21 +33,32 @@ class Size:
 
 
 SIZES = (
-    Size(256, 256, 0.58, 56_000),
-    Size(192, 320, 0.05, 5_000),
-    Size(320, 192, 0.05, 5_000),
-    Size(224, 288, 0.04, 5_000),
-    Size(288, 224, 0.04, 5_000),
+    Size(256, 256, 0.55, 60_000),
+    Size(192, 320, 0.045, 5_000),
+    Size(320, 192, 0.045, 5_000),
+    Size(224, 288, 0.03, 3_000),
+    Size(288, 224, 0.03, 3_000),
     Size(192, 192, 0.03, 3_000),
-    Size(192, 256, 0.03, 3_000),
-    Size(256, 192, 0.03, 3_000),
-    Size(384, 384, 0.03, 2_000),
-    Size(320, 448, 0.03, 2_000),
-    Size(448, 320, 0.03, 2_000),
-    Size(512, 512, 0.03, 1_200),
-    Size(384, 512, 0.015, 1_000),
-    Size(512, 384, 0.015, 1_000),
+    Size(192, 256, 0.02, 3_000),
+    Size(256, 192, 0.02, 3_000),
+    Size(384, 384, 0.04, 2_500),
+    Size(320, 512, 0.03, 2_000),
+    Size(512, 320, 0.03, 2_000),
+    Size(512, 512, 0.05, 2_000),
+    Size(384, 512, 0.02, 1_500),
+    Size(512, 384, 0.02, 1_500),
+    Size(192, 512, 0.02, 2_000),
+    Size(512, 192, 0.02, 2_000),
 )
+
+
+@dataclass
+class Script:
+    """What is to be drawn for one size, and how it is worded."""
+
+    scenes: Scenes
+    ids: np.ndarray  # int32 [n, WORDINGS, 64]
+    lengths: np.ndarray  # int32 [n, WORDINGS]
 
 
 @dataclass
@@ -65,48 +77,29 @@ class Shelf:
         """Indices into (scene, wording) of captions that fit in the shorter length, and of the others."""
 
 
-def write_captions(scenes: Scenes, tokenizer: Qwen2Tokenizer, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [n, WORDINGS, 64] and lengths [n, WORDINGS]; one in twelve is long with idle words."""
-    all_ids, all_lengths = [], []
-    for k in range(WORDINGS):
-        ids, lengths = tokenize(tokenizer, captions(scenes, seed + k, long_share=1 / 12), LENGTHS[1])
-        all_ids.append(ids)
-        all_lengths.append(np.minimum(lengths, LENGTHS[1]))
-    return np.stack(all_ids, 1), np.stack(all_lengths, 1)
+def write_script(tokenizer: Path, n: int, seed: int) -> Script:
+    """n scenes and WORDINGS captions of each as tokens; one caption in twelve is long with idle words.
+
+    tokenizer: its folder, so that other processes can do this.
+    """
+    scenes = draw_scenes(n, seed)
+    words = Qwen2Tokenizer.from_pretrained(tokenizer)
+    worded = [tokenize(words, captions(scenes, seed + 1 + k, long_share=1 / 12), LENGTHS[1]) for k in range(WORDINGS)]
+    lengths = np.stack([np.minimum(lengths, LENGTHS[1]) for _, lengths in worded], 1)
+    return Script(scenes, np.stack([ids for ids, _ in worded], 1), lengths)
 
 
 def fill_shelf(
-    size: Size,
-    tokenizer: Qwen2Tokenizer,
-    encode: Callable[[Tensor], Tensor],
-    device: torch.device,
-    seed: int,
-    block: int = 8192,
+    size: Size, script: Script, encode: Callable[[Tensor], Tensor], device: torch.device, block: int = 8192
 ) -> Shelf:
     """Draw the scenes of one size and encode them; pictures are dropped block by block."""
-    scenes = draw_scenes(size.scenes, seed)
-    ids, lengths = write_captions(scenes, tokenizer, seed + 1)
-    latents = torch.empty(2, size.scenes, 16, size.height // 8, size.width // 8, dtype=torch.bfloat16, device=device)
+    n = len(script.scenes)
+    latents = torch.empty(2, n, 16, size.height // 8, size.width // 8, dtype=torch.bfloat16, device=device)
     block = max(1, block * 65536 // (size.height * size.width))
-    for start in range(0, size.scenes, block):
+    for start in range(0, n, block):
         part = slice(start, start + block)
-        pictures = render(scenes[part], size.height, size.width, device)
+        pictures = render(script.scenes[part], size.height, size.width, device)
         for style in (0, 1):
             latents[style, part] = encode(pictures[style])
-    return Shelf(
-        size,
-        latents,
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(lengths).to(device),
-        torch.from_numpy(scenes.luck).to(device),
-    )
-
-
-def fill_bank(
-    tokenizer: Qwen2Tokenizer,
-    encode: Callable[[Tensor], Tensor],
-    device: torch.device,
-    seed: int,
-    sizes: tuple[Size, ...] = SIZES,
-) -> list[Shelf]:
-    return [fill_shelf(size, tokenizer, encode, device, seed + 100 * k) for k, size in enumerate(sizes)]
+    tables = (torch.from_numpy(a).to(device) for a in (script.ids, script.lengths, script.scenes.luck))
+    return Shelf(size, latents, *tables)

@@ -3,8 +3,7 @@
 sigma goes from 1 (noise) to 0 with the pipeline's shift; x = (1 - sigma) x0 + sigma noise; the transformer is
 given t = 1 - sigma and predicts x0 - noise (the pipeline negates it and steps by the change of sigma).
 
-Noise and picture are coupled: a scene's `luck` (16 standard normal numbers that settle where things stand
-and what the caption leaves open) is written into the channel means of its noise. The noise stays exactly
+Noise and picture are coupled: a scene's `luck` (16 standard normal numbers; some settle where things stand) is written into the channel means of its noise. The noise stays exactly
 standard normal, but prompt and noise now determine the picture, so few steps suffice and both versions
 draw the same scene from the same seed. (Stochastic interpolants with data-dependent couplings: Albergo et
 al., arXiv:2310.03725.)
@@ -137,8 +136,8 @@ def train_flow(
     average: float = 0.998,
     log_every: int = 500,
     seconds: float = float("inf"),
-) -> None:
-    """Train in place; at the end the weights are their exponential average.
+) -> int:
+    """Train in place, at the end the weights are their exponential average; returns the steps made.
 
     `seconds` ends it early on a slower machine, the learning rate falling in time.
     """
@@ -152,7 +151,7 @@ def train_flow(
     optimizer = Optimizer(*split(modules), muon_rate=muon_rate, adam_rate=adam_rate)
     averages = [p.detach().clone() for p in parameters]
     batches = Batches(model, bank, style, batch, seed)
-    total, start = torch.zeros((), device=device), time.monotonic()
+    total, start, made = torch.zeros((), device=device), time.monotonic(), 0
     for step in range(steps):
         done = max(step / steps, (time.monotonic() - start) / seconds)
         if done >= 1:
@@ -165,12 +164,14 @@ def train_flow(
         keep = min(average, (step + 1) / (step + 10))
         torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - keep)
         total += loss.detach()
-        if (step + 1) % log_every == 0:
-            mean, speed = total.item() / log_every, (step + 1) / (time.monotonic() - start)
-            print(f"v{style + 1} {step + 1} loss {mean:.4f} {speed:.1f} steps/s", flush=True)
+        made = step + 1
+        if made % log_every == 0:
+            mean, speed = total.item() / log_every, made / (time.monotonic() - start)
+            print(f"v{style + 1} {made} loss {mean:.4f} {speed:.1f} steps/s", flush=True)
             total.zero_()
     with torch.no_grad():
         torch._foreach_copy_(parameters, averages)
+    return made
 
 
 def warm_up(

@@ -14,8 +14,9 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from .architecture import SIDE
 from .bank import LENGTHS
-from .classifier import Classifier, accuracy, classify, labels, shrink, train_classifier
+from .classifier import HEADS, Classifier, accuracy, classify, labels, shrink, train_classifier
 from .flow import sample
+from .grid import PROMPTS, scene_of
 from .tokenizer import tokenize
 from .vae import decode
 
@@ -102,3 +103,25 @@ def measure(
         "Chinese": chinese,
     }
     return {k: accuracy(seen[v], wanted[v], len(CREATURES)) for k, v in chosen.items() if v.any()}
+
+
+def measure_bare(
+    judge: Classifier,
+    transformer: ZImageTransformer2DModel,
+    encoder: Qwen3Model,
+    vae: AutoencoderKL,
+    tokenizer: Qwen2Tokenizer,
+    seed: int,
+    pictures: int,
+) -> dict[str, dict[str, float]]:
+    """For each prompt of PROMPTS that leaves colour and place open, many pictures: how often its subject is
+    seen, and how often with the right things worn as well."""
+    results = {}
+    for prompt, wanted in PROMPTS:
+        if wanted[1] is None and wanted[3] is None:
+            seen = classify(judge, generate([prompt] * pictures, transformer, encoder, vae, tokenizer, seed))
+            right = seen == labels(scene_of(*wanted))
+            subject = right[:, 0]
+            worn = right[:, [list(HEADS).index(k) for k in ("eyes", "head", "neck")]].all(1)
+            results[prompt] = {"subject": float(subject.mean()), "subject and worn": float((subject & worn).mean())}
+    return results

@@ -12,8 +12,10 @@ from torch import Tensor
 from .architecture import OFFSET, SCALING, new_vae
 
 CROP = 128
-NOISE = 0.12
-"""Standard deviation of the noise the decoder must bear, in units of the latents' own deviation."""
+NOISE = 0.25
+"""Standard deviation of the noise the decoder must bear, in units of the latents' own deviation.
+
+The more it bears, the less the latents can tell, and the less the transformer has to learn."""
 
 
 def to_unit(pictures: Tensor) -> Tensor:
