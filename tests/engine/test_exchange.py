@@ -97,6 +97,22 @@ def test_what_does_not_prove_itself_gives_the_place_back(place, change, code):
     assert place.held == place.budget
 
 
+def test_the_old_one_comes_back_without_disturbing_whoever_looks_at_it(place, monkeypatch):
+    edit_tensors(place.models / "v2" / TRANSFORMER, renamed)
+    seal_again(place.models / "v2")
+    building, looking = store_module.build, []
+
+    def looked_at(*args):
+        looking.append(iter(place.old._components.values()))
+        next(looking[-1])
+        return building(*args)
+
+    monkeypatch.setattr(store_module, "build", looked_at)
+    rejection_of(place.exchange)
+    assert place.old.is_complete
+    assert [len(list(rest)) for rest in looking] == [3, 3]
+
+
 def test_a_wrong_config_gives_the_place_back_too(place):
     before = pixels(place.old)
     edit_json(place.models / "v2/transformer/config.json", lambda config: config.update(n_layers=3))

@@ -1,6 +1,7 @@
 """On a card too small for two, requests wait while versions change places; they do not fail."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -18,6 +19,20 @@ async def service(services):
     device = started.factory.device
     device._budget = 2**26 - device.memory()[0]
     return started
+
+
+def hold_behind(monkeypatch, factory, method):
+    """Let a method of the factory return only when the second event is set; the first says that it is done."""
+    done, go, original = threading.Event(), threading.Event(), getattr(factory, method)
+
+    def held(*args):
+        result = original(*args)
+        done.set()
+        assert go.wait(15)
+        return result
+
+    monkeypatch.setattr(factory, method, held)
+    return done, go
 
 
 async def test_the_other_version_takes_the_place_and_the_status_says_how(service):
@@ -133,6 +148,77 @@ async def test_a_version_that_another_alias_serves_too_stays(services, quick_ret
     assert (started.serves(), started.serves("canary")) == ("v1", "v1")
 
 
+@pytest.fixture
+async def with_canary(services):
+    """A service that follows `canary` too, which has no link yet; v1 serves on a device with room for nothing else."""
+    started = await services(make_factory=lambda: HeldFactory(budget=2**26), aliases=("current", "canary")).start()
+    await started.until_serves("v1")
+    device = started.factory.device
+    device._budget = 2**26 - device.memory()[0]
+    return started
+
+
+async def test_another_alias_does_not_get_the_version_that_leaves(with_canary, quick_retries):  # noqa: F811
+    lease = with_canary.gate.lease("current")
+    with_canary.link("v2")
+    await with_canary.until(lambda: with_canary.gate.leaving is not None)
+    with_canary.link("v1", "canary")
+    await with_canary.supervisor.look_now()
+    assert with_canary.serves("canary") is None
+    lease.release()
+    await with_canary.until(lambda: with_canary.serves() == "v2")
+    await with_canary.until_rejected("v1", "insufficient_memory")
+    assert with_canary.engines() == {"v2": EngineState.SERVING}
+
+
+async def test_what_another_alias_serves_since_it_was_staged_stays(with_canary, monkeypatch):
+    staged, go = hold_behind(monkeypatch, with_canary.factory, "stage")
+    with_canary.link("v2")
+    await with_canary.until(staged.is_set)
+    with_canary.link("v1", "canary")
+    await with_canary.until(lambda: with_canary.serves("canary") == "v1")
+    go.set()
+    attempt = with_canary.supervisor.attempt("current")
+    await with_canary.until(lambda: attempt.rejection is not None)
+    assert attempt.rejection.code == "insufficient_memory"
+    assert "canary" in attempt.rejection.reason
+    assert (with_canary.serves(), with_canary.serves("canary")) == ("v1", "v1")
+    assert with_canary.gate.leaving is None
+
+
+async def test_a_newer_wish_that_serves_already_is_not_pushed_aside_by_what_came_in(services, monkeypatch):
+    started = services(make_factory=lambda: HeldFactory(budget=2**26), aliases=("current", "canary"))
+    make_v3(started.root)
+    (started.root / "canary").symlink_to("v3")
+    await started.start()
+    await started.until_serves("v1")
+    await started.until_serves("v3", "canary")
+    device = started.factory.device
+    device._budget = 2**26 - device.memory()[0]
+    exchanged, go = hold_behind(monkeypatch, started.factory, "exchange")
+    started.link("v2")
+    await started.until(exchanged.is_set)
+    started.link("v3")
+    await started.until(lambda: started.serves() == "v3")
+    go.set()
+    await started.until(lambda: ("v2", "ABANDONED", None) in started.attempts())
+    assert started.serves() == "v3"
+    await started.until(lambda: started.engines() == {"v3": EngineState.SERVING})
+    started.link("v1")
+    await started.until_serves("v1")
+    with started.gate.lease("current") as lease:
+        assert picture(lease).shape == (64, 64, 3)
+
+
+async def test_stopping_does_not_wait_for_the_request_that_an_exchange_waits_for(service):
+    lease = service.gate.lease("current")
+    service.link("v2")
+    await service.until(lambda: service.gate.leaving is not None)
+    await service.stop()
+    assert service.attempts()[0] == ("v2", "ABANDONED", None)
+    lease.release()
+
+
 async def test_without_room_on_the_host_it_is_rejected_with_the_byte_counts(service, monkeypatch):
     monkeypatch.setattr(HostShadow, "memory", lambda self: (1000, 2000))
     service.link("v2")
@@ -148,4 +234,5 @@ async def test_an_unload_in_the_middle_frees_both(service):
     unloading = asyncio.create_task(service.supervisor.unload())
     assert await asyncio.wait_for(unloading, 15)
     assert service.engines() == {}
-    assert service.factory.device.memory()[0] == service.factory.device._budget
+    device = service.factory.device
+    await service.until(lambda: device.memory()[0] == device._budget)  # the loading thread lets go a moment later

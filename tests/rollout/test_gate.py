@@ -12,6 +12,8 @@ V1_RESEALED = Key("v1", "f" * 64)
 class Picture:
     """Stands where an engine stands; the gate only hands it on."""
 
+    is_complete = True
+
 
 @pytest.fixture
 def gate():
@@ -200,6 +202,13 @@ def test_a_serving_engine_is_neither_kept_nor_freed(gate, end):
     with pytest.raises(AssertionError, match="no way from SERVING"):
         end(gate, V1)
     assert gate.lease("v1") is not None
+
+
+def test_an_engine_without_its_memory_gets_no_lease_under_any_name(gate):
+    serve(gate, V1)
+    gate.resident(V1).engine.is_complete = False
+    assert gate.lease("current") is None
+    assert gate.lease("v1") is None
 
 
 def test_withdrawing_drains_what_served_and_wants_nothing_back(gate):

@@ -32,8 +32,8 @@ def canary(wish=None, serving=None, **more):
     return AliasView("canary", wish, serving, **more)
 
 
-def engine(key, state="SERVING", leases=0, wanted=False):
-    return EngineView(key, EngineState[state], leases, wanted)
+def engine(key, state="SERVING", leases=0, wanted=False, usable=True):
+    return EngineView(key, EngineState[state], leases, wanted, usable)
 
 
 def load(key, alias="current", **more):
@@ -77,6 +77,8 @@ ROWS = {
         [current(V2, V1, refused=True)], v2_before_v1, None, Promote("current", V2)),
     "what another alias serves is promoted": (
         [current(V2, V1), canary(V2, V2)], [engine(V1), engine(V2)], None, Promote("current", V2)),
+    "but not while it gives its memory away": (
+        [current(V2, V1), canary(V1)], [engine(V1, leases=1, usable=False)], load(V2), None),
     # --- held: unloaded by hand
     "held: nothing is loaded": ([current(V1, held=True)], [], None, None),
     "held: no fallback either": ([current(None, held=True, fallback=V2)], [], None, None),
@@ -106,6 +108,8 @@ ROWS = {
     "what drained is kept for a flip back": (
         [current(V2, V2)], [engine(V1, "DRAINING", wanted=True), engine(V2)], None, Keep(V1)),
     "what drained and nobody wants is freed": ([current(V2, V2)], [engine(V1, "DRAINING"), engine(V2)], None, Free(V1)),
+    "what drained without its memory is not kept": (
+        [current(V2, V2)], [engine(V1, "DRAINING", wanted=True, usable=False), engine(V2)], None, Free(V1)),
     "what has a lease goes on draining": (
         [current(V2, V2)], [engine(V1, "DRAINING", leases=1), engine(V2)], None, None),
     "what has a lease and is wanted too": (

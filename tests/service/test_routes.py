@@ -304,6 +304,30 @@ async def test_verify_hashes_what_serves_and_names_a_file_that_changed(client):
     assert (await client.call("POST", "/api/verify"))[0] == 200
 
 
+async def test_verifying_waits_while_versions_change_places(client):
+    gate = client.services.gate
+    ours = gate.let_go(gate.serving("current").key)
+    verifying = asyncio.create_task(client.call("POST", "/api/verify"))
+    await asyncio.sleep(0.1)
+    assert (await client.call("GET", "/status"))[0] == 200
+    assert not verifying.done()
+    ours.release()
+    gate.stay()
+    assert (await asyncio.wait_for(verifying, 10))[0] == 200
+
+
+async def test_the_status_can_be_had_while_the_load_begins_another_phase(client):
+    phases = client.services.supervisor.attempt("current").control.phases
+
+    class Begun(float):
+        def __round__(self, digits):
+            phases["another"] = 0.0
+            return round(float(self), digits)
+
+    phases["read"] = Begun(1.0)
+    assert (await client.call("GET", "/status"))[0] == 200
+
+
 async def test_the_status_has_every_field_that_the_interface_shows(client):
     _, _, status = await client.call("GET", "/status")
     assert {"status", "serving", "aliases", "engines", "strays", "queue", "device", "uptime"} <= status.keys()

@@ -1,6 +1,7 @@
 """Load: nothing but verified bytes gets out, and nothing is held when none do."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -364,6 +365,16 @@ def test_a_verified_file_that_then_changed_is_rejected(models, files_are_old):
     flip_byte(models / "v1" / VAE, -1)
     code, reason = rejection_of(lambda: check(verified, directory, found))
     assert (code, VAE in reason) == ("hash_mismatch", True)
+
+
+def test_a_file_that_cannot_be_read_is_named(models, monkeypatch):
+    def broken(fd, advance):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(seal, "hash_file", broken)
+    directory, found = planned(models)
+    with pytest.raises(OSError, match=f"Input/output error: '{VAE}'"):
+        check(VerifiedFiles(), directory, found, paths=[VAE])
 
 
 def test_a_hash_that_was_found_is_still_compared_with_each_seal(models, reads, files_are_old):

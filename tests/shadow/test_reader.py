@@ -1,7 +1,11 @@
 """Reader: files land byte for byte where they belong, in order, and of exactly their length."""
 
+import errno
+import gc
 import os
 import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -95,6 +99,85 @@ def test_a_file_that_was_just_written_is_in_the_page_cache(opened):
 def test_an_empty_file_counts_as_cached(opened):
     (filling,) = opened(b"")
     assert cached_share(filling.fd, 0) == 1.0
+
+
+def test_asking_for_the_page_cache_does_not_change_the_answer(tmp_path):
+    """A read that must not wait has the kernel read ahead where it asked: asked there again, all seemed to be cached."""
+    size = 100 * reader.BLOCK * reader.SAMPLES
+    (tmp_path / "cold").write_bytes(os.urandom(size))
+    fd = os.open(tmp_path / "cold", os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        shares = []
+        for _ in range(4):
+            shares.append(cached_share(fd, size))
+            time.sleep(0.05)  # so long what was read ahead may take
+    finally:
+        os.close(fd)
+    if shares[0] >= 0.5:
+        pytest.skip("this file system cannot be asked, or forgets nothing")
+    assert max(shares) < 0.5
+
+
+def failing_reads(monkeypatch, failing, number):
+    """Let reads of one descriptor fail."""
+    reading = os.preadv
+
+    def preadv(fd, *rest):
+        if fd == failing:
+            raise OSError(number, os.strerror(number))
+        return reading(fd, *rest)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
+def test_a_read_that_fails_names_the_file(opened, monkeypatch):
+    (filling,) = opened(b"x" * 100)
+    failing_reads(monkeypatch, filling.fd, errno.EIO)
+    with pytest.raises(OSError, match=r"Input/output error: 'vae/0\.safetensors'"):
+        read_in_place([filling], nothing)
+    assert cached_share(filling.fd, filling.size) == 1.0, "the read itself will say what is wrong"
+
+
+@pytest.mark.parametrize("size", [8192, 5000, 4096, 1])
+def test_where_unbuffered_reads_fail_the_usual_way_is_taken(opened, monkeypatch, size):
+    """Some file systems open a file for unbuffered reading and then refuse to read so."""
+    data = os.urandom(size)
+    (filling,) = opened(data)
+    pinned = torch.zeros(8192, dtype=torch.uint8)
+    slot = reader._Slot(pinned, pinned.numpy().data, None)
+    direct = os.dup(filling.fd)
+    failing_reads(monkeypatch, direct, errno.EINVAL)
+    PinnedReader._read_unbuffered(None, filling, direct, slot, reader._Piece(0, 0, size))
+    assert bytes(slot.memory[:size]) == data
+    os.close(direct)
+
+
+def test_an_error_of_a_thread_is_not_kept_alive_by_itself():
+    """Its frames hold the buffers of the load that failed."""
+    done = reader.SimpleQueue()
+    done.put(OSError())
+    gc.collect()
+    gc.disable()
+    try:
+        raised = weakref_of_error(reader._prefixes(done, 1))
+        assert raised() is None
+    finally:
+        gc.enable()
+
+
+def weakref_of_error(prefixes):
+    class Held:
+        pass
+
+    held = Held()
+    try:
+        for _ in prefixes:
+            pass
+    except OSError:
+        return weakref.ref(held)
+    pytest.fail("no error")
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), order=st.randoms(use_true_random=False))

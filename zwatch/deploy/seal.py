@@ -122,7 +122,8 @@ def opened_file(directory_fd: int, path: str) -> Iterator[int]:
 
 @contextmanager
 def opened_sealed(directory_fd: int, sealed: Seal, path: str) -> Iterator[int]:
-    """Open a sealed file as `opened_file` does; what is no regular file is rejected with its line of the seal.
+    """Open a sealed file as `opened_file` does; what is no regular file is rejected with its line of the seal, and a
+    read that fails inside names the path.
 
     Raises:
         Rejection, OSError: as `opened_file`.
@@ -135,6 +136,10 @@ def opened_sealed(directory_fd: int, sealed: Seal, path: str) -> Iterator[int]:
             raise
         line = list(sealed.files).index(path) + 1
         raise Rejection(rejection.code, f"{SEAL_NAME} line {line}: {rejection.reason}") from None
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
 
 
 def hash_file(fd: int, advance: Callable[[int], None] = lambda done: None) -> str:

@@ -194,8 +194,8 @@ class Engine:
             Rejection, RuntimeError: the device failed; it makes no images.
         """
         with self._turn:
-            for one in aside:
-                self._components[one.key[0]] = store.bring_back(one)
+            # Never changed in place: whoever asks for the status may be looking through it.
+            self._components = self._components | {one.key[0]: store.bring_back(one) for one in aside}
             self._pipeline = _pipeline(self._components)
 
     def _encode(self, parameters: GenerationParameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -85,7 +85,11 @@ class Gate:
         """Return a lease on what an alias serves, or on the resident version of that name; None if there is none, or if
         it is on its way out (see `let_go`)."""
         resident = self.find(model)
-        return None if resident is None or resident is self._leaving else Lease(resident, self._changed)
+        return None if resident is None or not self.is_usable(resident) else Lease(resident, self._changed)
+
+    def is_usable(self, resident: Resident) -> bool:
+        """Say whether an engine can take requests: it has its memory, and is not about to give that away."""
+        return resident is not self._leaving and resident.engine.is_complete
 
     def find(self, model: str) -> Resident | None:
         """Return what a request for this model would lease now."""
@@ -157,6 +161,6 @@ class Gate:
         found = [
             resident
             for resident in self._residents.values()
-            if resident.key.version == name and resident is not self._leaving
+            if resident.key.version == name and self.is_usable(resident)
         ]
         return max(found, key=lambda resident: resident.state is EngineState.SERVING, default=None)

@@ -26,12 +26,14 @@ class AliasView:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """One resident engine. `wanted`: some alias served it just before what it serves now."""
+    """One resident engine. `wanted`: some alias served it just before what it serves now. `usable`: it can serve (see
+    `Gate.is_usable`)."""
 
     key: Key
     state: EngineState
     leases: int
     wanted: bool
+    usable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
 
 
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
-    resident = {engine.key for engine in engines}
+    resident = {engine.key for engine in engines if engine.usable}
     for view in aliases:
         if view.wish is not None and not view.held and view.wish != view.serving and view.wish in resident:
             return Promote(view.name, view.wish)
@@ -111,7 +113,7 @@ def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> P
 def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
     for engine in engines:
         if engine.leases == 0 and engine.state is EngineState.DRAINING:
-            return Keep(engine.key) if engine.wanted else Free(engine.key)
+            return Keep(engine.key) if engine.wanted and engine.usable else Free(engine.key)
         if engine.leases == 0 and engine.state is EngineState.WARM and not engine.wanted:
             return Free(engine.key)
     return None

@@ -252,7 +252,13 @@ class Supervisor:
         now = time.monotonic()
         views = [self._view(alias, now) for alias in self.aliases]
         engines = [
-            policy.EngineView(resident.key, resident.state, resident.leases, self._gate.wanted(resident.key))
+            policy.EngineView(
+                resident.key,
+                resident.state,
+                resident.leases,
+                self._gate.wanted(resident.key),
+                self._gate.is_usable(resident),
+            )
             for resident in self._gate.residents
         ]
         loading = None
@@ -295,6 +301,7 @@ class Supervisor:
         self._loading.abandoned = True
         if self._loading.attempt.control is not None:
             self._loading.attempt.control.abandon()
+        self.changes.fire()  # an exchange may be waiting for a request that takes long
 
     async def _promote_resident(self, alias: str, key: Key) -> None:
         attempt = self._new_attempt(alias, key, "resident")
@@ -417,11 +424,15 @@ class Supervisor:
         """Say whether a version fits only where what serves gives it its memory, and no other alias serves that too."""
         factory = self.factory
         assert factory is not None  # it made the plan
-        if any(self._gate.serving(alias) is old for alias in self.aliases if alias != attempt.alias):
+        if self._sharers(attempt, old):
             return False
         if not await self._bridge.run("load", factory.lacks, planned):
             return False
         return await self._bridge.run("load", factory.fits_instead, planned, old.engine, self._others(old))
+
+    def _sharers(self, attempt: Attempt, old: Resident) -> list[str]:
+        """Return the other aliases that serve what would have to make room."""
+        return [alias for alias in self.aliases if alias != attempt.alias and self._gate.serving(alias) is old]
 
     def _others(self, old: Resident) -> list["Engine"]:
         return [resident.engine for resident in self._gate.residents if resident is not old]
@@ -440,6 +451,12 @@ class Supervisor:
         staged = await self._bridge.run(
             "load", factory.stage, directory, planned, control, old.engine, self._others(old)
         )
+        control.check()
+        if sharers := self._sharers(attempt, old):
+            raise Rejection(
+                "insufficient_memory",
+                f"{planned.version} has no room beside {old.key.version}, which {' and '.join(sharers)} serves by now too",
+            )
         attempt.warming()
         held.callback(self._gate.stay)
         held.enter_context(self._gate.let_go(old.key))
@@ -453,16 +470,17 @@ class Supervisor:
         except BaseException:
             if not old.engine.is_complete:
                 _log.error("%s could not be put back; it does not serve any more", old.key.version)
-                self._gate.withdraw(attempt.alias)
+                if self._gate.serving(attempt.alias) is old:
+                    self._gate.withdraw(attempt.alias)
             raise
 
     def _finish(self, attempt: Attempt, engine: "Engine") -> list["Engine"]:
         """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
         closed: an engine whose equal serves already, or what gave its memory away."""
-        # After an exchange there is no way back but another one, except when nothing shall serve.
-        if self._abandoned and (attempt.way != "host" or self.is_unloaded(attempt.alias)):
-            raise Abandoned
         resident, leaving = self._gate.resident(attempt.key), self._gate.leaving
+        # After an exchange there is no way back but another one, except when by now something else serves, or nothing.
+        if self._abandoned and (leaving is None or self._gate.serving(attempt.alias) is not leaving):
+            raise Abandoned
         if resident is None:
             self._gate.admit(attempt.key, engine)
         else:

@@ -23,6 +23,8 @@ def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
     if attempt is None:
         return None
     control, rejection = attempt.control, attempt.rejection
+    # A copy, made at one blow: the loading thread adds phases meanwhile.
+    phases = {} if control is None else control.phases.copy()
     done, total = (control.bytes_done, control.bytes_total) if control is not None else (0, 0)
     return {
         "alias": attempt.alias,
@@ -35,7 +37,7 @@ def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
         "seconds": round(attempt.seconds, 4),
         "bytes": done,
         "progress": round(done / total, 4) if total else (0.0 if attempt.running else 1.0),
-        "phases": {} if control is None else {name: round(spent, 4) for name, spent in control.phases.items()},
+        "phases": {name: round(spent, 4) for name, spent in phases.items()},
         "shared": [] if control is None else list(control.shared),
         "way": attempt.way,
         "held": round(attempt.held, 4),

@@ -1,7 +1,7 @@
 """From files to buffers: in place into host memory, through pinned memory and many threads onto a GPU."""
 
-import errno
 import os
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -175,9 +175,13 @@ class PinnedReader:
             self._slots.put(slot)
 
     def _read_unbuffered(self, filling: Filling, direct: int, slot: _Slot, piece: _Piece) -> None:
-        """Read whole blocks; the file's last one may be short. What is left after a short read goes the usual way."""
+        """Read whole blocks; the file's last one may be short. What is left after a short read goes the usual way, and so
+        does all if the file system opens files for this but cannot do it."""
         whole = -(-piece.length // BLOCK) * BLOCK
-        count = os.preadv(direct, [slot.memory[:whole]], piece.begin)
+        try:
+            count = os.preadv(direct, [slot.memory[:whole]], piece.begin)
+        except OSError:
+            count = 0
         if count < piece.length:
             _read_exactly(filling, slot.memory[count : piece.length], piece.begin + count, filling.fd)
 
@@ -189,7 +193,10 @@ def _prefixes(done: "SimpleQueue[_Piece | BaseException]", count: int) -> Iterat
     for _ in range(count):
         piece = done.get()
         if isinstance(piece, BaseException):
-            raise piece
+            try:
+                raise piece
+            finally:
+                del piece  # else it holds the frame that holds it, and all buffers of this load
         ahead[piece.number, piece.begin] = piece.length
         before = end = prefix.get(piece.number, 0)
         while (length := ahead.pop((piece.number, end), None)) is not None:
@@ -223,25 +230,30 @@ def _open_direct(fd: int) -> int | None:
 
 def cached_share(fd: int, size: int) -> float:
     """Return which share of a file the page cache has, 0 to 1, going by samples; 1 where that cannot be asked."""
-    places = range(0, size, max(1, size // SAMPLES))
+    if not size:
+        return 1.0
     byte = bytearray(1)
     found = 0
-    for place in places:
-        try:
-            found += os.preadv(fd, [byte], place, os.RWF_NOWAIT)
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                return 1.0
-            raise
-    return found / len(places) if places else 1.0
+    # To be asked for a page makes the kernel fetch it: no more than that one, and the next time others are asked for.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    try:
+        for number in range(SAMPLES):
+            place = int((number + random.random()) * size / SAMPLES)  # noqa: S311 (no secret)
+            try:
+                found += os.preadv(fd, [byte], place, os.RWF_NOWAIT)
+            except BlockingIOError:
+                continue
+    except OSError:  # not every file system can say; where reading itself fails, the read will say so
+        return 1.0
+    finally:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
+    return found / SAMPLES
 
 
 def _read_exactly(filling: Filling, into: memoryview, begin: int, fd: int) -> None:
     done = 0
     while done < len(into):
-        count = os.preadv(fd, [into[done:]], begin + done)
+        count = _read(filling, into[done:], begin + done, fd)
         if count == 0:
             raise Rejection(
                 "size_mismatch", f"{filling.path}: ended after {begin + done} bytes, expected {filling.size}"
@@ -249,6 +261,13 @@ def _read_exactly(filling: Filling, into: memoryview, begin: int, fd: int) -> No
         done += count
 
 
+def _read(filling: Filling, into: memoryview, begin: int, fd: int) -> int:
+    try:
+        return os.preadv(fd, [into], begin)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, filling.path) from None
+
+
 def _check_end(filling: Filling) -> None:
-    if os.pread(filling.fd, 1, filling.size):
+    if _read(filling, memoryview(bytearray(1)), filling.size, filling.fd):
         raise Rejection("size_mismatch", f"{filling.path}: the file grew beyond {filling.size} bytes while it was read")

@@ -114,7 +114,8 @@ async def verify(request: web.Request) -> web.Response:
     """Hash what is resident of the serving version, where it serves."""
     services = request.app[SERVICES]
     alias = _alias(services, await _admin_body(request, "alias"))
-    lease = services.gate.lease(alias)
+    while (lease := services.gate.lease(alias)) is None and services.gate.leaving is not None:
+        await services.supervisor.changes.wait()  # versions change places; as for an image, that is waited for
     if lease is None:
         raise RequestError(503, "model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})
     begun = time.monotonic()
