@@ -23,7 +23,9 @@ async def outcome(job: Job, limit: float | None) -> Finished:
         async with asyncio.timeout(limit):
             return await job.result()
     except TimeoutError:
-        raise too_late(limit) from None
+        error = too_late(limit)
+        job.be_late(error)
+        raise error from None
 
 
 def too_late(limit: float | None) -> RequestError:
@@ -53,7 +55,9 @@ async def stream_job(
                     case Quiet():
                         await beat(response)
     except TimeoutError:
-        await _send_error(response, too_late(limit))
+        error = too_late(limit)
+        job.be_late(error)
+        await _send_error(response, error)
     except ConnectionResetError:
         pass  # the client left; there is nobody to tell
     return response
