@@ -20,7 +20,7 @@ from zwatch.errors import RequestError, UsageError
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.memory import StateFile
 from zwatch.rollout.supervisor import Supervisor
-from zwatch.service.answers import add_id, identify, shape_errors
+from zwatch.service.answers import add_id, encoded, identify, shape_errors
 from zwatch.service.auth import DOOR, Door, guard
 from zwatch.service.connections import Runner
 from zwatch.service.events import CLOSING
@@ -29,8 +29,10 @@ from zwatch.service.gauges import Present
 from zwatch.service.history import History
 from zwatch.service.metrics import Metrics
 from zwatch.service.observe import log_job, observer
+from zwatch.service.openapi import document
 from zwatch.service.queue import GenerationQueue
 from zwatch.service.routes import add_routes
+from zwatch.service.routes.operations import DOCUMENT
 from zwatch.service.services import SERVICES, Services
 
 if TYPE_CHECKING:
@@ -188,6 +190,7 @@ def _application(config: Config, services: Services) -> web.Application:
     )
     app.on_response_prepare.append(add_id)
     app[DOOR] = door
+    app[DOCUMENT] = encoded(document(needs_token=config.token is not None))
     app[SERVICES] = services
     app[CLOSING] = asyncio.Event()
     add_routes(app)

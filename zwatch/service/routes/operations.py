@@ -5,6 +5,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from zwatch.service.services import SERVICES
 
+DOCUMENT = web.AppKey("document", bytes)
+"""The description of all calls, as JSON."""
+
 
 async def metrics(request: web.Request) -> web.Response:
     """Return all metrics in Prometheus' text format."""
@@ -16,4 +19,9 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
-ROUTES = [web.get("/metrics", metrics)]
+async def openapi(request: web.Request) -> web.Response:
+    """Return the description of all calls."""
+    return web.Response(body=request.app[DOCUMENT], content_type="application/json", charset="utf-8")
+
+
+ROUTES = [web.get("/metrics", metrics), web.get("/openapi.json", openapi)]
