@@ -1,6 +1,6 @@
 """Whatever schemathesis makes of the description, the service answers as described, and never with a 5xx of its own.
 
-By hand, longer, against a running service: `schemathesis run http://127.0.0.1:7860/openapi.json --exclude-path /events`.
+docs/operations.md has the command for a longer run by hand, which also follows links from call to call.
 """
 
 import asyncio

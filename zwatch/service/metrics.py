@@ -3,7 +3,7 @@
 No label grows without bound: versions, of which there may be one a day, are labels only of what is resident now.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from zwatch import __version__
@@ -29,6 +29,7 @@ class Metrics:
     """All counters and histograms of one service, in a registry of its own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
         self.registry = registry = CollectorRegistry()
         self.device_memory: tuple[int, int] | None = None
         """(free, total) bytes, as last read for a scrape."""
