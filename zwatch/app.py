@@ -20,13 +20,19 @@ from zwatch.errors import RequestError, UsageError
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.memory import StateFile
 from zwatch.rollout.supervisor import Supervisor
-from zwatch.service.answers import add_id, identify, shape_errors
-from zwatch.service.auth import guard
+from zwatch.service.answers import add_id, encoded, identify, shape_errors
+from zwatch.service.auth import DOOR, Door, guard
+from zwatch.service.connections import Runner
 from zwatch.service.events import CLOSING
 from zwatch.service.finish import Finisher
+from zwatch.service.gauges import Present
 from zwatch.service.history import History
+from zwatch.service.metrics import Metrics
+from zwatch.service.observe import log_job, observer
+from zwatch.service.openapi import document
 from zwatch.service.queue import GenerationQueue
 from zwatch.service.routes import add_routes
+from zwatch.service.routes.operations import DOCUMENT
 from zwatch.service.services import SERVICES, Services
 
 if TYPE_CHECKING:
@@ -36,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
+BACKLOG = 1024
+"""Connections that may wait to be accepted: a crowd that comes at once is answered, not left to its own retries."""
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
@@ -48,6 +56,7 @@ class Running:
 
     url: str
     services: Services
+    app: web.Application
 
 
 @asynccontextmanager
@@ -92,10 +101,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
         max_work=config.max_work,
         changes=supervisor.changes,
     )
-    services = Services(bridge, gate, supervisor, queue, history, config.models, config.timeout, time.monotonic())
-    runner = web.AppRunner(
-        _application(config, services), handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+    metrics = Metrics()
+    services = Services(
+        bridge, gate, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
     )
+    metrics.registry.register(Present(services))
+    queue.on_end += [metrics.request_ended, log_job]
+    queue.on_refuse.append(metrics.request_refused)
+    supervisor.on_end.append(metrics.attempt_ended)
+    runner = Runner(_application(config, services), handler_cancellation=True, shutdown_timeout=2.0, access_log=None)
     doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
     try:
@@ -111,7 +125,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
             asyncio.create_task(_announce(services, url), name="announce"),
         ]
         _log.info("serving %s at %s", config.models, url)
-        yield Running(url, services)
+        yield Running(url, services, runner.app)
         systemd.notify("STOPPING=1")
         await _drain(services)
         await supervisor.stop()
@@ -164,11 +178,19 @@ def _make_factory(config: Config) -> "EngineFactory":
 
 
 def _application(config: Config, services: Services) -> web.Application:
+    door = Door(config.token)
     app = web.Application(
         client_max_size=MAX_BODY,
-        middlewares=[identify, shape_errors, guard(config.token, config.host, config.allowed_hosts)],
+        middlewares=[
+            identify,
+            observer(services.metrics),
+            shape_errors,
+            guard(door, config.host, config.allowed_hosts),
+        ],
     )
     app.on_response_prepare.append(add_id)
+    app[DOOR] = door
+    app[DOCUMENT] = encoded(document(needs_token=config.token is not None))
     app[SERVICES] = services
     app[CLOSING] = asyncio.Event()
     add_routes(app)
@@ -176,7 +198,7 @@ def _application(config: Config, services: Services) -> web.Application:
 
 
 async def _listen(runner: web.AppRunner, config: Config) -> str:
-    site = web.TCPSite(runner, config.host, config.port, reuse_address=True)
+    site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=BACKLOG)
     try:
         await site.start()
     except OSError as error:

@@ -11,6 +11,8 @@ from zwatch.errors import UsageError
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
+TOKEN_CREDENTIAL = "zwatch-token"  # noqa: S105 (a name)
+"""Of the systemd credential (`LoadCredential=`) that holds the token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +86,26 @@ def default_log() -> str:
 
 
 def read_token(file: Path | None) -> str | None:
-    """Return the token from a file, or from the environment; None if none is set.
+    """Return the token from a file, else from the environment, else from the credential that systemd handed over; None
+    if none is set.
 
     Raises:
         UsageError: the file cannot be read or is empty.
     """
-    if file is None:
-        return os.environ.get("ZWATCH_TOKEN", "").strip() or None
+    if file is not None:
+        return _token_in(file, "--token-file")
+    if token := os.environ.get("ZWATCH_TOKEN", "").strip():
+        return token
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    credential = Path(directory, TOKEN_CREDENTIAL) if directory else None
+    return _token_in(credential, "the credential") if credential is not None and credential.exists() else None
+
+
+def _token_in(file: Path, what: str) -> str:
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-file {file} cannot be read: {error}") from None
+        raise UsageError(f"{what} {file} cannot be read: {error}") from None
     if not token:
-        raise UsageError(f"--token-file {file} is empty")
+        raise UsageError(f"{what} {file} is empty")
     return token

@@ -36,6 +36,7 @@ _RETRY = {
     "device_error": Retry.BACKOFF,
     "internal_error": Retry.BACKOFF,
 }
+REJECTION_CODES = tuple(_RETRY)
 
 
 class Rejection(ZwatchError):

@@ -14,7 +14,8 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{time} {mark}{record.getMessage()}"
+        identity = request_id.get()
+        line = f"{time} {mark}{record.getMessage()}{'' if identity is None else f'  [{identity}]'}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -30,7 +31,13 @@ class _Json(logging.Formatter):
             entry["request_id"] = identity
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        # ASCII: one line and valid JSON whatever is in a name, and whatever the stream's encoding is.
+        return json.dumps({**getattr(record, "fields", {}), **entry})
+
+
+def with_fields(**fields: object) -> dict[str, dict[str, object]]:
+    """Return the `extra` of a log call that adds fields to a JSON line; what is None is left out."""
+    return {"fields": {name: value for name, value in fields.items() if value is not None}}
 
 
 def set_up(style: str) -> None:

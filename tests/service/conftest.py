@@ -12,8 +12,8 @@ from zwatch.config import Config
 class Client:
     """Talks to a service in this process, and may look inside it."""
 
-    def __init__(self, url, services, http):
-        self.url, self.services, self.http = url, services, http
+    def __init__(self, service, http):
+        self.url, self.services, self.app, self.http = service.url, service.services, service.app, http
 
     async def call(self, method, path, **options):
         """Return (status, headers, JSON body)."""
@@ -48,7 +48,7 @@ def start(models, tmp_path):
             "history_max_bytes": None,
         }  # fmt: skip
         async with running(Config(**{**settings, **changes})) as service, aiohttp.ClientSession() as http:
-            yield Client(service.url, service.services, http)
+            yield Client(service, http)
 
     return begin
 

@@ -98,6 +98,27 @@ def test_white_space_round_a_token_is_none_of_it(monkeypatch, given, token):
     assert read_token(None) == token
 
 
+def test_the_token_may_be_a_credential_of_systemd(monkeypatch, tmp_path):
+    """`LoadCredential=zwatch-token:FILE` in the unit."""
+    monkeypatch.delenv("ZWATCH_TOKEN", raising=False)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_token(None) is None, "the unit loads other credentials only"
+    (tmp_path / "zwatch-token").write_text("from systemd\n")
+    assert read_token(None) == "from systemd"
+    monkeypatch.setenv("ZWATCH_TOKEN", "from the environment")
+    assert read_token(None) == "from the environment"
+    (tmp_path / "file").write_text("from the file")
+    assert read_token(tmp_path / "file") == "from the file"
+
+
+def test_an_empty_credential_is_a_mistake_and_not_an_open_door(monkeypatch, tmp_path):
+    monkeypatch.delenv("ZWATCH_TOKEN", raising=False)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "zwatch-token").write_text("")
+    with pytest.raises(UsageError, match="zwatch-token is empty"):
+        read_token(None)
+
+
 @pytest.mark.parametrize(("token", "insecure", "fine"), [(None, False, False), ("x", False, True), (None, True, True)])
 def test_an_open_address_needs_a_token_or_a_word(tmp_path, token, insecure, fine):
     config = Config(

@@ -93,6 +93,8 @@ class Supervisor:
         self.aliases = tuple(aliases)
         self.changes = Pulse()
         self.attempts: deque[Attempt] = deque(maxlen=KEPT_ATTEMPTS)
+        self.on_end: list[Callable[[Attempt], None]] = []
+        """Called with each attempt at its end, however it ended."""
         self.seen = Look()
         self.factory: EngineFactory | None = None
         self._looker = Looker(root, aliases, strict_links=strict_links)
@@ -307,6 +309,7 @@ class Supervisor:
         attempt = self._new_attempt(alias, key, "resident")
         attempt.warming()
         self._promote(attempt)
+        self._ended(attempt)
         await self._remember()
 
     def _begin_load(self, alias: str, key: Key, fallback: bool) -> None:
@@ -382,6 +385,7 @@ class Supervisor:
             _log.exception("a load ended in a way nobody thought of")
             self._refuse(attempt, Rejection("internal_error", f"{type(error).__name__}: {error}"), stamp, awaited)
         finally:
+            self._ended(attempt)
             for engine in leftover:
                 await self._bridge.run("close", engine.close)
             if directory is not None:
@@ -520,6 +524,10 @@ class Supervisor:
         refusals = self._states[attempt.alias].refusals
         refusals.add(attempt.key, rejection, stamp, awaited, fallback=attempt.fallback)
         _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+
+    def _ended(self, attempt: Attempt) -> None:
+        for listener in [] if attempt.running else self.on_end:
+            listener(attempt)
 
     def _new_attempt(self, alias: str, key: Key, way: str, fallback: bool = False) -> Attempt:
         attempt = Attempt(alias, key, way, fallback=fallback)

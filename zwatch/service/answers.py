@@ -26,6 +26,12 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 4
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def route_of(request: web.Request) -> str | None:
+    """Return the template of the route that a request took, such as `/jobs/{id}`; None if there is none."""
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical
+
+
 async def read_body(request: web.Request) -> bytes:
     """Return a request's body, which has a minute to arrive.
 
@@ -94,7 +100,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         message = "the body ended early, or is not what Content-Encoding or Transfer-Encoding says"
         return error_answer(RequestError(400, "invalid_json", message), request.path)
     except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
+        _log.exception("%s %s failed", request.method, route_of(request))
         message = "something went wrong that should not; the log has it under this answer's X-Request-Id"
         return error_answer(RequestError(500, "internal_error", message), request.path)
 

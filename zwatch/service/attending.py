@@ -26,7 +26,9 @@ async def outcome(job: Job, limit: float | None) -> Finished:
         async with asyncio.timeout(limit):
             return await job.result()
     except TimeoutError:
-        raise too_late(limit) from None
+        error = too_late(limit)
+        job.be_late(error)
+        raise error from None
 
 
 def too_late(limit: float | None) -> RequestError:
@@ -69,7 +71,9 @@ async def relay(request: web.Request, job: Job, tell: Teller, limit: float | Non
                     else:
                         await tell(response, event)
         except TimeoutError:
-            await tell(response, Failed(too_late(limit)))
+            error = too_late(limit)
+            job.be_late(error)
+            await tell(response, Failed(error))
     except ConnectionResetError:
         pass  # the client left; there is nobody to tell
     return response

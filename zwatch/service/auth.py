@@ -10,27 +10,63 @@ from aiohttp.typedefs import Middleware
 
 from zwatch.config import is_loopback
 from zwatch.errors import RequestError
-from zwatch.service.answers import Handler
+from zwatch.service.answers import Handler, route_of
+from zwatch.service.session import COOKIE, Sessions
 
-_OPEN_PREFIX = "/health"
+HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+"""Routes that are open to all, under whatever name they are reached: a load balancer has no token and no name for us."""
+OPEN = HEALTH | {"/", "/page", "/login"}
+"""Routes that need no token: also the page, its files below `/page/`, and the way to get its cookie."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-def guard(token: str | None, host: str, allowed_hosts: Iterable[str]) -> Middleware:
-    """Return the middleware that lets only rightful requests through. `/health` and below is open to all."""
+class Door:
+    """Knows the token, and the cookies that stand for it. Without a token everybody may come in."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+        self.sessions = None if token is None else Sessions(token)
+        """None where no token is needed, so no cookie either."""
+
+    def opens_for(self, given: str) -> bool:
+        """Say whether this is the token; how long that takes tells nothing about it."""
+        if self._token is None:
+            return True
+        return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token.encode())
+
+    def admits(self, request: web.Request) -> bool:
+        """Say whether a request brings the token in a header, or a cookie of ours."""
+        if self.sessions is None or self.opens_for(_given(request)):
+            return True
+        return self.sessions.knows(request.cookies.get(COOKIE, ""))
+
+
+DOOR = web.AppKey("door", Door)
+
+
+def guard(door: Door, host: str, allowed_hosts: Iterable[str]) -> Middleware:
+    """Return the middleware that lets only rightful requests through."""
     allowed = frozenset(name.lower() for name in allowed_hosts)
     hosts = allowed | {host.lower()}
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path != _OPEN_PREFIX and not request.path.startswith(f"{_OPEN_PREFIX}/"):
+        route = route_of(request)
+        if route not in HEALTH:
             _check_host(request, hosts)
             _check_origin(request, allowed)
-            if token is not None:
-                _check_token(request, token)
+        if route not in OPEN and not door.admits(request):
+            raise unauthorized(request, "the token is missing or wrong; send Authorization: Bearer TOKEN")
         return await handler(request)
 
     return check
+
+
+def unauthorized(request: web.Request, message: str) -> RequestError:
+    """Return the error for a wrong token. A page's own calls are not told of Basic: the browser would open a dialog."""
+    is_call = request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate"
+    schemes = 'Bearer realm="zwatch"' if is_call else 'Bearer realm="zwatch", Basic realm="zwatch"'
+    return RequestError(401, "unauthorized", message, headers={"WWW-Authenticate": schemes})
 
 
 def _check_host(request: web.Request, hosts: frozenset[str]) -> None:
@@ -62,17 +98,11 @@ def _host_name(host: str) -> str | None:
         return None
 
 
-def _check_token(request: web.Request, token: str) -> None:
+def _given(request: web.Request) -> str:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
-            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            return base64.b64decode(given, validate=True).decode().partition(":")[2]
         except ValueError:  # not base64, not ASCII, not UTF-8
-            given = ""
-    elif scheme.lower() != "bearer":
-        given = ""
-    if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode()):
-        raise RequestError(
-            401, "unauthorized", "the token is missing or wrong; send Authorization: Bearer TOKEN",
-            headers={"WWW-Authenticate": 'Bearer realm="zwatch", Basic realm="zwatch"'},
-        )  # fmt: skip
+            return ""
+    return given if scheme.lower() == "bearer" else ""

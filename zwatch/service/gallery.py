@@ -14,7 +14,8 @@ SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 LOOK_SECONDS = 10.0
 """How long what other programs add to the directory, or remove from it, may go unseen."""
 _STALE_SECONDS = 3600.0  # a half-written file of this age has lost its writer
-_NAME = re.compile(r"([0-9]{8}_[0-9]{6})_seed([0-9]{1,19})(?:_([1-9][0-9]{0,8}))?\.(png|jpg|webp)")
+NAME = r"([0-9]{8}_[0-9]{6})_seed([0-9]{1,19})(?:_([1-9][0-9]{0,8}))?\.(png|jpg|webp)"
+"""What the whole of a file's name is like."""
 _STAMP = "%Y%m%d_%H%M%S"
 _PART = ".part"
 
@@ -23,7 +24,7 @@ _Order = tuple[str, int, int, str]
 
 def order(name: str) -> _Order | None:
     """Return what names are sorted by: the second, the seed, the copy; None if it is no name of ours."""
-    found = _NAME.fullmatch(name)
+    found = re.fullmatch(NAME, name)
     if found is None:
         return None
     stamp, seed, copy, suffix = found.groups()

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -20,6 +21,8 @@ from zwatch.service.parameters import GenerateRequest
 if TYPE_CHECKING:
     from zwatch.engine.pipeline import GenerationParameters
 
+jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
+"""The jobs that the HTTP request being handled has led to, for its line in the log."""
 GLANCE_SECONDS = 10.0
 """For how long somebody who asked once about a job is taken to be watching it."""
 
@@ -139,6 +142,7 @@ class Job:
         self._followers = 0
         self._glanced = -GLANCE_SECONDS
         self._cancelled = threading.Event()
+        self._late: RequestError | None = None
 
     @property
     def age(self) -> float:
@@ -243,6 +247,10 @@ class Job:
             self._previews += 1
         self.changes.fire()
 
+    def be_late(self, error: RequestError) -> None:
+        """Note that its client was told this because it took too long; the cancellation that follows means this."""
+        self._late = error
+
     def finish(self, finished: Finished) -> None:
         """It is done; nothing happens if it ended otherwise before."""
         self._end(JobState.DONE, finished, None)
@@ -254,6 +262,9 @@ class Job:
     def cancel(self) -> None:
         """Take it for ended from now on; what runs stops between two denoising steps."""
         self._cancelled.set()
+        if self._late is not None:
+            self._end(JobState.FAILED, None, self._late)
+            return
         error = RequestError(409, "cancelled", "the job was cancelled", headers={"x-should-retry": "false"})
         self._end(JobState.CANCELLED, None, error)
 

@@ -13,6 +13,7 @@ MAX_SIDE = 2048
 SIDE_STEP = 16
 """The VAE shrinks 8 times, the transformer takes patches of 2 x 2 latents."""
 MAX_STEPS = 100
+DEFAULT_STEPS = 8
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 16
 SEEDS = 2**63
@@ -85,7 +86,7 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
         negative_prompt=text(body, "negative_prompt", ""),
         width=_side(body, "width"),
         height=_side(body, "height"),
-        steps=integer(body, "steps", 8, 1, MAX_STEPS),
+        steps=integer(body, "steps", DEFAULT_STEPS, 1, MAX_STEPS),
         guidance_scale=_number(body, "guidance_scale", 0.0, 0.0, MAX_GUIDANCE),
         seed=secrets.randbelow(SEEDS - count) if seed is None else seed,
         n=count,

@@ -14,7 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.logs import request_id
 from zwatch.rollout.gate import Gate
 from zwatch.service.finish import Finisher, Result
-from zwatch.service.jobs import Job
+from zwatch.service.jobs import Job, jobs_of_request
 from zwatch.service.limits import fitted
 from zwatch.service.parameters import GenerateRequest
 from zwatch.service.previews import PreviewCost, Steps
@@ -55,6 +55,8 @@ class GenerationQueue:
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
         """Called with each job at its end, however it ended."""
+        self.on_refuse: list[Callable[[RequestError], None]] = []
+        """Called with the answer of each request that did not become a job."""
         self._gate = gate
         self._bridge = bridge
         self._finisher = finisher
@@ -90,6 +92,10 @@ class GenerationQueue:
         Raises:
             RequestError: 429 no room, 503 closed.
         """
+        with self._telling_of_refusals():
+            self._find_room()
+
+    def _find_room(self) -> None:
         if self._closed is not None:
             raise self._closed.with_traceback(None)  # raised again and again, it would keep every request's frames
         # While nothing runs, the first of those that wait is about to.
@@ -105,19 +111,31 @@ class GenerationQueue:
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 no room, 503 nothing to serve it.
         """
-        self.refuse_if_full()
-        resident = self._gate.find(request.model)
-        if resident is None:
-            raise self._unservable(request.model)
-        fitted(request, resident.engine, self.max_work)
+        with self._telling_of_refusals():
+            self._find_room()
+            resident = self._gate.find(request.model)
+            if resident is None:
+                raise self._unservable(request.model)
+            fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._gate.lease(request.model)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
         self.jobs.add(job)
+        if (of_request := jobs_of_request.get(None)) is not None:
+            of_request.append(job)
         job.position = len(self._waiting)
         self._waiting.append(job)
         self._arrived.set()
         self._changes.fire()
         return job
+
+    @contextmanager
+    def _telling_of_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except RequestError as refusal:
+            for listener in self.on_refuse:
+                listener(refusal)
+            raise
 
     @contextmanager
     def attending(self, job: Job) -> Iterator[None]:

@@ -9,6 +9,7 @@ from zwatch.bridge import Bridge
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.supervisor import Supervisor
 from zwatch.service.history import History
+from zwatch.service.metrics import Metrics
 from zwatch.service.queue import GenerationQueue
 
 
@@ -25,6 +26,7 @@ class Services:
     models: Path
     timeout: float
     started: float
+    metrics: Metrics
 
 
 SERVICES = web.AppKey("services", Services)

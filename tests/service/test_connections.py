@@ -1,0 +1,101 @@
+"""Clients that speak no HTTP, or nothing at all."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+from zwatch.service import connections
+
+
+async def talk(client, words: bytes) -> tuple[bytes, dict, bytes]:
+    """Send bytes; return the status line, the headers and the body of the answer, after which the line is closed."""
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    try:
+        head, _, body = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    line, *headers = head.split(b"\r\n")
+    return line, dict(header.decode().split(": ", 1) for header in headers), body
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"hello\r\n\r\n",
+        b"GET /status HTTP/9\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nbroken\r\n\r\n",
+        b"BREW /status HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 10_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a browser that was told https
+    ],
+)
+async def test_what_is_no_http_gets_an_answer_in_our_shape_with_an_id(client, words):
+    line, headers, body = await talk(client, words)
+    assert line.split()[1] == b"400"
+    assert headers["X-Request-Id"]
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+async def test_an_expectation_that_nobody_can_meet_gets_our_shape_too(client):
+    words = b"GET /status HTTP/1.1\r\nHost: localhost\r\nExpect: miracles\r\nConnection: close\r\n\r\n"
+    line, headers, body = await talk(client, words)
+    assert line.split()[1] == b"417"
+    assert headers["X-Request-Id"]
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize("words", [b"", b"GET /status HTTP/1.1\r\nHost: loc"])
+async def test_a_client_that_stops_in_the_middle_of_its_head_loses_the_line(start, monkeypatch, words):
+    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
+    async with start() as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(words)
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+
+
+async def test_drops_of_a_head_do_not_buy_time(start, monkeypatch):
+    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.5)
+    async with start() as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /status HTTP/1.1\r\nHost: ")
+        closed = asyncio.create_task(reader.read())
+        async with asyncio.timeout(20):
+            while not closed.done():
+                writer.write(b"x")
+                await asyncio.sleep(0.05)
+        writer.close()
+
+
+async def test_the_deadline_for_heads_does_not_end_a_long_answer(start, monkeypatch):
+    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.2)
+    async with start() as client:
+        await client.serves()
+        body = {"prompt": "x", "steps": 40, "width": 256, "height": 256}
+        async with client.http.post(client.url + "/generate", json=body) as response:
+            assert response.status == 200
+        assert client.services.queue.jobs.unsettled == []
+
+
+async def test_five_hundred_at_once_each_get_an_image_or_a_429(start):
+    async with start(queue=64) as client:
+        await client.serves()
+
+        async def one(http):
+            async with http.post(client.url + "/generate", json={"prompt": "x", "steps": 1}) as response:
+                await response.read()
+                assert response.status == 200 or response.headers["Retry-After"]
+                return response.status, response.content_type
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http, asyncio.timeout(60):
+            answers = await asyncio.gather(*(one(http) for _ in range(500)))
+        assert set(answers) == {(200, "image/png"), (429, "application/json")}
+        assert answers.count((200, "image/png")) >= 65, "one runs and 64 wait"
+        assert client.services.queue.waiting == 0
+        assert client.services.gate.serving("current").leases == 0

@@ -1,0 +1,60 @@
+"""What a log line looks like, for a person and for a machine."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from zwatch import logs
+
+
+@pytest.fixture
+def line():
+    """Return a function that formats one record in a style."""
+
+    def formatted(style, said, *arguments, error=None, level=logging.INFO, **fields):
+        formatter = logs._Json() if style == "json" else logs._Text()
+        record = logging.LogRecord("zwatch.x", level, "", 1, said, arguments, error)
+        record.__dict__.update(logs.with_fields(**fields))
+        return formatter.format(record)
+
+    return formatted
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", 'a "quote"', "two\nlines", "nul\0", "日本", "a\u2028b", "half \udcff", "\x85"]
+)
+def test_a_json_line_is_one_line_of_valid_json_whatever_it_says(line, text):
+    written = line("json", "%s", text, job=text)
+    assert written.splitlines() == [written]
+    assert written.isascii(), "so it stays valid whatever the stream's encoding is"
+    entry = json.loads(written)
+    assert (entry["message"], entry["job"], entry["level"], entry["logger"]) == (text, text, "info", "zwatch.x")
+
+
+def test_an_exception_is_in_the_same_json_line(line):
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        written = line("json", "it broke", error=sys.exc_info())
+    assert "\n" not in written
+    assert "ValueError: two\nlines" in json.loads(written)["exception"]
+
+
+def test_both_styles_say_the_requests_id_and_only_then(line):
+    assert "request_id" not in json.loads(line("json", "x"))
+    token = logs.request_id.set("mine-7")
+    try:
+        assert json.loads(line("json", "x"))["request_id"] == "mine-7"
+        assert line("text", "x").endswith(" x  [mine-7]")
+    finally:
+        logs.request_id.reset(token)
+    assert line("text", "x").endswith(" x")
+
+
+def test_a_field_cannot_hide_what_every_line_has(line):
+    entry = json.loads(line("json", "x", level=logging.WARNING, message="y", version=None))
+    assert entry["message"] == "x"
+    assert "version" not in entry, "what is None is left out"
+    assert line("text", "x", level=logging.WARNING).endswith("warning: x")

@@ -1,0 +1,68 @@
+"""Below the calls: what aiohttp answers by itself gets our shape of errors, and who says nothing loses the line."""
+
+import logging
+import uuid
+
+from aiohttp import web
+
+from zwatch.errors import RequestError
+from zwatch.service.answers import ID_HEADER, error_answer
+
+_log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 75.0
+"""How long a connection may take to send the whole head of its first request, or of the next one. Longer than the 60 s
+that proxies keep an idle connection, so that it is they who close it, and never in the moment of a request."""
+
+
+class Runner(web.AppRunner):
+    """Runs an application, client by client, as `_Connection` says."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **{**made._kwargs, "keepalive_timeout": SILENCE_SECONDS},  # noqa: SLF001 (there is no public way)
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what never reached the application because it is no HTTP, or what broke around the application."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer had begun already")
+        identity = uuid.uuid4().hex
+        if status == 400:
+            _log.info("not HTTP, from %s", request.remote)
+            error = RequestError(400, "invalid_http", f"this is not HTTP: {' '.join((message or '').split())[:300]}")
+        else:
+            _log.error("a request failed below the calls, X-Request-Id %s", identity, exc_info=exc)
+            error = RequestError(status, "internal_error", "something went wrong that should not")
+        response = error_answer(error)
+        response.headers[ID_HEADER] = identity
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; one that aiohttp raised before any middleware (417) is put in our shape first."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            reason = " ".join((resp.text or resp.reason).split())[:300]
+            resp = error_answer(RequestError(resp.status, "invalid_http", reason))
+        return await super().finish_response(request, resp, start_time)
