@@ -1,6 +1,7 @@
 """The page's cookie, and which calls need no token."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -119,7 +120,7 @@ async def test_every_call_needs_the_token_but_health_and_login(locked):
     }
     opened = set()
     for method, path in resources:
-        async with locked.http.request(method, locked.url + path.format(id="x", name="x", number=0)) as response:
+        async with locked.http.request(method, locked.url + re.sub(r"{\w+}", "0", path)) as response:
             if response.status != 401:
                 opened.add(path)
     assert opened <= {"/", "/page", "/page/{name}", "/health", "/health/live", "/health/ready", "/login"}
