@@ -62,8 +62,8 @@ async def test_it_waits_for_the_request_in_flight_and_gives_no_new_lease(service
     await service.until(lambda: service.gate.leaving is not None)
     assert service.gate.lease("current") is None
     assert service.gate.lease("v1") is None
-    assert service.gate.knows("current"), "a request is accepted, and waits"
-    assert not service.gate.knows("v1"), "nobody joins the version that leaves"
+    assert service.gate.find("current"), "a request is accepted, and waits"
+    assert not service.gate.find("v1"), "nobody joins the version that leaves"
     assert picture(lease).shape == (64, 64, 3)
     assert service.serves() == "v1"
     lease.release()
