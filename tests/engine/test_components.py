@@ -21,6 +21,8 @@ from tests.engine.editing import (
     rejection_of,
     seal_again,
 )
+from zwatch.deploy.look import open_version
+from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned
 from zwatch.shadow.buffers import KERNEL_ALIGNMENT
@@ -148,6 +150,19 @@ def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):
     code, reason = rejection_of(lambda: build(factory, models, "v2"))
     assert (code, reason.startswith(VAE)) == ("hash_mismatch", True)
     assert v1.verify_resident()[1] == []
+
+
+def test_a_shared_file_whose_header_was_another_at_the_plan_is_rejected(factory, models):
+    _first = build(factory, models, "v1")
+    path = models / "v2/vae/diffusion_pytorch_model.safetensors"
+    sealed = path.read_bytes()
+    path.write_bytes(sealed.replace(b'"pt"', b'"tp"', 1))
+    directory = open_version(models, "v2")
+    planned = factory.plan(directory, read_seal(directory.fd).digest)
+    path.write_bytes(sealed)
+    code, reason = rejection_of(lambda: factory.build(directory, planned, LoadControl()))
+    assert code == "header_invalid"
+    assert reason.startswith("vae/diffusion_pytorch_model.safetensors: ")
 
 
 @pytest.mark.parametrize(("closed", "left"), [("v1", "v2"), ("v2", "v1")])

@@ -62,8 +62,8 @@ async def test_it_waits_for_the_request_in_flight_and_gives_no_new_lease(service
     await service.until(lambda: service.gate.leaving is not None)
     assert service.gate.lease("current") is None
     assert service.gate.lease("v1") is None
-    assert service.gate.knows("current"), "a request is accepted, and waits"
-    assert not service.gate.knows("v1"), "nobody joins the version that leaves"
+    assert service.gate.find("current"), "a request is accepted, and waits"
+    assert not service.gate.find("v1"), "nobody joins the version that leaves"
     assert picture(lease).shape == (64, 64, 3)
     assert service.serves() == "v1"
     lease.release()
@@ -208,6 +208,56 @@ async def test_a_newer_wish_that_serves_already_is_not_pushed_aside_by_what_came
     await started.until_serves("v1")
     with started.gate.lease("current") as lease:
         assert picture(lease).shape == (64, 64, 3)
+
+
+async def pinning(service, monkeypatch):
+    """Have host memory pinned for the next version until the event is set."""
+    device, going_on, go = service.factory.device, threading.Event(), threading.Event()
+    monkeypatch.setattr(device, "reserve", lambda sizes: False)
+    reserve = device.host.reserve
+
+    def pin(sizes):
+        going_on.set()
+        assert go.wait(15)
+        return reserve(sizes)
+
+    monkeypatch.setattr(device.host, "reserve", pin)
+    service.supervisor._unprepared = service.gate.serving("current").key
+    service.supervisor.ring()
+    await service.until(going_on.is_set)
+    return go
+
+
+async def test_nothing_is_staged_while_the_memory_for_it_is_being_pinned(service, monkeypatch):
+    go = await pinning(service, monkeypatch)
+    began, stage = threading.Event(), service.factory.stage
+    monkeypatch.setattr(service.factory, "stage", lambda *args: began.set() or stage(*args))
+    service.link("v2")
+    await service.until(lambda: service.supervisor.attempts[0].way == "host")
+    assert not await asyncio.to_thread(began.wait, 0.3)
+    go.set()
+    await service.until_serves("v2")
+
+
+async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(service, monkeypatch):
+    go = await pinning(service, monkeypatch)
+    service.link("v2")
+    await service.until(lambda: service.supervisor.attempts[0].way == "host")
+    service.link("v1")
+    await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
+    go.set()
+
+
+async def test_where_there_is_room_for_two_nothing_is_pinned(service, monkeypatch):
+    device, pinned = service.factory.device, []
+    device._budget *= 3
+    monkeypatch.setattr(device, "reserve", lambda sizes: False)
+    monkeypatch.setattr(device.host, "reserve", pinned.append)
+    service.supervisor._unprepared = service.gate.serving("current").key
+    service.supervisor.ring()
+    await service.until(lambda: service.supervisor._preparing is not None and service.supervisor._preparing.done())
+    await service.supervisor.look_now()
+    assert pinned == []
 
 
 async def test_stopping_does_not_wait_for_the_request_that_an_exchange_waits_for(service):

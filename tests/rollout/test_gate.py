@@ -32,7 +32,7 @@ def states(gate):
 
 def test_an_empty_gate_leases_nothing(gate):
     assert gate.lease("current") is None
-    assert not gate.knows("current")
+    assert not gate.find("current")
     assert gate.serving("current") is None
     assert gate.residents == []
 
@@ -107,14 +107,14 @@ def test_images_are_counted_for_the_engine_that_made_them(gate):
 def test_a_resident_version_is_leased_by_its_name(gate, model):
     serve(gate, V1)
     serve(gate, V2)
-    assert gate.knows(model)
+    assert gate.find(model)
     assert gate.lease(model).key.version == model
 
 
 def test_a_version_that_is_not_resident_is_not_known(gate):
     serve(gate, V1)
     assert gate.lease("v2") is None
-    assert not gate.knows("v2")
+    assert not gate.find("v2")
 
 
 def test_of_two_contents_of_one_version_the_one_that_serves_is_leased(gate):
@@ -193,7 +193,7 @@ def test_freeing_forgets_the_engine_and_hands_it_over(gate):
     assert gate.free(V1) is resident.engine
     assert gate.resident(V1) is None
     assert resident.state is EngineState.FREED
-    assert not gate.knows("v1")
+    assert not gate.find("v1")
 
 
 @pytest.mark.parametrize("end", [Gate.keep, Gate.free], ids=["keep", "free"])

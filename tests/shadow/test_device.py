@@ -1,12 +1,15 @@
 """Device: whose memory is whose."""
 
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.shadow.conftest import BUDGET, held
 from zwatch.shadow.device import Device
+from zwatch.shadow.pool import GRAIN, Pool
 
 
 class Owner:
@@ -46,6 +49,62 @@ def test_a_cpu_needs_no_reserve_and_has_no_room_to_give(device):
     assert device.reserve([BUDGET])
     assert device.give_room() == 0
     assert held(device) == 0
+
+
+class Accounts:
+    """What CUDA's allocator would say of its memory."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def take(self, size):
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def reset(self, device):
+        self.peak = self.now
+
+
+@pytest.fixture
+def accounts(monkeypatch, device):
+    """Let the CPU device believe that it is a GPU, as far as measuring goes."""
+    found = Accounts()
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: found.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: found.peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", found.reset)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    device._cuda = SimpleNamespace(
+        beside=SimpleNamespace(synchronize=lambda: None),
+        pool=Pool(lambda size: found.take(size) or torch.empty(size, dtype=torch.uint8)),
+    )
+    monkeypatch.setattr(device, "memory", lambda: (2**40, 2**40))
+    return found
+
+
+def test_what_a_request_took_is_learnt(device, accounts):
+    accounts.take(1000)
+    with device.measured_request():
+        accounts.take(50)
+    assert device.request_peak == 50
+
+
+def test_what_is_reserved_meanwhile_is_not_taken_for_the_requests(device, accounts):
+    with device.measured_request():
+        accounts.take(50)
+        assert device.reserve([GRAIN])
+    assert device.request_peak == 0
+
+
+def test_what_a_load_takes_that_began_before_is_not_taken_for_the_requests(device, accounts):
+    with device.beside():
+        with device.measured_request():
+            accounts.take(1000)
+        with device.measured_request():
+            accounts.take(1000)
+    assert device.request_peak == 0
+    with device.measured_request():
+        accounts.take(50)
+    assert device.request_peak == 50
 
 
 @pytest.mark.gpu

@@ -137,8 +137,8 @@ def opened_sealed(directory_fd: int, sealed: Seal, path: str) -> Iterator[int]:
         line = list(sealed.files).index(path) + 1
         raise Rejection(rejection.code, f"{SEAL_NAME} line {line}: {rejection.reason}") from None
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, path) from None
+        if error.filename is None:
+            error.filename = path  # not another error: raised through an ExitStack it would hold all frames
         raise
 
 

@@ -10,7 +10,7 @@ from zwatch.engine.components import BUILDERS, WEIGHED, build, component_classes
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import Candidate, LoadControl, Plan, VerifiedFiles, load_small, load_weights
+from zwatch.shadow.loader import Candidate, LoadControl, Plan, VerifiedFiles, check_header, load_small, load_weights
 
 Key = tuple[str, str, str, tuple[tuple[str, str], ...]]
 """What makes two components equal: component, library, class, and the hashes of all their files."""
@@ -95,6 +95,10 @@ class ComponentStore:
         with control.phase("verify"):
             rest = [path for path in planned.headers if path not in weights]
             self._verified.check(directory, planned, rest, control, self.device.hash_file)
+            for path in rest:
+                resident = self._files.get(planned.seal.files[path])
+                if resident is not None:
+                    check_header(path, planned.headers[path], resident.header.raw)
         return Staged(Candidate(planned, small, weights), keys, paths, components, shared)
 
     def assemble(self, staged: Staged, control: LoadControl) -> Assembly:

@@ -95,10 +95,6 @@ class Gate:
         """Return what a request for this model would lease now."""
         return self._serving.get(model) or self._by_version(model)
 
-    def knows(self, model: str) -> bool:
-        """Say whether a request for this model could be leased now, or will be when the exchange is over."""
-        return self.find(model) is not None
-
     def let_go(self, key: Key) -> Lease:
         """Prepare to take the device's memory away from a resident engine: nobody else gets a lease on it any more.
 

@@ -190,6 +190,8 @@ class Supervisor:
         if self._loading is not None:
             self._abandon()
             await asyncio.wait([self._loading.task])
+        if self._preparing is not None:
+            self._preparing.cancel()
         self._memory.end_run()
         await self._remember()
 
@@ -332,19 +334,30 @@ class Supervisor:
         residents = self._gate.residents
         if self._loading is not None or any(resident.state is EngineState.DRAINING for resident in residents):
             return
+        if self._stopping or self._is_preparing:
+            return
         key, self._unprepared = self._unprepared, None
         resident = None if key is None else self._gate.resident(key)
         if resident is not None and self.factory is not None:
             reserving = self._reserve(self.factory.device, resident.engine, alone=len(residents) == 1)
             self._preparing = asyncio.create_task(reserving, name="reserve")
+            self._preparing.add_done_callback(lambda _: self.changes.fire())
+
+    @property
+    def _is_preparing(self) -> bool:
+        return self._preparing is not None and not self._preparing.done()
 
     async def _reserve(self, device: "Device", engine: "Engine", *, alone: bool) -> None:
         """Have a shadow ready on the device; where not even one other version fits, for two in the host's memory: what
         comes, and what makes room for it."""
         sizes = engine.sizes
         files = [buffer.size for component in engine.components for buffer in component.buffers]
-        if not await self._bridge.run("load", device.reserve, sizes) and alone:
-            await self._bridge.run("pin", device.host.reserve, files * 2)
+        try:
+            reserved = await self._bridge.run("load", device.reserve, sizes)
+            if not reserved and alone and not await self._bridge.run("inspect", device.has_room, sizes):
+                await self._bridge.run("pin", device.host.reserve, files * 2)
+        except Exception:
+            _log.exception("memory for the next version could not be made ready; it will load more slowly")
 
     async def _free(self, key: Key) -> None:
         engine = self._gate.free(key)
@@ -452,6 +465,9 @@ class Supervisor:
         assert factory is not None  # it made the plan
         assert control is not None  # as above
         attempt.way = "host"
+        while self._is_preparing:  # what is being pinned is meant for this; to pin as much again might be too much
+            control.check()
+            await self.changes.wait()
         staged = await self._bridge.run(
             "load", factory.stage, directory, planned, control, old.engine, self._others(old)
         )

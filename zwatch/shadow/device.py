@@ -36,8 +36,8 @@ class Device:
         self._budget = budget
         self._held = 0
         self._lock = threading.Lock()
-        self._loads = 0
-        self._loading = 0
+        self._begun = 0  # of what is done beside requests
+        self._going_on = 0
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
@@ -96,12 +96,16 @@ class Device:
         missing = self._cuda.pool.lacks(sizes)
         if missing > self.memory()[0] - self._cuda.pool.free - self.request_peak - SPARE:
             return False
-        with self._noted():
+        with self._counted():
             try:
                 self._cuda.pool.reserve(sizes)
             except torch.OutOfMemoryError:
                 return False
         return True
+
+    def has_room(self, sizes: Iterable[int]) -> bool:
+        """Say whether buffers of these sizes fit, now, beside what is needed for making images."""
+        return sum(sizes) + self.request_peak <= self.memory()[0]
 
     def give_room(self) -> int:
         """Give up what is kept for the next load, because an image needs it now; return the bytes."""
@@ -176,7 +180,7 @@ class Device:
         if self._cuda is None:
             yield
             return
-        with self._noted():
+        with self._counted():
             try:
                 with torch.cuda.stream(self._cuda.beside):
                     yield
@@ -184,28 +188,26 @@ class Device:
                 self._cuda.beside.synchronize()
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Say to `measured_request` that memory is taken for something else than images."""
+    def _counted(self) -> Iterator[None]:
         with self._lock:
-            self._loads += 1
-            self._loading += 1
+            self._begun += 1
+            self._going_on += 1
         try:
             yield
         finally:
             with self._lock:
-                self._loading -= 1
+                self._going_on -= 1
 
     @contextmanager
     def measured_request(self) -> Iterator[None]:
-        """Learn from an image being made inside how much memory that takes, unless something else took memory meanwhile."""
-        if self._cuda is None:
+        """Learn from an image being made inside how much memory that takes, unless anything took memory beside it."""
+        if self._cuda is None or self._going_on:
             yield
             return
-        loads, quiet = self._loads, self._loading == 0
-        held = torch.cuda.memory_allocated(self.torch_device)
+        begun, held = self._begun, torch.cuda.memory_allocated(self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         yield
-        if quiet and loads == self._loads:
+        if begun == self._begun:
             peak = torch.cuda.max_memory_allocated(self.torch_device) - held
             self.request_peak = max(self.request_peak, peak)
 

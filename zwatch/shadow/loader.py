@@ -264,10 +264,18 @@ def _check_size(buffer: FileBuffer, size: int) -> None:
 def _check_landed(buffer: FileBuffer, digest: str, expected: str) -> None:
     """Hold what landed against the seal, and the header that the plan was made from against what landed."""
     seal.check_hash(buffer.path, digest, expected)
-    raw = buffer.header.raw
-    if bytes(host_view(buffer.data[: len(raw)])) != raw:
-        raise Rejection("header_invalid", f"{buffer.path}: its header changed while it was loaded")
+    check_header(buffer.path, buffer.header, bytes(host_view(buffer.data[: buffer.header.data_start])))
     buffer.digest = digest
+
+
+def check_header(path: str, planned: header.Header, verified: bytes) -> None:
+    """Hold the header that a plan was made from against that in verified bytes.
+
+    Raises:
+        Rejection: `header_invalid`, it was another one.
+    """
+    if planned.raw != verified:
+        raise Rejection("header_invalid", f"{path}: its header changed while it was loaded")
 
 
 def config_object(data: bytes, path: str) -> dict[str, Any]:

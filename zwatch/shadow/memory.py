@@ -62,6 +62,8 @@ class HostShadow:
         Raises:
             MemoryError: the host has no such piece left.
         """
+        if not self._make_room([size]):
+            raise MemoryError(f"the host has no {size} bytes left")
         slab = self._pool.take(size)
         weakref.finalize(owner, self._pool.give_back, slab)
         return slab[:size]
@@ -72,9 +74,24 @@ class HostShadow:
         This takes about half a second a GiB, during which nothing else has to wait.
         """
         sizes = list(sizes)
-        if self._pool.lacks(sizes) > self.memory()[0] - self._pool.free:
+        if not self._make_room(sizes):
             return False
-        self._pool.reserve(sizes)
+        try:
+            self._pool.reserve(sizes)
+        except MemoryError:
+            return False
+        return True
+
+    def _make_room(self, sizes: list[int]) -> bool:
+        """See that there is memory for these sizes, if need be by giving up what is kept in others; say whether there is.
+
+        Linux would hand out more than it has, and then end a process.
+        """
+        if self._pool.lacks(sizes) <= self.memory()[0] - self._pool.free:
+            return True
+        if sum(sizes) > self.memory()[0]:
+            return False
+        self._pool.trim()
         return True
 
     def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:

@@ -265,7 +265,8 @@ def _read(filling: Filling, into: memoryview, begin: int, fd: int) -> int:
     try:
         return os.preadv(fd, [into], begin)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, filling.path) from None
+        error.filename = filling.path
+        raise
 
 
 def _check_end(filling: Filling) -> None:
