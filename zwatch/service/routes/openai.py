@@ -98,7 +98,7 @@ async def _serving_name(services: Services, body: dict[str, Any]) -> str:
     if body.get("model") is None:
         return PRIMARY
     name = text(body, "model", PRIMARY)
-    if name in services.supervisor.aliases or services.gate.knows(name):
+    if name in services.supervisor.aliases or services.gate.find(name) is not None:
         return name
     if await services.bridge.run("inspect", _is_version, services.models, name):
         message = f"version {name} is not loaded; GET /v1/models lists what is, an alias that points to it loads it"
