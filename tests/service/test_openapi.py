@@ -69,3 +69,22 @@ def test_what_every_answer_has_is_described_with_every_answer():
             answers += [one for one in operation["responses"].values() if "$ref" not in one]
             assert all(re.fullmatch("[1-5][0-9][0-9]", status) for status in operation["responses"])
     assert all("X-Request-Id" in one["headers"] for one in answers)
+
+
+def test_the_errors_that_have_a_detail_are_those_of_automatic1111s_calls():
+    described = document(needs_token=True)
+    errors = [
+        (path, described["components"]["responses"].get(one.get("$ref", "").rpartition("/")[2], one))
+        for path, item in described["paths"].items()
+        for operation in item.values()
+        for status, one in operation["responses"].items()
+        if status >= "400"
+    ]
+    for path, error in errors:
+        schema = error["content"]["application/json"]["schema"]
+        assert (schema == {"$ref": "#/components/schemas/DetailedError"}) == path.startswith("/sdapi/")
+
+
+@pytest.mark.parametrize("name", ["ImagesRequest", "Txt2ImgRequest", "SdOptionsRequest", "PngInfoRequest"])
+def test_clients_that_were_made_for_others_may_send_fields_that_mean_nothing_here(name):
+    assert "additionalProperties" not in document(needs_token=False)["components"]["schemas"][name]

@@ -5,6 +5,7 @@ docs/operations.md has the command for a longer run by hand, which also follows 
 
 import asyncio
 import shutil
+import zlib
 
 import pytest
 import requests
@@ -15,9 +16,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.harness import Server
 from zwatch.service.openapi import document
 
-# How much is too much depends on several fields, on the version that serves and on --max-work, which a schema cannot say:
-# some bodies that satisfy it are refused, with a 400 that is described. tests/service/test_limits.py has which.
+# How much is too much depends on several fields, on the version that serves and on --max-work, and what is an image or a
+# number within a text on its characters, which a schema cannot say: some bodies that satisfy it are refused, with a 400
+# that is described. tests/service/test_limits.py has which.
 BEYOND_A_SCHEMA = [positive_data_acceptance]
+NOT_ALL_SAID = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info")
+ACCEPTED = ("image/*", "application/json", "text/event-stream")
 
 api = schemathesis.openapi.from_dict(document(needs_token=False))
 
@@ -50,12 +54,13 @@ def test_every_answer_is_as_described(case, url):
     response = case.call(base_url=url, timeout=60)
     if case.operation.path == "/api/unload_model":  # the other calls shall find something that serves
         requests.post(f"{url}/api/load_model", timeout=60)
-    case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA if case.operation.path == "/jobs" else [])
+    case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA if case.operation.path in NOT_ALL_SAID else [])
 
 
-@pytest.mark.parametrize("accept", ["image/*", "application/json", "text/event-stream"])
 @api.include(path="/generate").parametrize()
 @bounded
-def test_every_answer_of_generate_is_as_described(case, url, accept):
+def test_every_answer_of_generate_is_as_described(case, url):
+    # What a body decides comes before what Accept does: not every body is worth a call with each of them.
+    accept = ACCEPTED[zlib.crc32(repr(case.body).encode("utf-8", "surrogatepass")) % len(ACCEPTED)]
     response = case.call(base_url=url, timeout=60, headers={"Accept": accept})
     case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA)

@@ -5,6 +5,7 @@ from zwatch.service.jobs import JobState
 from zwatch.service.openapi.parts import (
     DIGEST,
     FLAG,
+    MADE,
     SECONDS,
     VERSION,
     Json,
@@ -86,12 +87,8 @@ SCHEMAS: Json = {
 
 _IMAGES = tuple(limits.FORMATS.values())
 _ID = in_path("id", "The job's id.", examples=["j-0123456789abcdef"])
-_MADE = {
-    f"X-Zwatch-{name}": {"schema": text(), "description": f"With an image: its {name.lower()}."}
-    for name in ("Version", "Digest", "Seed", "Job")
-}
 _generated = other(
-    "What `Accept` asks for: the image, JSON, or a stream of events.", *_IMAGES, "text/event-stream", headers=_MADE
+    "What `Accept` asks for: the image, JSON, or a stream of events.", *_IMAGES, "text/event-stream", headers=MADE
 )
 _generated["content"]["application/json"] = {"schema": ref("Generated")}
 _about_the_job = {

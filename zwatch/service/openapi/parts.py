@@ -40,6 +40,12 @@ def body_obj(properties: Json, required: tuple[str, ...] = ()) -> Json:
     return {**found, "required": list(required)} if required else found
 
 
+def lenient_obj(properties: Json, required: tuple[str, ...] = ()) -> Json:
+    """Describe an object of a request that was made for another service: unknown fields are ignored."""
+    found: Json = {"type": "object", "properties": properties, "description": "All other fields are ignored."}
+    return {**found, "required": list(required)} if required else found
+
+
 def array(items: Json) -> Json:
     """Describe a list."""
     return {"type": "array", "items": items}
@@ -47,7 +53,7 @@ def array(items: Json) -> Json:
 
 def nullable(schema: Json) -> Json:
     """Describe what may be null."""
-    if isinstance(schema.get("type"), str):
+    if isinstance(schema.get("type"), str) and "enum" not in schema:
         return {**schema, "type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
 
@@ -106,16 +112,22 @@ def operation(
     parameters: tuple[Json, ...] = (),
     is_open: bool = False,
     has_guard: bool = True,
+    has_detail: bool = False,
 ) -> Json:
     """Describe a call. `good` is its good answers by status; `errors` are the statuses of its own errors, those that every
-    call shares are added: 401 unless it `is_open`, 403 where its Host is checked, 408 and 413 where it takes a body, 500."""
+    call shares are added: 401 unless it `is_open`, 403 where its Host is checked, 408 and 413 where it takes a body, 500.
+    Errors that have AUTOMATIC1111's `detail` too are those of a call that `has_detail`."""
     shared = [500]
     shared += [] if is_open else [401]
     shared += [403] if has_guard else []
     shared += [400, 408, 413] if body is not None else []
     responses = {
         **good,
-        **{str(status): answer(status) for status in sorted({*errors, *shared}) if str(status) not in good},
+        **{
+            str(status): answer(status, has_detail=has_detail)
+            for status in sorted({*errors, *shared})
+            if str(status) not in good
+        },
     }
     found: Json = {"tags": [tag], "operationId": name, "summary": summary, "responses": responses}
     if body is not None:
@@ -125,9 +137,19 @@ def operation(
     return {**found, "security": []} if is_open else found
 
 
-def answer(status: int) -> Json:
+def answer(status: int, *, has_detail: bool = False) -> Json:
     """Point to the answer for an error."""
-    return {"$ref": f"#/components/responses/{_ERROR_CODES[status][0]}"}
+    return {"$ref": f"#/components/responses/{_ERROR_CODES[status][0]}{'Detailed' if has_detail else ''}"}
+
+
+def error_answer(status: int, description: str, *, has_detail: bool = False) -> Json:
+    """Describe the answer for an error."""
+    schema = "DetailedError" if has_detail else "Rejected" if status == 409 else "Error"
+    headers = {
+        **_ID,
+        **({"Retry-After": {"$ref": "#/components/headers/RetryAfter"}} if status in _RETRY_AFTER else {}),
+    }
+    return {"description": description, "headers": headers, "content": content(ref(schema))}
 
 
 def in_path(name: str, description: str, **schema: Any) -> Json:
@@ -140,15 +162,11 @@ def in_query(name: str, description: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
-def _error_answer(status: int, description: str) -> Json:
-    schema = "Rejected" if status == 409 else "Error"
-    headers = {
-        **_ID,
-        **({"Retry-After": {"$ref": "#/components/headers/RetryAfter"}} if status in _RETRY_AFTER else {}),
-    }
-    return {"description": description, "headers": headers, "content": content(ref(schema))}
-
-
+MADE: Json = {
+    f"X-Zwatch-{name}": {"schema": text(), "description": f"With an image: its {name.lower()}."}
+    for name in ("Version", "Digest", "Seed", "Job")
+}
+"""Headers that say what made an image."""
 _ID: Json = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
 HEADERS: Json = {
     "RequestId": {
@@ -161,12 +179,16 @@ HEADERS: Json = {
 _ERROR = obj({"message": text(), "type": text(), "param": nullable(text()), "code": text()})
 SCHEMAS: Json = {
     "Error": obj({"error": _ERROR}),
+    "DetailedError": obj({"error": _ERROR, "detail": text(description="The error's message.")}),
     "Rejected": obj(
         {"error": _ERROR, "reason": nullable(obj({}, description="The attempt, or what was found."))},
         optional=("reason",),
     ),
 }
-RESPONSES: Json = {name: _error_answer(status, text_) for status, (name, text_) in _ERROR_CODES.items()}
+RESPONSES: Json = {
+    **{name: error_answer(status, said) for status, (name, said) in _ERROR_CODES.items()},
+    **{f"{name}Detailed": error_answer(status, said, has_detail=True) for status, (name, said) in _ERROR_CODES.items()},
+}
 SECURITY_SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "basic": {"type": "http", "scheme": "basic", "description": "The token is the password, the name may be any."},
