@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 # Before torch is imported, here and in the services that tests start: tiny tensors gain nothing from two threads, which
 # wait for each other where a core is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whatever a shell starts in the background ignores SIGINT, and so would the services that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
