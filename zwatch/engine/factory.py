@@ -43,7 +43,7 @@ class EngineFactory:
 
     def lacks(self, planned: loader.Plan) -> bool:
         """Say whether the device has too little free memory for this version beside what is resident."""
-        return self._store.needed(planned) + self.device.request_peak > self.device.memory()[0]
+        return not self.device.has_room([self._store.needed(planned)])
 
     def build(self, directory: Directory, planned: loader.Plan, control: loader.LoadControl) -> Engine:
         """Load, verify and assemble.
