@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -65,6 +66,26 @@ def three_versions(tiny_versions, tmp_path_factory, device):
     return root, {name: golden(root / name, WANTED, device) for name in ("v1", "v2", "v3")}
 
 
+@asynccontextmanager
+async def asking(server, goldens, digests, served):
+    """Clients without a pause, each image held against the version that it names; counts the images of each."""
+    ended = asyncio.Event()
+
+    async def client(number: int) -> None:
+        for prompt, seed in itertools.islice(itertools.cycle(WANTED), number, None):
+            version, digest, made = await server.generate(prompt, seed)
+            assert digest == digests[version]
+            assert made == goldens[version][prompt, seed], f"{version} {prompt} {seed}"
+            served[version] += 1
+            if ended.is_set():
+                return
+
+    clients = asyncio.gather(*(client(number) for number in range(CLIENTS)))
+    yield clients
+    ended.set()
+    await clients
+
+
 @pytest.mark.slow
 async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_versions, device, tmp_path):
     source, goldens = three_versions
@@ -78,30 +99,17 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_ver
     async with Server(models, tmp_path / "state", device=device) as server:
         await server.serves("v1")
         served: dict[str, int] = dict.fromkeys(goldens, 0)
-        ended = asyncio.Event()
-
-        async def client(number: int) -> None:
-            for prompt, seed in itertools.islice(itertools.cycle(WANTED), number, None):
-                version, digest, made = await server.generate(prompt, seed)
-                assert digest == digests[version]
-                assert made == goldens[version][prompt, seed], f"{version} {prompt} {seed}"
-                served[version] += 1
-                if ended.is_set():
-                    return
-
-        clients = asyncio.gather(*(client(number) for number in range(CLIENTS)))
-        early = last = ""
-        for number in range(FLIPS):
-            last = draw.choice([name for name in goldens if name != last])
-            await asyncio.to_thread(draw.choice(list(ways.values())), models, last)
-            # Between 6 ms (faster than any load; below that, wishes have no order) and longer than a load.
-            await asyncio.sleep(draw.choice((0.006, 0.03, 0.1, 0.3)))
-            assert not clients.done(), clients.exception()
-            if number == FLIPS // 4:
-                early = server.resident_memory
-        await server.serves(last)
-        ended.set()
-        await clients
+        async with asking(server, goldens, digests, served) as clients:
+            early = last = ""
+            for number in range(FLIPS):
+                last = draw.choice([name for name in goldens if name != last])
+                await asyncio.to_thread(draw.choice(list(ways.values())), models, last)
+                # Between 6 ms (faster than any load; below that, wishes have no order) and longer than a load.
+                await asyncio.sleep(draw.choice((0.006, 0.03, 0.1, 0.3)))
+                assert not clients.done(), clients.exception()
+                if number == FLIPS // 4:
+                    early = server.resident_memory
+            await server.serves(last)
         grown = server.resident_memory - early
         status = await server.status()
         assert (await server.generate(*WANTED[0]))[0] == last
@@ -119,29 +127,20 @@ async def test_where_two_do_not_fit_requests_wait_for_the_exchange_and_none_fail
     models = tmp_path / "models"
     shutil.copytree(source, models)
     (models / "current").symlink_to("v1")
+    digests = {name: digest_of(models / name) for name in goldens}
     weights = sum(path.stat().st_size for path in (models / "v1").rglob("*.safetensors"))
     draw = random.Random(8)
     async with Server(models, tmp_path / "state", "--memory-budget", str(int(weights * 1.3)), device=device) as server:
         await server.serves("v1")
-        ended = asyncio.Event()
-
-        async def client(number: int) -> None:
-            for prompt, seed in itertools.islice(itertools.cycle(WANTED), number, None):
-                version, _, made = await server.generate(prompt, seed)
-                assert made == goldens[version][prompt, seed], f"{version} {prompt} {seed}"
-                if ended.is_set():
-                    return
-
-        clients = asyncio.gather(*(client(number) for number in range(CLIENTS)))
-        last = "v1"
-        for _ in range(20):
-            last = draw.choice([name for name in goldens if name != last])
-            replace(models, last)
-            await asyncio.sleep(draw.choice((0.02, 0.2, 0.8)))  # shorter than an exchange, and longer
-            assert not clients.done(), clients.exception()
-        await server.serves(last)
-        ended.set()
-        await clients
+        served = dict.fromkeys(goldens, 0)
+        async with asking(server, goldens, digests, served) as clients:
+            last = "v1"
+            for _ in range(20):
+                last = draw.choice([name for name in goldens if name != last])
+                replace(models, last)
+                await asyncio.sleep(draw.choice((0.02, 0.2, 0.8)))  # shorter than an exchange, and longer
+                assert not clients.done(), clients.exception()
+            await server.serves(last)
         status = await server.status()
         assert (status["status"], [engine["version"] for engine in status["engines"]]) == ("ok", [last])
         attempts = (await server.get("/attempts"))["attempts"]
