@@ -1,6 +1,7 @@
 """What requests notice of swaps: a stream of images, and under it version after version, each truly loaded.
 
     python benchmarks/swap.py --work DIR [--preset full] [--swaps 20] [--deadline 200]
+    python benchmarks/swap.py --work DIR --leave 30 --swaps 6 --out benchmarks/results/swap_host.json
     python benchmarks/swap.py --draw benchmarks/results/swap.json
 
 One request runs and one waits, so the device is never idle. Three versions go round, v1 → v2 → v3 → v1…: what served
@@ -8,13 +9,20 @@ before the last stays resident, so with two each swap after the first would find
 the transformer, v3 in everything. Each request's start, end, version and seed is noted. "Steady" is before the first
 swap; "during" are requests for which the device worked at any moment between `ln` and the promotion. Two latencies: what
 a client sees, which includes its wait for the request before, and `served`, without that wait.
+
+With `--leave`, another process takes all of the device's memory but so much: too little for two versions. Then the new
+one is verified in host memory, and requests are held while the two change places.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common import (
@@ -38,8 +46,16 @@ from common import (
 )
 
 COLOURS = ("#1d6996", "#edad08", "#0f8554")
-NOTICED = 0.01
+NOTICED = 0.05
 """Seconds between two looks whether a swap is done: rare enough to cost the server nothing."""
+BALLAST = """
+import sys, torch
+device = torch.device(sys.argv[1])
+torch.empty(1, device=device)  # the context takes memory too
+taken = torch.empty(torch.cuda.mem_get_info(device)[0] - int(sys.argv[2]), dtype=torch.uint8, device=device)
+print(torch.cuda.mem_get_info(device)[0], flush=True)
+sys.stdin.read()
+"""
 
 
 class Stream:
@@ -96,7 +112,7 @@ def swap(server: Server, version: Version, deadline: float) -> Json:
     attempt = server.get("/attempts")["attempts"][0]
     if attempt["state"] != "PROMOTED":
         raise ServerError(f"{attempt['version']} is {attempt['state']}: {attempt['reason']}")
-    kept = ("version", "way", "seconds", "bytes", "shared", "phases")
+    kept = ("version", "way", "seconds", "bytes", "shared", "phases", "held")
     found: Json = {"start": begun, "end": ended, **{name: attempt[name] for name in kept}}
     if before is not None and after is not None:
         found["allocations"] = {name: after[name] - before[name] for name in after}
@@ -104,8 +120,25 @@ def swap(server: Server, version: Version, deadline: float) -> Json:
 
 
 def _decided(server: Server, version: Version) -> bool:
-    attempt = server.get("/attempts")["attempts"][0]
+    attempt = server.get("/status")["aliases"]["current"]["attempt"]
     return bool(attempt["version"] == version.name and attempt["state"] not in ("LOADING", "WARMING"))
+
+
+@contextmanager
+def crowded(device: str, leave: float | None) -> Iterator[int | None]:
+    """Let another process take the device's memory but `leave` GB; yield what is free then, bytes."""
+    if leave is None:
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", BALLAST, device, str(int(leave * 1e9))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None  # it was opened as a pipe
+        told = process.stdout.readline()
+        if not told:
+            raise ServerError("the process that should take the device's memory ended")
+        yield int(told)
 
 
 def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None:
@@ -122,7 +155,11 @@ def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None
         "cached": {one.name: round(cached_share(one.weights), 4) for one in versions},
     }
     results.save()
-    with Server(models, options.work, options.device, counted=True) as server:
+    with (
+        crowded(options.device, options.leave) as free,
+        Server(models, options.work, options.device, counted=True) as server,
+    ):
+        data["model"]["free_on_device"] = free
         server.serves(versions[0].digest)
         clock.say("v1 serves")
         fields: Json = {} if options.preset == "tiny" else {"width": options.side, "height": options.side}
@@ -205,9 +242,11 @@ def summarise(kinds: dict[str, list[Json]], requests: list[Json], swaps: list[Js
         seconds = [one["end"] - one["start"] for one in swaps]
         promotions = [one["phases"]["promote"] for one in swaps if "promote" in one["phases"]]
         found["swaps"] = {
-            "n": len(swaps), "really_loaded": sum(one["way"] == "device" and one["bytes"] > 0 for one in swaps),
+            "n": len(swaps), "really_loaded": sum(one["way"] != "resident" and one["bytes"] > 0 for one in swaps),
+            "ways": sorted({one["way"] for one in swaps}),
             "median": round(statistics.median(seconds), 4), "longest": round(max(seconds), 4),
             "promote_longest": max(promotions, default=None),
+            "held_longest": round(max(one["held"] for one in swaps), 4),
         }  # fmt: skip
         counted = [one["allocations"] for one in swaps if "allocations" in one]
         if counted:
@@ -231,12 +270,14 @@ def goals(data: Json) -> list[Json]:
     ]
     for name, key in (("latency", "latency"), ("served, without the wait in the queue", "served")):
         ratios = found[key].get("during / steady")
-        if ratios and data["settings"]["preset"] == "full":
+        if ratios and data["settings"]["preset"] == "full" and not data["settings"]["leave"]:
             judged += [(f"{name}: median, during / steady", 1.05, ratios["median"])]
             judged += [(f"{name}: p99, during / steady", 1.15, ratios["p99"])]
     swaps = found.get("swaps", {})
     if swaps.get("promote_longest") is not None:
         judged.append(("what the promotion itself takes, longest, s", 0.001, swaps["promote_longest"]))
+    if data["settings"]["leave"] and swaps:
+        judged.append(("requests held beyond the one in flight, longest, s", 2.0, swaps["held_longest"]))
     judged += [
         (f"{name} from ln to promotion, all swaps", 0, count)
         for name, count in swaps.get("allocations", {}).items()
@@ -310,6 +351,9 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, default=2, help="one runs, the others wait (%(default)s)")
     parser.add_argument("--side", type=int, default=1024, help="width and height, pixels (%(default)s)")
+    parser.add_argument(
+        "--leave", type=float, metavar="GB", help="let another process take the device's memory but so much (nothing)"
+    )
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="make fewer swaps if time runs out")
     parser.add_argument("--out", type=Path, default=RESULTS / "swap.json", help="the result (%(default)s)")
     parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this result again")
@@ -330,7 +374,7 @@ def main() -> None:
         versions=packages("torch", "diffusers", "transformers", "triton", "blake3", "aiohttp"),
         settings={
             name: getattr(options, name)
-            for name in ("preset", "device", "swaps", "steady", "between", "pause", "clients", "side")
+            for name in ("preset", "device", "swaps", "steady", "between", "pause", "clients", "side", "leave")
         },
         requests=[], swaps=[], settled=0.0, not_run=[],
     )  # fmt: skip

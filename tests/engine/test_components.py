@@ -453,11 +453,19 @@ def test_what_is_shared_needs_no_memory(tiny_versions):
     assert [engine.version for engine in engines] == ["v1", "v2"]
 
 
-def test_memory_for_making_images_is_left_free(tiny_versions):
+def test_memory_for_making_images_is_left_free(tiny_versions, monkeypatch):
     needed = build(EngineFactory("cpu"), tiny_versions, "v1").nbytes
-    factory = EngineFactory("cpu", budget=needed)
+    factory = EngineFactory("cpu")
+    monkeypatch.setattr(factory.device, "_unused", lambda: (needed, 2 * needed))
     factory.device.request_peak = 1
     assert rejection_of(lambda: build(factory, tiny_versions, "v1"))[0] == "insufficient_memory"
+
+
+def test_memory_for_making_images_is_not_taken_from_the_weights_budget(tiny_versions):
+    needed = build(EngineFactory("cpu"), tiny_versions, "v1").nbytes
+    factory = EngineFactory("cpu", budget=needed)
+    factory.device.request_peak = 10 * needed
+    assert build(factory, tiny_versions, "v1").nbytes == needed
 
 
 def test_a_copied_version_under_another_name_shares_all_but_the_stamped_transformer(factory, models):

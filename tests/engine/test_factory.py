@@ -80,6 +80,6 @@ def test_a_version_that_shares_with_a_resident_one_lacks_only_the_rest(tiny_vers
     directory = open_version(tiny_versions, "v2")
     planned = factory.plan(directory, read_seal(directory.fd).digest)
     assert not factory.lacks(planned)
-    factory.device.request_peak = 1
+    factory.device._budget -= 1
     assert factory.lacks(planned)
     resident.close()

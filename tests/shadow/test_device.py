@@ -77,7 +77,7 @@ def accounts(monkeypatch, device):
         beside=SimpleNamespace(synchronize=lambda: None),
         pool=Pool(lambda size: found.take(size) or torch.empty(size, dtype=torch.uint8)),
     )
-    monkeypatch.setattr(device, "memory", lambda: (2**40, 2**40))
+    monkeypatch.setattr(device, "_unused", lambda: (2**40, 2**40))
     return found
 
 

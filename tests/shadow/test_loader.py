@@ -239,7 +239,7 @@ def test_after_a_rejected_load_nothing_is_held(models, device, path):
 
 
 def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, device, monkeypatch):
-    monkeypatch.setattr(reader, "CHUNK", 4096)
+    device._host_reader = reader.HostReader(1, chunk=4096)
     monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
     directory, found = planned(models)
     control = LoadControl(lambda: control.abandon() if control.bytes_done >= 3 * 4096 else None)
@@ -261,7 +261,7 @@ def test_a_load_that_was_abandoned_before_it_began_allocates_nothing(models, dev
 
 
 def test_abandoning_works_from_another_thread(models, device, monkeypatch):
-    monkeypatch.setattr(reader, "CHUNK", 1000)
+    device._host_reader = reader.HostReader(1, chunk=1000)
     monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
     directory, found = planned(models)
     landed, abandoned = threading.Event(), threading.Event()

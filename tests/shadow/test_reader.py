@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.shadow.conftest import rejection_of
 from zwatch.errors import Abandoned
 from zwatch.shadow import reader
-from zwatch.shadow.reader import Filling, PinnedReader, cached_share, read_in_place
+from zwatch.shadow.reader import Filling, HostReader, PinnedReader, cached_share
 
 
 @pytest.fixture
@@ -46,19 +46,22 @@ def nothing(number, prefix):
     pass
 
 
-@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 250])
-def test_files_land_byte_for_byte_and_are_told_of_chunk_by_chunk(opened, monkeypatch, size):
-    monkeypatch.setattr(reader, "CHUNK", 100)
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 2500])
+def test_files_land_byte_for_byte_and_what_was_told_of_is_there(opened, size, threads):
     data = [os.urandom(size), os.urandom(130)]
-    fillings, landed = opened(*data), []
+    fillings, landed = opened(*data), [[0], [0]]
 
     def note(number, prefix):
-        landed.append((number, prefix))
+        landed[number].append(prefix)
         assert bytes(fillings[number].destination[:prefix].numpy()) == data[number][:prefix]
 
-    read_in_place(fillings, note)
+    HostReader(threads, chunk=100).fill(fillings, note)
     assert contents(fillings) == data
-    assert landed == [(0, min(begin + 100, size)) for begin in range(0, size, 100)] + [(1, 100), (1, 130)]
+    assert all(told == sorted(set(told)) for told in landed)
+    assert [told[-1] for told in landed] == [size, 130]
+    if threads == 1:
+        assert landed[0] == [0, *(min(begin + 100, size) for begin in range(0, size, 100))]
 
 
 LENGTHS = [
@@ -69,26 +72,34 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(("on_disk", "what"), LENGTHS, ids=["empty", "short", "grown"])
-def test_a_file_of_another_length_is_rejected_with_both_sizes(opened, monkeypatch, on_disk, what):
-    monkeypatch.setattr(reader, "CHUNK", 100)
+def test_a_file_of_another_length_is_rejected_with_both_sizes(opened, on_disk, what):
     fillings = opened(bytes(on_disk), size=250)
-    code, reason = rejection_of(lambda: read_in_place(fillings, nothing))
+    code, reason = rejection_of(lambda: HostReader(2, chunk=100).fill(fillings, nothing))
     assert code == "size_mismatch"
     assert reason.startswith("vae/0.safetensors: ")
     assert what in reason
 
 
 def test_what_raises_when_told_of_a_chunk_stops_the_reading(opened, monkeypatch):
-    monkeypatch.setattr(reader, "CHUNK", 100)
-    fillings = opened(b"x" * 1000)
+    fillings, reading, go, begun = opened(b"x" * 1000), os.preadv, threading.Event(), []
+
+    def preadv(*arguments):
+        begun.append(arguments[2])
+        if len(begun) > 2:
+            assert go.wait(10)
+        return reading(*arguments)
 
     def stop(number, prefix):
         if prefix == 200:
+            go.set()
             raise Abandoned
 
+    monkeypatch.setattr(os, "preadv", preadv)
     with pytest.raises(Abandoned):
-        read_in_place(fillings, stop)
-    assert contents(fillings) == [b"x" * 200 + bytes(800)]
+        HostReader(1, chunk=100).fill(fillings, stop)
+    left = sum(begin not in begun for begin in range(0, 1000, 100))
+    assert left >= 6, "no more than what was being read is read to its end"
+    assert contents(fillings) == [b"x" * (1000 - 100 * left) + bytes(100 * left)]
 
 
 def test_a_file_that_was_just_written_is_in_the_page_cache(opened):
@@ -136,7 +147,7 @@ def test_a_read_that_fails_names_the_file(opened, monkeypatch):
     (filling,) = opened(b"x" * 100)
     failing_reads(monkeypatch, filling.fd, errno.EIO)
     with pytest.raises(OSError, match=r"Input/output error: 'vae/0\.safetensors'"):
-        read_in_place([filling], nothing)
+        HostReader(2).fill([filling], nothing)
     assert cached_share(filling.fd, filling.size) == 1.0, "the read itself will say what is wrong"
 
 
@@ -145,12 +156,10 @@ def test_where_unbuffered_reads_fail_the_usual_way_is_taken(opened, monkeypatch,
     """Some file systems open a file for unbuffered reading and then refuse to read so."""
     data = os.urandom(size)
     (filling,) = opened(data)
-    pinned = torch.zeros(8192, dtype=torch.uint8)
-    slot = reader._Slot(pinned, pinned.numpy().data, None)
-    direct = os.dup(filling.fd)
+    memory, direct = memoryview(bytearray(8192)), os.dup(filling.fd)
     failing_reads(monkeypatch, direct, errno.EINVAL)
-    PinnedReader._read_unbuffered(None, filling, direct, slot, reader._Piece(0, 0, size))
-    assert bytes(slot.memory[:size]) == data
+    reader._Order(filling, 0, 0, size, memory, direct).read()
+    assert bytes(memory[:size]) == data
     os.close(direct)
 
 
@@ -161,20 +170,19 @@ def test_an_error_of_a_thread_is_not_kept_alive_by_itself():
     gc.collect()
     gc.disable()
     try:
-        raised = weakref_of_error(reader._prefixes(done, 1))
+        raised = weakref_of_error(done)
         assert raised() is None
     finally:
         gc.enable()
 
 
-def weakref_of_error(prefixes):
+def weakref_of_error(done):
     class Held:
         pass
 
     held = Held()
     try:
-        for _ in prefixes:
-            pass
+        reader._gathered(done)
     except OSError:
         return weakref.ref(held)
     pytest.fail("no error")
@@ -182,20 +190,18 @@ def weakref_of_error(prefixes):
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), order=st.randoms(use_true_random=False))
 def test_prefixes_grow_without_gaps_whatever_the_order_of_the_pieces(lengths, order):
-    pieces = [reader._Piece(number, 10 * k, 10) for number, count in enumerate(lengths) for k in range(count)]
+    pieces = [(number, 10 * k) for number, count in enumerate(lengths) for k in range(count)]
     order.shuffle(pieces)
-    done = reader.SimpleQueue()
-    for piece in pieces:
-        done.put(piece)
-    seen, told = set(), dict.fromkeys(range(len(lengths)), 0)
-    arrived = iter(pieces)
-    for number, prefix in reader._prefixes(done, len(pieces)):
-        while done.qsize() < len(pieces) - len(seen):
-            piece = next(arrived)
-            seen.add((piece.number, piece.begin))
+    prefixes, seen, told = reader._Prefixes(), set(), dict.fromkeys(range(len(lengths)), 0)
+
+    def landed(number, prefix):
         assert prefix > told[number]
         assert all((number, begin) in seen for begin in range(0, prefix, 10))
         told[number] = prefix
+
+    for number, begin in pieces:
+        seen.add((number, begin))
+        prefixes.grow(reader._Order(None, number, begin, 10, memoryview(b"")), landed)
     assert told == {number: 10 * count for number, count in enumerate(lengths)}
 
 

@@ -59,7 +59,7 @@ class EngineFactory:
     def fits_instead(self, planned: loader.Plan, old: Engine, others: Sequence[Engine]) -> bool:
         """Say whether a version fits on the device where `old` gives it what neither it nor `others` share."""
         given = sum(buffer.nbytes for buffer in self._exclusive(old, others, set(planned.seal.files.values())))
-        return self._store.needed(planned) + self.device.request_peak <= self.device.memory()[0] + given
+        return self._store.needed(planned) <= self.device.room + given
 
     def stage(
         self,
@@ -142,7 +142,7 @@ class EngineFactory:
             Rejection: its image is no image.
             Abandoned: it is not wanted any more.
         """
-        with _only_rejections(), control.phase("warm"), self.device.beside():
+        with _only_rejections(), control.phase("warm"), self.device.beside(), self.device.giving_way():
             warm(engine, cancelled=lambda: control.is_abandoned)
 
 

@@ -120,7 +120,7 @@ class Engine:
                     if self._colours is None and finite:  # the first image is the warm-up's
                         self._colours = LatentColours.fit(latents, pixels)
                         # Once now, so that no request waits for the device to load what this runs.
-                        self._colours.preview(latents, latents, *self._made.scheduler.sigmas[:2]).image()
+                        self._colours.pixels(latents, latents, *self._made.scheduler.sigmas[:2])
                     images += self._made.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
         return Generation(images, truncated, finite, timings)
 

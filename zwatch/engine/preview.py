@@ -54,21 +54,29 @@ class LatentColours:
     def preview(
         self, before: torch.Tensor, after: torch.Tensor, sigma: torch.Tensor, next_sigma: torch.Tensor
     ) -> Preview:
-        """Return how the image would look if the step from `before` to `after` went on straight to the end.
-
-        The latents are float32 of shape (1, channels, h, w). Flow matching's x = (1 - sigma) x0 + sigma noise is a
-        straight line, along which the step from `sigma` to `next_sigma` moved by (next_sigma - sigma) v: so
-        x0 = x - sigma v. Everything is queued on the device's stream; nothing here waits for it.
-        """
-        velocity = (after - before) / (next_sigma - sigma)
-        clean = (after - next_sigma * velocity)[0]
-        colours = torch.addmm(self.bias, self.weights, clean.flatten(1))
-        # [-1, 1] to [0, 255]
-        levels = colours.add_(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)
-        pixels = levels.view(3, *clean.shape[1:]).permute(1, 2, 0).contiguous()
+        """Return what `pixels` gives, on its way to the host. Everything is queued on the device's stream; nothing here
+        waits for it."""
+        pixels = self.pixels(before, after, sigma, next_sigma)
         if not pixels.is_cuda:
             return Preview(pixels, None)
         pixels = pixels.to("cpu", non_blocking=True)  # pinned, by torch itself
         arrived = torch.cuda.Event(blocking=True)
         arrived.record()
         return Preview(pixels, arrived)
+
+    def pixels(
+        self, before: torch.Tensor, after: torch.Tensor, sigma: torch.Tensor, next_sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """Return how the image would look if the step from `before` to `after` went on straight to the end, uint8 of
+        shape (h / 8, w / 8, 3).
+
+        The latents are float32 of shape (1, channels, h / 8, w / 8). Flow matching's x = (1 - sigma) x0 + sigma noise is
+        a straight line, along which the step from `sigma` to `next_sigma` moved by (next_sigma - sigma) v: so
+        x0 = x - sigma v.
+        """
+        velocity = (after - before) / (next_sigma - sigma)
+        clean = (after - next_sigma * velocity)[0]
+        colours = torch.addmm(self.bias, self.weights, clean.flatten(1))
+        # [-1, 1] to [0, 255]
+        levels = colours.add_(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)
+        return levels.view(3, *clean.shape[1:]).permute(1, 2, 0).contiguous()

@@ -108,7 +108,7 @@ class ComponentStore:
             Rejection, Abandoned, RuntimeError: weights do not fit their config, or the device failed.
         """
         candidate = staged.candidate
-        with control.phase("build"), self.device.beside():
+        with control.phase("build"), self.device.beside(), self.device.giving_way():
             files = dict(staged.buffers)
             for path, buffer in candidate.weights.items():
                 files[path] = self._on_device(buffer)
@@ -170,8 +170,8 @@ class ComponentStore:
                     f"serves, and of the host's {total} bytes only {free} are free to stage them in",
                 )
             return
-        free, total = self.device.memory()
-        if needed + self.device.request_peak > free:
+        if not self.device.has_room([needed]):
+            free, total = self.device.memory()
             raise Rejection(
                 "insufficient_memory",
                 f"{planned.version} needs {needed} bytes on {self.device.name} besides {self.device.request_peak} "

@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, overload
 
 import torch
@@ -14,13 +14,18 @@ from zwatch.deploy import seal
 from zwatch.shadow import blake3_gpu
 from zwatch.shadow.hashing import Between, Hasher, Hashing, HostHasher
 from zwatch.shadow.memory import HostShadow, system_memory
+from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.pool import Pool
-from zwatch.shadow.reader import Filling, Landed, PinnedReader, read_in_place
+from zwatch.shadow.reader import Filling, HostReader, Landed, PinnedReader
 
 _log = logging.getLogger(__name__)
 
 SPARE = 2 * 2**30
 """Bytes that stay free beside a reserved shadow until the peak of a request is known, and beyond it."""
+SMALL_PIECE = 2**20
+"""Bytes up to which torch's CUDA allocator serves from shared blocks, of 2 MiB."""
+SMALL_PIECES = 32
+"""So many are allocated once at the start: torch keeps their blocks, and a load finds room for its small things."""
 
 
 class Device:
@@ -38,11 +43,13 @@ class Device:
         self._lock = threading.Lock()
         self._begun = 0  # of what is done beside requests
         self._going_on = 0
+        self._serving = 0  # images being made
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
         self._hasher: Hasher = self._cuda or HostHasher()
-        self.host = HostShadow(self.fill, pin=self._cuda is not None)
+        self._host_reader = HostReader()
+        self.host = HostShadow(self._host_reader.fill, pin=self._cuda is not None)
         """Host memory, for a version that does not fit beside the one that serves."""
 
     @property
@@ -56,16 +63,28 @@ class Device:
 
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes that weights may take now."""
-        if self._cuda is not None:
-            free, total = torch.cuda.mem_get_info(self.torch_device)
-            # What the caching allocator and the pool keep unused is free to us.
-            free += torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
-            free += self._cuda.pool.free
-        else:
-            free, total = system_memory()
+        free, total = self._unused()
         if self._budget is None:
             return free, total
         return max(0, min(free, self._budget - self._held)), min(total, self._budget)
+
+    def _unused(self) -> tuple[int, int]:
+        """Return (free, total) bytes of the device, whatever the budget."""
+        if self._cuda is None:
+            return system_memory()
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        # What the caching allocator and the pool keep unused is free to us.
+        free += torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+        return free + self._cuda.pool.free, total
+
+    @property
+    def room(self) -> int:
+        """Bytes that weights may take now beside what is needed for making images; negative if that is short already.
+
+        The budget is for weights alone.
+        """
+        beside_images = self._unused()[0] - self.request_peak
+        return beside_images if self._budget is None else min(beside_images, self._budget - self._held)
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """Return an uninitialised uint8 tensor of shape (size,), counted against the budget until `owner` is gone.
@@ -93,8 +112,10 @@ class Device:
         if self._cuda is None:
             return True
         sizes = list(sizes)
+        if not self.has_room(sizes):
+            return False
         missing = self._cuda.pool.lacks(sizes)
-        if missing > self.memory()[0] - self._cuda.pool.free - self.request_peak - SPARE:
+        if missing > self._unused()[0] - self._cuda.pool.free - self.request_peak - SPARE:
             return False
         with self._counted():
             try:
@@ -105,7 +126,7 @@ class Device:
 
     def has_room(self, sizes: Iterable[int]) -> bool:
         """Say whether buffers of these sizes fit, now, beside what is needed for making images."""
-        return sum(sizes) + self.request_peak <= self.memory()[0]
+        return sum(sizes) <= self.room
 
     def give_room(self) -> int:
         """Give up what is kept for the next load, because an image needs it now; return the bytes."""
@@ -127,10 +148,7 @@ class Device:
             Rejection: `size_mismatch` if a file is shorter or longer than its tensor.
             OSError: a read failed.
         """
-        if self._cuda is None:
-            read_in_place(fillings, landed)
-        else:
-            self._cuda.fill(fillings, landed)
+        (self._cuda or self._host_reader).fill(fillings, landed)
 
     def begin_hash(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
         """Return the hash to be of a uint8 tensor of shape (n,) on this device; see `Hashing`.
@@ -171,8 +189,14 @@ class Device:
         if self._cuda is None:
             yield
             return
-        with torch.cuda.stream(self._cuda.serving):
-            yield
+        with self._lock:
+            self._serving += 1
+        try:
+            with torch.cuda.stream(self._cuda.serving):
+                yield
+        finally:
+            with self._lock:
+                self._serving -= 1
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -186,6 +210,10 @@ class Device:
                     yield
             finally:
                 self._cuda.beside.synchronize()
+
+    def giving_way(self) -> AbstractContextManager[object]:
+        """Call torch from Python inside without taking the interpreter from images being made; see `GivingWay`."""
+        return nullcontext() if self._cuda is None else GivingWay(lambda: self._serving > 0)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -234,6 +262,9 @@ class _Cuda:
             compiler.shutdown(wait=False)
             self._reader = PinnedReader(self.copies)
             self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
+            with torch.cuda.stream(self.beside):
+                small = [torch.empty(SMALL_PIECE, dtype=torch.uint8, device=device) for _ in range(SMALL_PIECES)]
+            del small
 
     def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
         self._reader.fill(fillings, landed)

@@ -1,14 +1,15 @@
-"""From files to buffers: in place into host memory, through pinned memory and many threads onto a GPU."""
+"""From files to buffers, with many threads: straight into host memory, through pinned memory onto a GPU."""
 
 import os
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import torch
 
@@ -16,11 +17,15 @@ from zwatch.errors import Rejection
 
 CHUNK = 8 * 2**20
 """Bytes read at a time: small enough to abandon a load quickly and for the pinned pieces to stay in the CPU's cache, large
-enough that a call's cost does not show. Of 8, 16 and 32 MiB the fastest with 12 threads on 16 cores (0.52 s, 0.64, 0.63
-for 20.5 GB)."""
-THREADS = 12
-"""Most threads that read at once. Of 8, 12 and 16 the fastest on 16 cores (0.62 s, 0.52, 0.63): the driver and the thread
-that makes images want cores too."""
+enough that a call's cost does not show. 4 MiB is as fast, 2 and 16 MiB are slower."""
+THREADS = 14
+"""Most threads that read at once. On 16 cores 14 were faster than 12 and 16 (0.54 s for 20.3 GB, 0.60, 0.61): the driver and
+the thread that makes images want cores too."""
+SLOTS = 3
+"""Pieces of pinned memory a thread: one is read into, one waits to be sent, one is on its way. Two were slower (0.60 s)."""
+GATHER = 0.0003
+"""Seconds for which pieces that were read are gathered before they are sent: to wake up for each of them would take the
+interpreter's lock thousands of times a second from the thread that makes images."""
 BLOCK = 4096
 """What offsets, lengths and addresses of unbuffered reads must be multiples of, bytes: the largest usual logical block."""
 SAMPLES = 64
@@ -46,44 +51,111 @@ Landed = Callable[[int, int], None]
 raise to stop."""
 
 
-def read_in_place(fillings: Sequence[Filling], landed: Landed) -> None:
-    """Read files one after the other into tensors in host memory.
-
-    Raises:
-        Rejection: `size_mismatch`, a file is shorter or longer than its tensor.
-        OSError: a read failed.
-    """
-    for number, filling in enumerate(fillings):
-        memory = filling.destination.numpy().data
-        for begin in range(0, filling.size, CHUNK):
-            piece = memory[begin : begin + CHUNK]
-            _read_exactly(filling, piece, begin, filling.fd)
-            landed(number, begin + len(piece))
-        _check_end(filling)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A piece of pinned memory, and the moment its last copy to the device was done."""
-
-    pinned: torch.Tensor
-    memory: memoryview
-    copied: torch.cuda.Event
-
-
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """Part of a file for one thread to carry."""
+class _Order:
+    """Part of a file for a thread to read, into `memory`. `direct` is the file opened for unbuffered reading, if it is
+    to be read so; `slot` the piece of pinned memory that `memory` is, if it is one."""
 
+    filling: Filling
     number: int
     begin: int
     length: int
+    memory: memoryview
+    direct: int | None = None
+    slot: torch.Tensor | None = None
+
+    def read(self) -> None:
+        """Read it. Of unbuffered reads, which take whole blocks, what a short one leaves goes the usual way, and so does
+        all if the file system opens files for them but cannot do them."""
+        count = 0
+        if self.direct is not None:
+            try:
+                count = os.preadv(self.direct, [self.memory[: -(-self.length // BLOCK) * BLOCK]], self.begin)
+            except OSError:
+                pass
+        if count < self.length:
+            _read_exactly(self.filling, self.memory[count : self.length], self.begin + count)
+
+    def send(self) -> None:
+        """Copy what was read from its slot to where it belongs, in the order of the current stream."""
+        assert self.slot is not None  # only what lies in one is sent
+        destination = self.filling.destination[self.begin : self.begin + self.length]
+        destination.copy_(self.slot[: self.length], non_blocking=True)
+
+
+Orders = SimpleQueue[_Order | None]
+Done = SimpleQueue[_Order | BaseException]
+
+
+class _Threads:
+    """Threads that carry out orders. They call nothing of CUDA's: its lock would be what images being made wait for."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count or max(2, min(THREADS, len(os.sched_getaffinity(0)) * 7 // 8))
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="zwatch-read")
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Orders, Done]]:
+        """Let them take orders from a queue, and put each into another when it is done. At the end nothing is read any
+        more, also if orders are left."""
+        orders: Orders = SimpleQueue()
+        done: Done = SimpleQueue()
+        workers = [self._pool.submit(_work, orders, done) for _ in range(self.count)]
+        try:
+            yield orders, done
+        finally:
+            try:
+                while True:
+                    orders.get_nowait()
+            except Empty:
+                pass
+            for _ in workers:
+                orders.put(None)
+            wait(workers)
+
+
+def _work(orders: Orders, done: Done) -> None:
+    while (order := orders.get()) is not None:
+        try:
+            order.read()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(order)
+
+
+class HostReader:
+    """Threads that read files piece by piece straight into tensors in host memory."""
+
+    def __init__(self, threads: int | None = None, chunk: int = CHUNK) -> None:
+        self._chunk = chunk
+        self._threads = _Threads(threads)
+
+    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
+        """Read files into tensors; return when every byte is there. `landed` is called in this thread.
+
+        Raises:
+            Rejection: `size_mismatch`, a file is shorter or longer than its tensor.
+            OSError: a read failed.
+        """
+        memories = [filling.destination.numpy().data for filling in fillings]
+        places = _places(fillings, self._chunk)
+        prefixes = _Prefixes()
+        with self._threads.reading() as (orders, done):
+            for number, begin, length in places:
+                memory = memories[number][begin : begin + length]
+                orders.put(_Order(fillings[number], number, begin, length, memory))
+            for _ in places:
+                prefixes.grow(_next(done), landed)
+        for filling in fillings:
+            _check_end(filling)
 
 
 class PinnedReader:
-    """Threads that read files piece by piece into pinned memory and send each piece to the device on `stream`.
+    """Threads that read files piece by piece into pinned memory, and one, the caller's, that sends the pieces to the
+    device on `stream`.
 
-    All pinned memory is allocated here, once: two pieces a thread, so that one is read while the other is copied.
+    All pinned memory is allocated here, once.
     """
 
     def __init__(
@@ -91,16 +163,11 @@ class PinnedReader:
     ) -> None:
         self.stream = stream
         self.chunk = chunk
-        self.threads = threads or max(2, min(THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
-        slots = slots or 2 * self.threads
-        self._slots: SimpleQueue[_Slot] = SimpleQueue()
+        self._threads = _Threads(threads)
+        slots = slots or SLOTS * self._threads.count
         # As one piece: a caching allocator would round each up to a power of two.
         pinned = torch.empty(slots * chunk, dtype=torch.uint8, pin_memory=True)
-        for begin in range(0, pinned.numel(), chunk):
-            piece = pinned[begin : begin + chunk]
-            # Blocking: sixteen threads that spin for a copy would take the cores from the reads.
-            self._slots.put(_Slot(piece, piece.numpy().data, torch.cuda.Event(blocking=True)))
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="zwatch-read")
+        self._slots = [pinned[begin : begin + chunk] for begin in range(0, pinned.numel(), chunk)]
         self._turn = threading.Lock()
 
     def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
@@ -113,97 +180,97 @@ class PinnedReader:
             OSError: a read failed.
             RuntimeError: a copy failed.
         """
-        pieces = deque(
-            _Piece(number, begin, min(self.chunk, filling.size - begin))
-            for number, filling in enumerate(fillings)
-            for begin in range(0, filling.size, self.chunk)
-        )
-        count = len(pieces)
-        done: SimpleQueue[_Piece | BaseException] = SimpleQueue()
         with self._turn, _unbuffered(fillings) as direct:
-            workers: list[Future[None]] = []
             try:
-                workers.extend(
-                    self._pool.submit(self._work, fillings, direct, pieces, done)
-                    for _ in range(min(self.threads, count))
-                )
-                for number, prefix in _prefixes(done, count):
-                    landed(number, prefix)
+                with self._threads.reading() as (orders, done):
+                    self._carry(fillings, direct, orders, done, landed)
             finally:
-                pieces.clear()
-                wait(workers)
                 self.stream.synchronize()
         for filling in fillings:
             _check_end(filling)
 
-    def _work(
-        self,
-        fillings: Sequence[Filling],
-        direct: Sequence[int | None],
-        pieces: deque[_Piece],
-        done: "SimpleQueue[_Piece | BaseException]",
+    def _carry(
+        self, fillings: Sequence[Filling], direct: Sequence[int | None], orders: Orders, done: Done, landed: Landed
     ) -> None:
-        try:
-            with torch.cuda.stream(self.stream):
-                while True:
-                    try:
-                        piece = pieces.popleft()
-                    except IndexError:
-                        return
-                    self._carry(fillings[piece.number], direct[piece.number], piece)
-                    done.put(piece)
-        except BaseException as error:
-            pieces.clear()
-            done.put(error)
+        waiting = deque(_places(fillings, self.chunk))
+        prefixes = _Prefixes()
+        free = deque(self._slots)
+        flying: deque[tuple[torch.cuda.Event, list[_Order]]] = deque()
+        being_read = 0
+        while True:
+            while free and waiting:
+                number, begin, length = waiting.popleft()
+                slot = free.popleft()
+                memory = slot.numpy().data
+                orders.put(_Order(fillings[number], number, begin, length, memory, direct[number], slot))
+                being_read += 1
+            if not being_read:
+                return
+            arrived = _gathered(done)
+            being_read -= len(arrived)
+            flying.append((self._send(arrived), arrived))
+            if not being_read:
+                flying[0][0].synchronize()  # else nothing could be read, and nothing would arrive
+            while flying and flying[0][0].query():
+                free.extend(order.slot for order in flying.popleft()[1] if order.slot is not None)
+            for order in arrived:
+                prefixes.grow(order, landed)
 
-    def _carry(self, filling: Filling, direct: int | None, piece: _Piece) -> None:
-        if not filling.destination.is_cuda:  # staged in host memory: the page cache's copy is the only one
-            memory = filling.destination.numpy().data[piece.begin : piece.begin + piece.length]
-            _read_exactly(filling, memory, piece.begin, filling.fd)
-            return
-        slot = self._slots.get()
+    def _send(self, orders: list[_Order]) -> torch.cuda.Event:
+        sent = torch.cuda.Event(blocking=True)
+        with torch.cuda.stream(self.stream):
+            for order in orders:
+                order.send()
+            sent.record()
+        return sent
+
+
+def _places(fillings: Sequence[Filling], chunk: int) -> list[tuple[int, int, int]]:
+    """Return (number of the filling, first byte, bytes) of each piece to be read."""
+    return [
+        (number, begin, min(chunk, filling.size - begin))
+        for number, filling in enumerate(fillings)
+        for begin in range(0, filling.size, chunk)
+    ]
+
+
+def _next(done: Done) -> _Order:
+    """Wait for an order to be done, and raise what went wrong with it."""
+    order = done.get()
+    if isinstance(order, BaseException):
         try:
-            slot.copied.synchronize()  # what this slot carried last has left it
-            if direct is None:
-                _read_exactly(filling, slot.memory[: piece.length], piece.begin, filling.fd)
-            else:
-                self._read_unbuffered(filling, direct, slot, piece)
-            destination = filling.destination[piece.begin : piece.begin + piece.length]
-            destination.copy_(slot.pinned[: piece.length], non_blocking=True)
-            slot.copied.record(self.stream)
+            raise order
         finally:
-            self._slots.put(slot)
-
-    def _read_unbuffered(self, filling: Filling, direct: int, slot: _Slot, piece: _Piece) -> None:
-        """Read whole blocks; the file's last one may be short. What is left after a short read goes the usual way, and so
-        does all if the file system opens files for this but cannot do it."""
-        whole = -(-piece.length // BLOCK) * BLOCK
-        try:
-            count = os.preadv(direct, [slot.memory[:whole]], piece.begin)
-        except OSError:
-            count = 0
-        if count < piece.length:
-            _read_exactly(filling, slot.memory[count : piece.length], piece.begin + count, filling.fd)
+            del order  # else it holds the frame that holds it, and all buffers of this load
+    return order
 
 
-def _prefixes(done: "SimpleQueue[_Piece | BaseException]", count: int) -> Iterator[tuple[int, int]]:
-    """Yield (number, bytes from the first on) each time that a file's gapless beginning has grown."""
-    prefix: dict[int, int] = {}
-    ahead: dict[tuple[int, int], int] = {}
-    for _ in range(count):
-        piece = done.get()
-        if isinstance(piece, BaseException):
-            try:
-                raise piece
-            finally:
-                del piece  # else it holds the frame that holds it, and all buffers of this load
-        ahead[piece.number, piece.begin] = piece.length
-        before = end = prefix.get(piece.number, 0)
-        while (length := ahead.pop((piece.number, end), None)) is not None:
+def _gathered(done: Done) -> list[_Order]:
+    """Wait until an order is done, and a moment for more."""
+    arrived = [_next(done)]
+    time.sleep(GATHER)
+    while not done.empty():
+        arrived.append(_next(done))
+    return arrived
+
+
+class _Prefixes:
+    """How much of each file is there without a gap, while its pieces arrive in any order."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}
+        self._ahead: dict[tuple[int, int], int] = {}
+
+    def grow(self, order: _Order, landed: Landed) -> None:
+        """Take in a piece, and tell of its file's gapless beginning if that has grown."""
+        number = order.number
+        self._ahead[number, order.begin] = order.length
+        before = end = self._ends.get(number, 0)
+        while (length := self._ahead.pop((number, end), None)) is not None:
             end += length
         if end > before:
-            prefix[piece.number] = end
-            yield piece.number, end
+            self._ends[number] = end
+            landed(number, end)
 
 
 @contextmanager
@@ -250,25 +317,24 @@ def cached_share(fd: int, size: int) -> float:
     return found / SAMPLES
 
 
-def _read_exactly(filling: Filling, into: memoryview, begin: int, fd: int) -> None:
+def _read_exactly(filling: Filling, into: memoryview, begin: int) -> None:
     done = 0
     while done < len(into):
-        count = _read(filling, into[done:], begin + done, fd)
-        if count == 0:
-            raise Rejection(
-                "size_mismatch", f"{filling.path}: ended after {begin + done} bytes, expected {filling.size}"
-            )
+        count = _read(filling, into[done:], begin + done)
+        if count == 0:  # perhaps not of the first piece that is missing
+            there = os.fstat(filling.fd).st_size
+            raise Rejection("size_mismatch", f"{filling.path}: ended after {there} bytes, expected {filling.size}")
         done += count
 
 
-def _read(filling: Filling, into: memoryview, begin: int, fd: int) -> int:
+def _read(filling: Filling, into: memoryview, begin: int) -> int:
     try:
-        return os.preadv(fd, [into], begin)
+        return os.preadv(filling.fd, [into], begin)
     except OSError as error:
         error.filename = filling.path
         raise
 
 
 def _check_end(filling: Filling) -> None:
-    if _read(filling, memoryview(bytearray(1)), filling.size, filling.fd):
+    if _read(filling, memoryview(bytearray(1)), filling.size):
         raise Rejection("size_mismatch", f"{filling.path}: the file grew beyond {filling.size} bytes while it was read")
