@@ -503,8 +503,11 @@ class Server:
         subprocess.run(["ln", "-sfn", version, str(self.models / "current")], check=True)
         return begun
 
-    def serves(self, digest: str, deadline: float = 120.0) -> tuple[float, Json]:
-        """Wait until /status says that this content serves; return that moment and the attempt."""
+    def serves(self, digest: str, deadline: float = 120.0, pause: float = 0.02) -> tuple[float, Json]:
+        """Wait until /status says that this content serves; return that moment and the attempt.
+
+        Each answer takes the server a fraction of a millisecond: with a short pause between two of them it shows.
+        """
 
         def check() -> Json | None:
             status = self.get("/status")
@@ -514,7 +517,7 @@ class Server:
             serving = status["serving"]
             return attempt if serving and serving["digest"] == digest else None
 
-        attempt = self.wait(check, "it serves", deadline)
+        attempt = self.wait(check, "it serves", deadline, pause)
         return time.monotonic(), attempt
 
     def counters(self) -> Json | None:
