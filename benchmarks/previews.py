@@ -1,15 +1,21 @@
-"""What previews cost: the same images with and without a follower, in turn, with the repository's models.
+"""What previews cost: the same images with and without a follower, in turn.
 
-Run: python benchmarks/previews.py [PAIRS]. A line with the seconds that the device's thread took for an image, and the
-median of the ratios pair by pair, which other programs on the machine disturb least.
+    python benchmarks/previews.py [--models DIR] [--pairs 60] [--side PIXELS] [--out FILE]
+
+The seconds that the device's thread took for an image, and the median of the ratios pair by pair, which other programs on
+the machine disturb least.
 """
 
+import argparse
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
 from contextlib import aclosing
 from pathlib import Path
+
+from common import Json, machine, now, packages
 
 from zwatch.app import Running, running
 from zwatch.config import Config
@@ -19,9 +25,10 @@ from zwatch.service.parameters import parse_generate
 WARM = 6
 
 
-async def image(service: Running, seed: int, *, followed: bool) -> tuple[float, int]:
+async def image(service: Running, seed: int, side: int | None, *, followed: bool) -> tuple[float, int]:
     """Make one image; return its seconds without those in the queue and in files, and how many previews were seen."""
-    request = parse_generate({"prompt": "a red fish", "seed": seed})
+    size = {} if side is None else {"width": side, "height": side}
+    request = parse_generate({"prompt": "a red fish", "seed": seed, **size})
     job = service.services.queue.submit(request, attended=False)
     seen = 0
     if followed:
@@ -32,8 +39,8 @@ async def image(service: Running, seed: int, *, followed: bool) -> tuple[float, 
     return timings["encode"] + timings["denoise"] + timings["decode"], seen
 
 
-async def measure(models: Path, pairs: int) -> str:
-    """Return the line of figures."""
+async def measure(models: Path, pairs: int, side: int | None) -> Json:
+    """Return the figures."""
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             models=models, aliases=("current",), strict_links=True, device="auto", memory_budget=None,
@@ -45,21 +52,37 @@ async def measure(models: Path, pairs: int) -> str:
             while service.services.gate.serving("current") is None:
                 await service.services.supervisor.changes.wait()
             for number in range(WARM):
-                await image(service, number, followed=bool(number % 2))
+                await image(service, number, side, followed=bool(number % 2))
             times: dict[bool, list[float]] = {False: [], True: []}
             previews = 0
             for number in range(pairs):
                 for followed in (bool(number % 2), not number % 2):
-                    seconds, seen = await image(service, number, followed=followed)
+                    seconds, seen = await image(service, number, side, followed=followed)
                     times[followed].append(seconds)
                     previews += seen
-    ratio = statistics.median(with_ / without for without, with_ in zip(times[False], times[True], strict=True))
-    without, with_ = (1000 * statistics.median(times[followed]) for followed in (False, True))
-    return (
-        f"{pairs} pairs: {without:.1f} ms without, {with_:.1f} ms with previews ({previews / pairs:.1f} an image); "
-        f"median of the ratios {ratio:.4f}"
-    )
+    ratios = [with_ / without for without, with_ in zip(times[False], times[True], strict=True)]
+    return {
+        "benchmark": "previews", "started": now(), "machine": machine(models),
+        "versions": packages("torch", "diffusers", "transformers"), "pairs": pairs, "side": side,
+        "ms_without": round(1000 * statistics.median(times[False]), 2),
+        "ms_with": round(1000 * statistics.median(times[True]), 2),
+        "previews_an_image": round(previews / pairs, 2), "median_ratio": round(statistics.median(ratios), 4),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, and print or write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path("models"), help="the models root (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=60, help="(%(default)s)")
+    parser.add_argument("--side", type=int, help="width and height, pixels (the version's own)")
+    parser.add_argument("--out", type=Path, help="where the result is written besides")
+    options = parser.parse_args()
+    result = json.dumps(asyncio.run(measure(options.models, options.pairs, options.side)), indent=2)
+    print(result)
+    if options.out:
+        options.out.write_text(result + "\n")
 
 
 if __name__ == "__main__":
-    print(asyncio.run(measure(Path("models"), int(sys.argv[1]) if len(sys.argv) > 1 else 60)))
+    main()
