@@ -8,6 +8,8 @@ import pytest
 
 from zwatch.service import connections
 
+LARGE = 32 * 2**20
+
 
 async def talk(client, words: bytes) -> tuple[bytes, dict, bytes]:
     """Send bytes; return the status line, the headers and the body of the answer, after which the line is closed."""
@@ -81,6 +83,43 @@ async def test_the_deadline_for_heads_does_not_end_a_long_answer(start, monkeypa
         async with client.http.post(client.url + "/generate", json=body) as response:
             assert response.status == 200
         assert client.services.queue.jobs.unsettled == []
+
+
+@pytest.fixture
+async def large(client, tmp_path):
+    """A service with a picture that no buffer between two programs holds; returns (client, the request for it)."""
+    name = "20261121_142231_seed1.png"
+    (tmp_path / "output").mkdir(exist_ok=True)
+    (tmp_path / "output" / name).write_bytes(bytes(LARGE))
+    return client, f"GET /history/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_loses_the_line(large, monkeypatch, caplog):
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    caplog.set_level("INFO")
+    client, words = large
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    async with asyncio.timeout(20):
+        while "took nothing of its answer" not in caplog.text:
+            await asyncio.sleep(0.02)
+        assert len(await reader.read()) < LARGE
+    writer.close()
+
+
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(large, monkeypatch):
+    monkeypatch.setattr(connections, "STALL_SECONDS", 1.0)
+    client, words = large
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    taken = 0
+    while part := await reader.read(2**20):
+        taken += len(part)
+        await asyncio.sleep(0.02)
+    assert taken > LARGE
+    writer.close()
 
 
 async def test_five_hundred_at_once_each_get_an_image_or_a_429(start):

@@ -1,7 +1,11 @@
-"""Below the calls: what aiohttp answers by itself gets our shape of errors, and who says nothing loses the line."""
+"""Below the calls: what aiohttp answers by itself gets our shape of errors, and who says nothing, or takes nothing, loses
+the line."""
 
+import asyncio
 import logging
+import math
 import uuid
+from typing import Any
 
 from aiohttp import web
 
@@ -13,6 +17,8 @@ _log = logging.getLogger(__name__)
 SILENCE_SECONDS = 75.0
 """How long a connection may take to send the whole head of its first request, or of the next one. Longer than the 60 s
 that proxies keep an idle connection, so that it is they who close it, and never in the moment of a request."""
+STALL_SECONDS = 75.0
+"""How long a client may take nothing of an answer that waits for it: each such answer may hold megabytes of images."""
 
 
 class Runner(web.AppRunner):
@@ -34,7 +40,42 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_stall",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stall: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """More waits to be sent than the client takes: see that it takes something."""
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        """Enough was taken."""
+        self._forget_sending()
+        super().resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client left, or lost the line."""
+        self._forget_sending()
+        super().connection_lost(exc)
+
+    def _watch_sending(self, before: float = math.inf) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        waiting = transport.get_write_buffer_size()
+        if waiting < before:
+            self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self._watch_sending, waiting)
+            return
+        _log.info("a client took nothing of its answer for %g s: closed", STALL_SECONDS)
+        transport.abort()
+
+    def _forget_sending(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def handle_error(
         self,

@@ -154,6 +154,28 @@ async def test_a_stream_ends_with_an_error_when_its_time_is_up(start):
         await client.services.queue.drained()
 
 
+async def test_a_client_that_reads_nothing_of_its_stream_does_not_keep_the_device_beyond_its_time(start, monkeypatch):
+    async def stuck(response, event, data):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("zwatch.service.attending.send", stuck)
+    monkeypatch.setattr("zwatch.service.attending.LAST_WORD_SECONDS", 0.05)
+    async with start(timeout=0.2) as client:
+        await client.serves()
+        async with (
+            asyncio.timeout(10),
+            client.http.post(
+                client.url + "/generate",
+                json={"prompt": "x", "steps": 100, "width": 512, "height": 512},
+                headers={"Accept": "text/event-stream"},
+            ) as sent,
+        ):
+            [job] = client.services.queue.jobs.unsettled
+            assert await sent.read() == b""
+        assert (job.state.value, job.error.code) == ("failed", "timeout")
+        await client.services.queue.drained()
+
+
 async def test_who_leaves_a_stream_of_generate_cancels_it_but_not_a_job(client):
     queue = client.services.queue
     body = await submit(client, **SLOW)
