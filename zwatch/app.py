@@ -44,6 +44,8 @@ MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 BACKLOG = 1024
 """Connections that may wait to be accepted: a crowd that comes at once is answered, not left to its own retries."""
+SHORT_TOKEN = 16
+"""Characters below which a token is worth a warning: headers may be tried as often as somebody likes."""
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
@@ -148,6 +150,10 @@ async def serve(config: Config) -> None:
     Raises:
         UsageError: as `running`.
     """
+    if config.token is not None and len(config.token) < SHORT_TOKEN:
+        _log.warning(
+            "the token has %d characters only; `openssl rand -hex 32` makes one that nobody guesses", len(config.token)
+        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     services: list[Services] = []
