@@ -1,6 +1,7 @@
 """The history: every image that was made, kept in the output directory, behind the event loop."""
 
 import logging
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from zwatch.service.parameters import SEEDS, invalid
 
 _log = logging.getLogger(__name__)
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _AT_ONCE = 500
 """Files deleted in one go when all are; saves go between."""
 
@@ -167,7 +169,7 @@ def _row(path: Path) -> dict[str, Any] | None:
         "name": path.name,
         "url": f"/history/{path.name}",
         "version": details.version or None,
-        "digest": details.digest or None,
+        "digest": details.digest if _DIGEST.fullmatch(details.digest) else None,
         "seed": _whole(request.get("seed", found[1] if found else None)),
         "prompt": prompt if isinstance(prompt := request.get("prompt"), str) else None,
         "width": _whole(request.get("width")),

@@ -94,11 +94,12 @@ async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unr
     client, _ = filled
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("zwatch_request", request_text)
+    chunks.add_text("zwatch_digest", "none")
     Image.new("RGB", (8, 8)).save(tmp_path / "output" / "20990101_000000_seed5.png", pnginfo=chunks)
     client.services.history._gallery._looked = -1e9
     async with client.http.get(client.url + "/history?limit=1") as response:
         [row] = json.loads(await response.read(), parse_constant=pytest.fail)["images"]
-    assert [row[name] for name in ("prompt", "seed", "width", "height", "steps")] == [None] * 5
+    assert [row[name] for name in ("digest", "prompt", "seed", "width", "height", "steps")] == [None] * 6
 
 
 @pytest.mark.parametrize(
