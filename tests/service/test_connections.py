@@ -50,6 +50,21 @@ async def test_an_expectation_that_nobody_can_meet_gets_our_shape_too(client):
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+async def test_a_body_that_is_not_what_it_says_is_no_error_of_ours(client, caplog):
+    words = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd"
+    line, _, body = await talk(client, words)
+    assert line.split()[1] == b"400"
+    assert "Content-Encoding" in json.loads(body)["error"]["message"]
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+@pytest.mark.parametrize("path", ["/events", "/jobs/j-1/events"])
+async def test_a_stream_does_not_follow_a_head(client, path):
+    words = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    line, headers, body = await talk(client, words)
+    assert (line.split()[1], headers["Allow"], body) == (b"405", "GET", b"")
+
+
 @pytest.mark.parametrize("words", [b"", b"GET /status HTTP/1.1\r\nHost: loc"])
 async def test_a_client_that_stops_in_the_middle_of_its_head_loses_the_line(start, monkeypatch, words):
     monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)

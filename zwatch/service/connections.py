@@ -8,6 +8,7 @@ import uuid
 from typing import Any
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from zwatch.errors import RequestError
 from zwatch.service.answers import ID_HEADER, error_answer
@@ -98,6 +99,11 @@ class _Connection(web.RequestHandler):
         response.headers[ID_HEADER] = identity
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Log what aiohttp finds wrong, but not once more that a body cannot be read: its sender was told."""
+        if not isinstance(kwargs.get("exc_info"), RequestPayloadError):
+            super().log_exception(*args, **kwargs)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
