@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 
 import aiohttp
 import pytest
@@ -135,6 +136,44 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(large, monke
         await asyncio.sleep(0.02)
     assert taken > LARGE
     writer.close()
+
+
+async def test_who_comes_when_there_is_no_room_is_told_so_and_the_rest_is_served(start, monkeypatch, caplog):
+    monkeypatch.setattr("zwatch.app.room", lambda: (3, 8))
+    async with start() as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        for _ in range(5):
+            line, headers, body = await talk(client, b"")
+            assert (line.split()[1], headers["Retry-After"], headers["Connection"]) == (b"503", "5", "close")
+            assert headers["X-Request-Id"]
+            assert json.loads(body)["error"]["code"] == "too_many_connections"
+        assert caplog.text.count("more are refused") == 1
+        idle[0][1].close()
+        await idle[0][1].wait_closed()
+        async with asyncio.timeout(10):
+            while (await talk(client, b"GET /health/live HTTP/1.0\r\n\r\n"))[0].split()[1] != b"200":
+                await asyncio.sleep(0.01)
+        for _, writer in idle[1:]:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised", "room"),
+    [
+        ((1024, 2**20), (65536, 2**20), (32768, 1024)),
+        ((256, 256), None, (128, 16)),
+        ((2**20, 2**20), None, (32768, 1024)),
+        ((1024, resource.RLIM_INFINITY), (65536, resource.RLIM_INFINITY), (32768, 1024)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, (32768, 1024)),
+    ],
+)
+def test_connections_leave_files_for_everything_else(monkeypatch, limits, raised, room):
+    changed = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, to: changed.append(to))
+    assert connections.room() == room
+    assert changed == ([raised] if raised else [])
 
 
 async def test_five_hundred_at_once_each_get_an_image_or_a_429(start):
