@@ -3,9 +3,12 @@
 import asyncio
 import json
 import resource
+import zlib
+from contextlib import suppress
 
 import aiohttp
 import pytest
+from aiohttp.compression_utils import ZLibDecompressor
 
 from zwatch.service import connections
 
@@ -57,6 +60,33 @@ async def test_a_body_that_is_not_what_it_says_is_no_error_of_ours(client, caplo
     assert line.split()[1] == b"400"
     assert "Content-Encoding" in json.loads(body)["error"]["message"]
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+@pytest.mark.parametrize("token", [None, "sesame"])
+async def test_a_body_that_unfolds_without_end_is_not_unfolded(start, monkeypatch, token):
+    unfolded = 0
+    decompress = ZLibDecompressor.decompress_sync
+
+    def counted(self, *arguments, **options):
+        nonlocal unfolded
+        made = decompress(self, *arguments, **options)
+        unfolded += len(made)
+        return made
+
+    monkeypatch.setattr(ZLibDecompressor, "decompress_sync", counted)
+    bomb = zlib.compress(bytes(2**29))
+    words = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n"
+        % len(bomb)
+    )
+    async with start(token=token) as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(words + bomb)
+        with suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+    assert unfolded < 2**24
 
 
 @pytest.mark.parametrize("path", ["/events", "/jobs/j-1/events"])

@@ -159,11 +159,18 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; one that aiohttp raised before any middleware (417) is put in our shape first."""
+        """Send an answer; one that aiohttp raised before any middleware (417) is put in our shape first.
+
+        What is left of a body is read and thrown away, so that the client sees the answer; but not if it is compressed:
+        10 MB may unfold to 10 GB, and all that time nobody else would be served.
+        """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             reason = " ".join((resp.text or resp.reason).split())[:300]
             resp = error_answer(RequestError(resp.status, "invalid_http", reason))
-        return await super().finish_response(request, resp, start_time)
+        sent = await super().finish_response(request, resp, start_time)
+        if "Content-Encoding" in request.headers and not request.content.is_eof():
+            self.force_close()
+        return sent
 
 
 def _refusal() -> bytes:

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import random
+import zlib
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -60,6 +61,14 @@ async def test_an_image_may_be_larger_than_other_requests(client):
     assert len(image) > 2**22
     status, _, found = await client.call("POST", "/sdapi/v1/png-info", data=io.BytesIO(b'{"image": "%b"}' % image))
     assert (status, found) == (200, {"info": "", "items": {}, "parameters": {}})
+
+
+async def test_an_image_that_is_compressed_once_more_is_no_larger_than_other_requests(client):
+    headers = {"Content-Encoding": "deflate"}
+    small = zlib.compress(b'{"image": "aGVsbG8="}')
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=small, headers=headers))[0] == 400
+    large = zlib.compress(b'{"image": "%b"}' % (b"A" * 2**21))
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=large, headers=headers))[0] == 413
 
 
 async def test_only_so_many_images_are_held_in_memory_and_the_others_wait(client):
