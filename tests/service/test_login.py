@@ -133,11 +133,12 @@ async def try_to_log_in(client, token):
         return response.status, response.headers.get("Retry-After"), await response.json()
 
 
-async def test_after_ten_wrong_tokens_even_the_right_one_has_to_wait(locked):
+async def test_after_ten_wrong_tokens_even_the_right_one_has_to_wait(locked, caplog):
     assert [(await try_to_log_in(locked, f"guess {number}"))[0] for number in range(10)] == [401] * 10
     status, wait, body = await try_to_log_in(locked, TOKEN)
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "too_many_guesses", "rate_limit_error")
     assert 1 <= int(wait) <= 6
+    assert caplog.text.count("too many wrong tokens from 127.0.0.1") == 1
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 200, "who needs no login goes on"
 

@@ -1,12 +1,15 @@
 """How often a wrong token may be tried at the login: some times in a row, then now and again, address by address."""
 
 import ipaddress
+import logging
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 from zwatch.errors import RequestError
+
+_log = logging.getLogger(__name__)
 
 IN_A_ROW = 10
 SECONDS_EACH = 6.0
@@ -29,8 +32,7 @@ class Guesses:
         Raises:
             RequestError: 429 with `Retry-After`, there were too many wrong ones.
         """
-        seconds = self._paid.get(_source(address), 0.0) - self._clock() - (IN_A_ROW - 1) * SECONDS_EACH
-        if seconds > 0:
+        if (seconds := self._wait(_source(address))) > 0:
             wait = math.ceil(seconds)
             raise RequestError(
                 429, "too_many_guesses", f"too many wrong tokens came from your address: try again in {wait} s",
@@ -41,8 +43,14 @@ class Guesses:
         """Note a wrong token."""
         source, now = _source(address), self._clock()
         self._paid[source] = max(now, self._paid.pop(source, now)) + SECONDS_EACH
+        if self._wait(source) > 0:
+            _log.warning("too many wrong tokens from %s: /login refuses it for a while", source)
         if len(self._paid) > MOST_ADDRESSES:
             self._paid.popitem(last=False)
+
+    def _wait(self, source: str) -> float:
+        """Return the seconds until one more may be tried; 0 or less if it may be now."""
+        return self._paid.get(source, 0.0) - self._clock() - (IN_A_ROW - 1) * SECONDS_EACH
 
 
 def _source(address: str) -> str:
