@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -58,3 +59,11 @@ def test_a_field_cannot_hide_what_every_line_has(line):
     assert entry["message"] == "x"
     assert "version" not in entry, "what is None is left out"
     assert line("text", "x", level=logging.WARNING).endswith("warning: x")
+
+
+def test_a_librarys_warning_is_a_line_like_all_others():
+    warn = "import sys, warnings; from zwatch import logs; logs.set_up('json'); warnings.warn('two\\nlines')"
+    written = subprocess.run([sys.executable, "-c", warn], capture_output=True, text=True, check=True).stderr
+    [entry] = [json.loads(line) for line in written.splitlines()]
+    assert (entry["level"], entry["logger"]) == ("warning", "py.warnings")
+    assert "two\nlines" in entry["message"]

@@ -23,7 +23,7 @@ from zwatch.rollout.memory import StateFile
 from zwatch.rollout.supervisor import Supervisor
 from zwatch.service.answers import add_id, encoded, identify, shape_errors
 from zwatch.service.auth import DOOR, Door, guard
-from zwatch.service.connections import Runner
+from zwatch.service.connections import Runner, room
 from zwatch.service.events import CLOSING
 from zwatch.service.finish import Finisher
 from zwatch.service.gauges import Present
@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
-BACKLOG = 1024
-"""Connections that may wait to be accepted: a crowd that comes at once is answered, not left to its own retries."""
+SHORT_TOKEN = 16
+"""Characters below which a token is worth a warning: headers may be tried as often as somebody likes."""
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
@@ -110,12 +110,15 @@ async def running(config: Config) -> AsyncIterator[Running]:
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
-    runner = Runner(_application(config, services), handler_cancellation=True, shutdown_timeout=2.0, access_log=None)
+    most, backlog = room()
+    runner = Runner(
+        _application(config, services), most=most, handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+    )
     doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
     try:
         await runner.setup()
-        url = await _listen(runner, config)
+        url = await _listen(runner, config, backlog)
         await supervisor.start()
         tasks += [
             asyncio.create_task(queue.run(), name="queue"),
@@ -149,6 +152,10 @@ async def serve(config: Config) -> None:
     Raises:
         UsageError: as `running`.
     """
+    if config.token is not None and len(config.token) < SHORT_TOKEN:
+        _log.warning(
+            "the token has %d characters only; `openssl rand -hex 32` makes one that nobody guesses", len(config.token)
+        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     services: list[Services] = []
@@ -201,8 +208,8 @@ def _application(config: Config, services: Services) -> web.Application:
     return app
 
 
-async def _listen(runner: web.AppRunner, config: Config) -> str:
-    site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=BACKLOG)
+async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
+    site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=backlog)
     try:
         await site.start()
     except OSError as error:

@@ -41,10 +41,12 @@ def with_fields(**fields: object) -> dict[str, dict[str, object]]:
 
 
 def set_up(style: str) -> None:
-    """Send all log records of INFO and above to standard error, as `text` or `json`."""
+    """Send all log records of INFO and above to standard error, as `text` or `json`, and so what libraries warn of, which
+    Python would write there as it is."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
     # The libraries' chatter about their own internals helps nobody who runs a service.
     for name in ("diffusers", "transformers", "torch", "httpx", "watchdog"):
         logging.getLogger(name).setLevel(logging.ERROR)

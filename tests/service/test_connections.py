@@ -2,11 +2,17 @@
 
 import asyncio
 import json
+import resource
+import zlib
+from contextlib import suppress
 
 import aiohttp
 import pytest
+from aiohttp.compression_utils import ZLibDecompressor
 
 from zwatch.service import connections
+
+LARGE = 32 * 2**20
 
 
 async def talk(client, words: bytes) -> tuple[bytes, dict, bytes]:
@@ -48,6 +54,48 @@ async def test_an_expectation_that_nobody_can_meet_gets_our_shape_too(client):
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+async def test_a_body_that_is_not_what_it_says_is_no_error_of_ours(client, caplog):
+    words = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd"
+    line, _, body = await talk(client, words)
+    assert line.split()[1] == b"400"
+    assert "Content-Encoding" in json.loads(body)["error"]["message"]
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+@pytest.mark.parametrize("token", [None, "sesame"])
+async def test_a_body_that_unfolds_without_end_is_not_unfolded(start, monkeypatch, token):
+    unfolded = 0
+    decompress = ZLibDecompressor.decompress_sync
+
+    def counted(self, *arguments, **options):
+        nonlocal unfolded
+        made = decompress(self, *arguments, **options)
+        unfolded += len(made)
+        return made
+
+    monkeypatch.setattr(ZLibDecompressor, "decompress_sync", counted)
+    bomb = zlib.compress(bytes(2**29))
+    words = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n"
+        % len(bomb)
+    )
+    async with start(token=token) as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(words + bomb)
+        with suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+    assert unfolded < 2**24
+
+
+@pytest.mark.parametrize("path", ["/events", "/jobs/j-1/events"])
+async def test_a_stream_does_not_follow_a_head(client, path):
+    words = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    line, headers, body = await talk(client, words)
+    assert (line.split()[1], headers["Allow"], body) == (b"405", "GET", b"")
+
+
 @pytest.mark.parametrize("words", [b"", b"GET /status HTTP/1.1\r\nHost: loc"])
 async def test_a_client_that_stops_in_the_middle_of_its_head_loses_the_line(start, monkeypatch, words):
     monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
@@ -81,6 +129,81 @@ async def test_the_deadline_for_heads_does_not_end_a_long_answer(start, monkeypa
         async with client.http.post(client.url + "/generate", json=body) as response:
             assert response.status == 200
         assert client.services.queue.jobs.unsettled == []
+
+
+@pytest.fixture
+async def large(client, tmp_path):
+    """A service with a picture that no buffer between two programs holds; returns (client, the request for it)."""
+    name = "20261121_142231_seed1.png"
+    (tmp_path / "output").mkdir(exist_ok=True)
+    (tmp_path / "output" / name).write_bytes(bytes(LARGE))
+    return client, f"GET /history/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_loses_the_line(large, monkeypatch, caplog):
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    caplog.set_level("INFO")
+    client, words = large
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    async with asyncio.timeout(20):
+        while "took nothing of its answer" not in caplog.text:
+            await asyncio.sleep(0.02)
+        assert len(await reader.read()) < LARGE
+    writer.close()
+
+
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(large, monkeypatch):
+    monkeypatch.setattr(connections, "STALL_SECONDS", 1.0)
+    client, words = large
+    host, port = client.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(words)
+    taken = 0
+    while part := await reader.read(2**20):
+        taken += len(part)
+        await asyncio.sleep(0.02)
+    assert taken > LARGE
+    writer.close()
+
+
+async def test_who_comes_when_there_is_no_room_is_told_so_and_the_rest_is_served(start, monkeypatch, caplog):
+    monkeypatch.setattr("zwatch.app.room", lambda: (3, 8))
+    async with start() as client:
+        host, port = client.url.removeprefix("http://").split(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        for _ in range(5):
+            line, headers, body = await talk(client, b"")
+            assert (line.split()[1], headers["Retry-After"], headers["Connection"]) == (b"503", "5", "close")
+            assert headers["X-Request-Id"]
+            assert json.loads(body)["error"]["code"] == "too_many_connections"
+        assert caplog.text.count("more are refused") == 1
+        idle[0][1].close()
+        await idle[0][1].wait_closed()
+        async with asyncio.timeout(10):
+            while (await talk(client, b"GET /health/live HTTP/1.0\r\n\r\n"))[0].split()[1] != b"200":
+                await asyncio.sleep(0.01)
+        for _, writer in idle[1:]:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised", "room"),
+    [
+        ((1024, 2**20), (65536, 2**20), (32768, 1024)),
+        ((256, 256), None, (128, 16)),
+        ((2**20, 2**20), None, (32768, 1024)),
+        ((1024, resource.RLIM_INFINITY), (65536, resource.RLIM_INFINITY), (32768, 1024)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, (32768, 1024)),
+    ],
+)
+def test_connections_leave_files_for_everything_else(monkeypatch, limits, raised, room):
+    changed = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, to: changed.append(to))
+    assert connections.room() == room
+    assert changed == ([raised] if raised else [])
 
 
 async def test_five_hundred_at_once_each_get_an_image_or_a_429(start):

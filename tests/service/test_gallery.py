@@ -22,7 +22,11 @@ def gallery(tmp_path, monkeypatch):
 
 def fill(gallery, count, size=1):
     """Save one image a second; return the names, newest first."""
-    return [gallery.save(b"x" * size, 1, "png", MOMENT + timedelta(seconds=second)) for second in range(count)][::-1]
+    names = []
+    for second in range(count):
+        names.insert(0, gallery.save(b"x" * size, 1, "png", MOMENT + timedelta(seconds=second)))
+        gallery.keep_limits()
+    return names
 
 
 def files(gallery):
@@ -104,6 +108,28 @@ def test_a_link_is_not_followed(gallery, tmp_path):
     assert gallery.page(9, None) == []
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_no_image_whatever_its_name(gallery, make):
+    name = "20261121_142231_seed1.png"
+    make(gallery.directory / name)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert [gallery.read(name) for _ in range(3)] == [None] * 3
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not gallery.delete(name)
+    assert files(gallery) == [name]
+
+
+def test_names_that_differ_in_a_zero_alone_each_have_their_place(gallery):
+    names = [f"20261121_142231_seed{seed}.png" for seed in ("7", "07", "007")]
+    for name in names:
+        (gallery.directory / name).write_bytes(b"x")
+    pages, before = [], None
+    while page := gallery.page(1, before):
+        pages += page
+        before = page[-1]
+    assert pages == names
+
+
 def test_beyond_a_number_the_oldest_go(tmp_path):
     gallery = Gallery(tmp_path, 3, None)
     gallery.open()
@@ -111,6 +137,7 @@ def test_beyond_a_number_the_oldest_go(tmp_path):
     assert files(gallery) == names[:3][::-1]
     smaller = Gallery(tmp_path, 2, None)
     smaller.open()
+    smaller.keep_limits()
     assert files(gallery) == names[:2][::-1]
 
 
@@ -120,6 +147,7 @@ def test_beyond_a_size_the_oldest_go_but_never_the_newest(tmp_path):
     names = fill(gallery, 4, size=40)
     assert (files(gallery), gallery.bytes) == (names[:2][::-1], 80)
     huge = gallery.save(b"x" * 500, 1, "png", MOMENT + timedelta(hours=1))
+    gallery.keep_limits()
     assert files(gallery) == [huge]
 
 

@@ -74,3 +74,13 @@ def test_a_little_endian_comment_is_understood():
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "jpeg", exif=exif)
     assert read_details(file.getvalue()).parameters == "a cat\nSteps: 4"
+
+
+@pytest.mark.parametrize("order", ["utf-16-be", "utf-16-le"])
+@pytest.mark.parametrize("prompt", ["一" * 300, "a cat", "猫"])
+def test_the_prompt_does_not_mislead_about_the_byte_order(order, prompt):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + f"{prompt}\nSteps: 4".encode(order)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "webp", exif=exif)
+    assert read_details(file.getvalue()).parameters == f"{prompt}\nSteps: 4"

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.harness import Server
 from zwatch.service.session import COOKIE, SESSION_SECONDS, Sessions
 
 TOKEN = "correct horse"
@@ -125,3 +126,28 @@ async def test_every_call_needs_the_token_but_health_and_login(locked):
                 opened.add(path)
     assert opened <= {"/", "/page", "/page/{name}", "/health", "/health/live", "/health/ready", "/login"}
     assert opened >= {"/health", "/health/live", "/health/ready", "/login"}
+
+
+async def try_to_log_in(client, token):
+    async with client.http.post(client.url + "/login", json={"token": token}) as response:
+        return response.status, response.headers.get("Retry-After"), await response.json()
+
+
+async def test_after_ten_wrong_tokens_even_the_right_one_has_to_wait(locked, caplog):
+    assert [(await try_to_log_in(locked, f"guess {number}"))[0] for number in range(10)] == [401] * 10
+    status, wait, body = await try_to_log_in(locked, TOKEN)
+    assert (status, body["error"]["code"], body["error"]["type"]) == (429, "too_many_guesses", "rate_limit_error")
+    assert 1 <= int(wait) <= 6
+    assert caplog.text.count("too many wrong tokens from 127.0.0.1") == 1
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert (await locked.call("GET", "/status", headers=headers))[0] == 200, "who needs no login goes on"
+
+
+async def test_who_logs_in_again_and_again_is_not_hindered(locked):
+    assert [(await try_to_log_in(locked, TOKEN))[0] for _ in range(15)] == [200] * 15
+
+
+@pytest.mark.parametrize(("token", "warned"), [("sesame", True), ("0123456789abcdef", False)])
+async def test_a_token_that_can_be_guessed_gets_a_warning(models, tmp_path, token, warned):
+    async with Server(models, tmp_path / "state", environment={"ZWATCH_TOKEN": token}) as server:
+        assert (f"the token has {len(token)} characters only" in server.log.read_text()) is warned

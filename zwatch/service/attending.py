@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from aiohttp import web
 
@@ -11,6 +11,9 @@ from zwatch.service.answers import encoded, error_object
 from zwatch.service.events import HEARTBEAT, beat, open_stream, send
 from zwatch.service.images import data_url
 from zwatch.service.jobs import Done, Failed, Finished, Job, JobEvent, Queued, Quiet, Stepped
+
+LAST_WORD_SECONDS = 5.0
+"""How long a client whose time is up may take to hear of it."""
 
 Teller = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
 """Sends a job's event to a client, in the client's own terms."""
@@ -73,7 +76,9 @@ async def relay(request: web.Request, job: Job, tell: Teller, limit: float | Non
         except TimeoutError:
             error = too_late(limit)
             job.be_late(error)
-            await tell(response, Failed(error))
+            with suppress(TimeoutError):  # who takes nothing hears nothing, and keeps no device busy by it
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await tell(response, Failed(error))
     except ConnectionResetError:
         pass  # the client left; there is nobody to tell
     return response

@@ -11,6 +11,7 @@ from aiohttp.typedefs import Middleware
 from zwatch.config import is_loopback
 from zwatch.errors import RequestError
 from zwatch.service.answers import Handler, route_of
+from zwatch.service.guesses import Guesses
 from zwatch.service.session import COOKIE, Sessions
 
 HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
@@ -27,6 +28,7 @@ class Door:
         self._token = token
         self.sessions = None if token is None else Sessions(token)
         """None where no token is needed, so no cookie either."""
+        self.guesses = Guesses()
 
     def opens_for(self, given: str) -> bool:
         """Say whether this is the token; how long that takes tells nothing about it."""

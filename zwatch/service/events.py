@@ -46,7 +46,7 @@ async def stream_changes(
 
 
 async def open_stream(request: web.Request) -> web.StreamResponse:
-    """Begin an answer of server-sent events."""
+    """Begin an answer of server-sent events. Their routes take no HEAD: the events would follow it all the same."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)

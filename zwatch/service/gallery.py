@@ -1,13 +1,16 @@
 """The output directory: image files under names that sort by time, and an index of them in memory."""
 
 import bisect
+import errno
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 """Of a file's name, by format."""
@@ -42,7 +45,7 @@ def created(name: str) -> datetime | None:
 class Gallery:
     """All images of one directory. Everything here blocks, and only one thread may call it.
 
-    A file appears under its name whole or not at all. `max_images` and `max_bytes` delete the oldest.
+    A file appears under its name whole or not at all. Beyond `max_images` and `max_bytes` the oldest are deleted.
     """
 
     def __init__(self, directory: Path, max_images: int | None, max_bytes: int | None) -> None:
@@ -60,14 +63,13 @@ class Gallery:
         return len(self._names)
 
     def open(self) -> None:
-        """Make the directory, remove what a crash left half-written, and learn what there is.
+        """Make the directory, remove what a crash left half-written, and learn what there is. `keep_limits` comes next.
 
         Raises:
             OSError: it cannot be made or read.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._look()
-        self._keep_limits()
 
     def save(self, file: bytes, seed: int, suffix: str, moment: datetime) -> str:
         """Write an image under a name of its own; return the name.
@@ -86,7 +88,6 @@ class Gallery:
         finally:
             part.unlink(missing_ok=True)
         self._add([(name, len(file))])
-        self._keep_limits()
         return name
 
     def read(self, name: str) -> bytes | None:
@@ -94,8 +95,7 @@ class Gallery:
         if order(name) is None:
             return None
         try:
-            # No link is followed: the directory may be writable for others.
-            with open(os.open(self.directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            with opened(self.directory / name) as file:
                 return file.read()
         except OSError:
             return None
@@ -104,7 +104,7 @@ class Gallery:
         """Return up to `limit` names, newest first, all of them older than `before`."""
         self._look_again()
         place = order(before) if before is not None else None
-        end = len(self._names) if place is None else bisect.bisect_left(self._names, (place, ""))
+        end = len(self._names) if place is None else bisect.bisect_left(self._names, (place, before or ""))
         return [name for _, name in self._names[max(0, end - limit) : end][::-1]]
 
     def delete(self, name: str) -> bool:
@@ -115,11 +115,7 @@ class Gallery:
         """
         if order(name) is None:
             return False
-        try:
-            os.unlink(self.directory / name)
-            was_there = True
-        except FileNotFoundError:
-            was_there = False
+        was_there = _remove(self.directory / name)
         self.forget([name])
         return was_there
 
@@ -133,11 +129,23 @@ class Gallery:
         gone: list[str] = []
         try:
             for name in names:
-                (self.directory / name).unlink(missing_ok=True)
+                _remove(self.directory / name)
                 gone.append(name)
         finally:
             self.forget(gone)
         return len(gone)
+
+    def keep_limits(self) -> None:
+        """Delete the oldest beyond the limits; the newest stays, however large it is.
+
+        Raises:
+            OSError: one cannot be deleted.
+        """
+        excess = 0 if self._max_images is None else len(self) - self._max_images
+        if excess > 0:
+            self.delete_some(excess)
+        while self._max_bytes is not None and self.bytes > self._max_bytes and len(self) > 1:
+            self.delete_some(1)
 
     def look(self) -> None:
         """Learn what other programs added or removed, if there is a sign of it.
@@ -203,13 +211,18 @@ class Gallery:
             for entry in new:
                 bisect.insort(self._names, entry)
 
-    def _keep_limits(self) -> None:
-        """Delete the oldest beyond the limits; the newest stays, however large it is."""
-        excess = 0 if self._max_images is None else len(self) - self._max_images
-        if excess > 0:
-            self.delete_some(excess)
-        while self._max_bytes is not None and self.bytes > self._max_bytes and len(self) > 1:
-            self.delete_some(1)
+
+def opened(path: Path) -> BinaryIO:
+    """Open a regular file, and nothing else: the directory may be writable for others, who leave links and pipes.
+
+    Raises:
+        OSError: it is not there, is something else, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(descriptor, "rb")
 
 
 def _give_name(part: Path, name: Path) -> bool:
@@ -233,7 +246,15 @@ def _size(path: str) -> int | None:
         found = os.lstat(path)
     except OSError:
         return None
-    return found.st_size if (found.st_mode & 0o170000) == 0o100000 else None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _remove(path: Path) -> bool:
+    """Remove an image; say whether there was one. What else has its name (a directory) is none of ours."""
+    if _size(str(path)) is None:
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _remove_stale(path: Path) -> None:

@@ -94,9 +94,8 @@ class Present(Collector):
         view = self._services.history.view()
         yield _gauge("zwatch_history_images", "Images in the output directory.", view["images"])
         yield _gauge("zwatch_history_bytes", "Bytes of them together.", view["bytes"])
-        yield _gauge(
-            "zwatch_history_fault", "Whether the last image could not be kept.", int(view["fault"] is not None)
-        )
+        fault = int(view["fault"] is not None)
+        yield _gauge("zwatch_history_fault", "Whether images cannot be kept, or old ones not be deleted.", fault)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,18 +1,20 @@
 """The history: every image that was made, kept in the output directory, behind the event loop."""
 
 import logging
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from zwatch.bridge import Bridge
 from zwatch.errors import RequestError
-from zwatch.service.gallery import Gallery, created, order
+from zwatch.service.gallery import Gallery, created, opened, order
 from zwatch.service.infotext import Details, read_details
-from zwatch.service.parameters import invalid
+from zwatch.service.parameters import SEEDS, invalid
 
 _log = logging.getLogger(__name__)
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _AT_ONCE = 500
 """Files deleted in one go when all are; saves go between."""
 
@@ -22,29 +24,37 @@ class History:
 
     def __init__(self, bridge: Bridge, directory: Path, max_images: int | None, max_bytes: int | None) -> None:
         self.fault: str | None = None
-        """Why the last image could not be kept, or None."""
+        """Why the last images could not be kept, or older ones not be deleted for them; or None."""
         self._bridge = bridge
         self._gallery = Gallery(directory, max_images, max_bytes)
 
     async def open(self) -> None:
         """Learn what the directory has. Other calls wait for it."""
+        fault = None
         try:
             await self._bridge.run("history", self._gallery.open)
+            await self._bridge.run("history", self._gallery.keep_limits)
         except OSError as error:
-            self._complain(error)
+            fault = self._in_words("images cannot be kept", error)
+        self._tell(fault)
 
     async def save(self, files: list[tuple[int, bytes]], suffix: str) -> list[str | None]:
         """Keep the files of these seeds; return each one's name, or None if it could not be kept."""
         names: list[str | None] = []
+        fault: str | None = None
         for seed, file in files:
             try:
                 names.append(
                     await self._bridge.run("history", self._gallery.save, file, seed, suffix, datetime.now(UTC))
                 )
-                self.fault = None
             except OSError as error:
-                self._complain(error)
+                fault = self._in_words("images cannot be kept", error)
                 names.append(None)
+        try:
+            await self._bridge.run("history", self._gallery.keep_limits)
+        except OSError as error:  # what was just saved is there all the same
+            fault = fault or self._in_words("old images cannot be deleted", error)
+        self._tell(fault)
         return names
 
     async def read(self, name: str) -> bytes:
@@ -123,9 +133,11 @@ class History:
             "fault": self.fault,
         }
 
-    def _complain(self, error: OSError) -> None:
-        fault = f"{self._gallery.directory}: images cannot be kept: {error.strerror or error}"
-        if self.fault is None:
+    def _in_words(self, what: str, error: OSError) -> str:
+        return f"{self._gallery.directory}: {what}: {error.strerror or error}"
+
+    def _tell(self, fault: str | None) -> None:
+        if fault is not None and self.fault is None:
             _log.warning("%s; requests are answered all the same. See --output-dir and --no-history", fault)
         self.fault = fault
 
@@ -146,7 +158,7 @@ def missing(name: str) -> RequestError:
 def _row(path: Path) -> dict[str, Any] | None:
     """Return what the list says of an image, from its file's head; None if it is gone."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             details = read_details(file)
     except FileNotFoundError:
         return None
@@ -157,14 +169,19 @@ def _row(path: Path) -> dict[str, Any] | None:
         "name": path.name,
         "url": f"/history/{path.name}",
         "version": details.version or None,
-        "digest": details.digest or None,
-        "seed": request.get("seed", found[1] if found else None),
-        "prompt": request.get("prompt"),
-        "width": request.get("width"),
-        "height": request.get("height"),
-        "steps": request.get("steps"),
+        "digest": details.digest if _DIGEST.fullmatch(details.digest) else None,
+        "seed": _whole(request.get("seed", found[1] if found else None)),
+        "prompt": prompt if isinstance(prompt := request.get("prompt"), str) else None,
+        "width": _whole(request.get("width")),
+        "height": _whole(request.get("height")),
+        "steps": _whole(request.get("steps")),
         "created": None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _whole(value: object) -> int | None:
+    """Return what a file says where a number should stand; None if it says something else."""
+    return value if type(value) is int and 0 <= value < SEEDS else None
 
 
 def _undeletable(error: OSError) -> RequestError:

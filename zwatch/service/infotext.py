@@ -18,6 +18,8 @@ _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
 _UNICODE = b"UNICODE\0"
 """The standard's prefix for a comment in UTF-16."""
+_MARK = "Steps: "
+"""Stands in every text of AUTOMATIC1111's."""
 _JPEG_EXIF = 65_000
 """Most bytes that we put into the EXIF of a JPEG: its segment has 65,533 for all of it."""
 
@@ -129,7 +131,9 @@ def _text(value: object) -> str:
         return ""
     if value.startswith(_UNICODE):
         raw = value.removeprefix(_UNICODE)
-        # The standard leaves the byte order open; most write big-endian. Latin letters tell, which all such texts have.
-        order = "utf-16-le" if raw[1::2].count(0) > raw[0::2].count(0) else "utf-16-be"
-        return raw.decode(order, "replace")
+        # The standard leaves the byte order open; most write big-endian. A word that all such texts have tells, else
+        # Latin letters. They alone would not do: in the other order 一 (U+4E00) is an N.
+        big, little = raw.decode("utf-16-be", "replace"), raw.decode("utf-16-le", "replace")
+        looks_little = _MARK in little or raw[1::2].count(0) > raw[0::2].count(0)
+        return little if looks_little and _MARK not in big else big
     return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace")

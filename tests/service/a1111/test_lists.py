@@ -1,15 +1,18 @@
 """What there is to choose from, and what stands in an image."""
 
+import asyncio
 import base64
 import io
 import json
 import random
+import zlib
 
 import pytest
 from PIL import Image, PngImagePlugin
 
 from zwatch.errors import RequestError
 from zwatch.service.a1111.pnginfo import parse_infotext, png_info
+from zwatch.service.routes.a1111 import MOST_READERS, READERS
 
 PREFIX = "data:image/png;base64,"
 
@@ -58,6 +61,29 @@ async def test_an_image_may_be_larger_than_other_requests(client):
     assert len(image) > 2**22
     status, _, found = await client.call("POST", "/sdapi/v1/png-info", data=io.BytesIO(b'{"image": "%b"}' % image))
     assert (status, found) == (200, {"info": "", "items": {}, "parameters": {}})
+
+
+async def test_an_image_that_is_compressed_once_more_is_no_larger_than_other_requests(client):
+    headers = {"Content-Encoding": "deflate"}
+    small = zlib.compress(b'{"image": "aGVsbG8="}')
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=small, headers=headers))[0] == 400
+    large = zlib.compress(b'{"image": "%b"}' % (b"A" * 2**21))
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=large, headers=headers))[0] == 413
+
+
+async def test_only_so_many_images_are_held_in_memory_and_the_others_wait(client):
+    host, port = client.url.removeprefix("http://").split(":")
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(MOST_READERS)]
+    for _, writer in held:
+        writer.write(b"POST /sdapi/v1/png-info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{")
+    while not client.app[READERS].locked():
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(client.call("POST", "/sdapi/v1/png-info", json={"image": "aGVsbG8="}))
+    assert (await client.call("GET", "/health/live"))[0] == 200
+    assert not waiting.done()
+    for _, writer in held:
+        writer.close()
+    assert (await asyncio.wait_for(waiting, 10))[0] == 400
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The history by HTTP."""
 
+import errno
 import json
 import shutil
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 
 @pytest.fixture
@@ -84,6 +86,23 @@ async def test_a_file_that_is_no_image_is_listed_without_details(filled, tmp_pat
 
 
 @pytest.mark.parametrize(
+    "request_text",
+    ['{"prompt": NaN, "seed": -Infinity, "width": Infinity}', '{"prompt": ["x"], "seed": "5", "steps": {}, "height": true}',
+     '{"prompt": ' + "[" * 900 + "]" * 900 + ', "seed": ' + "9" * 4000 + "}"],
+)  # fmt: skip
+async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unreadable(filled, tmp_path, request_text):
+    client, _ = filled
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("zwatch_request", request_text)
+    chunks.add_text("zwatch_digest", "none")
+    Image.new("RGB", (8, 8)).save(tmp_path / "output" / "20990101_000000_seed5.png", pnginfo=chunks)
+    client.services.history._gallery._looked = -1e9
+    async with client.http.get(client.url + "/history?limit=1") as response:
+        [row] = json.loads(await response.read(), parse_constant=pytest.fail)["images"]
+    assert [row[name] for name in ("digest", "prompt", "seed", "width", "height", "steps")] == [None] * 6
+
+
+@pytest.mark.parametrize(
     "query", ["limit=0", "limit=501", "limit=x", "limit=-1", "limit=", "before=x", "before=../x.png"]
 )
 async def test_odd_questions_are_the_clients_fault(client, query):
@@ -141,6 +160,24 @@ async def test_a_limit_deletes_the_oldest(start, tmp_path):
         await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
         _, _, page = await client.call("GET", "/history")
         assert [image["seed"] for image in page["images"]] == [4, 3]
+
+
+async def test_an_image_that_is_kept_is_named_also_when_no_older_one_can_be_deleted(
+    start, tmp_path, monkeypatch, caplog
+):
+    def stuck(limit):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    async with start(history_max_images=1) as client:
+        await client.serves()
+        monkeypatch.setattr(client.services.history._gallery, "delete_some", stuck)
+        for seed in (1, 2):
+            body = {"prompt": "x", "seed": seed}
+            _, _, made = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+            assert (tmp_path / "output" / made["images"][0]["name"]).exists()
+        _, _, status = await client.call("GET", "/status")
+        assert status["history"]["fault"].endswith("old images cannot be deleted: Operation not permitted")
+        assert "old images cannot be deleted" in caplog.text
 
 
 async def test_what_was_made_before_a_restart_is_there_after_it(start, tmp_path):

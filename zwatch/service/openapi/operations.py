@@ -1,7 +1,7 @@
 """Describes what looks after the service: metrics, this document, the page's cookie."""
 
 from zwatch.service import parameters as limits
-from zwatch.service.openapi.parts import Json, body_obj, obj, ok, operation, other, ref, text
+from zwatch.service.openapi.parts import Json, body_obj, error_answer, obj, ok, operation, other, ref, text
 
 _TAG = "operations"
 
@@ -18,7 +18,11 @@ PATHS: Json = {
     "/login": {
         "post": operation(
             _TAG, "login", "Exchange the token for the page's cookie",
-            {"200": ok("The cookie is set.", ref("Said"), headers=_SET_COOKIE)}, 401,
+            {
+                "200": ok("The cookie is set.", ref("Said"), headers=_SET_COOKIE),
+                "429": error_answer(429, "Too many wrong tokens came from this address."),
+            },
+            401,
             body=body_obj({"token": text(minLength=1, maxLength=limits.MAX_PROMPT, pattern=r"\S")}, required=("token",)),
             is_open=True,
         ),

@@ -1,5 +1,7 @@
 """The calls, one module a subject; each has its table of routes."""
 
+import asyncio
+
 from aiohttp import web
 
 from zwatch.service.a1111.clients import CLIENTS, Clients
@@ -11,3 +13,4 @@ def add_routes(app: web.Application) -> None:
     for module in (generate, jobs, history, openai, a1111, status, admin, login, operations):
         app.add_routes(module.ROUTES)
     app[CLIENTS] = Clients()
+    app[a1111.READERS] = asyncio.Semaphore(a1111.MOST_READERS)

@@ -1,5 +1,6 @@
 """AUTOMATIC1111's calls: as much of its web API as its clients need to make images here."""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from zwatch.service.parameters import parse_json, text
 from zwatch.service.results import served_headers
 from zwatch.service.services import SERVICES, Services
 
+READERS = web.AppKey("readers", asyncio.Semaphore)
+MOST_READERS = 4
+"""Images that are read at a time: each may take 32 MiB, and as much again without its base64."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -104,8 +108,11 @@ async def checkpoints(request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """Say what an image was made from."""
     services = request.app[SERVICES]
-    raw = await read_body(request.clone(client_max_size=MAX_BODY))
-    return answer(await services.bridge.run("encode", png_info, raw))
+    # What is compressed unfolds on the event loop: no more of it than elsewhere. Images are compressed in themselves.
+    is_plain = "Content-Encoding" not in request.headers
+    async with request.app[READERS]:
+        raw = await read_body(request.clone(client_max_size=MAX_BODY) if is_plain else request)
+        return answer(await services.bridge.run("encode", png_info, raw))
 
 
 async def memory(request: web.Request) -> web.Response:

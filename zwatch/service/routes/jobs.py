@@ -64,6 +64,6 @@ ROUTES = [
     web.post("/jobs", submit),
     web.get("/jobs/{id}", show),
     web.delete("/jobs/{id}", cancel),
-    web.get("/jobs/{id}/events", events),
+    web.get("/jobs/{id}/events", events, allow_head=False),
     web.get("/jobs/{id}/images/{number}", image),
 ]

@@ -10,10 +10,13 @@ from zwatch.service.session import COOKIE, SESSION_SECONDS
 
 async def login(request: web.Request) -> web.Response:
     """Exchange the token for the cookie."""
+    door, address = request.app[DOOR], request.remote or ""
     body = parse_json(await read_body(request))
     refuse_unknown(body, ("token",))
-    door, given = request.app[DOOR], text(body, "token", None)
+    given = text(body, "token", None)
+    door.guesses.check(address)
     if not door.opens_for(given):
+        door.guesses.count(address)
         raise unauthorized(request, "the token is wrong")
     response = answer({"status": "success", "message": "logged in"})
     if door.sessions is not None:

@@ -82,7 +82,7 @@ ROUTES = [
     web.get("/status", status),
     web.get("/attempts", attempts),
     web.get("/versions", versions),
-    web.get("/events", events),
+    web.get("/events", events, allow_head=False),
     web.get("/health", health),
     web.get("/health/live", live),
     web.get("/health/ready", ready),
