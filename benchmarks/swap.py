@@ -6,9 +6,10 @@
 
 One request runs and one waits, so the device is never idle. Three versions go round, v1 → v2 → v3 → v1…: what served
 before the last stays resident, so with two each swap after the first would find its version there. v1 and v2 differ in
-the transformer, v3 in everything. Each request's start, end, version and seed is noted. "Steady" is before the first
-swap; "during" are requests for which the device worked at any moment between `ln` and the promotion. Two latencies: what
-a client sees, which includes its wait for the request before, and `served`, without that wait.
+the transformer, v3 in everything. Each request's start, end, version and seed is noted. Two latencies: what
+a client sees, which includes its wait for the request before, and `served`, without that wait. "During" are those of which
+any moment lay between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
+measured in the same minutes and with the same versions.
 
 With `--leave`, another process takes all of the device's memory but so much: too little for two versions. Then the new
 one is verified in host memory, and requests are held while the two change places.
@@ -200,25 +201,18 @@ def finish(data: Json, clock: Clock) -> None:
     """Say what it comes to."""
     requests, swaps = list(data["requests"]), data["swaps"]
     good = [one for one in requests if one["status"] == 200]
-    first = min((one["start"] for one in swaps), default=float("inf"))
-    kinds: dict[str, list[Json]] = {"steady": [], "during": [], "between": []}
     for one in good:
         served = one["start"] + one["timings"]["queue"]
         one["latency"], one["served"] = one["end"] - one["start"], one["end"] - served
-        if any(served < load["end"] and one["end"] > load["start"] for load in swaps):
-            one["kind"] = "during"
-        elif one["end"] < first:
-            one["kind"] = "steady" if served >= data["settled"] else "warm-up"
-        else:
-            one["kind"] = "between"
-        if one["kind"] in kinds:
-            kinds[one["kind"]].append(one)
-    data["summary"] = summarise(kinds, requests, swaps)
+        for measure_, begun in (("latency", one["start"]), ("served", served)):
+            during = any(begun < load["end"] and one["end"] > load["start"] for load in swaps)
+            one[f"{measure_}_kind"] = "during" if during else "steady" if served >= data["settled"] else "warm-up"
+    data["summary"] = summarise(good, requests, swaps)
     data["goals"] = goals(data)
     data["seconds"] = round(clock.passed, 1)
 
 
-def summarise(kinds: dict[str, list[Json]], requests: list[Json], swaps: list[Json]) -> Json:
+def summarise(good: list[Json], requests: list[Json], swaps: list[Json]) -> Json:
     """Return medians and p99, and their ratios to the steady state's."""
     found: Json = {"requests": len(requests), "failed": sum(one["status"] != 200 for one in requests)}
     found["wrong_version"] = sum(
@@ -226,18 +220,18 @@ def summarise(kinds: dict[str, list[Json]], requests: list[Json], swaps: list[Js
     )
     for measure_ in ("latency", "served"):
         found[measure_] = {}
-        for kind, chosen in kinds.items():
-            values = [one[measure_] for one in chosen]
+        for kind in ("steady", "during"):
+            values = [one[measure_] for one in good if one[f"{measure_}_kind"] == kind]
             if values:
                 found[measure_][kind] = {
                     "n": len(values), "median": round(statistics.median(values), 4),
                     "p99": round(quantile(values, 0.99), 4), "longest": round(max(values), 4),
                 }  # fmt: skip
-        steady = found[measure_].get("steady")
-        for kind in ("during", "between"):
-            if steady and kind in found[measure_]:
-                ratios = {part: round(found[measure_][kind][part] / steady[part], 4) for part in ("median", "p99")}
-                found[measure_][f"{kind} / steady"] = ratios
+        if found[measure_].keys() >= {"steady", "during"}:
+            steady, during = found[measure_]["steady"], found[measure_]["during"]
+            found[measure_]["during / steady"] = {
+                part: round(during[part] / steady[part], 4) for part in ("median", "p99")
+            }
     if swaps:
         seconds = [one["end"] - one["start"] for one in swaps]
         promotions = [one["phases"]["promote"] for one in swaps if "promote" in one["phases"]]
@@ -343,9 +337,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=("full", "tiny"), default="full", help="tiny: a smoke test (%(default)s)")
     parser.add_argument("--device", help="cuda or cpu (cuda if nvidia-smi finds one)")
     parser.add_argument("--swaps", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--steady", type=int, default=30, help="requests of the steady state (%(default)s)")
+    parser.add_argument("--steady", type=int, default=12, help="requests before the first swap (%(default)s)")
     parser.add_argument("--warm-up", type=int, default=4, help="requests before that (%(default)s)")
-    parser.add_argument("--between", type=int, default=2, help="requests after a swap before the next (%(default)s)")
+    parser.add_argument("--between", type=int, default=4, help="requests after a swap before the next (%(default)s)")
     parser.add_argument(
         "--pause", type=float, default=1.5, help="least seconds after a swap before the next (%(default)s)"
     )

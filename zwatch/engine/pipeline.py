@@ -106,7 +106,7 @@ class Engine:
         """
         timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
         with self._turn, self.device.measured_request(), torch.inference_mode():
-            with _timed(timings, "encode"):
+            with _timed(timings, "encode"), self.device.launching():
                 truncated = self.is_truncated(parameters.prompt)
                 positive, negative = self._encode(parameters)
             images, finite = [], True

@@ -25,7 +25,7 @@ SPARE = 2 * 2**30
 SMALL_PIECE = 2**20
 """Bytes up to which torch's CUDA allocator serves from shared blocks, of 2 MiB."""
 SMALL_PIECES = 32
-"""So many are allocated once at the start: torch keeps their blocks, and a load finds room for its small things."""
+"""So many are allocated once on each stream: torch keeps their blocks, and a load finds room for its small things."""
 
 
 class Device:
@@ -43,7 +43,8 @@ class Device:
         self._lock = threading.Lock()
         self._begun = 0  # of what is done beside requests
         self._going_on = 0
-        self._serving = 0  # images being made
+        self._serving: set[int] = set()  # threads that make images
+        self._launching = 0  # by one of them at a time
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._cuda = _Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
@@ -189,14 +190,26 @@ class Device:
         if self._cuda is None:
             yield
             return
-        with self._lock:
-            self._serving += 1
+        me = threading.get_ident()
+        self._serving.add(me)
         try:
             with torch.cuda.stream(self._cuda.serving):
                 yield
         finally:
-            with self._lock:
-                self._serving -= 1
+            self._serving.discard(me)
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Do work that the device has done before Python has asked for it all. In `serving`, what gives way stands still
+        meanwhile."""
+        if threading.get_ident() not in self._serving:
+            yield
+            return
+        self._launching += 1
+        try:
+            yield
+        finally:
+            self._launching -= 1
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -213,7 +226,9 @@ class Device:
 
     def giving_way(self) -> AbstractContextManager[object]:
         """Call torch from Python inside without taking the interpreter from images being made; see `GivingWay`."""
-        return nullcontext() if self._cuda is None else GivingWay(lambda: self._serving > 0)
+        return (
+            nullcontext() if self._cuda is None else GivingWay(lambda: bool(self._serving), lambda: self._launching > 0)
+        )
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -262,8 +277,13 @@ class _Cuda:
             compiler.shutdown(wait=False)
             self._reader = PinnedReader(self.copies)
             self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
-            with torch.cuda.stream(self.beside):
-                small = [torch.empty(SMALL_PIECE, dtype=torch.uint8, device=device) for _ in range(SMALL_PIECES)]
+            for stream in (self.beside, self.serving):
+                with torch.cuda.stream(stream):
+                    small = [torch.empty(SMALL_PIECE, dtype=torch.uint8, device=device) for _ in range(SMALL_PIECES)]
+            # Whatever brings a number or a count to the host takes a pinned piece for a moment; two threads do.
+            small += [
+                torch.empty(2**power, dtype=torch.uint8, pin_memory=True) for power in range(13) for _ in range(4)
+            ]
             del small
 
     def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
