@@ -476,3 +476,8 @@ def test_a_copied_version_under_another_name_shares_all_but_the_stamped_transfor
     v3 = build(factory, models, "v3", control)
     assert sorted(control.shared) == ["text_encoder", "vae"]
     assert np.array_equal(pixels(v1), pixels(v3))
+
+
+def test_the_text_encoder_keeps_no_keys_and_values(factory, tiny_versions):
+    encoder = build(factory, tiny_versions, "v1")._pipeline.text_encoder
+    assert encoder(input_ids=torch.ones(1, 8, dtype=torch.long)).past_key_values is None

@@ -44,7 +44,7 @@ class Card:
 
     def fill(self, room):
         """Take memory until no more than so many bytes are left for weights beside making images."""
-        torch.cuda.empty_cache()
+        self.relieve()
         self.device.give_room()
         # What torch keeps in small blocks it will not give to a large request; it stays out of this.
         most = torch.cuda.mem_get_info()[0] - max(0, self.device.request_peak + room) - 64 * PAGE
@@ -85,10 +85,10 @@ def test_a_version_without_room_beside_takes_the_others_place_and_back(card):
     fresh = EngineFactory("cuda")
     expected = {name: pixels(build(fresh, MODELS, name)) for name in ("v1", "v2")}
     del fresh
-    card.fill(2**20)
     held = card.device._held
     engine = card.old
     for name in ("v2", "v1"):
+        card.fill(3 * 2**20)  # each time: CUDA's libraries take a little more memory now and then
         directory, planned = card.plan(name)
         assert card.factory.lacks(planned)
         assert card.factory.fits_instead(planned, engine, [])
@@ -113,7 +113,7 @@ def test_what_would_not_even_fit_instead_is_refused_with_both_counts(card):
 
 
 def test_a_load_that_runs_out_of_memory_half_way_is_rejected_and_gives_everything_back(card, monkeypatch):
-    card.fill(2**20)
+    card.fill(3 * 2**20)
     held = card.device._held
     monkeypatch.setattr(card.device, "has_room", lambda sizes: True)  # others took it in between
     card.take_all()

@@ -144,7 +144,8 @@ def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: D
 
 def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     config = _config(small, "text_encoder")
-    model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config)))
+    # No token follows the prompt: to keep its keys and values would take 72 MiB for Qwen3-4B, and time.
+    model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config | {"use_cache": False})))
     # Files saved from Qwen3ForCausalLM hold the same tensors below "model.", and a head that no image needs.
     if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
