@@ -91,11 +91,26 @@ def table(data: Json) -> list[str]:
 COLOURS = {"zwatch": "#d1495b", "peer": "#8d99ae", "limit": "#e2e4ea"}
 
 
+def _served(data: Json) -> list[Json]:
+    """Return rows for what the service loaded beside a serving version, the files in the page cache."""
+    rows = []
+    for kind, label in (("full", "all files"), ("transformer", "only the transformer changed")):
+        turns = [one["attempt"] for one in data["server"].get(kind, [])]
+        if turns:
+            speed = statistics.median(one["bytes"] / one["resolve_to_verified"] / 1e9 for one in turns)
+            rows.append({"name": f"zwatch serving, {label}", "group": "hot", "kind": "zwatch", "gb_per_s": speed})
+    return rows
+
+
 def draw(data: Json, path: Path) -> None:
     """Draw the rows as bars in GB/s, hot above cold, each on a scale of its own."""
     groups = {
         group: sorted(
-            (one for one in data["rows"] + data["limits"] if one["group"] == group and "b3sum" not in one["name"]),
+            (
+                one
+                for one in data["rows"] + data["limits"] + _served(data)
+                if one["group"] == group and "b3sum" not in one["name"]
+            ),
             key=lambda one: -one["gb_per_s"],
         )
         for group in ("hot", "cold")
@@ -114,7 +129,8 @@ def draw(data: Json, path: Path) -> None:
             if both:
                 axes.barh(place, both["gb_per_s"], height=0.32, color="#2b2d42")
                 text += f"  ({both['gb_per_s']:.2f} verified)"
-            axes.text(speed + longest * 0.008, place, text, va="center", fontsize=8)
+            end = max(speed, both["gb_per_s"]) if both else speed
+            axes.text(end + longest * 0.008, place, text, va="center", fontsize=8)
         axes.set_yticks(range(len(shown)), [one["name"] for one in shown], fontsize=8)
         for label, one in zip(axes.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if one["kind"] == "zwatch" else "normal")
