@@ -255,6 +255,22 @@ def test_a_callback_that_raises_does_not_kill_it(root, bell, caplog):
         doorbell.stop()
 
 
+def test_an_observer_that_does_not_stop_is_left_behind(root, bell, doorbell, monkeypatch, caplog):
+    doorbell.tend()
+    go, stop = threading.Event(), doorbell._observer.stop
+
+    def hang():
+        assert go.wait(30)
+        stop()
+
+    monkeypatch.setattr(doorbell._observer, "stop", hang)
+    monkeypatch.setattr(watch, "_STOP_SECONDS", 0.05)
+    doorbell.stop()
+    assert doorbell.kind == "none"
+    assert [record.message for record in caplog.records] == [f"the observer of {root} does not stop; it is left behind"]
+    go.set()
+
+
 def test_after_stopping_it_neither_rings_nor_leaves_a_thread(root, bell, doorbell):
     doorbell.tend()
     doorbell.stop()

@@ -28,6 +28,7 @@ _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent, FileDeletedEvent, FileMovedEvent, FileClosedEvent, DirCreatedEvent, DirDeletedEvent, DirMovedEvent,
 ]  # fmt: skip
 _POLL_SECONDS = 1.0
+_STOP_SECONDS = 2 * _POLL_SECONDS
 
 
 class Doorbell:
@@ -112,10 +113,19 @@ class Doorbell:
 
     def _stop(self) -> None:
         if self._observer is not None:
-            self._observer.stop()
-            if self._observer.is_alive():
-                self._observer.join(timeout=2 * _POLL_SECONDS)
+            # It waits for threads of its own, for ever if one hangs; all of them end with the process.
+            stopping = threading.Thread(target=_stopped, args=(self._observer,), name="zwatch-unwatch", daemon=True)
+            stopping.start()
+            stopping.join(_STOP_SECONDS)
+            if stopping.is_alive():
+                _log.warning("the observer of %s does not stop; it is left behind", self._root)
         self._observer = self._watched = None
+
+
+def _stopped(observer: BaseObserver) -> None:
+    observer.stop()
+    if observer.is_alive():
+        observer.join()
 
 
 def _polling() -> BaseObserver:
