@@ -1,5 +1,6 @@
 """What the benchmarks share: versions to load, the page cache, a served zwatch, facts of the machine, results."""
 
+import argparse
 import ctypes
 import http.client
 import json
@@ -105,6 +106,42 @@ class Results:
         for path in self._private:
             text = text.replace(path, "…")
         return re.sub(r"(?<![\w.…])/(?:[\w.+-]+/)+", "…/", text)[:300]
+
+
+# --- the command line
+
+
+def command_line(about: str, name: str) -> argparse.ArgumentParser:
+    """Return the options that a benchmark of versions has; `name` is its result's."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="where everything is written: on the disk that is to be measured"
+    )
+    parser.add_argument("--models", type=Path, metavar="DIR", help="where the versions are, or will be (WORK/models)")
+    parser.add_argument("--preset", choices=("full", "tiny"), default="full", help="tiny: a smoke test (%(default)s)")
+    parser.add_argument("--device", help="cuda or cpu (cuda if nvidia-smi finds one)")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="leave out what does not fit any more")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the result (%(default)s)")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this result again")
+    return parser
+
+
+def parsed(
+    parser: argparse.ArgumentParser, table: Callable[[Json], list[str]], draw: Callable[[Json, Path], None]
+) -> argparse.Namespace:
+    """Return the options, complete. Where they only ask for an old result again, show that and exit."""
+    options = parser.parse_args()
+    if options.draw:
+        data = json.loads(options.draw.read_text())
+        print("\n".join(table(data)))
+        draw(data, options.draw.with_suffix(".png"))
+        sys.exit()
+    if options.work is None:
+        parser.error("--work is needed: a folder with room for three versions")
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.models = options.models or options.work / "models"
+    options.device = options.device or ("cuda:0" if machine(HERE)["gpu"] else "cpu")
+    return options
 
 
 # --- facts

@@ -32,7 +32,6 @@ from pathlib import Path
 
 from common import (
     HERE,
-    RESULTS,
     ROOT,
     B3sum,
     Clock,
@@ -42,11 +41,13 @@ from common import (
     ServerError,
     Version,
     cached_share,
+    command_line,
     drop,
     machine,
     make_versions,
     now,
     packages,
+    parsed,
     read_plainly,
     summary,
 )
@@ -172,8 +173,7 @@ class Bench:
         self.options = options
         self.clock = Clock(options.deadline)
         self.device = options.device
-        self.models: Path = options.models or options.work / "models"
-        options.work.mkdir(parents=True, exist_ok=True)
+        self.models: Path = options.models
         self.b3sum = B3sum()
         self.pause = 0.3 if options.preset == "tiny" else 1.5
         self.contenders = [one for one in contenders() if self.wanted(one.label)]
@@ -527,11 +527,7 @@ def _attempt(attempt: Json) -> Json:
 
 def main() -> None:
     """Measure, print the table, and write the result and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="where everything is written: on the disk that is to be measured")
-    parser.add_argument("--models", type=Path, help="where the versions are, or will be (WORK/models)")
-    parser.add_argument("--preset", choices=("full", "tiny"), default="full", help="tiny: a smoke test (%(default)s)")
-    parser.add_argument("--device", help="cuda or cpu (cuda if nvidia-smi finds one)")
+    parser = command_line(__doc__, "load")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each loader, page cache hot (%(default)s)")
     parser.add_argument(
         "--cold-repeats", type=int, default=2, help="turns of zwatch and plain reads, cold (%(default)s)"
@@ -541,22 +537,10 @@ def main() -> None:
         "--only", nargs="+", metavar="NAME", help="parts of names: server, limits, zwatch, safetensors…"
     )
     parser.add_argument("--peers", type=Path, metavar="DIR", help="a folder with other loaders, `pip install --target`")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="leave out what does not fit any more")
-    parser.add_argument("--out", type=Path, default=RESULTS / "load.json", help="the result (%(default)s)")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this result again")
-    options = parser.parse_args()
-    if options.draw:
-        data = json.loads(options.draw.read_text())
-        print("\n".join(table(data)))
-        draw(data, options.draw.with_suffix(".png"))
-        return
-    if options.work is None:
-        parser.error("--work is needed: a folder on the disk that is to be measured")
-    options.device = options.device or ("cuda:0" if machine(HERE)["gpu"] else "cpu")
-    bench = Bench(options)
+    bench = Bench(parsed(parser, table, draw))
     bench.run()
     print("\n".join(table(bench.data)))
-    draw(bench.data, options.out.with_suffix(".png"))
+    draw(bench.data, bench.results.path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ one is verified in host memory, and requests are held while the two change place
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -27,8 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common import (
-    HERE,
-    RESULTS,
     Clock,
     Json,
     Results,
@@ -37,10 +34,12 @@ from common import (
     Version,
     cached_share,
     canvas,
+    command_line,
     machine,
     make_versions,
     now,
     packages,
+    parsed,
     place_line,
     quantile,
     read_plainly,
@@ -144,7 +143,7 @@ def crowded(device: str, leave: float | None) -> Iterator[int | None]:
 
 def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None:
     """Run the stream and the swaps."""
-    models: Path = options.models or options.work / "models"
+    models: Path = options.models
     versions = make_versions(models, options.preset, options.device, clock)
     for version in versions:
         for path in version.weights:
@@ -331,11 +330,7 @@ def draw(data: Json, path: Path) -> None:
 
 def main() -> None:
     """Measure, print the table, and write the result and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="where everything is written")
-    parser.add_argument("--models", type=Path, help="where the versions are, or will be (WORK/models)")
-    parser.add_argument("--preset", choices=("full", "tiny"), default="full", help="tiny: a smoke test (%(default)s)")
-    parser.add_argument("--device", help="cuda or cpu (cuda if nvidia-smi finds one)")
+    parser = command_line(__doc__, "swap")
     parser.add_argument("--swaps", type=int, default=20, help="(%(default)s)")
     parser.add_argument("--steady", type=int, default=12, help="requests before the first swap (%(default)s)")
     parser.add_argument("--warm-up", type=int, default=4, help="requests before that (%(default)s)")
@@ -348,22 +343,10 @@ def main() -> None:
     parser.add_argument(
         "--leave", type=float, metavar="GB", help="let another process take the device's memory but so much (nothing)"
     )
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="make fewer swaps if time runs out")
-    parser.add_argument("--out", type=Path, default=RESULTS / "swap.json", help="the result (%(default)s)")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this result again")
-    options = parser.parse_args()
-    if options.draw:
-        data = json.loads(options.draw.read_text())
-        print("\n".join(table(data)))
-        draw(data, options.draw.with_suffix(".png"))
-        return
-    if options.work is None:
-        parser.error("--work is needed: a folder with room for three versions")
-    options.device = options.device or ("cuda:0" if machine(HERE)["gpu"] else "cpu")
+    options = parsed(parser, table, draw)
     clock = Clock(options.deadline)
-    options.work.mkdir(parents=True, exist_ok=True)
     results = Results(
-        options.out, [options.work, *([options.models] if options.models else [])],
+        options.out, [options.work, options.models],
         benchmark="swap", started=now(), machine=machine(options.work),
         versions=packages("torch", "diffusers", "transformers", "triton", "blake3", "aiohttp"),
         settings={
