@@ -222,7 +222,7 @@ async def pinning(service, monkeypatch):
         return reserve(sizes)
 
     monkeypatch.setattr(device.host, "reserve", pin)
-    service.supervisor._unprepared = service.gate.serving("current").key
+    service.supervisor._preparation.note_promoted(service.gate.serving("current").key)
     service.supervisor.ring()
     await service.until(going_on.is_set)
     return go
@@ -253,9 +253,10 @@ async def test_where_there_is_room_for_two_nothing_is_pinned(service, monkeypatc
     device._budget *= 3
     monkeypatch.setattr(device, "reserve", lambda sizes: False)
     monkeypatch.setattr(device.host, "reserve", pinned.append)
-    service.supervisor._unprepared = service.gate.serving("current").key
+    service.supervisor._preparation.note_promoted(service.gate.serving("current").key)
     service.supervisor.ring()
-    await service.until(lambda: service.supervisor._preparing is not None and service.supervisor._preparing.done())
+    preparation = service.supervisor._preparation
+    await service.until(lambda: preparation._task is not None and not preparation.is_going_on)
     await service.supervisor.look_now()
     assert pinned == []
 

@@ -18,16 +18,16 @@ from zwatch.deploy.aliases import Directory, Stamp, Target
 from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout import policy
+from zwatch.rollout.exchange import Exchanger
 from zwatch.rollout.gate import Gate
-from zwatch.rollout.lifecycle import Attempt, EngineState, Key, Resident
+from zwatch.rollout.lifecycle import Attempt, EngineState, Key
 from zwatch.rollout.memory import Memory, StateFile, serialise
+from zwatch.rollout.prepare import Preparation
 from zwatch.rollout.refusals import Refusals
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
     from zwatch.engine.pipeline import Engine
-    from zwatch.shadow.device import Device
-    from zwatch.shadow.loader import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +103,11 @@ class Supervisor:
         self._state_file = state_file
         self._make_factory = make_factory
         self._memory = Memory()
+        self._preparation = Preparation(bridge, gate, self.changes.fire)
+        self._exchanger = Exchanger(self.aliases, bridge, gate, self._preparation, self.changes)
         self._states = {alias: _AliasState() for alias in aliases}
         self._loading: _Loading | None = None
         self._closing = 0
-        self._unprepared: Key | None = None
-        self._preparing: asyncio.Task[None] | None = None
         self._loads_asked = 0
         self._remembered = True
         self._bell = asyncio.Event()
@@ -190,8 +190,7 @@ class Supervisor:
         if self._loading is not None:
             self._abandon()
             await asyncio.wait([self._loading.task])
-        if self._preparing is not None:
-            self._preparing.cancel()
+        self._preparation.cancel()
         self._memory.end_run()
         await self._remember()
 
@@ -330,34 +329,8 @@ class Supervisor:
         self.changes.fire()
 
     def _prepare(self) -> None:
-        """When all is quiet after a load, have the memory of the next one ready: a swap itself allocates nothing."""
-        residents = self._gate.residents
-        if self._loading is not None or any(resident.state is EngineState.DRAINING for resident in residents):
-            return
-        if self._stopping or self._is_preparing:
-            return
-        key, self._unprepared = self._unprepared, None
-        resident = None if key is None else self._gate.resident(key)
-        if resident is not None and self.factory is not None:
-            reserving = self._reserve(self.factory.device, resident.engine, alone=len(residents) == 1)
-            self._preparing = asyncio.create_task(reserving, name="reserve")
-            self._preparing.add_done_callback(lambda _: self.changes.fire())
-
-    @property
-    def _is_preparing(self) -> bool:
-        return self._preparing is not None and not self._preparing.done()
-
-    async def _reserve(self, device: "Device", engine: "Engine", *, alone: bool) -> None:
-        """Have a shadow ready on the device; where not even one other version fits, for two in the host's memory: what
-        comes, and what makes room for it."""
-        sizes = engine.sizes
-        files = [buffer.size for component in engine.components for buffer in component.buffers]
-        try:
-            reserved = await self._bridge.run("load", device.reserve, sizes)
-            if not reserved and alone and not await self._bridge.run("inspect", device.has_room, sizes):
-                await self._bridge.run("pin", device.host.reserve, files * 2)
-        except Exception:
-            _log.exception("memory for the next version could not be made ready; it will load more slowly")
+        if self._loading is None and not self._stopping and self.factory is not None:
+            self._preparation.begin(self.factory.device)
 
     async def _free(self, key: Key) -> None:
         engine = self._gate.free(key)
@@ -418,8 +391,8 @@ class Supervisor:
         if await self._bridge.run("load", factory.lacks, planned):
             await self._free_warm()
             old = self._gate.serving(attempt.alias)
-            if old is not None and await self._must_exchange(attempt, planned, old):
-                return await self._exchange(attempt, directory, planned, old, held)
+            if old is not None and await self._exchanger.is_needed(factory, attempt, planned, old):
+                return await self._exchanger.exchange(factory, attempt, directory, planned, old, held)
         engine = await self._bridge.run("load", factory.build, directory, planned, control)
         attempt.warming()
         self.changes.fire()
@@ -437,63 +410,6 @@ class Supervisor:
             if resident.state is EngineState.WARM and resident.leases == 0:
                 await self._free(resident.key)
 
-    async def _must_exchange(self, attempt: Attempt, planned: "Plan", old: Resident) -> bool:
-        """Say whether a version fits only where what serves gives it its memory, and no other alias serves that too."""
-        factory = self.factory
-        assert factory is not None  # it made the plan
-        if self._sharers(attempt, old):
-            return False
-        if not await self._bridge.run("load", factory.lacks, planned):
-            return False
-        return await self._bridge.run("load", factory.fits_instead, planned, old.engine, self._others(old))
-
-    def _sharers(self, attempt: Attempt, old: Resident) -> list[str]:
-        """Return the other aliases that serve what would have to make room."""
-        return [alias for alias in self.aliases if alias != attempt.alias and self._gate.serving(alias) is old]
-
-    def _others(self, old: Resident) -> list["Engine"]:
-        return [resident.engine for resident in self._gate.residents if resident is not old]
-
-    async def _exchange(
-        self, attempt: Attempt, directory: Directory, planned: "Plan", old: Resident, held: ExitStack
-    ) -> "Engine":
-        """Verify in host memory, let the request in flight finish, hold the others, and change places with what serves.
-
-        They are held until `held` is closed: the caller promotes before.
-        """
-        factory, control = self.factory, attempt.control
-        assert factory is not None  # it made the plan
-        assert control is not None  # as above
-        attempt.way = "host"
-        while self._is_preparing:  # what is being pinned is meant for this; to pin as much again might be too much
-            control.check()
-            await self.changes.wait()
-        staged = await self._bridge.run(
-            "load", factory.stage, directory, planned, control, old.engine, self._others(old)
-        )
-        control.check()
-        if sharers := self._sharers(attempt, old):
-            raise Rejection(
-                "insufficient_memory",
-                f"{planned.version} has no room beside {old.key.version}, which {' and '.join(sharers)} serves by now too",
-            )
-        attempt.warming()
-        held.callback(self._gate.stay)
-        held.enter_context(self._gate.let_go(old.key))
-        while old.leases > 1:  # one is ours
-            control.check()
-            await self.changes.wait()
-        begun = time.monotonic()
-        held.callback(lambda: setattr(attempt, "held", time.monotonic() - begun))
-        try:
-            return await self._bridge.run("load", factory.exchange, old.engine, self._others(old), staged, control)
-        except BaseException:
-            if not old.engine.is_complete:
-                _log.error("%s could not be put back; it does not serve any more", old.key.version)
-                if self._gate.serving(attempt.alias) is old:
-                    self._gate.withdraw(attempt.alias)
-            raise
-
     def _finish(self, attempt: Attempt, engine: "Engine") -> list["Engine"]:
         """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
         closed: an engine whose equal serves already, or what gave its memory away."""
@@ -505,7 +421,7 @@ class Supervisor:
             self._gate.admit(attempt.key, engine)
         else:
             resident.engine.plan = engine.plan  # the same bytes, verified in files that were written anew
-        self._unprepared = attempt.key
+        self._preparation.note_promoted(attempt.key)
         with attempt.control.phase("promote") if attempt.control is not None else nullcontext():
             self._promote(attempt)
         leftover = [] if resident is None else [engine]
