@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -186,6 +187,37 @@ def weakref_of_error(done):
     except OSError:
         return weakref.ref(held)
     pytest.fail("no error")
+
+
+def test_where_several_reads_fail_nothing_keeps_the_buffers_of_the_load(opened):
+    (filling,) = opened(bytes(150), size=5000)
+    buffer, fill = weakref.ref(filling.destination), partial(HostReader(4, chunk=100).fill, [filling], nothing)
+    gc.collect()
+    gc.disable()
+    try:
+        assert rejection_of(fill)[0] == "size_mismatch"
+        del filling, fill
+        assert buffer() is None
+    finally:
+        gc.enable()
+
+
+def test_where_not_all_threads_can_be_started_those_that_could_do_not_wait_for_ever(opened, monkeypatch):
+    files, start, started = HostReader(3, chunk=100), threading.Thread.start, []
+
+    def starts(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", starts)
+        with pytest.raises(RuntimeError, match="new thread"):
+            files.fill(opened(b"x" * 1000), nothing)
+    again = opened(b"y" * 1000)
+    files.fill(again, nothing)
+    assert contents(again) == [b"y" * 1000]
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), order=st.randoms(use_true_random=False))

@@ -6,10 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
@@ -100,18 +101,24 @@ class _Threads:
         more, also if orders are left."""
         orders: Orders = SimpleQueue()
         done: Done = SimpleQueue()
-        workers = [self._pool.submit(_work, orders, done) for _ in range(self.count)]
+        workers: list[Future[None]] = []
         try:
+            workers.extend(self._pool.submit(_work, orders, done) for _ in range(self.count))
             yield orders, done
         finally:
-            try:
-                while True:
-                    orders.get_nowait()
-            except Empty:
-                pass
-            for _ in workers:
+            _empty(orders)
+            for _ in range(self.count):  # one that could not be started may come to it later
                 orders.put(None)
             wait(workers)
+            _empty(done)  # an error that nobody took holds the frames that hold this queue, and all buffers of the load
+
+
+def _empty(queue: "SimpleQueue[Any]") -> None:
+    try:
+        while True:
+            queue.get_nowait()
+    except Empty:
+        pass
 
 
 def _work(orders: Orders, done: Done) -> None:
