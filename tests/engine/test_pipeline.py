@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import ZImagePipeline
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
 from zwatch.engine.factory import EngineFactory
@@ -240,6 +241,45 @@ def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
         encoded, asked = pool.submit(encode), pool.submit(ask)
         assert asked.result() == {True}
         encoded.result()
+
+
+class Paused(TorchFunctionMode):
+    """Inside, no call of torch returns before it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached, self.let_go = threading.Event(), threading.Event()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.reached.set()
+        assert self.let_go.wait(10)
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_gives_way_at_a_call_of_torch_does_not_keep_the_tokenizer(v1, v2):
+    paused = Paused()
+
+    def encode():
+        with paused:
+            v1._encode(parameters())
+
+    with ThreadPoolExecutor(2) as pool:
+        encoded = pool.submit(encode)
+        assert paused.reached.wait(10)
+        try:
+            assert pool.submit(v2.is_truncated, "word").result(5) is False
+        finally:
+            paused.let_go.set()
+        encoded.result()
+
+
+@pytest.mark.parametrize("text", ["a fish", ["a fish"], ["a fish", "a fish"]])
+def test_the_tokenizer_makes_tensors_as_the_librarys_own_does(v1, text):
+    tokenizer = v1._pipeline.tokenizer
+    ours = tokenizer(text, return_tensors="pt")
+    theirs = super(type(tokenizer), tokenizer).__call__(text, return_tensors="pt")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(("lengths", "side"), [([1024, 64, 64], 1024), ([1024, 32, 64], 512), ([1024, 64, 16], 256)])

@@ -164,9 +164,11 @@ class _SharedTokenizer(Qwen2Tokenizer):  # type: ignore[misc]
         self._turn = threading.Lock()
         super().__init__(*args, **kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, text: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
         with self._turn:
-            return super().__call__(*args, **kwargs)
+            encoded = super().__call__(text, *args, **kwargs)
+        # Not in its turn: a trial image's calls of torch give way to an image that may be waiting for just that.
+        return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=isinstance(text, str))
 
 
 def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
