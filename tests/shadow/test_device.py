@@ -107,6 +107,49 @@ def test_what_a_load_takes_that_began_before_is_not_taken_for_the_requests(devic
     assert device.request_peak == 50
 
 
+def test_what_needs_no_memory_has_room_on_a_device_that_is_full(device, monkeypatch):
+    monkeypatch.setattr(device, "_unused", lambda: (0, 2**40))
+    device.request_peak = 1
+    assert device.has_room([])
+    assert device.has_room([0])
+    assert not device.has_room([1])
+
+
+def kept(device):
+    return device._cuda.pool.free
+
+
+def test_a_budget_caps_what_is_kept_in_other_sizes_too(device, accounts):
+    """Other programs count on the rest of the card."""
+    owner, large, small = Owner(), BUDGET * 5 // 8 // GRAIN * GRAIN, BUDGET // 2 // GRAIN * GRAIN
+    device.allocate(owner, large)
+    del owner
+    assert kept(device) == large
+    owner = Owner()
+    device.allocate(owner, small)
+    assert (held(device), kept(device)) == (small, 0)
+
+
+def test_a_reserve_does_not_add_to_what_is_kept_in_other_sizes_beyond_the_budget(device, accounts):
+    owner, large, small = Owner(), BUDGET * 5 // 8 // GRAIN * GRAIN, BUDGET // 2 // GRAIN * GRAIN
+    device.allocate(owner, large)
+    del owner
+    assert device.reserve([small])
+    assert kept(device) == small
+
+
+def test_within_a_budget_what_was_reserved_stays_until_it_is_taken(device, accounts):
+    size, owners = BUDGET // 4 // GRAIN * GRAIN, [Owner() for _ in range(4)]
+    for owner in owners[:2]:
+        device.allocate(owner, size)
+    assert device.reserve([size, size])
+    reserved = accounts.now
+    for owner in owners[2:]:
+        device.allocate(owner, size)
+    assert accounts.now == reserved
+    assert kept(device) == 0
+
+
 @pytest.mark.gpu
 class TestOnCuda:
     MB = 2**20

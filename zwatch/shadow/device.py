@@ -97,7 +97,16 @@ class Device:
         with self._lock:
             self._held += size
         weakref.finalize(owner, self._release, size, slab if self._cuda is not None else None)
+        self._keep_to_budget(0)
         return slab[:size]
+
+    def _keep_to_budget(self, missing: int) -> None:
+        """Give up what the pool keeps in sizes that nobody asks for, where the budget, which other programs rely on,
+        would not hold it and `missing` bytes more."""
+        if self._cuda is None or self._budget is None:
+            return
+        if self._held + self._cuda.pool.free + missing > self._budget:
+            self.give_room()
 
     def _release(self, size: int, slab: torch.Tensor | None) -> None:
         with self._lock:
@@ -118,6 +127,7 @@ class Device:
         missing = self._cuda.pool.lacks(sizes)
         if missing > self._unused()[0] - self._cuda.pool.free - self.request_peak - SPARE:
             return False
+        self._keep_to_budget(missing)
         with self._counted():
             try:
                 self._cuda.pool.reserve(sizes)
@@ -126,8 +136,9 @@ class Device:
         return True
 
     def has_room(self, sizes: Iterable[int]) -> bool:
-        """Say whether buffers of these sizes fit, now, beside what is needed for making images."""
-        return sum(sizes) <= self.room
+        """Say whether buffers of these sizes fit, now, beside what is needed for making images; nothing always does."""
+        wanted = sum(sizes)
+        return not wanted or wanted <= self.room
 
     def give_room(self) -> int:
         """Give up what is kept for the next load, because an image needs it now; return the bytes."""
