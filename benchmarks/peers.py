@@ -3,7 +3,9 @@
     python benchmarks/peers.py NAME DEVICE
 
 It says `{"ready": …}` or `{"error": …}`, then loads whatever each line on standard input asks for, and answers with the
-seconds, after it has let go of everything again. From the second load on, a library's own pools are there already.
+seconds, after it has let go of everything again. From the second load on, a library's own pools are there already. Torch's
+are given up after each answer, for all loaders share the device: where that could show, an order says `again`, and the
+faster counts of two loads, of which the second finds the memory of the first.
 """
 
 import gc
@@ -24,6 +26,8 @@ Load = Callable[[Path, list[str], str], Any]
 PIECE = 2**30
 PIECES = 8
 """How often the link carries a piece, bytes."""
+AGAIN_BELOW = 2.0
+"""Seconds of a load beside which those of allocating its memory show."""
 
 
 def _safetensors(device: str) -> Load:
@@ -130,6 +134,10 @@ def _zwatch(device: str) -> Load:
             before = _allocations(device)
             engine = factory.build(opened, planned, control)
             after = _allocations(device)
+            # Other loaders' time includes making the tensors. Here the modules' time does, which is left out of a row.
+            for component in engine.components:
+                for buffer in component.buffers:
+                    buffer.tensors()
         finally:
             opened.close()
         phases = {name: round(seconds, 4) for name, seconds in control.phases.items()}
@@ -232,14 +240,10 @@ def _answers(name: str, device: str) -> Iterator[dict[str, Any]]:
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            begun = time.perf_counter()
-            loaded = load(Path(order["directory"]), order["files"], order["variant"])
-            wait()
-            seconds = time.perf_counter() - begun
-            answer = {"seconds": seconds, "tensor_bytes": _tensor_bytes(loaded), **getattr(loaded, "told", {})}
-            if hasattr(loaded, "close"):
-                loaded.close()
-            del loaded
+            answer = _timed(load, order, wait)
+            if order["again"] and answer["seconds"] < AGAIN_BELOW:
+                gc.collect()
+                answer = min(answer, _timed(load, order, wait), key=lambda one: float(one["seconds"]))
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         gc.collect()
@@ -247,6 +251,18 @@ def _answers(name: str, device: str) -> Iterator[dict[str, Any]]:
             torch.cuda.empty_cache()  # zwatch's pool is part of what it does
         wait()
         yield answer
+
+
+def _timed(load: Load, order: dict[str, Any], wait: Callable[[], None]) -> dict[str, Any]:
+    """Load once, let go of it, and return what is to be said of it."""
+    begun = time.perf_counter()
+    loaded = load(Path(order["directory"]), order["files"], order["variant"])
+    wait()
+    seconds = time.perf_counter() - begun
+    answer = {"seconds": seconds, "tensor_bytes": _tensor_bytes(loaded), **getattr(loaded, "told", {})}
+    if hasattr(loaded, "close"):
+        loaded.close()
+    return answer
 
 
 def main() -> None:
