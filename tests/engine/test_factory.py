@@ -9,8 +9,10 @@ import torch
 from tests.engine.editing import build, rejection_of
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
+from zwatch.engine import components
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import _RETRY, Abandoned, Retry
+from zwatch.shadow import pace
 from zwatch.shadow.loader import LoadControl
 
 BUDGET = 2**26
@@ -61,6 +63,20 @@ def test_an_abandoned_load_stays_abandoned(tiny_versions):
     control.abandon()
     with pytest.raises(Abandoned):
         build(EngineFactory("cpu"), tiny_versions, "v1", control)
+
+
+def test_an_abandoned_load_stops_in_the_middle_of_building_and_is_no_rejection(tiny_versions, monkeypatch):
+    control, genuine, built = LoadControl(), components.ZImageTransformer2DModel.from_config, []
+
+    def from_config(config):
+        control.abandon()
+        built.append(genuine(config))
+
+    monkeypatch.setattr(pace, "BURST", 0)
+    monkeypatch.setattr(components.ZImageTransformer2DModel, "from_config", from_config)
+    with pytest.raises(Abandoned):
+        build(EngineFactory("cpu"), tiny_versions, "v1", control)
+    assert not built
 
 
 @pytest.mark.parametrize(("spare", "lacks"), [(0, False), (-1, True)])

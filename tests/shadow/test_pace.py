@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from zwatch.errors import Abandoned
 from zwatch.shadow import pace
 from zwatch.shadow.pace import GivingWay
 
@@ -38,15 +39,19 @@ def never():
     return False
 
 
+def nothing():
+    pass
+
+
 def test_while_images_are_made_it_pauses_again_and_again_as_long_as_it_worked(pauses):
-    with GivingWay(lambda: True, never):
+    with GivingWay(lambda: True, never, nothing):
         assert torch.equal(work(), torch.full((3,), 741.0))
     assert len(pauses) >= 5
     assert pauses == [pytest.approx(3 * STEP)] * len(pauses)
 
 
 def test_after_a_long_stretch_without_a_call_it_pauses_longer_but_not_for_ever(pauses):
-    with GivingWay(lambda: True, never) as mode:
+    with GivingWay(lambda: True, never, nothing) as mode:
         mode._paused -= 0.05
         torch.zeros(1)
         mode._paused -= 60
@@ -55,13 +60,13 @@ def test_after_a_long_stretch_without_a_call_it_pauses_longer_but_not_for_ever(p
 
 
 def test_it_does_not_pause_while_no_image_is_made(pauses):
-    with GivingWay(never, never):
+    with GivingWay(never, never, nothing):
         work()
     assert pauses == []
 
 
 def test_it_stands_still_until_what_is_urgent_is_over(pauses):
-    with GivingWay(never, lambda: len(pauses) < 10):
+    with GivingWay(never, lambda: len(pauses) < 10, nothing):
         torch.zeros(1)
         assert pauses == [pace.BURST] * 10
         work()
@@ -69,18 +74,34 @@ def test_it_stands_still_until_what_is_urgent_is_over(pauses):
 
 
 def test_it_does_not_stand_still_for_ever(pauses):
-    with GivingWay(never, lambda: True):
+    with GivingWay(never, lambda: True, nothing):
         torch.zeros(1)
     assert pace.LONGEST / STEP - 2 < len(pauses) < pace.LONGEST / STEP + 2
 
 
+def test_who_is_not_wanted_any_more_is_stopped_between_two_calls():
+    done = []
+
+    def check():
+        if len(done) >= 3:
+            raise Abandoned
+
+    def go_on():
+        with GivingWay(never, never, check):
+            while True:
+                done.append(work())
+
+    with pytest.raises(Abandoned):
+        go_on()
+
+
 def test_outside_nothing_pauses(pauses):
-    with GivingWay(lambda: True, never):
+    with GivingWay(lambda: True, never, nothing):
         pass
     work()
     assert pauses == []
 
 
 def test_a_call_that_fails_fails_as_ever():
-    with GivingWay(lambda: True, never), pytest.raises(RuntimeError, match="shape"):
+    with GivingWay(lambda: True, never, nothing), pytest.raises(RuntimeError, match="shape"):
         torch.zeros(3).view(2)

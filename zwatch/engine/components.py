@@ -6,7 +6,8 @@ the shadow buffers: there is no second copy of the weights.
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,18 @@ def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _on_meta(component: str, make: Callable[[], Any]) -> Any:
+@contextmanager
+def _blamed(on: str) -> Iterator[None]:
+    """Whatever a library makes of a wrong config, the config is to blame."""
     try:
-        with torch.device("meta"):
-            return make()
-    except Exception as error:  # whatever a library makes of a wrong config, the config is to blame
-        raise Rejection("config_invalid", f"{component}/config.json: {type(error).__name__}: {error}") from error
+        yield
+    except Exception as error:
+        raise Rejection("config_invalid", f"{on}: {type(error).__name__}: {error}") from error
+
+
+def _on_meta(component: str, make: Callable[[], Any]) -> Any:
+    with _blamed(f"{component}/config.json"), torch.device("meta"):
+        return make()
 
 
 def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
@@ -179,10 +186,8 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        try:
+        with _blamed("tokenizer"):
             tokenizer = _SharedTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # as in _on_meta
-            raise Rejection("config_invalid", f"tokenizer: {type(error).__name__}: {error}") from error
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, prompts cannot be encoded")
     return tokenizer
@@ -190,10 +195,8 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
 
 def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     config = _config(small, "scheduler", "scheduler_config.json")
-    try:
+    with _blamed("scheduler"):
         return FlowMatchEulerDiscreteScheduler.from_config(config)
-    except Exception as error:  # as in _on_meta
-        raise Rejection("config_invalid", f"scheduler: {type(error).__name__}: {error}") from error
 
 
 BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {

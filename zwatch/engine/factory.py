@@ -52,7 +52,7 @@ class EngineFactory:
             Rejection: something is wrong with it.
             Abandoned: it is not wanted any more.
         """
-        with _only_rejections():
+        with _only_rejections(control):
             staged = self._store.stage(directory, planned, control)
             return Engine(self._store.assemble(staged, control), self.device)
 
@@ -75,7 +75,7 @@ class EngineFactory:
         Raises:
             Rejection, Abandoned: as `build`.
         """
-        with _only_rejections():
+        with _only_rejections(control):
             staged = self._store.stage(directory, planned, control, on_host=True)
             displaced = [buffer.size for buffer in self._exclusive(old, others, set(planned.seal.files.values()))]
             if not self.device.host.reserve(displaced):
@@ -94,7 +94,7 @@ class EngineFactory:
         Raises:
             Rejection, Abandoned: as `build` and `warm`.
         """
-        with _only_rejections():
+        with _only_rejections(control):
             exclusive = self._exclusive(old, others, set(staged.candidate.plan.seal.files.values()))
             kept = {component.key for component in staged.components.values()}
             leaving = [
@@ -142,29 +142,40 @@ class EngineFactory:
             Rejection: its image is no image.
             Abandoned: it is not wanted any more.
         """
-        with _only_rejections(), control.phase("warm"), self.device.beside(), self.device.giving_way():
+        with (
+            _only_rejections(control),
+            control.phase("warm"),
+            self.device.beside(),
+            self.device.giving_way(control.check),
+        ):
             warm(engine, cancelled=lambda: control.is_abandoned)
 
 
 @contextmanager
-def _only_rejections() -> Iterator[None]:
+def _only_rejections(control: loader.LoadControl | None = None) -> Iterator[None]:
     try:
         yield
-    except (Rejection, Abandoned):
-        raise
-    except GenerationCancelled:
-        raise Abandoned("superseded by a newer wish") from None
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise Rejection("out_of_memory", f"memory ran out half-way: {_first_line(error)}") from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise Rejection("io_error", f"{where}{error.strerror or error}") from None
-    except RuntimeError as error:
-        _log.exception("the device failed")
-        raise Rejection("device_error", _first_line(error)) from None
     except Exception as error:
-        _log.exception("a load failed in a way nobody thought of")
-        raise Rejection("internal_error", f"{type(error).__name__}: {_first_line(error)}") from None
+        # Of what stops a load between two of torch's calls, a library may have made an error of its own.
+        if isinstance(error, Abandoned | GenerationCancelled) or (control is not None and control.is_abandoned):
+            raise Abandoned("superseded by a newer wish") from None
+        if isinstance(error, Rejection):
+            raise
+        raise _rejection_of(error) from None
+
+
+def _rejection_of(error: Exception) -> Rejection:
+    match error:
+        case torch.OutOfMemoryError() | MemoryError():
+            return Rejection("out_of_memory", f"memory ran out half-way: {_first_line(error)}")
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return Rejection("io_error", f"{where}{error.strerror or error}")
+        case RuntimeError():
+            _log.error("the device failed", exc_info=error)
+            return Rejection("device_error", _first_line(error))
+    _log.error("a load failed in a way nobody thought of", exc_info=error)
+    return Rejection("internal_error", f"{type(error).__name__}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

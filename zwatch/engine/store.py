@@ -108,7 +108,7 @@ class ComponentStore:
             Rejection, Abandoned, RuntimeError: weights do not fit their config, or the device failed.
         """
         candidate = staged.candidate
-        with control.phase("build"), self.device.beside(), self.device.giving_way():
+        with control.phase("build"), self.device.beside(), self.device.giving_way(control.check):
             files = dict(staged.buffers)
             for path, buffer in candidate.weights.items():
                 files[path] = self._on_device(buffer)

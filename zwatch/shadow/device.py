@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, overload
 
 import torch
@@ -235,11 +235,12 @@ class Device:
             finally:
                 self._cuda.beside.synchronize()
 
-    def giving_way(self) -> AbstractContextManager[object]:
-        """Call torch from Python inside without taking the interpreter from images being made; see `GivingWay`."""
-        return (
-            nullcontext() if self._cuda is None else GivingWay(lambda: bool(self._serving), lambda: self._launching > 0)
-        )
+    def giving_way(self, check: Callable[[], None]) -> AbstractContextManager[object]:
+        """Call torch from Python inside without taking the interpreter from images being made on a GPU; see `GivingWay`.
+
+        `check` is called again and again and may raise to stop.
+        """
+        return GivingWay(lambda: bool(self._serving), lambda: self._launching > 0, check)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -14,17 +14,18 @@ LONGEST = 0.1
 
 class GivingWay(TorchFunctionMode):
     """Inside, this thread's calls of torch pause now and then: while `busy`, as long as they worked before; while `urgent`
-    until that is over.
+    until that is over. Before each pause `check` is called, which may raise to stop.
 
     Two threads that both call torch without pause hand the interpreter's lock to each other at every call, and each
     then waits for the other far longer than the calls themselves take. Whoever makes an image is so far ahead of the
     device that short bursts beside it cost nothing, but one long stretch does.
     """
 
-    def __init__(self, busy: Callable[[], bool], urgent: Callable[[], bool]) -> None:
+    def __init__(self, busy: Callable[[], bool], urgent: Callable[[], bool], check: Callable[[], None]) -> None:
         super().__init__()
         self._busy = busy
         self._urgent = urgent
+        self._check = check
         self._paused = time.perf_counter()
 
     def __torch_function__(
@@ -42,6 +43,7 @@ class GivingWay(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _pause(self, worked: float) -> None:
+        self._check()
         if self._busy():
             time.sleep(min(worked, LONGEST))
         end = time.perf_counter() + LONGEST
