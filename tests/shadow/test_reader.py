@@ -4,7 +4,6 @@ import errno
 import gc
 import os
 import threading
-import time
 import weakref
 from functools import partial
 
@@ -16,7 +15,8 @@ from hypothesis import strategies as st
 from tests.shadow.conftest import rejection_of
 from zwatch.errors import Abandoned
 from zwatch.shadow import reader
-from zwatch.shadow.reader import Filling, HostReader, PinnedReader, cached_share
+from zwatch.shadow.page_cache import cached_share
+from zwatch.shadow.reader import Filling, HostReader, PinnedReader
 
 
 @pytest.fixture
@@ -101,35 +101,6 @@ def test_what_raises_when_told_of_a_chunk_stops_the_reading(opened, monkeypatch)
     left = sum(begin not in begun for begin in range(0, 1000, 100))
     assert left >= 6, "no more than what was being read is read to its end"
     assert contents(fillings) == [b"x" * (1000 - 100 * left) + bytes(100 * left)]
-
-
-def test_a_file_that_was_just_written_is_in_the_page_cache(opened):
-    (filling,) = opened(os.urandom(300_000))
-    assert cached_share(filling.fd, filling.size) == 1.0
-
-
-def test_an_empty_file_counts_as_cached(opened):
-    (filling,) = opened(b"")
-    assert cached_share(filling.fd, 0) == 1.0
-
-
-def test_asking_for_the_page_cache_does_not_change_the_answer(tmp_path):
-    """A read that must not wait has the kernel read ahead where it asked: asked there again, all seemed to be cached."""
-    size = 100 * reader.BLOCK * reader.SAMPLES
-    (tmp_path / "cold").write_bytes(os.urandom(size))
-    fd = os.open(tmp_path / "cold", os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        shares = []
-        for _ in range(4):
-            shares.append(cached_share(fd, size))
-            time.sleep(0.05)  # so long what was read ahead may take
-    finally:
-        os.close(fd)
-    if shares[0] >= 0.5:
-        pytest.skip("this file system cannot be asked, or forgets nothing")
-    assert max(shares) < 0.5
 
 
 def failing_reads(monkeypatch, failing, number):

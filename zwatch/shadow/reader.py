@@ -1,7 +1,6 @@
 """From files to buffers, with many threads: straight into host memory, through pinned memory onto a GPU."""
 
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from zwatch.errors import Rejection
+from zwatch.shadow.page_cache import unbuffered
 
 CHUNK = 8 * 2**20
 """Bytes read at a time: small enough to abandon a load quickly and for the pinned pieces to stay in the CPU's cache, large
@@ -29,8 +29,6 @@ GATHER = 0.0003
 interpreter's lock thousands of times a second from the thread that makes images."""
 BLOCK = 4096
 """What offsets, lengths and addresses of unbuffered reads must be multiples of, bytes: the largest usual logical block."""
-SAMPLES = 64
-"""Places of a file at which the page cache is asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,7 @@ class PinnedReader:
             OSError: a read failed.
             RuntimeError: a copy failed.
         """
-        with self._turn, _unbuffered(fillings) as direct:
+        with self._turn, unbuffered((filling.fd, filling.size) for filling in fillings) as direct:
             try:
                 with self._threads.reading() as (orders, done):
                     self._carry(fillings, direct, orders, done, landed)
@@ -278,50 +276,6 @@ class _Prefixes:
         if end > before:
             self._ends[number] = end
             landed(number, end)
-
-
-@contextmanager
-def _unbuffered(fillings: Sequence[Filling]) -> Iterator[list[int | None]]:
-    """Open those files again for unbuffered reading that the page cache has not got; None for the others."""
-    opened: list[int | None] = []
-    try:
-        opened.extend(
-            None if cached_share(filling.fd, filling.size) >= 0.5 else _open_direct(filling.fd) for filling in fillings
-        )
-        yield opened
-    finally:
-        for fd in opened:
-            if fd is not None:
-                os.close(fd)
-
-
-def _open_direct(fd: int) -> int | None:
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # not every file system can
-        return None
-
-
-def cached_share(fd: int, size: int) -> float:
-    """Return which share of a file the page cache has, 0 to 1, going by samples; 1 where that cannot be asked."""
-    if not size:
-        return 1.0
-    byte = bytearray(1)
-    found = 0
-    # To be asked for a page makes the kernel fetch it: no more than that one, and the next time others are asked for.
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    try:
-        for number in range(SAMPLES):
-            place = int((number + random.random()) * size / SAMPLES)  # noqa: S311 (no secret)
-            try:
-                found += os.preadv(fd, [byte], place, os.RWF_NOWAIT)
-            except BlockingIOError:
-                continue
-    except OSError:  # not every file system can say; where reading itself fails, the read will say so
-        return 1.0
-    finally:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
-    return found / SAMPLES
 
 
 def _read_exactly(filling: Filling, into: memoryview, begin: int) -> None:

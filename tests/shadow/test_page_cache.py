@@ -1,0 +1,56 @@
+"""The page cache: asked without being changed."""
+
+import os
+import time
+
+import pytest
+
+from zwatch.shadow import page_cache
+from zwatch.shadow.page_cache import cached_share, unbuffered
+from zwatch.shadow.reader import BLOCK
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write files of so many bytes, and open them."""
+    fds = []
+
+    def write(size):
+        path = tmp_path / str(len(fds))
+        path.write_bytes(os.urandom(size))
+        fds.append(os.open(path, os.O_RDONLY))
+        return fds[-1]
+
+    yield write
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_file_that_was_just_written_is_in_the_page_cache(written):
+    assert cached_share(written(300_000), 300_000) == 1.0
+
+
+def test_an_empty_file_counts_as_cached(written):
+    assert cached_share(written(0), 0) == 1.0
+
+
+def test_what_the_page_cache_has_is_not_opened_again(written):
+    with unbuffered([(written(300_000), 300_000), (written(0), 0)]) as opened:
+        assert opened == [None, None]
+
+
+def test_asking_for_the_page_cache_does_not_change_the_answer(written):
+    """A read that must not wait has the kernel read ahead where it asked: asked there again, all seemed to be cached."""
+    size = 100 * BLOCK * page_cache.SAMPLES
+    fd = written(size)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    shares = []
+    for _ in range(4):
+        shares.append(cached_share(fd, size))
+        time.sleep(0.05)  # so long what was read ahead may take
+    if shares[0] >= 0.5:
+        pytest.skip("this file system cannot be asked, or forgets nothing")
+    assert max(shares) < 0.5
+    with unbuffered([(fd, size)]) as (again,):
+        assert again is not None, "read around the page cache"
