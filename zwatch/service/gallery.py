@@ -135,6 +135,11 @@ class Gallery:
             self.forget(gone)
         return len(gone)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether old images are deleted at some point."""
+        return self._max_images is not None or self._max_bytes is not None
+
     def keep_limits(self) -> None:
         """Delete the oldest beyond the limits; the newest stays, however large it is.
 

@@ -51,7 +51,8 @@ class History:
                 fault = self._in_words("images cannot be kept", error)
                 names.append(None)
         try:
-            await self._bridge.run("history", self._gallery.keep_limits)
+            if self._gallery.has_limits:
+                await self._bridge.run("history", self._gallery.keep_limits)
         except OSError as error:  # what was just saved is there all the same
             fault = fault or self._in_words("old images cannot be deleted", error)
         self._tell(fault)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zlib
 
 from PIL import Image
 
@@ -9,8 +10,9 @@ from zwatch.service.infotext import Details, exif, png_chunks
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """By the suffix of a file's name."""
-_PNG_COMPRESSION = 1
-"""Of 9: on a 1024 x 1024 image the slower levels cost 0.1 s and more, and save little on such pictures."""
+_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+"""zlib's settings. In filtered pixels little repeats but runs: looking for those alone is faster than the usual strategy at
+any level (57 ms for a picture of 1024 x 1024, 78 at level 1, 190 at 6), and as small as at level 6."""
 _PREVIEW_QUALITY = 75
 _PREVIEW_SCALE = 8
 """A preview has one pixel for 8 x 8 of the image."""
@@ -20,7 +22,7 @@ def encode(image: Image.Image, details: Details, image_format: str, quality: int
     """Return a PNG, JPEG or WebP file that says what it was made from. `quality` of 100 is for the latter two."""
     file = io.BytesIO()
     if image_format == "png":
-        image.save(file, "png", pnginfo=png_chunks(details), compress_level=_PNG_COMPRESSION)
+        image.save(file, "png", pnginfo=png_chunks(details), **_PNG)
     else:
         image.save(file, image_format, quality=quality, exif=exif(details, jpeg=image_format == "jpeg"))
     return file.getvalue()
@@ -40,7 +42,7 @@ def enlarged_preview(jpeg: bytes, image_format: str) -> tuple[bytes, tuple[int, 
         large = preview.resize(
             (preview.width * _PREVIEW_SCALE, preview.height * _PREVIEW_SCALE), Image.Resampling.BICUBIC
         )
-    options = {"compress_level": _PNG_COMPRESSION} if image_format == "png" else {"quality": _PREVIEW_QUALITY}
+    options = _PNG if image_format == "png" else {"quality": _PREVIEW_QUALITY}
     large.save(file, image_format, **options)
     return file.getvalue(), large.size
 
