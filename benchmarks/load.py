@@ -3,7 +3,7 @@
     python benchmarks/load.py --work DIR [--preset full] [--deadline 400] [--peers DIR]
     python benchmarks/load.py --draw benchmarks/results/load.json
 
-Three versions of one pipeline are written first (`common.make_versions`). Then, in one run:
+Three versions of one pipeline are written first (`versions.make_versions`). Then, in one run:
 
 - server: `zwatch serve` over HTTP and `ln -sfn`: its start, a load of everything beside the serving version, of the
   transformer alone, of nothing but a config, a rollback, /api/verify, and a load of everything with a cold page cache.
@@ -30,28 +30,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import (
-    HERE,
-    ROOT,
-    B3sum,
-    Clock,
-    Json,
-    Results,
-    Server,
-    ServerError,
-    Version,
-    cached_share,
-    command_line,
-    drop,
-    machine,
-    make_versions,
-    now,
-    packages,
-    parsed,
-    read_plainly,
-    summary,
-)
+from common import HERE, ROOT, Clock, Json, Results, command_line, machine, now, packages, parsed, summary
 from load_report import draw, goals, table
+from page_cache import B3sum, cached_share, drop, read_plainly
+from served import Server, ServerError
+from versions import Version, make_versions
 
 ROW_SECONDS = 15.0
 """A loader that has taken so long in all gets no further turn."""

@@ -25,25 +25,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common import (
-    Clock,
-    Json,
-    Results,
-    Server,
-    ServerError,
-    Version,
-    cached_share,
-    canvas,
-    command_line,
-    machine,
-    make_versions,
-    now,
-    packages,
-    parsed,
-    place_line,
-    quantile,
-    read_plainly,
-)
+from common import Clock, Json, Results, canvas, command_line, machine, now, packages, parsed, place_line, quantile
+from page_cache import cached_share, read_plainly
+from served import Server, ServerError
+from versions import Version, make_versions
 
 COLOURS = ("#1d6996", "#edad08", "#0f8554")
 NOTICED = 0.05
