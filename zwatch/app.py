@@ -106,7 +106,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     services = Services(
         bridge, gate, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
     )
-    metrics.registry.register(Present(services))
+    metrics.present.register(Present(services))
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)

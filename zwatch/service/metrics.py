@@ -3,14 +3,13 @@
 No label grows without bound: versions, of which there may be one a day, are labels only of what is resident now.
 """
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from zwatch import __version__
 from zwatch.errors import REJECTION_CODES, RequestError
 from zwatch.rollout.lifecycle import Attempt, AttemptState
 from zwatch.service.jobs import Job, JobState
-from zwatch.service.series import Counter, Histogram
 
 _PHASES = ("queue", "encode", "denoise", "decode", "write")
 _OUTCOMES = (
@@ -27,10 +26,13 @@ NO_ROUTE = "none"
 
 
 class Metrics:
-    """All counters and histograms of one service, and the `registry` of the gauges beside them."""
+    """All counters and histograms of one service, in a registry of its own, which any thread may scrape; `present` is for
+    what only the event loop can read."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
         self.registry = registry = CollectorRegistry()
+        self.present = CollectorRegistry()
         self.device_memory: tuple[int, int] | None = None
         """(free, total) bytes, as last read for a scrape."""
         ProcessCollector(namespace="zwatch", registry=registry)
@@ -38,81 +40,76 @@ class Metrics:
             "zwatch_build_info", "Always 1; the label says which zwatch this is.", ["version"], registry=registry
         )
         build.labels(__version__).set(1)
+
+        self._requests = Counter(
+            "zwatch_requests_total",
+            "Requests for images, over all APIs, by outcome: ok, cancelled, or the code of the error.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
+        self._seconds = Histogram(
+            "zwatch_request_duration_seconds", "From acceptance to the finished images, of requests that ended ok.",
+            buckets=_GENERATION_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._phases = Histogram(
+            "zwatch_request_phase_seconds",
+            "The parts of it: queue (waiting), encode (the prompt), denoise, decode (the VAE), write (file and history).",
+            ["phase"], buckets=_GENERATION_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._truncated = Counter(
+            "zwatch_truncated_prompts_total", "Prompts longer than the text encoder takes.", registry=registry
+        )
+
+        self._attempts = Counter(
+            "zwatch_attempts_total",
+            "Tries to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self._promotions = Counter(
+            "zwatch_promotions_total",
+            "Attempts that ended well, by way: device (loaded beside), resident (was there), host (exchanged).",
+            ["way"], registry=registry,
+        )  # fmt: skip
+        self._attempt_seconds = Histogram(
+            "zwatch_attempt_duration_seconds", "Whole attempts, however they ended.",
+            buckets=_ATTEMPT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._attempt_phases = Histogram(
+            "zwatch_attempt_phase_seconds", "The phases of attempts that loaded.",
+            ["phase"], buckets=_ATTEMPT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._attempt_bytes = Counter(
+            "zwatch_attempt_read_bytes_total", "Bytes of versions that attempts have read.", registry=registry
+        )
+        self._held = Counter(
+            "zwatch_attempt_held_seconds_total", "For how long requests waited while two versions changed places.",
+            registry=registry,
+        )  # fmt: skip
+
+        self._http = Counter(
+            "zwatch_http_requests_total",
+            "HTTP requests by route template, method and status; 499 is a client that left.",
+            ["route", "method", "status"], registry=registry,
+        )  # fmt: skip
+        self._http_seconds = Histogram(
+            "zwatch_http_request_duration_seconds", "HTTP requests by route template, event streams left out.",
+            ["route"], buckets=_HTTP_BUCKETS, registry=registry,
+        )  # fmt: skip
         self.http_open = Gauge(
             "zwatch_http_requests_in_progress",
             "HTTP requests being answered, event streams included.",
             registry=registry,
         )
 
-        self._requests = Counter(
-            "zwatch_requests_total",
-            "Requests for images, over all APIs, by outcome: ok, cancelled, or the code of the error.",
-            "outcome",
-        )
-        self._images = Counter("zwatch_images_total", "Images made and answered.")
-        self._seconds = Histogram(
-            "zwatch_request_duration_seconds",
-            "From acceptance to the finished images, of requests that ended ok.",
-            _GENERATION_BUCKETS,
-        )
-        self._phases = Histogram(
-            "zwatch_request_phase_seconds",
-            "The parts of it: queue (waiting), encode (the prompt), denoise, decode (the VAE), write (file and history).",
-            _GENERATION_BUCKETS,
-            "phase",
-        )
-        self._truncated = Counter("zwatch_truncated_prompts_total", "Prompts longer than the text encoder takes.")
-
-        self._attempts = Counter(
-            "zwatch_attempts_total",
-            "Tries to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
-            "outcome",
-        )
-        self._promotions = Counter(
-            "zwatch_promotions_total",
-            "Attempts that ended well, by way: device (loaded beside), resident (was there), host (exchanged).",
-            "way",
-        )
-        self._attempt_seconds = Histogram(
-            "zwatch_attempt_duration_seconds", "Whole attempts, however they ended.", _ATTEMPT_BUCKETS
-        )
-        self._attempt_phases = Histogram(
-            "zwatch_attempt_phase_seconds", "The phases of attempts that loaded.", _ATTEMPT_BUCKETS, "phase"
-        )
-        self._attempt_bytes = Counter("zwatch_attempt_read_bytes_total", "Bytes of versions that attempts have read.")
-        self._held = Counter(
-            "zwatch_attempt_held_seconds_total", "For how long requests waited while two versions changed places."
-        )
-
-        self._http = Counter(
-            "zwatch_http_requests_total",
-            "HTTP requests by route template, method and status; 499 is a client that left.",
-            "route", "method", "status",
-        )  # fmt: skip
-        self._http_seconds = Histogram(
-            "zwatch_http_request_duration_seconds",
-            "HTTP requests by route template, event streams left out.",
-            _HTTP_BUCKETS,
-            "route",
-        )
-
         # From the start on, so that a first failure is a step from 0 that an alert can see.
         for outcome in _OUTCOMES:
-            self._requests.add(outcome, by=0)
+            self._requests.labels(outcome)
         for phase in _PHASES:
-            self._phases.expect(phase)
+            self._phases.labels(phase)
         for outcome in ("promoted", "abandoned", *REJECTION_CODES):
-            self._attempts.add(outcome, by=0)
+            self._attempts.labels(outcome)
         for way in _WAYS:
-            self._promotions.add(way, by=0)
-
-    def exposition(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        series = (
-            self._requests, self._images, self._seconds, self._phases, self._truncated, self._attempts, self._promotions,
-            self._attempt_seconds, self._attempt_phases, self._attempt_bytes, self._held, self._http, self._http_seconds,
-        )  # fmt: skip
-        return "".join(line for one in series for line in one.lines()).encode() + generate_latest(self.registry)
+            self._promotions.labels(way)
 
     def request_ended(self, job: Job) -> None:
         """Count a request that was accepted, at its end."""
@@ -123,36 +120,38 @@ class Metrics:
                 outcome = "cancelled"
             case _:
                 outcome = "generation_failed" if job.error is None else job.error.code
-        self._requests.add(outcome)
+        self._requests.labels(outcome).inc()
         if job.finished is None or job.seconds is None:
             return
-        self._images.add(by=len(job.finished.pictures))
-        self._truncated.add(by=int(job.finished.truncated))
+        self._images.inc(len(job.finished.pictures))
+        self._truncated.inc(int(job.finished.truncated))
         self._seconds.observe(job.seconds)
         for phase in _PHASES:
-            self._phases.observe(job.finished.timings.get(phase, 0.0), phase)
+            self._phases.labels(phase).observe(job.finished.timings.get(phase, 0.0))
 
     def request_refused(self, error: RequestError) -> None:
         """Count a request that was not accepted."""
-        self._requests.add(error.code)
+        self._requests.labels(error.code).inc()
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """Count an attempt at its end."""
         promoted = attempt.state is AttemptState.PROMOTED
         rejection = attempt.rejection
-        self._attempts.add("promoted" if promoted else rejection.code if rejection is not None else "abandoned")
+        self._attempts.labels(
+            "promoted" if promoted else rejection.code if rejection is not None else "abandoned"
+        ).inc()
         if promoted:
-            self._promotions.add(attempt.way)
+            self._promotions.labels(attempt.way).inc()
         self._attempt_seconds.observe(attempt.seconds)
-        self._held.add(by=attempt.held)
+        self._held.inc(attempt.held)
         if attempt.control is not None:
-            self._attempt_bytes.add(by=attempt.control.bytes_done)
+            self._attempt_bytes.inc(attempt.control.bytes_done)
             for phase, seconds in attempt.control.phases.items():
-                self._attempt_phases.observe(seconds, phase)
+                self._attempt_phases.labels(phase).observe(seconds)
 
     def http_ended(self, route: str | None, method: str, status: int, seconds: float | None) -> None:
         """Count an HTTP request; `seconds` is None where it was a stream."""
         route = route or NO_ROUTE
-        self._http.add(route, method if method in _METHODS else "other", str(status))
+        self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
         if seconds is not None:
-            self._http_seconds.observe(seconds, route)
+            self._http_seconds.labels(route).observe(seconds)

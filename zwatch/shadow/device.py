@@ -1,6 +1,5 @@
 """The device that weights are loaded on: its memory, its streams, and how bytes get there and are hashed there."""
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,8 +13,6 @@ from zwatch.shadow.hashing import Between, Hasher, Hashing, HostHasher
 from zwatch.shadow.memory import HostShadow, system_memory
 from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.reader import Filling, HostReader, Landed
-
-_log = logging.getLogger(__name__)
 
 SPARE = 2 * 2**30
 """Bytes that stay free beside a reserved shadow until the peak of a request is known, and beyond it."""

@@ -1,7 +1,7 @@
 """For machines that look after the service: its metrics, and the description of its calls."""
 
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from zwatch.service.services import SERVICES
 
@@ -15,7 +15,10 @@ async def metrics(request: web.Request) -> web.Response:
     factory = services.supervisor.factory
     if factory is not None:
         services.metrics.device_memory = await services.bridge.run("inspect", factory.device.memory)
-    return web.Response(body=services.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+    # A thousand lines of counters take milliseconds, in which the event loop goes on.
+    text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
+    text += generate_latest(services.metrics.present)
+    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 async def openapi(request: web.Request) -> web.Response:
