@@ -1,6 +1,8 @@
 """Every error that zwatch raises on purpose, and whose fault each one is."""
 
+from collections.abc import Callable
 from enum import Enum
+from types import TracebackType
 
 
 class ZwatchError(Exception):
@@ -97,3 +99,30 @@ class RequestError(ZwatchError):
         self.param = param
         self.headers = headers or {}
         self.extra = extra or {}
+
+
+class Translating:
+    """Errors that leave this block do so as what `translate` makes of them, or unchanged where that is None.
+
+    Not a generator: with an error that made it raise another, a generator is in a ring of references (the error's
+    traceback, its frame, its caller's frame, the error), and since CPython 3.12 all that the error's frames hold, here the
+    device memory of a load, would stay until a garbage collection.
+    """
+
+    def __init__(self, translate: Callable[[Exception], Exception | None]) -> None:
+        self._translate = translate
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave it."""
+        if isinstance(error, Exception):
+            other = self._translate(error)
+            try:
+                if other is not None:
+                    raise other from error
+            finally:
+                del other

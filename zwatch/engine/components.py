@@ -6,8 +6,7 @@ the shadow buffers: there is no second copy of the weights.
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from zwatch.errors import Rejection
+from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan, config_object
 
@@ -125,13 +124,9 @@ def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
             )
 
 
-@contextmanager
-def _blamed(on: str) -> Iterator[None]:
+def _blamed(on: str) -> Translating:
     """Whatever a library makes of a wrong config, the config is to blame."""
-    try:
-        yield
-    except Exception as error:
-        raise Rejection("config_invalid", f"{on}: {type(error).__name__}: {error}") from error
+    return Translating(lambda error: Rejection("config_invalid", f"{on}: {type(error).__name__}: {error}"))
 
 
 def _on_meta(component: str, make: Callable[[], Any]) -> Any:

@@ -4,8 +4,7 @@ Whatever a library raises on the way is turned into a rejection here, so that th
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,7 +12,7 @@ from zwatch.deploy.aliases import Directory
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.warmup import warm
-from zwatch.errors import Abandoned, GenerationCancelled, Rejection
+from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
@@ -151,17 +150,14 @@ class EngineFactory:
             warm(engine, cancelled=lambda: control.is_abandoned)
 
 
-@contextmanager
-def _only_rejections(control: loader.LoadControl | None = None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
+def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
+    def translate(error: Exception) -> Exception | None:
         # Of what stops a load between two of torch's calls, a library may have made an error of its own.
-        if isinstance(error, Abandoned | GenerationCancelled) or (control is not None and control.is_abandoned):
-            raise Abandoned("superseded by a newer wish") from None
-        if isinstance(error, Rejection):
-            raise
-        raise _rejection_of(error) from None
+        if isinstance(error, GenerationCancelled) or (control is not None and control.is_abandoned):
+            return Abandoned("superseded by a newer wish")
+        return None if isinstance(error, Abandoned | Rejection) else _rejection_of(error)
+
+    return Translating(translate)
 
 
 def _rejection_of(error: Exception) -> Rejection:

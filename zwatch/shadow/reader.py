@@ -51,9 +51,17 @@ raise to stop."""
 
 
 @dataclass(frozen=True, slots=True)
+class _Slot:
+    """A piece of pinned memory, as the threads see it and as CUDA does."""
+
+    pinned: torch.Tensor
+    memory: memoryview
+
+
+@dataclass(frozen=True, slots=True)
 class _Order:
     """Part of a file for a thread to read, into `memory`. `direct` is the file opened for unbuffered reading, if it is
-    to be read so; `slot` the piece of pinned memory that `memory` is, if it is one."""
+    to be read so; `slot` what `memory` is of, if it is pinned."""
 
     filling: Filling
     number: int
@@ -61,7 +69,7 @@ class _Order:
     length: int
     memory: memoryview
     direct: int | None = None
-    slot: torch.Tensor | None = None
+    slot: _Slot | None = None
 
     def read(self) -> None:
         """Read it. Of unbuffered reads, which take whole blocks, what a short one leaves goes the usual way, and so does
@@ -79,7 +87,7 @@ class _Order:
         """Copy what was read from its slot to where it belongs, in the order of the current stream."""
         assert self.slot is not None  # only what lies in one is sent
         destination = self.filling.destination[self.begin : self.begin + self.length]
-        destination.copy_(self.slot[: self.length], non_blocking=True)
+        destination.copy_(self.slot.pinned[: self.length], non_blocking=True)
 
 
 Orders = SimpleQueue[_Order | None]
@@ -172,7 +180,8 @@ class PinnedReader:
         slots = slots or SLOTS * self._threads.count
         # As one piece: a caching allocator would round each up to a power of two.
         pinned = torch.empty(slots * chunk, dtype=torch.uint8, pin_memory=True)
-        self._slots = [pinned[begin : begin + chunk] for begin in range(0, pinned.numel(), chunk)]
+        pieces = [pinned[begin : begin + chunk] for begin in range(0, pinned.numel(), chunk)]
+        self._slots = [_Slot(piece, piece.numpy().data) for piece in pieces]
         self._turn = threading.Lock()
 
     def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
@@ -206,8 +215,7 @@ class PinnedReader:
             while free and waiting:
                 number, begin, length = waiting.popleft()
                 slot = free.popleft()
-                memory = slot.numpy().data
-                orders.put(_Order(fillings[number], number, begin, length, memory, direct[number], slot))
+                orders.put(_Order(fillings[number], number, begin, length, slot.memory, direct[number], slot))
                 being_read += 1
             if not being_read:
                 return

@@ -1,0 +1,50 @@
+"""Errors that become others on their way."""
+
+import gc
+import weakref
+
+import pytest
+
+from zwatch.errors import Translating
+
+
+def only_key_errors(error):
+    return None if isinstance(error, KeyError) else KeyError(str(error))
+
+
+@pytest.mark.parametrize("raised", [KeyError("a"), ValueError("a")], ids=["as it is", "as another"])
+def test_what_the_failed_call_held_is_given_back_at_once(raised):
+    class Buffer:
+        pass
+
+    held = []
+
+    def load():
+        buffer = Buffer()
+        held.append(weakref.ref(buffer))
+        error = type(raised)(*raised.args)
+        try:
+            raise error
+        finally:
+            del error
+
+    def attempt():
+        with Translating(only_key_errors):
+            load()
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="a") as seen:
+            attempt()
+        del seen
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_without_an_error_nothing_happens_and_an_interrupt_stays_one():
+    with Translating(only_key_errors):
+        pass
+    with pytest.raises(KeyboardInterrupt), Translating(only_key_errors):
+        raise KeyboardInterrupt
