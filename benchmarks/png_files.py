@@ -1,6 +1,6 @@
 """How long a PNG file takes, and how large it gets, beside Pillow's.
 
-    python benchmarks/png_files.py [--models DIR] [--images DIR] [--sizes 256 1024] [--rounds 9] [--out FILE]
+    python benchmarks/png_files.py [--models DIR] [--images DIR [--called WHAT]] [--sizes 256 1024] [--rounds 9] [--out FILE]
 
 Pictures that a version makes itself, or all of a folder's (photographs, say) cut and scaled to squares of the sizes. Ways
 take turns; milliseconds are the mean over the pictures of each one's median.
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--images", type=Path, help="a folder of pictures to take instead of making some")
+    parser.add_argument("--called", help="what the folder's pictures are, for the result")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS / "png_files.json")
@@ -102,7 +103,7 @@ def main() -> None:
     pictures = found(options.images, options.sizes) if options.images else made(options.models, options.sizes)
     result = {
         "benchmark": "png_files", "started": now(), "machine": machine(options.out.parent),
-        "versions": packages("pillow", "isal", "numpy"), "pictures": "given" if options.images else "made by v1",
+        "versions": packages("pillow", "isal", "numpy"), "pictures": options.called or ("a folder's" if options.images else "made by v1"),
         "sizes": {str(size): measure(images, options.rounds) for size, images in pictures.items()},
     }  # fmt: skip
     print(json.dumps(result["sizes"], indent=2))

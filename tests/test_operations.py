@@ -305,6 +305,7 @@ async def test_rolling_back_goes_to_what_served_before_an_unload_or_a_restart(mo
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)])
 async def test_an_impatient_stop_and_a_closed_terminal_are_no_crashes(models, tmp_path, numbers):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the server leaves it so
     for times in (1, 2):
         async with Server(models, tmp_path / "state") as server:
             await server.serves("v1")

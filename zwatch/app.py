@@ -181,6 +181,7 @@ def _make_factory(config: Config) -> "EngineFactory":
     """Import torch and open the device; called in a thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.factory import EngineFactory
+    from zwatch.service import png  # noqa: F401 (with numpy; what is missing shall show now, not at the first image)
 
     factory = EngineFactory(config.device, budget=config.memory_budget)
     # The libraries' 400,000 objects stay for good: to look through them takes a fifth of a second, in which no thread runs.

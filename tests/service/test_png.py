@@ -1,6 +1,7 @@
 """PNG files as other programs read them."""
 
 import io
+import threading
 import zlib
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_the_pixels_are_one_zlib_stream_that_any_zlib_reads():
     length = int.from_bytes(file[begin - 8 : begin - 4], "big")
     assert len(zlib.decompress(file[begin : begin + length])) == 100 * (1 + 3 * 200)
     assert file[begin + length + 4 :] == bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
+
+
+def test_where_no_thread_can_be_started_the_file_is_written_all_the_same(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    image = Image.effect_noise((1024, 1024), 30).convert("RGB")
+    png._threads.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        file = write_png(image)
+    png._threads.cache_clear()
+    assert read_back(file).tobytes() == image.tobytes()
 
 
 def test_what_has_one_colour_takes_next_to_nothing():

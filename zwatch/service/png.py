@@ -1,8 +1,8 @@
-"""PNG files, written fast: all rows filtered alike by numpy, compressed by ISA-L, in bands by several threads.
+"""PNG files, written fast: all rows filtered alike by numpy, compressed by ISA-L, in bands that several threads share.
 
 Pillow tries five filters for each row, one byte after the other, which takes longer than anything else between the model's
-last step and the answer. The average of left and above is the best one nearly everywhere in photographs and paintings: with
-that alone files are 5 to 20 % larger than Pillow's usual ones, in a thirtieth of the time (`benchmarks/png_files.py`).
+last step and the answer. In photographs and paintings the average of left and above is about the best nearly everywhere;
+what is flat or drawn takes up to three times the bytes, of few. `benchmarks/png_files.py` compares times and sizes.
 """
 
 import os
@@ -14,8 +14,9 @@ from isal import isal_zlib
 from PIL import Image, PngImagePlugin
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DEPTH, _TRUECOLOUR, _AVERAGE = 8, 2, 3
+_DEPTH, _TRUECOLOUR = 8, 2
 _CHANNELS = 3
+_AVERAGE = 3
 _BAND = 3 * 2**17
 """Bytes of rows that are one thread's at a time: little enough to stay in a core's cache from the filter to the compressor,
 so many that it does not show that no band refers to the one before."""
@@ -44,9 +45,16 @@ def _compressed(rows: np.ndarray) -> bytes:
     height, width = rows.shape
     count = max(1, _BAND // width)
     bands = [(begin, min(begin + count, height)) for begin in range(0, height, count)]
-    run = map if len(bands) == 1 else _threads().map
+
+    def deflate(band: tuple[int, int]) -> tuple[np.ndarray, bytes]:
+        return _deflated(rows, *band)
+
+    try:
+        done = list((map if len(bands) == 1 else _threads().map)(deflate, bands))
+    except RuntimeError:  # no thread can be started now
+        done = list(map(deflate, bands))
     checksum, pieces = 1, [_ZLIB_HEADER]
-    for filtered, piece in run(lambda band: _deflated(rows, *band), bands):
+    for filtered, piece in done:
         checksum = isal_zlib.adler32(filtered, checksum)
         pieces.append(piece)
     return b"".join([*pieces, checksum.to_bytes(4)])
