@@ -7,7 +7,7 @@ what is flat or drawn takes up to three times the bytes, of few. `benchmarks/png
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from isal import isal_zlib
@@ -44,15 +44,12 @@ def _compressed(rows: np.ndarray) -> bytes:
     """Filter and compress rows, uint8, shape (height, width * 3)."""
     height, width = rows.shape
     count = max(1, _BAND // width)
-    bands = [(begin, min(begin + count, height)) for begin in range(0, height, count)]
-
-    def deflate(band: tuple[int, int]) -> tuple[np.ndarray, bytes]:
-        return _deflated(rows, *band)
-
+    begins = range(0, height, count)
+    deflate = partial(_deflated, rows, count)
     try:
-        done = list((map if len(bands) == 1 else _threads().map)(deflate, bands))
+        done = list((map if len(begins) == 1 else _threads().map)(deflate, begins))
     except RuntimeError:  # no thread can be started now
-        done = list(map(deflate, bands))
+        done = list(map(deflate, begins))
     checksum, pieces = 1, [_ZLIB_HEADER]
     for filtered, piece in done:
         checksum = isal_zlib.adler32(filtered, checksum)
@@ -65,11 +62,11 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), thread_name_prefix="zwatch-png")
 
 
-def _deflated(rows: np.ndarray, begin: int, end: int) -> tuple[np.ndarray, bytes]:
-    """Return some of the rows filtered, and their part of the compressed stream."""
-    filtered = _filtered(rows[begin:end], rows[begin - 1] if begin else np.zeros_like(rows[0]))
+def _deflated(rows: np.ndarray, count: int, begin: int) -> tuple[np.ndarray, bytes]:
+    """Return up to `count` of the rows filtered, and their part of the compressed stream."""
+    filtered = _filtered(rows[begin : begin + count], rows[begin - 1] if begin else np.zeros_like(rows[0]))
     compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
-    ending = isal_zlib.Z_FINISH if end == len(rows) else isal_zlib.Z_SYNC_FLUSH
+    ending = isal_zlib.Z_FINISH if begin + count >= len(rows) else isal_zlib.Z_SYNC_FLUSH
     return filtered, compressor.compress(filtered) + compressor.flush(ending)
 
 
