@@ -77,15 +77,15 @@ def bare_watchdog(flips: int) -> list[float]:
 
 async def promoted(service: Running, digest_before: str | None) -> float:
     """Return the moment in which another engine serves."""
-    supervisor, gate = service.services.supervisor, service.services.gate
-    while (found := gate.serving("current")) is None or found.key.digest == digest_before:
+    supervisor, engines = service.services.supervisor, service.services.engines
+    while (found := engines.serving("current")) is None or found.key.digest == digest_before:
         await supervisor.changes.wait()
     return time.perf_counter()
 
 
 def digest(service: Running) -> str | None:
     """Return the digest of what serves."""
-    found = service.services.gate.serving("current")
+    found = service.services.engines.serving("current")
     return None if found is None else found.key.digest
 
 
@@ -136,7 +136,7 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
 
 async def keep_busy(service: Running, ended: asyncio.Event) -> None:
     """Make images without a pause."""
-    from zwatch.service.parameters import parse_generate
+    from zwatch.generation.request import parse_generate
 
     queue = service.services.queue
     while not ended.is_set():

@@ -16,9 +16,9 @@ from pathlib import Path
 from PIL import Image
 
 from zwatch.bridge import Bridge
-from zwatch.service.history import History
-from zwatch.service.images import encode
-from zwatch.service.infotext import Details
+from zwatch.generation.history import History
+from zwatch.generation.image_details import Details
+from zwatch.generation.image_files import encode
 
 REPEATS = 30
 LINKS = 20_000

@@ -22,7 +22,7 @@ from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.pipeline import GenerationParameters
-from zwatch.service.png import write_png
+from zwatch.generation.png import write_png
 
 PROMPTS = ("a red fish", "a cat wearing sunglasses", "a house by the sea", "一只猫")
 

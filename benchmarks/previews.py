@@ -18,8 +18,8 @@ from common import Json, machine, now, packages
 
 from zwatch.app import Running, running
 from zwatch.config import Config
-from zwatch.service.jobs import Stepped
-from zwatch.service.parameters import parse_generate
+from zwatch.generation.job import Stepped
+from zwatch.generation.request import parse_generate
 
 WARM = 6
 
@@ -48,7 +48,7 @@ async def measure(models: Path, pairs: int, side: int | None) -> Json:
             history_max_bytes=None, log="text",
         )  # fmt: skip
         async with running(config) as service:
-            while service.services.gate.serving("current") is None:
+            while service.services.engines.serving("current") is None:
                 await service.services.supervisor.changes.wait()
             for number in range(WARM):
                 await image(service, number, side, followed=bool(number % 2))

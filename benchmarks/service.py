@@ -33,8 +33,8 @@ from common import RESULTS, Json, machine, packages, quantile
 
 from zwatch.app import Running, running
 from zwatch.config import Config
+from zwatch.generation.job import Job
 from zwatch.logs import set_up
-from zwatch.service.jobs import Job
 
 CONNECTIONS = 16
 STEPS = 8
@@ -85,7 +85,7 @@ async def overhead(service: Running, rounds: int, size: int) -> Json:
     """Return milliseconds of bare calls and of requests, in turns, and what the latter took more."""
     from zwatch.engine.pipeline import GenerationParameters
 
-    engine = service.services.gate.serving("current").engine  # type: ignore[union-attr]
+    engine = service.services.engines.serving("current").engine  # type: ignore[union-attr]
     parameters = GenerationParameters("a cat wearing sunglasses", "", size, size, STEPS, 0.0, (0,))
     line = Line(*address(service))
     jobs: list[Job] = []
@@ -202,7 +202,7 @@ async def measure(models: Path, rounds: int, sizes: list[int], seconds: float, d
             max_work=600.0, history=True, output_dir=Path(folder, "images"), history_max_images=None, history_max_bytes=None,
         )  # fmt: skip
         async with running(config) as service:
-            while service.services.gate.serving("current") is None:
+            while service.services.engines.serving("current") is None:
                 await service.services.supervisor.changes.wait()
             found: Json = {"overhead": [await overhead(service, rounds, size) for size in sizes]}
             for path in ("/health/live", "/status", "/metrics"):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness import Server
 from zwatch.deploy.seal import write_seal
-from zwatch.rollout.memory import Memory, StateFile
+from zwatch.rollout.state import SavedState, StateFile
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -367,7 +367,7 @@ def test_a_state_file_with_nonsense_in_it_is_put_aside(tmp_path, content):
     path.write_text("[" * 100_000 if content is None else json.dumps({"format": 1, "running": True, **content}))
     state_file = StateFile(tmp_path)
     try:
-        assert state_file.read() == Memory()
+        assert state_file.read() == SavedState()
     finally:
         state_file.close()
     assert path.with_name("state.json.bad").exists()

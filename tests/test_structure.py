@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zwatch"
-ORDER = ["deploy", "shadow", "engine", "rollout", "service"]
+ORDER = ["deploy", "shadow", "engine", "rollout", "generation", "api"]
 
 
 def imported(path: Path) -> set[str]:

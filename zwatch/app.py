@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from zwatch import systemd
+from zwatch.api.answers import add_id, encoded, identify, shape_errors
+from zwatch.api.auth import DOOR, Door, guard
+from zwatch.api.gauges import Present
+from zwatch.api.metrics import Metrics
+from zwatch.api.native.operations import DOCUMENT
+from zwatch.api.observe import log_job, observer
+from zwatch.api.openapi import document
+from zwatch.api.routes import add_routes
+from zwatch.api.server import Runner, room
+from zwatch.api.services import SERVICES, Services
+from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.deploy.watch import Doorbell
 from zwatch.errors import RequestError, UsageError
-from zwatch.rollout.gate import Gate
-from zwatch.rollout.memory import StateFile
+from zwatch.generation.finish import Finisher
+from zwatch.generation.history import History
+from zwatch.generation.queue import GenerationQueue
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
-from zwatch.service.answers import add_id, encoded, identify, shape_errors
-from zwatch.service.auth import DOOR, Door, guard
-from zwatch.service.connections import Runner, room
-from zwatch.service.events import CLOSING
-from zwatch.service.finish import Finisher
-from zwatch.service.gauges import Present
-from zwatch.service.history import History
-from zwatch.service.metrics import Metrics
-from zwatch.service.observe import log_job, observer
-from zwatch.service.openapi import document
-from zwatch.service.queue import GenerationQueue
-from zwatch.service.routes import add_routes
-from zwatch.service.routes.operations import DOCUMENT
-from zwatch.service.services import SERVICES, Services
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -80,13 +80,13 @@ async def running(config: Config) -> AsyncIterator[Running]:
         supervisor.ring()
         supervisor.changes.fire()
 
-    gate = Gate(leases_changed)
+    engines = EngineRegistry(leases_changed)
     supervisor = Supervisor(
         config.models,
         config.aliases,
         strict_links=config.strict_links,
         bridge=bridge,
-        gate=gate,
+        engines=engines,
         state_file=state_file,
         make_factory=lambda: _make_factory(config),
     )
@@ -94,7 +94,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     if config.history:
         history = History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes)
     queue = GenerationQueue(
-        gate,
+        engines,
         bridge,
         Finisher(bridge, history),
         config.aliases,
@@ -104,7 +104,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     metrics = Metrics()
     services = Services(
-        bridge, gate, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
+        bridge, engines, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
     )
     metrics.present.register(Present(services))
     queue.on_end += [metrics.request_ended, log_job]
@@ -181,7 +181,7 @@ def _make_factory(config: Config) -> "EngineFactory":
     """Import torch and open the device; called in a thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.factory import EngineFactory
-    from zwatch.service import png  # noqa: F401 (with numpy; what is missing shall show now, not at the first image)
+    from zwatch.generation import png  # noqa: F401 (with numpy; what is missing shall show now, not at the first image)
 
     factory = EngineFactory(config.device, budget=config.memory_budget)
     # The libraries' 400,000 objects stay for good: to look through them takes a fifth of a second, in which no thread runs.
@@ -235,7 +235,7 @@ async def _announce(services: Services, url: str) -> None:
     systemd.notify("READY=1")
     said: str | None = None
     while True:
-        serving = services.gate.serving("current")
+        serving = services.engines.serving("current")
         line = f"{url} serves {serving.key.version}" if serving is not None else f"{url} serves nothing, see /status"
         if line != said:
             systemd.notify(f"STATUS={line}")

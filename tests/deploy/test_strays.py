@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, write_version
-from zwatch.deploy import aliases
-from zwatch.deploy.aliases import TEMPORARY_PREFIX
+from zwatch.deploy import resolving
 from zwatch.deploy.look import Looker
+from zwatch.deploy.resolving import TEMPORARY_PREFIX
 from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.strays import StrayFacts, judge
 
@@ -516,7 +516,7 @@ def test_an_operator_s_move_while_a_wish_is_followed_wins(root, looker, monkeypa
     looker.look()
     run(root, "ln", "-sf", "v2", "current")
     moves = iter(["v3"])
-    holder = {"take": aliases.LinkNote, "symlink": os, "_exchange": aliases}[moment]
+    holder = {"take": resolving.LinkNote, "symlink": os, "_exchange": resolving}[moment]
     real = getattr(holder, moment)
 
     def moved_first(*given, **where):

@@ -1,4 +1,4 @@
-"""A service without HTTP: the real parts from the models root to the gate, started, stopped and crashed at will."""
+"""A service without HTTP: the real parts from the models root to the engines, started, stopped and crashed at will."""
 
 import asyncio
 import os
@@ -12,9 +12,9 @@ import pytest
 from zwatch.bridge import Bridge
 from zwatch.deploy.look import point
 from zwatch.engine.factory import EngineFactory
-from zwatch.rollout.gate import Gate
+from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import EngineState
-from zwatch.rollout.memory import StateFile
+from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
 
 DEADLINE = 15.0
@@ -51,7 +51,7 @@ class HeldFactory(EngineFactory):
 
 
 class Service:
-    """Bridge, gate, state file and supervisor of one run on one models root."""
+    """Bridge, engines, state file and supervisor of one run on one models root."""
 
     def __init__(self, root: Path, state: Path, aliases: tuple[str, ...], make_factory: Callable[[], EngineFactory]):
         self.root, self.state, self.aliases, self._make_factory = root, state, aliases, make_factory
@@ -61,13 +61,13 @@ class Service:
         """Start a run as `app.running` does; without `run`, the loop has to be started later."""
         self.bridge = Bridge()
         self.state_file = StateFile(self.state)
-        self.gate = Gate(self._lease_returned)
+        self.engines = EngineRegistry(self._lease_returned)
         self.supervisor = Supervisor(
             self.root,
             self.aliases,
             strict_links=False,
             bridge=self.bridge,
-            gate=self.gate,
+            engines=self.engines,
             state_file=self.state_file,
             make_factory=self._make_factory,
         )
@@ -145,7 +145,7 @@ class Service:
 
     def serves(self, alias: str = "current") -> str | None:
         """Return the name of the version that an alias serves."""
-        resident = self.gate.serving(alias)
+        resident = self.engines.serving(alias)
         return None if resident is None else resident.key.version
 
     def attempts(self) -> list[tuple[str, str, str | None]]:
@@ -157,7 +157,7 @@ class Service:
 
     def engines(self) -> dict[str, EngineState]:
         """Return the state of every resident engine."""
-        return {resident.key.version: resident.state for resident in self.gate.residents}
+        return {resident.key.version: resident.state for resident in self.engines.residents}
 
     @property
     def factory(self) -> HeldFactory:

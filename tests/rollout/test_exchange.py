@@ -8,7 +8,7 @@ import pytest
 from tests.rollout.conftest import HeldFactory
 from tests.rollout.test_supervisor import TRANSFORMER, flip_byte, make_v3, picture, quick_retries, reached  # noqa: F401
 from zwatch.rollout.lifecycle import EngineState
-from zwatch.shadow.memory import HostShadow
+from zwatch.shadow.host import HostShadow
 
 
 @pytest.fixture
@@ -42,28 +42,28 @@ async def test_the_other_version_takes_the_place_and_the_status_says_how(service
     assert (attempt.way, attempt.held > 0) == ("host", True)
     assert attempt.control.phases.keys() >= {"read", "verify", "aside", "build", "warm", "promote"}
     assert service.engines() == {"v2": EngineState.SERVING}
-    assert service.gate.leaving is None
+    assert service.engines.leaving is None
 
 
 async def test_back_and_forth_ends_with_the_same_pictures_and_the_same_memory(service):
-    with service.gate.lease("current") as lease:
+    with service.engines.lease("current") as lease:
         first = picture(lease)
     for version in ("v2", "v1", "v2", "v1"):
         service.link(version)
         await service.until_serves(version)
-    with service.gate.lease("current") as lease:
+    with service.engines.lease("current") as lease:
         assert (picture(lease) == first).all()
     assert service.factory.device.memory()[0] == 0
 
 
 async def test_it_waits_for_the_request_in_flight_and_gives_no_new_lease(service):
-    lease = service.gate.lease("current")
+    lease = service.engines.lease("current")
     service.link("v2")
-    await service.until(lambda: service.gate.leaving is not None)
-    assert service.gate.lease("current") is None
-    assert service.gate.lease("v1") is None
-    assert service.gate.find("current"), "a request is accepted, and waits"
-    assert not service.gate.find("v1"), "nobody joins the version that leaves"
+    await service.until(lambda: service.engines.leaving is not None)
+    assert service.engines.lease("current") is None
+    assert service.engines.lease("v1") is None
+    assert service.engines.find("current"), "a request is accepted, and waits"
+    assert not service.engines.find("v1"), "nobody joins the version that leaves"
     assert picture(lease).shape == (64, 64, 3)
     assert service.serves() == "v1"
     lease.release()
@@ -71,15 +71,15 @@ async def test_it_waits_for_the_request_in_flight_and_gives_no_new_lease(service
 
 
 async def test_a_newer_wish_while_it_waits_leaves_everything_as_it_was(service):
-    lease = service.gate.lease("current")
+    lease = service.engines.lease("current")
     service.link("v2")
-    await service.until(lambda: service.gate.leaving is not None)
+    await service.until(lambda: service.engines.leaving is not None)
     service.link("v1")
-    await service.until(lambda: service.gate.leaving is None)
+    await service.until(lambda: service.engines.leaving is None)
     assert service.attempts()[0] == ("v2", "ABANDONED", None)
     lease.release()
     await service.until_serves("v1")
-    assert service.gate.lease("current") is not None
+    assert service.engines.lease("current") is not None
 
 
 async def test_a_newer_wish_in_the_middle_puts_the_old_one_back_and_then_comes_in(service):
@@ -105,7 +105,7 @@ async def test_a_version_that_fails_leaves_the_old_one_serving(service, monkeypa
     service.link("v2")
     await service.until_rejected("v2", "bad_image")
     assert service.serves() == "v1"
-    with service.gate.lease("current") as lease:
+    with service.engines.lease("current") as lease:
         assert picture(lease).shape == (64, 64, 3)
 
 
@@ -114,7 +114,7 @@ async def test_a_corrupt_version_never_makes_a_request_wait(service):
     service.link("v2")
     await service.until_rejected("v2", "hash_mismatch")
     attempt = service.supervisor.attempts[0]
-    assert (attempt.held, service.gate.leaving) == (0.0, None)
+    assert (attempt.held, service.engines.leaving) == (0.0, None)
 
 
 async def test_what_cannot_be_put_back_is_withdrawn_and_loaded_again(service, monkeypatch, quick_retries):  # noqa: F811
@@ -159,9 +159,9 @@ async def with_canary(services):
 
 
 async def test_another_alias_does_not_get_the_version_that_leaves(with_canary, quick_retries):  # noqa: F811
-    lease = with_canary.gate.lease("current")
+    lease = with_canary.engines.lease("current")
     with_canary.link("v2")
-    await with_canary.until(lambda: with_canary.gate.leaving is not None)
+    await with_canary.until(lambda: with_canary.engines.leaving is not None)
     with_canary.link("v1", "canary")
     await with_canary.supervisor.look_now()
     assert with_canary.serves("canary") is None
@@ -183,7 +183,7 @@ async def test_what_another_alias_serves_since_it_was_staged_stays(with_canary, 
     assert attempt.rejection.code == "insufficient_memory"
     assert "canary" in attempt.rejection.reason
     assert (with_canary.serves(), with_canary.serves("canary")) == ("v1", "v1")
-    assert with_canary.gate.leaving is None
+    assert with_canary.engines.leaving is None
 
 
 async def test_a_newer_wish_that_serves_already_is_not_pushed_aside_by_what_came_in(services, monkeypatch):
@@ -206,7 +206,7 @@ async def test_a_newer_wish_that_serves_already_is_not_pushed_aside_by_what_came
     await started.until(lambda: started.engines() == {"v3": EngineState.SERVING})
     started.link("v1")
     await started.until_serves("v1")
-    with started.gate.lease("current") as lease:
+    with started.engines.lease("current") as lease:
         assert picture(lease).shape == (64, 64, 3)
 
 
@@ -222,7 +222,7 @@ async def pinning(service, monkeypatch):
         return reserve(sizes)
 
     monkeypatch.setattr(device.host, "reserve", pin)
-    service.supervisor._preparation.note_promoted(service.gate.serving("current").key)
+    service.supervisor._preparation.note_promoted(service.engines.serving("current").key)
     service.supervisor.ring()
     await service.until(going_on.is_set)
     return go
@@ -253,7 +253,7 @@ async def test_where_there_is_room_for_two_nothing_is_pinned(service, monkeypatc
     device._budget *= 3
     monkeypatch.setattr(device, "reserve", lambda sizes: False)
     monkeypatch.setattr(device.host, "reserve", pinned.append)
-    service.supervisor._preparation.note_promoted(service.gate.serving("current").key)
+    service.supervisor._preparation.note_promoted(service.engines.serving("current").key)
     service.supervisor.ring()
     preparation = service.supervisor._preparation
     await service.until(lambda: preparation._task is not None and not preparation.is_going_on)
@@ -262,9 +262,9 @@ async def test_where_there_is_room_for_two_nothing_is_pinned(service, monkeypatc
 
 
 async def test_stopping_does_not_wait_for_the_request_that_an_exchange_waits_for(service):
-    lease = service.gate.lease("current")
+    lease = service.engines.lease("current")
     service.link("v2")
-    await service.until(lambda: service.gate.leaving is not None)
+    await service.until(lambda: service.engines.leaving is not None)
     await service.stop()
     assert service.attempts()[0] == ("v2", "ABANDONED", None)
     lease.release()

@@ -9,11 +9,11 @@ from zwatch.rollout.lifecycle import (
     Attempt,
     AttemptState,
     EngineState,
-    Key,
     Resident,
+    VersionKey,
 )
 
-KEY = Key("v1", "d" * 64)
+KEY = VersionKey("v1", "d" * 64)
 ATTEMPT_WAY = {
     "LOADING": {"WARMING", "REJECTED", "ABANDONED"},
     "WARMING": {"PROMOTED", "REJECTED", "ABANDONED"},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zwatch.rollout.lifecycle import EngineState, Key
+from zwatch.rollout.lifecycle import EngineState, VersionKey
 from zwatch.rollout.policy import (
     Abandon,
     AliasView,
@@ -19,9 +19,9 @@ from zwatch.rollout.policy import (
     decide,
 )
 
-V1, V2, V3 = (Key(f"v{number}", str(number) * 64) for number in (1, 2, 3))
-V1_RESEALED = Key("v1", "f" * 64)
-UNSEALED = Key("v9", None)
+V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
+V1_RESEALED = VersionKey("v1", "f" * 64)
+UNSEALED = VersionKey("v9", None)
 
 
 def current(wish=None, serving=None, **more):
@@ -149,12 +149,12 @@ class World:
     """Aliases, engines and one load, changed by actions alone as the supervisor would; `bad` versions are rejected."""
 
     aliases: dict[str, AliasView]
-    bad: frozenset[Key]
-    good: dict[str, list[Key]]
-    engines: dict[Key, EngineState] = field(default_factory=dict)
-    leases: dict[Key, int] = field(default_factory=dict)
-    previous: dict[str, Key] = field(default_factory=dict)
-    refused_fallbacks: set[tuple[str, Key]] = field(default_factory=set)
+    bad: frozenset[VersionKey]
+    good: dict[str, list[VersionKey]]
+    engines: dict[VersionKey, EngineState] = field(default_factory=dict)
+    leases: dict[VersionKey, int] = field(default_factory=dict)
+    previous: dict[str, VersionKey] = field(default_factory=dict)
+    refused_fallbacks: set[tuple[str, VersionKey]] = field(default_factory=set)
     loading: LoadView | None = None
 
     def views(self):

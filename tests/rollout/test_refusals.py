@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from zwatch.deploy.aliases import Stamp
+from zwatch.deploy.resolving import Stamp
 from zwatch.errors import Rejection
-from zwatch.rollout.lifecycle import Key
+from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.refusals import BACKOFF_FIRST, BACKOFF_LONGEST, Refusals
 
-V2 = Key("v2", "aa")
+V2 = VersionKey("v2", "aa")
 STAMP, NEWER = Stamp(1, 2, 3), Stamp(1, 2, 4)
 
 
@@ -49,7 +49,7 @@ def test_wish_and_fallback_are_apart():
 
 
 @pytest.mark.parametrize(
-    ("wish", "stamp", "kept"), [(V2, STAMP, True), (V2, NEWER, False), (Key("v2", "bb"), STAMP, False)]
+    ("wish", "stamp", "kept"), [(V2, STAMP, True), (V2, NEWER, False), (VersionKey("v2", "bb"), STAMP, False)]
 )
 def test_a_new_link_or_a_new_seal_clears_the_wish_but_not_the_fallback(wish, stamp, kept):
     refusals, _ = refused("bad_image")

@@ -15,8 +15,8 @@ from zwatch.engine.pipeline import GenerationParameters
 from zwatch.errors import Rejection
 from zwatch.rollout import refusals as refusals_module
 from zwatch.rollout import supervisor as supervisor_module
-from zwatch.rollout.lifecycle import EngineState, Key
-from zwatch.rollout.memory import StateFile
+from zwatch.rollout.lifecycle import EngineState, VersionKey
+from zwatch.rollout.state import StateFile
 from zwatch.shadow.device import Device
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -39,7 +39,7 @@ async def reached(service, stage, version):
 
 def prove_good(service, alias="current"):
     """Make what serves last-known-good, and have it noted."""
-    with service.gate.lease(alias) as lease:
+    with service.engines.lease(alias) as lease:
         lease.count_images(supervisor_module.GOOD_IMAGES)
 
 
@@ -96,13 +96,13 @@ async def test_a_flip_to_a_warm_version_promotes_it_without_reading(service, mon
 
 
 async def test_a_request_under_way_keeps_its_engine_and_finishes_on_it(service):
-    lease = service.gate.lease("current")
+    lease = service.engines.lease("current")
     before = picture(lease)
     service.link("v2")
     await service.until_serves("v2")
     assert service.engines()["v1"] is EngineState.DRAINING
     assert np.array_equal(picture(lease), before)
-    with service.gate.lease("current") as new:
+    with service.engines.lease("current") as new:
         assert new.key.version == "v2"
         assert not np.array_equal(picture(new), before)
     lease.release()
@@ -119,14 +119,14 @@ async def test_only_one_previous_version_is_kept(service):
 
 async def test_unaspire_then_immediately_reaspire(service):
     """v1 -> v2 -> v1 while v2 loads: v2 is abandoned, v1 has served all the time and is not loaded again."""
-    resident = service.gate.serving("current")
+    resident = service.engines.serving("current")
     service.factory.hold("build", "v2")
     service.link("v2")
     await reached(service, "build", "v2")
     service.link("v1")
     await service.until(lambda: service.attempts() == [("v2", "ABANDONED", None), ("v1", "PROMOTED", None)])
     await service.until_serves("v1")
-    assert service.gate.serving("current") is resident
+    assert service.engines.serving("current") is resident
     assert service.engines() == {"v1": EngineState.SERVING}
     assert service.factory.built == ["v1"]
 
@@ -179,7 +179,7 @@ async def test_a_bad_version_changes_nothing_that_serves(service):
     await service.until_rejected("v2", "hash_mismatch")
     assert service.serves() == "v1"
     assert TRANSFORMER in service.supervisor.attempt("current").rejection.reason
-    with service.gate.lease("current") as lease:
+    with service.engines.lease("current") as lease:
         assert picture(lease).shape == (64, 64, 3)
 
 
@@ -259,11 +259,11 @@ async def test_a_version_without_a_seal_deploys_when_it_is_sealed(service):
 
 
 async def test_sealing_the_serving_version_anew_deploys_its_new_content(service):
-    before = service.gate.serving("current").key
+    before = service.engines.serving("current").key
     (service.root / "v1/zwatch.json").write_text('{"default_size": 128}')
     write_seal(service.root / "v1", "v1")
-    await service.until(lambda: service.gate.serving("current").key != before)
-    after = service.gate.serving("current")
+    await service.until(lambda: service.engines.serving("current").key != before)
+    after = service.engines.serving("current")
     assert (after.key.version, after.engine.default_size) == ("v1", 128)
     assert after.key.digest == service.supervisor.wish("current").digest
 
@@ -347,7 +347,7 @@ async def test_a_version_that_a_request_holds_by_its_name_is_not_evicted(service
     service.link("v2")
     await service.until_serves("v2")
     await service.until(lambda: service.engines()["v1"] is EngineState.WARM)
-    lease = service.gate.lease("v1")
+    lease = service.engines.lease("v1")
     device = service.factory.device
     device._budget = 2**26 - device.memory()[0]
     service.link("v3")
@@ -375,7 +375,7 @@ async def test_last_known_good_serves_after_a_restart_with_a_bad_link(services):
     assert (rejected.key.version, rejected.fallback, rejected.state.name) == ("v2", False, "REJECTED")
     assert second.supervisor.attempt("current") is rejected
     second.link("v1")
-    await second.until(lambda: second.supervisor.wish("current") == second.gate.serving("current").key)
+    await second.until(lambda: second.supervisor.wish("current") == second.engines.serving("current").key)
 
 
 async def test_last_known_good_serves_after_a_restart_without_a_link(services):
@@ -532,7 +532,7 @@ async def test_a_new_link_ends_an_unload(service):
 
 
 async def test_unloading_waits_for_the_requests_that_hold_a_lease(service):
-    lease = service.gate.lease("current")
+    lease = service.engines.lease("current")
     unloading = asyncio.create_task(service.supervisor.unload())
     await service.until(lambda: service.engines() == {"v1": EngineState.DRAINING})
     await service.supervisor.look_now()
@@ -546,7 +546,7 @@ async def test_unloading_waits_for_the_requests_that_hold_a_lease(service):
 async def test_unloading_answers_only_after_the_last_engine_is_closed(services):
     service = await services(make_factory=lambda: HeldFactory(budget=2**26)).start()
     await service.until_serves("v1")
-    engine, closing = service.gate.serving("current").engine, threading.Event()
+    engine, closing = service.engines.serving("current").engine, threading.Event()
     genuine = engine.close
     engine.close = lambda: (closing.wait(DEADLINE), genuine())
     unloading = asyncio.create_task(service.supervisor.unload())
@@ -614,31 +614,31 @@ async def test_loading_with_a_fault_says_the_fault(service):
 async def test_loading_after_a_file_was_overwritten_in_place_is_rejected_until_it_is_sealed(service):
     from tests.engine.editing import edit_tensors
 
-    before = service.gate.serving("current").key
-    with service.gate.lease("current") as lease:
+    before = service.engines.serving("current").key
+    with service.engines.lease("current") as lease:
         expected = picture(lease)
         edit_tensors(service.root / "v1" / TRANSFORMER, lambda tensors: {k: t * 1.5 for k, t in tensors.items()})
         outcome = await asyncio.wait_for(service.supervisor.load("current"), DEADLINE)
         assert not outcome.serves
         assert TRANSFORMER in outcome.message
         assert service.attempts()[0] == ("v1", "REJECTED", "hash_mismatch")
-        assert service.gate.serving("current").key == before
+        assert service.engines.serving("current").key == before
         assert np.array_equal(picture(lease), expected)
     write_seal(service.root / "v1", "v1")
     outcome = await asyncio.wait_for(service.supervisor.load("current"), DEADLINE)
     assert outcome.serves
-    assert service.gate.serving("current").key != before
-    with service.gate.lease("current") as lease:
+    assert service.engines.serving("current").key != before
+    with service.engines.lease("current") as lease:
         assert not np.array_equal(picture(lease), expected)
 
 
 async def test_loading_after_the_same_bytes_were_written_anew_verifies_them_and_goes_on(service):
-    resident = service.gate.serving("current")
+    resident = service.engines.serving("current")
     data = (service.root / "v1" / TRANSFORMER).read_bytes()
     (service.root / "v1" / TRANSFORMER).write_bytes(data)
     outcome = await asyncio.wait_for(service.supervisor.load("current"), DEADLINE)
     assert outcome.serves
-    assert service.gate.serving("current") is resident
+    assert service.engines.serving("current") is resident
     assert service.attempts() == [("v1", "PROMOTED", None)] * 2
     await asyncio.wait_for(service.supervisor.load("current"), DEADLINE)
     assert len(service.attempts()) == 2
@@ -695,7 +695,7 @@ async def test_two_aliases_follow_their_own_links(services):
     await service.until_serves("v2", "canary")
     service.link("v2")
     await service.until_serves("v2")
-    assert service.gate.serving("current") is service.gate.serving("canary")
+    assert service.engines.serving("current") is service.engines.serving("canary")
     assert service.supervisor.attempt("current").way == "resident"
 
 
@@ -743,7 +743,7 @@ async def test_a_stumble_does_not_end_the_following(service, monkeypatch):
 
 
 async def test_what_is_served_is_remembered_with_its_key(service):
-    key = service.gate.serving("current").key
+    key = service.engines.serving("current").key
     await service.until(lambda: b'"serving": {\n    "version": "v1"' in (service.state / "state.json").read_bytes())
-    assert isinstance(key, Key)
+    assert isinstance(key, VersionKey)
     assert key.digest.encode() in (service.state / "state.json").read_bytes()

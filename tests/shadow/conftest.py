@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from zwatch.deploy.aliases import Directory
 from zwatch.deploy.header import read_header
+from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import Seal
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zwatch.deploy.aliases import (
+from zwatch.deploy.resolving import (
     Directory,
     Fault,
     FileStamp,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
-from zwatch.deploy.aliases import Directory, LinkNote, Stamp, Target, repoint
+from zwatch.deploy.resolving import Directory, LinkNote, Stamp, Target, repoint
 from zwatch.deploy.versions import is_version_directory
 from zwatch.errors import Rejection, RepointError
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from zwatch.deploy.aliases import Directory
 from zwatch.deploy.look import open_version
+from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Rejection

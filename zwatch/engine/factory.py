@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from zwatch.deploy.aliases import Directory
+from zwatch.deploy.resolving import Directory
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.warmup import warm

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from zwatch.deploy.aliases import Directory
+from zwatch.deploy.resolving import Directory
 from zwatch.engine.components import BUILDERS, WEIGHED, build, component_classes, default_size, weight_files
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.aliases import Directory
+from zwatch.deploy.resolving import Directory
 from zwatch.errors import Rejection
-from zwatch.rollout.gate import Gate
+from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, Resident
 from zwatch.rollout.prepare import Preparation
 
@@ -25,11 +25,11 @@ class Exchanger:
     """Lets versions change places. On the event loop, like the supervisor whose loads it does in part."""
 
     def __init__(
-        self, aliases: Sequence[str], bridge: Bridge, gate: Gate, preparation: Preparation, changes: Pulse
+        self, aliases: Sequence[str], bridge: Bridge, engines: EngineRegistry, preparation: Preparation, changes: Pulse
     ) -> None:
         self._aliases = aliases
         self._bridge = bridge
-        self._gate = gate
+        self._engines = engines
         self._preparation = preparation
         self._changes = changes
 
@@ -73,8 +73,8 @@ class Exchanger:
                 f"{planned.version} has no room beside {old.key.version}, which {' and '.join(sharers)} serves by now too",
             )
         attempt.warming()
-        held.callback(self._gate.stay)
-        held.enter_context(self._gate.let_go(old.key))
+        held.callback(self._engines.stay)
+        held.enter_context(self._engines.let_go(old.key))
         while old.leases > 1:  # one is ours
             control.check()
             await self._changes.wait()
@@ -85,13 +85,13 @@ class Exchanger:
         except BaseException:
             if not old.engine.is_complete:
                 _log.error("%s could not be put back; it does not serve any more", old.key.version)
-                if self._gate.serving(attempt.alias) is old:
-                    self._gate.withdraw(attempt.alias)
+                if self._engines.serving(attempt.alias) is old:
+                    self._engines.withdraw(attempt.alias)
             raise
 
     def _sharers(self, attempt: Attempt, old: Resident) -> list[str]:
         """Return the other aliases that serve what would have to make room."""
-        return [alias for alias in self._aliases if alias != attempt.alias and self._gate.serving(alias) is old]
+        return [alias for alias in self._aliases if alias != attempt.alias and self._engines.serving(alias) is old]
 
     def _others(self, old: Resident) -> list["Engine"]:
-        return [resident.engine for resident in self._gate.residents if resident is not old]
+        return [resident.engine for resident in self._engines.residents if resident is not old]

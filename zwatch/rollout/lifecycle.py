@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is imported by the first load, not by the service's s
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Key:
+class VersionKey:
     """What an engine holds: a version and its digest. The digest is None for a version without a readable seal."""
 
     version: str
@@ -71,7 +71,7 @@ class Attempt:
     (verified in host memory and exchanged for what served, while requests waited for `held` seconds)."""
 
     alias: str
-    key: Key
+    key: VersionKey
     way: str
     control: "LoadControl | None" = None
     fallback: bool = False
@@ -119,7 +119,7 @@ class Attempt:
 class Resident:
     """An engine on the device, with the leases that requests hold on it."""
 
-    key: Key
+    key: VersionKey
     engine: "Engine"
     state: EngineState = EngineState.SERVING
     leases: int = 0

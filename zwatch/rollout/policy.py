@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zwatch.rollout.lifecycle import EngineState, Key
+from zwatch.rollout.lifecycle import EngineState, VersionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,25 +11,25 @@ class AliasView:
     """One alias as it stands. Everything here is a fact; what follows from it is decided below."""
 
     name: str
-    wish: Key | None
+    wish: VersionKey | None
     """What its link asks for; None while the link has a fault."""
-    serving: Key | None
+    serving: VersionKey | None
     held: bool = False
     """Unloaded by hand: nothing is loaded for it."""
     refused: bool = False
     """This very wish was rejected and no retry is due."""
     forced: bool = False
     """Somebody asked to load the wish (again), even if it serves."""
-    fallback: Key | None = None
+    fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
     """One resident engine. `wanted`: some alias served it just before what it serves now. `usable`: it can serve (see
-    `Gate.is_usable`)."""
+    `EngineRegistry.is_usable`)."""
 
-    key: Key
+    key: VersionKey
     state: EngineState
     leases: int
     wanted: bool
@@ -41,7 +41,7 @@ class LoadView:
     """The load that is under way."""
 
     alias: str
-    key: Key
+    key: VersionKey
     fallback: bool = False
     forced: bool = False
     abandoned: bool = False
@@ -57,7 +57,7 @@ class Promote:
     """Let an alias serve a resident engine."""
 
     alias: str
-    key: Key
+    key: VersionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Load:
     """Start to load a version for an alias."""
 
     alias: str
-    key: Key
+    key: VersionKey
     fallback: bool = False
 
 
@@ -73,14 +73,14 @@ class Load:
 class Keep:
     """Keep an engine that has drained, warm."""
 
-    key: Key
+    key: VersionKey
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
     """Free an engine that nobody needs."""
 
-    key: Key
+    key: VersionKey
 
 
 Action = Abandon | Promote | Load | Keep | Free

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
-from zwatch.rollout.gate import Gate
-from zwatch.rollout.lifecycle import EngineState, Key
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import EngineState, VersionKey
 
 if TYPE_CHECKING:
     from zwatch.engine.pipeline import Engine
@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 class Preparation:
     """Once after each promotion, when all is quiet. `done` is called when it ends."""
 
-    def __init__(self, bridge: Bridge, gate: Gate, done: Callable[[], None]) -> None:
+    def __init__(self, bridge: Bridge, engines: EngineRegistry, done: Callable[[], None]) -> None:
         self._bridge = bridge
-        self._gate = gate
+        self._engines = engines
         self._done = done
-        self._promoted: Key | None = None
+        self._promoted: VersionKey | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -31,17 +31,17 @@ class Preparation:
         """Whether memory is being made ready now."""
         return self._task is not None and not self._task.done()
 
-    def note_promoted(self, key: Key) -> None:
+    def note_promoted(self, key: VersionKey) -> None:
         """Note that the next version will be as large as this one, for all that is known."""
         self._promoted = key
 
     def begin(self, device: "Device") -> None:
         """Begin, if there is reason to and nothing is going on; to be called while nothing loads."""
-        residents = self._gate.residents
+        residents = self._engines.residents
         if self.is_going_on or any(resident.state is EngineState.DRAINING for resident in residents):
             return
         key, self._promoted = self._promoted, None
-        resident = None if key is None else self._gate.resident(key)
+        resident = None if key is None else self._engines.resident(key)
         if resident is not None:
             reserving = self._reserve(device, resident.engine, alone=len(residents) == 1)
             self._task = asyncio.create_task(reserving, name="reserve")

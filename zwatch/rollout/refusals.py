@@ -3,10 +3,10 @@
 import time
 from dataclasses import dataclass
 
-from zwatch.deploy.aliases import Stamp
 from zwatch.deploy.look import Awaited
+from zwatch.deploy.resolving import Stamp
 from zwatch.errors import Rejection, Retry
-from zwatch.rollout.lifecycle import Key
+from zwatch.rollout.lifecycle import VersionKey
 
 BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 """Seconds before a version that failed for want of memory or on a device error is tried again; doubled each time."""
@@ -37,9 +37,9 @@ class Refusals:
     """What one alias's versions were rejected for: its wish, and last-known-good tried in its stead, apart."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[Key, bool], Refusal] = {}
+        self._entries: dict[tuple[VersionKey, bool], Refusal] = {}
 
-    def find(self, key: Key | None, *, fallback: bool = False) -> Refusal | None:
+    def find(self, key: VersionKey | None, *, fallback: bool = False) -> Refusal | None:
         """Return the refusal of a version, as wish or as fallback."""
         return None if key is None else self._entries.get((key, fallback))
 
@@ -48,7 +48,13 @@ class Refusals:
         return [refusal for refusal in self._entries.values() if refusal.awaited is not None]
 
     def add(
-        self, key: Key, rejection: Rejection, stamp: Stamp | None, awaited: Awaited | None, *, fallback: bool = False
+        self,
+        key: VersionKey,
+        rejection: Rejection,
+        stamp: Stamp | None,
+        awaited: Awaited | None,
+        *,
+        fallback: bool = False,
     ) -> None:
         """Remember a rejection; tried before, its next pause is twice as long."""
         before = self._entries.get((key, fallback))
@@ -57,11 +63,11 @@ class Refusals:
         retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
         self._entries[key, fallback] = Refusal(rejection, stamp, awaited, tries, retry_at)
 
-    def forget(self, key: Key, *, fallback: bool = False) -> None:
+    def forget(self, key: VersionKey, *, fallback: bool = False) -> None:
         """Forget a version's refusal: it serves."""
         self._entries.pop((key, fallback), None)
 
-    def keep_only(self, wish: Key, stamp: Stamp) -> None:
+    def keep_only(self, wish: VersionKey, stamp: Stamp) -> None:
         """Forget what was said of other wishes: a link made anew or a version sealed anew is a new wish."""
         self._entries = {
             (key, fallback): refusal

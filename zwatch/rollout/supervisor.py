@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.aliases import Directory, Stamp, Target
 from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
+from zwatch.deploy.resolving import Directory, Stamp, Target
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout import policy
+from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.exchange import Exchanger
-from zwatch.rollout.gate import Gate
-from zwatch.rollout.lifecycle import Attempt, EngineState, Key
-from zwatch.rollout.memory import Memory, StateFile, serialise
+from zwatch.rollout.lifecycle import Attempt, EngineState, VersionKey
 from zwatch.rollout.prepare import Preparation
 from zwatch.rollout.refusals import Refusals
+from zwatch.rollout.state import SavedState, StateFile, serialise
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -66,11 +66,11 @@ class Moment:
 
 @dataclass(eq=False)
 class _AliasState:
-    """What the supervisor knows of one alias beside what the gate and the memory know."""
+    """What the supervisor knows of one alias beside what the engines and the memory know."""
 
     attempt: Attempt | None = None
     forced: bool = False
-    served: Key | None = None
+    served: VersionKey | None = None
     """What it served before an unload, or in the run before this one."""
     refusals: Refusals = field(default_factory=Refusals)
 
@@ -85,7 +85,7 @@ class Supervisor:
         *,
         strict_links: bool,
         bridge: Bridge,
-        gate: Gate,
+        engines: EngineRegistry,
         state_file: StateFile,
         make_factory: Callable[[], "EngineFactory"],
     ) -> None:
@@ -99,12 +99,12 @@ class Supervisor:
         self.factory: EngineFactory | None = None
         self._looker = Looker(root, aliases, strict_links=strict_links)
         self._bridge = bridge
-        self._gate = gate
+        self._engines = engines
         self._state_file = state_file
         self._make_factory = make_factory
-        self._memory = Memory()
-        self._preparation = Preparation(bridge, gate, self.changes.fire)
-        self._exchanger = Exchanger(self.aliases, bridge, gate, self._preparation, self.changes)
+        self._memory = SavedState()
+        self._preparation = Preparation(bridge, engines, self.changes.fire)
+        self._exchanger = Exchanger(self.aliases, bridge, engines, self._preparation, self.changes)
         self._states = {alias: _AliasState() for alias in aliases}
         self._loading: _Loading | None = None
         self._closing = 0
@@ -125,10 +125,10 @@ class Supervisor:
         """Return the last attempt that the alias's wish has led to."""
         return self._states[alias].attempt
 
-    def wish(self, alias: str) -> Key | None:
+    def wish(self, alias: str) -> VersionKey | None:
         """Return what the alias asks for, as last seen."""
         target = self.seen.targets.get(alias)
-        return None if target is None else Key(target.version, target.digest)
+        return None if target is None else VersionKey(target.version, target.digest)
 
     def is_unloaded(self, alias: str) -> bool:
         """Say whether the alias was unloaded by hand, and not linked anew since."""
@@ -141,9 +141,9 @@ class Supervisor:
         seen = self.seen.targets.get(alias) or self.seen.faults.get(alias)
         return _NO_LINK if seen is None or seen.stamp is None else seen.stamp
 
-    def previous(self, alias: str) -> Key | None:
+    def previous(self, alias: str) -> VersionKey | None:
         """Return what the alias served before what it serves now, also across a restart."""
-        return self._gate.previous(alias) or self._memory.alias(alias).previous
+        return self._engines.previous(alias) or self._memory.alias(alias).previous
 
     @property
     def settled_once(self) -> bool:
@@ -163,7 +163,7 @@ class Supervisor:
         for alias in self.aliases:
             previous = self._memory.alias(alias).previous
             if previous is not None:
-                self._gate.remember_previous(alias, previous)
+                self._engines.remember_previous(alias, previous)
         await self._remember()
 
     async def run(self) -> None:
@@ -230,7 +230,7 @@ class Supervisor:
     def _note_link(self, alias: str, target: Target) -> None:
         """A link made anew, or a version sealed anew, clears what was remembered against it."""
         memory = self._memory.alias(alias)
-        self._states[alias].refusals.keep_only(Key(target.version, target.digest), target.stamp)
+        self._states[alias].refusals.keep_only(VersionKey(target.version, target.digest), target.stamp)
         if memory.unloaded is not None and memory.unloaded != target.stamp:
             memory.unloaded = None
 
@@ -244,7 +244,7 @@ class Supervisor:
                 case policy.Load(alias, key, fallback):
                     self._begin_load(alias, key, fallback)
                 case policy.Keep(key):
-                    self._gate.keep(key)
+                    self._engines.keep(key)
                 case policy.Free(key):
                     await self._free(key)
             self.changes.fire()
@@ -259,10 +259,10 @@ class Supervisor:
                 resident.key,
                 resident.state,
                 resident.leases,
-                self._gate.wanted(resident.key),
-                self._gate.is_usable(resident),
+                self._engines.wanted(resident.key),
+                self._engines.is_usable(resident),
             )
-            for resident in self._gate.residents
+            for resident in self._engines.residents
         ]
         loading = None
         if self._loading is not None:
@@ -274,7 +274,7 @@ class Supervisor:
 
     def _view(self, alias: str, now: float) -> policy.AliasView:
         state = self._states[alias]
-        serving, wish = self._gate.serving(alias), self.wish(alias)
+        serving, wish = self._engines.serving(alias), self.wish(alias)
         refusal = state.refusals.find(wish)
         running = None if self._loading is None else self._loading.attempt
         fallback_loads = running is not None and running.alias == alias and running.fallback
@@ -306,14 +306,14 @@ class Supervisor:
             self._loading.attempt.control.abandon()
         self.changes.fire()  # an exchange may be waiting for a request that takes long
 
-    async def _promote_resident(self, alias: str, key: Key) -> None:
+    async def _promote_resident(self, alias: str, key: VersionKey) -> None:
         attempt = self._new_attempt(alias, key, "resident")
         attempt.warming()
         self._promote(attempt)
         self._ended(attempt)
         await self._remember()
 
-    def _begin_load(self, alias: str, key: Key, fallback: bool) -> None:
+    def _begin_load(self, alias: str, key: VersionKey, fallback: bool) -> None:
         attempt = self._new_attempt(alias, key, "device", fallback)
         state = self._states[alias]
         task = asyncio.create_task(self._load(attempt), name=f"load {key.version}")
@@ -332,8 +332,8 @@ class Supervisor:
         if self._loading is None and not self._stopping and self.factory is not None:
             self._preparation.begin(self.factory.device)
 
-    async def _free(self, key: Key) -> None:
-        engine = self._gate.free(key)
+    async def _free(self, key: VersionKey) -> None:
+        engine = self._engines.free(key)
         self._closing += 1
         try:
             await self._bridge.run("close", engine.close)
@@ -390,7 +390,7 @@ class Supervisor:
         planned = await self._bridge.run("load", factory.plan, directory, attempt.key.digest)
         if await self._bridge.run("load", factory.lacks, planned):
             await self._free_warm()
-            old = self._gate.serving(attempt.alias)
+            old = self._engines.serving(attempt.alias)
             if old is not None and await self._exchanger.is_needed(factory, attempt, planned, old):
                 return await self._exchanger.exchange(factory, attempt, directory, planned, old, held)
         engine = await self._bridge.run("load", factory.build, directory, planned, control)
@@ -406,19 +406,19 @@ class Supervisor:
 
     async def _free_warm(self) -> None:
         """Give up warm engines: a new version needs their memory more than a flip back does."""
-        for resident in self._gate.residents:
+        for resident in self._engines.residents:
             if resident.state is EngineState.WARM and resident.leases == 0:
                 await self._free(resident.key)
 
     def _finish(self, attempt: Attempt, engine: "Engine") -> list["Engine"]:
         """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
         closed: an engine whose equal serves already, or what gave its memory away."""
-        resident, leaving = self._gate.resident(attempt.key), self._gate.leaving
+        resident, leaving = self._engines.resident(attempt.key), self._engines.leaving
         # After an exchange there is no way back but another one, except when by now something else serves, or nothing.
-        if self._abandoned and (leaving is None or self._gate.serving(attempt.alias) is not leaving):
+        if self._abandoned and (leaving is None or self._engines.serving(attempt.alias) is not leaving):
             raise Abandoned
         if resident is None:
-            self._gate.admit(attempt.key, engine)
+            self._engines.admit(attempt.key, engine)
         else:
             resident.engine.plan = engine.plan  # the same bytes, verified in files that were written anew
         self._preparation.note_promoted(attempt.key)
@@ -426,7 +426,7 @@ class Supervisor:
             self._promote(attempt)
         leftover = [] if resident is None else [engine]
         if leaving is not None:
-            leftover.append(self._gate.free(leaving.key))
+            leftover.append(self._engines.free(leaving.key))
         return leftover
 
     @property
@@ -436,14 +436,14 @@ class Supervisor:
     def _promote(self, attempt: Attempt) -> None:
         alias, key = attempt.alias, attempt.key
         state, memory = self._states[alias], self._memory.alias(alias)
-        first = self._gate.serving(alias) is None
-        self._gate.promote(alias, key)
+        first = self._engines.serving(alias) is None
+        self._engines.promote(alias, key)
         if first:  # since the start or an unload: what it served before that is the version before
             before = next((known for known in (state.served, memory.previous) if known not in (None, key)), None)
-            self._gate.remember_previous(alias, before)
+            self._engines.remember_previous(alias, before)
         attempt.promoted()
         state.refusals.forget(key, fallback=attempt.fallback)
-        memory.serving, memory.previous = key, self._gate.previous(alias)
+        memory.serving, memory.previous = key, self._engines.previous(alias)
         target = self.seen.targets.get(alias)
         memory.stamp = None if target is None else target.stamp
         _log.info("%s serves %s (%s, %.2f s)", alias, key.version, attempt.way, attempt.seconds)
@@ -461,7 +461,7 @@ class Supervisor:
         for listener in [] if attempt.running else self.on_end:
             listener(attempt)
 
-    def _new_attempt(self, alias: str, key: Key, way: str, fallback: bool = False) -> Attempt:
+    def _new_attempt(self, alias: str, key: VersionKey, way: str, fallback: bool = False) -> Attempt:
         attempt = Attempt(alias, key, way, fallback=fallback)
         self.attempts.appendleft(attempt)
         if not fallback:
@@ -491,7 +491,7 @@ class Supervisor:
         now = time.monotonic()
         news = False
         for alias in self.aliases:
-            serving = self._gate.serving(alias)
+            serving = self._engines.serving(alias)
             if serving is None:
                 continue
             if serving.images >= GOOD_IMAGES or now - serving.serving_from >= GOOD_SECONDS:
@@ -528,7 +528,7 @@ class Supervisor:
         self.changes.fire()
         state.refusals.clear()
         await self.look_now()
-        serving, wish = self._gate.serving(alias), self.wish(alias)
+        serving, wish = self._engines.serving(alias), self.wish(alias)
         if serving is not None and serving.key == wish and await self._files_changed(alias, serving.engine):
             state.forced = True
             self.ring()
@@ -560,18 +560,18 @@ class Supervisor:
         if self.moment() != asked:
             return False
         for alias in self.aliases:
-            memory, serving = self._memory.alias(alias), self._gate.serving(alias)
+            memory, serving = self._memory.alias(alias), self._engines.serving(alias)
             memory.unloaded = self._link_stamp(alias)
             if serving is not None:
                 self._states[alias].served = serving.key
             memory.serving = None  # a crash from now on is not its fault
             self._states[alias].forced = False
-            self._gate.withdraw(alias)
+            self._engines.withdraw(alias)
         if self._loading is not None:
             self._abandon()  # at once: it may end before the next action is decided
         await self._remember()
         self.ring()
-        while self._gate.residents or self._loading is not None or self._closing:
+        while self._engines.residents or self._loading is not None or self._closing:
             if self.moment() != asked:
                 return False
             self.ring()
@@ -580,7 +580,7 @@ class Supervisor:
 
     def _decided(self, alias: str) -> Outcome | None:
         """Return how the alias's present wish ended, or None while that is open."""
-        serving, wish, state = self._gate.serving(alias), self.wish(alias), self._states[alias]
+        serving, wish, state = self._engines.serving(alias), self.wish(alias), self._states[alias]
         if self.is_unloaded(alias):
             return Outcome(False, f"{alias} was unloaded meanwhile")
         if self._loading is not None and self._loading.attempt.alias == alias and not self._loading.attempt.fallback:
@@ -601,12 +601,12 @@ _NO_LINK = Stamp(0, 0, 0)
 """Stands for the stamp of a link that was not there when its alias was unloaded."""
 
 
-def _open_fallback(root: Path, key: Key) -> Directory:
+def _open_fallback(root: Path, key: VersionKey) -> Directory:
     try:
         return open_version(root, key.version)
     except OSError as error:
         raise Rejection("io_error", f"{key.version}: {error.strerror}") from None
 
 
-def _names(keys: Sequence[Key]) -> str:
+def _names(keys: Sequence[VersionKey]) -> str:
     return " and ".join(key.version for key in keys)

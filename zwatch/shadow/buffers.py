@@ -8,7 +8,7 @@ import torch
 from zwatch.deploy.header import Header
 from zwatch.errors import Rejection
 from zwatch.shadow.hashing import Between, Hashing
-from zwatch.shadow.memory import Shadow, copy_bytes
+from zwatch.shadow.host import Shadow, copy_bytes
 
 DATA_ALIGNMENT = 256
 """A file is placed so that its first tensor starts at a multiple of this, bytes: what CUDA's allocator itself gives."""

@@ -10,7 +10,7 @@ import torch
 from zwatch.deploy import seal
 from zwatch.shadow.cuda import Cuda
 from zwatch.shadow.hashing import Between, Hasher, Hashing, HostHasher
-from zwatch.shadow.memory import HostShadow, system_memory
+from zwatch.shadow.host import HostShadow, system_memory
 from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.reader import Filling, HostReader, Landed
 

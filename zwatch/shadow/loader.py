@@ -15,11 +15,11 @@ from typing import Any
 from blake3 import blake3
 
 from zwatch.deploy import header, seal
-from zwatch.deploy.aliases import Directory, FileStamp
+from zwatch.deploy.resolving import Directory, FileStamp
 from zwatch.errors import Abandoned, Rejection
 from zwatch.shadow.buffers import FileBuffer, Footprint
 from zwatch.shadow.hashing import host_view
-from zwatch.shadow.memory import Shadow
+from zwatch.shadow.host import Shadow
 from zwatch.shadow.reader import Filling
 
 WEIGHTS_SUFFIX = ".safetensors"

@@ -1,0 +1,237 @@
+"""Choosing, watching and interrupting: each client its own."""
+
+import asyncio
+import base64
+import io
+import os
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from zwatch.api.a1111 import clients as remembering
+from zwatch.api.a1111.clients import Client, Clients, client_of
+from zwatch.errors import RequestError
+from zwatch.generation import previews
+from zwatch.rollout.lifecycle import VersionKey
+
+SLOW = {"prompt": "a cat", "steps": 100, "batch_size": 16, "width": 256, "height": 256}
+OTHER = {"User-Agent": "another program"}
+IDLE = {
+    "progress": 0.0,
+    "eta_relative": 0.0,
+    "state": {
+        "skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": 0,
+        "job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0,
+    },
+    "current_image": None,
+    "textinfo": None,
+}  # fmt: skip
+
+
+async def choose(client, name, headers=None):
+    status, _, body = await client.call(
+        "POST", "/sdapi/v1/options", json={"sd_model_checkpoint": name}, headers=headers
+    )
+    return status, body
+
+
+async def shown(client, headers=None):
+    """Return the checkpoint that the options show, without its digest."""
+    _, _, body = await client.call("GET", "/sdapi/v1/options", headers=headers)
+    return body["sd_model_checkpoint"].partition(" ")[0]
+
+
+async def makes(client, headers=None):
+    """Return the version that makes an image for a request that names none."""
+    sent = {"prompt": "a cat", "steps": 1}
+    async with client.http.post(client.url + "/sdapi/v1/txt2img", json=sent, headers=headers) as response:
+        assert response.status == 200
+        return response.headers["X-Zwatch-Version"]
+
+
+async def progress(client, query="", headers=None):
+    status, _, body = await client.call("GET", f"/sdapi/v1/progress{query}", headers=headers)
+    assert status == 200
+    return body
+
+
+async def begun(client, headers=None, **fields):
+    """Send a slow request; return its task and its job, once the job is accepted."""
+    known = set(client.services.queue.jobs.unsettled)
+    task = asyncio.create_task(client.call("POST", "/sdapi/v1/txt2img", json={**SLOW, **fields}, headers=headers))
+    while not (new := set(client.services.queue.jobs.unsettled) - known):
+        await asyncio.sleep(0.01)
+    return task, new.pop()
+
+
+async def runs(client, job):
+    while client.services.queue.running is not job or not job.step:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_choice_is_the_clients_own_and_never_moves_the_link(both):
+    assert await choose(both, "v1") == (200, None)
+    assert (await shown(both), await makes(both)) == ("v1", "v1")
+    assert (await shown(both, OTHER), await makes(both, OTHER)) == ("v2", "v2")
+    async with both.http.post(both.url + "/generate", json={"prompt": "x"}) as response:
+        assert response.headers["X-Zwatch-Version"] == "v2", "nor does it reach other calls"
+    assert os.readlink(both.services.models / "current") == "v2"
+    assert await choose(both, "current") == (200, None)
+    assert await shown(both) == "v2"
+
+
+async def test_who_chooses_what_serves_gets_the_next_version_too(client):
+    assert await choose(client, "v1") == (200, None)
+    await client.call("POST", "/api/deploy", json={"version": "v2"})
+    assert (await shown(client), await makes(client)) == ("v2", "v2")
+
+
+async def test_an_unknown_checkpoint_is_refused_and_other_options_are_passed_over(client):
+    status, body = await choose(client, "sd_xl_base_1.0")
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert "loaded: v1 [" in body["detail"]
+    assert (await choose(client, 5))[0] == 400
+    assert (await client.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[::2] == (200, None)
+
+
+async def test_without_a_model_the_lists_are_empty_and_a_request_is_told_when_to_come_back(client):
+    await client.call("POST", "/api/unload_model")
+    assert await shown(client) == ""
+    assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == []
+    assert "loaded: nothing" in (await choose(client, "v1"))[1]["detail"]
+    status, headers, body = await client.call("POST", "/sdapi/v1/txt2img", json={"prompt": "x"})
+    assert (status, body["error"]["code"]) == (503, "model_not_loaded")
+    assert "Retry-After" in headers
+
+
+def resident(version, digest):
+    return SimpleNamespace(key=VersionKey(version, digest * 64))
+
+
+class Loaded:
+    """A engines with these versions, the first of which serves."""
+
+    def __init__(self, *residents):
+        self.residents = list(residents)
+
+    def serving(self, alias):
+        return self.residents[0] if alias == "current" and self.residents else None
+
+    def find(self, model):
+        return self.serving(model) or next((one for one in self.residents if one.key.version == model), None)
+
+
+ME = Client("127.0.0.1", "", "me")
+
+
+def test_a_choice_ends_when_its_version_is_no_longer_loaded():
+    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    clients.choose(ME, "v1 [aaaaaaaaaa]", engines, ("current",))
+    assert clients.model(ME, engines) == "v1"
+    resealed = Loaded(resident("v2", "b"), resident("v1", "c"))
+    assert clients.model(ME, resealed) == "current", "another content of the same name was not chosen"
+    assert clients.model(ME, engines) == "current", "nor does it come back when nobody looks"
+
+
+def test_an_unknown_checkpoint_leaves_the_earlier_choice():
+    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    clients.choose(ME, "v1", engines, ("current",))
+    with pytest.raises(RequestError, match=r"loaded: v2 \[bbbbbbbbbb\], v1 \[aaaaaaaaaa\]; or say 'current'"):
+        clients.choose(ME, "v9", engines, ("current",))
+    assert clients.model(ME, engines) == "v1"
+
+
+def test_another_alias_can_be_chosen_and_is_followed():
+    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    clients.choose(ME, "canary", engines, ("current", "canary"))
+    assert clients.model(ME, engines) == "canary"
+    clients.choose(ME, "", engines, ("current", "canary"))
+    assert clients.model(ME, engines) == "current"
+
+
+def test_the_choice_not_used_for_longest_is_forgotten_first(monkeypatch):
+    monkeypatch.setattr(remembering, "MOST_CHOICES", 2)
+    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    first, second, third = (Client("127.0.0.1", name, "") for name in "abc")
+    clients.choose(first, "v1", engines, ("current",))
+    clients.choose(second, "v1", engines, ("current",))
+    clients.model(first, engines)
+    clients.choose(third, "v1", engines, ("current",))
+    assert [clients.model(one, engines) for one in (first, second, third)] == ["v1", "current", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("authorization", "user"),
+    [
+        (None, ""), ("", ""), ("Basic ", ""), ("Basic Og==", ""), ("Basic !!!", ""), ("Bearer YWxpY2U6eA==", ""),
+        ("Basic YWxpY2U6c2VzYW1l", "alice"), ("basic YWxpY2U6", "alice"),
+    ],
+)  # fmt: skip
+def test_who_shares_a_program_and_an_address_is_told_apart_by_the_user_name(authorization, user):
+    headers = {"User-Agent": "me"} | ({} if authorization is None else {"Authorization": authorization})
+    assert client_of(SimpleNamespace(headers=headers, remote="127.0.0.1")) == Client("127.0.0.1", user, "me")
+
+
+async def test_with_nothing_to_do_the_progress_is_the_idle_one(client):
+    assert await progress(client) == IDLE
+    await makes(client)
+    assert await progress(client) == IDLE
+
+
+async def test_the_progress_tells_the_steps_and_shows_the_image(client, monkeypatch):
+    monkeypatch.setattr(previews, "SHARE", float("inf"))
+    task, job = await begun(client)
+    await runs(client, job)
+    unseen = await progress(client, "?skip_current_image=true")
+    assert unseen["current_image"] is None
+    assert not job.is_watched, "no preview is made for who does not want one"
+    while (seen := await progress(client))["current_image"] is None:
+        await asyncio.sleep(0.01)
+    with Image.open(io.BytesIO(base64.b64decode(seen["current_image"], validate=True))) as image:
+        assert image.size == (32, 32)
+    state = seen["state"]
+    assert unseen["progress"] <= seen["progress"] == max(0.01, state["sampling_step"] / 1600) < 1
+    assert seen["eta_relative"] > 0
+    assert (state["sampling_steps"], state["job_count"], state["job"]) == (1600, 1, job.id)
+    await client.call("POST", "/sdapi/v1/interrupt")
+    await task
+
+
+async def test_who_has_a_request_of_his_own_sees_that_and_others_see_what_runs(client):
+    (one, running), (two, waiting) = await begun(client), await begun(client, OTHER)
+    await runs(client, running)
+    assert (await progress(client))["state"]["job"] == running.id
+    assert (await progress(client, headers={"User-Agent": "a third"}))["state"]["job"] == running.id
+    own = await progress(client, headers=OTHER)
+    assert (own["state"]["job"], own["state"]["job_count"], own["progress"]) == (waiting.id, 2, 0.01)
+    for job in (waiting, running):
+        client.services.queue.cancel(job)
+    assert [status for status, _, _ in await asyncio.gather(one, two)] == [200, 200]
+
+
+async def test_an_interrupted_request_is_answered_without_images(client):
+    task, job = await begun(client)
+    await runs(client, job)
+    assert (await client.call("POST", "/sdapi/v1/interrupt"))[::2] == (200, {})
+    status, headers, body = await task
+    assert (status, body["images"], headers["X-Zwatch-Job"]) == (200, [], job.id)
+    assert '"infotexts": []' in body["info"]
+    assert body["zwatch"]["state"] == "cancelled"
+
+
+async def test_nobody_interrupts_what_is_not_his(client):
+    task, job = await begun(client)
+    await runs(client, job)
+    assert (await client.call("POST", "/sdapi/v1/interrupt", headers=OTHER))[::2] == (200, {})
+    assert not job.is_cancelled
+    client.services.queue.cancel(job)
+    await task
+    _, _, native = await client.call(
+        "POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16, "width": 256, "height": 256}
+    )
+    job = client.services.queue.jobs.find(native["id"])
+    await runs(client, job)
+    await client.call("POST", "/sdapi/v1/interrupt")
+    assert not job.is_cancelled, "it did not come in through this API"
+    client.services.queue.cancel(job)

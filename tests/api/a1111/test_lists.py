@@ -1,0 +1,143 @@
+"""What there is to choose from, and what stands in an image."""
+
+import asyncio
+import base64
+import io
+import json
+import random
+import zlib
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from zwatch.api.a1111.calls import MOST_READERS, READERS
+from zwatch.api.a1111.pnginfo import parse_infotext, png_info
+from zwatch.errors import RequestError
+
+PREFIX = "data:image/png;base64,"
+
+
+async def test_the_lists_have_their_shapes(client):
+    keys = {
+        "samplers": {"name", "aliases", "options"},
+        "schedulers": {"name", "label", "aliases", "default_rho", "need_inner_model"},
+        "upscalers": {"name", "model_name", "model_path", "model_url", "scale"},
+    }
+    for name, expected in keys.items():
+        _, _, found = await client.call("GET", f"/sdapi/v1/{name}")
+        assert [entry.keys() for entry in found] == [expected], name
+    for name in ("latent-upscale-modes", "sd-vae", "loras"):
+        assert (await client.call("GET", f"/sdapi/v1/{name}"))[::2] == (200, [])
+    _, _, memory = await client.call("GET", "/sdapi/v1/memory")
+    assert memory["ram"]["free"] + memory["ram"]["used"] == memory["ram"]["total"]
+    assert memory["cuda"] == {"error": "unavailable"}
+    digest = client.services.engines.serving("current").key.digest
+    assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == [
+        {
+            "title": f"v1 [{digest[:10]}]", "model_name": "v1", "hash": digest[:10], "sha256": None, "filename": "v1",
+            "config": None, "digest": digest,
+        }
+    ]  # fmt: skip
+    _, _, options = await client.call("GET", "/sdapi/v1/options")
+    assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == (f"v1 [{digest[:10]}]", digest[:10])
+
+
+async def test_an_image_of_ours_says_what_it_was_made_from(client):
+    _, _, made = await client.call(
+        "POST", "/sdapi/v1/txt2img", json={"prompt": "一只猫", "seed": 7, "negative_prompt": "blurry"}
+    )
+    for prefix in ("", PREFIX):
+        status, _, found = await client.call("POST", "/sdapi/v1/png-info", json={"image": prefix + made["images"][0]})
+        assert (status, found["info"]) == (200, json.loads(made["info"])["infotexts"][0])
+        assert (found["items"]["zwatch_version"], json.loads(found["items"]["zwatch_request"])["seed"]) == ("v1", 7)
+        read = found["parameters"]
+        assert (read["Prompt"], read["Negative prompt"], read["Seed"]) == ("一只猫", "blurry", "7")
+
+
+async def test_an_image_may_be_larger_than_other_requests(client):
+    file = io.BytesIO()
+    Image.frombytes("RGB", (1024, 1024), random.Random(1).randbytes(3 * 2**20)).save(file, "png")
+    image = base64.b64encode(file.getvalue())
+    assert len(image) > 2**22
+    status, _, found = await client.call("POST", "/sdapi/v1/png-info", data=io.BytesIO(b'{"image": "%b"}' % image))
+    assert (status, found) == (200, {"info": "", "items": {}, "parameters": {}})
+
+
+async def test_an_image_that_is_compressed_once_more_is_no_larger_than_other_requests(client):
+    headers = {"Content-Encoding": "deflate"}
+    small = zlib.compress(b'{"image": "aGVsbG8="}')
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=small, headers=headers))[0] == 400
+    large = zlib.compress(b'{"image": "%b"}' % (b"A" * 2**21))
+    assert (await client.call("POST", "/sdapi/v1/png-info", data=large, headers=headers))[0] == 413
+
+
+async def test_only_so_many_images_are_held_in_memory_and_the_others_wait(client):
+    host, port = client.url.removeprefix("http://").split(":")
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(MOST_READERS)]
+    for _, writer in held:
+        writer.write(b"POST /sdapi/v1/png-info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{")
+    while not client.app[READERS].locked():
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(client.call("POST", "/sdapi/v1/png-info", json={"image": "aGVsbG8="}))
+    assert (await client.call("GET", "/health/live"))[0] == 200
+    assert not waiting.done()
+    for _, writer in held:
+        writer.close()
+    assert (await asyncio.wait_for(waiting, 10))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("", "base64"), (None, "base64"), (5, "base64"), ("aGVsbG8=", "no PNG, JPEG or WebP"), ("é", "no PNG, JPEG or WebP"),
+        ("x", "no PNG, JPEG or WebP"), ("https://example.org/a.png", "a URL, which is not fetched"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_refused(image, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        png_info(json.dumps({"image": image}).encode())
+    assert (caught.value.status, caught.value.param) == (400, "image")
+
+
+def test_an_image_that_claims_to_be_enormous_is_refused():
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "png")
+    with pytest.raises(RequestError, match="no PNG"):
+        png_info(json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
+
+
+@pytest.mark.parametrize(
+    ("infotext", "parameters"),
+    [
+        ("", {}),
+        ("a cat", {"Prompt": "a cat", "Negative prompt": ""}),
+        (
+            """a cat,\nsitting\nNegative prompt: blurry,\nbad
+Steps: 8, Sampler: Euler, CFG scale: 0.0, Seed: 7, Size: 96x64, Lora hashes: "a: 1, b: 2", Model: v1""",
+            {
+                "Prompt": "a cat,\nsitting", "Negative prompt": "blurry,\nbad", "Steps": "8", "Sampler": "Euler",
+                "CFG scale": "0.0", "Seed": "7", "Size": "96x64", "Size-1": "96", "Size-2": "64",
+                "Lora hashes": "a: 1, b: 2", "Model": "v1",
+            },
+        ),
+        ("what is a Negative prompt: this?", {"Prompt": "what is a Negative prompt: this?", "Negative prompt": ""}),
+        ('x\nSteps: 1, A: "open, B: 2', {"Prompt": "x", "Negative prompt": "", "Steps": "1", "A": '"open', "B": "2"}),
+        ('x\nSteps: 1, A: "\\q"', {"Prompt": "x", "Negative prompt": "", "Steps": "1", "A": r'"\q"'}),
+    ],
+)  # fmt: skip
+def test_the_text_is_taken_apart(infotext, parameters):
+    assert parse_infotext(infotext) == parameters
+
+
+@pytest.mark.parametrize("filler", [" ", "a", "a ", '"', "\\", "a: ", ",", '"\\'])
+def test_a_megabyte_of_nonsense_is_soon_given_up(filler):
+    parse_infotext("Steps: 1, " + filler * (2**20 // len(filler)))
+
+
+def test_text_of_other_programs_is_read_too():
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", "a dog\nSteps: 20, Sampler: DPM++ 2M, Seed: 1")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png", pnginfo=chunks)
+    found = png_info(json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
+    assert (found["parameters"]["Sampler"], found["items"]) == ("DPM++ 2M", {})

@@ -1,0 +1,202 @@
+"""`txt2img`: what of a request counts, and what the answer says of it."""
+
+import asyncio
+import base64
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from zwatch.api.a1111.txt2img import checkpoint_asked, parse_txt2img
+from zwatch.errors import RequestError
+from zwatch.generation.image_details import read_details
+
+SLOW = {"prompt": "a cat", "steps": 100, "batch_size": 16, "width": 256, "height": 256}
+
+
+async def txt2img(client, **fields):
+    status, headers, body = await client.call("POST", "/sdapi/v1/txt2img", json={"prompt": "a cat", **fields})
+    assert status == 200, body
+    return headers, body, json.loads(body["info"])
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_the_answer_has_the_images_and_says_what_made_them(client):
+    headers, body, info = await txt2img(
+        client, seed=7, batch_size=2, n_iter=2, steps=3, width=96, height=64, negative_prompt="blurry", cfg_scale=7.5
+    )
+    key = client.services.engines.serving("current").key
+    assert (headers["X-Zwatch-Version"], headers["X-Zwatch-Digest"]) == (key.version, key.digest)
+    files = [base64.b64decode(image, validate=True) for image in body["images"]]
+    assert len(files) == 4
+    assert info["all_seeds"] == [7, 8, 9, 10]
+    assert [read_details(file).parameters for file in files] == info["infotexts"]
+    assert info["infotexts"][1] == (
+        "a cat\nNegative prompt: blurry\nSteps: 3, Sampler: Euler, CFG scale: 0.0, Seed: 8, Size: 96x64, "
+        f"Model hash: {key.digest[:10]}, Model: v1"
+    )
+    with Image.open(io.BytesIO(files[0])) as image:
+        assert (image.format, image.size) == ("PNG", (96, 64))
+    for name in ("prompt", "negative_prompt"):
+        assert info[f"all_{name}s"] == [info[name]] * 4
+    expected = {
+        "seed": 7, "width": 96, "height": 64, "steps": 3, "cfg_scale": 0.0, "batch_size": 2, "sampler_name": "Euler",
+        "sd_model_name": "v1", "sd_model_hash": key.digest[:10], "index_of_first_image": 0,
+    }  # fmt: skip
+    assert {name: info[name] for name in expected} == expected
+    asked = {"cfg_scale": 7.5, "batch_size": 2, "n_iter": 2, "seed": 7, "width": 96, "negative_prompt": "blurry"}
+    assert {name: body["parameters"][name] for name in asked} == asked
+    assert body["zwatch"]["digest"] == key.digest
+    assert body["zwatch"]["images"][0]["url"].startswith("/history/")
+
+
+async def test_it_makes_what_a_generate_makes_and_guidance_is_our_own_field(client):
+    _, body, _ = await txt2img(client, seed=7, cfg_scale=7)
+    native = {"prompt": "a cat", "seed": 7}
+    async with client.http.post(client.url + "/generate", json=native) as response:
+        same = await response.read()
+    with Image.open(io.BytesIO(base64.b64decode(body["images"][0]))) as one, Image.open(io.BytesIO(same)) as other:
+        assert one.tobytes() == other.tobytes()
+    _, guided, info = await txt2img(client, seed=7, guidance_scale=3)
+    assert (guided["images"] != body["images"], info["cfg_scale"], "CFG scale: 3.0" in info["infotexts"][0]) == (
+        True, 3.0, True,
+    )  # fmt: skip
+
+
+async def test_images_that_are_not_to_be_sent_can_be_fetched(start):
+    async with start(history=False) as client:
+        await client.serves()
+        _, body, info = await txt2img(client, send_images=False, seed=3)
+        assert (body["images"], info["all_seeds"]) == ([], [3])
+        [image] = body["zwatch"]["images"]
+        async with client.http.get(client.url + image["url"]) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+
+
+async def test_a_request_may_name_a_loaded_checkpoint_in_any_of_its_ways(both):
+    digests = {resident.key.version: resident.key.digest for resident in both.services.engines.residents}
+    for name, version in (
+        ("v1", "v1"),
+        (f"v1 [{digests['v1'][:10]}]", "v1"),
+        ("current", "v2"),
+        ("", "v2"),
+        (None, "v2"),
+    ):
+        _, _, info = await txt2img(both, steps=1, override_settings={"sd_model_checkpoint": name})
+        assert info["sd_model_name"] == version, name
+    _, _, info = await txt2img(both, steps=1, override_settings_restore_afterwards=False)
+    assert info["sd_model_name"] == "v2", "what one request names is not remembered"
+
+
+async def test_a_checkpoint_that_is_not_loaded_is_a_404_that_names_those_that_are(client):
+    for name in ("v2", "v1 [0000000000]", "../v1"):
+        sent = {"prompt": "x", "override_settings": {"sd_model_checkpoint": name}}
+        status, _, body = await client.call("POST", "/sdapi/v1/txt2img", json=sent)
+        assert (status, body["error"]["code"], body["error"]["param"]) == (
+            404,
+            "model_not_found",
+            "sd_model_checkpoint",
+        )
+        assert f"v1 [{client.services.engines.serving('current').key.digest[:10]}]" in body["detail"]
+
+
+async def test_errors_are_ours_with_the_detail_that_these_clients_look_for(start):
+    async with start(max_work=1.0) as client:
+        await client.serves()
+        for sent, param in (
+            (b"{", None),
+            (b'{"prompt": ""}', "prompt"),
+            (b'{"prompt": "x", "batch_size": 5, "n_iter": 5}', "n_iter"),
+            (b'{"prompt": "x", "batch_size": 16, "steps": 100}', "n_iter"),
+            (b'{"prompt": "x", "steps": 101}', "steps"),
+            (b'{"prompt": "x", "override_settings": "v1"}', "override_settings"),
+        ):
+            status, _, body = await client.call("POST", "/sdapi/v1/txt2img", data=sent)
+            assert (status, body["error"]["param"]) == (400, param), (sent, body)
+            assert body["detail"] == body["error"]["message"]
+        assert (await client.call("GET", "/sdapi/v1/nothing"))[2]["detail"].startswith("there is nothing at")
+        assert "detail" not in (await client.call("GET", "/nothing"))[2]
+
+
+async def test_a_full_queue_refuses_at_once(start):
+    async with start(queue=1) as client:
+        await client.serves()
+        queue = client.services.queue
+        native = {"prompt": "x", "steps": 100, "n": 16, "width": 256, "height": 256}
+        await client.call("POST", "/jobs", json=native)
+        await until(lambda: queue.running is not None)
+        await client.call("POST", "/jobs", json=native)
+        status, headers, body = await client.call("POST", "/sdapi/v1/txt2img", data=b"not even JSON")
+        assert (status, body["error"]["code"]) == (429, "queue_full")
+        assert int(headers["Retry-After"]) >= 1
+        assert body["detail"] == body["error"]["message"]
+        for job in queue.jobs.unsettled:
+            queue.cancel(job)
+
+
+async def test_a_client_that_leaves_cancels_its_request(client):
+    asking = asyncio.create_task(client.call("POST", "/sdapi/v1/txt2img", json=SLOW))
+    queue = client.services.queue
+    await until(lambda: queue.running is not None)
+    job = queue.running
+    asking.cancel()
+    await until(lambda: job.state.is_final)
+    assert job.is_cancelled
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"), [(16, 16), (20, 16), (24, 16), (25, 32), (520, 512), (521, 528), (528, 528), (2047, 2048)]
+)
+def test_a_side_is_rounded_to_what_the_model_can_make(asked, made):
+    found = parse_txt2img({"prompt": "x", "width": asked, "height": 64}, "current")
+    assert (found.request.width, found.parameters["width"]) == (made, made)
+
+
+def test_what_is_not_sent_or_null_is_our_default():
+    for body in ({}, dict.fromkeys(("width", "height", "steps", "seed", "batch_size", "n_iter", "negative_prompt"))):
+        found = parse_txt2img({"prompt": "x", **body}, "v1").request
+        assert (found.width, found.height, found.steps, found.n, found.guidance_scale) == (None, None, 8, 1, 0.0)
+        assert (found.negative_prompt, found.format, found.model) == ("", "png", "v1")
+
+
+def test_a_random_seed_is_one_that_javascript_can_count_to():
+    seeds = {parse_txt2img({"prompt": "x", "seed": -1, "batch_size": 16}, "current").request.seed for _ in range(50)}
+    assert len(seeds) > 40
+    assert max(seeds) < 2**32
+
+
+def test_numbers_may_come_as_forms_hold_them():
+    found = parse_txt2img({"prompt": "x", "steps": 20.0, "width": "512", "seed": " 7 ", "cfg_scale": "7"}, "current")
+    assert (found.request.steps, found.request.width, found.request.seed) == (20, 512, 7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 20.5), ("steps", "many"), ("steps", 0), ("width", 15), ("width", 2049), ("height", True), ("seed", -2),
+        ("seed", 2**63), ("batch_size", 17), ("batch_size", 0), ("n_iter", -1), ("send_images", "no"),
+        ("guidance_scale", 21), ("prompt", ["x"]), ("negative_prompt", 5),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_its_name(field, value):
+    with pytest.raises(RequestError) as caught:
+        parse_txt2img({"prompt": "x", field: value}, "current")
+    assert (caught.value.status, caught.value.param) == (400, field)
+    assert field in caught.value.message
+
+
+@pytest.mark.parametrize("cfg_scale", ["7", None, float("inf"), True, [1]])
+def test_a_strange_cfg_scale_does_no_harm(cfg_scale):
+    assert parse_txt2img({"prompt": "x", "cfg_scale": cfg_scale}, "current").parameters["cfg_scale"] == 7.0
+
+
+@pytest.mark.parametrize("value", [5, ["v1"], "x" * 10_001])
+def test_a_checkpoint_is_a_name(value):
+    with pytest.raises(RequestError) as caught:
+        checkpoint_asked({"override_settings": {"sd_model_checkpoint": value}})
+    assert caught.value.param == "sd_model_checkpoint"

@@ -1,0 +1,191 @@
+"""The history by HTTP."""
+
+import errno
+import json
+import shutil
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+
+@pytest.fixture
+async def filled(client):
+    """A service with three images; returns (client, their names, newest first)."""
+    names = []
+    for seed in (1, 2, 3):
+        body = {"prompt": f"cat {seed}", "seed": seed, "format": ("png", "jpeg", "webp")[seed - 1]}
+        _, _, answer = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+        names.append(answer["images"][0]["name"])
+    return client, names[::-1]
+
+
+async def read(client, path):
+    async with client.http.get(client.url + path) as response:
+        return response.status, response.headers, await response.read()
+
+
+async def test_every_image_is_listed_with_what_made_it(filled):
+    client, names = filled
+    status, _, page = await client.call("GET", "/history")
+    assert (status, page["next"], page["total"]) == (200, None, 3)
+    assert [image["name"] for image in page["images"]] == names
+    serving = client.services.engines.serving("current").key
+    for seed, image in zip((3, 2, 1), page["images"], strict=True):
+        assert image.pop("created").startswith(f"{image['name'][:4]}-{image['name'][4:6]}-")
+        assert image == {
+            "name": image["name"], "url": f"/history/{image['name']}", "version": "v1", "digest": serving.digest,
+            "seed": seed, "prompt": f"cat {seed}", "width": 64, "height": 64, "steps": 8,
+        }  # fmt: skip
+
+
+async def test_pages_follow_each_other(filled):
+    client, names = filled
+    _, _, first = await client.call("GET", "/history?limit=2")
+    assert ([image["name"] for image in first["images"]], first["next"]) == (names[:2], names[1])
+    _, _, second = await client.call("GET", f"/history?limit=2&before={first['next']}")
+    assert ([image["name"] for image in second["images"]], second["next"]) == (names[2:], None)
+
+
+async def test_a_picture_is_the_very_file(filled, tmp_path):
+    client, names = filled
+    for name, kind in zip(names, ("webp", "jpeg", "png"), strict=True):
+        status, headers, body = await read(client, f"/history/{name}")
+        assert (status, headers["Content-Type"]) == (200, f"image/{kind}")
+        assert body == (tmp_path / "output" / name).read_bytes()
+
+
+async def test_one_can_be_deleted_and_all(filled, tmp_path):
+    client, names = filled
+    assert (await client.call("DELETE", f"/history/{names[1]}"))[0] == 200
+    assert (await client.call("DELETE", f"/history/{names[1]}"))[0] == 404
+    assert (await read(client, f"/history/{names[1]}"))[0] == 404
+    _, _, page = await client.call("GET", "/history")
+    assert [image["name"] for image in page["images"]] == [names[0], names[2]]
+    assert (await client.call("DELETE", "/history"))[2] == {"deleted": 2}
+    assert (await client.call("GET", "/history"))[2] == {"images": [], "next": None, "total": 0}
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+async def test_files_that_others_removed_are_not_listed_and_the_page_is_full_all_the_same(filled, tmp_path):
+    client, names = filled
+    (tmp_path / "output" / names[0]).unlink()
+    _, _, page = await client.call("GET", "/history?limit=2")
+    assert [image["name"] for image in page["images"]] == names[1:]
+    assert page["next"] is None
+
+
+async def test_a_file_that_is_no_image_is_listed_without_details(filled, tmp_path):
+    client, _ = filled
+    (tmp_path / "output" / "20990101_000000_seed5.png").write_bytes(b"hello")
+    client.services.history._gallery._looked = -1e9
+    _, _, page = await client.call("GET", "/history?limit=1")
+    assert page["images"][0] == {
+        "name": "20990101_000000_seed5.png", "url": "/history/20990101_000000_seed5.png", "version": None, "digest": None,
+        "seed": 5, "prompt": None, "width": None, "height": None, "steps": None, "created": "2099-01-01T00:00:00Z",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    ['{"prompt": NaN, "seed": -Infinity, "width": Infinity}', '{"prompt": ["x"], "seed": "5", "steps": {}, "height": true}',
+     '{"prompt": ' + "[" * 900 + "]" * 900 + ', "seed": ' + "9" * 4000 + "}"],
+)  # fmt: skip
+async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unreadable(filled, tmp_path, request_text):
+    client, _ = filled
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("zwatch_request", request_text)
+    chunks.add_text("zwatch_digest", "none")
+    Image.new("RGB", (8, 8)).save(tmp_path / "output" / "20990101_000000_seed5.png", pnginfo=chunks)
+    client.services.history._gallery._looked = -1e9
+    async with client.http.get(client.url + "/history?limit=1") as response:
+        [row] = json.loads(await response.read(), parse_constant=pytest.fail)["images"]
+    assert [row[name] for name in ("digest", "prompt", "seed", "width", "height", "steps")] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=501", "limit=x", "limit=-1", "limit=", "before=x", "before=../x.png"]
+)
+async def test_odd_questions_are_the_clients_fault(client, query):
+    status, _, body = await client.call("GET", f"/history?{query}")
+    assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_value", query.partition("=")[0])
+
+
+@pytest.mark.parametrize("name", ["..%2F..%2Fetc%2Fpasswd", "%2e%2e", "x.png", "20260101_000000_seed1.png", "%00"])
+async def test_nothing_else_can_be_fetched_or_deleted(client, name):
+    assert (await read(client, f"/history/{name}"))[0] == 404
+    assert (await client.call("DELETE", f"/history/{name}"))[0] == 404
+
+
+async def test_a_history_that_cannot_be_written_costs_a_warning_and_no_answer(start, tmp_path, caplog):
+    (tmp_path / "output").write_text("a file where the directory should be")
+    async with start() as client:
+        await client.serves()
+        for _ in range(2):
+            _, _, body = await client.call(
+                "POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"}
+            )
+            assert (body["images"][0]["name"], body["images"][0]["url"]) == (None, None)
+            assert body["images"][0]["b64_json"]
+        _, _, status = await client.call("GET", "/status")
+        assert str(tmp_path / "output") in status["history"]["fault"]
+        assert caplog.text.count("images cannot be kept") == 1
+        _, _, job = await client.call("POST", "/jobs", json={"prompt": "x"})
+        while (found := (await client.call("GET", f"/jobs/{job['id']}"))[2])["state"] != "done":
+            pass
+        assert (await read(client, found["images"][0]["url"]))[0] == 200, "the job keeps what the history cannot"
+        (tmp_path / "output").unlink()
+        _, _, body = await client.call(
+            "POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"}
+        )
+        assert body["images"][0]["name"]
+        _, _, status = await client.call("GET", "/status")
+        assert (status["history"]["fault"], status["history"]["images"]) == (None, 1)
+
+
+async def test_a_history_that_is_off_keeps_nothing_and_says_so(start, tmp_path):
+    async with start(history=False) as client:
+        await client.serves()
+        await client.call("POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"})
+        assert not (tmp_path / "output").exists()
+        status, _, body = await client.call("GET", "/history")
+        assert (status, body["error"]["code"]) == (404, "not_found")
+        assert "--no-history" in body["error"]["message"]
+        assert (await client.call("GET", "/status"))[2]["history"] is None
+
+
+async def test_a_limit_deletes_the_oldest(start, tmp_path):
+    async with start(history_max_images=2) as client:
+        await client.serves()
+        body = {"prompt": "x", "seed": 1, "n": 4}
+        await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+        _, _, page = await client.call("GET", "/history")
+        assert [image["seed"] for image in page["images"]] == [4, 3]
+
+
+async def test_an_image_that_is_kept_is_named_also_when_no_older_one_can_be_deleted(
+    start, tmp_path, monkeypatch, caplog
+):
+    def stuck(limit):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    async with start(history_max_images=1) as client:
+        await client.serves()
+        monkeypatch.setattr(client.services.history._gallery, "delete_some", stuck)
+        for seed in (1, 2):
+            body = {"prompt": "x", "seed": seed}
+            _, _, made = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+            assert (tmp_path / "output" / made["images"][0]["name"]).exists()
+        _, _, status = await client.call("GET", "/status")
+        assert status["history"]["fault"].endswith("old images cannot be deleted: Operation not permitted")
+        assert "old images cannot be deleted" in caplog.text
+
+
+async def test_what_was_made_before_a_restart_is_there_after_it(start, tmp_path):
+    async with start() as client:
+        await client.serves()
+        await client.call("POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"})
+    async with start() as client:
+        _, _, page = await client.call("GET", "/history")
+        assert len(page["images"]) == 1
+        assert json.dumps(page["images"][0]["prompt"]) == '"x"'
+    shutil.rmtree(tmp_path / "output")

@@ -1,0 +1,219 @@
+"""OpenAI's calls as they go over the wire."""
+
+import asyncio
+import base64
+import io
+import json
+
+from PIL import Image
+
+PATH = "/v1/images/generations"
+SLOW = {"prompt": "a cat", "num_inference_steps": 100, "n": 10, "size": "256x256"}
+ZEROS = {
+    "input_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+async def generate(client, headers=None, **fields):
+    """Return (headers, body) of a good answer."""
+    status, found, body = await client.call("POST", PATH, json={"prompt": "a cat", **fields}, headers=headers or {})
+    assert status == 200, body
+    return found, body
+
+
+def opened(b64_json):
+    return Image.open(io.BytesIO(base64.b64decode(b64_json)))
+
+
+async def test_the_answer_is_openais_with_what_served_beside_it(client):
+    headers, body = await generate(client, seed=42, n=2, size="96x64")
+    digest = client.services.engines.serving("current").key.digest
+    assert (headers["X-Zwatch-Version"], headers["X-Zwatch-Digest"], headers["X-Zwatch-Seed"]) == ("v1", digest, "42")
+    assert isinstance(body.pop("created"), int)
+    data = body.pop("data")
+    assert body.pop("id") == headers["X-Zwatch-Job"]
+    assert body == {
+        "background": "opaque", "quality": "high", "output_format": "png", "size": "96x64", "usage": ZEROS,
+        "version": "v1", "digest": digest, "model": "current", "truncated": False,
+    }  # fmt: skip
+    assert [image["seed"] for image in data] == [42, 43]
+    # Some clients fetch `url` whenever it is there.
+    assert [image.keys() for image in data] == [{"seed", "b64_json"}] * 2
+    with opened(data[0]["b64_json"]) as image:
+        assert (image.format, image.size) == ("PNG", (96, 64))
+        assert image.text["zwatch_version"] == "v1"
+
+
+async def test_it_is_the_image_that_the_native_call_makes_without_guidance(client):
+    _, body = await generate(client, seed=7)
+    native = {"prompt": "a cat", "seed": 7, "guidance_scale": 0.0, "width": 64, "height": 64}
+    async with client.http.post(client.url + "/generate", json=native) as response:
+        made = await response.read()
+    with opened(body["data"][0]["b64_json"]) as ours, Image.open(io.BytesIO(made)) as theirs:
+        assert ours.tobytes() == theirs.tobytes()
+        assert json.loads(ours.text["zwatch_request"])["guidance_scale"] == 0.0
+    _, body = await generate(client, seed=7, guidance_scale=4)
+    with opened(body["data"][0]["b64_json"]) as guided:
+        assert json.loads(guided.text["zwatch_request"])["guidance_scale"] == 4.0
+
+
+async def test_a_transparent_background_is_not_claimed(client):
+    _, body = await generate(client, background="transparent", quality="hd", style="vivid")
+    assert (body["background"], body["quality"]) == ("opaque", "high")
+    with opened(body["data"][0]["b64_json"]) as image:
+        assert image.mode == "RGB"
+
+
+async def test_a_lower_compression_level_makes_a_smaller_file(client):
+    for output_format in ("jpeg", "webp"):
+        sizes = []
+        for level in (0, 100):
+            _, body = await generate(client, output_format=output_format, output_compression=level, seed=1)
+            assert body["output_format"] == output_format
+            sizes.append(len(body["data"][0]["b64_json"]))
+            with opened(body["data"][0]["b64_json"]) as image:
+                assert image.format == output_format.upper()
+        assert sizes[0] < sizes[1]
+
+
+async def test_urls_lead_to_the_history_as_they_are(client):
+    _, body = await generate(client, response_format="url", n=2, seed=3, output_format="webp")
+    for image, seed in zip(body["data"], (3, 4), strict=True):
+        assert (image.keys(), image["seed"]) == ({"url", "seed"}, seed)
+        assert image["url"].startswith(f"{client.url}/history/")
+        async with client.http.get(image["url"]) as response:
+            assert (response.status, response.content_type) == (200, "image/webp")
+
+
+async def test_urls_work_without_a_history_too(start):
+    async with start(history=False) as client:
+        await client.serves()
+        headers, body = await generate(client, response_format="url")
+        [image] = body["data"]
+        assert image["url"] == f"{client.url}/jobs/{headers['X-Zwatch-Job']}/images/0"
+        async with client.http.get(image["url"]) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+
+
+async def test_urls_have_the_name_that_the_client_called_and_a_proxys_scheme(start):
+    async with start(allowed_hosts=("pictures.example",)) as client:
+        await client.serves()
+        for forwarded, scheme in (("https", "https"), ("https, http", "https"), ("javascript", "http"), ("", "http")):
+            said = {"X-Forwarded-Proto": forwarded, "X-Forwarded-Host": "evil.example"}
+            _, body = await generate(client, {"Host": "pictures.example:8443", **said}, response_format="url")
+            assert body["data"][0]["url"].startswith(f"{scheme}://pictures.example:8443/history/")
+
+
+async def test_with_a_token_a_url_needs_it_too(start):
+    async with start(token="secret") as client:
+        await client.serves()
+        headers = {"Authorization": "Bearer secret"}
+        _, body = await generate(client, headers, response_format="url")
+        url = body["data"][0]["url"]
+        async with client.http.get(url) as response:
+            assert response.status == 401
+        async with client.http.get(url, headers=headers) as response:
+            assert response.status == 200
+
+
+async def test_a_model_that_is_none_of_ours_is_served_by_current_and_told_so(client):
+    for model in (None, "gpt-image-1", "dall-e-3", "openai/gpt-image-2", "../v1", "", "v9"):
+        headers, body = await generate(client, model=model)
+        assert (body["model"], body["version"], headers["X-Zwatch-Version"]) == ("current", "v1", "v1")
+
+
+async def test_our_own_names_mean_what_they_say(client):
+    _, _, deployed = await client.call("POST", "/api/deploy", json={"version": "v2"})
+    assert deployed["status"] == "success"
+    for model, version in (("v1", "v1"), ("v2", "v2"), ("current", "v2")):
+        _, body = await generate(client, model=model)
+        assert (body["model"], body["version"]) == (model, version)
+
+
+async def test_a_version_that_is_not_loaded_is_not_replaced_by_another(client):
+    error = await client.error(PATH, {"prompt": "x", "model": "v2"}, 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "v2 is not loaded" in error["message"]
+
+
+async def test_a_wrong_field_is_a_400_that_names_it(client):
+    for field, value, words in (
+        ("prompt", "", "empty"),
+        ("model", 5, "a number"),
+        ("size", "1040x64", "at most with version v1, got 1040"),
+        ("size", "100x64", "multiple of 16, got 100"),
+        ("num_inference_steps", 500, "from 1 to 100"),
+    ):
+        error = await client.error(PATH, {"prompt": "x", field: value}, 400)
+        assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+        assert error["param"] == field
+        assert words in error["message"]
+    for body in (b"", b"prompt=x", b"[]"):
+        assert (await client.error(PATH, body, 400))["code"] == "invalid_json"
+
+
+async def test_too_much_work_is_a_400_in_the_clients_words(start):
+    async with start(max_work=0.05) as client:
+        await client.serves()
+        error = await client.error(PATH, {"prompt": "x", "num_inference_steps": 100}, 400)
+        assert (error["param"], "--max-work" in error["message"]) == ("num_inference_steps", True)
+
+
+async def test_a_full_queue_refuses_before_it_reads(start):
+    async with start(queue=1) as client:
+        await client.serves()
+        jobs = [await client.call("POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16}) for _ in range(2)]
+        status, headers, body = await client.call("POST", PATH, data=b"no JSON")
+        assert (status, body["error"]["code"], body["error"]["type"]) == (429, "queue_full", "rate_limit_error")
+        assert int(headers["Retry-After"]) >= 1
+        for _, _, job in reversed(jobs):
+            await client.call("DELETE", f"/jobs/{job['id']}")
+
+
+async def test_what_took_too_long_is_not_to_be_tried_again(start):
+    async with start(timeout=0.2) as client:
+        await client.serves()
+        status, headers, body = await client.call("POST", PATH, json=SLOW)
+        assert (status, body["error"]["code"], headers["x-should-retry"]) == (504, "timeout", "false")
+        await client.services.queue.drained()
+
+
+async def test_models_are_the_aliases_and_the_loaded_versions(client):
+    await client.call("POST", "/api/deploy", json={"version": "v2"})
+    _, _, body = await client.call("GET", "/v1/models")
+    assert body["object"] == "list"
+    assert {model["id"]: model["version"] for model in body["data"]} == {"current": "v2", "v1": "v1", "v2": "v2"}
+    for model in body["data"]:
+        assert (model["object"], model["owned_by"], len(model["digest"])) == ("model", "zwatch", 64)
+        assert model["created"] > 1_700_000_000
+        assert (await client.call("GET", f"/v1/models/{model['id']}"))[2] == model
+    status, _, body = await client.call("GET", "/v1/models/gpt-image-1")
+    assert (status, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
+
+
+async def test_an_alias_is_a_model_also_while_it_serves_nothing(client):
+    await client.call("POST", "/api/unload_model")
+    _, _, body = await client.call("GET", "/v1/models")
+    nothing = {"id": "current", "object": "model", "created": 0, "owned_by": "zwatch", "version": None, "digest": None}
+    assert body["data"] == [nothing]
+    status, headers, body = await client.call("POST", PATH, json={"prompt": "x", "model": "gpt-image-1"})
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "2")
+
+
+async def test_a_stream_has_an_event_line_the_type_again_and_comments_while_it_waits(client, monkeypatch):
+    monkeypatch.setattr("zwatch.api.attending.HEARTBEAT", 0.02)
+    _, _, job = await client.call("POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16, "width": 256})
+    async with client.http.post(client.url + PATH, json={"prompt": "x", "stream": True}) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        while not (await asyncio.wait_for(response.content.readline(), 30)).startswith(b": "):
+            pass
+        await client.call("DELETE", f"/jobs/{job['id']}")
+        lines = (await response.content.read()).decode().splitlines()
+    events = [line for line in lines if line and not line.startswith(":")]
+    assert events[0] == "event: image_generation.completed"
+    data = json.loads(events[1].removeprefix("data: "))
+    assert data["type"] == "image_generation.completed"
+    assert len(events) == 2

@@ -1,0 +1,86 @@
+"""What stands in image files, and reading it back."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from zwatch.engine.pipeline import GenerationParameters
+from zwatch.generation.image_details import details_of, read_details
+from zwatch.generation.image_files import encode
+from zwatch.generation.request import parse_generate
+from zwatch.rollout.lifecycle import VersionKey
+
+KEY = VersionKey("v1", "ab" * 32)
+
+
+def made(prompt="a cat", negative="", image_format="png"):
+    asked = parse_generate({"prompt": prompt, "negative_prompt": negative, "format": image_format, "seed": 7})
+    parameters = GenerationParameters(prompt, negative, 64, 48, 8, 0.0, (7,))
+    details = details_of(asked, parameters, KEY, 7)
+    return details, encode(Image.new("RGB", (64, 48), "red"), details, image_format, 90)
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["a cat", "Käfer, naïve", "一只戴墨镜的猫 🐱", 'a "quoted": {line}\nand another'])
+def test_what_was_written_is_read_back(image_format, prompt):
+    details, file = made(prompt, "blurry", image_format)
+    assert read_details(file) == details
+    assert read_details(io.BytesIO(file)) == details
+
+
+def test_the_text_is_as_a1111_writes_it():
+    details, _ = made("a cat", "blurry")
+    assert details.parameters == (
+        "a cat\nNegative prompt: blurry\nSteps: 8, Sampler: Euler, CFG scale: 0.0, Seed: 7, Size: 64x48, "
+        "Model hash: ababababab, Model: v1"
+    )
+
+
+def test_the_request_in_a_file_is_one_that_can_be_asked_again():
+    details, _ = made("a cat")
+    assert parse_generate(details.request).seed == 7
+
+
+@pytest.mark.parametrize(("prompt", "chunk"), [("Käfer", b"tEXt"), ("猫", b"iTXt")])
+def test_a_png_has_plain_text_where_latin_1_will_do(prompt, chunk):
+    _, file = made(prompt)
+    assert chunk + b"parameters\0" in file
+
+
+@pytest.mark.parametrize("character", ["a", "猫", "\U0001f600"])
+def test_the_longest_prompts_leave_a_jpeg_whole_and_its_version_known(character):
+    details, file = made(character * 10_000, character * 10_000, "jpeg")
+    found = read_details(file)
+    assert (found.version, found.digest) == ("v1", "ab" * 32)
+    assert details.parameters == found.parameters or found.request["steps"] == 8
+
+
+@pytest.mark.parametrize("broken", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_image_is_refused(broken):
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        read_details(broken)
+
+
+def test_an_image_of_another_program_has_little_to_say():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png")
+    assert read_details(file.getvalue()).version == ""
+
+
+def test_a_little_endian_comment_is_understood():
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 4".encode("utf-16-le")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "jpeg", exif=exif)
+    assert read_details(file.getvalue()).parameters == "a cat\nSteps: 4"
+
+
+@pytest.mark.parametrize("order", ["utf-16-be", "utf-16-le"])
+@pytest.mark.parametrize("prompt", ["一" * 300, "a cat", "猫"])
+def test_the_prompt_does_not_mislead_about_the_byte_order(order, prompt):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + f"{prompt}\nSteps: 4".encode(order)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "webp", exif=exif)
+    assert read_details(file.getvalue()).parameters == f"{prompt}\nSteps: 4"

@@ -1,0 +1,74 @@
+"""How long jobs can be asked about."""
+
+import pytest
+
+from zwatch.errors import RequestError
+from zwatch.generation import job_store
+from zwatch.generation.job import Finished, Job, Picture
+from zwatch.generation.job_store import JobStore
+from zwatch.generation.request import parse_generate
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def added(jobs, *, keeps_files=True):
+    job = Job(parse_generate({"prompt": "x"}), None, keeps_files=keeps_files)
+    jobs.add(job)
+    return job
+
+
+def ended(jobs, size=0, **options):
+    job = added(jobs, **options)
+    job.finish(Finished(None, None, False, {}, (Picture(1, b"x" * size, None),)))
+    jobs.settle(job)
+    return job
+
+
+def knows(jobs, job):
+    try:
+        return jobs.find(job.id) is job
+    except RequestError as error:
+        return error.status != 404
+
+
+async def test_an_ended_job_is_known_for_an_hour_and_an_open_one_as_long_as_it_takes(clock):
+    jobs = JobStore(clock)
+    waiting, done = added(jobs), ended(jobs)
+    clock.now = 3599
+    assert knows(jobs, done)
+    clock.now = 3601
+    assert not knows(jobs, done)
+    assert knows(jobs, waiting)
+    assert jobs.unsettled == [waiting]
+
+
+async def test_no_more_than_so_many_ended_jobs_are_known(clock, monkeypatch):
+    monkeypatch.setattr(job_store, "KEEP_JOBS", 3)
+    jobs = JobStore(clock)
+    made = [ended(jobs) for _ in range(5)]
+    assert [knows(jobs, job) for job in made] == [False, False, True, True, True]
+
+
+async def test_beyond_so_many_bytes_the_oldest_jobs_lose_their_pictures(clock, monkeypatch):
+    monkeypatch.setattr(job_store, "KEEP_BYTES", 100)
+    jobs = JobStore(clock)
+    made = [ended(jobs, 40) for _ in range(4)]
+    assert [job.kept_bytes for job in made] == [0, 0, 40, 40]
+    assert all(knows(jobs, job) for job in made)
+    clock.now = 4000
+    ended(jobs, 90)
+    assert [knows(jobs, job) for job in made] == [False] * 4
+
+
+async def test_a_job_whose_client_got_the_pictures_keeps_none(clock):
+    assert ended(JobStore(clock), 40, keeps_files=False).kept_bytes == 0

@@ -1,0 +1,1 @@
+"""HTTP: one table of calls, their schema, and their handlers."""

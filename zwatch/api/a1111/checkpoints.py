@@ -1,0 +1,69 @@
+"""Checkpoints, as AUTOMATIC1111's clients know them: the loaded versions, by names that people can choose from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from zwatch.api.views import PRIMARY
+from zwatch.errors import RequestError
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import Resident, VersionKey
+
+FIELD = "sd_model_checkpoint"
+"""The field that names a checkpoint, in the options and in a request's `override_settings`."""
+_HASH = 10
+"""Hex digits of a digest in a title, as AUTOMATIC1111 shows them."""
+
+
+def short_hash(key: VersionKey) -> str:
+    """Return the beginning of a version's digest."""
+    return str(key.digest)[:_HASH]
+
+
+def title(key: VersionKey) -> str:
+    """Return what clients show, and send back, for a version."""
+    return f"{key.version} [{short_hash(key)}]"
+
+
+def loaded(engines: EngineRegistry) -> list[Resident]:
+    """Return the versions that a request can name now; what `current` serves goes first."""
+    found = [resident for resident in engines.residents if engines.find(resident.key.version) is resident]
+    serving = engines.serving(PRIMARY)
+    return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
+
+
+def checkpoint_view(resident: Resident) -> dict[str, Any]:
+    """Return a version as an entry of the list of checkpoints. We hash with blake3: that is `digest`, not `sha256`."""
+    key = resident.key
+    return {
+        "title": title(key),
+        "model_name": key.version,
+        "hash": short_hash(key),
+        "sha256": None,
+        "filename": key.version,
+        "config": None,
+        "digest": str(key.digest),
+    }
+
+
+def choice_of(name: str, engines: EngineRegistry, aliases: Sequence[str]) -> VersionKey | str:
+    """Return what a checkpoint's name stands for: an alias, or a loaded version by its name or title.
+
+    Raises:
+        RequestError: 404, no such checkpoint is loaded.
+    """
+    if name in aliases:
+        return name
+    found = loaded(engines)
+    for resident in found:
+        if name in (resident.key.version, title(resident.key)):
+            return resident.key
+    there_are = ", ".join(title(resident.key) for resident in found) or "nothing"
+    raise RequestError(
+        404, "model_not_found", f"no checkpoint {name[:100]!r} is loaded; loaded: {there_are}; or say {PRIMARY!r}",
+        param=FIELD,
+    )  # fmt: skip
+
+
+def model_of(choice: VersionKey | str) -> str:
+    """Return how a request names a choice that is loaded."""
+    return choice.version if isinstance(choice, VersionKey) else choice

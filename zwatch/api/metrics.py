@@ -1,0 +1,157 @@
+"""What happened, counted for Prometheus. What is at present, a scrape reads from the state: see `gauges`.
+
+No label grows without bound: versions, of which there may be one a day, are labels only of what is resident now.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.process_collector import ProcessCollector
+
+from zwatch import __version__
+from zwatch.errors import REJECTION_CODES, RequestError
+from zwatch.generation.job import Job, JobState
+from zwatch.rollout.lifecycle import Attempt, AttemptState
+
+_PHASES = ("queue", "encode", "denoise", "decode", "write")
+_OUTCOMES = (
+    "ok", "cancelled", "timeout", "generation_failed", "out_of_memory",
+    "queue_full", "model_not_loaded", "model_not_found", "invalid_value", "shutting_down",
+)  # fmt: skip
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_WAYS = ("device", "resident", "host")
+_GENERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_HTTP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_ATTEMPT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+NO_ROUTE = "none"
+"""The `route` of a request to a path that is not there."""
+
+
+class Metrics:
+    """All counters and histograms of one service, in a registry of its own, which any thread may scrape; `present` is for
+    what only the event loop can read."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
+        self.registry = registry = CollectorRegistry()
+        self.present = CollectorRegistry()
+        self.device_memory: tuple[int, int] | None = None
+        """(free, total) bytes, as last read for a scrape."""
+        ProcessCollector(namespace="zwatch", registry=registry)
+        build = Gauge(
+            "zwatch_build_info", "Always 1; the label says which zwatch this is.", ["version"], registry=registry
+        )
+        build.labels(__version__).set(1)
+
+        self._requests = Counter(
+            "zwatch_requests_total",
+            "Requests for images, over all APIs, by outcome: ok, cancelled, or the code of the error.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
+        self._seconds = Histogram(
+            "zwatch_request_duration_seconds", "From acceptance to the finished images, of requests that ended ok.",
+            buckets=_GENERATION_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._phases = Histogram(
+            "zwatch_request_phase_seconds",
+            "The parts of it: queue (waiting), encode (the prompt), denoise, decode (the VAE), write (file and history).",
+            ["phase"], buckets=_GENERATION_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._truncated = Counter(
+            "zwatch_truncated_prompts_total", "Prompts longer than the text encoder takes.", registry=registry
+        )
+
+        self._attempts = Counter(
+            "zwatch_attempts_total",
+            "Tries to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self._promotions = Counter(
+            "zwatch_promotions_total",
+            "Attempts that ended well, by way: device (loaded beside), resident (was there), host (exchanged).",
+            ["way"], registry=registry,
+        )  # fmt: skip
+        self._attempt_seconds = Histogram(
+            "zwatch_attempt_duration_seconds", "Whole attempts, however they ended.",
+            buckets=_ATTEMPT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._attempt_phases = Histogram(
+            "zwatch_attempt_phase_seconds", "The phases of attempts that loaded.",
+            ["phase"], buckets=_ATTEMPT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._attempt_bytes = Counter(
+            "zwatch_attempt_read_bytes_total", "Bytes of versions that attempts have read.", registry=registry
+        )
+        self._held = Counter(
+            "zwatch_attempt_held_seconds_total", "For how long requests waited while two versions changed places.",
+            registry=registry,
+        )  # fmt: skip
+
+        self._http = Counter(
+            "zwatch_http_requests_total",
+            "HTTP requests by route template, method and status; 499 is a client that left.",
+            ["route", "method", "status"], registry=registry,
+        )  # fmt: skip
+        self._http_seconds = Histogram(
+            "zwatch_http_request_duration_seconds", "HTTP requests by route template, event streams left out.",
+            ["route"], buckets=_HTTP_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.http_open = Gauge(
+            "zwatch_http_requests_in_progress",
+            "HTTP requests being answered, event streams included.",
+            registry=registry,
+        )
+
+        # From the start on, so that a first failure is a step from 0 that an alert can see.
+        for outcome in _OUTCOMES:
+            self._requests.labels(outcome)
+        for phase in _PHASES:
+            self._phases.labels(phase)
+        for outcome in ("promoted", "abandoned", *REJECTION_CODES):
+            self._attempts.labels(outcome)
+        for way in _WAYS:
+            self._promotions.labels(way)
+
+    def request_ended(self, job: Job) -> None:
+        """Count a request that was accepted, at its end."""
+        match job.state:
+            case JobState.DONE:
+                outcome = "ok"
+            case JobState.CANCELLED:
+                outcome = "cancelled"
+            case _:
+                outcome = "generation_failed" if job.error is None else job.error.code
+        self._requests.labels(outcome).inc()
+        if job.finished is None or job.seconds is None:
+            return
+        self._images.inc(len(job.finished.pictures))
+        self._truncated.inc(int(job.finished.truncated))
+        self._seconds.observe(job.seconds)
+        for phase in _PHASES:
+            self._phases.labels(phase).observe(job.finished.timings.get(phase, 0.0))
+
+    def request_refused(self, error: RequestError) -> None:
+        """Count a request that was not accepted."""
+        self._requests.labels(error.code).inc()
+
+    def attempt_ended(self, attempt: Attempt) -> None:
+        """Count an attempt at its end."""
+        promoted = attempt.state is AttemptState.PROMOTED
+        rejection = attempt.rejection
+        self._attempts.labels(
+            "promoted" if promoted else rejection.code if rejection is not None else "abandoned"
+        ).inc()
+        if promoted:
+            self._promotions.labels(attempt.way).inc()
+        self._attempt_seconds.observe(attempt.seconds)
+        self._held.inc(attempt.held)
+        if attempt.control is not None:
+            self._attempt_bytes.inc(attempt.control.bytes_done)
+            for phase, seconds in attempt.control.phases.items():
+                self._attempt_phases.labels(phase).observe(seconds)
+
+    def http_ended(self, route: str | None, method: str, status: int, seconds: float | None) -> None:
+        """Count an HTTP request; `seconds` is None where it was a stream."""
+        route = route or NO_ROUTE
+        self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        if seconds is not None:
+            self._http_seconds.labels(route).observe(seconds)

@@ -1,0 +1,1 @@
+"""Our own calls, one module a subject; each has its table of routes."""

@@ -1,0 +1,63 @@
+"""`POST /generate`: the image itself, JSON, or a stream of what happens on the way there."""
+
+from aiohttp import web
+
+from zwatch.api.answers import read_body
+from zwatch.api.attending import outcome, stream_job
+from zwatch.api.results import finished_body, served_headers
+from zwatch.api.services import SERVICES, Services
+from zwatch.errors import RequestError
+from zwatch.generation.job import Finished, Job
+from zwatch.generation.request import FORMATS, parse_generate, parse_json
+
+_STREAM = "text/event-stream"
+_JSON = "application/json"
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """Make images; what the answer is depends on what the client accepts."""
+    services = request.app[SERVICES]
+    services.queue.refuse_if_full()
+    wanted = parse_generate(parse_json(await read_body(request)))
+    accepted = _accepted(request)
+    if wanted.n > 1 and accepted == "image":
+        raise RequestError(
+            400, "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
+        )
+    job = services.queue.submit(wanted, attended=True)
+    with services.queue.attending(job):
+        if accepted == _STREAM:
+            return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
+        finished = await outcome(job, services.timeout)
+        if accepted == _JSON:
+            body = await _body(services, job, finished)
+            return web.Response(body=body, content_type=_JSON, charset="utf-8")
+        headers = served_headers(job, finished)
+        return web.Response(body=finished.pictures[0].file, content_type=FORMATS[wanted.format], headers=headers)
+
+
+async def _body(services: Services, job: Job, finished: Finished) -> bytes:
+    return await services.bridge.run("encode", finished_body, job, finished)
+
+
+def _accepted(request: web.Request) -> str:
+    """Return what the answer shall be: what is named goes before a wildcard, an image before a stream before JSON.
+
+    Raises:
+        RequestError: 406, none of them is accepted.
+    """
+    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "*/*").split(",")]
+    if any(part.startswith("image/") for part in accepted):
+        return "image"
+    if _STREAM in accepted:
+        return _STREAM
+    if any(part in (_JSON, "application/*") for part in accepted):
+        return _JSON
+    if any(part in ("*/*", "") for part in accepted):
+        return "image"
+    raise RequestError(
+        406, "not_acceptable", f"Accept is {', '.join(accepted)[:200]!r}; there are image/*, {_JSON} and {_STREAM}"
+    )
+
+
+ROUTES = [web.post("/generate", generate)]

@@ -1,0 +1,60 @@
+"""The history by HTTP: pages of what was made, each picture, and their deletion."""
+
+from aiohttp import web
+
+from zwatch.api.answers import answer
+from zwatch.api.services import SERVICES
+from zwatch.errors import RequestError
+from zwatch.generation.history import History
+from zwatch.generation.image_files import MEDIA_TYPES
+from zwatch.generation.request import invalid
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 500
+
+
+async def page(request: web.Request) -> web.Response:
+    """List images, newest first."""
+    text = request.query.get("limit", str(DEFAULT_LIMIT))
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
+    if not 1 <= limit <= MAX_LIMIT:
+        raise invalid("limit", f"limit must be from 1 to {MAX_LIMIT}, got {text[:60]!r}")
+    return answer(await _history(request).page(limit, request.query.get("before")))
+
+
+async def picture(request: web.Request) -> web.Response:
+    """Return an image file."""
+    name = request.match_info["name"]
+    file = await _history(request).read(name)
+    headers = {
+        "Cache-Control": "private, max-age=31536000, immutable",  # a name is given once
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(body=file, content_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete an image."""
+    name = request.match_info["name"]
+    await _history(request).delete(name)
+    return answer({"deleted": 1, "name": name})
+
+
+async def clear(request: web.Request) -> web.Response:
+    """Delete all images."""
+    return answer({"deleted": await _history(request).clear()})
+
+
+def _history(request: web.Request) -> History:
+    history = request.app[SERVICES].history
+    if history is None:
+        raise RequestError(404, "not_found", "the history is off (--no-history): images are not kept")
+    return history
+
+
+ROUTES = [
+    web.get("/history", page),
+    web.delete("/history", clear),
+    web.get("/history/{name}", picture),
+    web.delete("/history/{name}", delete),
+]

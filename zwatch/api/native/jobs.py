@@ -1,0 +1,69 @@
+"""Jobs: work that goes on without its client, which asks again or follows the events."""
+
+from aiohttp import web
+
+from zwatch.api.answers import answer, encoded, read_body
+from zwatch.api.attending import stream_job
+from zwatch.api.results import job_view
+from zwatch.api.services import SERVICES
+from zwatch.errors import RequestError
+from zwatch.generation.job import Finished, Job
+from zwatch.generation.request import FORMATS, parse_generate, parse_json
+
+
+async def submit(request: web.Request) -> web.Response:
+    """Accept a job, and say where it can be asked about."""
+    queue = request.app[SERVICES].queue
+    queue.refuse_if_full()
+    wanted = parse_generate(parse_json(await read_body(request)))
+    job = queue.submit(wanted, attended=False, keeps_files=True)
+    body = {"id": job.id, "state": job.state.value, "position": job.position}
+    return answer(body, 202, {"Location": f"/jobs/{job.id}"})
+
+
+async def show(request: web.Request) -> web.Response:
+    """Say where a job stands."""
+    job = _job(request)
+    job.glance()
+    return answer(job_view(job))
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Stream what happens to a job, from its present state on. Leaving the stream does the job no harm."""
+    job = _job(request)
+
+    async def body(finished: Finished) -> bytes:
+        return encoded(job_view(job))
+
+    return await stream_job(request, job, body, None)
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """Cancel a job; one that has ended stays as it is."""
+    job = _job(request)
+    request.app[SERVICES].queue.cancel(job)
+    return answer(job_view(job))
+
+
+async def image(request: web.Request) -> web.Response:
+    """Return a picture that the job itself keeps, because the history is off or could not take it."""
+    job = _job(request)
+    text = request.match_info["number"]
+    pictures = job.finished.pictures if job.finished is not None else ()
+    file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
+    if file is None or not job.keeps_files:
+        raise RequestError(404, "not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
+    return web.Response(body=file, content_type=FORMATS[job.request.format])
+
+
+def _job(request: web.Request) -> Job:
+    return request.app[SERVICES].queue.jobs.find(request.match_info["id"])
+
+
+ROUTES = [
+    web.post("/jobs", submit),
+    web.get("/jobs/{id}", show),
+    web.delete("/jobs/{id}", cancel),
+    web.get("/jobs/{id}/events", events, allow_head=False),
+    web.get("/jobs/{id}/images/{number}", image),
+]

@@ -1,0 +1,97 @@
+"""What is counted and logged of each HTTP request, and of each job that ends without one."""
+
+import logging
+import time
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from zwatch.api.answers import Handler, route_of
+from zwatch.api.auth import HEALTH
+from zwatch.api.metrics import NO_ROUTE, Metrics
+from zwatch.generation.job import Job, JobState, jobs_of_request
+from zwatch.logs import request_id, with_fields
+
+_log = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""The status that is counted and logged where nobody was there any more to get one; nginx's convention."""
+_UNLOGGED = HEALTH | {"/metrics"}
+_READING = ("GET", "HEAD", "OPTIONS")
+
+
+def observer(metrics: Metrics) -> Middleware:
+    """Return the middleware that counts each request and logs it. It stands outside the one that shapes errors."""
+
+    @web.middleware
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+        jobs: list[Job] = []
+        jobs_of_request.set(jobs)
+        begun = time.perf_counter()
+        status, streamed = CLIENT_LEFT, False
+        with metrics.http_open.track_inprogress():
+            try:
+                response = await handler(request)
+                status, streamed = response.status, response.content_type == "text/event-stream"
+                return response
+            except web.HTTPException as error:
+                status = error.status
+                raise
+            finally:
+                seconds = time.perf_counter() - begun
+                measured = not streamed and status != CLIENT_LEFT
+                metrics.http_ended(route_of(request), request.method, status, seconds if measured else None)
+                _log_request(request, status, seconds, jobs)
+
+    return observe
+
+
+def log_job(job: Job) -> None:
+    """Log the end of a job that no client waits for; the others' is in the line of their request."""
+    if job.attended:
+        return
+    token = request_id.set(job.request_id)  # it may be another request that ends it
+    try:
+        level = logging.WARNING if job.state is JobState.FAILED else logging.INFO
+        _log.log(level, "%s after %.3f s", _in_words(job), job.seconds or 0.0, extra=with_fields(**_facts(job)))
+    finally:
+        request_id.reset(token)
+
+
+def _log_request(request: web.Request, status: int, seconds: float, jobs: list[Job]) -> None:
+    route = route_of(request) or NO_ROUTE  # never the path itself: it may hold anything
+    level = _level(request.method, route, status, jobs)
+    if not _log.isEnabledFor(level):
+        return
+    facts = _facts(jobs[-1]) if jobs else {}
+    fields = with_fields(method=request.method, route=route, status=status, seconds=round(seconds, 4), **facts)
+    words = "".join(f", {_in_words(job)}" for job in jobs)
+    _log.log(level, "%s %s %d in %.3f s%s", request.method, route, status, seconds, words, extra=fields)
+
+
+def _level(method: str, route: str, status: int, jobs: list[Job]) -> int:
+    """What makes or changes something is worth a line, what was refused too; what only looks is not."""
+    if route in _UNLOGGED:
+        return logging.DEBUG
+    if status >= 500 or any(job.state is JobState.FAILED for job in jobs):
+        return logging.WARNING
+    uneventful = status < 400 or status == CLIENT_LEFT
+    return logging.DEBUG if method in _READING and uneventful else logging.INFO
+
+
+def _facts(job: Job) -> dict[str, object]:
+    return {
+        "job": job.id,
+        "state": job.state.value,
+        "version": None if job.finished is None else job.finished.key.version,
+        "code": None if job.error is None else job.error.code,
+        "images": None if job.finished is None else len(job.finished.pictures),
+    }
+
+
+def _in_words(job: Job) -> str:
+    if job.finished is not None:
+        return f"{job.id} done by {job.finished.key.version}"
+    return f"{job.id} {job.state.value}" + (
+        f" ({job.error.code}: {job.error.message})" if job.error is not None else ""
+    )

@@ -1,0 +1,153 @@
+"""What clients are told of the state, as JSON objects."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from zwatch.deploy.versions import VersionSummary
+from zwatch.generation.queue import GenerationQueue
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import Attempt
+from zwatch.rollout.supervisor import Supervisor
+
+PRIMARY = "current"
+"""The alias that `serving` in the status speaks of."""
+
+
+def time_text(moment: datetime) -> str:
+    """Return a moment as ISO 8601 in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
+    """Return an attempt, or null."""
+    if attempt is None:
+        return None
+    control, rejection = attempt.control, attempt.rejection
+    # A copy, made at one blow: the loading thread adds phases meanwhile.
+    phases = {} if control is None else control.phases.copy()
+    done, total = (control.bytes_done, control.bytes_total) if control is not None else (0, 0)
+    return {
+        "alias": attempt.alias,
+        "version": attempt.key.version,
+        "digest": attempt.key.digest,
+        "state": attempt.state.value,
+        "code": None if rejection is None else rejection.code,
+        "reason": None if rejection is None else rejection.reason,
+        "started": time_text(attempt.started),
+        "seconds": round(attempt.seconds, 4),
+        "bytes": done,
+        "progress": round(done / total, 4) if total else (0.0 if attempt.running else 1.0),
+        "phases": {name: round(spent, 4) for name, spent in phases.items()},
+        "shared": [] if control is None else list(control.shared),
+        "way": attempt.way,
+        "held": round(attempt.held, 4),
+        "fallback": attempt.fallback,
+    }
+
+
+def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> dict[str, Any] | None:
+    """Return what an alias serves, or null."""
+    resident = engines.serving(alias)
+    if resident is None:
+        return None
+    key = resident.key
+    return {"version": key.version, "digest": key.digest, "since": time_text(resident.since), "images": resident.images}
+
+
+def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> dict[str, Any]:
+    """Return one alias: what its link says, and how that went."""
+    target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
+    serving = engines.serving(alias)
+    return {
+        "link": target.link if target is not None else fault.link if fault is not None else None,
+        "target": None if target is None else target.version,
+        "fault": None if fault is None else {"code": fault.code, "message": fault.message},
+        "serving": None if serving is None else serving.key.version,
+        "unloaded": supervisor.is_unloaded(alias),
+        "attempt": attempt_view(supervisor.attempt(alias)),
+    }
+
+
+def queue_view(queue: GenerationQueue) -> dict[str, Any]:
+    """Return the queue's length."""
+    return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
+
+
+def health(supervisor: Supervisor, engines: EngineRegistry) -> tuple[str, list[str]]:
+    """Return `ok`, `degraded` or `unavailable`, and the reasons."""
+    reasons = [reason for alias in supervisor.aliases if (reason := _complaint(supervisor, engines, alias)) is not None]
+    if engines.serving(PRIMARY) is None:
+        return "unavailable", reasons
+    return ("degraded" if reasons else "ok"), reasons
+
+
+def _complaint(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> str | None:
+    """Return why an alias is not as it should be, or None."""
+    fault, wish, serving = supervisor.seen.faults.get(alias), supervisor.wish(alias), engines.serving(alias)
+    if supervisor.is_unloaded(alias):
+        return f"{alias} is unloaded; POST /api/load_model loads it"
+    if fault is not None:
+        return fault.message
+    if wish is not None and (serving is None or serving.key != wish):
+        serves = "nothing serves" if serving is None else f"{serving.key.version} serves"
+        attempt = supervisor.attempt(alias)
+        if attempt is not None and attempt.rejection is not None:
+            return f"{alias} asks for {wish.version}, {serves}: {attempt.rejection.reason}"
+        return f"{alias} asks for {wish.version}, which is not ready; {serves}"
+    return f"{alias} has not been looked at yet" if wish is None and serving is None else None
+
+
+def status_view(
+    supervisor: Supervisor,
+    engines: EngineRegistry,
+    queue: GenerationQueue,
+    memory: tuple[int, int] | None,
+    uptime: float,
+) -> dict[str, Any]:
+    """Return the whole status. `memory` is the device's (free, total) bytes, None before it was opened."""
+    state, reasons = health(supervisor, engines)
+    device = supervisor.factory.device.name if supervisor.factory is not None else None
+    free, total = memory or (None, None)
+    return {
+        "status": state,
+        "reasons": reasons,
+        "serving": serving_view(engines),
+        "aliases": {alias: alias_view(supervisor, engines, alias) for alias in supervisor.aliases},
+        "engines": [
+            {
+                "version": resident.key.version,
+                "digest": resident.key.digest,
+                "state": resident.state.value,
+                "leases": resident.leases,
+                "bytes": resident.engine.nbytes,
+            }
+            for resident in engines.residents
+        ],
+        "strays": [
+            {"path": stray.path, "text": stray.text, "reason": stray.reason} for stray in supervisor.seen.strays
+        ],
+        "queue": queue_view(queue),
+        "device": {"name": device, "free": free, "total": total},
+        "uptime": round(uptime, 3),
+    }
+
+
+def version_view(summary: VersionSummary, supervisor: Supervisor, engines: EngineRegistry) -> dict[str, Any]:
+    """Return one version directory, and what the service has to do with it."""
+    residents = [resident for resident in engines.residents if resident.key.version == summary.name]
+    targets = supervisor.seen.targets
+    return {
+        "name": summary.name,
+        "sealed": summary.sealed,
+        "digest": summary.digest,
+        "header_version": summary.header_version,
+        "bytes": summary.bytes,
+        "files": summary.files,
+        "resident": bool(residents),
+        "serving": any(engines.serving(alias) in residents for alias in supervisor.aliases) if residents else False,
+        "aliases": [
+            alias for alias in supervisor.aliases if alias in targets and targets[alias].version == summary.name
+        ],
+        "sealed_at": None if summary.sealed_at is None else time_text(summary.sealed_at),
+        "problem": summary.problem,
+    }

@@ -1,0 +1,1 @@
+"""A request and its images, without HTTP: checked, queued, generated, encoded, kept."""

@@ -1,0 +1,65 @@
+"""From pixels to the finished job: encoded, and kept in the history."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Bridge
+from zwatch.generation.history import History
+from zwatch.generation.image_details import details_of
+from zwatch.generation.image_files import encode
+from zwatch.generation.image_index import SUFFIXES
+from zwatch.generation.job import Finished, Job, Picture
+from zwatch.rollout.lifecycle import VersionKey
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Generation, GenerationParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the device made of a job: `key` comes from the lease, `queued` is in seconds."""
+
+    key: VersionKey
+    parameters: "GenerationParameters"
+    generation: "Generation"
+    queued: float
+
+
+class Finisher:
+    """Turns results into finished jobs, while the device makes the next one."""
+
+    def __init__(self, bridge: Bridge, history: History | None) -> None:
+        self._bridge = bridge
+        self._history = history
+
+    async def finish(self, job: Job, result: Result) -> Finished:
+        """Encode a job's images and keep them.
+
+        Raises:
+            MemoryError: there is too little for the files.
+        """
+        begun = time.perf_counter()
+        asked, seeds = job.request, result.parameters.seeds
+        files = await asyncio.gather(
+            *(
+                self._bridge.run(
+                    "encode",
+                    encode,
+                    image,
+                    details_of(asked, result.parameters, result.key, seed),
+                    asked.format,
+                    asked.quality,
+                )
+                for image, seed in zip(result.generation.images, seeds, strict=True)
+            )
+        )
+        names: list[str | None] = [None] * len(files)
+        if self._history is not None and not job.is_cancelled:
+            names = await self._history.save(list(zip(seeds, files, strict=True)), SUFFIXES[asked.format])
+        timings = {
+            "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
+        }  # fmt: skip
+        pictures = tuple(Picture(*one) for one in zip(seeds, files, names, strict=True))
+        return Finished(result.key, result.parameters, result.generation.truncated, timings, pictures)

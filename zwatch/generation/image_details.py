@@ -1,0 +1,139 @@
+"""What an image was made from, in words: written into its file, and read out of it again."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image, PngImagePlugin
+
+from zwatch.generation.request import GenerateRequest
+from zwatch.rollout.lifecycle import VersionKey
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import GenerationParameters
+
+_EXIF_IFD = 0x8769
+_USER_COMMENT = 0x9286
+_MAKER_NOTE = 0x927C
+_UNICODE = b"UNICODE\0"
+"""The standard's prefix for a comment in UTF-16."""
+_MARK = "Steps: "
+"""Stands in every text of AUTOMATIC1111's."""
+_JPEG_EXIF = 65_000
+"""Most bytes that we put into the EXIF of a JPEG: its segment has 65,533 for all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What stands in an image file. `parameters` is AUTOMATIC1111's text, `request` the body of a `/generate` that asks
+    for this image; what a file has not is empty."""
+
+    parameters: str
+    version: str
+    digest: str
+    request: dict[str, Any]
+
+
+def details_of(asked: GenerateRequest, parameters: "GenerationParameters", key: VersionKey, seed: int) -> Details:
+    """Return what is to stand in the image of one seed."""
+    request = {
+        "prompt": parameters.prompt,
+        "negative_prompt": parameters.negative_prompt,
+        "width": parameters.width,
+        "height": parameters.height,
+        "steps": parameters.steps,
+        "guidance_scale": parameters.guidance_scale,
+        "seed": seed,
+        "format": asked.format,
+        "quality": asked.quality,
+        "model": asked.model,
+    }
+    return Details(_a1111_text(parameters, key, seed), key.version, str(key.digest), request)
+
+
+def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int) -> str:
+    negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
+    return (
+        f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}"
+    )
+
+
+def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
+    """Return the text chunks of a PNG: tEXt, or iTXt for what Latin-1 has no letters for."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", details.parameters)
+    chunks.add_text("zwatch_version", details.version)
+    chunks.add_text("zwatch_digest", details.digest)
+    chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
+    return chunks
+
+
+def exif(details: Details, *, jpeg: bool) -> Image.Exif:
+    """Return the EXIF of the other formats: A1111's text as the user comment, as A1111 itself has it, the rest as the
+    maker's note, in JSON. Of what is too long for a JPEG, the request goes first, which repeats the prompt."""
+    ours: dict[str, Any] = {"version": details.version, "digest": details.digest}
+    comment = _UNICODE + details.parameters.encode("utf-16-be")
+    note = _json({**ours, "request": details.request})
+    if jpeg and len(comment) + len(note) > _JPEG_EXIF:
+        note = _json(ours)
+    if jpeg and len(comment) + len(note) > _JPEG_EXIF:
+        comment = _UNICODE
+        note = _json({**ours, "request": details.request})
+        if len(note) > _JPEG_EXIF:
+            note = _json({**ours, "request": {**details.request, "negative_prompt": "", "prompt": ""}})
+    found = Image.Exif()
+    found.get_ifd(_EXIF_IFD).update({_USER_COMMENT: comment, _MAKER_NOTE: note})
+    return found
+
+
+def read_details(file: BinaryIO | bytes) -> Details:
+    """Read what stands in an image file, of ours or of another program; only its head is read.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is no image, or a broken one.
+    """
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG", "WEBP")) as image:
+        if image.format == "PNG":
+            # What stands before the pixels; a look at `text` would read all of the file.
+            info = {name: str(value) for name, value in image.info.items() if isinstance(value, str)}
+            return Details(
+                info.get("parameters", ""), info.get("zwatch_version", ""), info.get("zwatch_digest", ""),
+                _object(info.get("zwatch_request", "")),
+            )  # fmt: skip
+        tags = image.getexif().get_ifd(_EXIF_IFD)
+    note = _object(_text(tags.get(_MAKER_NOTE)))
+    request = note.get("request")
+    return Details(
+        _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
+        request if isinstance(request, dict) else {},
+    )  # fmt: skip
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: object) -> str:
+    """Return an EXIF text, however it is encoded."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        return ""
+    if value.startswith(_UNICODE):
+        raw = value.removeprefix(_UNICODE)
+        # The standard leaves the byte order open; most write big-endian. A word that all such texts have tells, else
+        # Latin letters. They alone would not do: in the other order 一 (U+4E00) is an N.
+        big, little = raw.decode("utf-16-be", "replace"), raw.decode("utf-16-le", "replace")
+        looks_little = _MARK in little or raw[1::2].count(0) > raw[0::2].count(0)
+        return little if looks_little and _MARK not in big else big
+    return value.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace")

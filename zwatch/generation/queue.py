@@ -1,0 +1,281 @@
+"""The bounded queue: requests wait here for the device's turn, first come first served."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Bridge, Pulse
+from zwatch.errors import GenerationCancelled, RequestError
+from zwatch.generation.finish import Finisher, Result
+from zwatch.generation.job import Job, jobs_of_request
+from zwatch.generation.job_store import JobStore
+from zwatch.generation.limits import fitted
+from zwatch.generation.previews import PreviewCost, Steps
+from zwatch.generation.request import GenerateRequest
+from zwatch.logs import request_id
+from zwatch.rollout.engines import EngineRegistry
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Engine, Generation, GenerationParameters
+
+_log = logging.getLogger(__name__)
+
+_FIRST_GUESS = 2.0  # seconds a request takes, until one was measured
+_WEIGHT = 0.2  # of the newest request in the running mean
+_FINISHING = 4
+"""Most jobs whose images are encoded and kept at a time; beyond that the device waits, so that pixels do not pile up."""
+_NO_RETRY = {"x-should-retry": "false"}
+
+
+class GenerationQueue:
+    """Takes requests while there is room, and runs them one at a time, which is what one device can do.
+
+    `limit` is how many may wait, `max_work` how many megapixels x steps x images one may ask for.
+    """
+
+    def __init__(
+        self,
+        engines: EngineRegistry,
+        bridge: Bridge,
+        finisher: Finisher,
+        aliases: tuple[str, ...],
+        *,
+        limit: int,
+        max_work: float,
+        changes: Pulse,
+    ) -> None:
+        self.limit = limit
+        self.max_work = max_work
+        self.running: Job | None = None
+        self.jobs = JobStore()
+        self.on_end: list[Callable[[Job], None]] = []
+        """Called with each job at its end, however it ended."""
+        self.on_refuse: list[Callable[[RequestError], None]] = []
+        """Called with the answer of each request that did not become a job."""
+        self._engines = engines
+        self._bridge = bridge
+        self._finisher = finisher
+        self._aliases = aliases
+        self._changes = changes
+        self._waiting: deque[Job] = deque()
+        self._finishing: dict[Job, asyncio.Task[None]] = {}
+        self._room_to_finish = asyncio.Semaphore(_FINISHING)
+        self._arrived = asyncio.Event()
+        self._closed: RequestError | None = None
+        self._for_good = False
+        self._seconds = _FIRST_GUESS
+        self._preview_cost = PreviewCost()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    def close(self, answer: RequestError, *, for_good: bool = False) -> None:
+        """Take no more requests; those that come get this answer. `for_good` is not undone by `reopen`."""
+        if not self._for_good:
+            self._closed, self._for_good = answer, for_good
+
+    def reopen(self) -> None:
+        """Take requests again."""
+        if not self._for_good:
+            self._closed = None
+
+    def refuse_if_full(self) -> None:
+        """Refuse what could not be taken whatever it says: cheaply, before its body is read.
+
+        Raises:
+            RequestError: 429 no room, 503 closed.
+        """
+        with self._telling_of_refusals():
+            self._find_room()
+
+    def _find_room(self) -> None:
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)  # raised again and again, it would keep every request's frames
+        # While nothing runs, the first of those that wait is about to.
+        if len(self._waiting) >= self.limit + (self.running is None):
+            raise RequestError(
+                429, "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
+            )
+
+    def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
+        """Accept a request; `attended` and `keeps_files` as `Job` says. One that names a version leases it at once; one
+        for an alias when its turn comes.
+
+        Raises:
+            RequestError: 400 beyond a limit, 404 unknown model, 429 no room, 503 nothing to serve it.
+        """
+        with self._telling_of_refusals():
+            self._find_room()
+            resident = self._engines.find(request.model)
+            if resident is None:
+                raise self._unservable(request.model)
+            fitted(request, resident.engine, self.max_work)
+        lease = None if request.model in self._aliases else self._engines.lease(request.model)
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        self.jobs.add(job)
+        if (of_request := jobs_of_request.get(None)) is not None:
+            of_request.append(job)
+        job.position = len(self._waiting)
+        self._waiting.append(job)
+        self._arrived.set()
+        self._changes.fire()
+        return job
+
+    @contextmanager
+    def _telling_of_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except RequestError as refusal:
+            for listener in self.on_refuse:
+                listener(refusal)
+            raise
+
+    @contextmanager
+    def attending(self, job: Job) -> Iterator[None]:
+        """Whoever leaves this block before the job has ended (its client left, its time is up) cancels it."""
+        try:
+            yield
+        finally:
+            self.cancel(job)
+            self.jobs.settle(job)
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job that waits or runs; harmless when it has ended."""
+        if job.state.is_final:
+            return
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._place()
+            self._release(job)
+        job.cancel()
+
+    async def run(self) -> None:
+        """Run jobs, for ever."""
+        while True:
+            while (job := self._next()) is None:
+                self._arrived.clear()
+                await self._arrived.wait()
+            self._waiting.remove(job)
+            self.running = job
+            self._place()
+            self._changes.fire()
+            token = request_id.set(job.request_id)  # for what is logged on its behalf, here and in threads
+            try:
+                result = await self._generated(job)
+                if result is not None:
+                    await self._room_to_finish.acquire()
+                    self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
+                    del result  # the pixels are the other's now
+            finally:
+                request_id.reset(token)
+                self.running = None
+                self._release(job)
+                self._changes.fire()
+
+    def wake(self) -> None:
+        """Look again whether a request can run."""
+        self._arrived.set()
+
+    def _next(self) -> Job | None:
+        """Return whose turn it is. While an engine is on its way out, that is who holds a lease on it."""
+        leaving = self._engines.leaving
+        if leaving is None:
+            return next(iter(self._waiting), None)
+        held = (job for job in self._waiting if job.lease is not None and job.lease.key == leaving.key)
+        return next(held, None)
+
+    async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Return when no request waits, runs or is being finished, or at a change after which `given_up` says so."""
+        while (self._waiting or self.running is not None or self._finishing) and not given_up():
+            await self._changes.wait()
+
+    def abandon(self, error: RequestError) -> None:
+        """At the very end: whoever still waits for a job gets this error."""
+        for job in self.jobs.unsettled:
+            job.fail(error)
+
+    async def _generated(self, job: Job) -> Result | None:
+        """Let the device make a job's images; None if it failed or was cancelled, and the job says so."""
+        queued, begun = job.age, time.monotonic()
+        job.begin()
+        try:
+            job.lease = job.lease or self._engines.lease(job.request.model)
+            if job.lease is None:
+                raise self._unservable(job.request.model)
+            engine, key = job.lease.engine, job.lease.key
+            parameters = fitted(job.request, engine, self.max_work)
+            generation = await self._bridge.run("generate", self._generate, engine, parameters, job)
+            if not generation.finite:
+                raise RequestError(
+                    500, "generation_failed", "the model made pixels that are no numbers", headers=_NO_RETRY
+                )
+            job.lease.count_images(len(generation.images))
+            self._seconds += _WEIGHT * (time.monotonic() - begun - self._seconds)
+            return Result(key, parameters, generation, queued)
+        except GenerationCancelled:
+            job.cancel()  # whoever cancelled it has said so already
+        except RequestError as error:
+            job.fail(error)
+        except Exception as error:
+            job.fail(_failure(error))
+        return None
+
+    def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
+        steps = Steps(job, engine, self._bridge, self._preview_cost)
+        return engine.serve(parameters, on_step=steps.report, cancelled=lambda: job.is_cancelled)
+
+    async def _finish(self, job: Job, result: Result) -> None:
+        try:
+            job.finish(await self._finisher.finish(job, result))
+        except Exception as error:
+            job.fail(_failure(error))
+        finally:
+            self._room_to_finish.release()
+            del self._finishing[job]
+            self._changes.fire()
+
+    def _release(self, job: Job) -> None:
+        if job.lease is not None:
+            job.lease.release()
+
+    def _ended(self, job: Job) -> None:
+        if not job.attended:
+            self.jobs.settle(job)
+        for listener in self.on_end:
+            listener(job)
+        self._changes.fire()
+
+    def _place(self) -> None:
+        for position, job in enumerate(self._waiting):
+            job.move(position)
+
+    def _unservable(self, model: str) -> RequestError:
+        if model in self._aliases:
+            return RequestError(
+                503, "model_not_loaded", f"{model} serves nothing at present, see /status", headers={"Retry-After": "2"}
+            )
+        return RequestError(
+            404,
+            "model_not_found",
+            f"{model[:100]!r} is neither an alias nor a resident version, see /status",
+            param="model",
+        )
+
+    def _retry_after(self) -> str:
+        return str(max(1, math.ceil(self._seconds * (len(self._waiting) + 1) / 2)))
+
+
+def _failure(error: Exception) -> RequestError:
+    from torch import OutOfMemoryError
+
+    _log.error("a generation failed", exc_info=error)
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        return RequestError(500, "out_of_memory", "memory ran out; ask for fewer pixels", headers=_NO_RETRY)
+    return RequestError(500, "generation_failed", f"{type(error).__name__}: {error}"[:500], headers=_NO_RETRY)

@@ -1,1 +1,0 @@
-"""HTTP: requests come in, wait their turn, lease an engine, and go out as images."""
