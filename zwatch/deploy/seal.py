@@ -3,7 +3,6 @@
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from zwatch.deploy import header
+from zwatch.deploy.durable import write_durably
 from zwatch.errors import Rejection
 
 SEAL_NAME = "BLAKE3SUMS"
@@ -175,8 +175,7 @@ def write_seal(directory: Path, version: str, progress: Progress = lambda path, 
             with opened_file(fd, path) as file:
                 hashes[path] = hash_file(file, lambda done, path=path: progress(path, done))  # type: ignore[misc]
         data = format_seal(hashes)
-        _write_durably(directory, data)
-        os.fsync(fd)
+        write_durably(directory, SEAL_NAME, data, mode=0o644)
     finally:
         os.close(fd)
     return parse_seal(data)
@@ -301,20 +300,6 @@ def _step(fd: int, name: str, flags: int, path: str) -> int:
         raise OSError(error.errno, error.strerror, path) from None
     os.close(fd)
     return deeper
-
-
-def _write_durably(directory: Path, data: bytes) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=f".{SEAL_NAME}.", dir=directory)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, directory / SEAL_NAME)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _raise(error: OSError) -> None:

@@ -9,7 +9,6 @@ from zwatch.bridge import Bridge
 from zwatch.generation.history import History
 from zwatch.generation.image_details import details_of
 from zwatch.generation.image_files import encode
-from zwatch.generation.image_index import SUFFIXES
 from zwatch.generation.job import Finished, Job, Picture
 from zwatch.rollout.lifecycle import VersionKey
 
@@ -57,7 +56,7 @@ class Finisher:
         )
         names: list[str | None] = [None] * len(files)
         if self._history is not None and not job.is_cancelled:
-            names = await self._history.save(list(zip(seeds, files, strict=True)), SUFFIXES[asked.format])
+            names = await self._history.save(list(zip(seeds, files, strict=True)), asked.format.suffix)
         timings = {
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip

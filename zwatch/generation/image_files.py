@@ -7,33 +7,32 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from zwatch.generation.image_details import Details, exif, png_chunks
+from zwatch.generation.request import ImageFormat
 
-MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-"""By the suffix of a file's name."""
 _PREVIEW_QUALITY = 75
 _PREVIEW_SCALE = 8
 """A preview has one pixel for 8 x 8 of the image."""
 
 
-def encode(image: Image.Image, details: Details, image_format: str, quality: int) -> bytes:
+def encode(image: Image.Image, details: Details, image_format: ImageFormat, quality: int) -> bytes:
     """Return a PNG, JPEG or WebP file that says what it was made from. `quality` of 100 is for the latter two."""
-    if image_format == "png":
+    if image_format == ImageFormat.PNG:
         return _png(image, png_chunks(details))
-    return _saved(image, image_format, quality=quality, exif=exif(details, jpeg=image_format == "jpeg"))
+    return _saved(image, image_format, quality=quality, exif=exif(details, jpeg=image_format == ImageFormat.JPEG))
 
 
 def preview_file(image: Image.Image) -> bytes:
     """Return a preview as a small JPEG file."""
-    return _saved(image, "jpeg", quality=_PREVIEW_QUALITY)
+    return _saved(image, ImageFormat.JPEG, quality=_PREVIEW_QUALITY)
 
 
-def enlarged_preview(jpeg: bytes, image_format: str) -> tuple[bytes, tuple[int, int]]:
+def enlarged_preview(jpeg: bytes, image_format: ImageFormat) -> tuple[bytes, tuple[int, int]]:
     """Return a preview as an image of the size and format that was asked for, and its width and height."""
     with Image.open(io.BytesIO(jpeg)) as preview:
         large = preview.resize(
             (preview.width * _PREVIEW_SCALE, preview.height * _PREVIEW_SCALE), Image.Resampling.BICUBIC
         )
-    file = _png(large) if image_format == "png" else _saved(large, image_format, quality=_PREVIEW_QUALITY)
+    file = _png(large) if image_format == ImageFormat.PNG else _saved(large, image_format, quality=_PREVIEW_QUALITY)
     return file, large.size
 
 
@@ -50,7 +49,7 @@ def _png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> byte
     return write_png(image, text)
 
 
-def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def _saved(image: Image.Image, image_format: ImageFormat, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-"""Of a file's name, by format."""
 LOOK_SECONDS = 10.0
 """How long what other programs add to the directory, or remove from it, may go unseen."""
 _STALE_SECONDS = 3600.0  # a half-written file of this age has lost its writer

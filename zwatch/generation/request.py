@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from zwatch.errors import RequestError
@@ -19,7 +20,34 @@ MAX_IMAGES = 16
 SEEDS = 2**63
 DEFAULT_QUALITY = 92
 """Of a JPEG or WebP, of 100."""
-FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+class ImageFormat(StrEnum):
+    """The formats that an image can be encoded in, by the names that requests use."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """The format's media type, as in `Content-Type`."""
+        return f"image/{self.value}"
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a file's name, without the dot."""
+        return "jpg" if self is ImageFormat.JPEG else self.value
+
+    @classmethod
+    def of_name(cls, name: str) -> "ImageFormat":
+        """Return the format of a file by its name's suffix.
+
+        Raises:
+            ValueError: no format has this suffix.
+        """
+        suffix = name.rpartition(".")[2]
+        return cls("jpeg" if suffix == "jpg" else suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +62,7 @@ class GenerateRequest:
     guidance_scale: float
     seed: int
     n: int
-    format: str
+    format: ImageFormat
     quality: int
     model: str
 
@@ -90,7 +118,7 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
         guidance_scale=_number(body, "guidance_scale", 0.0, 0.0, MAX_GUIDANCE),
         seed=secrets.randbelow(SEEDS - count) if seed is None else seed,
         n=count,
-        format=_choice(body, "format", "png", tuple(FORMATS)),
+        format=ImageFormat(_choice(body, "format", ImageFormat.PNG, tuple(ImageFormat))),
         quality=integer(body, "quality", DEFAULT_QUALITY, 1, 100),
         model=text(body, "model", "current"),
     )

@@ -4,11 +4,11 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zwatch.deploy.durable import write_durably
 from zwatch.deploy.resolving import Stamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import UsageError
@@ -144,21 +144,7 @@ class StateFile:
         Raises:
             OSError: the directory could not be written.
         """
-        fd, temporary = tempfile.mkstemp(prefix=f".{_FILE}.", dir=self._directory)
-        try:
-            with open(fd, "wb") as file:
-                file.write(memory)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._directory / _FILE)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_durably(self._directory, _FILE, memory)
 
     def close(self) -> None:
         """Let another process use the directory."""

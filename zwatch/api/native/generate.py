@@ -8,7 +8,7 @@ from zwatch.api.results import finished_body, served_headers
 from zwatch.api.services import SERVICES, Services
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
-from zwatch.generation.request import FORMATS, parse_generate, parse_json
+from zwatch.generation.request import parse_generate, parse_json
 
 _STREAM = "text/event-stream"
 _JSON = "application/json"
@@ -33,7 +33,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
             body = await _body(services, job, finished)
             return web.Response(body=body, content_type=_JSON, charset="utf-8")
         headers = served_headers(job, finished)
-        return web.Response(body=finished.pictures[0].file, content_type=FORMATS[wanted.format], headers=headers)
+        return web.Response(body=finished.pictures[0].file, content_type=wanted.format.media_type, headers=headers)
 
 
 async def _body(services: Services, job: Job, finished: Finished) -> bytes:

@@ -6,8 +6,7 @@ from zwatch.api.answers import answer
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.history import History
-from zwatch.generation.image_files import MEDIA_TYPES
-from zwatch.generation.request import invalid
+from zwatch.generation.request import ImageFormat, invalid
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
@@ -30,7 +29,7 @@ async def picture(request: web.Request) -> web.Response:
         "Cache-Control": "private, max-age=31536000, immutable",  # a name is given once
         "X-Content-Type-Options": "nosniff",
     }
-    return web.Response(body=file, content_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+    return web.Response(body=file, content_type=ImageFormat.of_name(name).media_type, headers=headers)
 
 
 async def delete(request: web.Request) -> web.Response:

@@ -8,7 +8,7 @@ from zwatch.api.results import job_view
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
-from zwatch.generation.request import FORMATS, parse_generate, parse_json
+from zwatch.generation.request import parse_generate, parse_json
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ async def image(request: web.Request) -> web.Response:
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
     if file is None or not job.keeps_files:
         raise RequestError(404, "not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
-    return web.Response(body=file, content_type=FORMATS[job.request.format])
+    return web.Response(body=file, content_type=job.request.format.media_type)
 
 
 def _job(request: web.Request) -> Job:

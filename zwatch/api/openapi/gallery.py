@@ -17,8 +17,8 @@ from zwatch.api.openapi.parts import (
     text,
     whole,
 )
-from zwatch.generation.image_files import MEDIA_TYPES
 from zwatch.generation.image_index import NAME
+from zwatch.generation.request import ImageFormat
 
 _TAG = "history"
 _WHOLE = nullable(whole(minimum=0))
@@ -64,7 +64,7 @@ PATHS: Json = {
     },
     "/history/{name}": {
         "get": operation(
-            _TAG, "picture", "A picture", {"200": other("The file.", *MEDIA_TYPES.values())}, 404, parameters=(_NAME,)
+            _TAG, "picture", "A picture", {"200": other("The file.", *(one.media_type for one in ImageFormat))}, 404, parameters=(_NAME,)
         ),
         "delete": operation(
             _TAG, "delete_picture", "Delete a picture",

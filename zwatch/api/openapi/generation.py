@@ -40,7 +40,7 @@ _REQUEST = body_obj(
             whole(minimum=0, maximum=limits.SEEDS - 1, description="Random if null; image i of n uses seed + i.")
         ),
         "n": whole(minimum=1, maximum=limits.MAX_IMAGES, default=1, description="More than 1 needs an answer of JSON."),
-        "format": text(enum=list(limits.FORMATS), default="png"),
+        "format": text(enum=list(limits.ImageFormat), default="png"),
         "quality": whole(minimum=1, maximum=100, default=limits.DEFAULT_QUALITY, description="Of a JPEG or WebP."),
         "model": text(
             maxLength=limits.MAX_PROMPT, default="current", description="An alias, or a resident version.",
@@ -85,7 +85,7 @@ SCHEMAS: Json = {
     ),
 }
 
-_IMAGES = tuple(limits.FORMATS.values())
+_IMAGES = tuple(one.media_type for one in limits.ImageFormat)
 _ID = in_path("id", "The job's id.", examples=["j-0123456789abcdef"])
 _generated = other(
     "What `Accept` asks for: the image, JSON, or a stream of events.", *_IMAGES, "text/event-stream", headers=MADE

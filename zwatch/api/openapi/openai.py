@@ -41,7 +41,7 @@ _REQUEST = lenient_obj(
                 description=f"Pixels: multiples of {limits.SIDE_STEP}, up to what the version can do; `auto` is its own.",
             )
         ),
-        "output_format": nullable(text(enum=list(limits.FORMATS), default="png")),
+        "output_format": nullable(text(enum=list(limits.ImageFormat), default="png")),
         "output_compression": nullable(
             whole(
                 minimum=0, maximum=100, default=limits.DEFAULT_QUALITY,
@@ -74,7 +74,7 @@ SCHEMAS: Json = {
             "created": whole(minimum=0, description="Seconds since 1970."),
             "background": text(const="opaque"),
             "quality": text(const="high"),
-            "output_format": text(enum=list(limits.FORMATS)),
+            "output_format": text(enum=list(limits.ImageFormat)),
             "size": text(pattern="^[0-9]+x[0-9]+$"),
             "usage": obj(
                 {

@@ -1,0 +1,29 @@
+"""Files that survive a crash whole: the old bytes or the new ones, never a part."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace the file `name` in a directory: written under a temporary name, fsynced, renamed, and the directory fsynced.
+
+    Raises:
+        OSError: the directory could not be written; the file is as it was, or is whole.
+    """
+    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / name)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory_fd)
+    finally:
+        os.close(directory_fd)
