@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from zwatch import systemd
-from zwatch.api.answers import add_id, encoded, identify, shape_errors
-from zwatch.api.auth import DOOR, Door, guard
-from zwatch.api.gauges import Present
-from zwatch.api.metrics import Metrics
-from zwatch.api.native.operations import DOCUMENT
+from zwatch.api.answers import add_id, identify, shape_errors
+from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
+from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
-from zwatch.api.openapi import document
-from zwatch.api.routes import add_routes
+from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, room
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import CLOSING
@@ -48,7 +45,7 @@ SHORT_TOKEN = 16
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
-STOPPING = RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"})
+STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     services = Services(
         bridge, engines, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
     )
-    metrics.present.register(Present(services))
+    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, services.started))
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
@@ -190,22 +187,21 @@ def _make_factory(config: Config) -> "EngineFactory":
 
 
 def _application(config: Config, services: Services) -> web.Application:
-    door = Door(config.token)
+    authenticator = Authenticator(config.token)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[
             identify,
             observer(services.metrics),
             shape_errors,
-            guard(door, config.host, config.allowed_hosts),
+            authorizing(authenticator, config.host, config.allowed_hosts),
         ],
     )
     app.on_response_prepare.append(add_id)
-    app[DOOR] = door
-    app[DOCUMENT] = encoded(document(needs_token=config.token is not None))
+    app[AUTHENTICATOR] = authenticator
     app[SERVICES] = services
     app[CLOSING] = asyncio.Event()
-    add_routes(app)
+    add_calls(app, needs_token=config.token is not None)
     return app
 
 
