@@ -81,8 +81,10 @@ class Settings(Rule):
         return {
             "anyOf": [
                 {"type": "object", "properties": {FIELD: checkpoint}},
-                {"enum": [False, 0, ""], "description": "No settings."},
-                {"type": "array", "maxItems": 0, "description": "No settings."},
+                {"type": "boolean", "const": False, "description": "No settings."},
+                {"type": "integer", "const": 0, "description": "No settings."},
+                {"type": "string", "maxLength": 0, "description": "No settings."},
+                {"type": "array", "items": {}, "maxItems": 0, "description": "No settings."},
             ]
         }
 
