@@ -10,7 +10,7 @@ import pytest
 from tests.harness import Server
 from zwatch import systemd
 
-UNIT = Path(__file__).parent.parent / "systemd" / "zwatch.api"
+UNIT = Path(__file__).parent.parent / "systemd" / "zwatch.service"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
