@@ -37,6 +37,7 @@ class Metrics:
     """All counters and histograms of one service, in a registry of its own, which any thread may scrape; `present` is for
     what only the event loop can read."""
 
+    # Long: a statement a metric, in the order of /metrics.
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
         self.registry = registry = CollectorRegistry()
