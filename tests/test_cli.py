@@ -59,6 +59,14 @@ def test_check_reports_whether_a_version_would_serve(models):
     assert "seal" in json.loads(bad.stdout)["findings"][0]
 
 
+def test_check_of_a_version_without_a_seal_does_not_import_torch(models):
+    (models / "v2" / "BLAKE3SUMS").unlink()
+    code = f"import sys; from zwatch.cli import main; print(main(['check', {str(models / 'v2')!r}]), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.startswith("seal_missing: ")
+    assert found.stdout.endswith("\n1 False\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -103,6 +111,7 @@ async def test_deploy_rollback_status_list_attempts_and_their_json(models, tmp_p
         refused = zwatch("deploy", "v3", *reach)
         assert (refused.returncode, "zwatch seal" in refused.stderr) == (1, True)
         assert zwatch("deploy", "v9", *reach).returncode == 1
+        assert zwatch("deploy", "v1/", *reach).stdout.startswith("v1 is serving"), "a shell's completion adds the slash"
         assert zwatch("deploy", "v1", "--no-wait", *reach).stdout.startswith("current now points to v1")
         assert zwatch("status", "--url", server.url).returncode == 1, "without the token"
 

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with commands.make_context("zwatch", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status = commands.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller, `>&-`
+            sys.stdout.flush()
     except click.exceptions.Exit as end:  # --help, --version
         status = end.exit_code
     except click.UsageError as error:
