@@ -33,6 +33,7 @@ from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
 
@@ -104,7 +105,16 @@ async def running(config: Config) -> AsyncIterator[Running]:
     )
     metrics = Metrics()
     services = Services(
-        bridge, engines, supervisor, queue, history, config.models, config.timeout, time.monotonic(), metrics
+        bridge,
+        engines,
+        supervisor,
+        Operator(supervisor, bridge),
+        queue,
+        history,
+        config.models,
+        config.timeout,
+        time.monotonic(),
+        metrics,
     )
     metrics.present.register(Present(services))
     queue.on_end += [metrics.request_ended, log_job]

@@ -141,9 +141,9 @@ class Metrics:
             "promoted" if promoted else rejection.code if rejection is not None else "abandoned"
         ).inc()
         if promoted:
-            self._promotions.labels(attempt.way).inc()
+            self._promotions.labels(attempt.way.value).inc()
         self._attempt_seconds.observe(attempt.seconds)
-        self._held.inc(attempt.held)
+        self._held.inc(attempt.requests_waited)
         if attempt.control is not None:
             self._attempt_bytes.inc(attempt.control.bytes_done)
             for phase, seconds in attempt.control.phases.items():

@@ -39,8 +39,8 @@ def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
         "progress": round(done / total, 4) if total else (0.0 if attempt.running else 1.0),
         "phases": {name: round(spent, 4) for name, spent in phases.items()},
         "shared": [] if control is None else list(control.shared),
-        "way": attempt.way,
-        "held": round(attempt.held, 4),
+        "way": attempt.way.value,
+        "held": round(attempt.requests_waited, 4),
         "fallback": attempt.fallback,
     }
 

@@ -11,7 +11,7 @@ from zwatch.api.services import SERVICES, Services
 from zwatch.deploy.look import has_version, point
 from zwatch.errors import RepointError, RequestError
 from zwatch.generation.request import boolean, parse_json, refuse_unknown, text
-from zwatch.rollout.supervisor import Outcome
+from zwatch.rollout.operator import Outcome
 
 UNLOADING = RequestError(503, "model_not_loaded", "the model is unloaded", headers={"Retry-After": "10"})
 
@@ -49,7 +49,7 @@ async def _deploy(services: Services, alias: str, version: str, *, wait: bool) -
     services.supervisor.ring()
     if not wait:
         return answer({"status": "accepted", "message": f"{alias} now points to {version}", "version": version}, 202)
-    outcome = await services.supervisor.outcome(alias, version, stamp)
+    outcome = await services.operator.outcome(alias, version, stamp)
     return _answer_outcome(outcome, time.monotonic() - begun)
 
 
@@ -86,7 +86,7 @@ async def load_model(request: web.Request) -> web.Response:
     alias = _alias(services, await _admin_body(request, "alias"))
     begun = time.monotonic()
     services.queue.reopen()
-    outcome = await services.supervisor.load(alias)
+    outcome = await services.operator.load(alias)
     return _answer_outcome(outcome, time.monotonic() - begun, "Model loaded successfully")
 
 
@@ -94,12 +94,12 @@ async def unload_model(request: web.Request) -> web.Response:
     """Let accepted requests finish, then free everything."""
     services = request.app[SERVICES]
     await _admin_body(request)
-    asked = await services.supervisor.moment_of_call()
+    asked = await services.operator.moment_of_call()
     services.queue.close(UNLOADING)
     try:
         # A newer wish ends it at once: until then requests are refused, and the newer version could serve them.
-        await services.queue.drained(lambda: services.supervisor.moment() != asked)
-        unloaded = await services.supervisor.unload(asked)
+        await services.queue.drained(lambda: services.operator.moment() != asked)
+        unloaded = await services.operator.unload(asked)
     finally:
         services.queue.reopen()
     if not unloaded:
@@ -114,7 +114,7 @@ async def verify(request: web.Request) -> web.Response:
     """Hash what is resident of the serving version, where it serves."""
     services = request.app[SERVICES]
     alias = _alias(services, await _admin_body(request, "alias"))
-    while (lease := services.engines.lease(alias)) is None and services.engines.leaving is not None:
+    while (lease := services.engines.lease(alias)) is None and services.engines.being_exchanged is not None:
         await services.supervisor.changes.wait()  # versions change places; as for an image, that is waited for
     if lease is None:
         raise RequestError(503, "model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})
