@@ -1,5 +1,6 @@
 """The life of an attempt: what it gives back at its end, and when it is tried again. Real files, real engines."""
 
+import logging
 import threading
 
 import pytest
@@ -130,3 +131,32 @@ async def test_a_version_leased_by_its_name_is_not_evicted(services):
     assert service.states() == {"v1": EngineState.WARM, "v3": EngineState.SERVING}
     assert service.supervisor.attempts[0].way is LoadWay.HOST
     assert picture(lease).shape == (64, 64, 3)
+
+
+async def abandon(service, how):
+    match how:
+        case "link":
+            service.link("v1")
+        case "unload":
+            assert await service.operator.unload()
+        case "stop":
+            await service.stop()
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("link", "its alias no longer asks for it"),
+        ("unload", "an operator unloaded everything"),
+        ("stop", "the service is stopping"),
+    ],
+)
+async def test_the_log_says_why_a_load_was_abandoned(service, caplog, how, reason):
+    caplog.set_level(logging.INFO, "zwatch")
+    service.factory.hold("build", "v2")
+    service.link("v2")
+    await reached(service, "build", "v2")
+    await abandon(service, how)
+    await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
+    (line,) = [record.message for record in caplog.records if "is abandoned" in record.message]
+    assert line.endswith(f"s: {reason}")

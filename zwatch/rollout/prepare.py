@@ -48,7 +48,7 @@ class Preparation:
             self._task.add_done_callback(lambda _: self._done())
 
     def cancel(self) -> None:
-        """Stop waiting for it; its thread goes on to its end."""
+        """Stop waiting for it; its thread finishes by itself."""
         if self._task is not None:
             self._task.cancel()
 

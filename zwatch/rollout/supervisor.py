@@ -106,7 +106,7 @@ class Supervisor:
 
     @property
     def settled_once(self) -> bool:
-        """Whether the first wishes have been decided, one way or the other."""
+        """Whether the first wishes have been decided: they serve, or they were refused."""
         return self._looks > 0 and self.runner.running is None and self._next_action() is None
 
     @property
@@ -127,7 +127,7 @@ class Supervisor:
         await self.state.save()
 
     async def run(self) -> None:
-        """Look and act, for ever."""
+        """Look and act until cancelled."""
         while True:
             try:
                 await self.step()
