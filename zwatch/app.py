@@ -30,6 +30,7 @@ from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
 
@@ -135,7 +136,18 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
-    return Services(bridge, engines, supervisor, queue, history, config.models, config.timeout, started, metrics)
+    return Services(
+        bridge,
+        engines,
+        supervisor,
+        Operator(supervisor, bridge),
+        queue,
+        history,
+        config.models,
+        config.timeout,
+        started,
+        metrics,
+    )
 
 
 def _begin(services: Services, doorbell: Doorbell, url: str) -> list[asyncio.Task[None]]:

@@ -1,23 +1,70 @@
-"""A service without HTTP: the real parts from the models root to the engines, started, stopped and crashed at will."""
+"""A service without HTTP: the real parts from the models root to the engines, which tests start, stop and crash."""
 
 import asyncio
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.look import point
+from zwatch.deploy.seal import write_seal
 from zwatch.engine.factory import EngineFactory
+from zwatch.engine.pipeline import GenerationParameters
+from zwatch.rollout import refusals
+from zwatch.rollout.alias import GOOD_IMAGES
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import EngineState
+from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
 
 DEADLINE = 15.0
+BUDGET = 2**26
+"""Bytes of device memory: enough for a handful of tiny versions."""
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+WANTED = GenerationParameters("a cat", "", 64, 64, 1, 0.0, (1,))
+
+
+def flip_byte(path, position=-1):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def make_v3(models):
+    shutil.copytree(models / "v2", models / "v3")
+    write_seal(models / "v3", "v3")
+
+
+def picture(lease):
+    return np.asarray(lease.engine.generate(WANTED).images[0])
+
+
+async def reached(service, stage, version):
+    await service.until(lambda: service.supervisor.factory and (stage, version) in service.factory.reached)
+
+
+def prove_good(service, alias="current"):
+    """Let what serves make enough images to be last-known-good."""
+    with service.engines.lease(alias) as lease:
+        lease.count_images(GOOD_IMAGES)
+
+
+async def noted_good(service, version):
+    await service.until(
+        lambda: [key.version for key in service.supervisor.state.saved.fallbacks("current")][:1] == [version]
+    )
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(refusals, "BACKOFF_FIRST", 0.05)
 
 
 class HeldFactory(EngineFactory):
@@ -28,6 +75,19 @@ class HeldFactory(EngineFactory):
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []
+
+    @property
+    def budget(self) -> int:
+        """Bytes of device memory that weights may take."""
+        return self.device._budget
+
+    @budget.setter
+    def budget(self, size: int) -> None:
+        self.device._budget = size
+
+    def leave_no_room(self) -> None:
+        """Make the device full with what is resident now."""
+        self.budget -= self.device.memory()[0]
 
     def hold(self, stage: str, version: str) -> threading.Event:
         """Stop loads of `version` before `stage`, `build` or `warm`, until the event is set."""
@@ -54,7 +114,7 @@ class Service:
     """Bridge, engines, state file and supervisor of one run on one models root."""
 
     def __init__(self, root: Path, state: Path, aliases: tuple[str, ...], make_factory: Callable[[], EngineFactory]):
-        self.root, self.state, self.aliases, self._make_factory = root, state, aliases, make_factory
+        self.root, self.state, self.aliases, self.make_factory = root, state, aliases, make_factory
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, *, run: bool = True) -> "Service":
@@ -69,8 +129,9 @@ class Service:
             bridge=self.bridge,
             engines=self.engines,
             state_file=self.state_file,
-            make_factory=self._make_factory,
+            make_factory=self.make_factory,
         )
+        self.operator = Operator(self.supervisor, self.bridge)
         await self.supervisor.start()
         if run:
             self.run()
@@ -81,17 +142,17 @@ class Service:
         self._task = asyncio.create_task(self.supervisor.run())
 
     async def stop(self) -> None:
-        """End the run in good order."""
+        """End the run without a crash."""
         if self.bridge is not None:
             await asyncio.wait_for(self.supervisor.stop(), DEADLINE)
             await self._end()
 
     async def crash(self) -> None:
         """End the run as a killed process does: the state file stays as it was at this moment."""
-        remembered = (self.state / "state.json").read_bytes()
+        saved = (self.state / "state.json").read_bytes()
         await asyncio.wait_for(self.supervisor.stop(), DEADLINE)
         await self._end()
-        (self.state / "state.json").write_bytes(remembered)
+        (self.state / "state.json").write_bytes(saved)
 
     async def _end(self) -> None:
         if self._task is not None:
@@ -108,7 +169,7 @@ class Service:
     # --- what an operator does
 
     def link(self, version: str, alias: str = "current") -> None:
-        """Repoint an alias atomically, as `mv -T` does, and ring."""
+        """Repoint an alias atomically, as `mv -T` does, and let the supervisor look at once."""
         temporary = self.root / f".{secrets.token_hex(4)}"
         temporary.symlink_to(version)
         os.replace(temporary, self.root / alias)
@@ -121,7 +182,7 @@ class Service:
     # --- what can be seen
 
     async def until(self, what: Callable[[], object]) -> None:
-        """Wait until `what` is true."""
+        """Wait until a condition is true."""
 
         async def wait() -> None:
             while not what():
@@ -133,7 +194,7 @@ class Service:
         try:
             await asyncio.wait_for(wait(), DEADLINE)
         except TimeoutError:
-            pytest.fail(f"this never came true; serving {self.serves()}, attempts {self.attempts()}")
+            pytest.fail(f"the condition did not become true; serving {self.serves()}, attempts {self.attempts()}")
 
     async def until_serves(self, version: str | None, alias: str = "current") -> None:
         """Wait until an alias serves this version and nothing is left to do."""
@@ -155,7 +216,7 @@ class Service:
             for attempt in self.supervisor.attempts
         ]
 
-    def engines(self) -> dict[str, EngineState]:
+    def states(self) -> dict[str, EngineState]:
         """Return the state of every resident engine."""
         return {resident.key.version: resident.state for resident in self.engines.residents}
 

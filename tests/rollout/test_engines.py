@@ -1,4 +1,4 @@
-"""The engines: who serves, who holds a lease, and what is left behind."""
+"""The resident engines: which one serves, who holds a lease, and what is kept for a flip back."""
 
 import pytest
 
@@ -9,8 +9,8 @@ V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3)
 V1_RESEALED = VersionKey("v1", "f" * 64)
 
 
-class Picture:
-    """Stands where an engine stands; the engines only hands it on."""
+class FakeEngine:
+    """Stands for an engine; the registry only passes it on."""
 
     is_complete = True
 
@@ -22,7 +22,7 @@ def engines():
 
 def serve(engines, key, alias="current"):
     if engines.resident(key) is None:
-        engines.admit(key, Picture())
+        engines.admit(key, FakeEngine())
     engines.promote(alias, key)
 
 
@@ -30,7 +30,7 @@ def states(engines):
     return {resident.key: resident.state.name for resident in engines.residents}
 
 
-def test_an_empty_gate_leases_nothing(engines):
+def test_an_empty_registry_leases_nothing(engines):
     assert engines.lease("current") is None
     assert not engines.find("current")
     assert engines.serving("current") is None
@@ -76,7 +76,7 @@ def test_a_lease_is_released_by_an_error_too(engines):
     assert engines.resident(V1).leases == 0
 
 
-def test_a_released_lease_holds_the_engine_no_more(engines):
+def test_a_released_lease_does_not_hold_the_engine(engines):
     serve(engines, V1)
     lease = engines.lease("current")
     lease.release()
@@ -84,7 +84,7 @@ def test_a_released_lease_holds_the_engine_no_more(engines):
     assert lease.key == V1
 
 
-def test_the_return_of_a_lease_is_told_once():
+def test_the_release_of_a_lease_is_reported_once():
     returned = []
     engines = EngineRegistry(lambda: returned.append(1))
     serve(engines, V1)
@@ -117,7 +117,7 @@ def test_a_version_that_is_not_resident_is_not_known(engines):
     assert not engines.find("v2")
 
 
-def test_of_two_contents_of_one_version_the_one_that_serves_is_leased(engines):
+def test_if_two_contents_of_a_version_are_resident_the_one_that_serves_is_leased(engines):
     serve(engines, V1)
     serve(engines, V1_RESEALED)
     assert engines.lease("v1").key == V1_RESEALED
@@ -125,21 +125,21 @@ def test_of_two_contents_of_one_version_the_one_that_serves_is_leased(engines):
     assert engines.lease("v1").key == V1
 
 
-def test_an_alias_goes_before_a_version_of_the_same_name(engines):
+def test_an_alias_takes_precedence_over_a_version_of_the_same_name(engines):
     serve(engines, VersionKey("current", "a" * 64), alias="canary")
     serve(engines, V1)
     assert engines.lease("current").key == V1
 
 
-def test_what_served_before_is_remembered_and_wanted(engines):
+def test_what_served_before_is_the_previous_one(engines):
     serve(engines, V1)
     assert engines.previous("current") is None
     serve(engines, V2)
     assert engines.previous("current") == V1
-    assert engines.wanted(V1)
+    assert engines.is_previous(V1)
     serve(engines, V3)
     assert engines.previous("current") == V2
-    assert not engines.wanted(V1)
+    assert not engines.is_previous(V1)
 
 
 def test_promoting_what_serves_changes_nothing(engines):
@@ -163,10 +163,10 @@ def test_flipping_back_serves_the_same_engine_again(engines, warm):
     assert engines.previous("current") == V2
 
 
-def test_what_an_earlier_run_served_before_is_taken_over(engines):
+def test_what_an_earlier_run_served_before_can_be_restored(engines):
     engines.remember_previous("current", V3)
     assert engines.previous("current") == V3
-    assert engines.wanted(V3)
+    assert engines.is_previous(V3)
 
 
 def test_an_engine_that_two_aliases_serve_drains_with_the_last(engines):
@@ -186,7 +186,7 @@ def test_two_aliases_have_their_own_leases_on_one_engine(engines):
     assert engines.resident(V1).leases == 2
 
 
-def test_freeing_forgets_the_engine_and_hands_it_over(engines):
+def test_freeing_removes_the_engine_and_returns_it(engines):
     serve(engines, V1)
     serve(engines, V2)
     resident = engines.resident(V1)
@@ -199,7 +199,7 @@ def test_freeing_forgets_the_engine_and_hands_it_over(engines):
 @pytest.mark.parametrize("end", [EngineRegistry.keep, EngineRegistry.free], ids=["keep", "free"])
 def test_a_serving_engine_is_neither_kept_nor_freed(engines, end):
     serve(engines, V1)
-    with pytest.raises(AssertionError, match="no way from SERVING"):
+    with pytest.raises(AssertionError, match="no transition from SERVING"):
         end(engines, V1)
     assert engines.lease("v1") is not None
 
@@ -211,7 +211,7 @@ def test_an_engine_without_its_memory_gets_no_lease_under_any_name(engines):
     assert engines.lease("v1") is None
 
 
-def test_withdrawing_drains_what_served_and_wants_nothing_back(engines):
+def test_withdrawing_drains_what_served_and_forgets_the_previous_one(engines):
     serve(engines, V1)
     serve(engines, V2)
     lease = engines.lease("current")
@@ -220,7 +220,7 @@ def test_withdrawing_drains_what_served_and_wants_nothing_back(engines):
     assert engines.lease("current") is None
     assert states(engines)[V2] == "DRAINING"
     assert engines.resident(V2).leases == 1
-    assert not engines.wanted(V1)
+    assert not engines.is_previous(V1)
     assert lease.engine is engines.resident(V2).engine
 
 

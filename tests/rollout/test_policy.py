@@ -1,4 +1,4 @@
-"""What to do next: each rule as a row, and a world in which the rules come to an end."""
+"""What to do next: each rule as a row, and random histories after which the rules come to rest."""
 
 from dataclasses import dataclass, field, replace
 
@@ -32,8 +32,8 @@ def canary(wish=None, serving=None, **more):
     return AliasView("canary", wish, serving, **more)
 
 
-def engine(key, state="SERVING", leases=0, wanted=False, usable=True):
-    return EngineView(key, EngineState[state], leases, wanted, usable)
+def engine(key, state="SERVING", leases=0, previous=False, usable=True):
+    return EngineView(key, EngineState[state], leases, previous, usable)
 
 
 def load(key, alias="current", **more):
@@ -41,8 +41,8 @@ def load(key, alias="current", **more):
 
 
 serving_v1 = [engine(V1)]
-v2_before_v1 = [engine(V1), engine(V2, "WARM", wanted=True)]
-v2_draining = [engine(V1), engine(V2, "DRAINING", leases=1, wanted=True)]
+v2_before_v1 = [engine(V1), engine(V2, "WARM", previous=True)]
+v2_draining = [engine(V1), engine(V2, "DRAINING", leases=1, previous=True)]
 
 ROWS = {
     # --- what serves keeps serving
@@ -58,7 +58,7 @@ ROWS = {
     "a new wish is loaded beside": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
     "a version sealed anew is a new wish": ([current(V1_RESEALED, V1)], serving_v1, None, Load("current", V1_RESEALED)),
     "a version without a seal is tried, to say why": ([current(UNSEALED, V1)], serving_v1, None, Load("current", UNSEALED)),
-    "what loads is left to load": ([current(V2, V1)], serving_v1, load(V2), None),
+    "a wanted load goes on": ([current(V2, V1)], serving_v1, load(V2), None),
     "another wish abandons": ([current(V3, V1)], serving_v1, load(V2), Abandon()),
     "the same version sealed anew abandons": ([current(V1_RESEALED)], [], load(V1), Abandon()),
     "a fault of the link abandons": ([current(None, V1)], serving_v1, load(V2), Abandon()),
@@ -77,45 +77,45 @@ ROWS = {
         [current(V2, V1, refused=True)], v2_before_v1, None, Promote("current", V2)),
     "what another alias serves is promoted": (
         [current(V2, V1), canary(V2, V2)], [engine(V1), engine(V2)], None, Promote("current", V2)),
-    "but not while it gives its memory away": (
+    "but not while it is being exchanged": (
         [current(V2, V1), canary(V1)], [engine(V1, leases=1, usable=False)], load(V2), None),
-    # --- held: unloaded by hand
-    "held: nothing is loaded": ([current(V1, held=True)], [], None, None),
-    "held: no fallback either": ([current(None, held=True, fallback=V2)], [], None, None),
-    "held: nothing is promoted": ([current(V1, held=True)], [engine(V1, "DRAINING", leases=1)], None, None),
-    "held: what loads is abandoned": ([current(V2, held=True)], [], load(V2), Abandon()),
-    "held: a fallback that loads is abandoned": (
-        [current(V2, held=True, refused=True)], [], load(V1, fallback=True), Abandon()),
-    "held: what drained is freed": ([current(V1, held=True)], [engine(V1, "DRAINING")], None, Free(V1)),
+    # --- unloaded by an operator
+    "unloaded: nothing is loaded": ([current(V1, unloaded=True)], [], None, None),
+    "unloaded: no fallback either": ([current(None, unloaded=True, fallback=V2)], [], None, None),
+    "unloaded: nothing is promoted": ([current(V1, unloaded=True)], [engine(V1, "DRAINING", leases=1)], None, None),
+    "unloaded: what loads is abandoned": ([current(V2, unloaded=True)], [], load(V2), Abandon()),
+    "unloaded: a fallback that loads is abandoned": (
+        [current(V2, unloaded=True, refused=True)], [], load(V1, fallback=True), Abandon()),
+    "unloaded: what drained is freed": ([current(V1, unloaded=True)], [engine(V1, "DRAINING")], None, Free(V1)),
     # --- refused, due again, forced
     "a refused wish is not tried again": ([current(V2, refused=True)], [], None, None),
     "one that is due is": ([current(V2, V1, refused=False)], serving_v1, None, Load("current", V2)),
     "forced: what serves is loaded again": ([current(V1, V1, forced=True)], serving_v1, None, Load("current", V1)),
     "forced: it goes on": ([current(V1, V1)], serving_v1, load(V1, forced=True), None),
-    "forced, but the wish went elsewhere": ([current(V2, V1)], serving_v1, load(V1, forced=True), Abandon()),
-    "forced, but unloaded since": ([current(V1, held=True)], [], load(V1, forced=True), Abandon()),
+    "forced, but there is another wish": ([current(V2, V1)], serving_v1, load(V1, forced=True), Abandon()),
+    "forced, but unloaded since": ([current(V1, unloaded=True)], [], load(V1, forced=True), Abandon()),
     # --- last-known-good
     "a refused wish and nothing serves: the fallback": (
         [current(V2, refused=True, fallback=V1)], [], None, Load("current", V1, fallback=True)),
     "a fault and nothing serves: the fallback": (
         [current(None, fallback=V1)], [], None, Load("current", V1, fallback=True)),
     "the wish goes before the fallback": ([current(V2, fallback=V1)], [], None, Load("current", V2)),
-    "a fallback is left to load": ([current(V2, refused=True, fallback=V1)], [], load(V1, fallback=True), None),
-    "a fallback under a fault is left to load": ([current(None, fallback=V1)], [], load(V1, fallback=True), None),
+    "a fallback goes on loading": ([current(V2, refused=True, fallback=V1)], [], load(V1, fallback=True), None),
+    "a fallback under a fault goes on loading": ([current(None, fallback=V1)], [], load(V1, fallback=True), None),
     "a good wish abandons the fallback": ([current(V3, fallback=V1)], [], load(V1, fallback=True), Abandon()),
     "a fallback that serves is not the wish": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
     # --- retire
     "what drained is kept for a flip back": (
-        [current(V2, V2)], [engine(V1, "DRAINING", wanted=True), engine(V2)], None, Keep(V1)),
-    "what drained and nobody wants is freed": ([current(V2, V2)], [engine(V1, "DRAINING"), engine(V2)], None, Free(V1)),
+        [current(V2, V2)], [engine(V1, "DRAINING", previous=True), engine(V2)], None, Keep(V1)),
+    "what drained and is not the previous one is freed": ([current(V2, V2)], [engine(V1, "DRAINING"), engine(V2)], None, Free(V1)),
     "what drained without its memory is not kept": (
-        [current(V2, V2)], [engine(V1, "DRAINING", wanted=True, usable=False), engine(V2)], None, Free(V1)),
+        [current(V2, V2)], [engine(V1, "DRAINING", previous=True, usable=False), engine(V2)], None, Free(V1)),
     "what has a lease goes on draining": (
         [current(V2, V2)], [engine(V1, "DRAINING", leases=1), engine(V2)], None, None),
-    "what has a lease and is wanted too": (
-        [current(V2, V2)], [engine(V1, "DRAINING", leases=2, wanted=True), engine(V2)], None, None),
-    "what is warm and wanted stays": ([current(V1, V1)], v2_before_v1, None, None),
-    "what is warm and no longer wanted is freed": ([current(V1, V1)], [engine(V1), engine(V2, "WARM")], None, Free(V2)),
+    "what has a lease and is the previous one too": (
+        [current(V2, V2)], [engine(V1, "DRAINING", leases=2, previous=True), engine(V2)], None, None),
+    "the previous one stays warm": ([current(V1, V1)], v2_before_v1, None, None),
+    "what is warm and no longer the previous one is freed": ([current(V1, V1)], [engine(V1), engine(V2, "WARM")], None, Free(V2)),
     "unless a request holds it by name": ([current(V1, V1)], [engine(V1), engine(V2, "WARM", leases=1)], None, None),
     "room is made before the next load": (
         [current(V3, V1)], [engine(V1), engine(V2, "DRAINING")], None, Free(V2)),
@@ -126,9 +126,9 @@ ROWS = {
     "one after the other": ([current(V1), canary(V2)], [], None, Load("current", V1)),
     "a second alias waits for the load": ([current(V1), canary(V2)], [], load(V1), None),
     "a load is judged by its own alias": ([current(V1), canary(V2)], [], load(V2, "canary"), None),
-    "a refused wish does not hold up the others": (
+    "a refused wish does not delay the others": (
         [current(V3, refused=True), canary(V2)], [], None, Load("canary", V2)),
-    "nor does an unloaded alias": ([current(V1, held=True), canary(V2)], [], None, Load("canary", V2)),
+    "nor does an unloaded alias": ([current(V1, unloaded=True), canary(V2)], [], None, Load("canary", V2)),
     "a promotion goes before another alias's load": (
         [current(V3, V1), canary(V2)], v2_before_v1, None, Promote("canary", V2)),
     "a promotion beside another alias's load": (
@@ -141,12 +141,12 @@ def test_the_next_action(aliases, engines, loading, action):
     assert decide(aliases, engines, loading) == action
 
 
-# --- a world that obeys
+# --- random histories
 
 
 @dataclass
 class World:
-    """Aliases, engines and one load, changed by actions alone as the supervisor would; `bad` versions are rejected."""
+    """Aliases, engines and one load, changed only by actions as the supervisor does; `bad` versions are rejected."""
 
     aliases: dict[str, AliasView]
     bad: frozenset[VersionKey]
@@ -222,14 +222,14 @@ class World:
                 if self.loading is None:
                     return
                 self.end_load()
-        pytest.fail(f"it never ends: {self}")
+        pytest.fail(f"it does not come to rest: {self}")
 
 
 keys = st.sampled_from([V1, V2, V3, V1_RESEALED])
 wishes = st.one_of(st.none(), keys)
 moves = st.one_of(
     st.tuples(st.just("wish"), st.sampled_from(["current", "canary"]), wishes),
-    st.tuples(st.just("hold"), st.sampled_from(["current", "canary"]), st.booleans()),
+    st.tuples(st.just("unload"), st.sampled_from(["current", "canary"]), st.booleans()),
     st.tuples(st.just("force"), st.sampled_from(["current", "canary"]), st.none()),
     st.tuples(st.just("lease"), keys, st.integers(0, 2)),
     st.tuples(st.just("act"), st.integers(1, 3), st.none()),
@@ -248,15 +248,15 @@ def test_whatever_happens_it_comes_to_rest_with_every_wish_served_or_refused(his
     for what, first, second in history:
         if what == "wish":
             world.aliases[first] = replace(world.aliases[first], wish=second, refused=False)
-        elif what == "hold":
+        elif what == "unload":
             view = world.aliases[first]
-            if second and view.serving is not None and not view.held:
+            if second and view.serving is not None and not view.unloaded:
                 old = view.serving
                 world.aliases[first] = view = replace(view, serving=None)
                 world.previous.pop(first, None)
                 if all(other.serving != old for other in world.aliases.values()):
                     world.engines[old] = EngineState.DRAINING
-            world.aliases[first] = replace(view, held=second)
+            world.aliases[first] = replace(view, unloaded=second)
         elif what == "force" and world.aliases[first].wish is not None:
             world.aliases[first] = replace(world.aliases[first], forced=True, refused=False)
         elif what == "lease" and first in world.engines:
@@ -271,7 +271,7 @@ def test_whatever_happens_it_comes_to_rest_with_every_wish_served_or_refused(his
     world.leases.clear()
     world.come_to_rest()
     for name, view in world.aliases.items():
-        if view.held:
+        if view.unloaded:
             continue
         if view.wish is not None:
             assert view.serving == view.wish or (view.refused and view.wish in bad)

@@ -1,4 +1,4 @@
-"""What is remembered of rejections."""
+"""Earlier rejections, and when they are tried again."""
 
 import time
 
@@ -10,13 +10,13 @@ from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.refusals import BACKOFF_FIRST, BACKOFF_LONGEST, Refusals
 
 V2 = VersionKey("v2", "aa")
-STAMP, NEWER = Stamp(1, 2, 3), Stamp(1, 2, 4)
+LINK, NEWER = Stamp(1, 2, 3), Stamp(1, 2, 4)
 
 
 def refused(code: str, *, times: int = 1):
     refusals = Refusals()
     for _ in range(times):
-        refusals.add(V2, Rejection(code, "because"), STAMP, None)
+        refusals.add(V2, Rejection(code, "because"), LINK, None)
     return refusals, refusals.find(V2)
 
 
@@ -34,13 +34,13 @@ def test_wrong_files_are_due_once_they_changed():
 
 
 @pytest.mark.parametrize(("times", "pause"), [(1, BACKOFF_FIRST), (2, 2 * BACKOFF_FIRST), (30, BACKOFF_LONGEST)])
-def test_a_passing_failure_is_due_after_a_pause_that_doubles(times, pause):
+def test_a_temporary_failure_is_due_after_a_pause_that_doubles(times, pause):
     _, refusal = refused("out_of_memory", times=times)
     assert not refusal.due(time.monotonic() + pause - 0.5)
     assert refusal.due(time.monotonic() + pause)
 
 
-def test_wish_and_fallback_are_apart():
+def test_wish_and_fallback_are_separate():
     refusals, _ = refused("set_aside")
     assert refusals.find(V2, fallback=True) is None
     refusals.add(V2, Rejection("io_error", "because"), None, None, fallback=True)
@@ -49,12 +49,12 @@ def test_wish_and_fallback_are_apart():
 
 
 @pytest.mark.parametrize(
-    ("wish", "stamp", "kept"), [(V2, STAMP, True), (V2, NEWER, False), (VersionKey("v2", "bb"), STAMP, False)]
+    ("wish", "link_stamp", "kept"), [(V2, LINK, True), (V2, NEWER, False), (VersionKey("v2", "bb"), LINK, False)]
 )
-def test_a_new_link_or_a_new_seal_clears_the_wish_but_not_the_fallback(wish, stamp, kept):
+def test_a_new_link_or_a_new_seal_clears_the_wish_but_not_the_fallback(wish, link_stamp, kept):
     refusals, _ = refused("bad_image")
     refusals.add(V2, Rejection("io_error", "because"), None, None, fallback=True)
-    refusals.keep_only(wish, stamp)
+    refusals.keep_only(wish, link_stamp)
     assert (refusals.find(V2) is not None) is kept
     assert refusals.find(V2, fallback=True) is not None
     refusals.clear()

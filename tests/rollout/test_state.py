@@ -1,14 +1,17 @@
-"""What is remembered across restarts, and how its file survives."""
+"""What is saved across restarts, and how its file is read and written."""
 
 import json
 import os
+import socket
+import stat
 
 import pytest
 
+from zwatch.bridge import Bridge
 from zwatch.deploy.resolving import Stamp
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.state import Crash, SavedAlias, SavedState, StateFile, serialise
+from zwatch.rollout.state import Crash, SavedAlias, SavedState, StateFile, StateKeeper, serialise
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 FIRST, LATER = Stamp(1, 2, 3), Stamp(1, 2, 4)
@@ -21,7 +24,7 @@ def state(tmp_path):
     file.close()
 
 
-def remembered():
+def a_state():
     return SavedState(
         True,
         {
@@ -33,16 +36,16 @@ def remembered():
 
 
 def test_what_was_written_is_read_again(state):
-    state.write(serialise(remembered()))
-    assert state.read() == remembered()
+    state.write(serialise(a_state()))
+    assert state.read() == a_state()
 
 
-def test_nothing_is_remembered_at_first(state):
+def test_the_state_is_empty_at_first(state):
     assert state.read() == SavedState()
 
 
-def test_the_latest_memory_stands(state):
-    state.write(serialise(remembered()))
+def test_the_latest_write_is_what_is_read(state):
+    state.write(serialise(a_state()))
     state.write(serialise(SavedState(True)))
     assert state.read() == SavedState(True)
 
@@ -51,19 +54,19 @@ def test_the_latest_memory_stands(state):
     "data",
     [
         b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'{"format": 2, "running": true, "aliases": {}, "crashes": []}',
-        serialise(remembered())[:-40], serialise(remembered()).replace(b'"stamp"', b'"stump"'),
-        serialise(remembered()).replace(b'"good": [', b'"good": [7,'),
+        serialise(a_state())[:-40], serialise(a_state()).replace(b'"stamp"', b'"stump"'),
+        serialise(a_state()).replace(b'"good": [', b'"good": [7,'),
     ],
-    ids=["empty", "half an object", "a list", "null", "no text", "no fields", "another format", "cut short",
+    ids=["empty", "half an object", "a list", "null", "not UTF-8", "no fields", "another format", "cut short",
          "a field missing", "a wrong field"],
 )  # fmt: skip
-def test_a_file_that_cannot_be_read_is_put_aside_and_forgotten(state, tmp_path, data):
+def test_a_file_that_cannot_be_used_is_put_aside_and_the_state_is_empty(state, tmp_path, data):
     (tmp_path / "state/state.json").write_bytes(data)
     assert state.read() == SavedState()
     assert (tmp_path / "state/state.json.bad").read_bytes() == data
     assert not (tmp_path / "state/state.json").exists()
-    state.write(serialise(remembered()))
-    assert state.read() == remembered()
+    state.write(serialise(a_state()))
+    assert state.read() == a_state()
 
 
 def test_one_process_at_a_time_owns_the_state_directory(state, tmp_path):
@@ -83,8 +86,8 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_memory_and_no_rubbish(state, tmp_path, monkeypatch, step):
-    state.write(serialise(remembered()))
+def test_a_failed_write_leaves_the_old_state_and_no_temporary_files(state, tmp_path, monkeypatch, step):
+    state.write(serialise(a_state()))
     before = sorted(os.listdir(tmp_path / "state"))
 
     def fail(*arguments, **options):
@@ -94,12 +97,12 @@ def test_a_write_that_fails_leaves_the_old_memory_and_no_rubbish(state, tmp_path
     with pytest.raises(OSError, match="No space left"):
         state.write(serialise(SavedState()))
     monkeypatch.undo()
-    assert state.read() == remembered()
+    assert state.read() == a_state()
     assert sorted(os.listdir(tmp_path / "state")) == before
 
 
-def test_a_reader_sees_the_old_or_the_new_memory_while_it_is_written(state, tmp_path, monkeypatch):
-    state.write(serialise(remembered()))
+def test_a_reader_sees_the_old_or_the_new_state_while_it_is_written(state, tmp_path, monkeypatch):
+    state.write(serialise(a_state()))
     seen = []
     genuine = os.replace
 
@@ -113,7 +116,7 @@ def test_a_reader_sees_the_old_or_the_new_memory_while_it_is_written(state, tmp_
     assert seen == [True, False]
 
 
-def test_the_bytes_are_on_disk_before_the_name_is_theirs_and_the_name_is_too(state, monkeypatch):
+def test_the_bytes_are_fsynced_before_the_rename_and_the_directory_after_it(state, monkeypatch):
     steps = []
     for name in ("fsync", "replace"):
         genuine = getattr(os, name)
@@ -122,132 +125,277 @@ def test_the_bytes_are_on_disk_before_the_name_is_theirs_and_the_name_is_too(sta
     assert steps == ["fsync", "replace", "fsync"]
 
 
+ON_DISK = b"""{
+ "format": 1,
+ "running": true,
+ "aliases": {
+  "current": {
+   "serving": {
+    "version": "v1",
+    "digest": "aa"
+   },
+   "trying": null,
+   "previous": null,
+   "good": [],
+   "stamp": {
+    "device": 1,
+    "inode": 2,
+    "ctime_ns": 3
+   },
+   "unloaded": null
+  }
+ },
+ "crashes": [
+  {
+   "key": {
+    "version": "v2",
+    "digest": null
+   },
+   "count": 2,
+   "stamp": null
+  }
+ ]
+}"""
+
+
+def test_the_format_on_disk_is_fixed(state, tmp_path):
+    saved = SavedState(
+        True,
+        {"current": SavedAlias(serving=VersionKey("v1", "aa"), link_stamp=FIRST)},
+        [Crash(VersionKey("v2", None), 2, None)],
+    )
+    assert serialise(saved) == ON_DISK
+    (tmp_path / "state/state.json").write_bytes(ON_DISK)
+    assert state.read() == saved
+
+
+def test_keys_that_a_later_release_adds_are_ignored(state, tmp_path):
+    (tmp_path / "state/state.json").write_bytes(ON_DISK.replace(b'"trying"', b'"later": [1],\n   "trying"'))
+    assert state.read().aliases["current"].serving == VersionKey("v1", "aa")
+
+
+WRONG_VALUES = {
+    "a float where an int belongs": (b'"inode": 2', b'"inode": 2.0'),
+    "text where an int belongs": (b'"inode": 2', b'"inode": "2"'),
+    "a bool where an int belongs": (b'"inode": 2', b'"inode": true'),
+    "a number beyond every float": (b'"inode": 2', b'"inode": 5e79518'),
+    "a count beyond every float": (b'"count": 2', b'"count": 5e79518'),
+    "a negative count": (b'"count": 2', b'"count": -2'),
+    "a huge count": (b'"count": 2', b'"count": ' + b"9" * 4000),
+    "an int of 10,000 digits": (b'"inode": 2', b'"inode": ' + b"9" * 10_000),
+    "not a number": (b'"inode": 2', b'"inode": NaN'),
+    "an int where a bool belongs": (b'"running": true', b'"running": 1'),
+    "text where a bool belongs": (b'"running": true', b'"running": "no"'),
+    "a number where a digest belongs": (b'"digest": "aa"', b'"digest": 7'),
+    "a name that is no version's": (b'"version": "v1"', b'"version": "../v1"'),
+    "a lone surrogate": (b'"version": "v1"', b'"version": "\\ud800"'),
+    "no format": (b'"format": 1,', b""),
+    "no crashes": (b'"crashes"', b'"crushes"'),
+    "an alias without a key": (b'   "good": [],\n', b""),
+    "an alias that is a list": (b'"aliases": {', b'"aliases": {"canary": [],'),
+    "deep nesting": (b'"good": []', b'"good": ' + b"[" * 50_000 + b"]" * 50_000),
+    "deep nesting under an unknown key": (b'"format"', b'"x": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b',"format"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), WRONG_VALUES.values(), ids=WRONG_VALUES.keys())
+def test_a_wrong_value_puts_the_file_aside(state, tmp_path, caplog, old, new):
+    data = ON_DISK.replace(old, new, 1)
+    assert data != ON_DISK
+    (tmp_path / "state/state.json").write_bytes(data)
+    assert state.read() == SavedState()
+    assert (tmp_path / "state/state.json.bad").read_bytes() == data
+    (record,) = caplog.records
+    assert "state.json cannot be used" in record.message
+    assert "\n" not in record.message
+    assert len(record.message) < 1000
+
+
+def test_a_file_that_is_too_large_is_put_aside_unread(state, tmp_path):
+    with open(tmp_path / "state/state.json", "wb") as file:
+        file.truncate(2**40)
+    assert state.read() == SavedState()
+    assert (tmp_path / "state/state.json.bad").stat().st_size == 2**40
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, make_socket, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)],
+    ids=["FIFO", "directory", "socket", "device", "symlink loop"],
+)
+def test_anything_but_a_regular_file_is_put_aside_without_waiting_for_it(state, tmp_path, make):
+    make(tmp_path / "state/state.json")
+    kind = stat.S_IFMT((tmp_path / "state/state.json").lstat().st_mode)
+    assert state.read() == SavedState()
+    assert stat.S_IFMT((tmp_path / "state/state.json.bad").lstat().st_mode) == kind
+    state.write(serialise(a_state()))
+    assert state.read() == a_state()
+
+
+def test_what_cannot_be_put_aside_does_not_fail_the_start(state, tmp_path, caplog):
+    (tmp_path / "state/state.json").mkdir()
+    (tmp_path / "state/state.json.bad").write_text("from an earlier time")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert state.read() == SavedState()
+    assert "state.json could not be renamed: Not a directory" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+# --- the keeper
+
+
+async def test_a_save_that_fails_is_logged_once_and_the_next_one_is_written(tmp_path, caplog):
+    bridge, file = Bridge(), StateFile(tmp_path / "state")
+    try:
+        keeper = StateKeeper(bridge, file)
+        keeper.saved.running = True
+        (tmp_path / "state").rename(tmp_path / "away")
+        for _ in range(2):
+            await keeper.save()
+        assert not keeper.is_written
+        assert caplog.text.count("the state directory could not be written; retrying: No such file or directory") == 1
+        (tmp_path / "away").rename(tmp_path / "state")
+        await keeper.save()
+        assert keeper.is_written
+        assert (await StateKeeper(bridge, file).read()).running
+    finally:
+        bridge.close()
+        file.close()
+
+
 # --- crashes
 
 
-def run(memory, *, serving=None, trying=None, stamp=FIRST, crash=True):
-    """Live through one run of the service; return what the next start hears of the one before."""
-    heard = memory.begin_run()
-    part = memory.alias("current")
-    part.serving, part.trying, part.stamp = serving, trying, stamp
+def run(saved, *, serving=None, trying=None, link_stamp=FIRST, crash=True):
+    """Do what one run of the service does to the state; return what its start says of the previous run."""
+    crashed = saved.begin_run()
+    part = saved.alias("current")
+    part.serving, part.trying, part.link_stamp = serving, trying, link_stamp
     if not crash:
-        memory.end_run()
-    return heard
+        saved.end_run()
+    return crashed
 
 
-def test_a_run_that_ended_by_itself_accuses_nobody():
-    memory = SavedState()
-    run(memory, serving=V1, crash=False)
-    assert run(memory) == []
-    assert not memory.is_set_aside(V1, FIRST)
+def test_a_run_that_did_not_crash_blames_no_version():
+    saved = SavedState()
+    run(saved, serving=V1, crash=False)
+    assert run(saved) == []
+    assert not saved.is_set_aside(V1, FIRST)
 
 
-def test_a_crash_accuses_what_served_and_what_was_tried():
-    memory = SavedState()
-    run(memory, serving=V1, trying=V2)
-    assert sorted(run(memory)) == [V1, V2]
+def test_a_crash_blames_what_served_and_what_was_tried():
+    saved = SavedState()
+    run(saved, serving=V1, trying=V2)
+    assert sorted(run(saved)) == [V1, V2]
 
 
-def test_a_crash_with_nothing_resident_accuses_nobody():
-    memory = SavedState()
-    run(memory)
-    assert run(memory) == []
+def test_a_crash_with_nothing_resident_blames_no_version():
+    saved = SavedState()
+    run(saved)
+    assert run(saved) == []
 
 
 @pytest.mark.parametrize("role", ["serving", "trying"])
 def test_two_crashes_in_a_row_set_a_version_aside(role):
-    memory = SavedState()
-    run(memory, **{role: V2})
-    run(memory, **{role: V2})
-    assert not memory.is_set_aside(V2, FIRST)
-    memory.begin_run()
-    assert memory.is_set_aside(V2, FIRST)
-    assert not memory.is_set_aside(V1, FIRST)
+    saved = SavedState()
+    run(saved, **{role: V2})
+    run(saved, **{role: V2})
+    assert not saved.is_set_aside(V2, FIRST)
+    saved.begin_run()
+    assert saved.is_set_aside(V2, FIRST)
+    assert not saved.is_set_aside(V1, FIRST)
 
 
-@pytest.mark.parametrize("between", [{"serving": V2, "crash": False}, {"serving": V1}], ids=["a good end", "another"])
-def test_two_crashes_not_in_a_row_do_not(between):
-    memory = SavedState()
-    run(memory, serving=V2)
-    run(memory, **between)
-    run(memory, serving=V2)
-    memory.begin_run()
-    assert not memory.is_set_aside(V2, FIRST)
+@pytest.mark.parametrize(
+    "between", [{"serving": V2, "crash": False}, {"serving": V1}], ids=["no crash", "another version"]
+)
+def test_two_crashes_that_are_not_in_a_row_set_nothing_aside(between):
+    saved = SavedState()
+    run(saved, serving=V2)
+    run(saved, **between)
+    run(saved, serving=V2)
+    saved.begin_run()
+    assert not saved.is_set_aside(V2, FIRST)
 
 
 def set_aside(key=V2):
-    memory = SavedState()
-    run(memory, trying=key)
-    run(memory, trying=key)
-    return memory
+    saved = SavedState()
+    run(saved, trying=key)
+    run(saved, trying=key)
+    return saved
 
 
-def test_what_was_set_aside_is_tried_again_when_linked_anew():
-    memory = set_aside()
-    memory.begin_run()
-    assert memory.is_set_aside(V2, FIRST)
-    assert not memory.is_set_aside(V2, LATER)
+def test_a_version_that_was_set_aside_is_tried_again_when_linked_again():
+    saved = set_aside()
+    saved.begin_run()
+    assert saved.is_set_aside(V2, FIRST)
+    assert not saved.is_set_aside(V2, LATER)
 
 
-def test_what_was_set_aside_is_tried_again_when_sealed_anew():
-    memory = set_aside()
-    memory.begin_run()
-    assert not memory.is_set_aside(VersionKey("v2", "f" * 64), FIRST)
+def test_a_version_that_was_set_aside_is_tried_again_when_sealed_again():
+    saved = set_aside()
+    saved.begin_run()
+    assert not saved.is_set_aside(VersionKey("v2", "f" * 64), FIRST)
 
 
-def test_what_was_set_aside_stays_so_after_a_run_that_ended_by_itself():
-    memory = set_aside()
-    run(memory, serving=V1, crash=False)
-    memory.begin_run()
-    assert memory.is_set_aside(V2, FIRST)
+def test_a_version_stays_set_aside_after_a_run_that_did_not_crash():
+    saved = set_aside()
+    run(saved, serving=V1, crash=False)
+    saved.begin_run()
+    assert saved.is_set_aside(V2, FIRST)
 
 
-def test_what_was_set_aside_stays_so_after_a_crash_of_another():
-    memory = set_aside()
-    run(memory, serving=V1)
-    memory.begin_run()
-    assert memory.is_set_aside(V2, FIRST)
+def test_a_version_stays_set_aside_after_a_crash_of_another():
+    saved = set_aside()
+    run(saved, serving=V1)
+    saved.begin_run()
+    assert saved.is_set_aside(V2, FIRST)
 
 
-def test_what_was_set_aside_stays_so_over_many_runs_in_the_file(state):
+def test_a_version_stays_set_aside_over_many_runs(state):
     state.write(serialise(set_aside()))
     for crash in (True, False, True, False):
-        memory = state.read()
-        run(memory, serving=V1, crash=crash)
-        state.write(serialise(memory))
-    memory = state.read()
-    memory.begin_run()
-    assert memory.is_set_aside(V2, FIRST)
+        saved = state.read()
+        run(saved, serving=V1, crash=crash)
+        state.write(serialise(saved))
+    saved = state.read()
+    saved.begin_run()
+    assert saved.is_set_aside(V2, FIRST)
 
 
 # --- last-known-good
 
 
-def test_the_two_latest_good_versions_are_remembered_newest_first():
-    memory = SavedState()
+def test_the_two_latest_good_versions_are_kept_newest_first():
+    saved = SavedState()
     for key in (V1, V2, V3):
-        assert memory.note_good("current", key)
-    assert memory.fallbacks("current") == [V3, V2]
+        assert saved.note_good("current", key)
+    assert saved.fallbacks("current") == [V3, V2]
 
 
-def test_the_same_good_version_is_no_news():
-    memory = SavedState()
-    memory.note_good("current", V1)
-    assert not memory.note_good("current", V1)
-    memory.note_good("current", V2)
-    assert memory.note_good("current", V1)
-    assert memory.fallbacks("current") == [V1, V2]
+def test_noting_the_same_good_version_again_changes_nothing():
+    saved = SavedState()
+    saved.note_good("current", V1)
+    assert not saved.note_good("current", V1)
+    saved.note_good("current", V2)
+    assert saved.note_good("current", V1)
+    assert saved.fallbacks("current") == [V1, V2]
 
 
-def test_a_good_version_that_was_set_aside_is_the_last_resort():
-    memory = set_aside(V2)
-    memory.alias("current").good = [V2, V1]
-    memory.begin_run()
-    assert memory.fallbacks("current") == [V1, V2]
+def test_a_good_version_that_was_set_aside_comes_last():
+    saved = set_aside(V2)
+    saved.alias("current").good = [V2, V1]
+    saved.begin_run()
+    assert saved.fallbacks("current") == [V1, V2]
 
 
 def test_each_alias_has_its_own_good_versions():
-    memory = SavedState()
-    memory.note_good("current", V1)
-    memory.note_good("canary", V2)
-    assert (memory.fallbacks("current"), memory.fallbacks("canary")) == ([V1], [V2])
+    saved = SavedState()
+    saved.note_good("current", V1)
+    saved.note_good("canary", V2)
+    assert (saved.fallbacks("current"), saved.fallbacks("canary")) == ([V1], [V2])

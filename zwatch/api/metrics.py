@@ -19,13 +19,12 @@ from zwatch.generation.history import History
 from zwatch.generation.job import Job, JobState
 from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt, AttemptState
+from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
 
 _PHASES = ("queue", "encode", "denoise", "decode", "write")
 _OUTCOMES = ("ok", *(code for code, kind in REQUEST_ERRORS.items() if kind.is_outcome))
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_WAYS = ("device", "resident", "host")
 _GENERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _HTTP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ATTEMPT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -117,8 +116,8 @@ class Metrics:
             self._phases.labels(phase)
         for outcome in ("promoted", "abandoned", *REJECTION_CODES):
             self._attempts.labels(outcome)
-        for way in _WAYS:
-            self._promotions.labels(way)
+        for way in LoadWay:
+            self._promotions.labels(way.value)
 
     def request_ended(self, job: Job) -> None:
         """Count a request that was accepted, at its end."""
@@ -150,9 +149,9 @@ class Metrics:
             "promoted" if promoted else rejection.code if rejection is not None else "abandoned"
         ).inc()
         if promoted:
-            self._promotions.labels(attempt.way).inc()
+            self._promotions.labels(attempt.way.value).inc()
         self._attempt_seconds.observe(attempt.seconds)
-        self._held.inc(attempt.held)
+        self._held.inc(attempt.requests_waited)
         if attempt.control is not None:
             self._attempt_bytes.inc(attempt.control.bytes_done)
             for phase, seconds in attempt.control.phases.items():

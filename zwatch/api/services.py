@@ -10,6 +10,7 @@ from zwatch.bridge import Bridge
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.operator import Operator
 from zwatch.rollout.supervisor import Supervisor
 
 
@@ -21,6 +22,7 @@ class Services:
     bridge: Bridge
     engines: EngineRegistry
     supervisor: Supervisor
+    operator: Operator
     queue: GenerationQueue
     history: History | None
     models: Path

@@ -13,7 +13,7 @@ from zwatch.generation.history import HistoryView
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState
+from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
 
 HEALTH_STATES = ("ok", "degraded", "unavailable")
@@ -34,7 +34,7 @@ class AttemptView(TypedDict):
     progress: Fraction
     phases: dict[str, Seconds]
     shared: Annotated[list[str], Field(description="Components that were resident already.")]
-    way: Annotated[str, choice("device", "resident", "host")]
+    way: Annotated[str, choice(*(way.value for way in LoadWay))]
     held: Seconds
     fallback: bool
 
@@ -162,8 +162,8 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
         "progress": round(done / total, 4) if total else (0.0 if attempt.running else 1.0),
         "phases": {name: round(spent, 4) for name, spent in phases.items()},
         "shared": [] if control is None else list(control.shared),
-        "way": attempt.way,
-        "held": round(attempt.held, 4),
+        "way": attempt.way.value,
+        "held": round(attempt.requests_waited, 4),
         "fallback": attempt.fallback,
     }
 

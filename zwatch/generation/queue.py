@@ -182,11 +182,11 @@ class GenerationQueue:
         self._arrived.set()
 
     def _next(self) -> Job | None:
-        """Return whose turn it is. While an engine is on its way out, that is who holds a lease on it."""
-        leaving = self._engines.leaving
-        if leaving is None:
+        """Return whose turn it is. While an engine is being exchanged, that is who holds a lease on it."""
+        exchanged = self._engines.being_exchanged
+        if exchanged is None:
             return next(iter(self._waiting), None)
-        held = (job for job in self._waiting if job.lease is not None and job.lease.key == leaving.key)
+        held = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
         return next(held, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:

@@ -1,4 +1,4 @@
-"""A version in the place of the one that serves, on a device with no room for both: requests wait, and none fails."""
+"""Exchanging what serves for a new version, on a device with no room for both: requests wait, and none fails."""
 
 import logging
 import time
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.resolving import Directory
 from zwatch.errors import Rejection
+from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt, Resident
+from zwatch.rollout.lifecycle import Attempt, LoadWay, Resident
 from zwatch.rollout.prepare import Preparation
 
 if TYPE_CHECKING:
@@ -22,10 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 class Exchanger:
-    """Lets versions change places. On the event loop, like the supervisor whose loads it does in part."""
+    """Exchanges versions. It runs on the event loop, as a part of the loads of `attempt`."""
 
     def __init__(
-        self, aliases: Sequence[str], bridge: Bridge, engines: EngineRegistry, preparation: Preparation, changes: Pulse
+        self,
+        aliases: Sequence[Alias],
+        bridge: Bridge,
+        engines: EngineRegistry,
+        preparation: Preparation,
+        changes: Pulse,
     ) -> None:
         self._aliases = aliases
         self._bridge = bridge
@@ -33,9 +39,9 @@ class Exchanger:
         self._preparation = preparation
         self._changes = changes
 
-    async def is_needed(self, factory: "EngineFactory", attempt: Attempt, planned: "Plan", old: Resident) -> bool:
-        """Say whether a version fits only where what serves gives it its memory, and no other alias serves that too."""
-        if self._sharers(attempt, old):
+    async def is_needed(self, factory: "EngineFactory", alias: Alias, planned: "Plan", old: Resident) -> bool:
+        """Say whether a version fits only if what the alias serves, and no other alias does, gives it its memory."""
+        if self._sharers(alias, old):
             return False
         if not await self._bridge.run("load", factory.lacks, planned):
             return False
@@ -44,54 +50,56 @@ class Exchanger:
     async def exchange(
         self,
         factory: "EngineFactory",
+        alias: Alias,
         attempt: Attempt,
         directory: Directory,
         planned: "Plan",
         old: Resident,
-        held: ExitStack,
+        after_promotion: ExitStack,
     ) -> "Engine":
-        """Verify in host memory, let the request in flight finish, hold the others, and change places with what serves.
+        """Verify in host memory, let the running request finish, hold the others back, and exchange with what serves.
 
-        They are held until `held` is closed: the caller promotes before.
+        Requests are held back until `after_promotion` is closed: the caller promotes before.
 
         Raises:
-            Rejection, Abandoned: as `EngineFactory.exchange`; what served serves on, unless even that failed.
+            Rejection, Abandoned: as `EngineFactory.exchange`; what served goes on serving, unless even that failed.
         """
         control = attempt.control
         assert control is not None  # the plan was made under it
-        attempt.way = "host"
-        while self._preparation.is_going_on:  # what is being pinned is meant for this; as much again might be too much
+        attempt.way = LoadWay.HOST
+        # The memory that is being pinned is meant for this load; as much again might be too much.
+        while self._preparation.is_running:
             control.check()
             await self._changes.wait()
         staged = await self._bridge.run(
             "load", factory.stage, directory, planned, control, old.engine, self._others(old)
         )
         control.check()
-        if sharers := self._sharers(attempt, old):
+        if sharers := self._sharers(alias, old):
             raise Rejection(
                 "insufficient_memory",
                 f"{planned.version} has no room beside {old.key.version}, which {' and '.join(sharers)} serves by now too",
             )
-        attempt.warming()
-        held.callback(self._engines.stay)
-        held.enter_context(self._engines.let_go(old.key))
+        attempt.begin_warming()
+        after_promotion.callback(self._engines.end_exchange)
+        after_promotion.enter_context(self._engines.begin_exchange(old.key))
         while old.leases > 1:  # one is ours
             control.check()
             await self._changes.wait()
         begun = time.monotonic()
-        held.callback(lambda: setattr(attempt, "held", time.monotonic() - begun))
+        after_promotion.callback(lambda: setattr(attempt, "requests_waited", time.monotonic() - begun))
         try:
             return await self._bridge.run("load", factory.exchange, old.engine, self._others(old), staged, control)
         except BaseException:
             if not old.engine.is_complete:
-                _log.error("%s could not be put back; it does not serve any more", old.key.version)
-                if self._engines.serving(attempt.alias) is old:
-                    self._engines.withdraw(attempt.alias)
+                _log.error("%s could not be restored; it no longer serves", old.key.version)
+                if alias.serving is old:
+                    self._engines.withdraw(alias.name)
             raise
 
-    def _sharers(self, attempt: Attempt, old: Resident) -> list[str]:
+    def _sharers(self, alias: Alias, old: Resident) -> list[str]:
         """Return the other aliases that serve what would have to make room."""
-        return [alias for alias in self._aliases if alias != attempt.alias and self._engines.serving(alias) is old]
+        return [other.name for other in self._aliases if other is not alias and other.serving is old]
 
     def _others(self, old: Resident) -> list["Engine"]:
         return [resident.engine for resident in self._engines.residents if resident is not old]

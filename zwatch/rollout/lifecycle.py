@@ -1,4 +1,4 @@
-"""The lives of an attempt and of an engine: both tables of states, and the only code that changes a state."""
+"""The states of an attempt and of an engine: both transition tables, and the only code that changes a state."""
 
 import time
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class VersionKey:
 
 
 class AttemptState(Enum):
-    """Where one try to bring a version into service stands."""
+    """The state of one attempt to bring a version into service."""
 
     LOADING = "LOADING"
     WARMING = "WARMING"
@@ -32,8 +32,19 @@ class AttemptState(Enum):
     ABANDONED = "ABANDONED"
 
 
+class LoadWay(Enum):
+    """How an attempt brings its version into service. The values are part of the API."""
+
+    DEVICE = "device"
+    """Loaded on the device beside what serves."""
+    RESIDENT = "resident"
+    """Promoted without a load: the engine was resident already."""
+    HOST = "host"
+    """Verified in host memory and exchanged for what served, while requests waited."""
+
+
 class EngineState(Enum):
-    """Where a resident engine stands. An engine is born by its promotion."""
+    """The state of a resident engine. It is created when its version is promoted."""
 
     SERVING = "SERVING"
     DRAINING = "DRAINING"
@@ -50,7 +61,7 @@ ATTEMPT_MOVES: Mapping[AttemptState, frozenset[AttemptState]] = {
 }
 ENGINE_MOVES: Mapping[EngineState, frozenset[EngineState]] = {
     EngineState.SERVING: frozenset({EngineState.DRAINING}),
-    # Back to SERVING: a flip back while the last requests still drain must not wait for them.
+    # Back to SERVING: a flip back must not wait until the last requests have drained.
     EngineState.DRAINING: frozenset({EngineState.SERVING, EngineState.WARM, EngineState.FREED}),
     EngineState.WARM: frozenset({EngineState.SERVING, EngineState.FREED}),
     EngineState.FREED: frozenset(),
@@ -59,58 +70,58 @@ ENGINE_MOVES: Mapping[EngineState, frozenset[EngineState]] = {
 S = TypeVar("S", AttemptState, EngineState)
 
 
-def _moved(moves: Mapping[S, frozenset[S]], old: S, new: S) -> S:
+def _transition(moves: Mapping[S, frozenset[S]], old: S, new: S) -> S:
     if new not in moves[old]:
-        raise AssertionError(f"no way from {old.name} to {new.name}")
+        raise AssertionError(f"no transition from {old.name} to {new.name}")
     return new
 
 
 @dataclass(eq=False)
 class Attempt:
-    """One try to bring a target into service. `way` says how: `device` (loaded beside), `resident` (was there), or `host`
-    (verified in host memory and exchanged for what served, while requests waited for `held` seconds)."""
+    """One attempt to bring a target into service. `fallback`: it loads last-known-good, not what the alias asks for.
+    `requests_waited`: seconds that requests had to wait for an exchange."""
 
     alias: str
     key: VersionKey
-    way: str
+    way: LoadWay
     control: "LoadControl | None" = None
     fallback: bool = False
     state: AttemptState = AttemptState.LOADING
     rejection: Rejection | None = None
-    held: float = 0.0
+    requests_waited: float = 0.0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _begun: float = field(default_factory=time.monotonic)
     _seconds: float | None = None
 
     @property
     def seconds(self) -> float:
-        """How long it has taken, until now or until its end."""
+        """Seconds from its start until now, or until its end."""
         return time.monotonic() - self._begun if self._seconds is None else self._seconds
 
     @property
     def running(self) -> bool:
-        """Whether its end is still open."""
+        """Whether it has not ended yet."""
         return bool(ATTEMPT_MOVES[self.state])
 
-    def warming(self) -> None:
-        """All bytes are verified; the first image is being made."""
+    def begin_warming(self) -> None:
+        """Note that all bytes are verified and the warm-up image is being made."""
         self._to(AttemptState.WARMING)
 
-    def promoted(self) -> None:
-        """It serves."""
+    def promote(self) -> None:
+        """Note that its version serves."""
         self._to(AttemptState.PROMOTED)
 
-    def rejected(self, rejection: Rejection) -> None:
-        """It was decided against."""
+    def reject(self, rejection: Rejection) -> None:
+        """End it because something is wrong with its version."""
         self.rejection = rejection
         self._to(AttemptState.REJECTED)
 
-    def abandoned(self) -> None:
-        """A newer wish came."""
+    def abandon(self) -> None:
+        """End it because its version is not wanted any more."""
         self._to(AttemptState.ABANDONED)
 
     def _to(self, state: AttemptState) -> None:
-        self.state = _moved(ATTEMPT_MOVES, self.state, state)
+        self.state = _transition(ATTEMPT_MOVES, self.state, state)
         if not self.running:
             self._seconds = time.monotonic() - self._begun
 
@@ -128,19 +139,19 @@ class Resident:
     serving_from: float = field(default_factory=time.monotonic)
 
     def serve(self) -> None:
-        """It gets new leases from now on (again)."""
+        """Give it new leases from now on, or again."""
         if self.state is not EngineState.SERVING:
-            self.state = _moved(ENGINE_MOVES, self.state, EngineState.SERVING)
+            self.state = _transition(ENGINE_MOVES, self.state, EngineState.SERVING)
             self.since, self.serving_from = datetime.now(UTC), time.monotonic()
 
     def drain(self) -> None:
-        """It gets no new leases; those it has go on."""
-        self.state = _moved(ENGINE_MOVES, self.state, EngineState.DRAINING)
+        """Give it no new leases; those it has go on."""
+        self.state = _transition(ENGINE_MOVES, self.state, EngineState.DRAINING)
 
     def keep(self) -> None:
-        """Its last lease is gone; it stays for a flip back."""
-        self.state = _moved(ENGINE_MOVES, self.state, EngineState.WARM)
+        """Keep it for a flip back after its last lease was released."""
+        self.state = _transition(ENGINE_MOVES, self.state, EngineState.WARM)
 
     def free(self) -> None:
-        """It goes; nobody holds a lease."""
-        self.state = _moved(ENGINE_MOVES, self.state, EngineState.FREED)
+        """Mark it as freed; it has no lease."""
+        self.state = _transition(ENGINE_MOVES, self.state, EngineState.FREED)

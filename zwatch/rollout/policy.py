@@ -1,4 +1,4 @@
-"""What to do next, as a pure function of what is seen: at most one action, decided afresh each time."""
+"""What to do next, as a pure function of what is seen: at most one action, decided from scratch each time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,37 +8,37 @@ from zwatch.rollout.lifecycle import EngineState, VersionKey
 
 @dataclass(frozen=True, slots=True)
 class AliasView:
-    """One alias as it stands. Everything here is a fact; what follows from it is decided below."""
+    """One alias at this moment. Everything here is a fact; what follows from it is decided below."""
 
     name: str
     wish: VersionKey | None
     """What its link asks for; None while the link has a fault."""
     serving: VersionKey | None
-    held: bool = False
-    """Unloaded by hand: nothing is loaded for it."""
+    unloaded: bool = False
+    """An operator unloaded it: nothing is loaded for it."""
     refused: bool = False
-    """This very wish was rejected and no retry is due."""
+    """Exactly this wish was rejected and no retry is due."""
     forced: bool = False
-    """Somebody asked to load the wish (again), even if it serves."""
+    """An operator asked to load the wish, or to load it again, even if it serves."""
     fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """One resident engine. `wanted`: some alias served it just before what it serves now. `usable`: it can serve (see
+    """One resident engine. `previous`: some alias served it just before what it serves now. `usable`: it can serve (see
     `EngineRegistry.is_usable`)."""
 
     key: VersionKey
     state: EngineState
     leases: int
-    wanted: bool
+    previous: bool
     usable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class LoadView:
-    """The load that is under way."""
+    """The running load."""
 
     alias: str
     key: VersionKey
@@ -49,7 +49,7 @@ class LoadView:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Stop the load that is under way."""
+    """Stop the running load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep an engine that has drained, warm."""
+    """Keep a drained engine warm."""
 
     key: VersionKey
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Free an engine that nobody needs."""
+    """Free an engine that is not needed any more."""
 
     key: VersionKey
 
@@ -95,7 +95,7 @@ def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading:
 
 def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
     view = next(view for view in aliases if view.name == loading.alias)
-    if view.held:
+    if view.unloaded:
         return False
     if loading.fallback:
         return view.serving is None and (view.wish is None or view.refused)
@@ -105,7 +105,7 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
     resident = {engine.key for engine in engines if engine.usable}
     for view in aliases:
-        if view.wish is not None and not view.held and view.wish != view.serving and view.wish in resident:
+        if view.wish is not None and not view.unloaded and view.wish != view.serving and view.wish in resident:
             return Promote(view.name, view.wish)
     return None
 
@@ -113,15 +113,15 @@ def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> P
 def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
     for engine in engines:
         if engine.leases == 0 and engine.state is EngineState.DRAINING:
-            return Keep(engine.key) if engine.wanted and engine.usable else Free(engine.key)
-        if engine.leases == 0 and engine.state is EngineState.WARM and not engine.wanted:
+            return Keep(engine.key) if engine.previous and engine.usable else Free(engine.key)
+        if engine.leases == 0 and engine.state is EngineState.WARM and not engine.previous:
             return Free(engine.key)
     return None
 
 
 def _load(aliases: Sequence[AliasView]) -> Load | None:
     for view in aliases:
-        if view.held:
+        if view.unloaded:
             continue
         if view.wish is not None and not view.refused and (view.wish != view.serving or view.forced):
             return Load(view.name, view.wish)

@@ -1,4 +1,4 @@
-"""Between loads: having the memory of the next version ready, so that a swap itself allocates nothing."""
+"""Between loads: reserving the memory of the next version, so that a deploy itself allocates nothing."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Preparation:
-    """Once after each promotion, when all is quiet. `done` is called when it ends."""
+    """Reserves memory once after each promotion, while nothing loads or drains. `done` is called when it ends."""
 
     def __init__(self, bridge: Bridge, engines: EngineRegistry, done: Callable[[], None]) -> None:
         self._bridge = bridge
@@ -27,18 +27,18 @@ class Preparation:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def is_going_on(self) -> bool:
-        """Whether memory is being made ready now."""
+    def is_running(self) -> bool:
+        """Whether memory is being reserved now."""
         return self._task is not None and not self._task.done()
 
     def note_promoted(self, key: VersionKey) -> None:
-        """Note that the next version will be as large as this one, for all that is known."""
+        """Note what serves now; the next version is expected to be as large."""
         self._promoted = key
 
     def begin(self, device: "Device") -> None:
-        """Begin, if there is reason to and nothing is going on; to be called while nothing loads."""
+        """Begin, if a version was promoted since and nothing drains; call it only while nothing loads."""
         residents = self._engines.residents
-        if self.is_going_on or any(resident.state is EngineState.DRAINING for resident in residents):
+        if self.is_running or any(resident.state is EngineState.DRAINING for resident in residents):
             return
         key, self._promoted = self._promoted, None
         resident = None if key is None else self._engines.resident(key)
@@ -48,13 +48,13 @@ class Preparation:
             self._task.add_done_callback(lambda _: self._done())
 
     def cancel(self) -> None:
-        """Wait for it no longer."""
+        """Stop waiting for it; its thread finishes by itself."""
         if self._task is not None:
             self._task.cancel()
 
     async def _reserve(self, device: "Device", engine: "Engine", *, alone: bool) -> None:
-        """Have a shadow ready on the device; where not even one other version fits, for two in the host's memory: what
-        comes, and what makes room for it."""
+        """Reserve a shadow on the device. Where no second version fits there, reserve host memory for two: the version
+        that is loaded, and the one that makes room for it."""
         sizes = engine.sizes
         files = [buffer.size for component in engine.components for buffer in component.buffers]
         try:
@@ -62,4 +62,4 @@ class Preparation:
             if not reserved and alone and not await self._bridge.run("inspect", device.has_room, sizes):
                 await self._bridge.run("pin", device.host.reserve, files * 2)
         except Exception:
-            _log.exception("memory for the next version could not be made ready; it will load more slowly")
+            _log.exception("memory for the next version could not be reserved; its load will be slower")

@@ -1,4 +1,4 @@
-"""Rejections that are remembered: which wish each answers, and what must happen before the version is tried again."""
+"""Earlier rejections: which wish each one is for, and what must happen before the version is tried again."""
 
 import time
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 
 @dataclass(eq=False)
 class Refusal:
-    """One remembered rejection. `retry_at` is of the monotonic clock, seconds."""
+    """One earlier rejection. `retry_at` is a time of the monotonic clock, in seconds."""
 
     rejection: Rejection
-    stamp: Stamp | None
+    link_stamp: Stamp | None
     awaited: Awaited | None
     tries: int
     retry_at: float | None
@@ -28,13 +28,13 @@ class Refusal:
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
     def note_change(self) -> None:
-        """Note that a file which the version's seal names has changed and come to rest. That ends a pause too: somebody
-        mended a file, or the right to read it."""
+        """Note that a file which the version's seal names has changed and no longer changes. This also ends a pause: a
+        file was repaired, or its permissions were."""
         self.file_changed = self.rejection.retry is not Retry.NEVER
 
 
 class Refusals:
-    """What one alias's versions were rejected for: its wish, and last-known-good tried in its stead, apart."""
+    """Why one alias's versions were rejected: separately for its wish, and for last-known-good tried instead of it."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[VersionKey, bool], Refusal] = {}
@@ -51,30 +51,30 @@ class Refusals:
         self,
         key: VersionKey,
         rejection: Rejection,
-        stamp: Stamp | None,
+        link_stamp: Stamp | None,
         awaited: Awaited | None,
         *,
         fallback: bool = False,
     ) -> None:
-        """Remember a rejection; tried before, its next pause is twice as long."""
+        """Add a rejection; if the version was rejected before, the next pause is twice as long."""
         before = self._entries.get((key, fallback))
         tries = 1 if before is None else before.tries + 1
         pause = min(BACKOFF_LONGEST, BACKOFF_FIRST * 2 ** (tries - 1))
         retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
-        self._entries[key, fallback] = Refusal(rejection, stamp, awaited, tries, retry_at)
+        self._entries[key, fallback] = Refusal(rejection, link_stamp, awaited, tries, retry_at)
 
     def forget(self, key: VersionKey, *, fallback: bool = False) -> None:
-        """Forget a version's refusal: it serves."""
+        """Remove a version's refusal, because it serves now."""
         self._entries.pop((key, fallback), None)
 
-    def keep_only(self, wish: VersionKey, stamp: Stamp) -> None:
-        """Forget what was said of other wishes: a link made anew or a version sealed anew is a new wish."""
+    def keep_only(self, wish: VersionKey, link_stamp: Stamp) -> None:
+        """Remove the refusals of other wishes: a link made again or a version sealed again is a new wish."""
         self._entries = {
             (key, fallback): refusal
             for (key, fallback), refusal in self._entries.items()
-            if fallback or (key == wish and refusal.stamp == stamp)
+            if fallback or (key == wish and refusal.link_stamp == link_stamp)
         }
 
     def clear(self) -> None:
-        """Forget all: somebody asked to try again."""
+        """Remove all, because an operator asked to try again."""
         self._entries.clear()

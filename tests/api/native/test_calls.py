@@ -306,13 +306,13 @@ async def test_verify_hashes_what_serves_and_names_a_file_that_changed(client):
 
 async def test_verifying_waits_while_versions_change_places(client):
     engines = client.services.engines
-    ours = engines.let_go(engines.serving("current").key)
+    ours = engines.begin_exchange(engines.serving("current").key)
     verifying = asyncio.create_task(client.call("POST", "/api/verify"))
     await asyncio.sleep(0.1)
     assert (await client.call("GET", "/status"))[0] == 200
     assert not verifying.done()
     ours.release()
-    engines.stay()
+    engines.end_exchange()
     assert (await asyncio.wait_for(verifying, 10))[0] == 200
 
 

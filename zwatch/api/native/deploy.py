@@ -15,7 +15,7 @@ from zwatch.deploy.look import has_version, point
 from zwatch.errors import RepointError, RequestError
 from zwatch.generation.fields import Flag, Text
 from zwatch.generation.request import PRIMARY
-from zwatch.rollout.supervisor import Outcome
+from zwatch.rollout.operator import Outcome
 
 UNLOADING = RequestError("model_not_loaded", "the model is unloaded", headers={"Retry-After": "10"})
 
@@ -114,7 +114,7 @@ async def _deploy(services: Services, alias: str, version: str, *, wait: bool) -
     if not wait:
         linked: Linked = {"status": "accepted", "message": f"{alias} now points to {version}", "version": version}
         return answer(linked, 202)
-    outcome = await services.supervisor.outcome(alias, version, stamp)
+    outcome = await services.operator.outcome(alias, version, stamp)
     return _answer_outcome(outcome, time.monotonic() - begun)
 
 
@@ -146,7 +146,7 @@ async def load_model(request: web.Request) -> web.Response:
     alias = _followed(services, (await read_request(request, AliasRequest)).alias)
     begun = time.monotonic()
     services.queue.reopen()
-    outcome = await services.supervisor.load(alias)
+    outcome = await services.operator.load(alias)
     return _answer_outcome(outcome, time.monotonic() - begun, "Model loaded successfully")
 
 
@@ -154,12 +154,12 @@ async def unload_model(request: web.Request) -> web.Response:
     """Let accepted requests finish, then free everything."""
     services = request.app[SERVICES]
     await read_request(request, NoFields)
-    asked = await services.supervisor.moment_of_call()
+    asked = await services.operator.moment_of_call()
     services.queue.close(UNLOADING)
     try:
         # A newer wish ends it at once: until then requests are refused, and the newer version could serve them.
-        await services.queue.drained(lambda: services.supervisor.moment() != asked)
-        unloaded = await services.supervisor.unload(asked)
+        await services.queue.drained(lambda: services.operator.moment() != asked)
+        unloaded = await services.operator.unload(asked)
     finally:
         services.queue.reopen()
     if not unloaded:
@@ -172,7 +172,7 @@ async def verify(request: web.Request) -> web.Response:
     """Hash what is resident of the serving version, where it serves."""
     services = request.app[SERVICES]
     alias = _followed(services, (await read_request(request, AliasRequest)).alias)
-    while (lease := services.engines.lease(alias)) is None and services.engines.leaving is not None:
+    while (lease := services.engines.lease(alias)) is None and services.engines.being_exchanged is not None:
         await services.supervisor.changes.wait()  # versions change places; as for an image, that is waited for
     if lease is None:
         raise RequestError("model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})

@@ -1,0 +1,162 @@
+"""The life of an attempt: what it gives back at its end, and when it is tried again. Real files, real engines."""
+
+import logging
+import threading
+
+import pytest
+
+from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, reached
+from zwatch.errors import Rejection
+from zwatch.rollout import refusals as refusals_module
+from zwatch.rollout.lifecycle import EngineState, LoadWay
+
+
+@pytest.mark.parametrize("stage", ["build", "warm"])
+async def test_load_after_cancelled_load(service, stage):
+    """v2 is abandoned for v3, and then loads all the same."""
+    make_v3(service.root)
+    service.factory.hold(stage, "v2")
+    service.link("v2")
+    await reached(service, stage, "v2")
+    service.link("v3")
+    await service.until_serves("v3")
+    service.factory.holding.clear()
+    service.link("v2")
+    await service.until_serves("v2")
+    assert service.attempts() == [
+        ("v2", "PROMOTED", None), ("v3", "PROMOTED", None), ("v2", "ABANDONED", None), ("v1", "PROMOTED", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["build", "warm"])
+async def test_an_abandoned_load_gives_its_memory_back(services, stage):
+    service = await services(make_factory=lambda: HeldFactory(budget=BUDGET)).start()
+    await service.until_serves("v1")
+    free = service.factory.device.memory()[0]
+    service.factory.hold(stage, "v2")
+    service.link("v2")
+    await reached(service, stage, "v2")
+    service.link("v1")
+    await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
+    await service.until(lambda: service.factory.device.memory()[0] == free)
+
+
+async def test_resources_released_if_load_fails(services):
+    service = await services(make_factory=lambda: HeldFactory(budget=BUDGET)).start()
+    await service.until_serves("v1")
+    free = service.factory.device.memory()[0]
+    flip_byte(service.root / "v2" / TRANSFORMER)
+    service.link("v2")
+    await service.until_rejected("v2", "hash_mismatch")
+    await service.until(lambda: service.supervisor.settled_once)
+    assert service.factory.device.memory()[0] == free
+    assert service.states() == {"v1": EngineState.SERVING}
+
+
+async def test_a_load_that_lacked_memory_is_tried_again_until_there_is_enough(services, quick_retries):
+    service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
+    await service.until(lambda: service.attempts().count(("v1", "REJECTED", "insufficient_memory")) >= 2)
+    service.factory.budget = BUDGET
+    await service.until_serves("v1")
+
+
+async def test_a_file_that_changes_ends_the_pause(services, monkeypatch):
+    monkeypatch.setattr(refusals_module, "BACKOFF_FIRST", 60.0)
+    service = await services().start()
+    await service.until_serves("v1")
+    unreadable = threading.Event()
+    plan = service.factory.plan
+
+    def refusing(directory, digest):
+        if not unreadable.is_set():
+            raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
+        return plan(directory, digest)
+
+    monkeypatch.setattr(service.factory, "plan", refusing)
+    service.link("v2")
+    await service.until_rejected("v2", "io_error")
+    unreadable.set()
+    (service.root / "v2" / TRANSFORMER).chmod(0o640)
+    await service.until_serves("v2")
+
+
+async def test_the_pause_between_tries_doubles(services, quick_retries):
+    service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
+    await service.until(lambda: [state for _, state, _ in service.attempts()].count("REJECTED") >= 3)
+    (refusal,) = service.supervisor.records["current"].refusals.awaiting()
+    assert refusal.tries >= 3
+
+
+async def test_a_device_that_cannot_be_opened_rejects_and_is_tried_again(services, quick_retries):
+    broken = threading.Event()
+    tries = []
+
+    def make_factory():
+        tries.append(1)
+        if not broken.is_set():
+            raise RuntimeError("No CUDA GPUs are available")
+        return HeldFactory()
+
+    service = await services(make_factory=make_factory).start()
+    await service.until(lambda: service.attempts()[-1:] and service.attempts()[-1][1] == "REJECTED")
+    assert "No CUDA GPUs are available" in service.supervisor.attempts[-1].rejection.reason
+    broken.set()
+    await service.until_serves("v1")
+    assert all(state != "LOADING" for _, state, _ in service.attempts())
+
+
+async def test_a_warm_version_makes_room_for_a_new_one(services):
+    service = await services(make_factory=lambda: HeldFactory(budget=BUDGET)).start()
+    await service.until_serves("v1")
+    make_v3(service.root)
+    service.link("v2")
+    await service.until_serves("v2")
+    service.factory.leave_no_room()
+    service.link("v3")
+    await service.until_serves("v3")
+    assert service.states() == {"v2": EngineState.WARM, "v3": EngineState.SERVING}
+
+
+async def test_a_version_leased_by_its_name_is_not_evicted(services):
+    service = await services(make_factory=lambda: HeldFactory(budget=BUDGET)).start()
+    await service.until_serves("v1")
+    make_v3(service.root)
+    service.link("v2")
+    await service.until_serves("v2")
+    await service.until(lambda: service.states()["v1"] is EngineState.WARM)
+    lease = service.engines.lease("v1")
+    service.factory.leave_no_room()
+    service.link("v3")
+    await service.until_serves("v3")
+    assert service.states() == {"v1": EngineState.WARM, "v3": EngineState.SERVING}
+    assert service.supervisor.attempts[0].way is LoadWay.HOST
+    assert picture(lease).shape == (64, 64, 3)
+
+
+async def abandon(service, how):
+    match how:
+        case "link":
+            service.link("v1")
+        case "unload":
+            assert await service.operator.unload()
+        case "stop":
+            await service.stop()
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("link", "its alias no longer asks for it"),
+        ("unload", "an operator unloaded everything"),
+        ("stop", "the service is stopping"),
+    ],
+)
+async def test_the_log_says_why_a_load_was_abandoned(service, caplog, how, reason):
+    caplog.set_level(logging.INFO, "zwatch")
+    service.factory.hold("build", "v2")
+    service.link("v2")
+    await reached(service, "build", "v2")
+    await abandon(service, how)
+    await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
+    (line,) = [record.message for record in caplog.records if "is abandoned" in record.message]
+    assert line.endswith(f"s: {reason}")

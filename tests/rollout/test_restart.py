@@ -1,0 +1,169 @@
+"""What the next run does after a stop or a crash: last-known-good, what is set aside, what stays unloaded."""
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from tests.rollout.conftest import (
+    BUDGET,
+    DEADLINE,
+    TRANSFORMER,
+    HeldFactory,
+    flip_byte,
+    noted_good,
+    prove_good,
+    reached,
+)
+from zwatch.deploy.seal import write_seal
+from zwatch.errors import UsageError
+from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.state import StateFile
+
+
+async def test_last_known_good_serves_after_a_restart_with_a_bad_link(services):
+    first = await services().start()
+    await first.until_serves("v1")
+    prove_good(first)
+    await noted_good(first, "v1")
+    await first.stop()
+    flip_byte(first.root / "v2" / TRANSFORMER)
+    first.link("v2")
+    second = await services().start()
+    await second.until_serves("v1")
+    fallback, rejected = list(second.supervisor.attempts)
+    assert (fallback.key.version, fallback.fallback, fallback.state.name) == ("v1", True, "PROMOTED")
+    assert (rejected.key.version, rejected.fallback, rejected.state.name) == ("v2", False, "REJECTED")
+    assert second.supervisor.attempt("current") is rejected
+    second.link("v1")
+    await second.until(lambda: second.supervisor.wish("current") == second.engines.serving("current").key)
+
+
+async def test_last_known_good_serves_after_a_restart_without_a_link(services):
+    first = await services().start()
+    await first.until_serves("v1")
+    prove_good(first)
+    await noted_good(first, "v1")
+    await first.stop()
+    os.unlink(first.root / "current")
+    second = await services().start()
+    await second.until_serves("v1")
+    assert second.supervisor.seen.faults["current"].code == "missing"
+
+
+async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(services, quick_retries):
+    first = await services().start()
+    await first.until_serves("v1")
+    prove_good(first)
+    await noted_good(first, "v1")
+    await first.stop()
+    first.link("v2")
+    factory = HeldFactory(budget=10_000)  # too little for any version, until v2 was rejected
+    release = factory.hold("build", "v1")
+    second = await services(make_factory=lambda: factory).start()
+    await reached(second, "build", "v1")
+    (refusal,) = second.supervisor.records["current"].refusals.awaiting()
+    await second.until(lambda: refusal.due(time.monotonic()))
+    await second.supervisor.look_now()
+    assert [(attempt.key.version, attempt.fallback, attempt.running) for attempt in second.supervisor.attempts] == [
+        ("v1", True, True), ("v2", False, False),
+    ]  # fmt: skip
+    factory.budget = BUDGET
+    release.set()
+    await second.until_serves("v2")
+    assert ("v1", "PROMOTED", None) in second.attempts()
+
+
+async def test_a_version_that_never_proved_itself_is_not_a_fallback(services):
+    first = await services().start()
+    await first.until_serves("v1")
+    await first.stop()
+    flip_byte(first.root / "v2" / TRANSFORMER)
+    first.link("v2")
+    second = await services().start()
+    await second.until_rejected("v2", "hash_mismatch")
+    await second.supervisor.look_now()
+    assert second.serves() is None
+
+
+async def test_the_previous_version_is_known_after_a_restart(services):
+    first = await services().start()
+    await first.until_serves("v1")
+    first.link("v2")
+    await first.until_serves("v2")
+    await first.stop()
+    second = await services().start()
+    await second.until_serves("v2")
+    assert second.supervisor.previous("current").version == "v1"
+
+
+async def crash_while_trying(services, version):
+    service = services()
+    factory = HeldFactory()
+    factory.hold("warm", version)
+    service.make_factory = lambda: factory
+    await service.start()
+    await reached(service, "warm", version)
+    await service.crash()
+
+
+async def test_a_version_that_was_tried_at_two_crashes_is_set_aside_until_it_is_linked_again(services, models):
+    good = await services().start()
+    await good.until_serves("v1")
+    prove_good(good)
+    await noted_good(good, "v1")
+    good.link("v2")
+    await good.stop()
+    await crash_while_trying(services, "v2")
+    await crash_while_trying(services, "v2")
+    service = await services().start()
+    await service.until_serves("v1")
+    assert service.supervisor.attempt("current").rejection.code == "set_aside"
+    assert "v2" not in service.factory.built
+    await service.stop()
+    again = await services().start()
+    await again.until_serves("v1")
+    assert again.supervisor.attempt("current").rejection.code == "set_aside"
+    again.link("v2")
+    await again.until_serves("v2")
+
+
+async def test_a_version_that_was_set_aside_is_tried_again_when_it_is_sealed_again(services, models):
+    await crash_while_trying(services, "v1")
+    await crash_while_trying(services, "v1")
+    service = await services().start()
+    await service.until_rejected("v1", "set_aside")
+    (service.root / "v1/README").write_text("repaired")
+    write_seal(service.root / "v1", "v1")
+    await service.until_serves("v1")
+
+
+async def test_one_crash_sets_nothing_aside(services, models):
+    await crash_while_trying(services, "v1")
+    service = await services().start()
+    await service.until_serves("v1")
+
+
+async def test_an_unloaded_version_is_not_blamed_for_a_crash(services):
+    for _ in range(2):
+        service = await services().start()
+        outcome = await asyncio.wait_for(service.operator.load("current"), DEADLINE)
+        assert outcome.serves
+        await asyncio.wait_for(service.operator.unload(), DEADLINE)
+        await service.crash()
+    last = await services().start()
+    outcome = await asyncio.wait_for(last.operator.load("current"), DEADLINE)
+    assert (outcome.serves, outcome.version) == (True, "v1")
+
+
+async def test_a_second_service_cannot_use_the_state_directory(service):
+    with pytest.raises(UsageError):
+        StateFile(service.state)
+
+
+async def test_what_serves_is_saved_with_its_key(service):
+    key = service.engines.serving("current").key
+    await service.until(lambda: b'"serving": {\n    "version": "v1"' in (service.state / "state.json").read_bytes())
+    assert isinstance(key, VersionKey)
+    assert key.digest.encode() in (service.state / "state.json").read_bytes()

@@ -1,0 +1,154 @@
+"""One followed alias: what its link asks for, what it serves, and everything else that is known of it."""
+
+import logging
+from collections.abc import Iterable
+
+from zwatch.deploy.look import Awaited
+from zwatch.deploy.resolving import Fault, Stamp, Target
+from zwatch.errors import Rejection
+from zwatch.rollout import policy
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import Attempt, Resident, VersionKey
+from zwatch.rollout.refusals import Refusals
+from zwatch.rollout.state import SavedAlias
+
+_log = logging.getLogger(__name__)
+
+GOOD_IMAGES = 3
+GOOD_SECONDS = 60.0
+"""A version that served so many images, or for so many seconds, has proved itself: it is last-known-good."""
+
+_NO_LINK = Stamp(0, 0, 0)
+"""The stamp of a link that does not exist."""
+
+
+class Alias:
+    """The one record of an alias. `target` and `fault` are as the latest look saw them; both are None before the first
+    look, and while the link is briefly missing."""
+
+    def __init__(self, name: str, engines: EngineRegistry) -> None:
+        self.name = name
+        self.target: Target | None = None
+        self.fault: Fault | None = None
+        self.attempt: Attempt | None = None
+        """The last attempt to bring in what the link asks for; loads of last-known-good do not count."""
+        self.forced = False
+        """Whether an operator asked to load the wish again although it serves."""
+        self.refusals = Refusals()
+        self.saved = SavedAlias()
+        """Its part of the saved state."""
+        self._engines = engines
+        self._served: VersionKey | None = None  # before an unload, or in the previous run
+
+    # --- what is known
+
+    @property
+    def wish(self) -> VersionKey | None:
+        """What the link asks for; None while it has a fault."""
+        return None if self.target is None else VersionKey(self.target.version, self.target.digest)
+
+    @property
+    def link_stamp(self) -> Stamp:
+        """The stamp of the link, wherever it leads."""
+        seen = self.target or self.fault
+        return _NO_LINK if seen is None or seen.stamp is None else seen.stamp
+
+    @property
+    def serving(self) -> Resident | None:
+        """What it serves."""
+        return self._engines.serving(self.name)
+
+    @property
+    def previous(self) -> VersionKey | None:
+        """What it served before what it serves now, also across a restart."""
+        return self._engines.previous(self.name) or self.saved.previous
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether an operator unloaded it, and its link was not made again since."""
+        unloaded = self.saved.unloaded
+        return unloaded is not None and (self.target is None or self.target.stamp == unloaded)
+
+    def view(self, running: Attempt | None, fallbacks: Iterable[VersionKey], now: float) -> policy.AliasView:
+        """Return the facts that the policy decides by. `running` is the attempt that loads, `fallbacks` are
+        last-known-good versions in the order to try them, `now` is a time of the monotonic clock."""
+        serving, refusal = self.serving, self.refusals.find(self.wish)
+        fallback_loads = running is not None and running.alias == self.name and running.fallback
+        return policy.AliasView(
+            name=self.name,
+            wish=self.wish,
+            serving=None if serving is None else serving.key,
+            unloaded=self.is_unloaded,
+            # A running load of last-known-good is not given up to try again what was just rejected.
+            refused=refusal is not None and not self.forced and (fallback_loads or not refusal.due(now)),
+            forced=self.forced,
+            fallback=self._usable(fallbacks, now) if serving is None else None,
+        )
+
+    def _usable(self, fallbacks: Iterable[VersionKey], now: float) -> VersionKey | None:
+        for key in fallbacks:
+            refusal = self.refusals.find(key, fallback=True)
+            if refusal is None or refusal.due(now):
+                return key
+        return None
+
+    def proved(self, now: float) -> VersionKey | None:
+        """Return what it serves if that has served long enough to be last-known-good, else None."""
+        serving = self.serving
+        if serving is None or (serving.images < GOOD_IMAGES and now - serving.serving_from < GOOD_SECONDS):
+            return None
+        return serving.key
+
+    # --- what happens to it
+
+    def restore(self, saved: SavedAlias) -> None:
+        """Take over what the previous run saved; to be called before `SavedState.begin_run` changes it."""
+        self.saved = saved
+        self._served = saved.serving
+        if saved.previous is not None:
+            self._engines.remember_previous(self.name, saved.previous)
+
+    def note_look(self, target: Target | None, fault: Fault | None) -> None:
+        """Note what a look saw. A link made again, or a version sealed again, clears what is held against it."""
+        self.target, self.fault = target, fault
+        if target is None:
+            return
+        self.refusals.keep_only(VersionKey(target.version, target.digest), target.stamp)
+        if self.saved.unloaded is not None and self.saved.unloaded != target.stamp:
+            self.saved.unloaded = None
+
+    def note_trying(self, key: VersionKey, link_stamp: Stamp | None) -> None:
+        """Note in the saved state what is about to be loaded; None is the link stamp of last-known-good."""
+        self.saved.trying = key
+        self.saved.link_stamp = link_stamp or self.saved.link_stamp
+
+    def promote(self, attempt: Attempt) -> None:
+        """Serve the resident engine of an attempt's version from now on."""
+        key, first = attempt.key, self.serving is None
+        self._engines.promote(self.name, key)
+        if first:  # since the start or an unload: the registry does not know what was served before
+            before = next((known for known in (self._served, self.saved.previous) if known not in (None, key)), None)
+            self._engines.remember_previous(self.name, before)
+        attempt.promote()
+        self.refusals.forget(key, fallback=attempt.fallback)
+        self.saved.serving, self.saved.previous = key, self._engines.previous(self.name)
+        self.saved.link_stamp = None if self.target is None else self.target.stamp
+        _log.info("%s serves %s (%s, %.2f s)", self.name, key.version, attempt.way.value, attempt.seconds)
+
+    def refuse(self, attempt: Attempt, rejection: Rejection, link_stamp: Stamp | None, awaited: Awaited | None) -> None:
+        """Reject an attempt, and remember why and what its version is to wait for."""
+        # A copy: the one that was raised refers to frames, and through them to the buffers of the failed load.
+        rejection = Rejection(rejection.code, rejection.reason)
+        attempt.reject(rejection)
+        self.refusals.add(attempt.key, rejection, link_stamp, awaited, fallback=attempt.fallback)
+        _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+
+    def unload(self) -> None:
+        """Serve nothing until a load is requested or the link is made again."""
+        serving = self.serving
+        self.saved.unloaded = self.link_stamp
+        if serving is not None:
+            self._served = serving.key
+        self.saved.serving = None  # this version is not to blame for a crash from now on
+        self.forced = False
+        self._engines.withdraw(self.name)

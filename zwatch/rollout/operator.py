@@ -1,0 +1,133 @@
+"""What operators request: loading, unloading, and waiting for what becomes of a link."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Bridge
+from zwatch.deploy.resolving import Stamp
+from zwatch.rollout.alias import Alias
+from zwatch.rollout.attempt import AbandonReason
+from zwatch.rollout.lifecycle import Attempt
+from zwatch.rollout.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a wish ended: it serves, or it does not and `attempt` or `message` says why."""
+
+    serves: bool
+    message: str
+    version: str | None = None
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was asked for at one moment: how many loads operators had requested, and each alias's link stamp."""
+
+    loads: int
+    link_stamps: tuple[Stamp, ...]
+
+
+class Operator:
+    """Carries out what operators request, and waits for the outcome. On the event loop, beside the supervisor."""
+
+    def __init__(self, supervisor: Supervisor, bridge: Bridge) -> None:
+        self._supervisor = supervisor
+        self._bridge = bridge
+        self._loads_requested = 0
+
+    # --- waiting for a link
+
+    async def outcome(self, alias: str, version: str, link_stamp: Stamp) -> Outcome:
+        """Wait until the wish that a link with this stamp expresses is decided."""
+        record = self._supervisor.records[alias]
+        await self._supervisor.look_now()
+        while True:
+            if record.target is None or record.target.stamp != link_stamp:
+                return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
+            decided = self._decided(record)
+            if decided is not None:
+                return decided
+            await self._supervisor.changes.wait()
+
+    # --- loading
+
+    async def load(self, alias: str) -> Outcome:
+        """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
+        record = self._supervisor.records[alias]
+        record.saved.unloaded = None
+        self._loads_requested += 1
+        self._supervisor.changes.fire()  # an unload may be waiting; this is newer
+        record.refusals.clear()
+        await self._supervisor.look_now()
+        serving = record.serving
+        if serving is not None and serving.key == record.wish and await self._files_changed(record, serving.engine):
+            record.forced = True
+            self._supervisor.ring()
+        while True:
+            if record.fault is not None:
+                return Outcome(False, record.fault.message)
+            decided = self._decided(record)
+            if decided is not None and (not record.forced or record.is_unloaded):
+                return decided
+            await self._supervisor.changes.wait()
+
+    async def _files_changed(self, record: Alias, engine: "Engine") -> bool:
+        assert record.target is not None  # it has a wish
+        stamps = await self._bridge.run("look", record.target.directory.file_stamps, list(engine.plan.stamps))
+        return stamps != engine.plan.stamps
+
+    def _decided(self, record: Alias) -> Outcome | None:
+        """Return how the alias's present wish ended, or None while it is not decided."""
+        serving, wish, load = record.serving, record.wish, self._supervisor.runner.running
+        if record.is_unloaded:
+            return Outcome(False, f"{record.name} was unloaded meanwhile")
+        if load is not None and load.alias is record and not load.attempt.fallback:
+            return None
+        if wish is not None and (refusal := record.refusals.find(wish)) is not None:
+            return Outcome(False, refusal.rejection.reason, wish.version, record.attempt)
+        if serving is not None and serving.key == wish:
+            return Outcome(True, f"{serving.key.version} is serving", serving.key.version, record.attempt)
+        return None
+
+    # --- unloading
+
+    def moment(self) -> Moment:
+        """Note what is asked for now, to find out later whether something newer was."""
+        stamps = tuple(record.link_stamp for record in self._supervisor.records.values())
+        return Moment(self._loads_requested, stamps)
+
+    async def moment_of_call(self) -> Moment:
+        """Note what is asked for now, including a link made before this call that no look has seen yet. A link made after
+        this call is newer: it is left out, so that `moment` differs."""
+        called, before = time.time_ns(), self.moment()
+        await self._supervisor.look_now()
+        seen = zip(before.link_stamps, self.moment().link_stamps, strict=True)
+        return Moment(before.loads, tuple(new if new.ctime_ns <= called else old for old, new in seen))
+
+    async def unload(self, asked: Moment | None = None) -> bool:
+        """Serve nothing and free everything, until a load is requested or a link is made again.
+
+        Requests that hold a lease finish first; the caller makes sure that no others wait. Return False if a load was
+        requested, or a link made again, after `asked` (by default this call): that is the newer wish.
+        """
+        supervisor, asked = self._supervisor, asked or self.moment()
+        if self.moment() != asked:
+            return False
+        for record in supervisor.records.values():
+            record.unload()
+        # Not left to the next action: the load may end before that is decided.
+        supervisor.runner.abandon(AbandonReason.UNLOADED)
+        await supervisor.state.save()
+        supervisor.ring()
+        while not supervisor.is_empty:
+            if self.moment() != asked:
+                return False
+            supervisor.ring()
+            await supervisor.changes.wait()
+        return True
