@@ -1,4 +1,4 @@
-"""The command line, as people type it."""
+"""The command line, run as a process."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_seal_stamps_hashes_and_satisfies_verify(models):
     assert (after.returncode, after.stderr) == (0, "")
 
 
-def test_seal_takes_the_current_directorys_name(models):
+def test_seal_of_the_current_directory_takes_its_name(models):
     assert zwatch("seal", ".", cwd=models / "v1").returncode == 0
     assert zwatch("verify", models / "v1").returncode == 0
 
@@ -49,7 +49,7 @@ def test_verify_names_each_file_that_differs_and_how(models):
     assert any("vae/config.json" in finding and "not there" in finding for finding in findings)
 
 
-def test_check_says_what_would_happen(models):
+def test_check_reports_whether_a_version_would_serve(models):
     good = zwatch("check", models / "v2", "--device", "cpu")
     assert good.returncode == 0, good.stderr
     assert "would serve" in good.stdout
@@ -73,7 +73,7 @@ def test_check_says_what_would_happen(models):
         (["status", "--token-file", "nowhere"], "--token-file"),
     ],
 )
-def test_a_wrong_call_is_a_sentence_and_status_2(tmp_path, arguments, words):
+def test_a_wrong_call_is_one_line_and_status_2(tmp_path, arguments, words):
     (tmp_path / "models").mkdir()
     environment = {**os.environ, "ZWATCH_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": os.getcwd()}
     found = zwatch(*arguments, cwd=tmp_path, env=environment)
@@ -107,7 +107,7 @@ async def test_deploy_rollback_status_list_attempts_and_their_json(models, tmp_p
         assert zwatch("status", "--url", server.url).returncode == 1, "without the token"
 
 
-async def test_a_second_service_on_the_same_state_or_port_says_so(models, tmp_path):
+async def test_a_second_service_on_the_same_state_or_port_is_refused(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         same_state = zwatch("serve", "--models", models, "--state-dir", tmp_path / "state", "--port", 0)
         assert (same_state.returncode, "another zwatch" in same_state.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""What a log line looks like, for a person and for a machine."""
+"""Log lines, as text and as JSON."""
 
 import json
 import logging
@@ -14,11 +14,10 @@ from zwatch import logs
 def line():
     """Return a function that formats one record in a style."""
 
-    def formatted(style, said, *arguments, error=None, level=logging.INFO, **fields):
-        formatter = logs._Json() if style == "json" else logs._Text()
-        record = logging.LogRecord("zwatch.x", level, "", 1, said, arguments, error)
+    def formatted(style, text, *arguments, error=None, level=logging.INFO, **fields):
+        record = logging.LogRecord("zwatch.x", level, "", 1, text, arguments, error)
         record.__dict__.update(logs.with_fields(**fields))
-        return formatter.format(record)
+        return logs.formatter(style).format(record)
 
     return formatted
 
@@ -26,10 +25,10 @@ def line():
 @pytest.mark.parametrize(
     "text", ["plain", 'a "quote"', "two\nlines", "nul\0", "日本", "a\u2028b", "half \udcff", "\x85"]
 )
-def test_a_json_line_is_one_line_of_valid_json_whatever_it_says(line, text):
+def test_a_json_line_is_one_line_of_valid_json_whatever_the_text(line, text):
     written = line("json", "%s", text, job=text)
     assert written.splitlines() == [written]
-    assert written.isascii(), "so it stays valid whatever the stream's encoding is"
+    assert written.isascii(), "valid in every encoding of the stream"
     entry = json.loads(written)
     assert (entry["message"], entry["job"], entry["level"], entry["logger"]) == (text, text, "info", "zwatch.x")
 
@@ -43,7 +42,7 @@ def test_an_exception_is_in_the_same_json_line(line):
     assert "ValueError: two\nlines" in json.loads(written)["exception"]
 
 
-def test_both_styles_say_the_requests_id_and_only_then(line):
+def test_both_styles_have_the_id_of_the_request_if_there_is_one(line):
     assert "request_id" not in json.loads(line("json", "x"))
     token = logs.request_id.set("mine-7")
     try:
@@ -54,14 +53,14 @@ def test_both_styles_say_the_requests_id_and_only_then(line):
     assert line("text", "x").endswith(" x")
 
 
-def test_a_field_cannot_hide_what_every_line_has(line):
+def test_a_field_cannot_replace_what_every_line_has(line):
     entry = json.loads(line("json", "x", level=logging.WARNING, message="y", version=None))
     assert entry["message"] == "x"
     assert "version" not in entry, "what is None is left out"
     assert line("text", "x", level=logging.WARNING).endswith("warning: x")
 
 
-def test_a_librarys_warning_is_a_line_like_all_others():
+def test_a_python_warning_becomes_a_log_line():
     warn = "import sys, warnings; from zwatch import logs; logs.set_up('json'); warnings.warn('two\\nlines')"
     written = subprocess.run([sys.executable, "-c", warn], capture_output=True, text=True, check=True).stderr
     [entry] = [json.loads(line) for line in written.splitlines()]

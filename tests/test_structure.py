@@ -1,6 +1,8 @@
-"""The house: which way imports go, and what is not imported too early."""
+"""The house: which way imports go, how long modules and functions are, and what is not imported too early."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zwatch"
 ORDER = ["deploy", "shadow", "engine", "rollout", "generation", "api"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_MODULE, LONGEST_FUNCTION = 350, 50
+LONG = re.compile(r"# Long: .+")
+"""A comment that gives the reason, directly above what is longer."""
 
 
 def imported(path: Path) -> set[str]:
@@ -31,13 +37,49 @@ def test_a_folder_imports_only_what_stands_before_it(folder):
         assert not wrong, f"{path.name} imports {wrong}"
 
 
+def name_of(path: Path) -> str:
+    """Return a module's name."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    names = {name_of(path) for path in MODULES}
+    graph = {name_of(path): imported(path) & names - {name_of(path)} for path in MODULES}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize(
+    ("folder", "library"),
+    [
+        ("deploy", "torch"), ("deploy", "aiohttp"), ("deploy", "pydantic"), ("shadow", "aiohttp"), ("engine", "aiohttp"),
+        ("rollout", "aiohttp"), ("generation", "aiohttp"),
+    ],
+)  # fmt: skip
+def test_a_folder_does_without_a_library(folder, library):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert not {name for name in imported(path) if name.split(".")[0] == library}, path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_are_short_or_say_why_not(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= LONGEST_MODULE or LONG.search(lines[0] + lines[1]), f"{len(lines)} lines"
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            above = lines[min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 2]
+            assert length <= LONGEST_FUNCTION or LONG.search(above), f"{node.name} has {length} lines"
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
         ("zwatch", ["torch", "aiohttp", "watchdog"]),
-        ("zwatch.deploy.look", ["torch", "aiohttp", "numpy"]),
+        ("zwatch.deploy.look", ["torch", "aiohttp", "numpy", "pydantic"]),
         ("zwatch.app", ["torch", "diffusers", "transformers", "numpy"]),
-        ("zwatch.cli", ["torch", "aiohttp", "diffusers"]),
+        ("zwatch.cli", ["torch", "aiohttp", "diffusers", "pydantic"]),
+        ("zwatch.config", ["torch", "aiohttp", "pydantic"]),
     ],
 )
 def test_importing_it_does_not_import_what_takes_seconds(module, forbidden):

@@ -1,4 +1,4 @@
-"""The unit file, and what the service tells systemd."""
+"""The unit file, and the notifications to systemd."""
 
 import shutil
 import socket
@@ -10,7 +10,7 @@ import pytest
 from tests.harness import Server
 from zwatch import systemd
 
-UNIT = Path(__file__).parent.parent / "systemd" / "zwatch.api"
+UNIT = Path(__file__).parent.parent / "systemd" / "zwatch.service"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -28,7 +28,7 @@ def listener(tmp_path, monkeypatch):
         yield channel
 
 
-def test_lines_arrive_in_one_datagram(listener):
+def test_lines_are_sent_in_one_datagram(listener):
     systemd.notify("READY=1", "STATUS=fine")
     assert listener.recv(1000) == b"READY=1\nSTATUS=fine"
 
@@ -38,17 +38,17 @@ def test_without_a_socket_nothing_happens(monkeypatch):
     systemd.notify("READY=1")
 
 
-async def test_the_service_is_ready_once_it_serves_and_says_when_it_stops(listener, models, tmp_path):
+async def test_the_service_notifies_ready_what_serves_watchdog_and_stopping(listener, models, tmp_path):
     environment = {"NOTIFY_SOCKET": listener.getsockname(), "WATCHDOG_USEC": "400000"}
     async with Server(models, tmp_path / "state", environment=environment) as server:
-        said = [listener.recv(1000).decode() for _ in range(1)]
-        while "READY=1" not in said:
-            said.append(listener.recv(1000).decode())
+        sent = [listener.recv(1000).decode() for _ in range(1)]
+        while "READY=1" not in sent:
+            sent.append(listener.recv(1000).decode())
         assert (await server.status())["serving"]["version"] == "v1"
-        assert "WATCHDOG=1" in said, "the event loop was alive all the while"
-        while not said[-1].startswith("STATUS="):
-            said.append(listener.recv(1000).decode())
-        assert said[-1].endswith("serves v1")
+        assert "WATCHDOG=1" in sent, "the event loop was alive"
+        while not sent[-1].startswith("STATUS="):
+            sent.append(listener.recv(1000).decode())
+        assert sent[-1].endswith("serves v1")
         assert server.stop() == 0
-        while "STOPPING=1" not in said:
-            said.append(listener.recv(1000).decode())
+        while "STOPPING=1" not in sent:
+            sent.append(listener.recv(1000).decode())

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from zwatch import systemd
-from zwatch.api.answers import add_id, encoded, identify, shape_errors
-from zwatch.api.auth import DOOR, Door, guard
-from zwatch.api.gauges import Present
-from zwatch.api.metrics import Metrics
-from zwatch.api.native.operations import DOCUMENT
+from zwatch.api.answers import add_id, identify, shape_errors
+from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
+from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
-from zwatch.api.openapi import document
-from zwatch.api.routes import add_routes
+from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, room
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import CLOSING
@@ -49,7 +46,7 @@ SHORT_TOKEN = 16
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
-STOPPING = RequestError(503, "shutting_down", "the service stops", headers={"Retry-After": "5"})
+STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +70,40 @@ async def running(config: Config) -> AsyncIterator[Running]:
         raise UsageError(f"--models {config.models}: there is no such directory")
     state_file = StateFile(config.state_dir)
     bridge = Bridge()
-    supervisor: Supervisor | None = None
+    services = _wired(config, bridge, state_file)
+    most, backlog = room()
+    runner = Runner(
+        _application(config, services), most=most, handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+    )
+    doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await runner.setup()
+        url = await _listen(runner, config, backlog)
+        await services.supervisor.start()
+        tasks += _begin(services, doorbell, url)
+        _log.info("serving %s at %s", config.models, url)
+        yield Running(url, services, runner.app)
+        systemd.notify("STOPPING=1")
+        await _drain(services)
+        await services.supervisor.stop()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        services.queue.abandon(STOPPING)
+        runner.app[CLOSING].set()
+        services.supervisor.changes.fire()
+        await runner.cleanup()
+        await asyncio.to_thread(doorbell.stop)
+        await asyncio.to_thread(bridge.close)
+        state_file.close()
+
+
+def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
+    """Make the parts of the service and connect them; nothing runs yet."""
 
     def leases_changed() -> None:
-        assert supervisor is not None  # leases are given out later
         queue.wake()
         supervisor.ring()
         supervisor.changes.fire()
@@ -103,57 +130,28 @@ async def running(config: Config) -> AsyncIterator[Running]:
         max_work=config.max_work,
         changes=supervisor.changes,
     )
-    metrics = Metrics()
-    services = Services(
-        bridge,
-        engines,
-        supervisor,
-        Operator(supervisor, bridge),
-        queue,
-        history,
-        config.models,
-        config.timeout,
-        time.monotonic(),
-        metrics,
-    )
-    metrics.present.register(Present(services))
+
+    metrics, started = Metrics(), time.monotonic()
+    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
-    most, backlog = room()
-    runner = Runner(
-        _application(config, services), most=most, handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+    operator = Operator(supervisor, bridge)
+    return Services(
+        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics
     )
-    doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        await runner.setup()
-        url = await _listen(runner, config, backlog)
-        await supervisor.start()
-        tasks += [
-            asyncio.create_task(queue.run(), name="queue"),
-            *([asyncio.create_task(history.open(), name="history")] if history is not None else []),
-            asyncio.create_task(_tend(doorbell, bridge), name="doorbell"),
-            asyncio.create_task(supervisor.run(), name="supervisor"),
-            asyncio.create_task(systemd.keep_alive(), name="watchdog"),
-            asyncio.create_task(_announce(services, url), name="announce"),
-        ]
-        _log.info("serving %s at %s", config.models, url)
-        yield Running(url, services, runner.app)
-        systemd.notify("STOPPING=1")
-        await _drain(services)
-        await supervisor.stop()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        queue.abandon(STOPPING)
-        runner.app[CLOSING].set()
-        supervisor.changes.fire()
-        await runner.cleanup()
-        await asyncio.to_thread(doorbell.stop)
-        await asyncio.to_thread(bridge.close)
-        state_file.close()
+
+
+def _begin(services: Services, doorbell: Doorbell, url: str) -> list[asyncio.Task[None]]:
+    """Start everything that runs for as long as the service."""
+    return [
+        asyncio.create_task(services.queue.run(), name="queue"),
+        *([asyncio.create_task(services.history.open(), name="history")] if services.history is not None else []),
+        asyncio.create_task(_tend(doorbell, services.bridge), name="doorbell"),
+        asyncio.create_task(services.supervisor.run(), name="supervisor"),
+        asyncio.create_task(systemd.keep_alive(), name="watchdog"),
+        asyncio.create_task(_announce(services, url), name="announce"),
+    ]
 
 
 async def serve(config: Config) -> None:
@@ -200,22 +198,21 @@ def _make_factory(config: Config) -> "EngineFactory":
 
 
 def _application(config: Config, services: Services) -> web.Application:
-    door = Door(config.token)
+    authenticator = Authenticator(config.token)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[
             identify,
             observer(services.metrics),
             shape_errors,
-            guard(door, config.host, config.allowed_hosts),
+            authorizing(authenticator, config.host, config.allowed_hosts),
         ],
     )
     app.on_response_prepare.append(add_id)
-    app[DOOR] = door
-    app[DOCUMENT] = encoded(document(needs_token=config.token is not None))
+    app[AUTHENTICATOR] = authenticator
     app[SERVICES] = services
     app[CLOSING] = asyncio.Event()
-    add_routes(app)
+    add_calls(app, needs_token=config.token is not None)
     return app
 
 

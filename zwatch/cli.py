@@ -1,244 +1,249 @@
-"""The command line: `zwatch serve` and what goes with it."""
+"""The command line: `zwatch serve` and the commands beside it.
 
-import argparse
-import asyncio
+Each option is declared once: its flag, variable, default, check and help. What takes long to import (asyncio, HTTP, blake3,
+torch) is imported by the command that needs it.
+"""
+
+import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zwatch import __version__, client, config, logs
-from zwatch.deploy import seal
-from zwatch.deploy.versions import is_version_name
+import click
+
+from zwatch import __version__, config, options
 from zwatch.errors import Rejection, UsageError
-from zwatch.progress import Progress
+
+_Command = Callable[..., int]
+_option = functools.partial(click.option, show_envvar=True)
+_switch = functools.partial(_option, type=options.Switch(), is_flag=True)
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which `--help` shows them: as declared."""
+        return list(self.commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0 done, 1 decided against or failed, 2 wrongly called."""
-    options = _parser().parse_args(arguments)
+    """Run one command; return its exit status: 0 done, 1 decided against or failed, 2 wrong call or configuration, or no
+    service, 130 interrupted."""
+    status = 1
     try:
-        return int(options.run(options))
+        with commands.make_context("zwatch", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            status = commands.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:  # --help, --version
+        status = end.exit_code
+    except click.UsageError as error:
+        status = _failed(options.sentence(error), 2)
     except UsageError as error:
-        print(f"zwatch: {error}", file=sys.stderr)
-        return 2
+        status = _failed(str(error), 2)
+    except BrokenPipeError:  # `zwatch list | head`: its reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
     except (Rejection, OSError) as error:
-        print(f"zwatch: {error}", file=sys.stderr)
-        return 1
+        status = _failed(str(error), 1)
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zwatch", description="Serve a text-to-image model that is deployed by a symlink."
-    )
-    parser.add_argument("--version", action="version", version=f"zwatch {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands)
-    _add_client_commands(commands)
-    _add_directory_commands(commands)
-    return parser
+@click.group(
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+)
+@click.version_option(__version__, message="zwatch %(version)s")
+def commands() -> None:
+    """Serve a text-to-image model that is deployed by a symlink."""
 
 
-def _add_serve(commands: Any) -> None:
-    serve = commands.add_parser("serve", help="serve what models/current points to", description="Each option is also an environment variable, ZWATCH_HOST for --host and so on.")  # fmt: skip
-    environment = os.environ.get
-    serve.add_argument("--models", type=Path, default=environment("ZWATCH_MODELS", "models"), metavar="DIR", help="the models root (%(default)s)")  # fmt: skip
-    serve.add_argument("--alias", action="append", metavar="NAME", help="another symlink to follow beside `current`; may be repeated")  # fmt: skip
-    serve.add_argument("--strict-links", action="store_true", default=_flag("ZWATCH_STRICT_LINKS"), help="never repoint a link after `ln -sf v2 current`, only say so")  # fmt: skip
-    serve.add_argument("--host", default=environment("ZWATCH_HOST", config.DEFAULT_HOST), help="address to listen at (%(default)s)")  # fmt: skip
-    serve.add_argument("--port", type=_whole, default=environment("ZWATCH_PORT", str(config.DEFAULT_PORT)), help="port to listen at, 0 for any (%(default)s)")  # fmt: skip
-    serve.add_argument("--device", default=environment("ZWATCH_DEVICE", "auto"), help="auto, cpu, cuda, cuda:1 (%(default)s)")  # fmt: skip
-    serve.add_argument("--memory-budget", type=_bytes, default=environment("ZWATCH_MEMORY_BUDGET"), metavar="SIZE", help="most device memory that weights may take, such as 60G (what is free)")  # fmt: skip
-    serve.add_argument("--state-dir", type=Path, default=config.state_directory(), metavar="DIR", help="where last-known-good is remembered (%(default)s)")  # fmt: skip
-    serve.add_argument("--token-file", type=Path, default=environment("ZWATCH_TOKEN_FILE"), metavar="FILE", help="file with the token that calls need")  # fmt: skip
-    serve.add_argument("--insecure-no-token", action="store_true", default=_flag("ZWATCH_INSECURE_NO_TOKEN"), help="allow an address that others reach without a token")  # fmt: skip
-    serve.add_argument("--allowed-host", action="append", metavar="NAME", help="another name that clients may reach the service by; may be repeated")  # fmt: skip
-    serve.add_argument("--queue", type=_whole, default=environment("ZWATCH_QUEUE", "64"), help="how many requests may wait (%(default)s)")  # fmt: skip
-    serve.add_argument("--timeout", type=float, default=environment("ZWATCH_TIMEOUT", "600"), help="seconds that a request may take in all (%(default)s)")  # fmt: skip
-    serve.add_argument("--max-work", type=float, default=environment("ZWATCH_MAX_WORK", "600"), metavar="N", help="most megapixels x steps x images that one request may ask for (%(default)s)")  # fmt: skip
-    serve.add_argument("--output-dir", type=Path, default=environment("ZWATCH_OUTPUT_DIR", "output_image"), metavar="DIR", help="where every image is kept, for the history (%(default)s)")  # fmt: skip
-    serve.add_argument("--no-history", action="store_true", default=_flag("ZWATCH_NO_HISTORY"), help="keep no image")  # fmt: skip
-    serve.add_argument("--history-max-images", type=_whole, default=environment("ZWATCH_HISTORY_MAX_IMAGES"), metavar="N", help="delete the oldest images beyond this number (no limit)")  # fmt: skip
-    serve.add_argument("--history-max-bytes", type=_bytes, default=environment("ZWATCH_HISTORY_MAX_BYTES"), metavar="SIZE", help="delete the oldest images beyond this size, such as 20G (no limit)")  # fmt: skip
-    serve.add_argument("--log", choices=("text", "json"), default=config.default_log(), help="log format (text on a terminal, else json)")  # fmt: skip
-    serve.set_defaults(run=_serve)
+@commands.command("serve", epilog="The token may also be in ZWATCH_TOKEN, or in systemd's credential zwatch-token.")
+@_option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
+@_option("--alias", "aliases", envvar="ZWATCH_ALIAS", type=options.ListOf(options.version_name), multiple=True, callback=options.with_current, metavar="NAME", help="Another symlink to follow beside `current`. May be repeated.")  # fmt: skip
+@_switch("--strict-links", envvar="ZWATCH_STRICT_LINKS", help="After `ln -sf v2 current` never repoint the link, only report it.")  # fmt: skip
+@_option("--host", envvar="ZWATCH_HOST", type=options.host_name, default=config.DEFAULT_HOST, metavar="HOST", help="Address to listen on.")  # fmt: skip
+@_option("--port", envvar="ZWATCH_PORT", type=options.Port(), default=str(config.DEFAULT_PORT), metavar="N", help="Port to listen on, 0 for any.")  # fmt: skip
+@_option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+@_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
+@_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip
+@_option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token that calls need.")  # fmt: skip
+@_switch("--insecure-no-token", envvar="ZWATCH_INSECURE_NO_TOKEN", help="Allow an address that other machines can reach without a token.")  # fmt: skip
+@_option("--allowed-host", "allowed_hosts", envvar="ZWATCH_ALLOWED_HOST", type=options.ListOf(options.host_name), multiple=True, metavar="NAME", help="Another name by which clients may reach the service. May be repeated.")  # fmt: skip
+@_option("--queue", envvar="ZWATCH_QUEUE", type=options.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
+@_option("--timeout", envvar="ZWATCH_TIMEOUT", type=options.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
+@_option("--max-work", envvar="ZWATCH_MAX_WORK", type=options.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
+@_option("--output-dir", envvar="ZWATCH_OUTPUT_DIR", type=options.path, default="output_image", metavar="DIR", help="Where every image is kept, for the history.")  # fmt: skip
+@_switch("--no-history", "history", envvar="ZWATCH_NO_HISTORY", callback=lambda _, __, given: not given, help="Keep no image.")  # fmt: skip
+@_option("--history-max-images", envvar="ZWATCH_HISTORY_MAX_IMAGES", type=options.whole_number(1), show_default="no limit", metavar="N", help="Delete the oldest images beyond this number. --no-history keeps none.")  # fmt: skip
+@_option("--history-max-bytes", envvar="ZWATCH_HISTORY_MAX_BYTES", type=options.size, show_default="no limit", metavar="SIZE", help="Delete the oldest images beyond this size, such as 20G.")  # fmt: skip
+@_option("--log", envvar="ZWATCH_LOG", type=click.Choice(["text", "json"]), default=config.default_log, show_default="text on a terminal, else json", help="Log format.")  # fmt: skip
+def _serve(port: int | None, **settings: Any) -> int:
+    """Serve the version that models/current points to."""
+    import asyncio
+    import logging
 
+    from zwatch import logs
+    from zwatch.app import serve
 
-def _add_client_commands(commands: Any) -> None:
-    def add(name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(name, help=help_text)
-        command.add_argument("--url", default=os.environ.get("ZWATCH_URL", config.DEFAULT_URL), help="where the service is (%(default)s)")  # fmt: skip
-        command.add_argument("--token-file", type=Path, default=os.environ.get("ZWATCH_TOKEN_FILE"), metavar="FILE", help="file with the token")  # fmt: skip
-        command.add_argument("--json", action="store_true", help="print what the HTTP call answers")
-        command.set_defaults(run=run)
-        return command
-
-    deploy = add("deploy", _deploy, "repoint an alias to a version and wait until it serves")
-    deploy.add_argument("version")
-    deploy.add_argument("--alias", default="current")
-    deploy.add_argument("--no-wait", action="store_true", help="repoint only")
-    rollback = add("rollback", _rollback, "go back to the version that served before")
-    rollback.add_argument("--alias", default="current")
-    add("status", lambda options: _show(options, "/status", client.status_lines), "say what serves")
-    add("list", lambda options: _show(options, "/versions", client.version_lines), "list the versions")
-    add("attempts", lambda options: _show(options, "/attempts", client.attempt_lines), "list the last attempts")
-
-
-def _add_directory_commands(commands: Any) -> None:
-    sealing = commands.add_parser("seal", help="stamp the transformer, hash every file, write BLAKE3SUMS")
-    sealing.add_argument("directory", type=Path)
-    sealing.add_argument("--version", help="the version's name (the directory's)")
-    sealing.set_defaults(run=_seal)
-    verifying = commands.add_parser("verify", help="compare every file with the seal")
-    verifying.add_argument("directory", type=Path)
-    verifying.add_argument("--json", action="store_true", help="print the findings as JSON")
-    verifying.set_defaults(run=_verify)
-    checking = commands.add_parser("check", help="verify, load and warm a version without serving it")
-    checking.add_argument("directory", type=Path)
-    checking.add_argument(
-        "--device", default=os.environ.get("ZWATCH_DEVICE", "auto"), help="auto, cpu, cuda (%(default)s)"
-    )
-    checking.add_argument("--json", action="store_true", help="print the finding as JSON")
-    checking.set_defaults(run=_check)
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from zwatch.app import serve  # the other commands need no server
-
-    environment = os.environ.get
-    aliases = options.alias or environment("ZWATCH_ALIAS", "").split()
-    for alias in aliases:
-        if not is_version_name(alias):
-            raise UsageError(f"--alias {alias!r}: 1-64 of A-Za-z0-9._-, not starting with . or -")
-    settings = config.Config(
-        models=Path(options.models),
-        aliases=tuple(dict.fromkeys(["current", *aliases])),
-        strict_links=options.strict_links,
-        device=options.device,
-        memory_budget=options.memory_budget,
-        state_dir=options.state_dir,
-        host=options.host,
-        port=options.port,
-        token=config.read_token(options.token_file and Path(options.token_file)),
-        insecure_no_token=options.insecure_no_token,
-        allowed_hosts=tuple(options.allowed_host or environment("ZWATCH_ALLOWED_HOST", "").split()),
-        queue=options.queue,
-        timeout=options.timeout,
-        max_work=options.max_work,
-        history=not options.no_history,
-        output_dir=options.output_dir,
-        history_max_images=options.history_max_images,
-        history_max_bytes=options.history_max_bytes,
-        log=options.log,
-    )
-    logs.set_up(settings.log)
-    asyncio.run(serve(settings))
+    logs.set_up(settings["log"])
+    if port is None:
+        port = config.DEFAULT_PORT
+        logging.getLogger(__name__).warning(
+            "ZWATCH_PORT=%s is ignored, because Kubernetes sets it for a Service named zwatch; the port is %d",
+            os.environ["ZWATCH_PORT"],
+            port,
+        )
+    asyncio.run(serve(config.Config(port=port, **settings)))
     return 0
 
 
-def _service(options: argparse.Namespace) -> client.Service:
-    return client.Service(options.url, config.read_token(options.token_file and Path(options.token_file)))
+_json_option = _switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON: what the HTTP call answers, or the findings.")  # fmt: skip
+_device_option = _option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
 
 
-def _deploy(options: argparse.Namespace) -> int:
-    body = {"version": options.version, "alias": options.alias, "wait": not options.no_wait}
-    return _change(options, "/api/deploy", body)
+def _calls_service(command: _Command) -> _Command:
+    """Give a command the options that all commands have which call a service."""
+    url = _option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
+    token = _option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
+    return url(token(_json_option(command)))
 
 
-def _rollback(options: argparse.Namespace) -> int:
-    return _change(options, "/api/rollback", {"alias": options.alias})
+# ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
+@commands.command("deploy")
+@click.argument("version", type=options.version_argument, help="A version's name, such as v2.")
+@_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@_switch("--no-wait", envvar="ZWATCH_DEPLOY_NO_WAIT", help="Repoint only.")
+@_calls_service
+def _deploy(version: str, alias: str, *, no_wait: bool, **service: Any) -> int:
+    """Repoint an alias to a version and wait until it serves."""
+    return _change("/api/deploy", {"version": version, "alias": alias, "wait": not no_wait}, **service)
 
 
-def _change(options: argparse.Namespace, path: str, body: dict[str, Any]) -> int:
-    service = _service(options)
-    with client.followed(service, options.alias):
-        status, found = service.post(path, body)
-    if options.json:
-        print(json.dumps(found, ensure_ascii=False))
-    elif status < 300:
-        took = f" after {found['seconds']:.2f} s" if "seconds" in found else ""
-        print(f"{found['message']}{took}")
-    else:
-        print(f"zwatch: {client.message(found)}", file=sys.stderr)
-    return 0 if status < 300 else 1
+@commands.command("rollback")
+@_option("--alias", envvar="ZWATCH_ROLLBACK_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@_calls_service
+def _rollback(alias: str, **service: Any) -> int:
+    """Go back to the version that served before."""
+    return _change("/api/rollback", {"alias": alias}, **service)
 
 
-def _show(options: argparse.Namespace, path: str, lines: Any) -> int:
-    status, found = _service(options).get(path)
-    if options.json:
-        print(json.dumps(found, ensure_ascii=False))
-    elif status < 300:
-        print("\n".join(lines(found)))
-    else:
-        print(f"zwatch: {client.message(found)}", file=sys.stderr)
-    return 0 if status < 300 else 1
+@commands.command("status")
+@_calls_service
+def _status(**service: Any) -> int:
+    """Show what serves."""
+    return _show("/status", **service)
 
 
-def _seal(options: argparse.Namespace) -> int:
-    directory = _directory(options)
-    version = options.version or directory.name
-    if not is_version_name(version):
-        raise UsageError(f"{version!r} cannot name a version: 1-64 of A-Za-z0-9._-, not starting with . or -")
+@commands.command("list")
+@_calls_service
+def _list(**service: Any) -> int:
+    """List the versions."""
+    return _show("/versions", **service)
+
+
+@commands.command("attempts")
+@_calls_service
+def _attempts(**service: Any) -> int:
+    """List the last attempts."""
+    return _show("/attempts", **service)
+
+
+@commands.command("seal")
+@click.argument("directory", type=options.named_directory, help="A version's directory.")
+@_option("--version", envvar="ZWATCH_SEAL_VERSION", type=options.version_name, show_default="the directory's", metavar="NAME", help="The version's name.")  # fmt: skip
+def _seal(directory: Path, version: str | None) -> int:
+    """Stamp the transformer, hash every file, write BLAKE3SUMS."""
+    from zwatch.deploy import seal
+    from zwatch.progress import Progress
+
+    try:
+        name = options.version_name(version or directory.name)
+    except ValueError as error:
+        raise UsageError(f"{error}; give --version NAME") from None
     paths = seal.sealable_files(directory)
     with Progress("sealing", sum((directory / path).stat().st_size for path in paths)) as progress:
-        sealed = seal.write_seal(directory, version, progress.advance)
-    print(f"{directory}: sealed {version}, {len(sealed.files)} files, digest {sealed.digest}")
+        sealed = seal.write_seal(directory, name, progress.advance)
+    print(f"{directory}: sealed {name}, {len(sealed.files)} files, digest {sealed.digest}")
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    directory = _directory(options)
+@commands.command("verify")
+@click.argument("directory", type=options.named_directory, help="A version's directory.")
+@_json_option
+def _verify(directory: Path, *, as_json: bool) -> int:
+    """Compare every file with the seal."""
+    from zwatch.deploy import seal
+    from zwatch.progress import Progress
+
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     with Progress("verifying", size) as progress:
         findings = seal.check_directory(directory, directory.name, progress.advance)
-    return _report(options, directory, findings, "verified")
+    return _report(directory, findings, "verified", as_json=as_json)
 
 
-def _check(options: argparse.Namespace) -> int:
-    directory = _directory(options)
+@commands.command("check")
+@click.argument("directory", type=options.named_directory, help="A version's directory.")
+@_device_option
+@_json_option
+def _check(directory: Path, device: str, *, as_json: bool) -> int:
+    """Verify, load and warm a version without serving it."""
+    from zwatch import logs
+    from zwatch.engine.check import check_version
+    from zwatch.progress import Progress
+
     logs.set_up("text")
-    from zwatch.engine.check import check_version  # torch takes seconds; say what is wrong with the call first
-
     with Progress("checking", None) as progress:
-        findings, details = check_version(directory, options.device, progress.update)
-    return _report(options, directory, findings, f"would serve ({details})" if not findings else "")
+        findings, details = check_version(directory, device, progress.update)
+    return _report(directory, findings, f"would serve ({details})", as_json=as_json)
 
 
-def _report(options: argparse.Namespace, directory: Path, findings: list[str], good: str) -> int:
-    if options.json:
-        print(json.dumps({"version": directory.name, "ok": not findings, "findings": findings}, ensure_ascii=False))
-    elif findings:
-        print("\n".join(findings))
+def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
+    """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
+    from zwatch import client
+
+    service = client.Service(url, token)
+    try:
+        with client.followed(service, body["alias"]):
+            status, found = service.post(path, body)
+    except KeyboardInterrupt:
+        what = path.rpartition("/")[2]
+        return _failed(f"interrupted; the {what} goes on without this command: see `zwatch status`", 130)
+    return _answer(path, status, found, as_json=as_json)
+
+
+def _show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
+    """Print what the service answers to a GET."""
+    from zwatch import client
+
+    status, found = client.Service(url, token).get(path)
+    return _answer(path, status, found, as_json=as_json)
+
+
+def _answer(path: str, status: int, body: dict[str, Any], *, as_json: bool) -> int:
+    from zwatch import client
+
+    if as_json:
+        print(json.dumps(body, ensure_ascii=False))
+    elif status < 300:
+        print("\n".join(client.shown(path, body)))
     else:
-        print(f"{directory}: {good}")
+        return _failed(client.message(body), 1)
+    return 0 if status < 300 else 1
+
+
+def _report(directory: Path, findings: list[str], good: str, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"version": directory.name, "ok": not findings, "findings": findings}, ensure_ascii=False))
+    else:
+        print("\n".join(findings or [f"{directory}: {good}"]))
     return 1 if findings else 0
 
 
-def _directory(options: argparse.Namespace) -> Path:
-    directory = Path(options.directory).resolve()  # `zwatch seal .` has a name too
-    if not directory.is_dir():
-        raise UsageError(f"{options.directory}: there is no such directory")
-    return directory
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-
-
-def _bytes(text: str) -> int:
-    scale = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:].upper(), 1)
-    try:
-        return int(float(text[:-1] if scale > 1 else text) * scale)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"expected bytes such as 60G, got {text!r}") from None
+def _failed(reason: str, status: int) -> int:
+    """Say why on standard error, and return the exit status."""
+    print(f"zwatch: {reason}", file=sys.stderr)
+    return status

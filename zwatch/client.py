@@ -1,33 +1,38 @@
-"""The command line's side of HTTP: calling a running service, and showing what it says to a person."""
+"""Calls a running service for the command line, and turns its answers into lines for a terminal."""
 
+import http.client
 import json
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
+from zwatch.config import is_loopback
 from zwatch.errors import UsageError
-from zwatch.progress import Progress
 
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 3600.0  # a deploy waits for its load, however slow the disk is
+_JOIN_SECONDS = 1.0  # Ctrl-C must not wait for a service that does not answer
 
 
 class Service:
-    """A running zwatch, reached by HTTP."""
+    """A running zwatch, reached by HTTP. Proxies (`http_proxy`) are not asked for a service on this machine."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")
+        local = is_loopback(urlsplit(url).hostname or "")
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
         self._headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Return (status, body) of a GET.
 
         Raises:
-            UsageError: nothing that speaks our language answers there.
+            UsageError: no zwatch answers there.
         """
         return self._call(urllib.request.Request(f"{self._url}{path}", headers=self._headers))
 
@@ -35,27 +40,30 @@ class Service:
         """Return (status, body) of a POST with a JSON body.
 
         Raises:
-            UsageError: nothing that speaks our language answers there.
+            UsageError: no zwatch answers there.
         """
         headers = {**self._headers, "Content-Type": "application/json"}
         return self._call(urllib.request.Request(f"{self._url}{path}", json.dumps(body).encode(), headers))
 
     def _call(self, request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as response:
-                return response.status, _parsed(response.read(), self._url)
-        except urllib.error.HTTPError as error:
-            return error.code, _parsed(error.read(), self._url)
-        except (OSError, ValueError) as error:
+            try:
+                response = self._opener.open(request, timeout=_ANSWER_SECONDS)
+            except urllib.error.HTTPError as error:  # an answer too, of status 400 or above
+                response = error
+            with response:
+                status, body = response.status, response.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UsageError(
                 f"no service at {self._url}: {reason}; start it with `zwatch serve`, or see --url"
             ) from None
+        return status, _parsed(body, self._url)
 
 
 @contextmanager
 def followed(service: Service, alias: str) -> Iterator[None]:
-    """Show a bar of the alias's load on a terminal while the block runs."""
+    """Show the progress of the alias's load on a terminal while the block runs."""
     if not sys.stderr.isatty():
         yield
         return
@@ -66,13 +74,19 @@ def followed(service: Service, alias: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_JOIN_SECONDS)
 
 
 def _follow(service: Service, alias: str, ended: threading.Event) -> None:
+    from zwatch.progress import Progress  # tqdm, for a terminal only
+
     with Progress("loading", None) as progress:
         while not ended.wait(_POLL_SECONDS):
-            attempt = service.get("/status")[1].get("aliases", {}).get(alias, {}).get("attempt")
+            try:
+                status = service.get("/status")[1]
+            except UsageError:
+                return  # the call that is being followed reports it
+            attempt = status.get("aliases", {}).get(alias, {}).get("attempt")
             if attempt and attempt["progress"]:
                 total = round(attempt["bytes"] / attempt["progress"])
                 progress.update(attempt["bytes"], total, f"{attempt['version']} {attempt['state']}")
@@ -84,8 +98,28 @@ def message(body: dict[str, Any]) -> str:
     return str(error["message"]) if isinstance(error, dict) and "message" in error else json.dumps(body)
 
 
-def status_lines(status: dict[str, Any]) -> list[str]:
-    """Return the status for a person."""
+def shown(path: str, body: dict[str, Any]) -> list[str]:
+    """Return the lines that show what the service answered at a path.
+
+    Raises:
+        UsageError: zwatch does not answer so.
+    """
+    try:
+        return _LINES[path](body)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"the answer to {path} is not zwatch's, or another version's ({error!r}); see --url and --json"
+        ) from None
+
+
+def _change_lines(body: dict[str, Any]) -> list[str]:
+    """Return the line that shows how a deploy or a rollback ended."""
+    took = f" after {body['seconds']:.2f} s" if "seconds" in body else ""
+    return [f"{body['message']}{took}"]
+
+
+def _status_lines(status: dict[str, Any]) -> list[str]:
+    """Return the lines that show the status."""
     serving = status["serving"]
     what = (
         f"{serving['version']} serves since {serving['since']}, {serving['images']} images"
@@ -106,8 +140,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     return [*lines, f"  queue: {queue['waiting']} waiting, {queue['running']} running, room for {queue['limit']}"]
 
 
-def version_lines(body: dict[str, Any]) -> list[str]:
-    """Return the versions for a person."""
+def _version_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show the versions."""
     lines = []
     for one in body["versions"]:
         marks = [mark for mark in ("serving", "resident") if one[mark]][:1] + [
@@ -118,12 +152,21 @@ def version_lines(body: dict[str, Any]) -> list[str]:
     return lines or ["there are no versions"]
 
 
-def attempt_lines(body: dict[str, Any]) -> list[str]:
-    """Return the attempts for a person."""
+def _attempt_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show the attempts."""
     return [
         f"{one['started']}  {one['alias']} {one['version']:<12} {one['state']:<9} {one['seconds']:.2f} s  {one['reason'] or ''}".rstrip()
         for one in body["attempts"]
     ] or ["there were no attempts"]
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "/api/deploy": _change_lines,
+    "/api/rollback": _change_lines,
+    "/status": _status_lines,
+    "/versions": _version_lines,
+    "/attempts": _attempt_lines,
+}
 
 
 def _parsed(raw: bytes, url: str) -> dict[str, Any]:

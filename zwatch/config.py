@@ -1,4 +1,4 @@
-"""What `zwatch serve` can be told, from the command line or the environment."""
+"""The settings of one service, and where their defaults come from."""
 
 import ipaddress
 import os
@@ -12,13 +12,13 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 TOKEN_CREDENTIAL = "zwatch-token"  # noqa: S105 (a name)
-"""Of the systemd credential (`LoadCredential=`) that holds the token."""
+"""The name of the systemd credential (`LoadCredential=`) that holds the token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Settings of one service. `memory_budget` and `history_max_bytes` are in bytes, `timeout` in seconds, `max_work` in
-    megapixels x steps x images."""
+    megapixels x steps x images. The options of `zwatch serve` have these names and check each value."""
 
     models: Path
     aliases: tuple[str, ...]
@@ -41,29 +41,16 @@ class Config:
     log: str
 
     def check(self) -> None:
-        """Refuse what would be dangerous or cannot work.
+        """Check what no option can check alone.
 
         Raises:
-            UsageError: with what to change.
+            UsageError: other machines reach the address, and there is no token; with what to change.
         """
         if not is_loopback(self.host) and self.token is None and not self.insecure_no_token:
             raise UsageError(
-                f"--host {self.host} is reachable from outside and there is no token: give --token-file FILE "
-                "(or ZWATCH_TOKEN), or say --insecure-no-token"
+                f"--host {self.host} (or ZWATCH_HOST) is reachable from outside and there is no token: give "
+                "--token-file FILE (or ZWATCH_TOKEN), or say --insecure-no-token"
             )
-        if not 0 <= self.port <= 65535:
-            raise UsageError(f"--port must be from 0 to 65535, got {self.port}")
-        if not self.timeout > 0:  # NaN is not
-            raise UsageError(f"--timeout must be more than 0 seconds, got {self.timeout}")
-        if self.memory_budget is not None and self.memory_budget < 1:
-            raise UsageError(f"--memory-budget must be at least 1 byte, got {self.memory_budget}")
-        if not self.max_work > 0:
-            raise UsageError(f"--max-work must be more than 0 megapixel-steps, got {self.max_work}")
-        for name, most in (("images", self.history_max_images), ("bytes", self.history_max_bytes)):
-            if most is not None and most < 1:
-                raise UsageError(f"--history-max-{name} must be at least 1, got {most}; --no-history keeps none")
-        if self.queue < 1:
-            raise UsageError(f"--queue must be at least 1, got {self.queue}")
 
 
 def is_loopback(host: str) -> bool:
@@ -75,37 +62,46 @@ def is_loopback(host: str) -> bool:
 
 
 def state_directory() -> Path:
-    """Return the default state directory: the environment's, else systemd's, else one below the home directory."""
-    given = os.environ.get("ZWATCH_STATE_DIR") or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(given) if given else Path.home() / ".local/state/zwatch"
+    """Return the default state directory: systemd's, else one below the home directory.
+
+    Raises:
+        UsageError: there is no home directory.
+    """
+    if given := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(given)
+    try:
+        return Path.home() / ".local/state/zwatch"
+    except RuntimeError:
+        raise UsageError(
+            "this user has no home directory for the state: give --state-dir DIR (or ZWATCH_STATE_DIR)"
+        ) from None
 
 
 def default_log() -> str:
-    """Return the default log format: text for a person at a terminal, else JSON."""
-    return os.environ.get("ZWATCH_LOG") or ("text" if sys.stderr.isatty() else "json")
+    """Return the default log format: text on a terminal, else JSON."""
+    return "text" if sys.stderr.isatty() else "json"
 
 
 def read_token(file: Path | None) -> str | None:
-    """Return the token from a file, else from the environment, else from the credential that systemd handed over; None
-    if none is set.
+    """Return the token from a file, else from the environment, else from systemd's credential; None if none is set.
 
     Raises:
         UsageError: the file cannot be read or is empty.
     """
     if file is not None:
-        return _token_in(file, "--token-file")
+        return _token_in(file)
     if token := os.environ.get("ZWATCH_TOKEN", "").strip():
         return token
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     credential = Path(directory, TOKEN_CREDENTIAL) if directory else None
-    return _token_in(credential, "the credential") if credential is not None and credential.exists() else None
+    return _token_in(credential) if credential is not None and credential.exists() else None
 
 
-def _token_in(file: Path, what: str) -> str:
+def _token_in(file: Path) -> str:
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {file} cannot be read: {error}") from None
+        raise UsageError(f"the token file {file} cannot be read: {error}") from None
     if not token:
-        raise UsageError(f"{what} {file} is empty")
+        raise UsageError(f"the token file {file} is empty")
     return token

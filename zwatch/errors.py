@@ -1,6 +1,7 @@
 """Every error that zwatch raises on purpose, and whose fault each one is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 
@@ -75,29 +76,90 @@ class UsageError(ZwatchError):
     """The command line or the environment asks for something that cannot be."""
 
 
+class Fault(Enum):
+    """Whose fault an answered error is."""
+
+    CLIENT = "client"
+    SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestErrorKind:
+    """What holds for every error of one code. `retry` goes into `x-should-retry`, for clients that would try again by
+    themselves; None leaves it to the status. `is_outcome` says that a request for images can end so: metrics count it."""
+
+    status: int
+    fault: Fault
+    meaning: str
+    retry: bool | None = None
+    is_outcome: bool = False
+
+
+REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
+    "invalid_json": RequestErrorKind(400, Fault.CLIENT, "The body is not a JSON object."),
+    "invalid_value": RequestErrorKind(
+        400, Fault.CLIENT, "A field has a wrong value; `param` names it.", is_outcome=True
+    ),
+    "unknown_field": RequestErrorKind(400, Fault.CLIENT, "There is no such field; `param` names it."),
+    "invalid_http": RequestErrorKind(400, Fault.CLIENT, "The request is not HTTP."),
+    "unauthorized": RequestErrorKind(401, Fault.CLIENT, "The token is missing or wrong."),
+    "forbidden_host": RequestErrorKind(403, Fault.CLIENT, "The `Host` is not one of this service."),
+    "forbidden_origin": RequestErrorKind(403, Fault.CLIENT, "A page of another origin may not change anything."),
+    "not_found": RequestErrorKind(404, Fault.CLIENT, "There is no such path, job, picture, version or alias."),
+    "model_not_found": RequestErrorKind(
+        404, Fault.CLIENT, "`model` is neither an alias nor a resident version.", is_outcome=True
+    ),
+    "method_not_allowed": RequestErrorKind(405, Fault.CLIENT, "The path does not take this method."),
+    "not_acceptable": RequestErrorKind(406, Fault.CLIENT, "Nothing that `Accept` names can be answered."),
+    "request_timeout": RequestErrorKind(408, Fault.CLIENT, "The body did not arrive in time."),
+    "rejected": RequestErrorKind(409, Fault.CLIENT, "It was decided against; `reason` has the attempt."),
+    "cancelled": RequestErrorKind(409, Fault.CLIENT, "The job was cancelled.", retry=False, is_outcome=True),
+    "length_required": RequestErrorKind(411, Fault.CLIENT, "The request has a body without a length."),
+    "payload_too_large": RequestErrorKind(413, Fault.CLIENT, "The body is longer than 1 MiB."),
+    "queue_full": RequestErrorKind(429, Fault.CLIENT, "No more requests may wait.", is_outcome=True),
+    "too_many_guesses": RequestErrorKind(429, Fault.CLIENT, "Too many wrong tokens came from this address."),
+    "internal_error": RequestErrorKind(
+        500, Fault.SERVICE, "An unexpected error; the log has it under the answer's `X-Request-Id`."
+    ),
+    "generation_failed": RequestErrorKind(
+        500, Fault.SERVICE, "The model or the device failed.", retry=False, is_outcome=True
+    ),
+    "out_of_memory": RequestErrorKind(500, Fault.SERVICE, "Memory ran out.", retry=False, is_outcome=True),
+    "model_not_loaded": RequestErrorKind(503, Fault.SERVICE, "Nothing serves at present.", is_outcome=True),
+    "shutting_down": RequestErrorKind(503, Fault.SERVICE, "The service stops.", is_outcome=True),
+    "too_many_connections": RequestErrorKind(503, Fault.SERVICE, "Too many connections are open."),
+    "timeout": RequestErrorKind(
+        504, Fault.SERVICE, "The request's own limit has passed.", retry=False, is_outcome=True
+    ),
+}
+"""Every error that a request can get, by its code: the one place that knows statuses and faults."""
+
+
 class RequestError(ZwatchError):
     """A request gets this answer instead of a picture.
 
-    `status` is the HTTP status, `code` and `param` go into the error object, `headers` beside it, and `extra`
-    beside `error` in the body.
+    `code` is one of the keys above and says the HTTP status, unless `status` says another one. `code` and `param` go into
+    the error object, `headers` beside it, and `extra` beside `error` in the body.
     """
 
     def __init__(
         self,
-        status: int,
         code: str,
         message: str,
         *,
+        status: int | None = None,
         param: str | None = None,
         headers: dict[str, str] | None = None,
         extra: dict[str, object] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        kind = REQUEST_ERRORS[code]
+        self.status = kind.status if status is None else status
         self.code = code
         self.message = message
         self.param = param
-        self.headers = headers or {}
+        retry = {} if kind.retry is None else {"x-should-retry": str(kind.retry).lower()}
+        self.headers = {**retry, **(headers or {})}
         self.extra = extra or {}
 
 

@@ -1,4 +1,4 @@
-"""Logging to standard error: lines for a person, or JSON for a machine."""
+"""Logging to standard error, as text or as JSON."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that is being handled, for every line logged on its behalf."""
+"""The id of the request that is being handled; every line that is logged meanwhile carries it."""
 
 
 class _Text(logging.Formatter):
@@ -40,13 +40,18 @@ def with_fields(**fields: object) -> dict[str, dict[str, object]]:
     return {"fields": {name: value for name, value in fields.items() if value is not None}}
 
 
+def formatter(style: str) -> logging.Formatter:
+    """Return what makes a line of a log record, `text` or `json`."""
+    return _Json() if style == "json" else _Text()
+
+
 def set_up(style: str) -> None:
-    """Send all log records of INFO and above to standard error, as `text` or `json`, and so what libraries warn of, which
-    Python would write there as it is."""
+    """Send all log records of INFO and above to standard error, as `text` or `json`. Python's warnings become records too;
+    otherwise they would be plain text among lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Text())
+    handler.setFormatter(formatter(style))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # The libraries' chatter about their own internals helps nobody who runs a service.
+    # What these libraries log below ERROR is about their own internals.
     for name in ("diffusers", "transformers", "torch", "httpx", "watchdog"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, on standard error, and nowhere else."""
+"""Progress bars, on standard error and only if that is a terminal."""
 
 import sys
 from types import TracebackType
@@ -17,12 +17,12 @@ class Progress:
         )  # fmt: skip
 
     def advance(self, path: str, count: int) -> None:
-        """Note `count` more bytes, of the file `path`."""
+        """Add `count` bytes that were read from the file `path`."""
         self._bar.set_postfix_str(path, refresh=False)
         self._bar.update(count)
 
     def update(self, done: int, total: int, what: str) -> None:
-        """Show `done` of `total` bytes, and a word about what is going on."""
+        """Show `done` of `total` bytes, and what is going on."""
         self._bar.total = total or None
         self._bar.n = done
         self._bar.set_postfix_str(what, refresh=True)

@@ -1,4 +1,4 @@
-"""What systemd is told: ready, what serves, stopping, and that the event loop is alive."""
+"""Notifications to systemd: ready, what serves, stopping, and that the event loop is alive."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """Send lines to systemd's notification socket; nothing happens where there is none. See sd_notify(3)."""
+    """Send lines to systemd's notification socket, if there is one. See sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -17,12 +17,12 @@ def notify(*lines: str) -> None:
             channel.connect(address)
             channel.sendall("\n".join(lines).encode())
         except OSError:
-            pass  # a missing listener must not stop a service
+            pass  # without a listener the service goes on
 
 
 async def keep_alive() -> None:
-    """Reset systemd's watchdog from the event loop, twice as often as it asks, for as long as the loop runs."""
-    interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+    """Reset systemd's watchdog from the event loop, at half its interval, until cancelled."""
+    interval = int(os.environ.get("WATCHDOG_USEC") or 0) / 1e6
     while interval:
         notify("WATCHDOG=1")
         await asyncio.sleep(interval / 2)

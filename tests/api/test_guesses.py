@@ -2,7 +2,7 @@
 
 import pytest
 
-from zwatch.api.guesses import IN_A_ROW, MOST_ADDRESSES, SECONDS_EACH, Guesses
+from zwatch.api.auth import IN_A_ROW, MOST_ADDRESSES, SECONDS_EACH, Guesses
 from zwatch.errors import RequestError
 
 

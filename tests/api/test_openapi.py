@@ -1,12 +1,24 @@
 """The description of the calls, against the calls."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import schemathesis
+from openapi_spec_validator import validate
 
-from zwatch.api.openapi import document
+from zwatch.api import schema
+from zwatch.api.routes import CALLS
 from zwatch.generation.request import GenerateRequest
+
+
+def document(*, needs_token):
+    """Return the description of all calls."""
+    return schema.document(CALLS, needs_token=needs_token)
 
 
 def referred(node):
@@ -40,6 +52,33 @@ def test_it_is_valid_openapi_and_every_reference_leads_somewhere():
             place = place[step]
 
 
+def test_it_is_valid_to_the_validator_of_the_specification():
+    validate(document(needs_token=True))
+
+
+CLIENT_CONFIG = """\
+content_type_overrides:
+  image/png: application/octet-stream
+  image/jpeg: application/octet-stream
+  image/webp: application/octet-stream
+"""
+
+
+def test_a_client_is_generated_that_knows_every_call(tmp_path):
+    (tmp_path / "openapi.json").write_text(json.dumps(document(needs_token=True)))
+    (tmp_path / "config.yaml").write_text(CLIENT_CONFIG)
+    generated = subprocess.run(
+        [sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "config.yaml",
+         "--output-path", "client", "--meta", "none"],
+        cwd=tmp_path, env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert generated.returncode == 0, generated.stdout + generated.stderr
+    assert "WARNING" not in generated.stdout + generated.stderr
+    calls = {path.stem for path in (tmp_path / "client" / "api").glob("*/*.py")} - {"__init__"}
+    assert calls == {call.name for call in CALLS}
+
+
 def test_every_call_has_a_name_of_its_own_and_a_tag():
     operations = [one for item in document(needs_token=False)["paths"].values() for one in item.values()]
     names = [one["operationId"] for one in operations]
@@ -49,7 +88,7 @@ def test_every_call_has_a_name_of_its_own_and_a_tag():
 
 def test_the_body_of_generate_has_the_fields_that_are_parsed():
     described = document(needs_token=False)["components"]["schemas"]["GenerateRequest"]
-    assert set(described["properties"]) == set(GenerateRequest.__dataclass_fields__)
+    assert set(described["properties"]) == set(GenerateRequest.model_fields)
     assert described["additionalProperties"] is False
 
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.harness import Server
-from zwatch.api.openapi import document
+from zwatch.api.routes import CALLS
+from zwatch.api.schema import document
 
 # How much is too much depends on several fields, on the version that serves and on --max-work, and what is an image or a
 # number within a text on its characters, which a schema cannot say: some bodies that satisfy it are refused, with a 400
@@ -23,7 +24,7 @@ BEYOND_A_SCHEMA = [positive_data_acceptance]
 NOT_ALL_SAID = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info")
 ACCEPTED = ("image/*", "application/json", "text/event-stream")
 
-api = schemathesis.openapi.from_dict(document(needs_token=False))
+api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))
 
 
 @pytest.fixture(scope="module")

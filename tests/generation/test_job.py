@@ -80,7 +80,7 @@ async def test_it_is_watched_while_somebody_follows_and_a_while_after_somebody_a
 async def test_it_ends_once(job, end):
     ends = []
     job._ended = ends.append
-    error = RequestError(500, "generation_failed", "no")
+    error = RequestError("generation_failed", "no")
     calls = {
         "finish": lambda: job.finish(FINISHED),
         "fail": lambda: job.fail(error),

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from zwatch.errors import RequestError
-from zwatch.generation.limits import fitted
-from zwatch.generation.request import parse_generate
+from zwatch.generation.request import fitted, parse_generate
 
 ENGINE = SimpleNamespace(version="v1", default_size=256, max_side=1024)
 

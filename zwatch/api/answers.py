@@ -6,23 +6,29 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
+from pydantic import BaseModel
 
+from zwatch.api.schema import DetailedError, Error, ErrorObject
 from zwatch.errors import RequestError
+from zwatch.generation.fields import validated
+from zwatch.generation.request import parse_json
 from zwatch.logs import request_id
 
 _log = logging.getLogger(__name__)
 
 BODY_SECONDS = 60.0
 ID_HEADER = "X-Request-Id"
-_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_HALVES = re.compile("[\ud800-\udfff]")
+_VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
+"""Codes of the errors that aiohttp itself answers, by status."""
 
+M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -32,8 +38,26 @@ def route_of(request: web.Request) -> str | None:
     return None if resource is None else resource.canonical
 
 
+def scheme_of(request: web.Request) -> str:
+    """Return the scheme by which the client itself reached the service: a proxy's word, else this connection's. Only the
+    client's own cookie and links depend on it, so a client that sends a wrong one harms itself alone."""
+    forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+    return forwarded if forwarded in ("http", "https") else request.scheme
+
+
+async def read_request(request: web.Request, model: type[M]) -> M:
+    """Return a request's checked body. A call that needs no body may have none.
+
+    Raises:
+        RequestError: 400 with the field's name, 408 it took too long.
+    """
+    raw = await read_body(request)
+    optional = not any(field.is_required() for field in model.model_fields.values())
+    return validated(model, {} if optional and not raw.strip() else parse_json(raw))
+
+
 async def read_body(request: web.Request) -> bytes:
-    """Return a request's body, which has a minute to arrive.
+    """Return a request's body, which must arrive within `BODY_SECONDS`.
 
     Raises:
         RequestError: 408, it took longer.
@@ -42,7 +66,7 @@ async def read_body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError:
-        raise RequestError(408, "request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise RequestError("request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from None
 
 
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -52,19 +76,26 @@ def answer(body: object, status: int = 200, headers: dict[str, str] | None = Non
     )
 
 
+def json_answer(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    """Return an answer of JSON that is encoded already."""
+    return web.Response(body=body, headers=headers, content_type="application/json", charset="utf-8")
+
+
 def encoded(body: object) -> bytes:
     """Return JSON bytes. A file name that is not UTF-8 (a link's text, a stray's name) is shown with escapes."""
     text = json.dumps(body, ensure_ascii=False)
-    return _HALVES.sub(lambda half: f"\\\\u{ord(half.group()):04x}", text).encode()
+    return _SURROGATES.sub(lambda half: f"\\\\u{ord(half.group()):04x}", text).encode()
 
 
 def error_answer(error: RequestError, path: str = "") -> web.Response:
     """Return the answer for an error. Clients of AUTOMATIC1111's API look for its message in `detail`."""
-    detail = {"detail": error.message} if path.startswith("/sdapi/") else {}
-    return answer({"error": error_object(error), **detail, **error.extra}, error.status, error.headers)
+    body: Error | DetailedError = {"error": error_object(error)}
+    if path.startswith("/sdapi/"):
+        body = {**body, "detail": error.message}
+    return answer({**body, **error.extra}, error.status, error.headers)
 
 
-def error_object(error: RequestError) -> dict[str, Any]:
+def error_object(error: RequestError) -> ErrorObject:
     """Return the error object that stands in answers and in event streams."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
@@ -72,9 +103,9 @@ def error_object(error: RequestError) -> dict[str, Any]:
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id: the client's own, if it sent a sane one."""
+    """Give the request an id: the client's own, if it sent a valid one."""
     given = request.headers.get(ID_HEADER, "")
-    request_id.set(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+    request_id.set(given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex)
     return await handler(request)
 
 
@@ -95,14 +126,14 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         if code is None:
             raise
         allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return error_answer(RequestError(error.status, code, _sentence(request, error), headers=allowed), request.path)
+        return error_answer(RequestError(code, _sentence(request, error), headers=allowed), request.path)
     except RequestPayloadError:
         message = "the body ended early, or is not what Content-Encoding or Transfer-Encoding says"
-        return error_answer(RequestError(400, "invalid_json", message), request.path)
+        return error_answer(RequestError("invalid_json", message), request.path)
     except Exception:
         _log.exception("%s %s failed", request.method, route_of(request))
-        message = "something went wrong that should not; the log has it under this answer's X-Request-Id"
-        return error_answer(RequestError(500, "internal_error", message), request.path)
+        message = "unexpected error; the log has it under this answer's X-Request-Id"
+        return error_answer(RequestError("internal_error", message), request.path)
 
 
 def _sentence(request: web.Request, error: web.HTTPException) -> str:

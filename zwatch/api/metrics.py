@@ -1,21 +1,29 @@
-"""What happened, counted for Prometheus. What is at present, a scrape reads from the state: see `gauges`.
+"""Metrics for Prometheus: counters of what happened, and gauges that a scrape reads from the state, so that they cannot
+differ from `/status`.
 
 No label grows without bound: versions, of which there may be one a day, are labels only of what is resident now.
 """
 
+import time
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from zwatch import __version__
-from zwatch.errors import REJECTION_CODES, RequestError
+from zwatch.api import views
+from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
+from zwatch.generation.history import History
 from zwatch.generation.job import Job, JobState
+from zwatch.generation.queue import GenerationQueue
+from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState
+from zwatch.rollout.supervisor import Supervisor
 
 _PHASES = ("queue", "encode", "denoise", "decode", "write")
-_OUTCOMES = (
-    "ok", "cancelled", "timeout", "generation_failed", "out_of_memory",
-    "queue_full", "model_not_loaded", "model_not_found", "invalid_value", "shutting_down",
-)  # fmt: skip
+_OUTCOMES = ("ok", *(code for code, kind in REQUEST_ERRORS.items() if kind.is_outcome))
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _WAYS = ("device", "resident", "host")
 _GENERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -29,6 +37,7 @@ class Metrics:
     """All counters and histograms of one service, in a registry of its own, which any thread may scrape; `present` is for
     what only the event loop can read."""
 
+    # Long: a statement a metric, in the order of /metrics.
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
         self.registry = registry = CollectorRegistry()
@@ -155,3 +164,108 @@ class Metrics:
         self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
         if seconds is not None:
             self._http_seconds.labels(route).observe(seconds)
+
+
+class Gauges(Collector):
+    """Reads a running service's state. To be scraped on the event loop; what would block is asked for before and left in
+    `Metrics.device_memory`."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        supervisor: Supervisor,
+        engines: EngineRegistry,
+        queue: GenerationQueue,
+        history: History | None,
+        started: float,
+    ) -> None:
+        self._metrics = metrics
+        self._supervisor = supervisor
+        self._engines = engines
+        self._queue = queue
+        self._history = history
+        self._started = started
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every gauge."""
+        yield _gauge("zwatch_uptime_seconds", "Since the start.", time.monotonic() - self._started)
+        yield from self._queue_gauges()
+        yield from self._serving_gauges()
+        yield from self._engine_gauges()
+        yield from self._device_gauges()
+        yield from self._history_gauges()
+
+    def _queue_gauges(self) -> Iterator[Metric]:
+        queue = self._queue
+        yield _gauge("zwatch_queue_waiting", "Requests that wait for their turn.", queue.waiting)
+        yield _gauge("zwatch_queue_running", "Requests that the device works on.", int(queue.running is not None))
+        yield _gauge("zwatch_queue_limit", "How many may wait; beyond that the answer is 429.", queue.limit)
+
+    def _serving_gauges(self) -> Iterator[Metric]:
+        supervisor, engines = self._supervisor, self._engines
+        present, _ = views.health(supervisor, engines)
+        status = GaugeMetricFamily("zwatch_status", "1 for the status that it has.", labels=["status"])
+        for name in ("ok", "degraded", "unavailable"):
+            status.add_metric([name], int(name == present))
+        serving = GaugeMetricFamily(
+            "zwatch_serving_info",
+            "Always 1; the labels say what an alias serves.",
+            labels=["alias", "version", "digest"],
+        )
+        since = GaugeMetricFamily(
+            "zwatch_serving_since_timestamp_seconds", "When what an alias serves was promoted.", labels=["alias"]
+        )
+        current = GaugeMetricFamily(
+            "zwatch_alias_as_asked", "Whether an alias serves what its link asks for.", labels=["alias"]
+        )
+        fault = GaugeMetricFamily(
+            "zwatch_alias_fault", "Whether something is wrong with an alias's link itself.", labels=["alias"]
+        )
+        for alias in supervisor.aliases:
+            resident, wish = engines.serving(alias), supervisor.wish(alias)
+            if resident is not None:
+                serving.add_metric([alias, resident.key.version, resident.key.digest or ""], 1)
+                since.add_metric([alias], resident.since.timestamp())
+            current.add_metric([alias], int(resident is not None and resident.key == wish))
+            fault.add_metric([alias], int(alias in supervisor.seen.faults))
+        yield from (status, serving, since, current, fault)
+        strays = len(supervisor.seen.strays)
+        yield _gauge("zwatch_strays", "Links inside versions that were not taken for a wish, see /status.", strays)
+        running = sum(attempt.running for attempt in supervisor.attempts)
+        yield _gauge("zwatch_attempts_running", "Attempts that are loading or warming.", running)
+
+    def _engine_gauges(self) -> Iterator[Metric]:
+        labels = ["version", "digest", "state"]
+        weights = GaugeMetricFamily(
+            "zwatch_engine_weights_bytes", "Weights of each resident engine, shared ones in each.", labels=labels
+        )
+        leases = GaugeMetricFamily("zwatch_engine_leases", "Requests that hold a resident engine.", labels=labels)
+        for resident in self._engines.residents:
+            values = [resident.key.version, resident.key.digest or "", resident.state.value.lower()]
+            weights.add_metric(values, resident.engine.nbytes)
+            leases.add_metric(values, resident.leases)
+        yield from (weights, leases)
+
+    def _device_gauges(self) -> Iterator[Metric]:
+        factory = self._supervisor.factory
+        memory = self._metrics.device_memory
+        if memory is None or factory is None:
+            return
+        for what, size in zip(("free", "total"), memory, strict=True):
+            name, text = f"zwatch_device_memory_{what}_bytes", f"Memory that weights may take, {what}."
+            family = GaugeMetricFamily(name, text, labels=["device"])
+            family.add_metric([factory.device.name], size)
+            yield family
+
+    def _history_gauges(self) -> Iterator[Metric]:
+        if self._history is None:
+            return
+        view = self._history.view()
+        yield _gauge("zwatch_history_images", "Images in the output directory.", view["images"])
+        yield _gauge("zwatch_history_bytes", "Bytes of them together.", view["bytes"])
+        fault = int(view["fault"] is not None)
+        yield _gauge("zwatch_history_fault", "Whether images cannot be kept, or old ones not be deleted.", fault)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)

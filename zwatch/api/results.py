@@ -1,11 +1,86 @@
 """What clients are told of a job and its pictures, as JSON."""
 
 import base64
-from typing import Any
+from typing import Annotated, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
+from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, VersionName, choice
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Finished, Job, JobState, Picture
+
+JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
+
+
+class Timings(TypedDict):
+    """How long the phases took."""
+
+    queue: Seconds
+    encode: Seconds
+    denoise: Seconds
+    decode: Seconds
+    write: Seconds
+    total: Seconds
+
+
+class PictureView(TypedDict):
+    """A picture of a finished job; `name` is null where the history has it not, `url` where it can no longer be fetched."""
+
+    seed: Number
+    name: str | None
+    url: str | None
+
+
+class PictureWithFile(PictureView):
+    """A picture with its file."""
+
+    b64_json: Base64
+
+
+class Result(TypedDict):
+    """What came of a job; `model` is as the request had it, `truncated` says that the prompt was cut for its length."""
+
+    id: str
+    version: VersionName
+    digest: Digest | None
+    model: str
+    truncated: bool
+    timings: Timings
+
+
+class Generated(Result):
+    """What came of a request, with its pictures."""
+
+    images: list[PictureWithFile]
+
+
+class Accepted(TypedDict):
+    """A job that waits; `position` others are before it."""
+
+    id: str
+    state: JobStateName
+    position: Number
+
+
+class JobView(TypedDict):
+    """Where a job stands: `position` while it waits, `preview` (a data URL of a JPEG) while it runs, `error` if it failed
+    or was cancelled, the rest when it is done."""
+
+    id: str
+    state: JobStateName
+    step: Number
+    steps: Annotated[int, Field(ge=1)]
+    position: NotRequired[Number]
+    preview: NotRequired[str | None]
+    error: NotRequired[ErrorObject]
+    version: NotRequired[VersionName]
+    digest: NotRequired[Digest | None]
+    model: NotRequired[str]
+    truncated: NotRequired[bool]
+    timings: NotRequired[Timings]
+    images: NotRequired[list[PictureView]]
 
 
 def finished_body(job: Job, finished: Finished) -> bytes:
@@ -18,7 +93,7 @@ def finished_body(job: Job, finished: Finished) -> bytes:
         b'%b, "b64_json": "%b"}' % (encoded(picture_view(job, number))[:-1], base64.b64encode(picture.file or b""))
         for number, picture in enumerate(finished.pictures)
     ]
-    return b'%b, "images": [%b]}' % (encoded(_finished_view(job, finished))[:-1], b", ".join(images))
+    return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
@@ -31,9 +106,9 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     }
 
 
-def job_view(job: Job) -> dict[str, Any]:
+def job_view(job: Job) -> JobView:
     """Return a job: where it stands, and what came of it. Its pictures are named by URL."""
-    view: dict[str, Any] = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}
+    view: JobView = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}
     if job.state is JobState.QUEUED:
         view["position"] = job.position
     if job.state is JobState.RUNNING:
@@ -42,11 +117,11 @@ def job_view(job: Job) -> dict[str, Any]:
         view["error"] = error_object(job.error)
     if job.finished is not None:
         pictures = [picture_view(job, number) for number in range(len(job.finished.pictures))]
-        view |= {**_finished_view(job, job.finished), "images": pictures}
+        view = {**view, **_result(job, job.finished), "images": pictures}
     return view
 
 
-def picture_view(job: Job, number: int) -> dict[str, Any]:
+def picture_view(job: Job, number: int) -> PictureView:
     """Return a picture of a finished job without its bytes: its seed, its name in the history, and where it can be
     fetched; null where it is not kept."""
     assert job.finished is not None  # asked only then
@@ -61,12 +136,20 @@ def picture_url(job: Job, number: int, picture: Picture) -> str | None:
     return f"/jobs/{job.id}/images/{number}" if job.keeps_files and picture.file is not None else None
 
 
-def _finished_view(job: Job, finished: Finished) -> dict[str, Any]:
+def _result(job: Job, finished: Finished) -> Result:
+    timings = finished.timings
     return {
         "id": job.id,
         "version": finished.key.version,
         "digest": finished.key.digest,
         "model": job.request.model,
         "truncated": finished.truncated,
-        "timings": {name: round(seconds, 4) for name, seconds in finished.timings.items()},
+        "timings": {
+            "queue": round(timings["queue"], 4),
+            "encode": round(timings["encode"], 4),
+            "denoise": round(timings["denoise"], 4),
+            "decode": round(timings["decode"], 4),
+            "write": round(timings["write"], 4),
+            "total": round(timings["total"], 4),
+        },
     }

@@ -27,7 +27,7 @@ BACKLOG = 1024
 FILES = 65536
 """Open files that are enough for anybody."""
 _TOLD_SECONDS = 60.0
-FULL = RequestError(503, "too_many_connections", "too many connections are open", headers={"Retry-After": "5"})
+FULL = RequestError("too_many_connections", "too many connections are open", headers={"Retry-After": "5"})
 
 
 def room() -> tuple[int, int]:
@@ -142,10 +142,10 @@ class _Connection(web.RequestHandler):
         identity = uuid.uuid4().hex
         if status == 400:
             _log.info("not HTTP, from %s", request.remote)
-            error = RequestError(400, "invalid_http", f"this is not HTTP: {' '.join((message or '').split())[:300]}")
+            error = RequestError("invalid_http", f"this is not HTTP: {' '.join((message or '').split())[:300]}")
         else:
             _log.error("a request failed below the calls, X-Request-Id %s", identity, exc_info=exc)
-            error = RequestError(status, "internal_error", "something went wrong that should not")
+            error = RequestError("internal_error", "unexpected error", status=status)
         response = error_answer(error)
         response.headers[ID_HEADER] = identity
         response.force_close()
@@ -166,7 +166,7 @@ class _Connection(web.RequestHandler):
         """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             reason = " ".join((resp.text or resp.reason).split())[:300]
-            resp = error_answer(RequestError(resp.status, "invalid_http", reason))
+            resp = error_answer(RequestError("invalid_http", reason, status=resp.status))
         sent = await super().finish_response(request, resp, start_time)
         if "Content-Encoding" in request.headers and not request.content.is_eof():
             self.force_close()

@@ -1,16 +1,139 @@
 """What clients are told of the state, as JSON objects."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, Time, VersionName, choice
 from zwatch.deploy.versions import VersionSummary
+from zwatch.errors import REJECTION_CODES
+from zwatch.generation.history import HistoryView
 from zwatch.generation.queue import GenerationQueue
+from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt
+from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState
 from zwatch.rollout.supervisor import Supervisor
 
-PRIMARY = "current"
-"""The alias that `serving` in the status speaks of."""
+HEALTH_STATES = ("ok", "degraded", "unavailable")
+
+
+class AttemptView(TypedDict):
+    """One try to bring a version into service. `phases` are seconds by phase; `held` is how long requests waited."""
+
+    alias: str
+    version: VersionName
+    digest: Digest | None
+    state: Annotated[str, choice(*(state.value for state in AttemptState))]
+    code: Annotated[str, choice(*REJECTION_CODES)] | None
+    reason: str | None
+    started: Time
+    seconds: Seconds
+    bytes: ByteCount
+    progress: Fraction
+    phases: dict[str, Seconds]
+    shared: Annotated[list[str], Field(description="Components that were resident already.")]
+    way: Annotated[str, choice("device", "resident", "host")]
+    held: Seconds
+    fallback: bool
+
+
+class ServingView(TypedDict):
+    """What an alias serves."""
+
+    version: VersionName
+    digest: Digest | None
+    since: Time
+    images: Number
+
+
+class FaultView(TypedDict):
+    """Why an alias resolves to no version."""
+
+    code: str
+    message: str
+
+
+class AliasState(TypedDict):
+    """What an alias's link says and what it serves."""
+
+    link: Annotated[str | None, Field(description="The link's text.")]
+    target: VersionName | None
+    fault: FaultView | None
+    serving: VersionName | None
+    unloaded: bool
+
+
+class AliasView(AliasState):
+    """One alias, and how its last wish went."""
+
+    attempt: AttemptView | None
+
+
+class EngineView(TypedDict):
+    """One resident engine."""
+
+    version: VersionName
+    digest: Digest | None
+    state: Annotated[str, choice(*(state.value for state in EngineState))]
+    leases: Number
+    bytes: ByteCount
+
+
+class StrayView(TypedDict):
+    """A link inside a version that was not taken for a wish."""
+
+    path: str
+    text: str
+    reason: str
+
+
+class QueueView(TypedDict):
+    """The queue's length."""
+
+    waiting: Number
+    running: Number
+    limit: Number
+
+
+class DeviceView(TypedDict):
+    """The device and its memory in bytes; null before it was opened."""
+
+    name: str | None
+    free: Number | None
+    total: Number | None
+
+
+class StatusView(TypedDict):
+    """Everything about the present."""
+
+    status: Annotated[str, choice(*HEALTH_STATES)]
+    reasons: list[str]
+    serving: ServingView | None
+    aliases: dict[str, AliasView]
+    engines: list[EngineView]
+    strays: list[StrayView]
+    queue: QueueView
+    device: DeviceView
+    uptime: Seconds
+    history: HistoryView | None
+
+
+class VersionView(TypedDict):
+    """One version directory."""
+
+    name: VersionName
+    sealed: bool
+    digest: Digest | None
+    header_version: str | None
+    bytes: ByteCount
+    files: Number
+    resident: bool
+    serving: bool
+    aliases: list[str]
+    sealed_at: Time | None
+    problem: str | None
 
 
 def time_text(moment: datetime) -> str:
@@ -18,12 +141,12 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
+def attempt_view(attempt: Attempt | None) -> AttemptView | None:
     """Return an attempt, or null."""
     if attempt is None:
         return None
     control, rejection = attempt.control, attempt.rejection
-    # A copy, made at one blow: the loading thread adds phases meanwhile.
+    # A copy, made in one step: the loading thread adds phases meanwhile.
     phases = {} if control is None else control.phases.copy()
     done, total = (control.bytes_done, control.bytes_total) if control is not None else (0, 0)
     return {
@@ -45,7 +168,7 @@ def attempt_view(attempt: Attempt | None) -> dict[str, Any] | None:
     }
 
 
-def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> dict[str, Any] | None:
+def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView | None:
     """Return what an alias serves, or null."""
     resident = engines.serving(alias)
     if resident is None:
@@ -54,8 +177,8 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> dict[str, Any
     return {"version": key.version, "digest": key.digest, "since": time_text(resident.since), "images": resident.images}
 
 
-def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> dict[str, Any]:
-    """Return one alias: what its link says, and how that went."""
+def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
+    """Return what an alias's link says and what it serves."""
     target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
     serving = engines.serving(alias)
     return {
@@ -64,11 +187,15 @@ def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> d
         "fault": None if fault is None else {"code": fault.code, "message": fault.message},
         "serving": None if serving is None else serving.key.version,
         "unloaded": supervisor.is_unloaded(alias),
-        "attempt": attempt_view(supervisor.attempt(alias)),
     }
 
 
-def queue_view(queue: GenerationQueue) -> dict[str, Any]:
+def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasView:
+    """Return one alias: what its link says, and how that went."""
+    return {**alias_state(supervisor, engines, alias), "attempt": attempt_view(supervisor.attempt(alias))}
+
+
+def queue_view(queue: GenerationQueue) -> QueueView:
     """Return the queue's length."""
     return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
 
@@ -101,9 +228,10 @@ def status_view(
     supervisor: Supervisor,
     engines: EngineRegistry,
     queue: GenerationQueue,
+    history: HistoryView | None,
     memory: tuple[int, int] | None,
     uptime: float,
-) -> dict[str, Any]:
+) -> StatusView:
     """Return the whole status. `memory` is the device's (free, total) bytes, None before it was opened."""
     state, reasons = health(supervisor, engines)
     device = supervisor.factory.device.name if supervisor.factory is not None else None
@@ -129,10 +257,11 @@ def status_view(
         "queue": queue_view(queue),
         "device": {"name": device, "free": free, "total": total},
         "uptime": round(uptime, 3),
+        "history": history,
     }
 
 
-def version_view(summary: VersionSummary, supervisor: Supervisor, engines: EngineRegistry) -> dict[str, Any]:
+def version_view(summary: VersionSummary, supervisor: Supervisor, engines: EngineRegistry) -> VersionView:
     """Return one version directory, and what the service has to do with it."""
     residents = [resident for resident in engines.residents if resident.key.version == summary.name]
     targets = supervisor.seen.targets

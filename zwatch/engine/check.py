@@ -1,4 +1,4 @@
-"""`zwatch check`: what would happen if this version were linked, without serving it."""
+"""`zwatch check`: verify, load and warm a version without serving it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,27 +6,31 @@ from pathlib import Path
 from zwatch.deploy.look import open_version
 from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import read_seal
-from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Rejection
 
 
 def check_version(directory: Path, device: str, report: Callable[[int, int, str], None]) -> tuple[list[str], str]:
-    """Verify, load and warm a version; return what is wrong with it, and how long things took.
+    """Verify, load and warm a version; return what is wrong with it, and how long each phase took.
 
     `report` gets (bytes done, bytes in all, the phases so far).
 
     Raises:
         OSError: the directory cannot be read.
     """
-    opened: Directory = open_version(directory.parent, directory.name)
-    factory = EngineFactory(device)
-    control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
+    opened = open_version(directory.parent, directory.name)
     try:
-        planned = factory.plan(opened, read_seal(opened.fd).digest)
-        engine = factory.build(opened, planned, control)
-        factory.warm(engine, control)
+        return [], _load_and_warm(opened, read_seal(opened.fd).digest, device, report)
     except Rejection as rejection:
         return [f"{rejection.code}: {rejection.reason}"], ""
     finally:
         opened.close()
-    return [], ", ".join(f"{name} {seconds:.2f} s" for name, seconds in control.phases.items())
+
+
+def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
+    from zwatch.engine.factory import EngineFactory  # importing torch takes seconds: only for a version with a seal
+
+    factory = EngineFactory(device)
+    control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
+    engine = factory.build(opened, factory.plan(opened, digest), control)
+    factory.warm(engine, control)
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in control.phases.items())

@@ -4,19 +4,53 @@ import logging
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from zwatch.bridge import Bridge
 from zwatch.errors import RequestError
+from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, read_details
 from zwatch.generation.image_index import Gallery, created, opened, order
-from zwatch.generation.request import SEEDS, invalid
+from zwatch.generation.request import SEEDS
 
 _log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AT_ONCE = 500
 """Files deleted in one go when all are; saves go between."""
+
+
+class KeptImage(TypedDict):
+    """An image of the history. One that another program put into the directory may lack all but name and url."""
+
+    name: str
+    url: str
+    version: str | None
+    digest: str | None
+    seed: int | None
+    prompt: str | None
+    width: int | None
+    height: int | None
+    steps: int | None
+    created: str | None
+
+
+class HistoryPage(TypedDict):
+    """A page of the history, newest first; `next` is the next page's `before`."""
+
+    images: list[KeptImage]
+    next: str | None
+    total: int
+
+
+class HistoryView(TypedDict):
+    """The history's part of the status; `fault` says why images cannot be kept, or old ones not be deleted."""
+
+    directory: str
+    images: int
+    bytes: int
+    fault: str | None
 
 
 class History:
@@ -69,7 +103,7 @@ class History:
             raise missing(name)
         return file
 
-    async def page(self, limit: int, before: str | None) -> dict[str, Any]:
+    async def page(self, limit: int, before: str | None) -> HistoryPage:
         """Return one page, newest first, and the name that the next one begins before.
 
         Raises:
@@ -77,7 +111,7 @@ class History:
         """
         if before is not None and order(before) is None:
             raise invalid("before", f"before must be the name of an image, got {before[:100]!r}")
-        rows: list[dict[str, Any]] = []
+        rows: list[KeptImage] = []
         # One more than wanted says whether there is another page. Files that somebody removed make another round.
         while True:
             wanted = limit + 1 - len(rows)
@@ -124,7 +158,7 @@ class History:
             raise _undeletable(error) from None
         return deleted
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> HistoryView:
         """Return its part of the status."""
         gallery = self._gallery
         return {
@@ -142,8 +176,8 @@ class History:
             _log.warning("%s; requests are answered all the same. See --output-dir and --no-history", fault)
         self.fault = fault
 
-    def _rows(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        rows = {}
+    def _rows(self, names: list[str]) -> dict[str, KeptImage]:
+        rows: dict[str, KeptImage] = {}
         for name in names:
             row = _row(self._gallery.directory / name)
             if row is not None:
@@ -153,10 +187,10 @@ class History:
 
 def missing(name: str) -> RequestError:
     """Return the error for a picture that is not there."""
-    return RequestError(404, "not_found", f"there is no picture {name[:100]!r}, see GET /history")
+    return RequestError("not_found", f"there is no picture {name[:100]!r}, see GET /history")
 
 
-def _row(path: Path) -> dict[str, Any] | None:
+def _row(path: Path) -> KeptImage | None:
     """Return what the list says of an image, from its file's head; None if it is gone."""
     try:
         with opened(path) as file:
@@ -186,4 +220,4 @@ def _whole(value: object) -> int | None:
 
 
 def _undeletable(error: OSError) -> RequestError:
-    return RequestError(500, "internal_error", f"a picture cannot be deleted: {error.strerror or error}")
+    return RequestError("internal_error", f"a picture cannot be deleted: {error.strerror or error}")

@@ -265,7 +265,7 @@ class Job:
         if self._late is not None:
             self._end(JobState.FAILED, None, self._late)
             return
-        error = RequestError(409, "cancelled", "the job was cancelled", headers={"x-should-retry": "false"})
+        error = RequestError("cancelled", "the job was cancelled")
         self._end(JobState.CANCELLED, None, error)
 
     def let_go_of_files(self, *, all_of_them: bool) -> None:

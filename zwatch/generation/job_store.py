@@ -39,7 +39,6 @@ class JobStore:
             job = self._ended[identity][1]
         if job is None:
             raise RequestError(
-                404,
                 "not_found",
                 f"there is no job {identity[:100]!r}; ended ones are kept an hour, {KEEP_JOBS} at most",
             )

@@ -14,9 +14,8 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.limits import fitted
 from zwatch.generation.previews import PreviewCost, Steps
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import GenerateRequest, fitted
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 
@@ -29,7 +28,6 @@ _FIRST_GUESS = 2.0  # seconds a request takes, until one was measured
 _WEIGHT = 0.2  # of the newest request in the running mean
 _FINISHING = 4
 """Most jobs whose images are encoded and kept at a time; beyond that the device waits, so that pixels do not pile up."""
-_NO_RETRY = {"x-should-retry": "false"}
 
 
 class GenerationQueue:
@@ -101,7 +99,7 @@ class GenerationQueue:
         # While nothing runs, the first of those that wait is about to.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
-                429, "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
+                "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
             )
 
     def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
@@ -213,9 +211,7 @@ class GenerationQueue:
             parameters = fitted(job.request, engine, self.max_work)
             generation = await self._bridge.run("generate", self._generate, engine, parameters, job)
             if not generation.finite:
-                raise RequestError(
-                    500, "generation_failed", "the model made pixels that are no numbers", headers=_NO_RETRY
-                )
+                raise RequestError("generation_failed", "the model made pixels that are no numbers")
             job.lease.count_images(len(generation.images))
             self._seconds += _WEIGHT * (time.monotonic() - begun - self._seconds)
             return Result(key, parameters, generation, queued)
@@ -259,10 +255,9 @@ class GenerationQueue:
     def _unservable(self, model: str) -> RequestError:
         if model in self._aliases:
             return RequestError(
-                503, "model_not_loaded", f"{model} serves nothing at present, see /status", headers={"Retry-After": "2"}
+                "model_not_loaded", f"{model} serves nothing at present, see /status", headers={"Retry-After": "2"}
             )
         return RequestError(
-            404,
             "model_not_found",
             f"{model[:100]!r} is neither an alias nor a resident version, see /status",
             param="model",
@@ -277,5 +272,5 @@ def _failure(error: Exception) -> RequestError:
 
     _log.error("a generation failed", exc_info=error)
     if isinstance(error, (OutOfMemoryError, MemoryError)):
-        return RequestError(500, "out_of_memory", "memory ran out; ask for fewer pixels", headers=_NO_RETRY)
-    return RequestError(500, "generation_failed", f"{type(error).__name__}: {error}"[:500], headers=_NO_RETRY)
+        return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
+    return RequestError("generation_failed", f"{type(error).__name__}: {error}"[:500])

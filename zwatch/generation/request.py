@@ -1,15 +1,21 @@
-"""What a client may ask `/generate` for, checked field by field."""
+"""A request for images: what a client may ask for, and how the version that serves it completes and limits it."""
 
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zwatch.errors import RequestError
+from zwatch.generation.fields import Converted, Number, OneOf, Text, Whole, invalid, kind_of, validated
 
-MAX_PROMPT = 10_000
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Engine, GenerationParameters
+
+PRIMARY = "current"
+"""The alias that serves a request which names no model."""
 MAX_SIDE = 2048
 SIDE_STEP = 16
 """The VAE shrinks 8 times, the transformer takes patches of 2 x 2 latents."""
@@ -18,6 +24,9 @@ DEFAULT_STEPS = 8
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 16
 SEEDS = 2**63
+"""Seeds are from 0 to this, exclusive."""
+RANDOM_SEEDS = 2**32
+"""Seeds that are chosen here are below this: JavaScript and jq round whole numbers beyond 2^53."""
 DEFAULT_QUALITY = 92
 """Of a JPEG or WebP, of 100."""
 
@@ -50,21 +59,55 @@ class ImageFormat(StrEnum):
         return cls("jpeg" if suffix == "jpg" else suffix)
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """A checked request. A side of None is the version's own default, in pixels."""
+def random_seed() -> int:
+    """Return a seed that leaves room for every image of a request."""
+    return secrets.randbelow(RANDOM_SEEDS - MAX_IMAGES)
 
-    prompt: str
-    negative_prompt: str
-    width: int | None
-    height: int | None
-    steps: int
-    guidance_scale: float
-    seed: int
-    n: int
-    format: ImageFormat
-    quality: int
-    model: str
+
+RequiredText = Annotated[str, Text(required=True)]
+OptionalText = Annotated[str, Text()]
+Side = Annotated[int, Whole(SIDE_STEP, MAX_SIDE, SIDE_STEP)]
+Steps = Annotated[int, Whole(1, MAX_STEPS)]
+Guidance = Annotated[float, Number(0.0, MAX_GUIDANCE)]
+Seed = Annotated[int, Whole(0, SEEDS - 1)]
+Count = Annotated[int, Whole(1, MAX_IMAGES)]
+Quality = Annotated[int, Whole(1, 100)]
+Format = Annotated[ImageFormat, OneOf(ImageFormat)]
+
+_SIDE = "Pixels. The version's own size if left out; a version may have a lower maximum."
+
+
+class GenerateRequest(BaseModel):
+    """A checked request. A side of None is the version's own default, in pixels; image i of n uses seed + i."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        defer_build=True,
+        json_schema_extra={"examples": [{"prompt": "a cat wearing sunglasses", "seed": 42}]},
+    )
+
+    prompt: RequiredText
+    negative_prompt: OptionalText = ""
+    width: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE, SIDE_STEP), Field(description=_SIDE)] = None
+    height: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE, SIDE_STEP), Field(description=_SIDE)] = None
+    steps: Steps = DEFAULT_STEPS
+    guidance_scale: Guidance = 0.0
+    seed: Annotated[
+        Seed,
+        Converted(lambda value: random_seed() if value is None else value, ({"type": "null"},)),
+        Field(description="Random if null; image i of n uses seed + i."),
+    ] = Field(default_factory=random_seed)
+    n: Annotated[Count, Field(description="More than 1 needs an answer of JSON.")] = 1
+    format: Format = ImageFormat.PNG
+    quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
+    model: Annotated[OptionalText, Field(description="An alias, or a resident version.", examples=[PRIMARY])] = PRIMARY
+
+    @model_validator(mode="after")
+    def _check_last_seed(self) -> "GenerateRequest":
+        if self.seed + self.n > SEEDS:
+            raise invalid("seed", f"seed + n - 1 must stay below 2^63, got {self.seed} with n = {self.n}")
+        return self
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -76,26 +119,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, "invalid_json", f"the body is not JSON: {error}") from None
+        raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise RequestError(400, "invalid_json", f"the body must be a JSON object, got {_kind(parsed)}")
+        raise RequestError("invalid_json", f"the body must be a JSON object, got {kind_of(parsed)}")
     return parsed
-
-
-def refuse_unknown(body: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuse fields that the call does not have, so that a typing error does not pass for a default.
-
-    Raises:
-        RequestError: 400 `unknown_field`.
-    """
-    for name in body:
-        if name not in known:
-            raise RequestError(
-                400,
-                "unknown_field",
-                f"there is no field {name[:100]!r}; there are {', '.join(known)}",
-                param=name[:100],
-            )
 
 
 def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
@@ -104,113 +131,52 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
     Raises:
         RequestError: 400 with the field's name.
     """
-    refuse_unknown(body, tuple(GenerateRequest.__dataclass_fields__))
-    count = integer(body, "n", 1, 1, MAX_IMAGES)
-    seed = None if body.get("seed") is None else integer(body, "seed", 0, 0, SEEDS - 1)
-    if seed is not None and seed + count > SEEDS:
-        raise invalid("seed", f"seed + n - 1 must stay below 2^63, got {seed} with n = {count}")
-    return GenerateRequest(
-        prompt=text(body, "prompt", None),
-        negative_prompt=text(body, "negative_prompt", ""),
-        width=_side(body, "width"),
-        height=_side(body, "height"),
-        steps=integer(body, "steps", DEFAULT_STEPS, 1, MAX_STEPS),
-        guidance_scale=_number(body, "guidance_scale", 0.0, 0.0, MAX_GUIDANCE),
-        seed=secrets.randbelow(SEEDS - count) if seed is None else seed,
-        n=count,
-        format=ImageFormat(_choice(body, "format", ImageFormat.PNG, tuple(ImageFormat))),
-        quality=integer(body, "quality", DEFAULT_QUALITY, 1, 100),
-        model=text(body, "model", "current"),
+    return validated(GenerateRequest, body)
+
+
+def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "GenerationParameters":
+    """Complete a request with the defaults of the version that serves it, and check it against that version's limits
+    and against `max_work`, in megapixels x steps x images.
+
+    Raises:
+        RequestError: 400, a side is longer than the version's positions reach, or all of it is too much.
+    """
+    from zwatch.engine.pipeline import GenerationParameters
+
+    sides = {"width": request.width or engine.default_size, "height": request.height or engine.default_size}
+    for name, side in sides.items():
+        if side > engine.max_side:
+            raise invalid(name, f"{name} may be {engine.max_side} at most with version {engine.version}, got {side}")
+    if (error := _too_much(**sides, steps=request.steps, count=request.n, max_work=max_work)) is not None:
+        raise error
+    return GenerationParameters(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        seeds=tuple(request.seed + number for number in range(request.n)),
+        **sides,
     )
 
 
-def text(body: Mapping[str, Any], name: str, default: str | None) -> str:
-    """Return a text field; one without a default is required and must not be empty.
-
-    Raises:
-        RequestError: 400 with the field's name.
-    """
-    value = body.get(name, default)
-    if not isinstance(value, str):
-        if name not in body:
-            raise invalid(name, f"{name} is required")
-        raise invalid(name, f"{name} must be a string, got {_kind(value)}")
-    if default is None and not value.strip():
-        raise invalid(name, f"{name} must not be empty")
-    if len(value) > MAX_PROMPT:
-        raise invalid(name, f"{name} may have {MAX_PROMPT} characters, got {len(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise invalid(name, f"{name} has half of a surrogate pair, which is no character") from None
-    return value
-
-
-def integer(body: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
-    """Return a whole number within bounds.
-
-    Raises:
-        RequestError: 400 with the field's name.
-    """
-    value = body.get(name, default)
-    if type(value) is not int:
-        raise invalid(name, f"{name} must be a whole number, got {_kind(value)}")
-    if not least <= value <= most:
-        raise invalid(name, f"{name} must be from {least} to {most}, got {_shortened(value)}")
-    return value
-
-
-def boolean(body: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Return true or false.
-
-    Raises:
-        RequestError: 400 with the field's name.
-    """
-    value = body.get(name, default)
-    if type(value) is not bool:
-        raise invalid(name, f"{name} must be true or false, got {_kind(value)}")
-    return value
-
-
-def invalid(name: str, message: str) -> RequestError:
-    """Return the error for a field with a wrong value."""
-    return RequestError(400, "invalid_value", message, param=name)
-
-
-def _side(body: Mapping[str, Any], name: str) -> int | None:
-    if name not in body:
+def _too_much(width: int, height: int, steps: int, count: int, max_work: float) -> RequestError | None:
+    """Return the error for what is too much, which names the first of n, steps and width that could make it fit."""
+    a_step = width * height / 1e6
+    work = a_step * steps * count
+    if work <= max_work:
         return None
-    value = integer(body, name, 0, SIDE_STEP, MAX_SIDE)
-    if value % SIDE_STEP:
-        raise invalid(name, f"{name} must be a multiple of {SIDE_STEP}, got {value}")
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
-    value = body.get(name, default)
-    if type(value) not in (int, float):
-        raise invalid(name, f"{name} must be a number, got {_kind(value)}")
-    if not least <= value <= most:
-        raise invalid(name, f"{name} must be from {least} to {most}, got {_shortened(value)}")
-    return float(value)
-
-
-def _choice(body: Mapping[str, Any], name: str, default: str, choices: tuple[str, ...]) -> str:
-    value = body.get(name, default)
-    if value not in choices:
-        raise invalid(name, f"{name} must be one of {', '.join(choices)}, got {_shortened(value)}")
-    return str(value)
+    if (most := int(max_work / (a_step * steps))) >= 1:
+        param, advice = "n", f"n may be {most} at most with these"
+    elif (most := int(max_work / a_step)) >= 1:
+        param, advice = "steps", f"steps may be {most} at most with n = 1"
+    else:
+        param, advice = "width", "width and height are too large even for one step"
+    return invalid(
+        param,
+        f"{width} x {height} pixels x {steps} steps x n = {count} is {work:.4g} megapixel-steps, more than the "
+        f"{max_work:.4g} that --max-work allows: {advice}",
+    )
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else kinds[type(value)]
-
-
-def _shortened(value: object) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -8,11 +8,17 @@ import json
 import pytest
 from PIL import Image
 
-from zwatch.api.a1111.txt2img import checkpoint_asked, parse_txt2img
+from zwatch.api.a1111.txt2img import Txt2ImgRequest, checkpoint_asked, wanted_images
 from zwatch.errors import RequestError
+from zwatch.generation.fields import validated
 from zwatch.generation.image_details import read_details
 
 SLOW = {"prompt": "a cat", "steps": 100, "batch_size": 16, "width": 256, "height": 256}
+
+
+def parse_txt2img(body, model):
+    """Check a body that `model` is to serve."""
+    return wanted_images(validated(Txt2ImgRequest, body), model)
 
 
 async def txt2img(client, **fields):
@@ -198,5 +204,7 @@ def test_a_strange_cfg_scale_does_no_harm(cfg_scale):
 @pytest.mark.parametrize("value", [5, ["v1"], "x" * 10_001])
 def test_a_checkpoint_is_a_name(value):
     with pytest.raises(RequestError) as caught:
-        checkpoint_asked({"override_settings": {"sd_model_checkpoint": value}})
+        checkpoint_asked(
+            validated(Txt2ImgRequest, {"prompt": "x", "override_settings": {"sd_model_checkpoint": value}})
+        )
     assert caught.value.param == "sd_model_checkpoint"

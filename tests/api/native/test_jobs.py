@@ -160,8 +160,8 @@ async def test_a_client_that_reads_nothing_of_its_stream_does_not_keep_the_devic
     async def stuck(response, event, data):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("zwatch.api.attending.send", stuck)
-    monkeypatch.setattr("zwatch.api.attending.LAST_WORD_SECONDS", 0.05)
+    monkeypatch.setattr("zwatch.api.streams.send", stuck)
+    monkeypatch.setattr("zwatch.api.streams.LAST_EVENT_SECONDS", 0.05)
     async with start(timeout=0.2) as client:
         await client.serves()
         async with (
@@ -202,7 +202,7 @@ async def test_who_leaves_a_stream_of_generate_cancels_it_but_not_a_job(client):
 
 
 async def test_a_quiet_stream_sends_a_comment(client, monkeypatch):
-    monkeypatch.setattr("zwatch.api.attending.HEARTBEAT", 0.02)
+    monkeypatch.setattr("zwatch.api.streams.HEARTBEAT", 0.02)
     running, waiting = await submit(client, **SLOW), await submit(client)
     async with client.http.get(f"{client.url}/jobs/{waiting['id']}/events") as response:
         while not (await asyncio.wait_for(response.content.readline(), 30)).startswith(b": "):

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from tests.harness import Server
-from zwatch.api.session import COOKIE, SESSION_SECONDS, Sessions
+from zwatch.api.auth import SESSION_SECONDS, Sessions
+from zwatch.api.schema import COOKIE
 
 TOKEN = "correct horse"
 

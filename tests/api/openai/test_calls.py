@@ -204,7 +204,7 @@ async def test_an_alias_is_a_model_also_while_it_serves_nothing(client):
 
 
 async def test_a_stream_has_an_event_line_the_type_again_and_comments_while_it_waits(client, monkeypatch):
-    monkeypatch.setattr("zwatch.api.attending.HEARTBEAT", 0.02)
+    monkeypatch.setattr("zwatch.api.streams.HEARTBEAT", 0.02)
     _, _, job = await client.call("POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16, "width": 256})
     async with client.http.post(client.url + PATH, json={"prompt": "x", "stream": True}) as response:
         assert (response.status, response.content_type) == (200, "text/event-stream")

@@ -165,7 +165,7 @@ async def test_without_partial_images_a_stream_is_one_event(client, connect, mon
 
 
 async def test_comments_do_not_disturb_the_client(client, connect, monkeypatch):
-    monkeypatch.setattr("zwatch.api.attending.HEARTBEAT", 0.001)
+    monkeypatch.setattr("zwatch.api.streams.HEARTBEAT", 0.001)
     async with connect(client) as (ours, _):
         stream = await ours.images.generate(prompt="x", stream=True, extra_body={"num_inference_steps": 30})
         assert [event.type async for event in stream] == ["image_generation.completed"]

@@ -3,11 +3,17 @@
 import pytest
 
 from zwatch.api.openai.answers import is_due
-from zwatch.api.openai.requests import in_their_words, parse_images
+from zwatch.api.openai.requests import ImagesRequest, images_of, in_their_words
 from zwatch.errors import RequestError
+from zwatch.generation.fields import validated
 from zwatch.generation.request import DEFAULT_QUALITY
 
 GOOD = {"prompt": "a cat"}
+
+
+def parse_images(body, model):
+    """Check a body that `model` is to serve."""
+    return images_of(validated(ImagesRequest, body), model)
 
 
 def test_only_the_prompt_is_required():

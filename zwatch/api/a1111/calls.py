@@ -1,48 +1,145 @@
 """AUTOMATIC1111's calls: as much of its web API as its clients need to make images here."""
 
 import asyncio
+import base64
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from zwatch.api.a1111.checkpoints import FIELD, checkpoint_view, choice_of, loaded, model_of, short_hash, title
+from zwatch.api.a1111.checkpoints import checkpoint_view, choice_of, loaded, model_of, short_hash, title
 from zwatch.api.a1111.clients import CLIENTS, client_of
 from zwatch.api.a1111.pnginfo import MAX_BODY, png_info
-from zwatch.api.a1111.progress import progress_view
 from zwatch.api.a1111.txt2img import (
     SAMPLER,
+    SdOptionsRequest,
+    Txt2ImgRequest,
     checkpoint_asked,
     finished_body,
     interrupted_body,
-    parse_txt2img,
     renamed,
+    wanted_images,
 )
-from zwatch.api.answers import answer, read_body
-from zwatch.api.attending import outcome
+from zwatch.api.answers import answer, json_answer, read_body, read_request
 from zwatch.api.results import served_headers
+from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds, choice
 from zwatch.api.services import SERVICES, Services
+from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
-from zwatch.generation.request import parse_json, text
+from zwatch.generation.fields import validated
+from zwatch.generation.job import Job
+from zwatch.generation.request import parse_json
 
+_BEGUN = 0.01
+"""AUTOMATIC1111's least progress of what is not idle, by which clients tell the two apart."""
 READERS = web.AppKey("readers", asyncio.Semaphore)
 MOST_READERS = 4
 """Images that are read at a time: each may take 32 MiB, and as much again without its base64."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
+class SdState(TypedDict):
+    """What a client's job is doing; `job` is its id, empty without one, `job_count` how many run or wait."""
+
+    skipped: bool
+    interrupted: bool
+    stopping_generation: bool
+    job: str
+    job_count: Number
+    job_timestamp: Annotated[str, Field(pattern="^[0-9]+$")]
+    job_no: Number
+    sampling_step: Number
+    sampling_steps: Number
+
+
+class SdProgress(TypedDict):
+    """How far a job is; `current_image` is the newest preview, a JPEG file."""
+
+    progress: Fraction
+    eta_relative: Seconds
+    state: SdState
+    current_image: Base64 | None
+    textinfo: str | None
+
+
+class SdOptions(TypedDict):
+    """What the client's own requests get; the checkpoint is empty if nothing serves."""
+
+    samples_format: str
+    sd_model_checkpoint: str
+    sd_checkpoint_hash: str
+    sd_vae: str
+    CLIP_stop_at_last_layers: int
+
+
+class MemoryView(TypedDict):
+    """Memory in bytes."""
+
+    free: ByteCount
+    used: ByteCount
+    total: ByteCount
+
+
+class CudaMemory(TypedDict, total=False):
+    """The device's memory, or why there is none to tell of."""
+
+    system: MemoryView
+    error: str
+
+
+class SdMemory(TypedDict):
+    """How much memory there is."""
+
+    ram: MemoryView
+    cuda: CudaMemory
+
+
+class Sampler(TypedDict):
+    """A sampler."""
+
+    name: Annotated[str, choice(SAMPLER)]
+    aliases: list[str]
+    options: dict[str, str]
+
+
+class Scheduler(TypedDict):
+    """A scheduler."""
+
+    name: str
+    label: str
+    aliases: list[str] | None
+    default_rho: float
+    need_inner_model: bool
+
+
+class Upscaler(TypedDict):
+    """An upscaler."""
+
+    name: str
+    model_name: str | None
+    model_path: str | None
+    model_url: str | None
+    scale: float
+
+
+class Nothing(TypedDict):
+    """An entry of a list that is always empty, or the answer of a call that has nothing to tell."""
+
+
 async def txt2img(request: web.Request) -> web.Response:
     """Make images. One that is interrupted, or cancelled as a job, is answered without images."""
     services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
     services.queue.refuse_if_full()
-    body = parse_json(await read_body(request))
-    named, engines = checkpoint_asked(body), services.engines
+    asked, engines = await read_request(request, Txt2ImgRequest), services.engines
+    named = checkpoint_asked(asked)
     choice = choice_of(named, engines, services.supervisor.aliases) if named else clients.model(client, engines)
-    asked = parse_txt2img(body, model_of(choice))
+    wanted = wanted_images(asked, model_of(choice))
     try:
-        job = services.queue.submit(asked.request, attended=True, keeps_files=not asked.send_images)
+        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images)
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
@@ -52,9 +149,9 @@ async def txt2img(request: web.Request) -> web.Response:
         except RequestError as error:
             if error.code != "cancelled":
                 raise
-            return _json(interrupted_body(asked, job), {"X-Zwatch-Job": job.id})
-        sent = await services.bridge.run("encode", finished_body, asked, job, finished)
-        return _json(sent, served_headers(job, finished))
+            return json_answer(interrupted_body(wanted, job), {"X-Zwatch-Job": job.id})
+        sent = await services.bridge.run("encode", finished_body, wanted, job, finished)
+        return json_answer(sent, served_headers(job, finished))
 
 
 async def progress(request: web.Request) -> web.Response:
@@ -79,23 +176,21 @@ async def options(request: web.Request) -> web.Response:
     """Say what the client's requests get that name no checkpoint."""
     services = request.app[SERVICES]
     resident = services.engines.find(request.app[CLIENTS].model(client_of(request), services.engines))
-    return answer(
-        {
-            "samples_format": "png",
-            FIELD: "" if resident is None else title(resident.key),
-            "sd_checkpoint_hash": "" if resident is None else short_hash(resident.key),
-            "sd_vae": "Automatic",
-            "CLIP_stop_at_last_layers": 1,
-        }
-    )
+    body: SdOptions = {
+        "samples_format": "png",
+        "sd_model_checkpoint": "" if resident is None else title(resident.key),
+        "sd_checkpoint_hash": "" if resident is None else short_hash(resident.key),
+        "sd_vae": "Automatic",
+        "CLIP_stop_at_last_layers": 1,
+    }
+    return answer(body)
 
 
 async def set_options(request: web.Request) -> web.Response:
     """Remember the client's checkpoint, for its own later requests. There are no other options to set."""
     services = request.app[SERVICES]
-    body = parse_json(await read_body(request))
-    if body.get(FIELD) is not None:
-        name = text(body, FIELD, "")
+    name = validated(SdOptionsRequest, parse_json(await read_body(request))).sd_model_checkpoint
+    if name is not None:
         request.app[CLIENTS].choose(client_of(request), name, services.engines, services.supervisor.aliases)
     return answer(None)
 
@@ -120,22 +215,43 @@ async def memory(request: web.Request) -> web.Response:
     return answer(await request.app[SERVICES].bridge.run("inspect", _memory, request.app[SERVICES]))
 
 
-def _memory(services: Services) -> dict[str, Any]:
+def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgress:
+    """Return how far a job is, of `count` that run or wait; without one, what AUTOMATIC1111 says when it is idle.
+
+    The image is the newest preview, a small JPEG file in base64.
+    """
+    image = job.preview if job is not None and with_image else None
+    return {
+        "progress": 0.0 if job is None else max(_BEGUN, job.step / job.steps),
+        "eta_relative": 0.0 if job is None else round(job.remaining or 0.0, 3),
+        "state": {
+            "skipped": False,
+            "interrupted": job is not None and job.is_cancelled,
+            "stopping_generation": False,
+            "job": "" if job is None else job.id,
+            "job_count": 0 if job is None else max(1, count),
+            "job_timestamp": "0" if job is None else f"{job.created:%Y%m%d%H%M%S}",
+            "job_no": 0,
+            "sampling_step": 0 if job is None else job.step,
+            "sampling_steps": 0 if job is None else job.steps,
+        },
+        "current_image": None if image is None else base64.b64encode(image).decode(),
+        "textinfo": None,
+    }
+
+
+def _memory(services: Services) -> SdMemory:
     page = os.sysconf("SC_PAGE_SIZE")
     total, used = os.sysconf("SC_PHYS_PAGES") * page, int(Path("/proc/self/statm").read_text().split()[1]) * page
     device = None if services.supervisor.factory is None else services.supervisor.factory.device
-    cuda: dict[str, Any] = {"error": "unavailable"}
+    cuda: CudaMemory = {"error": "unavailable"}
     if device is not None and device.torch_device.type == "cuda":
         free, all_of_it = device.memory()
         cuda = {"system": {"free": free, "used": all_of_it - free, "total": all_of_it}}
     return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": cuda}
 
 
-def _json(body: bytes, headers: dict[str, str]) -> web.Response:
-    return web.Response(body=body, headers=headers, content_type="application/json", charset="utf-8")
-
-
-def _fixed(*entries: dict[str, Any]) -> Handler:
+def _fixed(*entries: Sampler | Scheduler | Upscaler) -> Handler:
     """Return the handler of a list that never changes."""
 
     async def listing(request: web.Request) -> web.Response:
@@ -144,26 +260,9 @@ def _fixed(*entries: dict[str, Any]) -> Handler:
     return listing
 
 
-_SAMPLERS = _fixed({"name": SAMPLER, "aliases": ["k_euler"], "options": {}})
-_SCHEDULERS = _fixed(
+SAMPLERS = _fixed({"name": SAMPLER, "aliases": ["k_euler"], "options": {}})
+SCHEDULERS = _fixed(
     {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
 )
-_UPSCALERS = _fixed({"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0})
-_NONE = _fixed()
-
-ROUTES = [
-    web.post("/sdapi/v1/txt2img", txt2img),
-    web.get("/sdapi/v1/progress", progress),
-    web.post("/sdapi/v1/interrupt", interrupt),
-    web.get("/sdapi/v1/options", options),
-    web.post("/sdapi/v1/options", set_options),
-    web.get("/sdapi/v1/sd-models", checkpoints),
-    web.post("/sdapi/v1/png-info", info),
-    web.get("/sdapi/v1/memory", memory),
-    web.get("/sdapi/v1/samplers", _SAMPLERS),
-    web.get("/sdapi/v1/schedulers", _SCHEDULERS),
-    web.get("/sdapi/v1/upscalers", _UPSCALERS),
-    web.get("/sdapi/v1/latent-upscale-modes", _NONE),
-    web.get("/sdapi/v1/sd-vae", _NONE),
-    web.get("/sdapi/v1/loras", _NONE),
-]
+UPSCALERS = _fixed({"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0})
+NONE = _fixed()

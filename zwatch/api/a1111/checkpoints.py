@@ -1,10 +1,13 @@
 """Checkpoints, as AUTOMATIC1111's clients know them: the loaded versions, by names that people can choose from."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
-from zwatch.api.views import PRIMARY
+from pydantic import Field
+from typing_extensions import TypedDict
+
 from zwatch.errors import RequestError
+from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident, VersionKey
 
@@ -12,6 +15,18 @@ FIELD = "sd_model_checkpoint"
 """The field that names a checkpoint, in the options and in a request's `override_settings`."""
 _HASH = 10
 """Hex digits of a digest in a title, as AUTOMATIC1111 shows them."""
+
+
+class Checkpoint(TypedDict):
+    """A loaded version; `hash` is the beginning of its digest, which is of blake3 and so not `sha256`."""
+
+    title: str
+    model_name: str
+    hash: str
+    sha256: str | None
+    filename: str
+    config: str | None
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of the version's seal.")]
 
 
 def short_hash(key: VersionKey) -> str:
@@ -31,7 +46,7 @@ def loaded(engines: EngineRegistry) -> list[Resident]:
     return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
 
 
-def checkpoint_view(resident: Resident) -> dict[str, Any]:
+def checkpoint_view(resident: Resident) -> Checkpoint:
     """Return a version as an entry of the list of checkpoints. We hash with blake3: that is `digest`, not `sha256`."""
     key = resident.key
     return {
@@ -59,7 +74,7 @@ def choice_of(name: str, engines: EngineRegistry, aliases: Sequence[str]) -> Ver
             return resident.key
     there_are = ", ".join(title(resident.key) for resident in found) or "nothing"
     raise RequestError(
-        404, "model_not_found", f"no checkpoint {name[:100]!r} is loaded; loaded: {there_are}; or say {PRIMARY!r}",
+        "model_not_found", f"no checkpoint {name[:100]!r} is loaded; loaded: {there_are}; or say {PRIMARY!r}",
         param=FIELD,
     )  # fmt: skip
 

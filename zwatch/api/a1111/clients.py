@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from zwatch.api.a1111.checkpoints import choice_of, model_of
-from zwatch.api.views import PRIMARY
 from zwatch.generation.job import Job
+from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
 

@@ -3,12 +3,16 @@
 import base64
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from zwatch.api.schema import LenientRequest
+from zwatch.generation.fields import Rule, invalid, refused, validated
 from zwatch.generation.image_details import read_details
-from zwatch.generation.request import invalid, parse_json
+from zwatch.generation.request import parse_json
 
 MAX_BODY = 32 * 2**20
 """Bytes of a request: base64 of an image of the largest size that we make fits."""
@@ -16,18 +20,52 @@ _LAST_LINE = re.compile(r"Steps: [0-9]+, ")
 _PAIR = re.compile(r'\s*+([\w/-][\w /-]*+):\s*+("(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
 """Matched one after the other, and without a way back: a file may hold a megabyte that is almost a pair."""
 _SIZE = re.compile(r"([0-9]+)x([0-9]+)")
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _NEGATIVE = "Negative prompt:"
 
 
-def png_info(raw: bytes) -> dict[str, Any]:
+class File(Rule):
+    """A text that is not empty, however long."""
+
+    def check(self, value: Any) -> str:
+        """Return the text."""
+        if not isinstance(value, str) or not value.strip():
+            raise refused("must be an image file in base64")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        """Describe it."""
+        return {"type": "string", "minLength": 1, "pattern": r"\S"}
+
+
+class PngInfoRequest(LenientRequest):
+    """An image whose details are asked for."""
+
+    image: Annotated[
+        str,
+        File(),
+        Field(
+            description="A PNG, JPEG or WebP file in base64, with or without the beginning of a data: URL.",
+            examples=[_PIXEL],
+        ),
+    ]
+
+
+class PngInfo(TypedDict):
+    """What stands in an image: AUTOMATIC1111's text, empty if there is none; what else; and the text taken apart."""
+
+    info: str
+    items: dict[str, str]
+    parameters: dict[str, str]
+
+
+def png_info(raw: bytes) -> PngInfo:
     """Answer a request that holds an image in base64, with or without the beginning of a data URL.
 
     Raises:
         RequestError: 400, the body is not JSON or `image` is no image.
     """
-    image = parse_json(raw).get("image")
-    if not isinstance(image, str) or not image.strip():
-        raise invalid("image", "image must be an image file in base64")
+    image = validated(PngInfoRequest, parse_json(raw)).image
     if image.lstrip()[:8].lower().startswith(("http://", "https://")):
         raise invalid("image", "image is a URL, which is not fetched: send the file itself, in base64")
     try:

@@ -4,37 +4,140 @@ import base64
 import json
 import math
 import re
-import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from zwatch.api.a1111.checkpoints import FIELD, short_hash
 from zwatch.api.answers import encoded
-from zwatch.api.results import job_view
+from zwatch.api.results import JobView, job_view
+from zwatch.api.schema import Base64, LenientRequest, Number
 from zwatch.errors import RequestError
+from zwatch.generation.fields import Converted, Flag, Rule, Text, Whole, invalid, refused, validated
 from zwatch.generation.image_details import details_of
 from zwatch.generation.job import Finished, Job
 from zwatch.generation.request import (
+    DEFAULT_STEPS,
     MAX_IMAGES,
     MAX_SIDE,
+    MAX_STEPS,
+    PRIMARY,
     SEEDS,
     SIDE_STEP,
     GenerateRequest,
-    boolean,
-    integer,
-    invalid,
-    parse_generate,
-    text,
+    Guidance,
+    OptionalText,
+    RequiredText,
 )
 
 SAMPLER = "Euler"
 _CFG_SCALE = 7.0
 """Theirs, where a client sends none."""
-_RANDOM_SEEDS = 2**32
-"""Clients read seeds as JavaScript's numbers, which are exact to 2^53. AUTOMATIC1111's own random ones have 32 bits."""
-_WHOLE = ("steps", "width", "height", "batch_size", "n_iter", "seed")
 _DIGITS = re.compile(r"\s*-?[0-9]{1,19}\s*")
+
+
+def _form_number(value: Any) -> Any:
+    """Return a whole number that a client sent as `20.0` or `"20"`, as AUTOMATIC1111 takes it, as a number."""
+    if isinstance(value, str):
+        return int(value) if _DIGITS.fullmatch(value) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_FORM = Converted(_form_number, ({"type": "string", "pattern": r"^\s*-?[0-9]{1,19}\s*$"},))
+_SIDE = Field(description=f"Pixels, rounded to a multiple of {SIDE_STEP}. The version's own size if left out.")
+_COUNT = Field(description=f"batch_size x n_iter is {MAX_IMAGES} at most.")
+_ECHO = Field(description="Repeated in the answer, and without effect.")
+
+
+class SdOptionsRequest(LenientRequest):
+    """The options that a client sets, for all its requests or for one."""
+
+    sd_model_checkpoint: Annotated[
+        str | None,
+        Text(),
+        Field(
+            description="A title of `/sdapi/v1/sd-models`, a version's name, or an alias; empty for `current`.",
+            examples=[PRIMARY],
+        ),
+    ] = None
+
+
+class Settings(Rule):
+    """An object of options; whatever is empty stands for none."""
+
+    def check(self, value: Any) -> dict[str, Any]:
+        """Return the options, unchecked."""
+        if not value:
+            return {}
+        if not isinstance(value, dict):
+            raise refused("must be an object, such as {}")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        """Describe it."""
+        checkpoint = {"anyOf": [Text().schema(), {"type": "null"}]}
+        return {
+            "anyOf": [
+                {"type": "object", "properties": {FIELD: checkpoint}},
+                {"type": "boolean", "const": False, "description": "No settings."},
+                {"type": "integer", "const": 0, "description": "No settings."},
+                {"type": "string", "maxLength": 0, "description": "No settings."},
+                {"type": "array", "items": {}, "maxItems": 0, "description": "No settings."},
+            ]
+        }
+
+
+class Txt2ImgRequest(LenientRequest):
+    """The body of a `txt2img`. Whole numbers may be sent as texts, as forms hold them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "a cat wearing sunglasses", "steps": "8", "seed": -1}]}
+    )
+
+    prompt: RequiredText
+    negative_prompt: OptionalText = ""
+    width: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
+    height: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
+    steps: Annotated[int, Whole(1, MAX_STEPS), _FORM] = DEFAULT_STEPS
+    batch_size: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
+    n_iter: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
+    seed: Annotated[int, Whole(-1, SEEDS - 1), _FORM, Field(description="Random if -1; image i uses seed + i.")] = -1
+    guidance_scale: Annotated[Guidance, Field(description="An addition of zwatch.")] = 0.0
+    cfg_scale: Annotated[Any, _ECHO] = None
+    sampler_name: Annotated[Any, _ECHO] = None
+    scheduler: Annotated[Any, _ECHO] = None
+    send_images: Annotated[bool, Flag()] = True
+    override_settings: Annotated[dict[str, Any], Settings()] = Field(default_factory=dict)
+
+
+class Asked(TypedDict):
+    """What was asked for, as the answer repeats it."""
+
+    prompt: str
+    negative_prompt: str
+    seed: Annotated[int, Field(ge=-1)]
+    width: NotRequired[Number]
+    height: NotRequired[Number]
+    steps: Number
+    batch_size: Number
+    n_iter: Number
+    cfg_scale: float
+    guidance_scale: float
+    sampler_name: str | None
+    scheduler: str | None
+    override_settings: dict[str, str]
+    send_images: bool
+
+
+class Txt2ImgAnswer(TypedDict):
+    """PNG files, none after an interruption; `info` is JSON that says what was done."""
+
+    images: list[Base64]
+    parameters: Asked
+    info: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
+    zwatch: JobView
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,81 +145,82 @@ class Txt2Img:
     """A checked request. `parameters` is what the answer repeats of it; a side not given is missing there."""
 
     request: GenerateRequest
-    parameters: dict[str, Any]
+    parameters: Asked
     batch_size: int
     send_images: bool
 
 
-def checkpoint_asked(body: Mapping[str, Any]) -> str:
+def checkpoint_asked(asked: Txt2ImgRequest) -> str:
     """Return the checkpoint that a request names, empty if it names none.
 
     Raises:
         RequestError: 400 with the field's name.
     """
-    override = body.get("override_settings") or {}
-    if not isinstance(override, dict):
-        raise invalid("override_settings", "override_settings must be an object, such as {}")
-    return text({name: value for name, value in override.items() if value is not None}, FIELD, "")
+    return validated(SdOptionsRequest, asked.override_settings).sd_model_checkpoint or ""
 
 
-def parse_txt2img(body: Mapping[str, Any], model: str) -> Txt2Img:
-    """Check the body of a `txt2img`. Fields that we have no use for are ignored.
+def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
+    """Return what a request asks for, with `model` to serve it.
 
     Raises:
         RequestError: 400 with the field's name.
     """
-    body = _plain(body)
-    batch_size = integer(body, "batch_size", 1, 1, MAX_IMAGES)
-    batches = integer(body, "n_iter", 1, 1, MAX_IMAGES)
-    count = batch_size * batches
+    count = asked.batch_size * asked.n_iter
     if count > MAX_IMAGES:
-        raise invalid("n_iter", f"batch_size x n_iter may be {MAX_IMAGES} at most, got {batch_size} x {batches}")
-    seed = integer(body, "seed", -1, -1, SEEDS - count)
-    request = parse_generate(
+        raise invalid(
+            "n_iter", f"batch_size x n_iter may be {MAX_IMAGES} at most, got {asked.batch_size} x {asked.n_iter}"
+        )
+    if asked.seed > SEEDS - count:
+        raise invalid("seed", f"seed must be from -1 to {SEEDS - count}, got {asked.seed}")
+    sides = {name: _rounded(side) for name in ("width", "height") if (side := getattr(asked, name)) is not None}
+    request = validated(
+        GenerateRequest,
         {
-            **{name: body[name] for name in ("prompt", "negative_prompt", "steps", "guidance_scale") if name in body},
-            **{name: _rounded(body, name) for name in ("width", "height") if name in body},
-            "seed": secrets.randbelow(_RANDOM_SEEDS - count) if seed < 0 else seed,
+            "prompt": asked.prompt,
+            "negative_prompt": asked.negative_prompt,
+            **sides,
+            "steps": asked.steps,
+            "guidance_scale": asked.guidance_scale,
+            "seed": None if asked.seed < 0 else asked.seed,
             "n": count,
             "model": model,
-        }
+        },
     )
-    send_images = boolean(body, "send_images", True)
-    parameters = {
+    parameters: Asked = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
-        "seed": seed,
-        **{name: side for name in ("width", "height") if (side := getattr(request, name)) is not None},
+        "seed": asked.seed,
+        **sides,  # type: ignore[typeddict-item]
         "steps": request.steps,
-        "batch_size": batch_size,
-        "n_iter": batches,
-        "cfg_scale": _cfg_scale(body),
+        "batch_size": asked.batch_size,
+        "n_iter": asked.n_iter,
+        "cfg_scale": _cfg_scale(asked.cfg_scale),
         "guidance_scale": request.guidance_scale,
-        "sampler_name": _echo(body, "sampler_name"),
-        "scheduler": _echo(body, "scheduler"),
-        "override_settings": {FIELD: named} if (named := checkpoint_asked(body)) else {},
-        "send_images": send_images,
+        "sampler_name": _echo(asked.sampler_name),
+        "scheduler": _echo(asked.scheduler),
+        "override_settings": {FIELD: named} if (named := checkpoint_asked(asked)) else {},
+        "send_images": asked.send_images,
     }
-    return Txt2Img(request, parameters, batch_size, send_images)
+    return Txt2Img(request, parameters, asked.batch_size, asked.send_images)
 
 
 def renamed(error: RequestError) -> RequestError:
     """Return an error about the number of images with the name that it has here."""
     if error.param != "n":
         return error
-    return RequestError(error.status, error.code, f"{error.message}; n is batch_size x n_iter", param="n_iter")
+    return RequestError(error.code, f"{error.message}; n is batch_size x n_iter", param="n_iter")
 
 
 def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     """Return the answer of a finished request: megabytes of base64, joined in a thread."""
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [details_of(asked.request, finished.parameters, finished.key, seed).parameters for seed in seeds]
-    size = {"width": finished.parameters.width, "height": finished.parameters.height}
+    width, height = finished.parameters.width, finished.parameters.height
     model = {"sd_model_name": finished.key.version, "sd_model_hash": short_hash(finished.key)}
     files = [picture.file or b"" for picture in finished.pictures] if asked.send_images else []
-    return _body(
-        asked, job, files, {**asked.parameters, **size}, {**_info(asked, job, seeds, infotexts), **size, **model}
-    )
+    parameters: Asked = {**asked.parameters, "width": width, "height": height}
+    info = {**_info(asked, job, seeds, infotexts), "width": width, "height": height, **model}
+    return _body(asked, job, files, parameters, info)
 
 
 def interrupted_body(asked: Txt2Img, job: Job) -> bytes:
@@ -124,7 +228,7 @@ def interrupted_body(asked: Txt2Img, job: Job) -> bytes:
     return _body(asked, job, [], asked.parameters, _info(asked, job, [], []))
 
 
-def _body(asked: Txt2Img, job: Job, files: list[bytes], parameters: dict[str, Any], info: dict[str, Any]) -> bytes:
+def _body(asked: Txt2Img, job: Job, files: list[bytes], parameters: Asked, info: dict[str, Any]) -> bytes:
     images = b", ".join(b'"%b"' % base64.b64encode(file) for file in files)
     told = {"parameters": parameters, "info": json.dumps(info, ensure_ascii=False), "zwatch": job_view(job)}
     return b'{"images": [%b], %b' % (images, encoded(told)[1:])
@@ -169,30 +273,15 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
     }
 
 
-def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a body without nulls, which stand for the default, and with whole numbers as such: AUTOMATIC1111 takes
-    `20.0` and `"20"` too, and clients send what their forms hold."""
-    found = {name: value for name, value in body.items() if value is not None}
-    for name in _WHOLE:
-        value = found.get(name)
-        if isinstance(value, str):
-            found[name] = int(value) if _DIGITS.fullmatch(value) else value
-        elif isinstance(value, float):
-            found[name] = int(value) if value.is_integer() else value
-    return found
-
-
-def _rounded(body: Mapping[str, Any], name: str) -> int:
+def _rounded(side: int) -> int:
     """Return a side in pixels, rounded to the nearest multiple that the model can make; halfway goes down."""
-    return (integer(body, name, 0, SIDE_STEP, MAX_SIDE) + SIDE_STEP // 2 - 1) // SIDE_STEP * SIDE_STEP
+    return (side + SIDE_STEP // 2 - 1) // SIDE_STEP * SIDE_STEP
 
 
-def _cfg_scale(body: Mapping[str, Any]) -> float:
+def _cfg_scale(value: Any) -> float:
     """Return the guidance that a client asks for, which is repeated to it and has no effect."""
-    value = body.get("cfg_scale")
     return value if type(value) is int or (type(value) is float and math.isfinite(value)) else _CFG_SCALE
 
 
-def _echo(body: Mapping[str, Any], name: str) -> str | None:
-    value = body.get(name)
+def _echo(value: Any) -> str | None:
     return value[:100] if isinstance(value, str) else None

@@ -2,36 +2,33 @@
 
 from aiohttp import web
 
-from zwatch.api.answers import read_body
-from zwatch.api.attending import outcome, stream_job
+from zwatch.api.answers import json_answer, read_request
 from zwatch.api.results import finished_body, served_headers
+from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
+from zwatch.api.streams import outcome, stream_job
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
-from zwatch.generation.request import parse_generate, parse_json
-
-_STREAM = "text/event-stream"
-_JSON = "application/json"
+from zwatch.generation.request import GenerateRequest
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """Make images; what the answer is depends on what the client accepts."""
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
-    wanted = parse_generate(parse_json(await read_body(request)))
+    wanted = await read_request(request, GenerateRequest)
     accepted = _accepted(request)
     if wanted.n > 1 and accepted == "image":
         raise RequestError(
-            400, "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
+            "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
     job = services.queue.submit(wanted, attended=True)
     with services.queue.attending(job):
-        if accepted == _STREAM:
+        if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
         finished = await outcome(job, services.timeout)
-        if accepted == _JSON:
-            body = await _body(services, job, finished)
-            return web.Response(body=body, content_type=_JSON, charset="utf-8")
+        if accepted == JSON:
+            return json_answer(await _body(services, job, finished))
         headers = served_headers(job, finished)
         return web.Response(body=finished.pictures[0].file, content_type=wanted.format.media_type, headers=headers)
 
@@ -49,15 +46,12 @@ def _accepted(request: web.Request) -> str:
     accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "*/*").split(",")]
     if any(part.startswith("image/") for part in accepted):
         return "image"
-    if _STREAM in accepted:
-        return _STREAM
-    if any(part in (_JSON, "application/*") for part in accepted):
-        return _JSON
+    if EVENT_STREAM in accepted:
+        return EVENT_STREAM
+    if any(part in (JSON, "application/*") for part in accepted):
+        return JSON
     if any(part in ("*/*", "") for part in accepted):
         return "image"
     raise RequestError(
-        406, "not_acceptable", f"Accept is {', '.join(accepted)[:200]!r}; there are image/*, {_JSON} and {_STREAM}"
+        "not_acceptable", f"Accept is {', '.join(accepted)[:200]!r}; there are image/*, {JSON} and {EVENT_STREAM}"
     )
-
-
-ROUTES = [web.post("/generate", generate)]

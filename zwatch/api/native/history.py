@@ -1,15 +1,27 @@
 """The history by HTTP: pages of what was made, each picture, and their deletion."""
 
+from typing import NotRequired
+
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
+from zwatch.api.schema import Number
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
+from zwatch.generation.fields import invalid
 from zwatch.generation.history import History
-from zwatch.generation.request import ImageFormat, invalid
+from zwatch.generation.request import ImageFormat
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
+
+
+class Deleted(TypedDict):
+    """How many pictures were deleted, and the one that was named."""
+
+    deleted: Number
+    name: NotRequired[str]
 
 
 async def page(request: web.Request) -> web.Response:
@@ -36,24 +48,18 @@ async def delete(request: web.Request) -> web.Response:
     """Delete an image."""
     name = request.match_info["name"]
     await _history(request).delete(name)
-    return answer({"deleted": 1, "name": name})
+    body: Deleted = {"deleted": 1, "name": name}
+    return answer(body)
 
 
 async def clear(request: web.Request) -> web.Response:
     """Delete all images."""
-    return answer({"deleted": await _history(request).clear()})
+    body: Deleted = {"deleted": await _history(request).clear()}
+    return answer(body)
 
 
 def _history(request: web.Request) -> History:
     history = request.app[SERVICES].history
     if history is None:
-        raise RequestError(404, "not_found", "the history is off (--no-history): images are not kept")
+        raise RequestError("not_found", "the history is off (--no-history): images are not kept")
     return history
-
-
-ROUTES = [
-    web.get("/history", page),
-    web.delete("/history", clear),
-    web.get("/history/{name}", picture),
-    web.delete("/history/{name}", delete),
-]

@@ -2,22 +2,22 @@
 
 from aiohttp import web
 
-from zwatch.api.answers import answer, encoded, read_body
-from zwatch.api.attending import stream_job
-from zwatch.api.results import job_view
+from zwatch.api.answers import answer, encoded, read_request
+from zwatch.api.results import Accepted, job_view
 from zwatch.api.services import SERVICES
+from zwatch.api.streams import stream_job
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
-from zwatch.generation.request import parse_generate, parse_json
+from zwatch.generation.request import GenerateRequest
 
 
 async def submit(request: web.Request) -> web.Response:
     """Accept a job, and say where it can be asked about."""
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
-    wanted = parse_generate(parse_json(await read_body(request)))
+    wanted = await read_request(request, GenerateRequest)
     job = queue.submit(wanted, attended=False, keeps_files=True)
-    body = {"id": job.id, "state": job.state.value, "position": job.position}
+    body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
 
@@ -29,7 +29,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream what happens to a job, from its present state on. Leaving the stream does the job no harm."""
+    """Stream what happens to a job, from its present state on. A client that leaves the stream does not cancel the job."""
     job = _job(request)
 
     async def body(finished: Finished) -> bytes:
@@ -52,18 +52,9 @@ async def image(request: web.Request) -> web.Response:
     pictures = job.finished.pictures if job.finished is not None else ()
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
     if file is None or not job.keeps_files:
-        raise RequestError(404, "not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
+        raise RequestError("not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
     return web.Response(body=file, content_type=job.request.format.media_type)
 
 
 def _job(request: web.Request) -> Job:
     return request.app[SERVICES].queue.jobs.find(request.match_info["id"])
-
-
-ROUTES = [
-    web.post("/jobs", submit),
-    web.get("/jobs/{id}", show),
-    web.delete("/jobs/{id}", cancel),
-    web.get("/jobs/{id}/events", events, allow_head=False),
-    web.get("/jobs/{id}/images/{number}", image),
-]

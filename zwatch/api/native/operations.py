@@ -1,12 +1,33 @@
-"""For machines that look after the service: its metrics, and the description of its calls."""
+"""For people and machines that look after the service: metrics, the description of the calls, the page's login."""
+
+from collections.abc import Callable
+from typing import Annotated
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from typing_extensions import TypedDict
 
+from zwatch.api.answers import answer, json_answer, read_request, scheme_of
+from zwatch.api.auth import AUTHENTICATOR, SESSION_SECONDS, unauthorized
+from zwatch.api.schema import COOKIE, Request, choice
 from zwatch.api.services import SERVICES
+from zwatch.generation.fields import Text
 
-DOCUMENT = web.AppKey("document", bytes)
-"""The description of all calls, as JSON."""
+DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
+"""Returns the OpenAPI document of all calls, as JSON."""
+
+
+class LoginRequest(Request):
+    """The token, to be exchanged for the cookie."""
+
+    token: Annotated[str, Text(required=True)]
+
+
+class Said(TypedDict):
+    """It is done."""
+
+    status: Annotated[str, choice("success")]
+    message: str
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -23,7 +44,33 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """Return the description of all calls."""
-    return web.Response(body=request.app[DOCUMENT], content_type="application/json", charset="utf-8")
+    # Made at the first request, in a thread: it takes some 0.1 s, which the start has no time for.
+    return json_answer(await request.app[SERVICES].bridge.run("inspect", request.app[DOCUMENT]))
 
 
-ROUTES = [web.get("/metrics", metrics), web.get("/openapi.json", openapi)]
+async def login(request: web.Request) -> web.Response:
+    """Exchange the token for the cookie."""
+    authenticator, address = request.app[AUTHENTICATOR], request.remote or ""
+    given = (await read_request(request, LoginRequest)).token
+    authenticator.guesses.check(address)
+    if not authenticator.is_token(given):
+        authenticator.guesses.count(address)
+        raise unauthorized(request, "the token is wrong")
+    body: Said = {"status": "success", "message": "logged in"}
+    response = answer(body)
+    if authenticator.sessions is not None:
+        _set_cookie(request, response, authenticator.sessions.begin(), SESSION_SECONDS)
+    return response
+
+
+async def logout(request: web.Request) -> web.Response:
+    """Take the cookie back."""
+    body: Said = {"status": "success", "message": "logged out"}
+    response = answer(body)
+    _set_cookie(request, response, "", 0)
+    return response
+
+
+def _set_cookie(request: web.Request, response: web.Response, value: str, seconds: int) -> None:
+    secure = request.secure or scheme_of(request) == "https"
+    response.set_cookie(COOKIE, value, max_age=seconds, path="/", httponly=True, samesite="Strict", secure=secure)

@@ -1,24 +1,53 @@
 """What is going on: the status, attempts, versions, events and health."""
 
 import time
-from typing import Any
+from typing import Annotated
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from zwatch.api import views
 from zwatch.api.answers import answer
+from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
 from zwatch.deploy.look import summaries
 from zwatch.errors import RequestError
+from zwatch.generation.request import PRIMARY
 
 
-async def _status(services: Services) -> dict[str, Any]:
+class Attempts(TypedDict):
+    """The last attempts, newest first; 100 at most."""
+
+    attempts: list[views.AttemptView | None]
+
+
+class Versions(TypedDict):
+    """All version directories."""
+
+    versions: list[views.VersionView]
+
+
+class Health(TypedDict):
+    """How the service is, with the reasons where it is not well."""
+
+    status: Annotated[str, choice(*views.HEALTH_STATES)]
+    version: VersionName | None
+    reasons: list[str]
+
+
+class Probe(TypedDict):
+    """The answer to a supervisor or load balancer."""
+
+    status: str
+
+
+async def _status(services: Services) -> views.StatusView:
     factory = services.supervisor.factory
     memory = None if factory is None else await services.bridge.run("inspect", factory.device.memory)
     uptime = time.monotonic() - services.started
-    view = views.status_view(services.supervisor, services.engines, services.queue, memory, uptime)
-    return {**view, "history": None if services.history is None else services.history.view()}
+    history = None if services.history is None else services.history.view()
+    return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
 
 
 async def status(request: web.Request) -> web.Response:
@@ -29,7 +58,8 @@ async def status(request: web.Request) -> web.Response:
 async def attempts(request: web.Request) -> web.Response:
     """List the last attempts, newest first."""
     found = request.app[SERVICES].supervisor.attempts
-    return answer({"attempts": [views.attempt_view(attempt) for attempt in found]})
+    body: Attempts = {"attempts": [views.attempt_view(attempt) for attempt in found]}
+    return answer(body)
 
 
 async def versions(request: web.Request) -> web.Response:
@@ -38,8 +68,9 @@ async def versions(request: web.Request) -> web.Response:
     try:
         found = await services.bridge.run("inspect", summaries, services.models)
     except OSError as error:
-        raise RequestError(500, "internal_error", f"the models root cannot be read: {error.strerror}") from None
-    return answer({"versions": [views.version_view(one, services.supervisor, services.engines) for one in found]})
+        raise RequestError("internal_error", f"the models root cannot be read: {error.strerror}") from None
+    body: Versions = {"versions": [views.version_view(one, services.supervisor, services.engines) for one in found]}
+    return answer(body)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -47,12 +78,11 @@ async def events(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     supervisor, engines, queue = services.supervisor, services.engines, services.queue
 
-    def parts() -> dict[str, Any]:
-        found: dict[str, Any] = {"serving": views.serving_view(engines), "queue": views.queue_view(queue)}
+    def parts() -> dict[str, object]:
+        found: dict[str, object] = {"serving": views.serving_view(engines), "queue": views.queue_view(queue)}
         for alias in supervisor.aliases:
-            view = views.alias_view(supervisor, engines, alias)
-            found[f"attempt {alias}"] = view.pop("attempt")
-            found[f"alias {alias}"] = {"alias": alias, **view}
+            found[f"attempt {alias}"] = views.attempt_view(supervisor.attempt(alias))
+            found[f"alias {alias}"] = {"alias": alias, **views.alias_state(supervisor, engines, alias)}
         return found
 
     return await stream_changes(request, _status(services), parts, supervisor.changes)
@@ -62,28 +92,19 @@ async def health(request: web.Request) -> web.Response:
     """Say in a word how it is, for people and load balancers."""
     services = request.app[SERVICES]
     state, reasons = views.health(services.supervisor, services.engines)
-    serving = services.engines.serving(views.PRIMARY)
-    body = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
+    serving = services.engines.serving(PRIMARY)
+    body: Health = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
     return answer(body, 503 if state == "unavailable" else 200)
 
 
 async def live(request: web.Request) -> web.Response:
-    """Answer, which is the answer."""
-    return answer({"status": "live"})
+    """Say that the process answers."""
+    body: Probe = {"status": "live"}
+    return answer(body)
 
 
 async def ready(request: web.Request) -> web.Response:
     """Say whether something serves."""
-    serves = request.app[SERVICES].engines.serving(views.PRIMARY) is not None
-    return answer({"status": "ready" if serves else "unavailable"}, 200 if serves else 503)
-
-
-ROUTES = [
-    web.get("/status", status),
-    web.get("/attempts", attempts),
-    web.get("/versions", versions),
-    web.get("/events", events, allow_head=False),
-    web.get("/health", health),
-    web.get("/health/live", live),
-    web.get("/health/ready", ready),
-]
+    serves = request.app[SERVICES].engines.serving(PRIMARY) is not None
+    body: Probe = {"status": "ready" if serves else "unavailable"}
+    return answer(body, 200 if serves else 503)

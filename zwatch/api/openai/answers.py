@@ -2,29 +2,100 @@
 
 import base64
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, NotRequired
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
 from zwatch.api.openai.requests import in_their_words
+from zwatch.api.schema import Base64, Digest, Number, VersionName, choice
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import enlarged_preview
 from zwatch.generation.job import Finished, Job
+from zwatch.generation.request import ImageFormat
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident
 
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 ERROR = "error"
-_MADE = {"background": "opaque", "quality": "high"}
-"""What holds for every image, whatever was asked for. The clients' types know no other words for one quality."""
-_USAGE = {
+Zero = Annotated[int, WithJsonSchema({"type": "integer", "const": 0})]
+_BACKGROUND, _QUALITY = "opaque", "high"
+"""What holds for every picture, whatever was asked for. The clients' types know no other words for one quality."""
+_USAGE: "Usage" = {
     "input_tokens": 0,
     "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
     "output_tokens": 0,
     "total_tokens": 0,
 }
-"""Nobody counts tokens here, but some clients refuse an answer without every one of these."""
+
+
+class InputTokens(TypedDict):
+    """Nothing is counted."""
+
+    text_tokens: Zero
+    image_tokens: Zero
+
+
+class Usage(TypedDict):
+    """Nothing is counted, but some clients refuse an answer without every one of these."""
+
+    input_tokens: Zero
+    input_tokens_details: InputTokens
+    output_tokens: Zero
+    total_tokens: Zero
+
+
+class Made(TypedDict):
+    """What holds for all pictures of an answer; `id` is the job's, `model` the alias or version that the request came to,
+    `truncated` says that the prompt was cut for its length."""
+
+    background: Annotated[str, choice("opaque")]
+    quality: Annotated[str, choice("high")]
+    output_format: Annotated[str, choice(*ImageFormat)]
+    size: Annotated[str, Field(pattern="^[0-9]+x[0-9]+$")]
+    usage: Usage
+    id: str
+    version: VersionName
+    digest: Digest | None
+    model: str
+    truncated: bool
+
+
+class ImageData(TypedDict):
+    """One picture: its file, where it can be fetched, or both."""
+
+    seed: Number
+    url: NotRequired[Annotated[str, WithJsonSchema({"type": "string", "format": "uri"})]]
+    b64_json: NotRequired[Base64]
+
+
+class ImagesAnswer(Made):
+    """The pictures of a request; `created` is in seconds since 1970."""
+
+    created: Number
+    data: list[ImageData]
+
+
+class Model(TypedDict):
+    """A name that a request's `model` may give: an alias, or a resident version. `created` is in seconds since 1970, 0
+    while an alias serves nothing."""
+
+    id: str
+    object: Annotated[str, choice("model")]
+    created: Number
+    owned_by: Annotated[str, choice("zwatch")]
+    version: VersionName | None
+    digest: Digest | None
+
+
+class Models(TypedDict):
+    """The aliases, then the resident versions."""
+
+    object: Annotated[str, choice("list")]
+    data: list[Model]
 
 
 def images_body(job: Job, finished: Finished, urls: list[str] | None, *, files: bool) -> bytes:
@@ -32,7 +103,9 @@ def images_body(job: Job, finished: Finished, urls: list[str] | None, *, files: 
     thread, as `results.finished_body`."""
     data = []
     for number, picture in enumerate(finished.pictures):
-        head = {"seed": picture.seed} if urls is None else {"seed": picture.seed, "url": urls[number]}
+        head: ImageData = {"seed": picture.seed}
+        if urls is not None:
+            head["url"] = urls[number]
         data.append(_with_file(head, picture.file or b"") if files else encoded(head))
     return b'%b, "data": [%b]}' % (encoded({"created": _now(), **_made(job, finished)})[:-1], b", ".join(data))
 
@@ -51,7 +124,8 @@ def partial_event(job: Job, number: int, preview: bytes) -> bytes:
             "type": PARTIAL,
             "partial_image_index": number,
             "created_at": _now(),
-            **_MADE,
+            "background": _BACKGROUND,
+            "quality": _QUALITY,
             "output_format": job.request.format,
             "size": f"{width}x{height}",
             "id": job.id,
@@ -72,7 +146,7 @@ def error_event(error: RequestError) -> bytes:
     return encoded({"type": ERROR, "error": error_object(in_their_words(error)), **error.extra})
 
 
-def model_views(engines: EngineRegistry, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:
+def model_views(engines: EngineRegistry, aliases: Iterable[str]) -> dict[str, Model]:
     """Return every name that a request may give, as a model object: the aliases, then the resident versions."""
     views = {alias: _model_view(alias, engines.serving(alias)) for alias in aliases}
     for resident in engines.residents:
@@ -82,7 +156,7 @@ def model_views(engines: EngineRegistry, aliases: Iterable[str]) -> dict[str, di
     return views
 
 
-def _model_view(name: str, resident: Resident | None) -> dict[str, Any]:
+def _model_view(name: str, resident: Resident | None) -> Model:
     return {
         "id": name,
         "object": "model",
@@ -93,9 +167,10 @@ def _model_view(name: str, resident: Resident | None) -> dict[str, Any]:
     }
 
 
-def _made(job: Job, finished: Finished) -> dict[str, Any]:
+def _made(job: Job, finished: Finished) -> Made:
     return {
-        **_MADE,
+        "background": _BACKGROUND,
+        "quality": _QUALITY,
         "output_format": job.request.format,
         "size": f"{finished.parameters.width}x{finished.parameters.height}",
         "usage": _USAGE,
@@ -107,7 +182,7 @@ def _made(job: Job, finished: Finished) -> dict[str, Any]:
     }
 
 
-def _with_file(head: dict[str, Any], file: bytes) -> bytes:
+def _with_file(head: Mapping[str, object], file: bytes) -> bytes:
     """Return JSON with an image inside: megabytes of base64, which needs no escaping."""
     return b'%b, "b64_json": "%b"}' % (encoded(head)[:-1], base64.b64encode(file))
 

@@ -1,16 +1,14 @@
 """What OpenAI's image clients call: `/v1/images/generations` and `/v1/models`."""
 
-from pathlib import Path
-from typing import Any
-
 from aiohttp import web
 
-from zwatch.api.answers import answer, read_body
-from zwatch.api.attending import outcome, relay
+from zwatch.api.answers import answer, json_answer, read_request, scheme_of
 from zwatch.api.openai.answers import (
     COMPLETED,
     ERROR,
     PARTIAL,
+    Model,
+    Models,
     completed_event,
     error_event,
     images_body,
@@ -18,15 +16,14 @@ from zwatch.api.openai.answers import (
     model_views,
     partial_event,
 )
-from zwatch.api.openai.requests import in_their_words, parse_images
+from zwatch.api.openai.requests import ImagesRequest, images_of, in_their_words
 from zwatch.api.results import picture_url, served_headers
 from zwatch.api.services import SERVICES, Services
-from zwatch.api.streams import send
-from zwatch.api.views import PRIMARY
-from zwatch.deploy.versions import is_version_directory, opened
+from zwatch.api.streams import outcome, relay, send
+from zwatch.deploy.look import has_version
 from zwatch.errors import RequestError
 from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Stepped
-from zwatch.generation.request import parse_json, text
+from zwatch.generation.request import PRIMARY
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -39,7 +36,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def models(request: web.Request) -> web.Response:
     """List the names that a request's `model` may give."""
-    return answer({"object": "list", "data": list(_models(request).values())})
+    body: Models = {"object": "list", "data": list(_models(request).values())}
+    return answer(body)
 
 
 async def model(request: web.Request) -> web.Response:
@@ -47,16 +45,14 @@ async def model(request: web.Request) -> web.Response:
     name = request.match_info["model"]
     found = _models(request).get(name)
     if found is None:
-        raise RequestError(
-            404, "model_not_found", f"there is no model {name[:100]!r}, see GET /v1/models", param="model"
-        )
+        raise RequestError("model_not_found", f"there is no model {name[:100]!r}, see GET /v1/models", param="model")
     return answer(found)
 
 
 async def _generate(request: web.Request, services: Services) -> web.StreamResponse:
     services.queue.refuse_if_full()
-    body = parse_json(await read_body(request))
-    wanted = parse_images(body, await _serving_name(services, body))
+    asked = await read_request(request, ImagesRequest)
+    wanted = images_of(asked, await _serving_name(services, asked.model))
     job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls)
     with services.queue.attending(job):
         if wanted.stream:
@@ -64,14 +60,13 @@ async def _generate(request: web.Request, services: Services) -> web.StreamRespo
         finished = await outcome(job, services.timeout)
         urls = _urls(request, job, finished) if wanted.urls else None
         answered = await services.bridge.run("encode", images_body, job, finished, urls, files=wanted.files)
-        headers = served_headers(job, finished)
-        return web.Response(body=answered, content_type="application/json", charset="utf-8", headers=headers)
+        return json_answer(answered, served_headers(job, finished))
 
 
 async def _stream(request: web.Request, services: Services, job: Job, wanted: int) -> web.StreamResponse:
     sent = 0
 
-    async def tell(response: web.StreamResponse, event: JobEvent) -> None:
+    async def send_event(response: web.StreamResponse, event: JobEvent) -> None:
         nonlocal sent
         match event:
             case Stepped(step, steps, bytes() as preview) if is_due(step, steps, sent, wanted):
@@ -85,53 +80,33 @@ async def _stream(request: web.Request, services: Services, job: Job, wanted: in
             case _:
                 pass  # their clients know no event for it
 
-    return await relay(request, job, tell, services.timeout)
+    return await relay(request, job, send_event, services.timeout)
 
 
-async def _serving_name(services: Services, body: dict[str, Any]) -> str:
+async def _serving_name(services: Services, name: str) -> str:
     """Return the alias or version that a request asks for. A name that is none of ours means the model that we have:
     many clients can't be told another than `gpt-image-1`.
 
     Raises:
-        RequestError: 400 no name, 404 a version that is there but not loaded: another one would not do instead.
+        RequestError: 404, a version that is there but not loaded: another one would not do instead.
     """
-    if body.get("model") is None:
-        return PRIMARY
-    name = text(body, "model", PRIMARY)
     if name in services.supervisor.aliases or services.engines.find(name) is not None:
         return name
-    if await services.bridge.run("inspect", _is_version, services.models, name):
+    if await services.bridge.run("inspect", has_version, services.models, name):
         message = f"version {name} is not loaded; GET /v1/models lists what is, an alias that points to it loads it"
-        raise RequestError(404, "model_not_found", message, param="model")
+        raise RequestError("model_not_found", message, param="model")
     return PRIMARY
 
 
-def _is_version(models_root: Path, name: str) -> bool:
-    try:
-        with opened(models_root) as root:
-            return is_version_directory(root, name)
-    except OSError:
-        return False
-
-
 def _urls(request: web.Request, job: Job, finished: Finished) -> list[str]:
-    """Return where the pictures can be fetched, by the name that the client itself calls us by. What a proxy says of the
-    scheme can do no harm: only who asked gets to see it."""
-    forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
-    scheme = forwarded if forwarded in ("http", "https") else request.scheme
+    """Return where the pictures can be fetched, by the name that the client itself calls us by."""
+    scheme = scheme_of(request)
     return [
         f"{scheme}://{request.host}{picture_url(job, number, picture)}"
         for number, picture in enumerate(finished.pictures)
     ]
 
 
-def _models(request: web.Request) -> dict[str, dict[str, Any]]:
+def _models(request: web.Request) -> dict[str, Model]:
     services = request.app[SERVICES]
     return model_views(services.engines, services.supervisor.aliases)
-
-
-ROUTES = [
-    web.post("/v1/images/generations", generate),
-    web.get("/v1/models", models),
-    web.get("/v1/models/{model}", model),
-]

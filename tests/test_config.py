@@ -1,0 +1,282 @@
+"""Every option of every command: its flag, its variable, what they accept and what they refuse."""
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from zwatch.cli import commands, main
+from zwatch.config import Config, state_directory
+from zwatch.errors import UsageError
+
+ARGUMENTS = {"deploy": ["v2"], "seal": ["models"], "verify": ["models"], "check": ["models"]}
+"""What a command must be given besides options."""
+
+SWITCH = ([("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("false", False), ("No", False), ("off", False)],
+          ["ture", "2", "y", "t", " ", "None"])  # fmt: skip
+NO_HISTORY = ([(text, not value) for text, value in SWITCH[0]], SWITCH[1])
+NAME = ([("canary", "canary"), ("v-1.2_x", "v-1.2_x")], ["../x", "-x", ".x", "a b", "x" * 65, "v2/"])
+SIZE = (
+    [
+        ("60G", 60 * 2**30), ("512K", 2**19), ("60g", 60 * 2**30), ("1.5M", 1572864), ("2T", 2**41), ("1000", 1000), ("1e3", 1000),
+        ("1KB", 1000), ("2MB", 2 * 10**6), ("60GB", 60 * 10**9), ("1TB", 10**12), ("1KiB", 1024), ("3MiB", 3 * 2**20),
+        ("1GiB", 2**30), ("1TiB", 2**40), ("8gib", 2**33), ("1Gi", 2**30), ("5 GB", 5 * 10**9), ("7B", 7),
+    ],
+    ["much", "60X", "0", "-5", "0.1", "nan", "inf", "5iB", "5i", "G", "1 2", "60 GBs", "1KiKB"],
+)  # fmt: skip
+COUNT = ([("1", 1), ("64", 64), (" 7 ", 7)], ["0", "-1", "1.5", "many", "1e3", "inf"])
+POSITIVE = ([("600", 600.0), ("0.5", 0.5), ("inf", float("inf"))], ["0", "-1", "nan", "soon", "1s"])
+DIRECTORY = ([("models", Path("models")), (".", Path())], ["nowhere", "file"])
+PATH = ([("some/where", Path("some/where")), ("/x y", Path("/x y"))], [])
+TOKEN = ([("token", "secret")], ["nowhere", "empty", "models"])
+HOST = (
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("[::1]", "::1"), ("models.example", "models.example")],
+    ["http://x", "x:80", "a b", "x/", "*", "[::1]:80", "[x]"],
+)
+PORT = ([("7860", 7860), ("0", 0), ("65535", 65535)], ["65536", "-1", "many", "80.5", "tcp:", "udp://10.96.0.17:7860"])
+DEVICE = ([(name, name) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:15")], ["gpu", "mps", "cuda:x", "cuda:", "CUDA", "cuda:01", "cpu:0", "cuda:-1"])  # fmt: skip
+LOG = ([("text", "text"), ("json", "json")], ["xml", "JSON", "plain"])
+URL = (
+    [("http://127.0.0.1:7860", "http://127.0.0.1:7860"), ("https://x.example/zwatch/", "https://x.example/zwatch"), ("http://[::1]", "http://[::1]")],
+    ["foo", "localhost:7860", "ftp://x", "http://", "http://x:99999", "http://x:y", "http://[::1", "http://a b", "http://x/?q", "http://u@x", "http://x\n"],
+)  # fmt: skip
+
+
+def listed(cases):
+    """Return the cases of an option that may be repeated, from those of one item."""
+    return [(text, (value,)) for text, value in cases[0]], cases[1]
+
+
+ALIASES = ([(text, ("current", value)) for text, value in NAME[0]], NAME[1])
+CASES = {
+    "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
+    "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
+    "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
+    "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
+    "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": NAME,
+    "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": NAME, "ZWATCH_SEAL_VERSION": NAME,
+}  # fmt: skip
+"""Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
+
+OPTIONS = [
+    pytest.param(command, option, id=f"{command}{option.opts[0]}")
+    for command, declared in commands.commands.items()
+    for option in declared.params
+    if isinstance(option, click.Option)
+]
+LISTS = ("ZWATCH_ALIAS", "ZWATCH_ALLOWED_HOST")
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path, monkeypatch):
+    """A working directory with a models root and token files, and no settings in the environment."""
+    for name in [*os.environ]:
+        if name.startswith("ZWATCH_") or name in ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "empty").write_text("\n")
+
+
+def parsed(command, *arguments):
+    """Return the checked values of a command's options and arguments, by name."""
+    with commands.commands[command].make_context(command, [*ARGUMENTS.get(command, []), *arguments]) as context:
+        return context.params
+
+
+def refused(capsys, *arguments):
+    """Run a command that is wrongly called; return the sentence on standard error."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert err.startswith("zwatch: ")
+    return err.removeprefix("zwatch: ").strip()
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_every_option_has_a_variable_a_help_text_and_cases(command, option):
+    assert option.envvar in CASES
+    assert option.help
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_a_good_value_is_taken_from_the_flag_and_from_the_variable(monkeypatch, command, option):
+    for text, value in CASES[option.envvar][0]:
+        if not option.is_flag:
+            assert parsed(command, option.opts[0], text)[option.name] == value, text
+        monkeypatch.setenv(option.envvar, text)
+        assert parsed(command)[option.name] == value, text
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_a_bad_value_is_refused_with_the_name_of_the_flag_or_the_variable(monkeypatch, capsys, command, option):
+    given = [command, *ARGUMENTS.get(command, [])]
+    hint = f"(see zwatch {command} --help)"
+    for text in CASES[option.envvar][1]:
+        if not option.is_flag:
+            said = refused(capsys, *given, option.opts[0], text)
+            assert said.startswith(f"{option.opts[0]}: "), said
+            assert said.endswith(hint)
+            assert repr(text) in said or option.name == "token"
+        if option.envvar in LISTS and " " in text:
+            continue
+        monkeypatch.setenv(option.envvar, text)
+        said = refused(capsys, *given)
+        assert said.startswith(f"{option.envvar}: "), said
+        assert said.endswith(hint)
+        assert repr(text) in said or option.name == "token"
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_an_empty_variable_is_an_unset_one_and_an_empty_flag_an_error(monkeypatch, capsys, command, option):
+    unset = parsed(command)
+    monkeypatch.setenv(option.envvar, "")
+    assert parsed(command) == unset
+    if not option.is_flag:
+        assert refused(capsys, command, *ARGUMENTS.get(command, []), option.opts[0], "").startswith(option.opts[0])
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_a_flag_wins_over_its_variable(monkeypatch, command, option):
+    good = CASES[option.envvar][0]
+    if option.is_flag:
+        monkeypatch.setenv(option.envvar, "0")
+        assert parsed(command, option.opts[0])[option.name] == good[0][1]
+    else:
+        monkeypatch.setenv(option.envvar, (CASES[option.envvar][1] or good[1])[0])
+        assert parsed(command, option.opts[0], good[0][0])[option.name] == good[0][1]
+
+
+def test_the_options_of_serve_are_the_settings_with_their_defaults(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    settings = parsed("serve")
+    assert set(settings) == {field.name for field in fields(Config)}
+    assert Config(**settings) == Config(
+        models=Path("models"), aliases=("current",), strict_links=False, device="auto", memory_budget=None,
+        state_dir=Path("/home/x/.local/state/zwatch"), host="127.0.0.1", port=7860, token=None, insecure_no_token=False,
+        allowed_hosts=(), queue=64, timeout=600.0, max_work=600.0, history=True, output_dir=Path("output_image"),
+        history_max_images=None, history_max_bytes=None, log="json",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a,b", "a b", " a, b ", "a,,b,", "a\tb", "a b a"])
+def test_a_list_in_a_variable_is_split_at_commas_and_spaces(monkeypatch, text):
+    monkeypatch.setenv("ZWATCH_ALIAS", text)
+    assert parsed("serve")["aliases"] == ("current", "a", "b")
+    monkeypatch.setenv("ZWATCH_ALLOWED_HOST", text.removesuffix(" a"))
+    assert parsed("serve")["allowed_hosts"] == ("a", "b")
+
+
+def test_a_repeated_flag_is_a_list_and_its_items_are_not_split(capsys):
+    assert parsed("serve", "--alias", "a", "--alias", "current", "--alias", "b")["aliases"] == ("current", "a", "b")
+    assert "'a,b'" in refused(capsys, "serve", "--alias", "a,b")
+
+
+@pytest.mark.parametrize("command", ["deploy", "rollback"])
+def test_the_variable_that_serve_follows_does_not_move_a_deploy(monkeypatch, command):
+    monkeypatch.setenv("ZWATCH_ALIAS", "canary")
+    assert parsed(command)["alias"] == "current"
+
+
+def test_a_port_that_kubernetes_set_is_ignored_with_a_warning(tmp_path):
+    environment = {**os.environ, "ZWATCH_PORT": "tcp://10.96.0.17:7860", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "zwatch", "serve", "--state-dir", "state", "--host", "203.0.113.1", "--insecure-no-token", "--log", "text"]  # fmt: skip
+    found = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    warning, error = found.stderr.splitlines()
+    assert "warning: ZWATCH_PORT=tcp://10.96.0.17:7860 is ignored" in warning
+    assert "203.0.113.1:7860 cannot be bound" in error, "the default port is used"
+
+
+def test_a_port_like_that_of_kubernetes_in_the_flag_is_an_error(capsys):
+    said = refused(capsys, "serve", "--port", "tcp://10.96.0.17:7860")
+    assert said.startswith("--port: expected a whole number from 0 to 65535, got 'tcp://10.96.0.17:7860'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "missing command (see zwatch --help)"),
+        (["srve"], "no such command 'srve'"),
+        (["serve", "--prot", "80"], "no such option '--prot'"),
+        (["serve", "--strict-links=yes"], "'--strict-links' does not take a value"),
+        (["serve", "--port"], "'--port' requires an argument"),
+        (["deploy"], "missing argument 'VERSION'"),
+        (["status", "v2"], "unexpected extra argument"),
+        (["check", "nowhere"], "DIRECTORY: there is no such directory: 'nowhere' (see zwatch check --help)"),
+    ],
+)
+def test_a_wrong_call_is_one_line_with_a_hint(capsys, arguments, words):
+    said = refused(capsys, *arguments)
+    assert words in said
+    assert said.endswith("--help)")
+
+
+def test_settings_that_only_together_are_wrong_name_what_to_change(capsys, monkeypatch):
+    monkeypatch.setenv("ZWATCH_HOST", "0.0.0.0")
+    said = refused(capsys, "serve", "--state-dir", "state")
+    assert all(words in said for words in ("0.0.0.0", "ZWATCH_HOST", "--token-file", "--insecure-no-token"))
+
+
+@pytest.mark.parametrize("command", ["serve", "status"])
+def test_a_credential_that_is_empty_is_an_error(monkeypatch, capsys, tmp_path, command):
+    (tmp_path / "zwatch-token").touch()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert refused(capsys, command).endswith("zwatch-token is empty")
+
+
+def test_the_state_directory_is_systemds_if_none_is_given(monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/zwatch:/var/lib/other")
+    assert parsed("serve")["state_dir"] == Path("/var/lib/zwatch")
+    assert parsed("serve", "--state-dir", "x")["state_dir"] == Path("x")
+
+
+def test_a_user_without_a_home_directory_is_told_to_give_a_state_directory(monkeypatch, capsys):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UsageError, match="--state-dir"):
+        state_directory()
+    assert "ZWATCH_STATE_DIR" in refused(capsys, "serve")
+    assert parsed("serve", "--state-dir", "x")["state_dir"] == Path("x")
+    assert parsed("status"), "no other command needs it"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in commands.commands)])
+def test_help_is_shown_whatever_the_variables_hold(monkeypatch, capsys, command):
+    for variable in CASES:
+        monkeypatch.setenv(variable, "?")
+    assert main([*command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for parameter in commands.commands[command[0]].params if command else ():
+        named = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        assert named in out
+        assert (parameter.envvar or "") in out
+
+
+@pytest.mark.parametrize("argument", [argument for one in commands.commands.values() for argument in one.params if isinstance(argument, click.Argument)])  # fmt: skip
+def test_every_argument_has_a_help_text(argument):
+    assert argument.help
+
+
+@pytest.mark.parametrize("flag", ["--version", "-h", "--help"])
+def test_version_and_help_are_status_0(capsys, flag):
+    assert main([flag]) == 0
+    assert "zwatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["zwatch.cli", "zwatch.config", "zwatch.options"])
+def test_start_up_imports_nothing_slow(module):
+    slow = ["asyncio", "pydantic", "blake3", "urllib.request", "tqdm", "watchdog", "importlib.metadata", "rich", "typer"]
+    # What the interpreter itself has imported (an editable installation does) is not ours.
+    check = f"import sys; before = set(sys.modules); import {module}; print(set({slow}) & (set(sys.modules) - before))"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)  # fmt: skip
+    assert found.stdout.strip() == "set()"

@@ -1,0 +1,210 @@
+"""The types of a request's fields: each declares its rule, the words of its refusal, and its part of the JSON schema.
+
+They are markers for `typing.Annotated` on fields of pydantic models. The rules are strict: a number in a string is no
+number, and `true` is not 1.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from zwatch.errors import RequestError
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_TEXT = 10_000
+"""Longest accepted text field, characters."""
+_SHOWN = 60
+"""Most characters of a wrong value that an error repeats."""
+_SHOWN_NAME = 100
+"""Most characters of an unknown field's name that an error repeats."""
+
+
+class Rule:
+    """A marker that checks a field's value by itself."""
+
+    def check(self, value: Any) -> Any:
+        """Return the field's value, or raise the error that `refused` makes."""
+        raise NotImplementedError
+
+    def schema(self) -> JsonSchemaValue:
+        """Return the JSON schema of what `check` accepts."""
+        raise NotImplementedError
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return self.schema()
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Rule):
+    """A string of at most `MAX_TEXT` characters. One that is `required` must have more than white space."""
+
+    required: bool = False
+
+    def check(self, value: Any) -> str:
+        """Return a string."""
+        if not isinstance(value, str):
+            raise refused(f"must be a string, got {kind_of(value)}")
+        if self.required and not value.strip():
+            raise refused("must not be empty")
+        if len(value) > MAX_TEXT:
+            raise refused(f"may have {MAX_TEXT} characters, got {len(value)}")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise refused("has half of a surrogate pair, which is no character") from None
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        least = {"minLength": 1, "pattern": r"\S"} if self.required else {}
+        return {"type": "string", **least, "maxLength": MAX_TEXT}
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Rule):
+    """A whole number from `least` to `most` that is a multiple of `step`."""
+
+    least: int
+    most: int
+    step: int = 1
+
+    def check(self, value: Any) -> int:
+        """Return an int."""
+        if type(value) is not int:
+            raise refused(f"must be a whole number, got {kind_of(value)}")
+        if not self.least <= value <= self.most:
+            raise refused(f"must be from {self.least} to {self.most}, got {shortened(value)}")
+        if value % self.step:
+            raise refused(f"must be a multiple of {self.step}, got {value}")
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        step = {} if self.step == 1 else {"multipleOf": self.step}
+        return {"type": "integer", "minimum": self.least, "maximum": self.most, **step}
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Rule):
+    """A number from `least` to `most`."""
+
+    least: float
+    most: float
+
+    def check(self, value: Any) -> float:
+        """Return a float."""
+        if type(value) not in (int, float):
+            raise refused(f"must be a number, got {kind_of(value)}")
+        if not self.least <= value <= self.most:
+            raise refused(f"must be from {self.least} to {self.most}, got {shortened(value)}")
+        return float(value)
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        return {"type": "number", "minimum": self.least, "maximum": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(Rule):
+    """True or false."""
+
+    def check(self, value: Any) -> bool:
+        """Return a bool."""
+        if type(value) is not bool:
+            raise refused(f"must be true or false, got {kind_of(value)}")
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf(Rule):
+    """A member of an enumeration of strings, by its value."""
+
+    choices: type[StrEnum]
+
+    def check(self, value: Any) -> StrEnum:
+        """Return the member."""
+        if not isinstance(value, str) or value not in tuple(self.choices):
+            raise refused(f"must be one of {', '.join(self.choices)}, got {shortened(value)}")
+        return self.choices(value)
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        return {"type": "string", "enum": [choice.value for choice in self.choices]}
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Lets a field take more than its rule does: `convert` makes of any value what the rule then checks. `schema` is what
+    the field accepts beside what the rule accepts."""
+
+    convert: Callable[[Any], Any]
+    schemas: tuple[Mapping[str, Any], ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.convert, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        assert schema["type"] == "function-before"  # made above
+        return {"anyOf": [handler(schema["schema"]), *map(dict, self.schemas)]}
+
+
+def validated(model: type[M], body: Mapping[str, Any]) -> M:
+    """Check a request's body against its model.
+
+    Raises:
+        RequestError: 400 with the field's name.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    unknown = next((one for one in found if one["type"] == "extra_forbidden"), None)
+    first = unknown or found[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if unknown is not None:
+        known = ", ".join(model.model_fields) or "none"
+        raise RequestError(
+            "unknown_field",
+            f"there is no field {name[:_SHOWN_NAME]!r}; there are {known}",
+            param=name[:_SHOWN_NAME],
+        )
+    if first["type"] == "missing":
+        raise invalid(name, f"{name} is required")
+    raise invalid(name, f"{name} {first['msg']}")
+
+
+def invalid(name: str, message: str) -> RequestError:
+    """Return the error for a field with a wrong value."""
+    return RequestError("invalid_value", message, param=name)
+
+
+def kind_of(value: object) -> str:
+    """Return what kind of JSON value this is, for an error."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else kinds[type(value)]
+
+
+def shortened(value: object) -> str:
+    """Return a value as JSON, cut where it is long."""
+    shown = json.dumps(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+
+
+def refused(words: str) -> PydanticCustomError:
+    """Return what a rule raises; the words follow the field's name."""
+    # As a value: braces of the client's text must not be taken for a template.
+    return PydanticCustomError("refused", "{words}", {"words": words})

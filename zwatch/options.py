@@ -1,0 +1,197 @@
+"""What the values of options may be. Each parser serves a flag and its environment variable alike."""
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+from click.core import ParameterSource
+from click.types import BoolParamType, FuncParamType
+
+from zwatch import config
+from zwatch.errors import UsageError
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class Switch(BoolParamType):
+    """A flag. Its variable is one of eight words; click itself accepts `t`, `y` and blanks too."""
+
+    def convert(self, value: str | bool, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Return the truth value."""
+        if isinstance(value, bool):
+            return value
+        if value.lower() not in _WORDS:
+            self.fail(f"expected {', '.join(_WORDS)}, got {value!r}", param, ctx)
+        return _WORDS[value.lower()]
+
+
+class ListOf(FuncParamType[str, str]):
+    """One item of an option that may be repeated; its variable holds a list, split at commas and spaces."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Return the items in the variable's value."""
+        return rv.replace(",", " ").split()
+
+
+class Port(FuncParamType[str, int | None]):
+    """A port; None where the variable holds what Kubernetes sets for a Service named zwatch, `tcp://10.96.0.17:7860`."""
+
+    def __init__(self) -> None:
+        super().__init__(whole_number(0, 65535))
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the port, or None."""
+        if ctx is not None and param is not None and _source(ctx, param) == param.envvar and value.startswith("tcp://"):
+            return None
+        return super().convert(value, param, ctx)
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the parser of a whole number from `least` to `most`."""
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            raise ValueError(f"expected a whole number {allowed}, got {str(text)!r}")
+        return number
+
+    return parse
+
+
+def positive(unit: str) -> Callable[[str], float]:
+    """Return the parser of a number above 0 of this unit. Infinity is allowed, NaN is not."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not number > 0:
+            raise ValueError(f"expected a number of {unit} above 0, got {text!r}")
+        return number
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Return a number of bytes, at least 1: `60G` and `60GiB` are 60 x 2**30, `60GB` is 60 x 10**9."""
+    found = _SIZE.fullmatch(text.upper())
+    assert found is not None  # any text matches
+    base = 1000 if found["prefix"] and found["unit"] == "B" else 1024
+    try:
+        number = int(float(found["number"]) * base ** " KMGT".index(found["prefix"] or " "))
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1 or (found["unit"] in ("I", "IB") and not found["prefix"]):
+        raise ValueError(f"expected bytes such as 60G, 60GiB or 60GB, at least 1, got {text!r}")
+    return number
+
+
+def path(text: str) -> Path:
+    """Return a path."""
+    if not text:
+        raise ValueError("expected a path, got ''")
+    return Path(text)
+
+
+def directory(text: str) -> Path:
+    """Return the path of a directory that exists."""
+    if not path(text).is_dir():
+        raise ValueError(f"there is no such directory: {text!r}")
+    return Path(text)
+
+
+def named_directory(text: str) -> Path:
+    """Return the absolute path of a directory that exists, so that `.` has a name too."""
+    return directory(text).resolve()
+
+
+def version_name(text: str) -> str:
+    """Return a name that a version or an alias may have."""
+    from zwatch.deploy.versions import is_version_name  # most commands need no blake3
+
+    if not is_version_name(text):
+        raise ValueError(
+            f"{text!r} cannot name a version or an alias: expected 1-64 of A-Za-z0-9._-, not starting with . or -"
+        )
+    return text
+
+
+def version_argument(text: str) -> str:
+    """Return a version's name as the service shall judge it, without the slash that a shell's completion appends."""
+    return text.rstrip("/") or text
+
+
+def host_name(text: str) -> str:
+    """Return a host name or an IP address, without brackets."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(text):
+            raise ValueError(f"expected a host name or an address, without scheme and port, got {text!r}") from None
+    return bare
+
+
+def device(text: str) -> str:
+    """Return a device's name. Whether it exists is known only once torch is imported."""
+    if not _DEVICE.fullmatch(text):
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
+def service_url(text: str) -> str:
+    """Return the URL of a service, without a slash at its end."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # the port or the brackets
+        usable = False
+    if not usable or re.search(r"[^!-~]|[?#@]", text):
+        raise ValueError(f"expected the URL of a service, such as {config.DEFAULT_URL}, got {text!r}")
+    return text.rstrip("/")
+
+
+def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the aliases to follow: `current` first, each once. A callback of click's."""
+    return tuple(dict.fromkeys(["current", *given]))
+
+
+def read_token(ctx: click.Context, param: click.Parameter, file: Path | None) -> str | None:
+    """Return the token, from the file if one is named. A callback of click's."""
+    try:
+        return config.read_token(file)
+    except UsageError as error:
+        if file is None:
+            raise
+        raise click.BadParameter(str(error)) from None
+
+
+def sentence(error: click.UsageError) -> str:
+    """Return click's error as one line: the flag or the variable, what was found, what is allowed, where to read more."""
+    text = error.format_message()
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        where = _source(error.ctx, error.param) if error.ctx is not None and error.param is not None else None
+        text = f"{where}: {error.message}" if where is not None else error.message
+    else:
+        text = text[:1].lower() + text[1:]
+    command = "zwatch" if error.ctx is None else error.ctx.command_path
+    return f"{text.rstrip('.')} (see {command} --help)"
+
+
+def _source(context: click.Context, parameter: click.Parameter) -> str:
+    """Return what the user wrote the value into: the flag, the variable, or the argument."""
+    if context.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT:
+        return str(parameter.envvar)
+    return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
