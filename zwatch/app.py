@@ -136,17 +136,9 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
+    operator = Operator(supervisor, bridge)
     return Services(
-        bridge,
-        engines,
-        supervisor,
-        Operator(supervisor, bridge),
-        queue,
-        history,
-        config.models,
-        config.timeout,
-        started,
-        metrics,
+        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics
     )
 
 
