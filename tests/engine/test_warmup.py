@@ -6,12 +6,13 @@ import torch
 from tests.engine.editing import TRANSFORMER, VAE, build, edit_tensors, rejection_of, seal_again
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned
+from zwatch.shadow.device import Device
 from zwatch.shadow.loader import LoadControl
 
 
 @pytest.fixture(scope="module")
 def factory():
-    return EngineFactory("cpu")
+    return EngineFactory(Device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])

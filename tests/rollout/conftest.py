@@ -16,6 +16,7 @@ from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import EngineState
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
+from zwatch.shadow.device import Device
 
 DEADLINE = 15.0
 
@@ -24,7 +25,7 @@ class HeldFactory(EngineFactory):
     """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
 
     def __init__(self, device: str = "cpu", *, budget: int | None = None) -> None:
-        super().__init__(device, budget=budget)
+        super().__init__(Device(device, budget=budget))
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []

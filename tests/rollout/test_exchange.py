@@ -17,7 +17,7 @@ async def service(services):
     started = await services(make_factory=lambda: HeldFactory(budget=2**26)).start()
     await started.until_serves("v1")
     device = started.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     return started
 
 
@@ -142,7 +142,7 @@ async def test_a_version_that_another_alias_serves_too_stays(services, quick_ret
     await started.until_serves("v1")
     await started.until_serves("v1", "canary")
     device = started.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     started.link("v2", "canary")
     await started.until_rejected("v2", "insufficient_memory")
     assert (started.serves(), started.serves("canary")) == ("v1", "v1")
@@ -154,7 +154,7 @@ async def with_canary(services):
     started = await services(make_factory=lambda: HeldFactory(budget=2**26), aliases=("current", "canary")).start()
     await started.until_serves("v1")
     device = started.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     return started
 
 
@@ -194,7 +194,7 @@ async def test_a_newer_wish_that_serves_already_is_not_pushed_aside_by_what_came
     await started.until_serves("v1")
     await started.until_serves("v3", "canary")
     device = started.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     exchanged, go = hold_behind(monkeypatch, started.factory, "exchange")
     started.link("v2")
     await started.until(exchanged.is_set)
@@ -250,7 +250,7 @@ async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(service, monke
 
 async def test_where_there_is_room_for_two_nothing_is_pinned(service, monkeypatch):
     device, pinned = service.factory.device, []
-    device._budget *= 3
+    device.budget *= 3
     monkeypatch.setattr(device, "reserve", lambda sizes: False)
     monkeypatch.setattr(device.host, "reserve", pinned.append)
     service.supervisor._preparation.note_promoted(service.engines.serving("current").key)
@@ -286,4 +286,4 @@ async def test_an_unload_in_the_middle_frees_both(service):
     assert await asyncio.wait_for(unloading, 15)
     assert service.engines() == {}
     device = service.factory.device
-    await service.until(lambda: device.memory()[0] == device._budget)  # the loading thread lets go a moment later
+    await service.until(lambda: device.memory()[0] == device.budget)  # the loading thread lets go a moment later

@@ -17,7 +17,6 @@ from zwatch.rollout import refusals as refusals_module
 from zwatch.rollout import supervisor as supervisor_module
 from zwatch.rollout.lifecycle import EngineState, VersionKey
 from zwatch.rollout.state import StateFile
-from zwatch.shadow.device import Device
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 WANTED = GenerationParameters("a cat", "", 64, 64, 1, 0.0, (1,))
@@ -87,7 +86,7 @@ async def test_a_flip_to_a_warm_version_promotes_it_without_reading(service, mon
     await service.until_serves("v2")
     shutil.rmtree(service.root / "v1/transformer")
     fills = []
-    monkeypatch.setattr(Device, "fill", lambda *arguments: fills.append(arguments))
+    monkeypatch.setattr(service.factory.device.reader, "fill", lambda *arguments: fills.append(arguments))
     service.link("v1")
     await service.until_serves("v1")
     attempt = service.supervisor.attempt("current")
@@ -271,7 +270,7 @@ async def test_sealing_the_serving_version_anew_deploys_its_new_content(service)
 async def test_want_of_memory_is_tried_again_until_there_is_enough(services, quick_retries):
     service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
     await service.until(lambda: service.attempts().count(("v1", "REJECTED", "insufficient_memory")) >= 2)
-    service.factory.device._budget = 2**26
+    service.factory.device.budget = 2**26
     await service.until_serves("v1")
 
 
@@ -334,7 +333,7 @@ async def test_a_warm_version_makes_room_for_a_new_one(services):
     service.link("v2")
     await service.until_serves("v2")
     device = service.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     service.link("v3")
     await service.until_serves("v3")
     assert service.engines() == {"v2": EngineState.WARM, "v3": EngineState.SERVING}
@@ -349,7 +348,7 @@ async def test_a_version_that_a_request_holds_by_its_name_is_not_evicted(service
     await service.until(lambda: service.engines()["v1"] is EngineState.WARM)
     lease = service.engines.lease("v1")
     device = service.factory.device
-    device._budget = 2**26 - device.memory()[0]
+    device.budget = 2**26 - device.memory()[0]
     service.link("v3")
     await service.until_serves("v3")
     assert service.engines() == {"v1": EngineState.WARM, "v3": EngineState.SERVING}
@@ -407,7 +406,7 @@ async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(se
     assert [(attempt.key.version, attempt.fallback, attempt.running) for attempt in second.supervisor.attempts] == [
         ("v1", True, True), ("v2", False, False),
     ]  # fmt: skip
-    factory.device._budget = 2**26
+    factory.device.budget = 2**26
     release.set()
     await second.until_serves("v2")
     assert ("v1", "PROMOTED", None) in second.attempts()

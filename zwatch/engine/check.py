@@ -1,4 +1,4 @@
-"""`zwatch check`: what would happen if this version were linked, without serving it."""
+"""`zwatch check`: verify, load and warm a version as a deploy would, without serving it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,11 @@ from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Rejection
+from zwatch.shadow.device import Device
 
 
 def check_version(directory: Path, device: str, report: Callable[[int, int, str], None]) -> tuple[list[str], str]:
-    """Verify, load and warm a version; return what is wrong with it, and how long things took.
+    """Verify, load and warm a version; return its problems, and the seconds of each phase.
 
     `report` gets (bytes done, bytes in all, the phases so far).
 
@@ -19,7 +20,7 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
         OSError: the directory cannot be read.
     """
     opened: Directory = open_version(directory.parent, directory.name)
-    factory = EngineFactory(device)
+    factory = EngineFactory(Device(device))
     control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
     try:
         planned = factory.plan(opened, read_seal(opened.fd).digest)

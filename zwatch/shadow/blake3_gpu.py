@@ -44,7 +44,7 @@ class GpuHasher:
     """BLAKE3 of bytes that lie on a CUDA device, computed there.
 
     All work is launched on torch's current stream. Several Hashings may be open at once, but all are used from one
-    thread at a time and on one stream: they share scratch (a 32nd of SLICE), in the stream's order.
+    thread at a time and on one stream: they share scratch (a 32nd of `slice_size`), in the stream's order.
 
     The constructor compiles every kernel there is and tries each: it takes seconds, less if Triton's disk cache
     ($TRITON_CACHE_DIR) has them; no later call compiles.
@@ -54,12 +54,12 @@ class GpuHasher:
         ImportError: triton is not installed (see `is_available`).
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, slice_size: int = SLICE, merge_group: int = MERGE_GROUP) -> None:
         from zwatch.shadow import _blake3_kernels
 
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
-        self.slice_chunks = SLICE // CHUNK
-        self.merge_group = MERGE_GROUP
+        self.slice_chunks = slice_size // CHUNK
+        self.merge_group = merge_group
         self.slice_groups = self.groups(self.slice_chunks)
         self._kernels: Any = _blake3_kernels
         self._chunk_values = self.new_values(self.slice_chunks)

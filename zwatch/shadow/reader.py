@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -48,6 +48,19 @@ class Filling:
 Landed = Callable[[int, int], None]
 """Gets the number of a filling and how many of its bytes, from the first on, have been sent to where they belong. May
 raise to stop."""
+
+
+class Reader(Protocol):
+    """Reads files into tensors of one memory."""
+
+    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
+        """Read open files, from their first byte on, into tensors of exactly their length.
+
+        Raises:
+            Rejection: `size_mismatch`, a file is shorter or longer than its tensor.
+            OSError: a read failed.
+            RuntimeError: a copy to the device failed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
