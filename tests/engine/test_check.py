@@ -1,10 +1,10 @@
-"""`zwatch check` says what would happen, without serving."""
+"""`zwatch check` reports what a deploy would find, without serving."""
 
 from tests.engine.editing import TRANSFORMER, edit_tensors, seal_again
 from zwatch.engine.check import check_version
 
 
-def test_a_good_version_has_nothing_wrong_and_its_phases_are_told(models):
+def test_a_valid_version_has_no_problems_and_its_phases_are_reported(models):
     reports = []
     problems, phases = check_version(models / "v1", "cpu", lambda *report: reports.append(report))
     assert problems == []
@@ -13,7 +13,7 @@ def test_a_good_version_has_nothing_wrong_and_its_phases_are_told(models):
     assert done == total > 0
 
 
-def test_a_bad_version_is_told_with_its_code_and_reason(models):
+def test_an_invalid_version_is_reported_with_its_code_and_reason(models):
     data = bytearray((models / "v1" / TRANSFORMER).read_bytes())
     data[-1] ^= 1
     (models / "v1" / TRANSFORMER).write_bytes(data)
@@ -21,13 +21,13 @@ def test_a_bad_version_is_told_with_its_code_and_reason(models):
     assert problem.startswith(f"hash_mismatch: {TRANSFORMER}: ")
 
 
-def test_a_version_without_a_seal_is_told_to_be_unfinished(models):
+def test_a_version_without_a_seal_is_reported_as_unfinished(models):
     (models / "v1/BLAKE3SUMS").unlink()
     (problem,), _ = check_version(models / "v1", "cpu", lambda *report: None)
     assert problem.startswith("seal_missing: ")
 
 
-def test_weights_that_make_no_image_are_told(models):
+def test_weights_that_make_no_image_are_reported(models):
     edit_tensors(models / "v1" / TRANSFORMER, lambda tensors: {k: t * float("nan") for k, t in tensors.items()})
     seal_again(models / "v1")
     (problem,), _ = check_version(models / "v1", "cpu", lambda *report: None)

@@ -129,7 +129,7 @@ def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(f
 
 
 @pytest.mark.parametrize("path", ["vae/config.json", "scheduler/scheduler_config.json", "transformer/config.json"])
-def test_a_version_sealed_anew_for_one_config_loads_nothing(factory, models, path):
+def test_a_version_sealed_again_for_one_config_loads_nothing(factory, models, path):
     v1 = build(factory, models, "v1")
     before = held(factory)
     edit_json(models / "v1" / path, lambda config: config.update(_note="tuned"))
@@ -144,7 +144,7 @@ def test_a_version_sealed_anew_for_one_config_loads_nothing(factory, models, pat
     assert again.verify_resident() == (again.nbytes, [])
 
 
-def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):
+def test_a_shared_component_is_verified_on_disk_too(factory, models):
     v1 = build(factory, models, "v1")
     data = bytearray((models / "v2" / VAE).read_bytes())
     data[-1] ^= 1
@@ -154,7 +154,7 @@ def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):
     assert v1.verify_resident()[1] == []
 
 
-def test_a_shared_file_whose_header_was_another_at_the_plan_is_rejected(factory, models):
+def test_a_shared_file_whose_header_differed_at_planning_is_rejected(factory, models):
     _first = build(factory, models, "v1")
     path = models / "v2/vae/diffusion_pytorch_model.safetensors"
     sealed = path.read_bytes()
@@ -168,7 +168,7 @@ def test_a_shared_file_whose_header_was_another_at_the_plan_is_rejected(factory,
 
 
 @pytest.mark.parametrize(("closed", "left"), [("v1", "v2"), ("v2", "v1")])
-def test_what_is_shared_survives_the_other_engines_end(factory, tiny_versions, closed, left):
+def test_shared_components_survive_the_close_of_the_other_engine(factory, tiny_versions, closed, left):
     engines = {name: build(factory, tiny_versions, name) for name in ("v1", "v2")}
     expected = pixels(engines[left])
     engines[closed].close()
@@ -205,7 +205,7 @@ def test_closing_frees_only_what_no_other_engine_shares(factory, tiny_versions, 
     assert {name for name, reference in watched.items() if reference() is not None} == set()
 
 
-def test_a_version_loaded_again_after_its_end_is_read_anew(factory, tiny_versions):
+def test_a_version_loaded_again_after_its_close_is_read_again(factory, tiny_versions):
     first = build(factory, tiny_versions, "v1")
     expected = pixels(first)
     first.close()
@@ -327,7 +327,7 @@ def test_rejecting_a_version_leaves_what_it_shares_alone(factory, models):
     assert np.array_equal(pixels(v1), expected)
 
 
-def test_abandoning_while_components_are_built_gives_everything_back(factory, tiny_versions, without_collector):
+def test_abandoning_while_components_are_built_frees_everything(factory, tiny_versions, without_collector):
     control = LoadControl(lambda: control.abandon() if control.bytes_done == control.bytes_total > 10**6 else None)
     try:
         build(factory, tiny_versions, "v1", control)
@@ -446,7 +446,7 @@ def test_too_little_memory_is_rejected_with_both_byte_counts_before_anything_is_
     assert (control.bytes_done, factory.device.memory()[0]) == (0, 10_000)
 
 
-def test_what_is_shared_needs_no_memory(tiny_versions):
+def test_shared_components_need_no_memory(tiny_versions):
     first = EngineFactory(Device("cpu"))
     both = build(first, tiny_versions, "v1").nbytes
     transformer = components(build(first, tiny_versions, "v2"))["transformer"].nbytes

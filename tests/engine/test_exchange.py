@@ -1,4 +1,4 @@
-"""Exchange: a version that does not fit beside the other takes its place on the device, and gives it back on failure."""
+"""Exchange: a version that does not fit beside the old one takes its place; on failure the old one is restored."""
 
 import gc
 
@@ -62,7 +62,7 @@ def expected(models, name):
     return pixels(build(EngineFactory(Device("cpu")), models, name))
 
 
-def test_a_version_that_does_not_fit_beside_takes_the_others_place(place):
+def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place(place):
     directory, planned = place.plan()
     assert place.factory.lacks(planned)
     assert place.factory.fits_instead(planned, place.old, [])
@@ -93,7 +93,7 @@ def renamed(tensors):
 @pytest.mark.parametrize(
     ("change", "code"), [(nan, "bad_image"), (renamed, "weights_mismatch")], ids=["no numbers", "other tensors"]
 )
-def test_what_does_not_prove_itself_gives_the_place_back(place, change, code):
+def test_a_version_that_fails_its_warm_up_or_build_restores_the_old_version(place, change, code):
     before = pixels(place.old)
     edit_tensors(place.models / "v2" / TRANSFORMER, change)
     seal_again(place.models / "v2")
@@ -120,7 +120,7 @@ def test_the_old_version_can_be_restored_while_its_components_are_iterated(place
     assert [len(list(rest)) for rest in looking] == [3, 3]
 
 
-def test_a_wrong_config_gives_the_place_back_too(place):
+def test_a_wrong_config_restores_the_old_version_too(place):
     before = pixels(place.old)
     edit_json(place.models / "v2/transformer/config.json", lambda config: config.update(n_layers=3))
     seal_again(place.models / "v2")
@@ -143,7 +143,7 @@ def test_a_newer_target_restores_the_old_version(place):
     assert np.array_equal(pixels(place.old), before)
 
 
-def test_what_cannot_be_put_back_is_not_complete(place, monkeypatch):
+def test_an_old_version_that_cannot_be_restored_is_not_complete(place, monkeypatch):
     def broken(*args):
         raise Rejection("device_error", "the device fell off the bus")
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_put_back_is_not_complete(place, monkeypatch):
         place.old.generate(parameters())
 
 
-def test_what_was_staged_is_verified_before_anything_moves(place):
+def test_a_staged_version_is_verified_before_anything_moves(place):
     data = bytearray((place.models / "v2" / TRANSFORMER).read_bytes())
     data[-1] ^= 1
     (place.models / "v2" / TRANSFORMER).write_bytes(data)
@@ -166,7 +166,7 @@ def test_what_was_staged_is_verified_before_anything_moves(place):
     assert place.held == place.budget
 
 
-def test_what_the_host_has_no_room_for_is_rejected_with_both_byte_counts(place):
+def test_a_version_that_does_not_fit_in_host_memory_is_rejected_with_both_byte_counts(place):
     place.host_memory = (HOST_SPARE + 1000, 2000)
     directory, planned = place.plan()
     code, reason = rejection_of(lambda: place.factory.stage(directory, planned, place.control, place.old, []))
@@ -187,7 +187,7 @@ def test_without_host_memory_for_the_displaced_version_nothing_moves(place):
     assert place.old.is_complete
 
 
-def test_what_another_engine_shares_stays_on_the_device(place):
+def test_buffers_that_another_engine_shares_stay_on_the_device(place):
     """Of two engines that share components, only the buffers of the old one alone can be taken from it."""
     place.factory.device.budget *= 3
     other = build(place.factory, place.models, "v2")

@@ -1,4 +1,4 @@
-"""The factory turns whatever goes wrong into a rejection, an end that the supervisor knows."""
+"""The factory translates every error of a load into a rejection, which the supervisor handles."""
 
 import errno
 import logging
@@ -86,7 +86,7 @@ def test_the_factory_foresees_whether_a_version_fits(tiny_versions, spare, lacks
     assert factory.lacks(factory.plan(directory, read_seal(directory.fd).digest)) is lacks
 
 
-def test_a_version_that_shares_with_a_resident_one_lacks_only_the_rest(tiny_versions):
+def test_a_version_that_shares_components_needs_memory_only_for_the_rest(tiny_versions):
     first = EngineFactory(Device("cpu"))
     v1 = build(first, tiny_versions, "v1")
     transformer = next(one.nbytes for one in v1.components if one.key.component == "transformer")

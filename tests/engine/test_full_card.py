@@ -1,4 +1,4 @@
-"""On a GPU that is really full: what fits instead takes the place, what does not is refused, and all memory comes back."""
+"""On a GPU that is really full: a version that fits instead of the old one takes its place, others are rejected."""
 
 import gc
 from pathlib import Path
@@ -82,7 +82,7 @@ def pixels(engine):
     return np.asarray(engine.generate(parameters()).images[0])
 
 
-def test_a_version_without_room_beside_takes_the_others_place_and_back(card):
+def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place_and_back(card):
     fresh = EngineFactory(Device("cuda"))
     expected = {name: pixels(build(fresh, MODELS, name)) for name in ("v1", "v2")}
     del fresh
@@ -101,7 +101,7 @@ def test_a_version_without_room_beside_takes_the_others_place_and_back(card):
         assert card.device.held == held
 
 
-def test_what_would_not_even_fit_instead_is_refused_with_both_counts(card):
+def test_a_version_that_does_not_fit_even_instead_is_rejected_with_both_byte_counts(card):
     _, planned = card.plan()
     card.fill(-card.old.nbytes)
     assert card.factory.lacks(planned)
@@ -113,7 +113,7 @@ def test_what_would_not_even_fit_instead_is_refused_with_both_counts(card):
     assert f"v2 needs {planned.footprint([TRANSFORMER])} bytes" in reason
 
 
-def test_a_load_that_runs_out_of_memory_half_way_is_rejected_and_gives_everything_back(card, monkeypatch):
+def test_a_load_that_runs_out_of_memory_is_rejected_and_frees_everything(card, monkeypatch):
     card.fill(3 * 2**20)
     held = card.device.held
     monkeypatch.setattr(card.device, "has_room", lambda sizes: True)  # others took it in between
@@ -125,7 +125,7 @@ def test_a_load_that_runs_out_of_memory_half_way_is_rejected_and_gives_everythin
     assert card.load().verify_resident()[1] == []
 
 
-def test_a_load_that_is_abandoned_half_way_gives_everything_back(card):
+def test_an_abandoned_load_frees_everything(card):
     held, directory, planned = card.device.held, *card.plan()
     control = LoadControl(lambda: control.abandon() if control.bytes_done else None)
     try:
@@ -137,7 +137,7 @@ def test_a_load_that_is_abandoned_half_way_gives_everything_back(card):
     assert card.device.held == held
 
 
-def test_an_image_without_room_gets_what_was_kept_for_the_next_version(card):
+def test_an_image_without_memory_gets_what_was_kept_for_the_next_version(card):
     before = card.old.serve(parameters(width=512, height=512)).images[0]
     torch.cuda.empty_cache()
     assert card.device.reserve([256 * PAGE])

@@ -113,7 +113,7 @@ def test_the_parameters_are_left_as_they_were(v1):
 
 
 @pytest.mark.parametrize(("words", "truncated"), [(1, False), (480, False), (600, True)])
-def test_a_prompt_over_512_tokens_is_served_and_said_to_be_cut(v1, words, truncated):
+def test_a_prompt_over_512_tokens_is_served_and_reported_as_truncated(v1, words, truncated):
     prompt = "a " * words
     count = len(v1.pipeline.tokenizer(prompt).input_ids)
     assert (count > 512) is truncated
@@ -144,7 +144,7 @@ def test_every_step_of_every_image_is_reported(v1):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_step_can_be_looked_at_and_the_last_look_is_like_the_image(v1):
+def test_each_step_has_a_preview_and_the_last_resembles_the_image(v1):
     v1.generate(parameters("warm", 1))
     looks = []
     made = v1.generate(
@@ -157,7 +157,7 @@ def test_each_step_can_be_looked_at_and_the_last_look_is_like_the_image(v1):
     assert v1.preview() is None, "nothing is in the making"
 
 
-def test_looking_changes_no_pixel(v1):
+def test_previews_change_no_pixel(v1):
     expected = images(v1, parameters("a cat", 1, 2))
     looked = v1.generate(parameters("a cat", 1, 2), on_step=lambda done: v1.preview())
     assert np.array_equal([pixels(image) for image in looked.images], expected)
@@ -261,7 +261,7 @@ class Paused(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_who_gives_way_at_a_call_of_torch_does_not_keep_the_tokenizer(v1, v2):
+def test_a_thread_that_pauses_in_a_call_of_torch_does_not_hold_the_tokenizer(v1, v2):
     paused = Paused()
 
     def encode():

@@ -51,7 +51,7 @@ def test_weights_that_make_no_image_are_rejected(factory, models, path, change, 
     assert what in reason
 
 
-def test_a_warm_up_that_is_not_wanted_any_more_is_abandoned(factory, tiny_versions):
+def test_a_warm_up_that_is_no_longer_needed_is_abandoned(factory, tiny_versions):
     control = LoadControl()
     control.abandon()
     engine = build(factory, tiny_versions, "v1")

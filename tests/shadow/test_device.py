@@ -1,4 +1,4 @@
-"""Device: whose memory is whose."""
+"""Device: the memory of weights, of images, and what is kept for the next load."""
 
 import os
 
@@ -117,7 +117,7 @@ def test_memory_of_a_load_that_began_before_is_not_counted_as_the_requests(poole
     assert pooled.request_peak == 50
 
 
-def test_what_needs_no_memory_has_room_on_a_device_that_is_full():
+def test_a_full_device_has_room_for_zero_bytes():
     device = Device("cpu", budget=BUDGET, memory=FakeMemory(free=0))
     device.request_peak = 1
     assert device.has_room([])
@@ -178,7 +178,7 @@ class TestOnCuda:
         assert device.reserve([2048 * self.MB])
         assert device.memory()[0] == pytest.approx(before, **nearly)
 
-    def test_what_was_reserved_is_taken_without_asking_cuda(self, device):
+    def test_reserved_memory_is_taken_without_a_call_to_cuda(self, device):
         sizes = [96 * self.MB, 33 * self.MB]
         assert device.reserve(sizes)
         owner, before = Owner(), torch.cuda.memory_stats()
@@ -189,13 +189,13 @@ class TestOnCuda:
             before[name] for name in ("num_device_alloc", "num_device_free")
         ]
 
-    def test_no_shadow_is_reserved_that_requests_would_miss(self, device):
+    def test_no_memory_is_reserved_that_requests_need(self, device):
         free = device.memory()[0]
         assert not device.reserve([free])
         assert device.give_room() == 0
         assert torch.cuda.mem_get_info()[0] > free // 2
 
-    def test_an_allocation_takes_what_was_reserved_in_other_sizes(self, device):
+    def test_an_allocation_releases_reserved_slabs_of_other_sizes(self, device):
         free = device.memory()[0]
         assert device.reserve([free // 2])
         owner = Owner()
@@ -203,7 +203,7 @@ class TestOnCuda:
         with pytest.raises(torch.OutOfMemoryError):
             device.allocate(Owner(), free * 3 // 4)
 
-    def test_making_images_goes_before_loading(self, device):
+    def test_making_images_has_priority_over_loading(self, device):
         with device.serving():
             serving = torch.cuda.current_stream()
         with device.beside():
@@ -211,7 +211,7 @@ class TestOnCuda:
         assert serving.priority < beside.priority  # lower goes first
         assert torch.cuda.current_stream() not in (serving, beside)
 
-    def test_what_an_image_takes_is_learnt_and_what_a_load_takes_meanwhile_is_not(self, device):
+    def test_the_memory_of_an_image_is_measured_and_that_of_a_concurrent_load_is_not(self, device):
         with device.serving(), device.measured_request():
             torch.empty(48 * self.MB, dtype=torch.uint8, device=device.torch_device)
         assert 48 * self.MB <= device.request_peak < 64 * self.MB

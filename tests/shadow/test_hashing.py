@@ -20,7 +20,7 @@ def test_hashing_in_slices_gives_the_hash_of_the_whole_and_calls_between_them(le
     assert len(asked) == -(-length // 64)
 
 
-def test_what_is_called_between_slices_may_stop_it():
+def test_the_callback_between_slices_may_stop_the_hashing():
     asked = []
 
     def second():

@@ -1,4 +1,4 @@
-"""Host memory for what the device has no room for: never more than the host has."""
+"""Host memory for versions that do not fit on the device: never more than the host has."""
 
 import pytest
 import torch
@@ -40,19 +40,19 @@ def host(memory):
     return HostShadow(HostReader(), Pool(memory.new, memory.release), memory.available)
 
 
-def test_what_fits_is_kept_ready_and_counts_as_free(host):
+def test_a_reserve_that_fits_counts_as_free(host):
     assert host.reserve([4 * GRAIN, 4 * GRAIN])
     assert host.memory()[0] == 10 * GRAIN
     assert not host.reserve([4 * GRAIN] * 3)
 
 
-def test_what_is_kept_in_other_sizes_makes_room(host, memory):
+def test_kept_slabs_of_other_sizes_are_released_for_a_reserve(host, memory):
     assert host.reserve([2 * GRAIN] * 4)
     assert host.reserve([9 * GRAIN])
     assert memory.taken == [9 * GRAIN]
 
 
-def test_an_allocation_of_another_size_takes_no_more_than_there_is(host, memory):
+def test_an_allocation_of_another_size_stays_within_the_hosts_memory(host, memory):
     assert host.reserve([2 * GRAIN] * 4)
     owner = Owner()
     host.allocate(owner, 5 * GRAIN)

@@ -1,4 +1,4 @@
-"""Load: nothing but verified bytes gets out, and nothing is held when none do."""
+"""Load: only verified bytes are returned, and a failed load holds no memory."""
 
 import dataclasses
 import errno
@@ -159,7 +159,7 @@ def test_equal_components_of_two_versions_have_equal_hashes(models):
 # --- load
 
 
-def test_what_was_loaded_is_what_the_seal_says(models, device):
+def test_loaded_files_have_the_digests_of_the_seal(models, device):
     directory, found = planned(models)
     buffers = load(directory, found, device)
     assert {path: buffer.digest for path, buffer in buffers.items()} == {
@@ -219,7 +219,7 @@ def test_a_file_that_vanished_since_the_plan_is_rejected(models, device):
     assert (code, VAE in reason) == ("file_missing", True)
 
 
-def test_a_header_that_was_another_at_the_plan_is_rejected_though_the_hash_is_right(models, device):
+def test_a_header_that_differed_at_planning_is_rejected_although_the_hash_is_right(models, device):
     sealed = (models / "v1" / VAE).read_bytes()
     (models / "v1" / VAE).write_bytes(sealed.replace(b'"pt"', b'"tp"', 1))
     directory, found = planned(models)
@@ -452,7 +452,7 @@ def test_the_choice_of_weights_is_made_from_verified_files(models, device):
     assert set(made.weights) == {VAE}
 
 
-def test_weights_that_are_not_loaded_are_verified_all_the_same(models, device):
+def test_weights_that_are_not_loaded_are_verified_too(models, device):
     flip_byte(models / "v1" / VAE, -1)
     code, reason = rejection_of(lambda: candidate(models, device, choose=lambda small: [TRANSFORMER]))
     assert (code, reason.startswith(VAE)) == ("hash_mismatch", True)

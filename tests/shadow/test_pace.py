@@ -55,14 +55,14 @@ def nothing():
     pass
 
 
-def test_while_images_are_made_it_pauses_again_and_again_as_long_as_it_worked(pauses):
+def test_while_images_are_made_it_pauses_for_as_long_as_it_worked(pauses):
     with GivingWay(lambda: True, never, nothing):
         assert torch.equal(work(), torch.full((3,), 741.0))
     assert len(pauses) >= 5
     assert pauses == [pytest.approx(3 * STEP)] * len(pauses)
 
 
-def test_after_a_long_stretch_without_a_call_it_pauses_longer_but_not_for_ever(pauses, clock):
+def test_after_a_long_time_without_a_call_it_pauses_longer_up_to_a_limit(pauses, clock):
     with GivingWay(lambda: True, never, nothing):
         clock.now += 0.05
         torch.zeros(1)
@@ -107,7 +107,7 @@ def test_an_abandoned_load_is_stopped_between_two_calls():
         go_on()
 
 
-def test_outside_nothing_pauses(pauses):
+def test_calls_outside_do_not_pause(pauses):
     with GivingWay(lambda: True, never, nothing):
         pass
     work()

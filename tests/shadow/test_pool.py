@@ -38,7 +38,7 @@ def test_a_slab_is_at_least_as_large_as_asked_and_whole_pages(pool):
         assert slab.dtype == torch.uint8
 
 
-def test_what_is_given_back_is_free_and_taken_again(pool):
+def test_a_slab_that_is_given_back_is_free_and_taken_again(pool):
     slab = pool.take(10 * MB)
     assert pool.free == 0
     pool.give_back(slab)
@@ -82,7 +82,7 @@ def test_after_a_reserve_the_same_sizes_need_no_allocation(pool, allocated):
     assert allocated == []
 
 
-def test_asking_what_is_lacking_takes_nothing(pool):
+def test_computing_what_a_reserve_lacks_allocates_nothing(pool):
     pool.reserve([8 * MB])
     assert pool.lacks([8 * MB, 8 * MB]) == 8 * MB
     assert pool.free == 8 * MB
@@ -94,7 +94,7 @@ def test_reserving_twice_allocates_once(pool):
     assert pool.free == 8 * MB
 
 
-def test_giving_up_what_is_free_leaves_what_is_held(pool):
+def test_releasing_free_slabs_leaves_those_in_use(pool):
     held = pool.take(4 * MB)
     pool.reserve([6 * MB])
     held.fill_(7)
@@ -119,7 +119,7 @@ def test_where_memory_runs_out_free_slabs_are_released_first():
         pool.take(8 * MB)
 
 
-def test_a_reserve_that_fails_half_way_keeps_what_it_got():
+def test_a_reserve_that_fails_half_way_keeps_what_it_allocated():
     made = []
 
     def second_fails(size):
