@@ -123,8 +123,9 @@ def _zwatch(device: str) -> Load:
     from zwatch.deploy.look import open_version
     from zwatch.deploy.seal import read_seal
     from zwatch.engine.factory import EngineFactory
+    from zwatch.shadow.device import Device
 
-    factory = EngineFactory(device)
+    factory = EngineFactory(Device(device))
 
     def load(directory: Path, files: list[str], variant: str) -> "_Held":
         opened = open_version(directory.parent, directory.name)

@@ -23,6 +23,7 @@ from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.pipeline import GenerationParameters
 from zwatch.generation.png import write_png
+from zwatch.shadow.device import Device
 
 PROMPTS = ("a red fish", "a cat wearing sunglasses", "a house by the sea", "一只猫")
 
@@ -43,7 +44,7 @@ WAYS: dict[str, Callable[[Image.Image], bytes]] = {
 
 def made(models: Path, sizes: list[int]) -> dict[int, list[Image.Image]]:
     """Let a version make pictures of these sizes."""
-    factory = EngineFactory("cpu")
+    factory = EngineFactory(Device("cpu"))
     opened = open_version(models, "v1")
     engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), factory.control(lambda: None))
     opened.close()

@@ -190,8 +190,9 @@ def _make_factory(config: Config) -> "EngineFactory":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.factory import EngineFactory
     from zwatch.generation import png  # noqa: F401 (with numpy; what is missing shall show now, not at the first image)
+    from zwatch.shadow.device import Device
 
-    factory = EngineFactory(config.device, budget=config.memory_budget)
+    factory = EngineFactory(Device(config.device, budget=config.memory_budget))
     # The libraries' 400,000 objects stay for good: to look through them takes a fifth of a second, in which no thread runs.
     gc.freeze()
     return factory

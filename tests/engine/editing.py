@@ -1,4 +1,4 @@
-"""Harm done to a version on purpose, sealed again so that only the engine can notice."""
+"""Versions damaged on purpose and sealed again, so that only the engine can find the damage."""
 
 import json
 from collections.abc import Callable

@@ -23,9 +23,11 @@ from tests.engine.editing import (
 )
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
+from zwatch.engine.components import config_object
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned
 from zwatch.shadow.buffers import KERNEL_ALIGNMENT
+from zwatch.shadow.device import CpuMemory, Device
 from zwatch.shadow.loader import LoadControl
 
 BUDGET = 256 * 2**20
@@ -33,7 +35,7 @@ BUDGET = 256 * 2**20
 
 @pytest.fixture
 def factory():
-    return EngineFactory("cpu", budget=BUDGET)
+    return EngineFactory(Device("cpu", budget=BUDGET))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def held(factory):
 
 
 def components(engine):
-    return dict(engine._components)
+    return {component.key.component: component for component in engine.components}
 
 
 def pixels(engine, wanted=None):
@@ -105,12 +107,12 @@ def test_a_second_version_costs_only_its_transformer(factory, tiny_versions):
 
 def test_a_scheduler_counts_steps_and_is_each_engines_own(factory, tiny_versions):
     v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
-    assert v1._pipeline.scheduler is not v2._pipeline.scheduler
+    assert v1.pipeline.scheduler is not v2.pipeline.scheduler
 
 
 def test_a_tokenizer_is_shared_and_never_copied(factory, tiny_versions):
     v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
-    assert v1._pipeline.tokenizer is v2._pipeline.tokenizer
+    assert v1.pipeline.tokenizer is v2.pipeline.tokenizer
 
 
 def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(factory, models):
@@ -120,14 +122,14 @@ def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(f
     control = LoadControl()
     v2 = build(factory, models, "v2", control)
     assert sorted(control.shared) == ["text_encoder", "vae"]
-    assert v1._pipeline.vae is not v2._pipeline.vae
-    assert v1._pipeline.vae.config.shift_factor != v2._pipeline.vae.config.shift_factor == 0.2
+    assert v1.pipeline.vae is not v2.pipeline.vae
+    assert v1.pipeline.vae.config.shift_factor != v2.pipeline.vae.config.shift_factor == 0.2
     assert components(v1)["vae"].buffers == components(v2)["vae"].buffers
     assert not np.array_equal(pixels(v1), pixels(v2))
 
 
 @pytest.mark.parametrize("path", ["vae/config.json", "scheduler/scheduler_config.json", "transformer/config.json"])
-def test_a_version_sealed_anew_for_one_config_loads_nothing(factory, models, path):
+def test_a_version_sealed_again_for_one_config_loads_nothing(factory, models, path):
     v1 = build(factory, models, "v1")
     before = held(factory)
     edit_json(models / "v1" / path, lambda config: config.update(_note="tuned"))
@@ -142,7 +144,7 @@ def test_a_version_sealed_anew_for_one_config_loads_nothing(factory, models, pat
     assert again.verify_resident() == (again.nbytes, [])
 
 
-def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):
+def test_a_shared_component_is_verified_on_disk_too(factory, models):
     v1 = build(factory, models, "v1")
     data = bytearray((models / "v2" / VAE).read_bytes())
     data[-1] ^= 1
@@ -152,7 +154,7 @@ def test_a_shared_component_is_verified_on_disk_all_the_same(factory, models):
     assert v1.verify_resident()[1] == []
 
 
-def test_a_shared_file_whose_header_was_another_at_the_plan_is_rejected(factory, models):
+def test_a_shared_file_whose_header_differed_at_planning_is_rejected(factory, models):
     _first = build(factory, models, "v1")
     path = models / "v2/vae/diffusion_pytorch_model.safetensors"
     sealed = path.read_bytes()
@@ -166,7 +168,7 @@ def test_a_shared_file_whose_header_was_another_at_the_plan_is_rejected(factory,
 
 
 @pytest.mark.parametrize(("closed", "left"), [("v1", "v2"), ("v2", "v1")])
-def test_what_is_shared_survives_the_other_engines_end(factory, tiny_versions, closed, left):
+def test_shared_components_survive_the_close_of_the_other_engine(factory, tiny_versions, closed, left):
     engines = {name: build(factory, tiny_versions, name) for name in ("v1", "v2")}
     expected = pixels(engines[left])
     engines[closed].close()
@@ -187,8 +189,8 @@ def test_closing_an_engine_frees_its_components_at_once(factory, tiny_versions, 
 def test_closing_an_engine_lets_go_of_its_modules_at_once(factory, tiny_versions, without_collector):
     engine = build(factory, tiny_versions, "v1")
     pixels(engine)
-    watched = {name: weakref.ref(getattr(engine._pipeline, name)) for name in ("transformer", "vae", "text_encoder")}
-    weights = weakref.ref(next(engine._pipeline.transformer.parameters()))
+    watched = {name: weakref.ref(getattr(engine.pipeline, name)) for name in ("transformer", "vae", "text_encoder")}
+    weights = weakref.ref(next(engine.pipeline.transformer.parameters()))
     engine.close()
     assert {name for name, reference in watched.items() if reference() is not None} == set()
     assert weights() is None
@@ -203,7 +205,7 @@ def test_closing_frees_only_what_no_other_engine_shares(factory, tiny_versions, 
     assert {name for name, reference in watched.items() if reference() is not None} == set()
 
 
-def test_a_version_loaded_again_after_its_end_is_read_anew(factory, tiny_versions):
+def test_a_version_loaded_again_after_its_close_is_read_again(factory, tiny_versions):
     first = build(factory, tiny_versions, "v1")
     expected = pixels(first)
     first.close()
@@ -325,7 +327,7 @@ def test_rejecting_a_version_leaves_what_it_shares_alone(factory, models):
     assert np.array_equal(pixels(v1), expected)
 
 
-def test_abandoning_while_components_are_built_gives_everything_back(factory, tiny_versions, without_collector):
+def test_abandoning_while_components_are_built_frees_everything(factory, tiny_versions, without_collector):
     control = LoadControl(lambda: control.abandon() if control.bytes_done == control.bytes_total > 10**6 else None)
     try:
         build(factory, tiny_versions, "v1", control)
@@ -412,7 +414,7 @@ def test_a_file_that_the_seal_does_not_name_is_never_opened(factory, models):
     (models / "v1/transformer/surplus.safetensors").write_bytes(b"rubbish")
     (models / "v1/tokenizer/special_tokens_map.json").write_bytes(b"rubbish")
     (models / "v1/zwatch.json").write_bytes(b"rubbish")
-    assert np.array_equal(pixels(build(EngineFactory("cpu"), models, "v1")), expected)
+    assert np.array_equal(pixels(build(EngineFactory(Device("cpu")), models, "v1")), expected)
 
 
 @pytest.mark.parametrize("size", [16, 128, 4096])
@@ -433,10 +435,10 @@ def test_a_default_size_that_no_image_can_have_is_refused(factory, models, size)
 
 
 def test_too_little_memory_is_rejected_with_both_byte_counts_before_anything_is_allocated(tiny_versions):
-    factory = EngineFactory("cpu", budget=10_000)
+    factory = EngineFactory(Device("cpu", budget=10_000))
     control = LoadControl()
     code, reason = rejection_of(lambda: build(factory, tiny_versions, "v1", control))
-    enough = EngineFactory("cpu")
+    enough = EngineFactory(Device("cpu"))
     needed = build(enough, tiny_versions, "v1").nbytes
     assert code == "insufficient_memory"
     assert f"needs {needed} bytes" in reason
@@ -444,26 +446,35 @@ def test_too_little_memory_is_rejected_with_both_byte_counts_before_anything_is_
     assert (control.bytes_done, factory.device.memory()[0]) == (0, 10_000)
 
 
-def test_what_is_shared_needs_no_memory(tiny_versions):
-    first = EngineFactory("cpu")
+def test_shared_components_need_no_memory(tiny_versions):
+    first = EngineFactory(Device("cpu"))
     both = build(first, tiny_versions, "v1").nbytes
     transformer = components(build(first, tiny_versions, "v2"))["transformer"].nbytes
-    factory = EngineFactory("cpu", budget=both + transformer)
+    factory = EngineFactory(Device("cpu", budget=both + transformer))
     engines = [build(factory, tiny_versions, name) for name in ("v1", "v2")]
     assert [engine.version for engine in engines] == ["v1", "v2"]
 
 
-def test_memory_for_making_images_is_left_free(tiny_versions, monkeypatch):
-    needed = build(EngineFactory("cpu"), tiny_versions, "v1").nbytes
-    factory = EngineFactory("cpu")
-    monkeypatch.setattr(factory.device, "_unused", lambda: (needed, 2 * needed))
+class SmallMemory(CpuMemory):
+    """A device whose memory is half free."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def unused(self):
+        return self.free, 2 * self.free
+
+
+def test_memory_for_making_images_is_left_free(tiny_versions):
+    needed = build(EngineFactory(Device("cpu")), tiny_versions, "v1").nbytes
+    factory = EngineFactory(Device("cpu", memory=SmallMemory(needed)))
     factory.device.request_peak = 1
     assert rejection_of(lambda: build(factory, tiny_versions, "v1"))[0] == "insufficient_memory"
 
 
 def test_memory_for_making_images_is_not_taken_from_the_weights_budget(tiny_versions):
-    needed = build(EngineFactory("cpu"), tiny_versions, "v1").nbytes
-    factory = EngineFactory("cpu", budget=needed)
+    needed = build(EngineFactory(Device("cpu")), tiny_versions, "v1").nbytes
+    factory = EngineFactory(Device("cpu", budget=needed))
     factory.device.request_peak = 10 * needed
     assert build(factory, tiny_versions, "v1").nbytes == needed
 
@@ -479,5 +490,20 @@ def test_a_copied_version_under_another_name_shares_all_but_the_stamped_transfor
 
 
 def test_the_text_encoder_keeps_no_keys_and_values(factory, tiny_versions):
-    encoder = build(factory, tiny_versions, "v1")._pipeline.text_encoder
+    encoder = build(factory, tiny_versions, "v1").pipeline.text_encoder
     assert encoder(input_ids=torch.ones(1, 8, dtype=torch.long)).past_key_values is None
+
+
+# --- configs
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b"[" * 100_000], ids=lambda data: repr(data[:5])
+)
+def test_a_config_that_is_no_json_object_is_rejected_with_its_path(data):
+    code, reason = rejection_of(lambda: config_object(data, "vae/config.json"))
+    assert (code, reason.startswith("vae/config.json: ")) == ("config_invalid", True)
+
+
+def test_a_config_is_parsed():
+    assert config_object(json.dumps({"a": [1]}).encode(), "x") == {"a": [1]}

@@ -1,4 +1,4 @@
-"""Exchange: a version that does not fit beside the other takes its place on the device, and gives it back on failure."""
+"""Exchange: a version that does not fit beside the old one takes its place; on failure the old one is restored."""
 
 import gc
 
@@ -12,18 +12,22 @@ from zwatch.deploy.seal import read_seal
 from zwatch.engine import store as store_module
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned, Rejection
+from zwatch.shadow.device import Device
+from zwatch.shadow.host import HOST_SPARE, system_memory
 from zwatch.shadow.loader import LoadControl
 
 
 class Place:
-    """A device with room for one version and no more, and v1 on it."""
+    """A device with room for one version and no more, and v1 on it. `host_memory` is the host's (free, total) bytes."""
 
     def __init__(self, models):
         self.models = models
-        self.budget = build(EngineFactory("cpu"), models, "v1").nbytes
-        self.factory = EngineFactory("cpu", budget=self.budget)
+        self.host_memory = system_memory()
+        self.budget = build(EngineFactory(Device("cpu")), models, "v1").nbytes
+        self.factory = EngineFactory(Device("cpu", budget=self.budget, host_memory=lambda: self.host_memory))
         self.old = build(self.factory, models, "v1")
-        self.control = LoadControl()
+        self.on_report = lambda: None
+        self.control = LoadControl(self.report)
 
     def plan(self, name="v2"):
         directory = open_version(self.models, name)
@@ -33,6 +37,9 @@ class Place:
         directory, planned = self.plan(name)
         staged = self.factory.stage(directory, planned, self.control, self.old, [])
         return self.factory.exchange(self.old, [], staged, self.control)
+
+    def report(self):
+        self.on_report()
 
     @property
     def held(self):
@@ -52,10 +59,10 @@ def pixels(engine):
 
 
 def expected(models, name):
-    return pixels(build(EngineFactory("cpu"), models, name))
+    return pixels(build(EngineFactory(Device("cpu")), models, name))
 
 
-def test_a_version_that_does_not_fit_beside_takes_the_others_place(place):
+def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place(place):
     directory, planned = place.plan()
     assert place.factory.lacks(planned)
     assert place.factory.fits_instead(planned, place.old, [])
@@ -68,7 +75,7 @@ def test_a_version_that_does_not_fit_beside_takes_the_others_place(place):
 
 
 def test_only_what_differs_changes_places(place):
-    shared = [component for component in place.old.components if component.key[0] in ("text_encoder", "vae")]
+    shared = [component for component in place.old.components if component.key.component in ("text_encoder", "vae")]
     before = {buffer.data.data_ptr() for component in shared for buffer in component.buffers}
     new = place.exchange()
     assert sorted(place.control.shared) == ["text_encoder", "vae"]
@@ -86,7 +93,7 @@ def renamed(tensors):
 @pytest.mark.parametrize(
     ("change", "code"), [(nan, "bad_image"), (renamed, "weights_mismatch")], ids=["no numbers", "other tensors"]
 )
-def test_what_does_not_prove_itself_gives_the_place_back(place, change, code):
+def test_a_version_that_fails_its_warm_up_or_build_restores_the_old_version(place, change, code):
     before = pixels(place.old)
     edit_tensors(place.models / "v2" / TRANSFORMER, change)
     seal_again(place.models / "v2")
@@ -97,23 +104,23 @@ def test_what_does_not_prove_itself_gives_the_place_back(place, change, code):
     assert place.held == place.budget
 
 
-def test_the_old_one_comes_back_without_disturbing_whoever_looks_at_it(place, monkeypatch):
+def test_the_old_version_can_be_restored_while_its_components_are_iterated(place):
     edit_tensors(place.models / "v2" / TRANSFORMER, renamed)
     seal_again(place.models / "v2")
-    building, looking = store_module.build, []
+    looking = []
 
-    def looked_at(*args):
-        looking.append(iter(place.old._components.values()))
-        next(looking[-1])
-        return building(*args)
+    def look():
+        if "aside" in place.control.phases and "back" not in place.control.phases:
+            looking.append(iter(place.old.components))
+            next(looking[-1])
 
-    monkeypatch.setattr(store_module, "build", looked_at)
+    place.on_report = look
     rejection_of(place.exchange)
     assert place.old.is_complete
     assert [len(list(rest)) for rest in looking] == [3, 3]
 
 
-def test_a_wrong_config_gives_the_place_back_too(place):
+def test_a_wrong_config_restores_the_old_version_too(place):
     before = pixels(place.old)
     edit_json(place.models / "v2/transformer/config.json", lambda config: config.update(n_layers=3))
     seal_again(place.models / "v2")
@@ -121,24 +128,22 @@ def test_a_wrong_config_gives_the_place_back_too(place):
     assert np.array_equal(pixels(place.old), before)
 
 
-def test_a_newer_wish_gives_the_place_back(place, monkeypatch):
+def test_a_newer_target_restores_the_old_version(place):
     before = pixels(place.old)
-    building = store_module.build
 
-    def overtaken(*args):
-        place.control.abandon()
-        return building(*args)
+    def abandon():
+        if "aside" in place.control.phases:
+            place.control.abandon()
 
-    monkeypatch.setattr(store_module, "build", overtaken)
+    place.on_report = abandon
     directory, planned = place.plan()
     staged = place.factory.stage(directory, planned, place.control, place.old, [])
     with pytest.raises(Abandoned):
         place.factory.exchange(place.old, [], staged, place.control)
-    monkeypatch.setattr(store_module, "build", building)
     assert np.array_equal(pixels(place.old), before)
 
 
-def test_what_cannot_be_put_back_is_not_complete(place, monkeypatch):
+def test_an_old_version_that_cannot_be_restored_is_not_complete(place, monkeypatch):
     def broken(*args):
         raise Rejection("device_error", "the device fell off the bus")
 
@@ -147,11 +152,11 @@ def test_what_cannot_be_put_back_is_not_complete(place, monkeypatch):
     monkeypatch.setattr(store_module, "build", broken)
     assert rejection_of(lambda: place.factory.exchange(place.old, [], staged, place.control))[0] == "device_error"
     assert not place.old.is_complete
-    with pytest.raises(RuntimeError, match="v1 has given its memory away"):
+    with pytest.raises(RuntimeError, match="v1 cannot make images: it has released its device memory"):
         place.old.generate(parameters())
 
 
-def test_what_was_staged_is_verified_before_anything_moves(place):
+def test_a_staged_version_is_verified_before_anything_moves(place):
     data = bytearray((place.models / "v2" / TRANSFORMER).read_bytes())
     data[-1] ^= 1
     (place.models / "v2" / TRANSFORMER).write_bytes(data)
@@ -161,8 +166,8 @@ def test_what_was_staged_is_verified_before_anything_moves(place):
     assert place.held == place.budget
 
 
-def test_what_the_host_has_no_room_for_is_rejected_with_both_byte_counts(place, monkeypatch):
-    monkeypatch.setattr(place.factory.device.host, "memory", lambda: (1000, 2000))
+def test_a_version_that_does_not_fit_in_host_memory_is_rejected_with_both_byte_counts(place):
+    place.host_memory = (HOST_SPARE + 1000, 2000)
     directory, planned = place.plan()
     code, reason = rejection_of(lambda: place.factory.stage(directory, planned, place.control, place.old, []))
     assert code == "insufficient_memory"
@@ -170,19 +175,23 @@ def test_what_the_host_has_no_room_for_is_rejected_with_both_byte_counts(place, 
     assert "2000" in reason
 
 
-def test_without_room_for_what_has_to_go_nothing_moves(place, monkeypatch):
-    monkeypatch.setattr(place.factory.device.host, "reserve", lambda sizes: False)
+def test_without_host_memory_for_the_displaced_version_nothing_moves(place):
+    def taken_by_others():
+        if place.control.bytes_done == place.control.bytes_total > 0:
+            place.host_memory = (0, 2000)
+
+    place.on_report = taken_by_others
     code, reason = rejection_of(place.exchange)
     assert code == "insufficient_memory"
     assert "v1 takes" in reason
     assert place.old.is_complete
 
 
-def test_what_another_engine_shares_stays_on_the_device(place):
-    """Two engines of one version's parts: only what the old one alone holds can be taken from it."""
-    place.factory.device._budget *= 3
+def test_buffers_that_another_engine_shares_stay_on_the_device(place):
+    """Of two engines that share components, only the buffers of the old one alone can be taken from it."""
+    place.factory.device.budget *= 3
     other = build(place.factory, place.models, "v2")
     directory, _planned = place.plan("v2")
-    given = place.factory._exclusive(place.old, [other], set())
+    given = place.old.exclusive_buffers([other], [])
     assert {buffer.path for buffer in given} == {TRANSFORMER}
     directory.close()

@@ -1,4 +1,4 @@
-"""The factory turns whatever goes wrong into a rejection, an end that the supervisor knows."""
+"""The factory translates every error of a load into a rejection, which the supervisor handles."""
 
 import errno
 import logging
@@ -11,8 +11,9 @@ from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
 from zwatch.engine import components
 from zwatch.engine.factory import EngineFactory
-from zwatch.errors import _RETRY, Abandoned, Retry
+from zwatch.errors import Abandoned, Rejection, Retry
 from zwatch.shadow import pace
+from zwatch.shadow.device import Device
 from zwatch.shadow.loader import LoadControl
 
 BUDGET = 2**26
@@ -38,23 +39,21 @@ BUDGET = 2**26
     ],
     ids=["device memory", "host memory", "file", "file system", "device", "surprise"],
 )
-def test_a_failure_in_the_middle_of_a_load_is_a_rejection_that_is_tried_again(
-    tiny_versions, monkeypatch, make, code, names
-):
-    # pytest keeps what is logged, and with it the traceback's frames.
-    monkeypatch.setattr(logging.getLogger("zwatch.engine.factory"), "disabled", True)
+def test_a_failure_in_the_middle_of_a_load_is_a_rejection_that_is_tried_again(tiny_versions, caplog, make, code, names):
+    # pytest keeps log records, and with them the traceback's frames.
+    caplog.set_level(logging.CRITICAL + 1, "zwatch.engine.factory")
 
     def fail():
         if control.bytes_done:
             raise make()
 
     control = LoadControl(fail)
-    factory = EngineFactory("cpu", budget=BUDGET)
+    factory = EngineFactory(Device("cpu", budget=BUDGET))
     found_code, reason = rejection_of(lambda: build(factory, tiny_versions, "v1", control))
     assert found_code == code
     assert names in reason
     assert "\n" not in reason
-    assert _RETRY[found_code] is Retry.BACKOFF
+    assert Rejection(found_code, reason).retry is Retry.BACKOFF
     assert factory.device.memory()[0] == BUDGET
 
 
@@ -62,7 +61,7 @@ def test_an_abandoned_load_stays_abandoned(tiny_versions):
     control = LoadControl()
     control.abandon()
     with pytest.raises(Abandoned):
-        build(EngineFactory("cpu"), tiny_versions, "v1", control)
+        build(EngineFactory(Device("cpu")), tiny_versions, "v1", control)
 
 
 def test_an_abandoned_load_stops_in_the_middle_of_building_and_is_no_rejection(tiny_versions, monkeypatch):
@@ -75,27 +74,27 @@ def test_an_abandoned_load_stops_in_the_middle_of_building_and_is_no_rejection(t
     monkeypatch.setattr(pace, "BURST", 0)
     monkeypatch.setattr(components.ZImageTransformer2DModel, "from_config", from_config)
     with pytest.raises(Abandoned):
-        build(EngineFactory("cpu"), tiny_versions, "v1", control)
+        build(EngineFactory(Device("cpu")), tiny_versions, "v1", control)
     assert not built
 
 
 @pytest.mark.parametrize(("spare", "lacks"), [(0, False), (-1, True)])
 def test_the_factory_foresees_whether_a_version_fits(tiny_versions, spare, lacks):
-    needed = build(EngineFactory("cpu"), tiny_versions, "v1").nbytes
-    factory = EngineFactory("cpu", budget=needed + spare)
+    needed = build(EngineFactory(Device("cpu")), tiny_versions, "v1").nbytes
+    factory = EngineFactory(Device("cpu", budget=needed + spare))
     directory = open_version(tiny_versions, "v1")
     assert factory.lacks(factory.plan(directory, read_seal(directory.fd).digest)) is lacks
 
 
-def test_a_version_that_shares_with_a_resident_one_lacks_only_the_rest(tiny_versions):
-    first = EngineFactory("cpu")
+def test_a_version_that_shares_components_needs_memory_only_for_the_rest(tiny_versions):
+    first = EngineFactory(Device("cpu"))
     v1 = build(first, tiny_versions, "v1")
-    transformer = v1._components["transformer"].nbytes
-    factory = EngineFactory("cpu", budget=v1.nbytes + transformer)
+    transformer = next(one.nbytes for one in v1.components if one.key.component == "transformer")
+    factory = EngineFactory(Device("cpu", budget=v1.nbytes + transformer))
     resident = build(factory, tiny_versions, "v1")
     directory = open_version(tiny_versions, "v2")
     planned = factory.plan(directory, read_seal(directory.fd).digest)
     assert not factory.lacks(planned)
-    factory.device._budget -= 1
+    factory.device.budget -= 1
     assert factory.lacks(planned)
     resident.close()

@@ -1,4 +1,4 @@
-"""On a GPU that is really full: what fits instead takes the place, what does not is refused, and all memory comes back."""
+"""On a GPU that is really full: a version that fits instead of the old one takes its place, others are rejected."""
 
 import gc
 from pathlib import Path
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.editing import build, parameters, rejection_of
+from tests.engine.editing import TRANSFORMER, build, parameters, rejection_of
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned
+from zwatch.shadow.device import Device
 from zwatch.shadow.loader import LoadControl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -25,9 +26,9 @@ class Card:
     """A GPU with v1 on it, whose free memory others can take."""
 
     def __init__(self):
-        self.factory = EngineFactory("cuda")
+        self.factory = EngineFactory(Device("cuda"))
         self.device = self.factory.device
-        self.device._cuda.compiled(wait=True)
+        self.device.hasher.compiled(wait=True)
         self.old = build(self.factory, MODELS, "v1")
         self.old.serve(parameters())
         assert self.device.request_peak > 0
@@ -50,7 +51,7 @@ class Card:
         most = torch.cuda.mem_get_info()[0] - max(0, self.device.request_peak + room) - 64 * PAGE
         self.ballast.append(torch.empty(most // PAGE * PAGE, dtype=torch.uint8, device="cuda"))
         while self.device.room > room:
-            self.ballast.append(self.device._cuda.pool._new_slab(PAGE))
+            self.ballast.append(torch.empty(PAGE, dtype=torch.uint8, device="cuda"))
 
     def take_all(self):
         """Take every piece that CUDA still gives."""
@@ -81,11 +82,11 @@ def pixels(engine):
     return np.asarray(engine.generate(parameters()).images[0])
 
 
-def test_a_version_without_room_beside_takes_the_others_place_and_back(card):
-    fresh = EngineFactory("cuda")
+def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place_and_back(card):
+    fresh = EngineFactory(Device("cuda"))
     expected = {name: pixels(build(fresh, MODELS, name)) for name in ("v1", "v2")}
     del fresh
-    held = card.device._held
+    held = card.device.held
     engine = card.old
     for name in ("v2", "v1"):
         card.fill(3 * 2**20)  # each time: CUDA's libraries take a little more memory now and then
@@ -97,10 +98,10 @@ def test_a_version_without_room_beside_takes_the_others_place_and_back(card):
         del staged
         assert (pixels(engine) == expected[name]).all()
         assert engine.verify_resident() == (engine.nbytes, [])
-        assert card.device._held == held
+        assert card.device.held == held
 
 
-def test_what_would_not_even_fit_instead_is_refused_with_both_counts(card):
+def test_a_version_that_does_not_fit_even_instead_is_rejected_with_both_byte_counts(card):
     _, planned = card.plan()
     card.fill(-card.old.nbytes)
     assert card.factory.lacks(planned)
@@ -109,23 +110,23 @@ def test_what_would_not_even_fit_instead_is_refused_with_both_counts(card):
     assert code == "insufficient_memory"
     free, total = card.device.memory()
     assert f"{free} of {total} are free" in reason
-    assert f"v2 needs {card.factory._store.needed(planned)} bytes" in reason
+    assert f"v2 needs {planned.footprint([TRANSFORMER])} bytes" in reason
 
 
-def test_a_load_that_runs_out_of_memory_half_way_is_rejected_and_gives_everything_back(card, monkeypatch):
+def test_a_load_that_runs_out_of_memory_is_rejected_and_frees_everything(card, monkeypatch):
     card.fill(3 * 2**20)
-    held = card.device._held
+    held = card.device.held
     monkeypatch.setattr(card.device, "has_room", lambda sizes: True)  # others took it in between
     card.take_all()
     assert rejection_of(card.load)[0] == "out_of_memory"
-    assert card.device._held == held
+    assert card.device.held == held
     card.relieve()
     monkeypatch.undo()
     assert card.load().verify_resident()[1] == []
 
 
-def test_a_load_that_is_abandoned_half_way_gives_everything_back(card):
-    held, directory, planned = card.device._held, *card.plan()
+def test_an_abandoned_load_frees_everything(card):
+    held, directory, planned = card.device.held, *card.plan()
     control = LoadControl(lambda: control.abandon() if control.bytes_done else None)
     try:
         card.factory.build(directory, planned, control)
@@ -133,14 +134,14 @@ def test_a_load_that_is_abandoned_half_way_gives_everything_back(card):
         pass
     else:
         pytest.fail("it was not abandoned")
-    assert card.device._held == held
+    assert card.device.held == held
 
 
-def test_an_image_without_room_gets_what_was_kept_for_the_next_version(card):
+def test_an_image_without_memory_gets_what_was_kept_for_the_next_version(card):
     before = card.old.serve(parameters(width=512, height=512)).images[0]
     torch.cuda.empty_cache()
     assert card.device.reserve([256 * PAGE])
-    kept = card.device._cuda.pool.free
+    kept = card.device.kept
     card.take_all()
     assert (np.asarray(card.old.serve(parameters(width=512, height=512)).images[0]) == np.asarray(before)).all()
-    assert card.device._cuda.pool.free < kept
+    assert card.device.kept < kept

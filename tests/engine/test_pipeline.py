@@ -13,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import GenerationCancelled
+from zwatch.shadow.device import Device
 
 
 @pytest.fixture(scope="module")
 def factory():
-    return EngineFactory("cpu")
+    return EngineFactory(Device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,9 @@ def test_the_parameters_are_left_as_they_were(v1):
 
 
 @pytest.mark.parametrize(("words", "truncated"), [(1, False), (480, False), (600, True)])
-def test_a_prompt_over_512_tokens_is_served_and_said_to_be_cut(v1, words, truncated):
+def test_a_prompt_over_512_tokens_is_served_and_reported_as_truncated(v1, words, truncated):
     prompt = "a " * words
-    count = len(v1._pipeline.tokenizer(prompt).input_ids)
+    count = len(v1.pipeline.tokenizer(prompt).input_ids)
     assert (count > 512) is truncated
     generation = v1.generate(parameters(prompt, 1))
     assert generation.truncated is truncated
@@ -122,7 +123,7 @@ def test_a_prompt_over_512_tokens_is_served_and_said_to_be_cut(v1, words, trunca
 
 
 def test_truncation_begins_with_the_first_token_that_is_lost(v1):
-    tokenizer = v1._pipeline.tokenizer
+    tokenizer = v1.pipeline.tokenizer
 
     def tokens(prompt):
         text = tokenizer.apply_chat_template(
@@ -143,7 +144,7 @@ def test_every_step_of_every_image_is_reported(v1):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_step_can_be_looked_at_and_the_last_look_is_like_the_image(v1):
+def test_each_step_has_a_preview_and_the_last_resembles_the_image(v1):
     v1.generate(parameters("warm", 1))
     looks = []
     made = v1.generate(
@@ -156,7 +157,7 @@ def test_each_step_can_be_looked_at_and_the_last_look_is_like_the_image(v1):
     assert v1.preview() is None, "nothing is in the making"
 
 
-def test_looking_changes_no_pixel(v1):
+def test_previews_change_no_pixel(v1):
     expected = images(v1, parameters("a cat", 1, 2))
     looked = v1.generate(parameters("a cat", 1, 2), on_step=lambda done: v1.preview())
     assert np.array_equal([pixels(image) for image in looked.images], expected)
@@ -228,7 +229,7 @@ def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
     def encode():
         barrier.wait(10)
         while not done.is_set():
-            v1._encode(parameters(prompt))
+            encode_prompt(v1, prompt)
 
     def ask():
         barrier.wait(10)
@@ -241,6 +242,10 @@ def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
         encoded, asked = pool.submit(encode), pool.submit(ask)
         assert asked.result() == {True}
         encoded.result()
+
+
+def encode_prompt(engine, prompt):
+    engine.pipeline.encode_prompt([prompt], "cpu", do_classifier_free_guidance=False, max_sequence_length=512)
 
 
 class Paused(TorchFunctionMode):
@@ -256,12 +261,12 @@ class Paused(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_who_gives_way_at_a_call_of_torch_does_not_keep_the_tokenizer(v1, v2):
+def test_a_thread_that_pauses_in_a_call_of_torch_does_not_hold_the_tokenizer(v1, v2):
     paused = Paused()
 
     def encode():
         with paused:
-            v1._encode(parameters())
+            encode_prompt(v1, "a cat wearing sunglasses")
 
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.submit(encode)
@@ -275,7 +280,7 @@ def test_who_gives_way_at_a_call_of_torch_does_not_keep_the_tokenizer(v1, v2):
 
 @pytest.mark.parametrize("text", ["a fish", ["a fish"], ["a fish", "a fish"]])
 def test_the_tokenizer_makes_tensors_as_the_librarys_own_does(v1, text):
-    tokenizer = v1._pipeline.tokenizer
+    tokenizer = v1.pipeline.tokenizer
     ours = tokenizer(text, return_tensors="pt")
     theirs = super(type(tokenizer), tokenizer).__call__(text, return_tensors="pt")
     assert ours.keys() == theirs.keys()
@@ -315,8 +320,8 @@ def test_resident_bytes_that_did_not_change_verify(v1):
 
 
 def test_a_byte_changed_in_memory_is_found_and_its_file_named(tiny_versions):
-    engine = build(EngineFactory("cpu"), tiny_versions, "v1")
-    parameter = next(engine._pipeline.transformer.parameters())
+    engine = build(EngineFactory(Device("cpu")), tiny_versions, "v1")
+    parameter = next(engine.pipeline.transformer.parameters())
     with torch.no_grad():
         parameter.view(-1)[3] += 1
     count, problems = engine.verify_resident()
@@ -332,7 +337,7 @@ def test_making_images_changes_no_resident_byte(v1):
 @pytest.mark.gpu
 @pytest.mark.parametrize("wanted", [parameters(steps=8), parameters("a dog", 7, width=96, guidance_scale=3.5)])
 def test_an_image_on_cuda_equals_diffusers_own_on_cuda(tiny_versions, wanted):
-    engine = build(EngineFactory("cuda"), tiny_versions, "v1")
+    engine = build(EngineFactory(Device("cuda")), tiny_versions, "v1")
     image = library_image(library_pipeline(tiny_versions / "v1", "cuda"), wanted, wanted.seeds[0], "cuda")
     assert np.array_equal(images(engine, wanted)[0], pixels(image))
     assert engine.verify_resident()[1] == []

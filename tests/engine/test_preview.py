@@ -1,4 +1,4 @@
-"""Previews: a small likeness of the image that is in the making."""
+"""Previews: a small version of the image that is being made."""
 
 import numpy as np
 import pytest

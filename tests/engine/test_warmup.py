@@ -6,12 +6,13 @@ import torch
 from tests.engine.editing import TRANSFORMER, VAE, build, edit_tensors, rejection_of, seal_again
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned
+from zwatch.shadow.device import Device
 from zwatch.shadow.loader import LoadControl
 
 
 @pytest.fixture(scope="module")
 def factory():
-    return EngineFactory("cpu")
+    return EngineFactory(Device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
@@ -50,7 +51,7 @@ def test_weights_that_make_no_image_are_rejected(factory, models, path, change, 
     assert what in reason
 
 
-def test_a_warm_up_that_is_not_wanted_any_more_is_abandoned(factory, tiny_versions):
+def test_a_warm_up_that_is_no_longer_needed_is_abandoned(factory, tiny_versions):
     control = LoadControl()
     control.abandon()
     engine = build(factory, tiny_versions, "v1")

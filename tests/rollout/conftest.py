@@ -23,6 +23,7 @@ from zwatch.rollout.lifecycle import EngineState
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
+from zwatch.shadow.device import Device
 
 DEADLINE = 15.0
 BUDGET = 2**26
@@ -71,23 +72,14 @@ class HeldFactory(EngineFactory):
     """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
 
     def __init__(self, device: str = "cpu", *, budget: int | None = None) -> None:
-        super().__init__(device, budget=budget)
+        super().__init__(Device(device, budget=budget))
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []
 
-    @property
-    def budget(self) -> int:
-        """Bytes of device memory that weights may take."""
-        return self.device._budget
-
-    @budget.setter
-    def budget(self, size: int) -> None:
-        self.device._budget = size
-
     def leave_no_room(self) -> None:
         """Make the device full with what is resident now."""
-        self.budget -= self.device.memory()[0]
+        self.device.budget -= self.device.memory()[0]
 
     def hold(self, stage: str, version: str) -> threading.Event:
         """Stop loads of `version` before `stage`, `build` or `warm`, until the event is set."""

@@ -56,7 +56,7 @@ async def test_resources_released_if_load_fails(services):
 async def test_a_load_that_lacked_memory_is_tried_again_until_there_is_enough(services, quick_retries):
     service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
     await service.until(lambda: service.attempts().count(("v1", "REJECTED", "insufficient_memory")) >= 2)
-    service.factory.budget = BUDGET
+    service.factory.device.budget = BUDGET
     await service.until_serves("v1")
 
 

@@ -247,7 +247,7 @@ async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(service, monke
 
 async def test_with_room_for_two_nothing_is_pinned(service, monkeypatch):
     device, asked, pinned = service.factory.device, [], []
-    service.factory.budget *= 3
+    service.factory.device.budget *= 3
     monkeypatch.setattr(device, "reserve", asked.append)
     monkeypatch.setattr(device.host, "reserve", pinned.append)
     service.supervisor.runner.preparation.note_promoted(service.engines.serving("current").key)
@@ -283,4 +283,6 @@ async def test_an_unload_during_an_exchange_frees_both(service):
     assert await asyncio.wait_for(unloading, 15)
     assert service.states() == {}
     device = service.factory.device
-    await service.until(lambda: device.memory()[0] == service.factory.budget)  # the loading thread releases it soon
+    await service.until(
+        lambda: device.memory()[0] == service.factory.device.budget
+    )  # the loading thread releases it soon

@@ -69,7 +69,7 @@ async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(se
     assert [(attempt.key.version, attempt.fallback, attempt.running) for attempt in second.supervisor.attempts] == [
         ("v1", True, True), ("v2", False, False),
     ]  # fmt: skip
-    factory.budget = BUDGET
+    factory.device.budget = BUDGET
     release.set()
     await second.until_serves("v2")
     assert ("v1", "PROMOTED", None) in second.attempts()

@@ -12,7 +12,6 @@ from zwatch.deploy.look import Looker
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.rollout.lifecycle import EngineState, LoadWay
 from zwatch.rollout.state import StateFile
-from zwatch.shadow.device import Device
 
 # --- a flip
 
@@ -42,7 +41,7 @@ async def test_a_flip_to_a_warm_version_promotes_it_without_reading(service, mon
     await service.until_serves("v2")
     shutil.rmtree(service.root / "v1/transformer")
     fills = []
-    monkeypatch.setattr(Device, "fill", lambda *arguments: fills.append(arguments))
+    monkeypatch.setattr(service.factory.device.reader, "fill", lambda *arguments: fills.append(arguments))
     service.link("v1")
     await service.until_serves("v1")
     attempt = service.supervisor.attempt("current")

@@ -6,7 +6,6 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zwatch.shadow import blake3_gpu
 from zwatch.shadow.blake3_gpu import CHUNK, GpuHasher, is_available
 
 MIB = 2**20
@@ -49,10 +48,7 @@ def device(host, cuda):
 @pytest.fixture(scope="module")
 def small_slices(cuda):
     """A hasher whose slices hold 16 chunks, and whose merges take 4 values, so that small data has many of each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blake3_gpu, "SLICE", 16 * CHUNK)
-        patch.setattr(blake3_gpu, "MERGE_GROUP", 4)
-        return GpuHasher(cuda)
+    return GpuHasher(cuda, slice_size=16 * CHUNK, merge_group=4)
 
 
 def digest(data):
@@ -184,7 +180,10 @@ def test_data_that_is_not_contiguous_bytes_on_the_device_is_refused(hasher, host
 
 
 @pytest.mark.gpu
-def test_a_device_that_hashes_wrongly_is_noticed_at_once(cuda, monkeypatch):
-    monkeypatch.setattr(GpuHasher, "merge", lambda hasher, children, into, *, root: into.zero_())
+def test_a_device_that_hashes_wrongly_is_noticed_at_once(cuda):
+    class WrongHasher(GpuHasher):
+        def merge(self, children, into, *, root):
+            into.zero_()
+
     with pytest.raises(RuntimeError, match="is wrong"):
-        GpuHasher(cuda)
+        WrongHasher(cuda)

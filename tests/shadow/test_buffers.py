@@ -111,7 +111,7 @@ def test_asking_for_the_tensors_twice_copies_once(mixed):
     }
 
 
-def test_what_is_hashed_is_what_stands_in_the_file(folder, mixed):
+def test_the_hashed_bytes_are_the_files_bytes(folder, mixed):
     data = (folder.path / "mixed.safetensors").read_bytes()
     assert bytes(mixed.data.numpy()) == data
     assert mixed.begin_hash().hexdigest() == mixed.digest == blake3(data).hexdigest()

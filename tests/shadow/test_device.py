@@ -1,8 +1,6 @@
-"""Device: whose memory is whose."""
+"""Device: the memory of weights, of images, and what is kept for the next load."""
 
 import os
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,103 +49,111 @@ def test_a_cpu_needs_no_reserve_and_has_no_room_to_give(device):
     assert held(device) == 0
 
 
-class Accounts:
-    """What CUDA's allocator would say of its memory."""
+class FakeMemory:
+    """The memory of a device with an allocator and a pool, of which `allocated_now` bytes are allocated."""
 
-    def __init__(self):
-        self.now = self.peak = 0
+    def __init__(self, free=2**40):
+        self.free = free
+        self.allocated_now = self.most = 0
 
     def take(self, size):
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.allocated_now += size
+        self.most = max(self.most, self.allocated_now)
 
-    def reset(self, device):
-        self.peak = self.now
+    def new_slab(self, size):
+        self.take(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    def unused(self):
+        return self.free, 2**40
+
+    def allocated(self):
+        return self.allocated_now
+
+    def reset_peak(self):
+        self.most = self.allocated_now
+
+    def peak(self):
+        return self.most
+
+    def release_cached(self):
+        pass
 
 
 @pytest.fixture
-def accounts(monkeypatch, device):
-    """Let the CPU device believe that it is a GPU, as far as measuring goes."""
-    found = Accounts()
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: found.now)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: found.peak)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", found.reset)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    device._cuda = SimpleNamespace(
-        beside=SimpleNamespace(synchronize=lambda: None),
-        pool=Pool(lambda size: found.take(size) or torch.empty(size, dtype=torch.uint8)),
-    )
-    monkeypatch.setattr(device, "_unused", lambda: (2**40, 2**40))
-    return found
+def memory():
+    return FakeMemory()
 
 
-def test_what_a_request_took_is_learnt(device, accounts):
-    accounts.take(1000)
-    with device.measured_request():
-        accounts.take(50)
-    assert device.request_peak == 50
+@pytest.fixture
+def pooled(memory):
+    """A CPU with a budget that keeps freed slabs and measures requests, as a GPU does."""
+    return Device("cpu", budget=BUDGET, memory=memory, pool=Pool(memory.new_slab))
 
 
-def test_what_is_reserved_meanwhile_is_not_taken_for_the_requests(device, accounts):
-    with device.measured_request():
-        accounts.take(50)
-        assert device.reserve([GRAIN])
-    assert device.request_peak == 0
+def test_the_memory_that_a_request_takes_is_measured(pooled, memory):
+    memory.take(1000)
+    with pooled.measured_request():
+        memory.take(50)
+    assert pooled.request_peak == 50
 
 
-def test_what_a_load_takes_that_began_before_is_not_taken_for_the_requests(device, accounts):
-    with device.beside():
-        with device.measured_request():
-            accounts.take(1000)
-        with device.measured_request():
-            accounts.take(1000)
-    assert device.request_peak == 0
-    with device.measured_request():
-        accounts.take(50)
-    assert device.request_peak == 50
+def test_memory_reserved_meanwhile_is_not_counted_as_the_requests(pooled, memory):
+    with pooled.measured_request():
+        memory.take(50)
+        assert pooled.reserve([GRAIN])
+    assert pooled.request_peak == 0
 
 
-def test_what_needs_no_memory_has_room_on_a_device_that_is_full(device, monkeypatch):
-    monkeypatch.setattr(device, "_unused", lambda: (0, 2**40))
+def test_memory_of_a_load_that_began_before_is_not_counted_as_the_requests(pooled, memory):
+    with pooled.beside():
+        with pooled.measured_request():
+            memory.take(1000)
+        with pooled.measured_request():
+            memory.take(1000)
+    assert pooled.request_peak == 0
+    with pooled.measured_request():
+        memory.take(50)
+    assert pooled.request_peak == 50
+
+
+def test_a_full_device_has_room_for_zero_bytes():
+    device = Device("cpu", budget=BUDGET, memory=FakeMemory(free=0))
     device.request_peak = 1
     assert device.has_room([])
     assert device.has_room([0])
     assert not device.has_room([1])
 
 
-def kept(device):
-    return device._cuda.pool.free
-
-
-def test_a_budget_caps_what_is_kept_in_other_sizes_too(device, accounts):
+def test_a_budget_caps_what_is_kept_in_other_sizes_too(pooled):
     """Other programs count on the rest of the card."""
     owner, large, small = Owner(), BUDGET * 5 // 8 // GRAIN * GRAIN, BUDGET // 2 // GRAIN * GRAIN
-    device.allocate(owner, large)
+    pooled.allocate(owner, large)
     del owner
-    assert kept(device) == large
+    assert pooled.kept == large
     owner = Owner()
-    device.allocate(owner, small)
-    assert (held(device), kept(device)) == (small, 0)
+    pooled.allocate(owner, small)
+    assert (held(pooled), pooled.kept) == (small, 0)
 
 
-def test_a_reserve_does_not_add_to_what_is_kept_in_other_sizes_beyond_the_budget(device, accounts):
+def test_a_reserve_does_not_add_to_what_is_kept_in_other_sizes_beyond_the_budget(pooled):
     owner, large, small = Owner(), BUDGET * 5 // 8 // GRAIN * GRAIN, BUDGET // 2 // GRAIN * GRAIN
-    device.allocate(owner, large)
+    pooled.allocate(owner, large)
     del owner
-    assert device.reserve([small])
-    assert kept(device) == small
+    assert pooled.reserve([small])
+    assert pooled.kept == small
 
 
-def test_within_a_budget_what_was_reserved_stays_until_it_is_taken(device, accounts):
+def test_within_a_budget_what_was_reserved_stays_until_it_is_taken(pooled, memory):
     size, owners = BUDGET // 4 // GRAIN * GRAIN, [Owner() for _ in range(4)]
     for owner in owners[:2]:
-        device.allocate(owner, size)
-    assert device.reserve([size, size])
-    reserved = accounts.now
+        pooled.allocate(owner, size)
+    assert pooled.reserve([size, size])
+    reserved = memory.allocated_now
     for owner in owners[2:]:
-        device.allocate(owner, size)
-    assert accounts.now == reserved
-    assert kept(device) == 0
+        pooled.allocate(owner, size)
+    assert memory.allocated_now == reserved
+    assert pooled.kept == 0
 
 
 @pytest.mark.gpu
@@ -157,7 +163,7 @@ class TestOnCuda:
     @pytest.fixture
     def device(self):
         device = Device("cuda")
-        device._cuda.compiled(wait=True)  # its scratch is allocated too
+        device.hasher.compiled(wait=True)  # its scratch is allocated too
         yield device
         device.give_room()
 
@@ -172,7 +178,7 @@ class TestOnCuda:
         assert device.reserve([2048 * self.MB])
         assert device.memory()[0] == pytest.approx(before, **nearly)
 
-    def test_what_was_reserved_is_taken_without_asking_cuda(self, device):
+    def test_reserved_memory_is_taken_without_a_call_to_cuda(self, device):
         sizes = [96 * self.MB, 33 * self.MB]
         assert device.reserve(sizes)
         owner, before = Owner(), torch.cuda.memory_stats()
@@ -183,13 +189,13 @@ class TestOnCuda:
             before[name] for name in ("num_device_alloc", "num_device_free")
         ]
 
-    def test_no_shadow_is_reserved_that_requests_would_miss(self, device):
+    def test_no_memory_is_reserved_that_requests_need(self, device):
         free = device.memory()[0]
         assert not device.reserve([free])
         assert device.give_room() == 0
         assert torch.cuda.mem_get_info()[0] > free // 2
 
-    def test_an_allocation_takes_what_was_reserved_in_other_sizes(self, device):
+    def test_an_allocation_releases_reserved_slabs_of_other_sizes(self, device):
         free = device.memory()[0]
         assert device.reserve([free // 2])
         owner = Owner()
@@ -197,7 +203,7 @@ class TestOnCuda:
         with pytest.raises(torch.OutOfMemoryError):
             device.allocate(Owner(), free * 3 // 4)
 
-    def test_making_images_goes_before_loading(self, device):
+    def test_making_images_has_priority_over_loading(self, device):
         with device.serving():
             serving = torch.cuda.current_stream()
         with device.beside():
@@ -205,7 +211,7 @@ class TestOnCuda:
         assert serving.priority < beside.priority  # lower goes first
         assert torch.cuda.current_stream() not in (serving, beside)
 
-    def test_what_an_image_takes_is_learnt_and_what_a_load_takes_meanwhile_is_not(self, device):
+    def test_the_memory_of_an_image_is_measured_and_that_of_a_concurrent_load_is_not(self, device):
         with device.serving(), device.measured_request():
             torch.empty(48 * self.MB, dtype=torch.uint8, device=device.torch_device)
         assert 48 * self.MB <= device.request_peak < 64 * self.MB

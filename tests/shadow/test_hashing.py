@@ -5,21 +5,14 @@ import torch
 from blake3 import blake3
 
 from zwatch.errors import Abandoned
-from zwatch.shadow import hashing
 from zwatch.shadow.hashing import HostHasher
 
 
-@pytest.fixture
-def short_slices(monkeypatch):
-    monkeypatch.setattr(hashing, "SLICE", 64)
-
-
-@pytest.mark.usefixtures("short_slices")
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 130])
-def test_hashing_in_slices_gives_the_hash_of_the_whole_and_asks_between_them(length):
+def test_hashing_in_slices_gives_the_hash_of_the_whole_and_calls_between_them(length):
     data = torch.arange(length, dtype=torch.uint8)
     asked = []
-    found = HostHasher().begin(data, lambda: asked.append(1))
+    found = HostHasher(slice_size=64).begin(data, lambda: asked.append(1))
     found.advance(length)
     found.finish()
     assert asked == [], "nothing is done before it is asked for"
@@ -27,8 +20,7 @@ def test_hashing_in_slices_gives_the_hash_of_the_whole_and_asks_between_them(len
     assert len(asked) == -(-length // 64)
 
 
-@pytest.mark.usefixtures("short_slices")
-def test_what_is_asked_between_slices_may_stop_it():
+def test_the_callback_between_slices_may_stop_the_hashing():
     asked = []
 
     def second():
@@ -37,5 +29,5 @@ def test_what_is_asked_between_slices_may_stop_it():
             raise Abandoned
 
     with pytest.raises(Abandoned):
-        HostHasher().begin(torch.zeros(1000, dtype=torch.uint8), second).hexdigest()
+        HostHasher(slice_size=64).begin(torch.zeros(1000, dtype=torch.uint8), second).hexdigest()
     assert len(asked) == 2

@@ -1,13 +1,11 @@
-"""Load: nothing but verified bytes gets out, and nothing is held when none do."""
+"""Load: only verified bytes are returned, and a failed load holds no memory."""
 
 import dataclasses
 import errno
-import json
 import os
 import shutil
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
@@ -16,9 +14,18 @@ from tests.shadow.conftest import held, rejection_of, safetensors_bytes
 from zwatch.deploy import seal
 from zwatch.deploy.look import open_version
 from zwatch.errors import Abandoned, Rejection
-from zwatch.shadow import loader, reader
+from zwatch.shadow import reader
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import LoadControl, VerifiedFiles, config_object, load_small, load_weights, plan
+from zwatch.shadow.loader import (
+    MAX_SMALL_FILE,
+    Candidate,
+    LoadControl,
+    VerifiedFiles,
+    load_small,
+    load_weights,
+    plan,
+)
+from zwatch.shadow.loader import load as load_candidate
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -152,7 +159,7 @@ def test_equal_components_of_two_versions_have_equal_hashes(models):
 # --- load
 
 
-def test_what_was_loaded_is_what_the_seal_says(models, device):
+def test_loaded_files_have_the_digests_of_the_seal(models, device):
     directory, found = planned(models)
     buffers = load(directory, found, device)
     assert {path: buffer.digest for path, buffer in buffers.items()} == {
@@ -190,9 +197,9 @@ def test_a_changed_config_byte_is_rejected_with_the_path_and_both_hashes(models)
     assert blake3(b"{}").hexdigest() in reason
 
 
-def test_a_small_file_beyond_the_limit_is_rejected_unread(models, monkeypatch):
-    monkeypatch.setattr(loader, "MAX_SMALL_FILE", 100)
+def test_a_small_file_beyond_the_limit_is_rejected_unread(models):
     directory, found = planned(models)
+    os.truncate(models / "v1/vae/config.json", MAX_SMALL_FILE + 1)
     assert rejection_of(lambda: load_small(directory, found, LoadControl()))[0] == "size_mismatch"
 
 
@@ -212,7 +219,7 @@ def test_a_file_that_vanished_since_the_plan_is_rejected(models, device):
     assert (code, VAE in reason) == ("file_missing", True)
 
 
-def test_a_header_that_was_another_at_the_plan_is_rejected_though_the_hash_is_right(models, device):
+def test_a_header_that_differed_at_planning_is_rejected_although_the_hash_is_right(models, device):
     sealed = (models / "v1" / VAE).read_bytes()
     (models / "v1" / VAE).write_bytes(sealed.replace(b'"pt"', b'"tp"', 1))
     directory, found = planned(models)
@@ -238,11 +245,10 @@ def test_after_a_rejected_load_nothing_is_held(models, device, path):
     assert held(device) == 0
 
 
-def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, device, monkeypatch):
-    device._host_reader = reader.HostReader(1, chunk=4096)
-    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
+def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, device):
+    device.reader = reader.HostReader(1, chunk=4096)
     directory, found = planned(models)
-    control = LoadControl(lambda: control.abandon() if control.bytes_done >= 3 * 4096 else None)
+    control = LoadControl(lambda: control.abandon() if control.bytes_done >= 3 * 4096 else None, report_seconds=0)
     try:
         load(directory, found, device, control=control)
     except Abandoned:
@@ -260,9 +266,8 @@ def test_a_load_that_was_abandoned_before_it_began_allocates_nothing(models, dev
     assert (control.bytes_done, held(device)) == (0, 0)
 
 
-def test_abandoning_works_from_another_thread(models, device, monkeypatch):
-    device._host_reader = reader.HostReader(1, chunk=1000)
-    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
+def test_abandoning_works_from_another_thread(models, device):
+    device.reader = reader.HostReader(1, chunk=1000)
     directory, found = planned(models)
     landed, abandoned = threading.Event(), threading.Event()
 
@@ -271,7 +276,7 @@ def test_abandoning_works_from_another_thread(models, device, monkeypatch):
             landed.set()
             assert abandoned.wait(10)
 
-    control = LoadControl(report)
+    control = LoadControl(report, report_seconds=0)
 
     def abandon():
         landed.wait(10)
@@ -307,82 +312,79 @@ def test_a_descriptor_opened_before_a_flip_loads_the_version_it_was_opened_on(mo
 # --- files that were verified on disk already
 
 
+class Reads(list):
+    """The names of the files that were hashed on disk so far; `hash_file` hashes one, and calls `meanwhile`."""
+
+    def __init__(self):
+        self.meanwhile = lambda: None
+
+    def hash_file(self, fd, path, size, advance):
+        self.append(path.rpartition("/")[2])
+        self.meanwhile()
+        return Device("cpu").hash_file(fd, path, size, advance)
+
+
 @pytest.fixture
-def reads(monkeypatch):
-    """The number of files that were hashed on disk so far."""
-    original, counted = seal.hash_file, []
-
-    def count(fd, *rest):
-        counted.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])
-        return original(fd, *rest)
-
-    monkeypatch.setattr(seal, "hash_file", count)
-    return counted
+def reads():
+    return Reads()
 
 
 @pytest.fixture
-def files_are_old(monkeypatch):
-    """As if every file had been written long ago."""
-    monkeypatch.setattr(loader, "_RACY_NS", -(10**12))
+def verified():
+    """No verified files yet, and a clock by which every file was written long ago."""
+    return VerifiedFiles(now_ns=lambda: time.time_ns() + 10**12)
 
 
-def check(verified, directory, found, *, paths=None, control=None):
-    hash_file = Device("cpu").hash_file
+def check(verified, directory, found, hash_file, *, paths=None, control=None):
     verified.check(directory, found, paths or list(found.headers), control or LoadControl(), hash_file)
 
 
-def test_verified_files_are_read_once(models, reads, files_are_old):
-    verified = VerifiedFiles()
+def test_verified_files_are_read_once(models, verified, reads):
     directory, found = planned(models)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     assert len(reads) == 3
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     assert len(reads) == 3
 
 
-def test_files_that_were_loaded_need_not_be_read_again(models, device, reads, files_are_old):
-    verified = VerifiedFiles()
+def test_files_that_were_loaded_need_not_be_read_again(models, device, verified, reads):
     directory, found = planned(models)
     load_weights(directory, found, list(found.headers), device, LoadControl(), verified)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     assert reads == []
 
 
-def test_only_the_file_that_changed_is_read_again(models, reads, files_are_old):
-    verified = VerifiedFiles()
+def test_only_the_file_that_changed_is_read_again(models, verified, reads):
     directory, found = planned(models)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     reads.clear()
     os.utime(models / "v1" / TEXT_ENCODER)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     assert reads == ["model.safetensors"]
 
 
-def test_a_verified_file_that_then_changed_is_rejected(models, files_are_old):
-    verified = VerifiedFiles()
+def test_a_verified_file_that_then_changed_is_rejected(models, verified, reads):
     directory, found = planned(models)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     flip_byte(models / "v1" / VAE, -1)
-    code, reason = rejection_of(lambda: check(verified, directory, found))
+    code, reason = rejection_of(lambda: check(verified, directory, found, reads.hash_file))
     assert (code, VAE in reason) == ("hash_mismatch", True)
 
 
-def test_a_file_that_cannot_be_read_is_named(models, monkeypatch):
-    def broken(fd, advance):
+def test_a_file_that_cannot_be_read_is_named(models, verified):
+    def broken(fd, path, size, advance):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(seal, "hash_file", broken)
     directory, found = planned(models)
     with pytest.raises(OSError, match=f"Input/output error: '{VAE}'"):
-        check(VerifiedFiles(), directory, found, paths=[VAE])
+        check(verified, directory, found, broken, paths=[VAE])
 
 
-def test_a_hash_that_was_found_is_still_compared_with_each_seal(models, reads, files_are_old):
-    verified = VerifiedFiles()
+def test_a_known_hash_is_still_compared_with_each_seal(models, verified, reads):
     directory, found = planned(models)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
     other = dataclasses.replace(found, seal=seal.Seal("0" * 64, {**found.seal.files, VAE: "f" * 64}))
-    assert rejection_of(lambda: check(verified, directory, other))[0] == "hash_mismatch"
+    assert rejection_of(lambda: check(verified, directory, other, reads.hash_file))[0] == "hash_mismatch"
     assert len(reads) == 3
 
 
@@ -391,30 +393,23 @@ def test_a_file_written_within_the_clocks_grain_is_never_trusted(models, reads):
     for path in (TRANSFORMER, VAE, TEXT_ENCODER):
         os.utime(models / "v1" / path)
     directory, found = planned(models)
-    check(verified, directory, found)
-    check(verified, directory, found)
+    check(verified, directory, found, reads.hash_file)
+    check(verified, directory, found, reads.hash_file)
     assert len(reads) == 6
 
 
-def test_reading_for_long_does_not_make_a_fresh_file_trusted(models, monkeypatch, reads):
+def test_reading_for_long_does_not_make_a_fresh_file_trusted(models, reads):
     """A write in the clock tick of the stat leaves the stamp as it was, however long the reading takes after it."""
     now = [(models / "v1" / VAE).stat().st_ctime_ns + 10**6]
-    monkeypatch.setattr(
-        loader,
-        "time",
-        SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: now[0], perf_counter=time.perf_counter),
-    )
-    counting = seal.hash_file
 
-    def slow(fd, *rest):
+    def pass_time():
         now[0] += 10**10
-        return counting(fd, *rest)
 
-    monkeypatch.setattr(seal, "hash_file", slow)
-    verified = VerifiedFiles()
+    reads.meanwhile = pass_time
+    verified = VerifiedFiles(now_ns=lambda: now[0])
     directory, found = planned(models)
-    check(verified, directory, found, paths=[VAE])
-    check(verified, directory, found, paths=[VAE])
+    check(verified, directory, found, reads.hash_file, paths=[VAE])
+    check(verified, directory, found, reads.hash_file, paths=[VAE])
     assert len(reads) == 2
 
 
@@ -423,39 +418,68 @@ def test_checking_stops_when_the_load_is_abandoned(models, reads):
     control = LoadControl()
     control.abandon()
     with pytest.raises(Abandoned):
-        check(VerifiedFiles(), directory, found, control=control)
+        check(VerifiedFiles(), directory, found, reads.hash_file, control=control)
     assert reads == []
 
 
-# --- configs
+# --- candidates
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b'"x"', b"null", b"\xff", b"[" * 100_000], ids=lambda data: repr(data[:5])
-)
-def test_a_config_that_is_no_json_object_is_rejected_with_its_path(data):
-    code, reason = rejection_of(lambda: config_object(data, "vae/config.json"))
-    assert (code, reason.startswith("vae/config.json: ")) == ("config_invalid", True)
+def candidate(models, device, *, resident=None, choose=None):
+    directory, found = planned(models)
+    return load_candidate(
+        directory,
+        found,
+        device,
+        LoadControl(),
+        resident=resident or {},
+        choose=choose or (lambda small: list(found.headers)),
+        verified=VerifiedFiles(),
+        hash_file=device.hash_file,
+    )
 
 
-def test_a_config_is_parsed():
-    assert config_object(json.dumps({"a": [1]}).encode(), "x") == {"a": [1]}
+def test_a_candidate_has_every_sealed_file(models, device):
+    made = candidate(models, device)
+    assert made.small.keys() | made.weights.keys() == made.plan.seal.files.keys()
+    assert made.small.keys().isdisjoint(made.weights.keys())
+
+
+def test_the_choice_of_weights_is_made_from_verified_files(models, device):
+    seen = []
+    made = candidate(models, device, choose=lambda small: seen.append(small) or [VAE])
+    assert seen == [made.small]
+    assert set(made.weights) == {VAE}
+
+
+def test_weights_that_are_not_loaded_are_verified_too(models, device):
+    flip_byte(models / "v1" / VAE, -1)
+    code, reason = rejection_of(lambda: candidate(models, device, choose=lambda small: [TRANSFORMER]))
+    assert (code, reason.startswith(VAE)) == ("hash_mismatch", True)
+    assert held(device) == 0
+
+
+def test_a_candidate_cannot_be_made_from_bytes_that_were_not_verified(models):
+    _, found = planned(models)
+    with pytest.raises(TypeError, match=r"loader\.load alone"):
+        Candidate(found, {}, {})
 
 
 @pytest.mark.gpu
-def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder, monkeypatch):
-    monkeypatch.setattr(loader, "_REPORT_SECONDS", 0)
+def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder):
     device = Device("cuda")
     size = 40 * reader.CHUNK
     name = folder.write("big.safetensors", safetensors_bytes({"t": ("U8", (size,), bytes(size))}))
     found = folder.plan(name)
-    control = LoadControl(lambda: control.abandon() if control.bytes_done >= 2 * reader.CHUNK else None)
+    control = LoadControl(
+        lambda: control.abandon() if control.bytes_done >= 2 * reader.CHUNK else None, report_seconds=0
+    )
     try:
         load(folder.open(), found, device, control=control)
     except Abandoned:
         pass
     assert 0 < control.bytes_done < size
-    assert held_by_pool(device) == 0
+    assert device.held == 0
 
 
 @pytest.mark.gpu
@@ -473,11 +497,6 @@ def test_a_load_into_reserved_memory_allocates_and_frees_nothing(models):
         buffer.tensors()
     assert allocations() == before
     assert {path: buffer.digest for path, buffer in second.items()} == found_digests(found)
-
-
-def held_by_pool(device):
-    """Return the bytes that weights hold on a GPU."""
-    return device._held
 
 
 def allocations():
@@ -505,4 +524,4 @@ def test_a_file_that_is_only_checked_goes_through_reserved_memory_and_gives_it_b
         found = device.hash_file(file.fileno(), name, path.stat().st_size, done.append)
     assert found == blake3(path.read_bytes()).hexdigest()
     assert (on_cpu, sum(done)) == ([], path.stat().st_size)
-    assert (allocations(), held_by_pool(device)) == (before, 0)
+    assert (allocations(), device.held) == (before, 0)

@@ -13,17 +13,29 @@ STEP = pace.BURST * 0.4
 """What each look at the clock takes."""
 
 
+class Clock:
+    """A clock that moves at each look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def tick(self):
+        self.now += STEP
+        return self.now
+
+
 @pytest.fixture
-def pauses(monkeypatch):
-    """Count pauses instead of making them, with a clock that moves at each look."""
-    counted, now = [], [0.0]
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made.tick)
+    return made
 
-    def tick():
-        now[0] += STEP
-        return now[0]
 
+@pytest.fixture
+def pauses(monkeypatch, clock):
+    """Count pauses instead of making them."""
+    counted = []
     monkeypatch.setattr(time, "sleep", counted.append)
-    monkeypatch.setattr(time, "perf_counter", tick)
     return counted
 
 
@@ -43,18 +55,18 @@ def nothing():
     pass
 
 
-def test_while_images_are_made_it_pauses_again_and_again_as_long_as_it_worked(pauses):
+def test_while_images_are_made_it_pauses_for_as_long_as_it_worked(pauses):
     with GivingWay(lambda: True, never, nothing):
         assert torch.equal(work(), torch.full((3,), 741.0))
     assert len(pauses) >= 5
     assert pauses == [pytest.approx(3 * STEP)] * len(pauses)
 
 
-def test_after_a_long_stretch_without_a_call_it_pauses_longer_but_not_for_ever(pauses):
-    with GivingWay(lambda: True, never, nothing) as mode:
-        mode._paused -= 0.05
+def test_after_a_long_time_without_a_call_it_pauses_longer_up_to_a_limit(pauses, clock):
+    with GivingWay(lambda: True, never, nothing):
+        clock.now += 0.05
         torch.zeros(1)
-        mode._paused -= 60
+        clock.now += 60
         torch.zeros(1)
     assert pauses == [pytest.approx(0.05, rel=0.1), pace.LONGEST]
 
@@ -65,7 +77,7 @@ def test_it_does_not_pause_while_no_image_is_made(pauses):
     assert pauses == []
 
 
-def test_it_stands_still_until_what_is_urgent_is_over(pauses):
+def test_it_pauses_until_urgent_work_is_over(pauses):
     with GivingWay(never, lambda: len(pauses) < 10, nothing):
         torch.zeros(1)
         assert pauses == [pace.BURST] * 10
@@ -73,13 +85,13 @@ def test_it_stands_still_until_what_is_urgent_is_over(pauses):
     assert len(pauses) == 10
 
 
-def test_it_does_not_stand_still_for_ever(pauses):
+def test_a_pause_for_urgent_work_has_a_limit(pauses):
     with GivingWay(never, lambda: True, nothing):
         torch.zeros(1)
     assert pace.LONGEST / STEP - 2 < len(pauses) < pace.LONGEST / STEP + 2
 
 
-def test_who_is_not_wanted_any_more_is_stopped_between_two_calls():
+def test_an_abandoned_load_is_stopped_between_two_calls():
     done = []
 
     def check():
@@ -95,13 +107,13 @@ def test_who_is_not_wanted_any_more_is_stopped_between_two_calls():
         go_on()
 
 
-def test_outside_nothing_pauses(pauses):
+def test_calls_outside_do_not_pause(pauses):
     with GivingWay(lambda: True, never, nothing):
         pass
     work()
     assert pauses == []
 
 
-def test_a_call_that_fails_fails_as_ever():
+def test_a_call_that_fails_still_raises_its_error():
     with GivingWay(lambda: True, never, nothing), pytest.raises(RuntimeError, match="shape"):
         torch.zeros(3).view(2)

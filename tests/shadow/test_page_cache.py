@@ -34,7 +34,7 @@ def test_an_empty_file_counts_as_cached(written):
     assert cached_share(written(0), 0) == 1.0
 
 
-def test_what_the_page_cache_has_is_not_opened_again(written):
+def test_a_file_in_the_page_cache_is_not_opened_again(written):
     with unbuffered([(written(300_000), 300_000), (written(0), 0)]) as opened:
         assert opened == [None, None]
 

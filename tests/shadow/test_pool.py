@@ -10,10 +10,20 @@ from zwatch.shadow.pool import GRAIN, Pool
 MB = 2**20
 
 
+def new_slab(size):
+    return torch.empty(size, dtype=torch.uint8)
+
+
 @pytest.fixture
-def pool():
+def allocated():
+    """The sizes of the slabs that the pool has allocated."""
+    return []
+
+
+@pytest.fixture
+def pool(allocated):
     """Slabs of host memory: the pool's rules do not depend on where they lie."""
-    return Pool(lambda size: torch.empty(size, dtype=torch.uint8))
+    return Pool(lambda size: allocated.append(size) or new_slab(size))
 
 
 def addresses(slabs):
@@ -28,7 +38,7 @@ def test_a_slab_is_at_least_as_large_as_asked_and_whole_pages(pool):
         assert slab.dtype == torch.uint8
 
 
-def test_what_is_given_back_is_free_and_taken_again(pool):
+def test_a_slab_that_is_given_back_is_free_and_taken_again(pool):
     slab = pool.take(10 * MB)
     assert pool.free == 0
     pool.give_back(slab)
@@ -61,17 +71,18 @@ def test_a_small_buffer_does_not_take_a_large_slab(pool):
     assert pool.free == 100 * MB
 
 
-def test_after_a_reserve_the_same_sizes_need_no_allocation(pool, monkeypatch):
+def test_after_a_reserve_the_same_sizes_need_no_allocation(pool, allocated):
     sizes = [8 * MB, 8 * MB, 3 * MB]
     assert pool.lacks(sizes) == 20 * MB
     pool.reserve(sizes)
     assert pool.lacks(sizes) == 0
     assert pool.free == 20 * MB
-    monkeypatch.setattr(pool, "_new", lambda size: pytest.fail(f"{size} bytes were allocated"))
+    allocated.clear()
     assert [pool.take(size).numel() for size in sizes] == [8 * MB, 8 * MB, 4 * MB]
+    assert allocated == []
 
 
-def test_asking_what_is_lacking_takes_nothing(pool):
+def test_computing_what_a_reserve_lacks_allocates_nothing(pool):
     pool.reserve([8 * MB])
     assert pool.lacks([8 * MB, 8 * MB]) == 8 * MB
     assert pool.free == 8 * MB
@@ -83,7 +94,7 @@ def test_reserving_twice_allocates_once(pool):
     assert pool.free == 8 * MB
 
 
-def test_giving_up_what_is_free_leaves_what_is_held(pool):
+def test_releasing_free_slabs_leaves_those_in_use(pool):
     held = pool.take(4 * MB)
     pool.reserve([6 * MB])
     held.fill_(7)
@@ -92,47 +103,48 @@ def test_giving_up_what_is_free_leaves_what_is_held(pool):
     assert bool((held == 7).all())
 
 
-def test_where_memory_runs_out_free_slabs_are_given_up_first(pool, monkeypatch):
-    pool.reserve([6 * MB])
-    new, limit = pool._new, 7 * MB
+def test_where_memory_runs_out_free_slabs_are_released_first():
+    limit = 7 * MB
 
     def short(size):
         if size + pool.free > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return new(size)
+        return new_slab(size)
 
-    monkeypatch.setattr(pool, "_new", short)
+    pool = Pool(short)
+    pool.reserve([6 * MB])
     assert pool.take(2 * MB).numel() == 2 * MB
     assert pool.free == 0
     with pytest.raises(torch.OutOfMemoryError):
         pool.take(8 * MB)
 
 
-def test_a_reserve_that_fails_half_way_keeps_what_it_got(pool, monkeypatch):
-    new, made = pool._new, []
+def test_a_reserve_that_fails_half_way_keeps_what_it_allocated():
+    made = []
 
     def second_fails(size):
         made.append(size)
         if len(made) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return new(size)
+        return new_slab(size)
 
-    monkeypatch.setattr(pool, "_new", second_fails)
+    pool = Pool(second_fails)
     with pytest.raises(torch.OutOfMemoryError):
         pool.reserve([4 * MB, 2 * MB])
     assert pool.free == 4 * MB
 
 
-def test_a_slab_may_come_back_in_the_middle_of_a_take(pool, monkeypatch):
+def test_a_slab_may_come_back_in_the_middle_of_a_take():
     """A garbage collection can run a finalizer anywhere, also while the pool holds its lock."""
-    returning = pool.take(2 * MB)
-    new = pool._new
+    returning = []
 
     def collected(size):
-        pool.give_back(returning)
-        gc.collect()
-        return new(size)
+        if returning:
+            pool.give_back(returning.pop())
+            gc.collect()
+        return new_slab(size)
 
-    monkeypatch.setattr(pool, "_new", collected)
+    pool = Pool(collected)
+    returning.append(pool.take(2 * MB))
     pool.take(4 * MB)
     assert pool.free == 2 * MB

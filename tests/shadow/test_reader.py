@@ -49,7 +49,7 @@ def nothing(number, prefix):
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 2500])
-def test_files_land_byte_for_byte_and_what_was_told_of_is_there(opened, size, threads):
+def test_files_land_byte_for_byte_and_reported_bytes_are_there(opened, size, threads):
     data = [os.urandom(size), os.urandom(130)]
     fillings, landed = opened(*data), [[0], [0]]
 
@@ -81,7 +81,7 @@ def test_a_file_of_another_length_is_rejected_with_both_sizes(opened, on_disk, w
     assert what in reason
 
 
-def test_what_raises_when_told_of_a_chunk_stops_the_reading(opened, monkeypatch):
+def test_an_error_in_the_progress_callback_stops_the_reading(opened, monkeypatch):
     fillings, reading, go, begun = opened(b"x" * 1000), os.preadv, threading.Event(), []
 
     def preadv(*arguments):
@@ -124,7 +124,7 @@ def test_a_read_that_fails_names_the_file(opened, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [8192, 5000, 4096, 1])
-def test_where_unbuffered_reads_fail_the_usual_way_is_taken(opened, monkeypatch, size):
+def test_if_unbuffered_reads_fail_buffered_reads_are_used(opened, monkeypatch, size):
     """Some file systems open a file for unbuffered reading and then refuse to read so."""
     data = os.urandom(size)
     (filling,) = opened(data)
@@ -135,7 +135,7 @@ def test_where_unbuffered_reads_fail_the_usual_way_is_taken(opened, monkeypatch,
     os.close(direct)
 
 
-def test_an_error_of_a_thread_is_not_kept_alive_by_itself():
+def test_an_error_of_a_thread_does_not_keep_itself_alive():
     """Its frames hold the buffers of the load that failed."""
     done = reader.SimpleQueue()
     done.put(OSError())
@@ -173,7 +173,7 @@ def test_where_several_reads_fail_nothing_keeps_the_buffers_of_the_load(opened):
         gc.enable()
 
 
-def test_where_not_all_threads_can_be_started_those_that_could_do_not_wait_for_ever(opened, monkeypatch):
+def test_if_not_all_threads_can_be_started_the_started_ones_end(opened, monkeypatch):
     files, start, started = HostReader(3, chunk=100), threading.Thread.start, []
 
     def starts(thread):
@@ -229,7 +229,7 @@ class TestOntoAGpu:
         assert contents(fillings) == data
         assert told == [len(one) for one in data]
 
-    def test_what_the_page_cache_has_not_got_lands_byte_for_byte_too(self, opened, small):
+    def test_files_that_are_not_in_the_page_cache_land_byte_for_byte_too(self, opened, small):
         data = [os.urandom(size) for size in (8192 * 40, 8192 * 40 + 1, 300_003, 5)]
         fillings = opened(*data, device="cuda")
         for filling in fillings:

@@ -27,9 +27,11 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
 
 
 def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
-    from zwatch.engine.factory import EngineFactory  # importing torch takes seconds: only for a version with a seal
+    # Importing torch takes seconds: only for a version with a seal.
+    from zwatch.engine.factory import EngineFactory
+    from zwatch.shadow.device import Device
 
-    factory = EngineFactory(device)
+    factory = EngineFactory(Device(device))
     control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
     engine = factory.build(opened, factory.plan(opened, digest), control)
     factory.warm(engine, control)

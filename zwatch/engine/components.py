@@ -4,11 +4,12 @@ A component is built on the meta device, which allocates nothing, and its parame
 the shadow buffers: there is no second copy of the weights.
 """
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
@@ -16,7 +17,7 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan, config_object
+from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
 
 INDEX = "model_index.json"
 PIPELINE = "ZImagePipeline"
@@ -30,6 +31,30 @@ Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Device], Any]
 """Makes a component from its small files by name inside its folder, and its tensors by name."""
 
 
+class ComponentKey(NamedTuple):
+    """What makes two components equal: their class, and `hashes`, (path, blake3) of all their files."""
+
+    component: str
+    library: str
+    class_name: str
+    hashes: tuple[tuple[str, str], ...]
+
+
+def config_object(data: bytes, path: str) -> dict[str, Any]:
+    """Parse a JSON config from verified bytes.
+
+    Raises:
+        Rejection: `config_invalid`.
+    """
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Rejection("config_invalid", f"{path}: not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise Rejection("config_invalid", f"{path}: expected a JSON object, found {type(parsed).__name__}")
+    return parsed
+
+
 def default_size(small: Mapping[str, bytes]) -> int:
     """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`.
 
@@ -39,15 +64,22 @@ def default_size(small: Mapping[str, bytes]) -> int:
     own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
     vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
     size = own.get("default_size", vae.get("sample_size", 1024))
+    path = "zwatch.json" if "default_size" in own else "vae/config.json"
     if type(size) is not int or not 16 <= size <= 4096 or size % 16:
-        raise Rejection("config_invalid", f"the default size is {size!r}, expected a multiple of 16 up to 4096")
+        raise Rejection(
+            "config_invalid", f"{path}: the default size is {size!r}, expected a multiple of 16 from 16 to 4096"
+        )
     return size
 
 
 def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
-    """Return (library, class) by component from the pipeline's index, each checked against the allow-list."""
+    """Return (library, class) by component from the pipeline's index, each checked against the allow-list.
+
+    Raises:
+        Rejection: `file_missing`, `config_invalid` or `class_not_allowed`.
+    """
     if INDEX not in small:
-        raise Rejection("file_missing", f"{INDEX}: the seal does not name it; is this a pipeline?")
+        raise Rejection("file_missing", f"{INDEX}: the seal does not name it; is this a diffusers pipeline?")
     index = config_object(small[INDEX], INDEX)
     if index.get("_class_name") != PIPELINE:
         raise Rejection(
@@ -64,7 +96,11 @@ def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
 
 
 def weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> list[str]:
-    """Return the paths of a component's weight files: what its shard index names, or the one file there is."""
+    """Return the paths of a component's weight files: those in its shard index, or else its one file.
+
+    Raises:
+        Rejection: `file_missing` or `config_invalid`.
+    """
     stem = f"{component}/{'model' if component == 'text_encoder' else 'diffusion_pytorch_model'}{WEIGHTS_SUFFIX}"
     index = f"{stem}.index.json"
     if index not in small:
@@ -73,7 +109,9 @@ def weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> l
         return [stem]
     named = config_object(small[index], index).get("weight_map")
     if not isinstance(named, dict) or not named:
-        raise Rejection("config_invalid", f"{index}: expected a weight_map")
+        raise Rejection(
+            "config_invalid", f"{index}: its weight_map is {type(named).__name__}, expected an object that names files"
+        )
     paths = sorted({f"{component}/{name}" for name in map(str, named.values())})
     for path in paths:
         if path not in planned.headers:
@@ -88,7 +126,7 @@ def _config(small: Mapping[str, bytes], component: str, name: str = "config.json
 
 
 def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
-    """Assign tensors to a module that was built on the meta device, and check that nothing is missing or left over."""
+    """Assign tensors to a module that was built on the meta device, and check that none is missing and none unknown."""
     expected = module.state_dict()
     for name, tensor in tensors.items():
         if name not in expected:
@@ -103,17 +141,19 @@ def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tens
                 f"{component}: {name!r} has the shape {list(tensor.shape)}, the config says {list(expected[name].shape)}",
             )
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise Rejection("weights_mismatch", f"{component}: the weights lack {missing[0]!r} and {len(missing) - 1} more")
+        raise Rejection(
+            "weights_mismatch", f"{component}: the weights lack {missing[0]!r} and {len(missing) - 1} others"
+        )
     _check_one_dtype(component, tensors)
     module.load_state_dict(tensors, assign=True)
     left = [name for name, item in [*module.named_parameters(), *module.named_buffers()] if item.is_meta]
     if left:
-        raise Rejection("weights_mismatch", f"{component}: {left[0]!r} got no values")
+        raise Rejection("weights_mismatch", f"{component}: the weights lack values for {left[0]!r}")
     return module.requires_grad_(False).eval()
 
 
 def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
-    """The modules compute in the dtype of their weights, so there must be one, and one that can be computed in."""
+    """Check that all weights have the same supported dtype: the modules compute in it."""
     first = next(iter(tensors.values())).dtype
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and (tensor.dtype != first or first not in COMPUTED):
@@ -125,7 +165,7 @@ def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _blamed(on: str) -> Translating:
-    """Whatever a library makes of a wrong config, the config is to blame."""
+    """Translate every error that a library raises because of a config into a rejection of that config."""
     return Translating(lambda error: Rejection("config_invalid", f"{on}: {type(error).__name__}: {error}"))
 
 
@@ -146,9 +186,9 @@ def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: D
 
 def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     config = _config(small, "text_encoder")
-    # No token follows the prompt: to keep its keys and values would take 72 MiB for Qwen3-4B, and time.
+    # No token follows the prompt: a cache of its keys and values would cost time and 72 MiB for Qwen3-4B.
     model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config | {"use_cache": False})))
-    # Files saved from Qwen3ForCausalLM hold the same tensors below "model.", and a head that no image needs.
+    # Files saved from Qwen3ForCausalLM have the same tensors under "model.", and a language head, which is not used.
     if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     # The rotary frequencies are computed, not stored; on the meta device they have no values.
@@ -157,25 +197,25 @@ def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], 
 
 
 class _SharedTokenizer(Qwen2Tokenizer):  # type: ignore[misc]
-    """The tokenizer, one call at a time: it sets its padding and truncation anew with every call, and engines share it.
+    """The tokenizer, one call at a time: each call changes its padding and truncation, and engines share it.
 
-    A copy for each engine would take the interpreter's lock for half a second: with Qwen's 151,643 tokens it is 11 MB.
+    A copy for each engine would hold the interpreter's lock for half a second: with Qwen's 151,643 tokens it is 11 MB.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         super().__init__(*args, **kwargs)
 
     def __call__(self, text: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
-        with self._turn:
+        with self._lock:
             encoded = super().__call__(text, *args, **kwargs)
-        # Not in its turn: a trial image's calls of torch give way to an image that may be waiting for just that.
+        # Outside the lock: the warm-up's torch calls pause for a request's image, which may be waiting for this lock.
         return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=isinstance(text, str))
 
 
 def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     _config(small, "tokenizer", "tokenizer_config.json")
-    # The library reads files by path: give it a private copy of the verified bytes.
+    # The library reads files by path: write it a private copy of the verified bytes.
     with tempfile.TemporaryDirectory(prefix="zwatch-tokenizer-") as folder:
         for name, data in small.items():
             path = Path(folder, name)
@@ -184,7 +224,7 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
         with _blamed("tokenizer"):
             tokenizer = _SharedTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
-        raise Rejection("config_invalid", "tokenizer: it has no chat template, prompts cannot be encoded")
+        raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
     return tokenizer
 
 
@@ -204,12 +244,10 @@ BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
 """The allow-list: what may be built for each component, and how."""
 
 
-def build(
-    key: tuple[str, str, str, object], small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device
-) -> Any:
-    """Build a component of a class that is on the list; `key` begins with component, library and class.
+def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+    """Build a component of a class on the allow-list from its small files by name and its tensors.
 
     Raises:
         Rejection: its config is wrong, or the tensors do not fit it.
     """
-    return BUILDERS[key[0]][key[1], key[2]](small, tensors, device)
+    return BUILDERS[key.component][key.library, key.class_name](small, tensors, device)

@@ -1,6 +1,6 @@
-"""The stages from a directory to a warmed engine, for the supervisor to walk through in a thread.
+"""The stages from a directory to a warmed engine, which the supervisor calls one by one in a thread.
 
-Whatever a library raises on the way is turned into a rejection here, so that the supervisor knows only rejections.
+Every error that a library raises in them is translated into a rejection, so that the supervisor handles nothing else.
 """
 
 import logging
@@ -14,7 +14,6 @@ from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.warmup import warm
 from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
-from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
 
 _log = logging.getLogger(__name__)
@@ -23,16 +22,16 @@ _log = logging.getLogger(__name__)
 class EngineFactory:
     """Makes engines on one device. Its methods block."""
 
-    def __init__(self, device: str, *, budget: int | None = None) -> None:
-        self.device = Device(device, budget=budget)
+    def __init__(self, device: Device) -> None:
+        self.device = device
         self._store = ComponentStore(self.device)
 
     def control(self, report: Callable[[], None]) -> loader.LoadControl:
-        """Return the handle on a load to come; `report` is called in the loading thread when it got further."""
+        """Return the control of a load that is about to begin; `report` is called in the loading thread on progress."""
         return loader.LoadControl(report)
 
     def plan(self, directory: Directory, digest: str | None) -> loader.Plan:
-        """Read what seal and headers tell.
+        """Read a version's seal and weight headers.
 
         Raises:
             Rejection: as `zwatch.shadow.loader.plan`.
@@ -41,24 +40,24 @@ class EngineFactory:
             return loader.plan(directory, digest)
 
     def lacks(self, planned: loader.Plan) -> bool:
-        """Say whether the device has too little free memory for this version beside what is resident."""
+        """Return whether the device has too little free memory for this version beside the resident ones."""
         return not self.device.has_room([self._store.needed(planned)])
 
     def build(self, directory: Directory, planned: loader.Plan, control: loader.LoadControl) -> Engine:
-        """Load, verify and assemble.
+        """Load, verify and assemble a version.
 
         Raises:
-            Rejection: something is wrong with it.
-            Abandoned: it is not wanted any more.
+            Rejection: the version is not valid, or it could not be loaded.
+            Abandoned: `control` was told to abandon the load.
         """
         with _only_rejections(control):
             staged = self._store.stage(directory, planned, control)
             return Engine(self._store.assemble(staged, control), self.device)
 
     def fits_instead(self, planned: loader.Plan, old: Engine, others: Sequence[Engine]) -> bool:
-        """Say whether a version fits on the device where `old` gives it what neither it nor `others` share."""
-        given = sum(buffer.nbytes for buffer in self._exclusive(old, others, set(planned.seal.files.values())))
-        return self._store.needed(planned) <= self.device.room + given
+        """Return whether a version fits on the device once `old` has freed what neither it nor `others` share."""
+        freed = sum(buffer.nbytes for buffer in old.exclusive_buffers(others, planned.seal.files.values()))
+        return self._store.needed(planned) <= self.device.room + freed
 
     def stage(
         self,
@@ -68,15 +67,15 @@ class EngineFactory:
         old: Engine,
         others: Sequence[Engine],
     ) -> Staged:
-        """Load a version into host memory and verify it there, and have room there for what it will displace: all that
-        `exchange` needs and nobody has to wait for.
+        """Load a version into host memory, verify it there, and reserve host memory for what it will displace: the part
+        of an exchange during which requests need not wait.
 
         Raises:
             Rejection, Abandoned: as `build`.
         """
         with _only_rejections(control):
             staged = self._store.stage(directory, planned, control, on_host=True)
-            displaced = [buffer.size for buffer in self._exclusive(old, others, set(planned.seal.files.values()))]
+            displaced = [buffer.size for buffer in old.exclusive_buffers(others, planned.seal.files.values())]
             if not self.device.host.reserve(displaced):
                 free, total = self.device.host.memory()
                 raise Rejection(
@@ -87,15 +86,16 @@ class EngineFactory:
             return staged
 
     def exchange(self, old: Engine, others: Sequence[Engine], staged: Staged, control: loader.LoadControl) -> Engine:
-        """Put `old` aside in host memory, bring in what was staged, and let it prove itself; nobody may use `old`
-        meanwhile. If that fails, `old` is as it was, or not complete where even that failed.
+        """Put `old` aside in host memory, build the staged version on the device, and warm it; `old` must not be in use.
+
+        If that fails, `old` is restored; if restoring fails too, `old` is not complete.
 
         Raises:
             Rejection, Abandoned: as `build` and `warm`.
         """
         with _only_rejections(control):
-            exclusive = self._exclusive(old, others, set(staged.candidate.plan.seal.files.values()))
-            kept = {component.key for component in staged.components.values()}
+            exclusive = old.exclusive_buffers(others, staged.candidate.plan.seal.files.values())
+            kept = {component.key for component in staged.parts.components.values()}
             leaving = [
                 component
                 for component in old.components
@@ -103,11 +103,11 @@ class EngineFactory:
             ]
             with control.phase("aside"):
                 aside = old.put_aside(self._store, leaving, exclusive)
-            del leaving, exclusive  # the device memory goes with the last reference
+            del leaving, exclusive  # the last references: the device memory is freed
             try:
                 return self._enter(staged, control)
             except BaseException as error:
-                # Its frames, and those of what led to it, hold the memory that `old` needs back.
+                # Its frames, and those of its causes, hold the device memory that `old` needs again.
                 failure = error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
             with control.phase("back"):
@@ -115,7 +115,7 @@ class EngineFactory:
             try:
                 raise failure
             finally:
-                del failure  # else it holds the frame that holds it, and all that was staged
+                del failure  # else it holds the frame that holds it, and with it the staged buffers
 
     def _enter(self, staged: Staged, control: loader.LoadControl) -> Engine:
         engine = Engine(self._store.assemble(staged, control), self.device)
@@ -127,19 +127,12 @@ class EngineFactory:
             raise
         return engine
 
-    @staticmethod
-    def _exclusive(old: Engine, others: Sequence[Engine], digests: set[str]) -> set[FileBuffer]:
-        """Return the buffers of `old` that no other engine holds and whose bytes are not among `digests`."""
-        shared = {buffer for engine in others for component in engine.components for buffer in component.buffers}
-        own = {buffer for component in old.components for buffer in component.buffers}
-        return {buffer for buffer in own - shared if buffer.digest not in digests}
-
     def warm(self, engine: Engine, control: loader.LoadControl) -> None:
-        """Let the engine prove itself.
+        """Make the warm-up image with an engine.
 
         Raises:
-            Rejection: its image is no image.
-            Abandoned: it is not wanted any more.
+            Rejection: the image is not usable, or the device failed.
+            Abandoned: `control` was told to abandon the load.
         """
         with (
             _only_rejections(control),
@@ -152,9 +145,9 @@ class EngineFactory:
 
 def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
     def translate(error: Exception) -> Exception | None:
-        # Of what stops a load between two of torch's calls, a library may have made an error of its own.
+        # Abandoned is raised inside calls of torch, and a library may have translated it into an error of its own.
         if isinstance(error, GenerationCancelled) or (control is not None and control.is_abandoned):
-            return Abandoned("superseded by a newer wish")
+            return Abandoned("superseded by a newer target")
         return None if isinstance(error, Abandoned | Rejection) else _rejection_of(error)
 
     return Translating(translate)
@@ -163,14 +156,14 @@ def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
 def _rejection_of(error: Exception) -> Rejection:
     match error:
         case torch.OutOfMemoryError() | MemoryError():
-            return Rejection("out_of_memory", f"memory ran out half-way: {_first_line(error)}")
+            return Rejection("out_of_memory", f"memory ran out during the load: {_first_line(error)}")
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return Rejection("io_error", f"{where}{error.strerror or error}")
         case RuntimeError():
-            _log.error("the device failed", exc_info=error)
+            _log.error("device failed during a load", exc_info=error)
             return Rejection("device_error", _first_line(error))
-    _log.error("a load failed in a way nobody thought of", exc_info=error)
+    _log.error("load failed unexpectedly", exc_info=error)
     return Rejection("internal_error", f"{type(error).__name__}: {_first_line(error)}")
 
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,12 @@ from zwatch.shadow.device import Device
 _log = logging.getLogger(__name__)
 
 MAX_PROMPT_TOKENS = 512
-"""`max_sequence_length` of ZImagePipeline; what is longer is cut."""
+"""`max_sequence_length` of ZImagePipeline; longer prompts are truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """What an image is made from. Sizes in pixels, multiples of 16."""
+    """What images are made from, one per seed. Sizes in pixels, multiples of 16."""
 
     prompt: str
     negative_prompt: str
@@ -39,7 +39,7 @@ class GenerationParameters:
 
 @dataclass(slots=True)
 class Generation:
-    """What came of it: PIL images in the order of the seeds, whether the prompt was cut, whether every pixel was a finite
+    """The result: images in the order of the seeds, whether the prompt was truncated, whether every pixel was a finite
     number, and seconds by phase."""
 
     images: list[Image.Image]
@@ -49,7 +49,7 @@ class Generation:
 
 
 class Engine:
-    """One version, ready to generate. Its pipeline holds state, so it makes one image at a time."""
+    """One version, ready to generate. Its pipeline has state, so it makes one image at a time."""
 
     def __init__(self, assembly: Assembly, device: Device) -> None:
         self.version = assembly.plan.version
@@ -57,33 +57,34 @@ class Engine:
         self.plan = assembly.plan
         self.default_size = assembly.default_size
         self.device = device
-        self._components = dict(assembly.components)
-        self._pipeline: ZImagePipeline | None = _pipeline(self._components)
-        self.max_side = _max_side(self._made)
+        self.components = tuple(assembly.components.values())
+        """What it consists of. Replaced, never changed in place: other threads iterate over it."""
+        self._pipeline: ZImagePipeline | None = _pipeline(self.components)
+        self.max_side = _max_side(self.pipeline)
         """Longest side of an image, pixels."""
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._colours: LatentColours | None = None
-        self._look: Callable[[], Preview] | None = None
+        self._make_preview: Callable[[], Preview] | None = None
 
     @property
-    def _made(self) -> ZImagePipeline:
+    def pipeline(self) -> ZImagePipeline:
+        """The library's pipeline of its components.
+
+        Raises:
+            RuntimeError: it is closed or put aside.
+        """
         if self._pipeline is None:
-            raise RuntimeError(f"version {self.version} has given its memory away")
+            raise RuntimeError(f"version {self.version} cannot make images: it has released its device memory")
         return self._pipeline
 
     @property
     def nbytes(self) -> int:
         """Device bytes of its weights, shared ones included."""
-        return sum(component.nbytes for component in self._components.values())
-
-    @property
-    def components(self) -> list[Component]:
-        """What it is made of."""
-        return list(self._components.values())
+        return sum(component.nbytes for component in self.components)
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each piece of memory that its weights lie in."""
+        """Bytes of each piece of device memory that holds its weights."""
         return [size for component in self.components for buffer in component.buffers for size in buffer.sizes]
 
     @property
@@ -98,14 +99,14 @@ class Engine:
         on_step: Callable[[int], None] = lambda done: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generation:
-        """Make one image a seed. `on_step` gets the number of denoising steps done, over all images.
+        """Make one image per seed. `on_step` gets the number of denoising steps done, over all images.
 
         Raises:
-            GenerationCancelled: `cancelled` said so between two steps.
+            GenerationCancelled: `cancelled` returned true between two steps.
             RuntimeError: the device failed.
         """
         timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
-        with self._turn, self.device.measured_request(), torch.inference_mode():
+        with self._lock, self.device.measured_request(), torch.inference_mode():
             with _timed(timings, "encode"), self.device.launching():
                 truncated = self.is_truncated(parameters.prompt)
                 positive, negative = self._encode(parameters)
@@ -119,9 +120,9 @@ class Engine:
                     finite &= bool(torch.isfinite(pixels).all())
                     if self._colours is None and finite:  # the first image is the warm-up's
                         self._colours = LatentColours.fit(latents, pixels)
-                        # Once now, so that no request waits for the device to load what this runs.
-                        self._colours.pixels(latents, latents, *self._made.scheduler.sigmas[:2])
-                    images += self._made.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
+                        # Run it once now, so that no request waits for the device to load its kernels.
+                        self._colours.pixels(latents, latents, *self.pipeline.scheduler.sigmas[:2])
+                    images += self.pipeline.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
         return Generation(images, truncated, finite, timings)
 
     def serve(
@@ -131,8 +132,8 @@ class Engine:
         on_step: Callable[[int], None] = lambda done: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generation:
-        """Make somebody's images: as `generate`, before everything else that the device does, and if memory runs out,
-        once more with the room that was kept for the next load.
+        """Make images for a request: as `generate`, with priority over other work on the device. If memory runs out, it
+        tries once more with the memory that was kept for the next load.
 
         Raises:
             GenerationCancelled, RuntimeError: as `generate`.
@@ -144,63 +145,68 @@ class Engine:
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that there was no room beside
             if not self.device.give_room():
                 raise ran_out
-            _log.warning("an image needs the memory that was kept for the next version: that will load more slowly")
+            _log.warning("a request needed the memory kept for the next load: the next version will load more slowly")
             return self.generate(parameters, on_step=on_step, cancelled=cancelled)
 
     def preview(self) -> Preview | None:
-        """Return what the image in the making would look like now. To be called within `on_step`; None before the first
-        image has shown what colours the latents stand for."""
-        return None if self._look is None else self._look()
+        """Return a preview of the image that is being made, inside `on_step`; None before the first image, the warm-up's,
+        has shown which colours the latents stand for, and outside `on_step`."""
+        return None if self._make_preview is None else self._make_preview()
 
     def is_truncated(self, prompt: str) -> bool:
-        """Say whether the text encoder sees only the beginning of a prompt."""
-        tokenizer = self._made.tokenizer
+        """Return whether the text encoder sees only the beginning of a prompt."""
+        tokenizer = self.pipeline.tokenizer
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
         return len(tokenizer(text).input_ids) > MAX_PROMPT_TOKENS
 
     def verify_resident(self) -> tuple[int, list[str]]:
-        """Hash every weight byte where it serves; return how many there are, and a sentence a file that changed."""
+        """Hash every weight byte on the device; return how many there are, and a sentence per file that changed."""
         buffers = [buffer for component in self.components for buffer in component.buffers]
         with self.device.beside():
-            # The device hashes all of them in a row; only then does this thread wait.
+            # All hashes are launched first; only then does this thread wait for the device.
             checks = [buffer.begin_check() for buffer in buffers]
             problems = [problem for check in checks if (problem := check()) is not None]
         return sum(buffer.nbytes for buffer in buffers), problems
 
     def close(self) -> None:
-        """Let go of all components; those that no other engine shares are freed."""
-        with self._turn:
+        """Release all components; those that no other engine shares are freed."""
+        with self._lock:
             self._pipeline = None
-            self._components.clear()
+            self.components = ()
+
+    def exclusive_buffers(self, others: Collection["Engine"], digests: Collection[str]) -> set[FileBuffer]:
+        """Return the buffers that none of the other engines holds and whose digest is not among `digests`."""
+        shared = {buffer for engine in others for component in engine.components for buffer in component.buffers}
+        own = {buffer for component in self.components for buffer in component.buffers}
+        return {buffer for buffer in own - shared if buffer.digest not in digests}
 
     def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[FileBuffer]) -> list[Aside]:
-        """Copy components' bytes to host memory and give up the device's; until `bring_back`, it makes no images.
+        """Move components' bytes to host memory; until `bring_back`, it cannot make images.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError: the host has not enough memory; nothing was given up.
+            torch.OutOfMemoryError, MemoryError: the host has not enough memory; nothing was released.
         """
-        with self._turn:
+        with self._lock:
             aside = [store.put_aside(component, exclusive) for component in leaving]
             self._pipeline = None
-            self._components = {name: one for name, one in self._components.items() if one not in leaving}
+            self.components = tuple(component for component in self.components if component not in leaving)
         return aside
 
     def bring_back(self, store: ComponentStore, aside: list[Aside]) -> None:
         """Undo `put_aside`.
 
         Raises:
-            Rejection, RuntimeError: the device failed; it makes no images.
+            Rejection, RuntimeError: the device failed; it cannot make images.
         """
-        with self._turn:
-            # Never changed in place: whoever asks for the status may be looking through it.
-            self._components = self._components | {one.key[0]: store.bring_back(one) for one in aside}
-            self._pipeline = _pipeline(self._components)
+        with self._lock:
+            self.components = (*self.components, *[store.bring_back(one) for one in aside])
+            self._pipeline = _pipeline(self.components)
 
     def _encode(self, parameters: GenerationParameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        # Lists of our own: the pipeline changes a list of prompts in place.
-        return self._made.encode_prompt(  # type: ignore[no-any-return]
+        # New lists: the pipeline changes a list of prompts in place.
+        return self.pipeline.encode_prompt(  # type: ignore[no-any-return]
             prompt=[parameters.prompt],
             negative_prompt=[parameters.negative_prompt],
             device=self.device.torch_device,
@@ -221,9 +227,9 @@ class Engine:
         if cancelled():
             raise GenerationCancelled
         generator = torch.Generator(self.device.torch_device).manual_seed(seed)
-        # Made as the pipeline itself would; here, because previews compare each step's latents with those before it.
-        before = self._made.prepare_latents(
-            1, self._made.transformer.in_channels, parameters.height, parameters.width,
+        # As in the pipeline itself; done here because a preview needs the latents before each step too.
+        before = self.pipeline.prepare_latents(
+            1, self.pipeline.transformer.in_channels, parameters.height, parameters.width,
             torch.float32, self.device.torch_device, generator,
         )  # fmt: skip
 
@@ -231,19 +237,19 @@ class Engine:
             pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
             nonlocal before
-            after, sigmas = tensors["latents"], self._made.scheduler.sigmas
+            after, sigmas = tensors["latents"], self.pipeline.scheduler.sigmas
             if self._colours is not None:
-                self._look = partial(self._colours.preview, before, after, sigmas[step], sigmas[step + 1])
+                self._make_preview = partial(self._colours.preview, before, after, sigmas[step], sigmas[step + 1])
             try:
                 on_step(done + step + 1)
             finally:
-                self._look, before = None, after
-            # Raised, because the pipeline's own interrupt flag still runs the decoder.
+                self._make_preview, before = None, after
+            # An exception, because the pipeline's own interrupt flag would still run the decoder.
             if cancelled():
                 raise GenerationCancelled
             return tensors
 
-        latents = self._made(
+        latents = self.pipeline(
             latents=before,
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
@@ -260,17 +266,17 @@ class Engine:
         return latents
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Turn latents of shape (1, 16, h / 8, w / 8) into pixels of shape (1, 3, h, w), as the pipeline itself would."""
-        vae = self._made.vae
+        """Decode latents of shape (1, 16, h / 8, w / 8) to pixels of shape (1, 3, h, w), as the pipeline itself does."""
+        vae = self.pipeline.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         pixels = vae.decode(scaled, return_dict=False)[0]
         assert isinstance(pixels, torch.Tensor)  # what return_dict=False means
         return pixels
 
 
-def _pipeline(components: Mapping[str, Component]) -> ZImagePipeline:
-    modules = {name: component.module for name, component in components.items()}
-    # The scheduler counts steps: an own one, also where its config is shared.
+def _pipeline(components: Collection[Component]) -> ZImagePipeline:
+    modules = {component.key.component: component.module for component in components}
+    # The scheduler counts steps: each pipeline has its own, also where the config is shared.
     modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
     pipeline = ZImagePipeline(**modules)
     pipeline.set_progress_bar_config(disable=True)
@@ -278,7 +284,7 @@ def _pipeline(components: Mapping[str, Component]) -> ZImagePipeline:
 
 
 def _max_side(pipeline: ZImagePipeline) -> int:
-    """The transformer knows so many positions along a side, each of 2 x 2 latents."""
+    """Return the longest side in pixels: the transformer has a limited number of positions, each of 2 x 2 latents."""
     return int(min(pipeline.transformer.config.axes_lens[1:])) * 2 * int(pipeline.vae_scale_factor)
 
 

@@ -1,4 +1,4 @@
-"""Previews: what the image is becoming, seen through a linear map from latents to colours."""
+"""Previews: the image that is being made, at an eighth of its size, by a linear map from latents to colours."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 _SCALE = 8
-"""Pixels a side of one latent: the VAE shrinks 8 times."""
+"""Pixels per latent along a side: the VAE reduces each side 8 times."""
 _RIDGE = 1e-3
-"""Of the latents' mean square: keeps channels apart that happen to go together in the one image of the fit."""
+"""Ridge of the fit, relative to the latents' mean square: channels may be correlated in the one image of the fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A preview on its way from the device to the host: one pixel a latent, so an eighth of the image's sides.
+    """A preview that is being copied from the device to the host: one pixel per latent, an eighth of the image's sides.
 
     `pixels` is uint8 of shape (h / 8, w / 8, 3), complete once `arrived` (a CUDA event; None on a CPU) has happened.
     """
@@ -23,7 +23,7 @@ class Preview:
     arrived: torch.cuda.Event | None
 
     def image(self) -> Image.Image:
-        """Return the picture; waits for the device where it has to."""
+        """Return the picture; waits for the device if necessary."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return Image.fromarray(self.pixels.numpy())
@@ -38,10 +38,10 @@ class LatentColours:
 
     @classmethod
     def fit(cls, latents: torch.Tensor, pixels: torch.Tensor) -> Self:
-        """Return the map that suits one image best, by least squares; every VAE has another.
+        """Return the map that fits one image best, by least squares; each VAE needs its own.
 
         `latents` are of shape (1, channels, h, w) as the transformer leaves them, `pixels` of (1, 3, 8 h, 8 w) in
-        [-1, 1] are what the VAE made of them.
+        [-1, 1] are the VAE's output for them.
         """
         known = latents[0].flatten(1).to("cpu", torch.float64).T
         known = torch.cat([known, torch.ones(len(known), 1, dtype=torch.float64)], dim=1)
@@ -54,7 +54,7 @@ class LatentColours:
     def preview(
         self, before: torch.Tensor, after: torch.Tensor, sigma: torch.Tensor, next_sigma: torch.Tensor
     ) -> Preview:
-        """Return what `pixels` gives, on its way to the host. Everything is queued on the device's stream; nothing here
+        """Return the result of `pixels`, being copied to the host. All work is queued on the device's stream; nothing here
         waits for it."""
         pixels = self.pixels(before, after, sigma, next_sigma)
         if not pixels.is_cuda:
@@ -67,8 +67,8 @@ class LatentColours:
     def pixels(
         self, before: torch.Tensor, after: torch.Tensor, sigma: torch.Tensor, next_sigma: torch.Tensor
     ) -> torch.Tensor:
-        """Return how the image would look if the step from `before` to `after` went on straight to the end, uint8 of
-        shape (h / 8, w / 8, 3).
+        """Return the image that the step from `before` to `after` points to if extended to the end, uint8 of shape
+        (h / 8, w / 8, 3).
 
         The latents are float32 of shape (1, channels, h / 8, w / 8). Flow matching's x = (1 - sigma) x0 + sigma noise is
         a straight line, along which the step from `sigma` to `next_sigma` moved by (next_sigma - sigma) v: so

@@ -1,4 +1,4 @@
-"""Warm: the candidate proves itself on a small image before anybody's request meets it."""
+"""Warm: a candidate has to make a small image before it gets requests."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ PROMPT = "a cat wearing sunglasses"
 SEED = 42
 SIZE = 256
 STEPS = 2
-"""Fewer than the model is made for: what is not a number shows at once, and beside it images are being made."""
+"""Fewer than the model is made for: NaN shows at once, and requests are served at the same time."""
 MIN_DEVIATION = 1.0
-"""An image whose grey values deviate less than this (of 255) on average shows nothing."""
+"""Least standard deviation of a usable image's grey values, of 255."""
 
 
 def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Make an image with a fixed prompt and seed, and look at it.
+    """Make an image with a fixed prompt and seed, and check it.
 
     Raises:
-        Rejection: `bad_image`, if it has NaN or infinite pixels or is constant.
-        GenerationCancelled: `cancelled` said so.
+        Rejection: `bad_image`, it has NaN or infinite pixels or is constant.
+        GenerationCancelled: `cancelled` returned true.
         RuntimeError: the device failed.
     """
     size = min(SIZE, engine.default_size)

@@ -1,6 +1,6 @@
 """BLAKE3 of bytes that lie on a CUDA device, computed there: what `b3sum` gives, at the pace of the device's memory.
 
-Data is hashed in slices, a lane for each chunk of 1024 bytes; each slice's part of the tree is reduced at once, in
+Data is hashed in slices, one lane per chunk of 1024 bytes; each slice's part of the tree is reduced at once, in
 scratch that the next slice uses again. No bytes leave the device but the digest's 32.
 """
 
@@ -17,11 +17,11 @@ VALUE_WORDS = 8
 """32-bit words of a chaining value, and of a digest."""
 
 CHUNK_WARPS = 4
-"""Warps a program of `hash_chunks`, with a chunk for each of their lanes."""
+"""Warps per program of `hash_chunks`; each of their lanes hashes one chunk."""
 MERGE_GROUP = 1024
-"""Chaining values that one program of `merge` reduces to one: as many programs a slice as an H100 has schedulers."""
+"""Chaining values that one program of `merge` reduces to one: as many programs per slice as an H100 has schedulers."""
 MERGE_WARPS = 1
-"""Warps a program of `merge`; more of them only wait for each other."""
+"""Warps per program of `merge`; more would only wait for each other."""
 LANES = 32
 """Lanes of a warp."""
 
@@ -44,7 +44,7 @@ class GpuHasher:
     """BLAKE3 of bytes that lie on a CUDA device, computed there.
 
     All work is launched on torch's current stream. Several Hashings may be open at once, but all are used from one
-    thread at a time and on one stream: they share scratch (a 32nd of SLICE), in the stream's order.
+    thread at a time and on one stream: they share scratch (a 32nd of `slice_size`), in the stream's order.
 
     The constructor compiles every kernel there is and tries each: it takes seconds, less if Triton's disk cache
     ($TRITON_CACHE_DIR) has them; no later call compiles.
@@ -54,12 +54,12 @@ class GpuHasher:
         ImportError: triton is not installed (see `is_available`).
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, slice_size: int = SLICE, merge_group: int = MERGE_GROUP) -> None:
         from zwatch.shadow import _blake3_kernels
 
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
-        self.slice_chunks = SLICE // CHUNK
-        self.merge_group = MERGE_GROUP
+        self.slice_chunks = slice_size // CHUNK
+        self.merge_group = merge_group
         self.slice_groups = self.groups(self.slice_chunks)
         self._kernels: Any = _blake3_kernels
         self._chunk_values = self.new_values(self.slice_chunks)
@@ -127,7 +127,7 @@ class GpuHasher:
 
 
 class Hashing:
-    """The hash of one piece of data, made while the data arrives: begin, advance as often as one likes, finish."""
+    """The hash of one piece of data, computed while the data arrives: begin, advance any number of times, finish."""
 
     def __init__(self, hasher: GpuHasher, data: torch.Tensor) -> None:
         self._hasher = hasher

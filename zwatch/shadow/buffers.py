@@ -1,4 +1,4 @@
-"""Flat buffers on a device: one a weight file, holding its bytes as they stand on disk, and the tensors in them."""
+"""Flat buffers on a device: one per weight file, holding its bytes exactly as on disk, and the tensors in them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from zwatch.shadow.hashing import Between, Hashing
 from zwatch.shadow.host import Shadow, copy_bytes
 
 DATA_ALIGNMENT = 256
-"""A file is placed so that its first tensor starts at a multiple of this, bytes: what CUDA's allocator itself gives."""
+"""A file is placed so that its first tensor starts at a multiple of this, bytes: the alignment of CUDA's own allocator."""
 KERNEL_ALIGNMENT = 16
-"""Vectorised kernels load 16 bytes at a time (cuBLAS and cuDNN ask for it); a tensor off it gets a copy of its own."""
+"""Vectorised kernels load 16 bytes at a time (cuBLAS and cuDNN require it); a misaligned tensor gets an aligned copy."""
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -27,8 +27,7 @@ TORCH_DTYPES = {
 class FileBuffer:
     """The bytes of one weight file on a device, uint8, shape (size,), and the hash they were verified to have.
 
-    `derived` holds copies of the tensors that lie off their kernels' alignment, uint8, made from verified bytes and
-    hashed when made.
+    `derived` holds aligned copies of the misaligned tensors, uint8, made from verified bytes and hashed when made.
     """
 
     def __init__(self, path: str, header: Header, shadow: Shadow) -> None:
@@ -58,15 +57,15 @@ class FileBuffer:
         return [piece.numel() for piece in (self._whole, self.derived) if piece is not None]
 
     def begin_hash(self, between: Between = lambda: None) -> Hashing:
-        """Begin to hash the file's bytes as they lie, or will lie, on the device. See `Device.begin_hash`."""
-        return self.shadow.begin_hash(self.data, between)
+        """Begin to hash the file's bytes in place, while they may still be arriving; see `Hasher.begin`."""
+        return self.shadow.hasher.begin(self.data, between)
 
     def begin_check(self) -> Callable[[], str | None]:
-        """Begin to hash everything here in place; what is returned waits, and gives a sentence about what changed, or
-        None."""
+        """Begin to hash all bytes held here, in place; the returned function waits, and returns a sentence that names
+        what changed, or None."""
         whole = self.begin_hash()
         whole.finish()
-        derived = None if self.derived is None else self.shadow.begin_hash(self.derived)
+        derived = None if self.derived is None else self.shadow.hasher.begin(self.derived)
         if derived is not None:
             derived.finish()
 
@@ -80,11 +79,11 @@ class FileBuffer:
         return compare
 
     def moved(self, to: Shadow) -> "FileBuffer":
-        """Return the same verified bytes in other memory. What lands on a device is hashed there once more.
+        """Return a copy of the verified bytes in another memory; on a device, the copy is hashed again.
 
         Raises:
             Rejection: `device_error`, other bytes landed.
-            torch.OutOfMemoryError, MemoryError: there is no room.
+            torch.OutOfMemoryError, MemoryError: `to` has not enough memory.
         """
         other = FileBuffer(self.path, self.header, to)
         copy_bytes(other._whole, self._whole)
@@ -96,7 +95,7 @@ class FileBuffer:
         return other
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return every tensor of the file as a view, copying those that are off alignment (once)."""
+        """Return every tensor of the file as a view; misaligned ones are copied, once."""
         views = {name: self._view(name, self.data, info.begin) for name, info in self.header.tensors.items()}
         misaligned = [name for name, view in views.items() if view is None or view.data_ptr() % KERNEL_ALIGNMENT]
         if misaligned and self.derived is None:
@@ -129,19 +128,19 @@ class FileBuffer:
             derived[position : position + info.end - info.begin].copy_(self.data[info.begin : info.end])
             position += self._span(name)
         self.derived = derived
-        self._derived_digest = self.shadow.begin_hash(derived).hexdigest()
+        self._derived_digest = self.shadow.hasher.begin(derived).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Device bytes that a header's file will take: the file itself and copies of misaligned tensors, at most."""
+    """Most device bytes that a header's file will take: the file itself and aligned copies of misaligned tensors."""
 
     file: int
     derived: int
 
     @classmethod
     def of(cls, header: Header) -> "Footprint":
-        """Plan from a header, before anything is allocated."""
+        """Compute it from a header, before anything is allocated."""
         pad = -header.data_start % DATA_ALIGNMENT
         off = [
             info.end - info.begin
@@ -152,5 +151,5 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """All bytes."""
         return self.file + self.derived

@@ -1,4 +1,4 @@
-"""BLAKE3 of bytes that lie on a device: there, if it has a kernel for it, else by the `blake3` package on the CPU."""
+"""BLAKE3 of bytes in device memory: computed there where a kernel exists, else by the `blake3` package on the CPU."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,59 +7,67 @@ import torch
 from blake3 import blake3
 
 SLICE = 64 * 2**20
-"""Bytes that the CPU hashes at a time: enough for all its threads."""
+"""Bytes that the CPU hashes at a time: enough to keep all its threads busy."""
 
 Between = Callable[[], None]
 """Called between two slices; may raise to stop."""
 
 
 class Hashing(Protocol):
-    """The hash of one buffer on its way. Both first calls may be left out."""
+    """The hash of one buffer, in progress. `advance` and `finish` are optional."""
 
     def advance(self, landed: int) -> None:
-        """Say that the first `landed` bytes are there; what can be hashed already may be."""
+        """Take note that the first `landed` bytes are there; hashing of them may begin."""
 
     def finish(self) -> None:
-        """Say that all bytes are there, and do whatever does not need to be waited for."""
+        """Take note that all bytes are there, and begin what need not be waited for."""
 
     def hexdigest(self) -> str:
-        """Return the hash as hex, when it is known."""
+        """Wait for the hash, and return it as hex."""
 
 
 class Hasher(Protocol):
-    """Something that hashes buffers of one device."""
+    """Hashes buffers of one memory."""
 
     def begin(self, data: torch.Tensor, between: Between = ...) -> Hashing:
-        """Return the hash to be of a uint8 tensor of shape (n,)."""
+        """Begin to hash a uint8 tensor of shape (n,) whose bytes may still be arriving.
+
+        On a device, call it and what it returns inside `Shadow.beside`. `between` is called between two slices that the
+        CPU hashes, and may raise to stop.
+        """
 
 
 class HostHasher:
-    """Hashes on the CPU: in place what lies in host memory, from a GPU a copy of each slice."""
+    """Hashes on the CPU, `slice_size` bytes at a time: in place in host memory, a copy of each slice from a GPU."""
+
+    def __init__(self, slice_size: int = SLICE) -> None:
+        self._slice_size = slice_size
 
     def begin(self, data: torch.Tensor, between: Between = lambda: None) -> "HostHashing":
         """As `Hasher.begin`."""
-        return HostHashing(data, between)
+        return HostHashing(data, between, self._slice_size)
 
 
 class HostHashing:
-    """The hash of one buffer, made when it is asked for."""
+    """The hash of one buffer, computed by `hexdigest`."""
 
-    def __init__(self, data: torch.Tensor, between: Between) -> None:
+    def __init__(self, data: torch.Tensor, between: Between, slice_size: int) -> None:
         self._data = data
         self._between = between
+        self._slice_size = slice_size
 
     def advance(self, landed: int) -> None:
-        """Hashing later takes no longer: all threads work on one slice."""
+        """Do nothing: hashing later takes no longer, all threads work on one slice."""
 
     def finish(self) -> None:
-        """Nothing can be begun without waiting."""
+        """Do nothing: the CPU cannot hash without making the caller wait."""
 
     def hexdigest(self) -> str:
-        """Hash, and return the hash as hex."""
+        """Hash all bytes, and return the hash as hex."""
         hasher = blake3(max_threads=blake3.AUTO)
-        for begin in range(0, self._data.numel(), SLICE):
+        for begin in range(0, self._data.numel(), self._slice_size):
             self._between()
-            hasher.update(host_view(self._data[begin : begin + SLICE]))
+            hasher.update(host_view(self._data[begin : begin + self._slice_size]))
         return hasher.hexdigest()
 
 

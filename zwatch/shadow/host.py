@@ -1,24 +1,30 @@
-"""Where the bytes of a version can lie: on the device that serves, or in host memory on the way there."""
+"""The memories that a version can be loaded into: the device that serves, or host memory on the way there."""
 
 import mmap
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from zwatch.shadow.hashing import Between, Hashing, HostHasher
+from zwatch.shadow.hashing import Hasher, HostHasher
 from zwatch.shadow.pool import Pool
-from zwatch.shadow.reader import Filling, Landed
+from zwatch.shadow.reader import Reader
 
 PINNED_PIECE = 2**30
-"""Host memory is pinned so many bytes at a time: pinning one piece takes half a second."""
+"""Bytes of host memory pinned by one call, which takes half a second."""
 COPY_PIECE = 64 * 2**20
 """Bytes of one copy between host and device. It divides PINNED_PIECE: a copy must not span two pinned pieces."""
 HOST_SPARE = 4 * 2**30
-"""Bytes of host memory that stay free for everything else, the page cache first of all."""
+"""Bytes of host memory left free for everything else, above all the page cache."""
+
+
+def system_memory() -> tuple[int, int]:
+    """Return (available, total) bytes of the host's memory, as Linux counts them."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))  # type: ignore[return-value]
 
 
 class Shadow(Protocol):
@@ -26,41 +32,47 @@ class Shadow(Protocol):
 
     is_host: bool
 
+    @property
+    def reader(self) -> Reader:
+        """Reads files into tensors of this memory."""
+
+    @property
+    def hasher(self) -> Hasher:
+        """Hashes tensors of this memory."""
+
     def allocate(self, owner: object, size: int) -> torch.Tensor:
-        """Return an uninitialised uint8 tensor of shape (size,) that is held until `owner` is gone."""
-
-    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
-        """Read open files from their start into tensors of exactly their length."""
-
-    def begin_hash(self, data: torch.Tensor, between: Between = ...) -> Hashing:
-        """Return the hash to be of a uint8 tensor of shape (n,) in this memory."""
+        """Return an uninitialised uint8 tensor of shape (size,) that is held until `owner` is garbage-collected."""
 
     def beside(self) -> AbstractContextManager[None]:
-        """Work on these bytes inside, giving way to images being made, and leave when it is done."""
+        """Work on these bytes inside with lower priority than image generation; leaving waits until the work is done."""
 
 
 class HostShadow:
-    """Host memory for a version that the device has no room for beside the one that serves.
+    """Host memory for a version that does not fit on the device beside the one that serves.
 
-    `read` fills tensors in host memory; `pin` says that a GPU copies from and to it, which needs pinned memory.
+    `pool` allocates it (see `host_pool`); `system_memory` returns (free, total) bytes of the host.
     """
 
     is_host = True
 
-    def __init__(self, read: Callable[[Sequence[Filling], Landed], None], *, pin: bool) -> None:
-        self._read = read
-        self._pool = Pool(_pinned, _unpin) if pin else Pool(_plain)
+    def __init__(
+        self, reader: Reader, pool: Pool, system_memory: Callable[[], tuple[int, int]] = system_memory
+    ) -> None:
+        self.reader = reader
+        self.hasher = HostHasher()
+        self._pool = pool
+        self._system_memory = system_memory
 
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes of the host's memory; what is kept here for the next version counts as free."""
-        free, total = system_memory()
+        free, total = self._system_memory()
         return max(0, free - HOST_SPARE) + self._pool.free, total
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """As `Shadow.allocate`.
 
         Raises:
-            MemoryError: the host has no such piece left.
+            MemoryError: the host has not enough memory left.
         """
         if not self._make_room([size]):
             raise MemoryError(f"the host has no {size} bytes left")
@@ -69,9 +81,9 @@ class HostShadow:
         return slab[:size]
 
     def reserve(self, sizes: Iterable[int]) -> bool:
-        """Have memory for buffers of these sizes ready, pinned; say whether there is enough.
+        """Allocate memory for buffers of these sizes ahead of time; return whether there is enough.
 
-        This takes about half a second a GiB, during which nothing else has to wait.
+        Pinning takes about half a second per GiB; nothing else waits for it.
         """
         sizes = list(sizes)
         if not self._make_room(sizes):
@@ -83,9 +95,9 @@ class HostShadow:
         return True
 
     def _make_room(self, sizes: list[int]) -> bool:
-        """See that there is memory for these sizes, if need be by giving up what is kept in others; say whether there is.
+        """Return whether there is memory for these sizes, after releasing kept slabs of other sizes if necessary.
 
-        Linux would hand out more than it has, and then end a process.
+        Linux itself would hand out more than there is, and later kill a process.
         """
         if self._pool.lacks(sizes) <= self.memory()[0] - self._pool.free:
             return True
@@ -94,32 +106,23 @@ class HostShadow:
         self._pool.trim()
         return True
 
-    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
-        """As `Shadow.fill`."""
-        self._read(fillings, landed)
-
-    def begin_hash(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
-        """As `Shadow.begin_hash`."""
-        return HostHasher().begin(data, between)
-
     def beside(self) -> AbstractContextManager[None]:
-        """As `Shadow.beside`."""
+        """As `Shadow.beside`; on the host nothing has to wait."""
         return nullcontext()
+
+
+def host_pool(*, pin: bool) -> Pool:
+    """Return a pool of host memory; `pin` it where a GPU copies from and to it."""
+    return Pool(_pinned, _unpin) if pin else Pool(_plain)
 
 
 def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
     """Copy a uint8 tensor of shape (n,) between host and device, in the order of the current stream.
 
-    Both begin where their memory begins, so that no piece spans two pinned ones.
+    Both start at the start of their slabs, so that no copy spans two pinned pieces.
     """
     for begin in range(0, source.numel(), COPY_PIECE):
         to[begin : begin + COPY_PIECE].copy_(source[begin : begin + COPY_PIECE], non_blocking=True)
-
-
-def system_memory() -> tuple[int, int]:
-    """Return (available, total) bytes of the host's memory, as Linux counts them."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))  # type: ignore[return-value]
 
 
 def _plain(size: int) -> torch.Tensor:

@@ -1,16 +1,14 @@
-"""Load: read every sealed file once, hash what landed, and hand out a candidate only if all of it is right.
+"""Load: read every sealed file once, hash the bytes that arrived, and return a candidate only if all of them are right.
 
-A `Candidate` is the proof: it can be had from `load` alone, so whoever holds one holds verified bytes.
+A `Candidate` is the proof: `load` alone makes one, so code that has one has verified bytes.
 """
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import InitVar, dataclass, field
 
 from blake3 import blake3
 
@@ -23,21 +21,27 @@ from zwatch.shadow.host import Shadow
 from zwatch.shadow.reader import Filling
 
 WEIGHTS_SUFFIX = ".safetensors"
-_REPORT_SECONDS = 0.02  # a report wakes the event loop; a fast load has thousands of chunks a second
-_RACY_NS = 10**9  # many times the 4 ms grain of a file's times
+REPORT_SECONDS = 0.02
+"""Least time between two reports: a report wakes the event loop, and a fast load has thousands of chunks a second."""
+RACY_NS = 10**9
+"""A file that changed so short a time ago may change again without a new time stamp; many times the clock's 4 ms tick."""
 MAX_SMALL_FILE = 256 * 2**20
-"""Longest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the longest there is, has 11 MB."""
+"""Largest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the largest known, has 11 MB."""
 
 
 class LoadControl:
-    """A load's connection to whoever asked for it: how far it is, and whether it is still wanted."""
+    """What a load and its caller share: progress, and whether the load is still wanted.
 
-    def __init__(self, report: Callable[[], None] = lambda: None) -> None:
+    `report` is called in the loading thread after progress, every `report_seconds` at most, and after each phase.
+    """
+
+    def __init__(self, report: Callable[[], None] = lambda: None, *, report_seconds: float = REPORT_SECONDS) -> None:
         self.phases: dict[str, float] = {}
         self.bytes_total = 0
         self.bytes_done = 0
         self.shared: list[str] = []
         self._report = report
+        self._report_seconds = report_seconds
         self._reported = 0.0
         self._abandoned = threading.Event()
 
@@ -47,25 +51,25 @@ class LoadControl:
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether somebody asked to stop."""
+        """Whether `abandon` was called."""
         return self._abandoned.is_set()
 
     def check(self) -> None:
-        """Raise Abandoned if the load is not wanted any more."""
+        """Raise Abandoned if `abandon` was called."""
         if self._abandoned.is_set():
-            raise Abandoned("superseded by a newer wish")
+            raise Abandoned("superseded by a newer target")
 
     def advance(self, count: int) -> None:
-        """Note `count` more bytes, and raise Abandoned if the load is not wanted any more."""
+        """Count `count` more bytes as done, and raise Abandoned if `abandon` was called."""
         self.bytes_done += count
-        if (now := time.monotonic()) - self._reported >= _REPORT_SECONDS:
+        if (now := time.monotonic()) - self._reported >= self._report_seconds:
             self._reported = now
             self._report()
         self.check()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase `name`, seconds."""
+        """Add the time spent inside to the phase `name`, in seconds."""
         begun = time.perf_counter()
         try:
             yield
@@ -76,9 +80,9 @@ class LoadControl:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a version consists of, known from its seal and headers before anything is allocated.
+    """The content of a version, known from its seal and headers before anything is allocated.
 
-    A header read for the plan must be in the hashed bytes again; loading checks it.
+    Loading checks that each header read for the plan equals the one in the hashed bytes.
     """
 
     version: str
@@ -91,34 +95,43 @@ class Plan:
         return tuple(sorted(item for item in self.seal.files.items() if item[0].startswith(f"{component}/")))
 
     def footprint(self, paths: list[str]) -> int:
-        """Return the device bytes that these weight files will take."""
+        """Return the most device bytes that these weight files will take."""
         return sum(Footprint.of(self.headers[path]).total for path in paths)
+
+
+_VERIFIED = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Verified bytes: `weights` on the device by path, every other sealed file in `small`.
+    """A version of which every byte was verified; made by `load` alone.
 
-    Weights of components that were shared are left out.
+    `weights` has the weight files that were loaded, by path, and `small` the bytes of every other sealed file.
     """
 
     plan: Plan
     small: Mapping[str, bytes] = field(repr=False)
     weights: Mapping[str, FileBuffer] = field(repr=False)
+    proof: InitVar[object] = None
+
+    def __post_init__(self, proof: object) -> None:
+        if proof is not _VERIFIED:
+            raise TypeError("a Candidate is made by zwatch.shadow.loader.load alone, from verified bytes")
 
 
 def plan(directory: Directory, digest: str | None) -> Plan:
-    """Read a version's seal and weight headers, and check what they alone can tell.
+    """Read a version's seal and weight headers, and check what can be checked from them alone.
 
-    `digest` is what the seal was seen to be; None if it could not be read then.
+    `digest` is the seal's digest when the target was resolved; None if the seal could not be read then.
 
     Raises:
-        Rejection: the seal or a header is wrong, a file is missing, or the seal is not the one of `digest`.
+        Rejection: the seal or a header is wrong, a file is missing, or the seal's digest is not `digest`.
         OSError: a file could not be read.
     """
     sealed = seal.read_seal(directory.fd)
     if sealed.digest != digest:
-        raise Rejection("seal_changed", f"{seal.SEAL_NAME} was rewritten while it was looked at")
+        found = f"its digest is {sealed.digest}, expected {digest or 'no seal'}"
+        raise Rejection("seal_changed", f"{seal.SEAL_NAME} was rewritten after the link was resolved: {found}")
     stamps = directory.file_stamps(list(sealed.files))
     for path, stamp in stamps.items():
         if stamp is None:
@@ -131,8 +144,38 @@ def plan(directory: Directory, digest: str | None) -> Plan:
             if header.carries_version(path):
                 header.check_version(headers[path], directory.version, path)
     if not any(map(header.carries_version, headers)):
-        raise Rejection("file_missing", "the seal names no transformer/*.safetensors")
+        raise Rejection("file_missing", f"{seal.SEAL_NAME} names no transformer/*.safetensors, expected at least one")
     return Plan(directory.version, sealed, headers, stamps)
+
+
+def load(
+    directory: Directory,
+    planned: Plan,
+    shadow: Shadow,
+    control: LoadControl,
+    *,
+    resident: Mapping[str, FileBuffer],
+    choose: Callable[[Mapping[str, bytes]], list[str]],
+    verified: "VerifiedFiles",
+    hash_file: "HashFile",
+) -> Candidate:
+    """Read and verify all sealed files, and load those weight files into `shadow` that `choose` returns the paths of.
+
+    `choose` gets the verified files that are not weights. The other weight files are verified on disk. `resident` has
+    buffers that were loaded before, by digest: a weight file of the same content must have the same header.
+
+    Raises:
+        Rejection, Abandoned, OSError, RuntimeError: as `load_weights`; besides, whatever `choose` raises.
+    """
+    small = load_small(directory, planned, control)
+    weights = load_weights(directory, planned, choose(small), shadow, control, verified)
+    with control.phase("verify"):
+        rest = [path for path in planned.headers if path not in weights]
+        verified.check(directory, planned, rest, control, hash_file)
+        for path in rest:
+            if (buffer := resident.get(planned.seal.files[path])) is not None:
+                _check_header(path, planned.headers[path], buffer.header.raw)
+    return Candidate(planned, small, weights, _VERIFIED)
 
 
 def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dict[str, bytes]:
@@ -152,7 +195,8 @@ def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dic
         ):
             size = os.fstat(fd).st_size
             if size > MAX_SMALL_FILE:
-                raise Rejection("size_mismatch", f"{path}: {size} bytes, only weights may exceed {MAX_SMALL_FILE}")
+                limit = f"expected at most {MAX_SMALL_FILE} for a file that is not weights"
+                raise Rejection("size_mismatch", f"{path}: {size} bytes, {limit}")
             data = file.read(MAX_SMALL_FILE + 1)
         with control.phase("verify"):
             seal.check_hash(path, blake3(data).hexdigest(), expected)
@@ -169,13 +213,13 @@ def load_weights(
     control: LoadControl,
     verified: "VerifiedFiles",
 ) -> dict[str, FileBuffer]:
-    """Read weight files into buffers and verify what landed there.
+    """Read weight files into buffers and verify the bytes that arrived there.
 
     Raises:
-        Rejection: a file is not what its seal or its header says.
-        Abandoned: the load is not wanted any more.
+        Rejection: a file differs from its seal or from its planned header.
+        Abandoned: `control` was told to abandon the load.
         OSError: a read failed.
-        RuntimeError: the device failed; torch.OutOfMemoryError when its memory ran out.
+        RuntimeError: the device failed; torch.OutOfMemoryError if its memory ran out.
     """
     control.bytes_total += sum(planned.headers[path].file_size for path in paths)
     control.check()
@@ -184,11 +228,11 @@ def load_weights(
             buffers = [FileBuffer(path, planned.headers[path], shadow) for path in paths]
             hashings = [buffer.begin_hash(control.check) for buffer in buffers]
             with ExitStack() as opened:
-                fillings, stats = [], []
+                fillings, stamps = [], []
                 for buffer in buffers:
                     fd = opened.enter_context(seal.opened_sealed(directory.fd, planned.seal, buffer.path))
-                    stats.append((os.fstat(fd), time.time_ns()))
-                    _check_size(buffer, stats[-1][0].st_size)
+                    stamps.append(verified.stamp(fd))
+                    _check_size(buffer, stamps[-1].file.size)
                     fillings.append(Filling(fd, buffer.path, buffer.data))
                 done = [0] * len(buffers)
 
@@ -197,14 +241,14 @@ def load_weights(
                     done[number] = prefix
                     hashings[number].advance(prefix)
 
-                shadow.fill(fillings, landed)
+                shadow.reader.fill(fillings, landed)
         with control.phase("verify"):
             for hashing in hashings:
                 hashing.finish()
-            for buffer, hashing, (status, taken_ns) in zip(buffers, hashings, stats, strict=True):
+            for buffer, hashing, stamp in zip(buffers, hashings, stamps, strict=True):
                 expected = planned.seal.files[buffer.path]
                 _check_landed(buffer, hashing.hexdigest(), expected)
-                verified.note(status, taken_ns, expected)
+                verified.note(stamp, expected)
     control.check()
     return {buffer.path: buffer for buffer in buffers}
 
@@ -213,20 +257,36 @@ HashFile = Callable[[int, str, int, Callable[[int], None]], str]
 """Hashes an open file; see `Device.hash_file`."""
 
 
-class VerifiedFiles:
-    """Which files on disk were hashed already, by what changes when their bytes do.
+@dataclass(frozen=True, slots=True)
+class DiskStamp:
+    """What changes on disk when a file's bytes do; `is_old` if it surely would change with the next write."""
 
-    So a component that is shared instead of loaded is verified on disk all the same, but read at most once.
+    device: int
+    file: FileStamp
+    is_old: bool
+
+
+class VerifiedFiles:
+    """Files on disk that were hashed before, by their stamps.
+
+    A component that is shared instead of loaded is verified on disk too, but read at most once. `now_ns` is the clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns = now_ns
         self._digests: dict[tuple[int, FileStamp], str] = {}
 
-    def note(self, status: os.stat_result, taken_ns: int, digest: str) -> None:
-        """Remember a file's hash; `status` was taken at `taken_ns`, before its bytes were read."""
-        # Written to within the clock's grain of a stat, a file keeps its stamp: trust only what was older then.
-        if taken_ns - status.st_ctime_ns > _RACY_NS:
-            self._digests[(status.st_dev, FileStamp.of(status))] = digest
+    def stamp(self, fd: int) -> DiskStamp:
+        """Return an open file's stamp; to be taken before its bytes are read."""
+        status = os.fstat(fd)
+        # A write within one clock tick of the last one leaves the stamp as it is: trust only what is older.
+        is_old = self._now_ns() - status.st_ctime_ns > RACY_NS
+        return DiskStamp(status.st_dev, FileStamp.of(status), is_old)
+
+    def note(self, stamp: DiskStamp, digest: str) -> None:
+        """Remember a file's hash under the stamp that was taken before its bytes were read."""
+        if stamp.is_old:
+            self._digests[stamp.device, stamp.file] = digest
 
     def check(
         self,
@@ -239,55 +299,38 @@ class VerifiedFiles:
         """Verify weight files on disk, reading those that changed or were never read.
 
         Raises:
-            Rejection: a file is missing or not what the seal says.
-            Abandoned: the load is not wanted any more.
+            Rejection: a file is missing or differs from the seal.
+            Abandoned: `control` was told to abandon the load.
             OSError: a read failed.
         """
         for path in paths:
             control.check()
             with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
-                status, taken_ns = os.fstat(fd), time.time_ns()
-                digest = self._digests.get((status.st_dev, FileStamp.of(status)))
+                stamp = self.stamp(fd)
+                digest = self._digests.get((stamp.device, stamp.file))
                 if digest is None:
-                    control.bytes_total += status.st_size
-                    digest = hash_file(fd, path, status.st_size, control.advance)
-                    self.note(status, taken_ns, digest)
+                    control.bytes_total += stamp.file.size
+                    digest = hash_file(fd, path, stamp.file.size, control.advance)
+                    self.note(stamp, digest)
             seal.check_hash(path, digest, planned.seal.files[path])
 
 
 def _check_size(buffer: FileBuffer, size: int) -> None:
     planned = buffer.header.file_size
     if size != planned:
-        raise Rejection("size_mismatch", f"{buffer.path}: {size} bytes, a moment ago {planned}")
+        raise Rejection(
+            "size_mismatch", f"{buffer.path}: {size} bytes, expected {planned} as when the load was planned"
+        )
 
 
 def _check_landed(buffer: FileBuffer, digest: str, expected: str) -> None:
-    """Hold what landed against the seal, and the header that the plan was made from against what landed."""
+    """Compare the bytes that arrived with the seal, and the planned header with the one that arrived."""
     seal.check_hash(buffer.path, digest, expected)
-    check_header(buffer.path, buffer.header, bytes(host_view(buffer.data[: buffer.header.data_start])))
+    _check_header(buffer.path, buffer.header, bytes(host_view(buffer.data[: buffer.header.data_start])))
     buffer.digest = digest
 
 
-def check_header(path: str, planned: header.Header, verified: bytes) -> None:
-    """Hold the header that a plan was made from against that in verified bytes.
-
-    Raises:
-        Rejection: `header_invalid`, it was another one.
-    """
+def _check_header(path: str, planned: header.Header, verified: bytes) -> None:
+    """Compare the header that a plan was made from with the one in verified bytes."""
     if planned.raw != verified:
-        raise Rejection("header_invalid", f"{path}: its header changed while it was loaded")
-
-
-def config_object(data: bytes, path: str) -> dict[str, Any]:
-    """Parse a JSON config from verified bytes.
-
-    Raises:
-        Rejection: `config_invalid`.
-    """
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Rejection("config_invalid", f"{path}: not JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise Rejection("config_invalid", f"{path}: expected a JSON object, found {type(parsed).__name__}")
-    return parsed
+        raise Rejection("header_invalid", f"{path}: its header changed while it was loaded, expected the planned one")

@@ -1,4 +1,4 @@
-"""Python work beside images being made, such that they do not notice."""
+"""Python work at the same time as image generation, without slowing that down."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -7,18 +7,18 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 BURST = 0.0005
-"""Seconds from one pause to the next, at least: what does not call torch meanwhile makes it longer."""
+"""Least seconds from one pause to the next; longer where the code between does not call torch."""
 LONGEST = 0.1
-"""Longest pause, seconds: nobody's hurry may hold up a load for good."""
+"""Longest pause, seconds: urgent work must not stop a load for good."""
 
 
 class GivingWay(TorchFunctionMode):
-    """Inside, this thread's calls of torch pause now and then: while `busy`, as long as they worked before; while `urgent`
-    until that is over. Before each pause `check` is called, which may raise to stop.
+    """Inside, this thread's calls of torch pause regularly: while `busy`, for as long as they worked before; while
+    `urgent`, until it no longer is. Before each pause `check` is called, which may raise to stop.
 
-    Two threads that both call torch without pause hand the interpreter's lock to each other at every call, and each
-    then waits for the other far longer than the calls themselves take. Whoever makes an image is so far ahead of the
-    device that short bursts beside it cost nothing, but one long stretch does.
+    Two threads that both call torch without pause pass the interpreter's lock to each other at every call, and each
+    then waits for the other far longer than the calls themselves take. The thread that makes an image is so far ahead of
+    the device that short bursts of another thread cost nothing, but one long burst does.
     """
 
     def __init__(self, busy: Callable[[], bool], urgent: Callable[[], bool], check: Callable[[], None]) -> None:
@@ -35,7 +35,7 @@ class GivingWay(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call it, perhaps after a pause."""
+        """Call `func`, after a pause if one is due."""
         worked = time.perf_counter() - self._paused
         if worked > BURST or self._urgent():
             self._pause(worked)

@@ -1,4 +1,4 @@
-"""What the page cache has of a file, and reading around it."""
+"""How much of a file the page cache holds, and unbuffered reading of files that it does not hold."""
 
 import os
 import random
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 SAMPLES = 64
-"""Places of a file at which the page cache is asked for it."""
+"""Offsets of a file at which the page cache is asked."""
 
 
 @contextmanager
 def unbuffered(files: Iterable[tuple[int, int]]) -> Iterator[list[int | None]]:
-    """Open those files, given as (descriptor, size), again for unbuffered reading that the page cache has not got; None
-    for the others."""
+    """Open those files, given as (descriptor, size), for unbuffered reading too that the page cache does not hold; None for
+    the others."""
     opened: list[int | None] = []
     try:
         opened.extend(None if cached_share(fd, size) >= 0.5 else _open_direct(fd) for fd, size in files)
@@ -26,17 +26,17 @@ def unbuffered(files: Iterable[tuple[int, int]]) -> Iterator[list[int | None]]:
 def _open_direct(fd: int) -> int | None:
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # not every file system can
+    except OSError:  # not every file system supports it
         return None
 
 
 def cached_share(fd: int, size: int) -> float:
-    """Return which share of a file the page cache has, 0 to 1, going by samples; 1 where that cannot be asked."""
+    """Return the share of a file that the page cache holds, 0 to 1, by samples; 1 where the file system cannot tell."""
     if not size:
         return 1.0
     byte = bytearray(1)
     found = 0
-    # To be asked for a page makes the kernel fetch it: no more than that one, and the next time others are asked for.
+    # Asking for a page makes the kernel read it: only that one, without readahead, and the next call asks for others.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     try:
         for number in range(SAMPLES):
@@ -45,7 +45,7 @@ def cached_share(fd: int, size: int) -> float:
                 found += os.preadv(fd, [byte], place, os.RWF_NOWAIT)
             except BlockingIOError:
                 continue
-    except OSError:  # not every file system can say; where reading itself fails, the read will say so
+    except OSError:  # not every file system supports it; if reading itself fails, the read will report that
         return 1.0
     finally:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)

@@ -11,10 +11,10 @@ GRAIN = 2 * 2**20
 
 
 class Pool:
-    """Slabs of uint8 in one memory. What is free in it counts as free memory, and can be given up.
+    """Slabs of uint8 in one memory. Its free slabs count as free memory, and can be released.
 
-    `new` allocates a slab of a number of bytes; `release` makes slabs ready to be dropped. `give_back` may be called
-    from anywhere, a garbage collection in the middle of `take` included.
+    `new` allocates a slab of a number of bytes; `release` prepares slabs for being freed. `give_back` may be called
+    at any time, also by a garbage collection in the middle of `take`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Pool:
 
     @property
     def free(self) -> int:
-        """Bytes of the slabs that nobody holds."""
+        """Bytes of the slabs that are not in use."""
         with self._lock:
             self._collect()
             return sum(slab.numel() for slab in self._free)
@@ -37,7 +37,7 @@ class Pool:
         """Return a slab of at least `size` bytes: the free one that fits best, or a new one.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError: there is no such piece left, also with all free slabs given up.
+            torch.OutOfMemoryError, MemoryError: there is not enough memory, even with all free slabs released.
         """
         with self._lock:
             self._collect()
@@ -52,14 +52,14 @@ class Pool:
             return self._new(size)
 
     def give_back(self, slab: torch.Tensor) -> None:
-        """Keep a slab for the next `take`; nothing may use its bytes any more."""
+        """Keep a slab for the next `take`; its bytes must no longer be used."""
         self._returned.append(slab)
 
     def reserve(self, sizes: Iterable[int]) -> None:
-        """See that slabs for all these sizes are free at once.
+        """Allocate until slabs for all these sizes are free at once.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError: there is not that much left; what was allocated stays.
+            torch.OutOfMemoryError, MemoryError: there is not enough memory; what was allocated is kept.
         """
         taken: list[torch.Tensor] = []
         try:
@@ -80,7 +80,7 @@ class Pool:
         return missing
 
     def trim(self) -> int:
-        """Give all free slabs up, and return how many bytes they had."""
+        """Release all free slabs, and return how many bytes they had."""
         with self._lock:
             self._collect()
             given_up, self._free = self._free, []
@@ -92,7 +92,7 @@ class Pool:
             self._free.append(self._returned.popleft())
 
     def _fitting(self, size: int) -> torch.Tensor | None:
-        """Take the smallest free slab that is not much too large: a small file must not sit in a large file's slab."""
+        """Take the smallest free slab that is not much too large: a small file must not occupy a large file's slab."""
         most = _rounded(size + size // 8)
         found = min(
             (number for number, slab in enumerate(self._free) if size <= slab.numel() <= most),

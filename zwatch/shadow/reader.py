@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,11 +21,11 @@ CHUNK = 8 * 2**20
 enough that a call's cost does not show. 4 MiB is as fast, 2 and 16 MiB are slower."""
 THREADS = 14
 """Most threads that read at once. On 16 cores 14 were faster than 12 and 16 (0.54 s for 20.3 GB, 0.60, 0.61): the driver and
-the thread that makes images want cores too."""
+the thread that makes images need cores too."""
 SLOTS = 3
-"""Pieces of pinned memory a thread: one is read into, one waits to be sent, one is on its way. Two were slower (0.60 s)."""
+"""Pieces of pinned memory per thread: one is read into, one waits to be sent, one is being sent. Two were slower (0.60 s)."""
 GATHER = 0.0003
-"""Seconds for which pieces that were read are gathered before they are sent: to wake up for each of them would take the
+"""Seconds for which pieces that were read are gathered before they are sent: waking up for each piece would take the
 interpreter's lock thousands of times a second from the thread that makes images."""
 BLOCK = 4096
 """What offsets, lengths and addresses of unbuffered reads must be multiples of, bytes: the largest usual logical block."""
@@ -33,7 +33,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """An open file, and the uint8 tensor of exactly its length, shape (size,), that it shall be read into."""
+    """An open file, and the uint8 tensor of exactly its length, shape (size,), to read it into."""
 
     fd: int
     path: str
@@ -46,8 +46,21 @@ class Filling:
 
 
 Landed = Callable[[int, int], None]
-"""Gets the number of a filling and how many of its bytes, from the first on, have been sent to where they belong. May
-raise to stop."""
+"""Gets the number of a filling and how many of its bytes, from the first on, have been sent to its tensor. May raise to
+stop."""
+
+
+class Reader(Protocol):
+    """Reads files into tensors of one memory."""
+
+    def fill(self, fillings: Sequence[Filling], landed: Landed) -> None:
+        """Read open files, from their first byte on, into tensors of exactly their length.
+
+        Raises:
+            Rejection: `size_mismatch`, a file is shorter or longer than its tensor.
+            OSError: a read failed.
+            RuntimeError: a copy to the device failed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,7 @@ Done = SimpleQueue[_Order | BaseException]
 
 
 class _Threads:
-    """Threads that carry out orders. They call nothing of CUDA's: its lock would be what images being made wait for."""
+    """Threads that read. They never call CUDA: image generation would have to wait for CUDA's lock."""
 
     def __init__(self, count: int | None) -> None:
         self.count = count or max(2, min(THREADS, len(os.sched_getaffinity(0)) * 7 // 8))
@@ -116,7 +129,7 @@ class _Threads:
             for _ in range(self.count):  # one that could not be started may come to it later
                 orders.put(None)
             wait(workers)
-            _empty(done)  # an error that nobody took holds the frames that hold this queue, and all buffers of the load
+            _empty(done)  # an error left in it holds the frames that hold this queue, and all buffers of the load
 
 
 def _empty(queue: "SimpleQueue[Any]") -> None:
