@@ -6,8 +6,8 @@ A `Candidate` is the proof: `load` alone makes one, so code that has one has ver
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
 from blake3 import blake3
@@ -67,15 +67,29 @@ class LoadControl:
             self._report()
         self.check()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase `name`, in seconds."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begun
-            self._report()
+    def phase(self, name: str) -> "_Phase":
+        """Return a context manager that adds the time spent inside to the phase `name`, in seconds, and reports."""
+        return _Phase(self, name)
+
+    def end_phase(self, name: str, seconds: float) -> None:
+        """Add time to a phase, and report."""
+        self.phases[name] = self.phases.get(name, 0.0) + seconds
+        self._report()
+
+
+class _Phase:
+    """One stay in a phase. Not a generator, for the reason that `Translating` gives: a report may raise."""
+
+    def __init__(self, control: LoadControl, name: str) -> None:
+        self._control = control
+        self._name = name
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._control.end_phase(self._name, time.perf_counter() - self._begun)
 
 
 @dataclass(frozen=True, slots=True)
