@@ -118,9 +118,11 @@ class History:
             found = await self._bridge.run("inspect", self._rows, names)
             gone = [name for name in names if name not in found]
             rows += found.values()
-            if len(names) < wanted or not gone:
+            if not gone:
                 break
             await self._bridge.run("history", self._index.forget, gone)
+            if len(names) < wanted:
+                break
             before = names[-1]
         more = len(rows) > limit
         return {"images": rows[:limit], "next": rows[limit - 1]["name"] if more else None, "total": len(self._index)}
