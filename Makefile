@@ -1,4 +1,4 @@
-# What you need is Python 3.11+ and make. Everything goes into .venv.
+# Requires Python 3.11+ and make. Everything is installed into .venv.
 # Another build of torch:  make serve TORCH="torch==2.11.0", or a wheel's path, or anything else that pip install takes.
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ bench: $(VENV)/.test
 clean:
 	rm -rf $(VENV)
 
-# torch goes first, so that nothing later pulls another build of it. Bytecode is written here, not at the first request.
+# torch is installed first, so that no later package selects another build. Bytecode is compiled here, not at the first request.
 $(VENV)/.install: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zwatch needs Python 3.11 or newer; choose one with make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

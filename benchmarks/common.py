@@ -1,4 +1,4 @@
-"""What the benchmarks share: numbers, the clock, results, the command line, facts of the machine, figures."""
+"""Shared code of the benchmarks: statistics, clock, results, command line, machine facts, figures."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def quantile(values: Iterable[float], part: float) -> float:
 
 
 def summary(seconds: Sequence[float], nbytes: int | None = None) -> Json:
-    """Return all repeats with their median and least, and the median as GB/s (10^9) where bytes were moved."""
+    """Return all repeats with their median and minimum, and the median as GB/s (10^9) where bytes were moved."""
     found: Json = {
         "seconds": [round(one, 5) for one in seconds],
         "median": round(statistics.median(seconds), 5),
@@ -47,7 +47,7 @@ def summary(seconds: Sequence[float], nbytes: int | None = None) -> Json:
 
 
 class Clock:
-    """Seconds since the start, a deadline, and lines that say how far it is."""
+    """Seconds since the start, a deadline, and progress lines."""
 
     def __init__(self, deadline: float | None) -> None:
         self._begun = time.monotonic()
@@ -69,7 +69,7 @@ class Clock:
 
 
 class Results:
-    """A result file that is complete JSON at any moment, so that what was measured survives a kill."""
+    """A result file that is complete JSON at any moment, so that finished measurements survive a kill."""
 
     def __init__(self, path: Path, private: Sequence[Path], **first: Any) -> None:
         self.path = path
@@ -94,24 +94,24 @@ class Results:
 
 
 def command_line(about: str, name: str) -> argparse.ArgumentParser:
-    """Return the options that a benchmark of versions has; `name` is its result's."""
+    """Return the options of a benchmark of versions; `name` is the name of its result file."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, metavar="DIR", help="directory for all files, on the disk to measure")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="where everything is written: on the disk that is to be measured"
+        "--models", type=Path, metavar="DIR", help="directory of the versions, created if missing (WORK/models)"
     )
-    parser.add_argument("--models", type=Path, metavar="DIR", help="where the versions are, or will be (WORK/models)")
     parser.add_argument("--preset", choices=("full", "tiny"), default="full", help="tiny: a smoke test (%(default)s)")
     parser.add_argument("--device", help="cuda or cpu (cuda if nvidia-smi finds one)")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="leave out what does not fit any more")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="skip measurements that no longer fit")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the result (%(default)s)")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this result again")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only print and draw this existing result")
     return parser
 
 
 def parsed(
     parser: argparse.ArgumentParser, table: Callable[[Json], list[str]], draw: Callable[[Json, Path], None]
 ) -> argparse.Namespace:
-    """Return the options, complete. Where they only ask for an old result again, show that and exit."""
+    """Return the complete options. With --draw, show the existing result and exit."""
     options = parser.parse_args()
     if options.draw:
         data = json.loads(options.draw.read_text())
@@ -136,7 +136,7 @@ def cpu_model() -> str:
 
 
 def machine(place: Path) -> Json:
-    """Return what the machine is, and on what file system `place` lies; nothing that names the host."""
+    """Return the machine's hardware and the file system of `place`, without the host's name."""
     found: Json = {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -159,7 +159,7 @@ def machine(place: Path) -> Json:
 
 
 def filesystem(place: Path) -> str:
-    """Return the type of the file system that a directory lies on."""
+    """Return the type of a directory's file system."""
     best, kind = "", "unknown"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
@@ -181,7 +181,7 @@ def packages(*names: str) -> dict[str, str]:
 
 
 def now() -> str:
-    """Return the present as ISO 8601 in UTC."""
+    """Return the current time as ISO 8601 in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -189,7 +189,7 @@ def now() -> str:
 
 
 def canvas(width: float, heights: Sequence[float]) -> tuple[Any, list[Any]] | None:
-    """Return matplotlib's figure and its axes, one above the other, in inches; None where it is not installed."""
+    """Return matplotlib's figure and its axes, one above the other, in inches; None if it is not installed."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -207,6 +207,6 @@ def canvas(width: float, heights: Sequence[float]) -> tuple[Any, list[Any]] | No
 
 
 def place_line(facts: Json) -> str:
-    """Return the machine in a line, for under a figure or a table."""
+    """Return the machine in one line, as the caption of a figure or table."""
     gpu = facts["gpu"]["name"] if facts["gpu"] else "no GPU"
     return f"{gpu}, {facts['cores']} x {facts['cpu']}, Linux {facts['kernel']}, {facts['filesystem']}"

@@ -1,4 +1,4 @@
-"""`zwatch serve` with a window on CUDA's allocation counters, for swap.py.
+"""`zwatch serve` that also reports CUDA's allocation counters, for swap.py.
 
 Each line on standard input is answered on standard output by a line of JSON: how often device and pinned host memory
 were allocated and freed so far, or null before CUDA is in use. Nothing is counted in between, so it costs nothing.
@@ -37,5 +37,5 @@ def answer(lines: int, answers: int) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=answer, args=(os.dup(0), os.dup(1)), daemon=True).start()
-    os.dup2(2, 1)  # what else is printed must not mix with the answers
+    os.dup2(2, 1)  # other output must not mix with the answers
     sys.exit(main())

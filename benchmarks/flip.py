@@ -1,4 +1,4 @@
-"""From `ln` to promotion: how long a flip of the link takes, beside what watchdog alone needs to notice it.
+"""From `ln` to promotion: how long a flip of the link takes, compared with the time watchdog alone needs to notice it.
 
     python benchmarks/flip.py [--flips 200] [--models models]
 
@@ -37,7 +37,7 @@ from zwatch.logs import set_up
 
 
 def flip(models: Path, version: str) -> float:
-    """Repoint current atomically; return the moment it was done."""
+    """Repoint current atomically; return the time when it was done."""
     (models / "next").symlink_to(version)
     os.replace(models / "next", models / "current")
     return time.perf_counter()
@@ -76,7 +76,7 @@ def bare_watchdog(flips: int) -> list[float]:
 
 
 async def promoted(service: Running, digest_before: str | None) -> float:
-    """Return the moment in which another engine serves."""
+    """Return the time when another engine serves."""
     supervisor, engines = service.services.supervisor, service.services.engines
     while (found := engines.serving("current")) is None or found.key.digest == digest_before:
         await supervisor.changes.wait()
@@ -84,7 +84,7 @@ async def promoted(service: Running, digest_before: str | None) -> float:
 
 
 def digest(service: Running) -> str | None:
-    """Return the digest of what serves."""
+    """Return the digest of the serving version."""
     found = service.services.engines.serving("current")
     return None if found is None else found.key.digest
 
@@ -117,7 +117,7 @@ async def loading_flips(service: Running, models: Path, flips: int) -> list[floa
 
 
 def from_pretrained(directory: Path, times: int) -> list[float]:
-    """Return seconds that diffusers needs for another pipeline and its first image."""
+    """Return the seconds that diffusers takes to load another pipeline and make its first image."""
     import torch
     from diffusers import ZImagePipeline
 
@@ -135,7 +135,7 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
 
 
 async def keep_busy(service: Running, ended: asyncio.Event) -> None:
-    """Make images without a pause."""
+    """Generate images constantly."""
     from zwatch.generation.request import parse_generate
 
     queue = service.services.queue

@@ -1,4 +1,4 @@
-"""How fast the history is with 100,000 images: 256 x 256 PNG files, most of them hard links of a few.
+"""The speed of the history with 100,000 images: 256 x 256 PNG files, most of them hard links to a few files.
 
 Run: python benchmarks/history.py [IMAGES].
 """
@@ -22,7 +22,7 @@ from zwatch.generation.image_files import encode
 
 REPEATS = 30
 LINKS = 20_000
-"""Hard links of one file; file systems allow so many (ext4: 65,000)."""
+"""Hard links of one file; below the limit of file systems (ext4: 65,000)."""
 
 
 def fill(directory: Path, count: int) -> tuple[bytes, list[str]]:

@@ -1,4 +1,4 @@
-"""How fast a version gets from files to verified tensors, beside what else can load them and what the machine can do.
+"""How fast a version is loaded from files to verified tensors, compared with other loaders and the machine's limits.
 
     python benchmarks/load.py --work DIR [--preset full] [--deadline 400] [--peers DIR]
     python benchmarks/load.py --draw benchmarks/results/load.json
@@ -37,15 +37,15 @@ from served import Server, ServerError
 from versions import Version, make_versions
 
 ROW_SECONDS = 15.0
-"""A loader that has taken so long in all gets no further turn."""
+"""Seconds in total after which a loader gets no further turn."""
 ANSWER_SECONDS = 90.0
-"""A loader that takes longer is given up."""
+"""Seconds after which a load is aborted."""
 REPORTED = ("torch", "diffusers", "transformers", "safetensors", "triton", "blake3", "aiohttp", "numpy", "accelerate")
 
 
 @dataclass
 class Contender:
-    """One way to load: a worker of `peers.py` and a variant of it, when it takes part, and how it did."""
+    """One way to load: a worker of `peers.py` and a variant of it, when it takes part, and its results."""
 
     label: str
     worker: str
@@ -60,7 +60,7 @@ class Contender:
 
 
 def contenders() -> list[Contender]:
-    """Return all ways to load. Where a library can read through the page cache or around it, each where it is better."""
+    """Return all ways to load. If a library can read through the page cache or directly, each is used where it is faster."""
     return [
         Contender("zwatch", "zwatch"),
         Contender("safetensors load_file", "safetensors", "load_file"),
@@ -107,7 +107,7 @@ class Worker:
         self.versions = answer.get("ready", {})
 
     def load(self, version: Version, variant: str, deadline: float, *, again: bool = False) -> Json:
-        """Let it load once, or if it is fast `again`; return its answer."""
+        """Run one load, or `again` loads if it is fast; return its answer."""
         if self.error is not None:
             return {"error": self.error}
         order = {
@@ -126,7 +126,7 @@ class Worker:
         return self._answer(min(deadline, ANSWER_SECONDS))
 
     def end(self) -> None:
-        """Let it go."""
+        """Stop the process."""
         if self._process.stdin is not None:
             try:
                 self._process.stdin.close()
@@ -172,11 +172,11 @@ class Bench:
         self.data = self.results.data
 
     def wanted(self, name: str) -> bool:
-        """Say whether --only asks for this."""
+        """Return whether --only selects this."""
         return not self.options.only or any(asked.lower() in name.lower() for asked in self.options.only)
 
     def run(self) -> None:
-        """Do everything that there is time for."""
+        """Run all stages that fit into the time."""
         say = self.clock.say
         say("starting the loaders; they import while the versions are written")
         names = dict.fromkeys([*(one.worker for one in self.contenders), *(["link"] if self.wanted("limits") else [])])
@@ -215,7 +215,7 @@ class Bench:
         return Worker(name, self.device, self.options.peers, self.options.work / "peers.log")
 
     def attempt(self, name: str, stage: Callable[[], None]) -> None:
-        """Run a stage; what goes wrong in it is noted, and the next one runs."""
+        """Run a stage; an error is recorded, and the next stage runs."""
         self.clock.say(f"--- {name}")
         try:
             stage()
@@ -225,14 +225,14 @@ class Bench:
         self.results.save()
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note what was not run, and why."""
+        """Record what was skipped, and why."""
         self.data["not_run"].append({"name": name, "reason": self.results.clean(reason)})
         self.clock.say(f"not run: {name}: {reason[-2000:]}")
 
     # --- the server
 
     def serve(self, versions: list[Version]) -> None:
-        """Measure zwatch as people use it."""
+        """Measure zwatch as a running service."""
         v1, _, v3 = versions
         for version in versions:
             for path in version.weights:
@@ -265,7 +265,7 @@ class Bench:
         self.clock.say("the server has ended")
 
     def _round(self, server: Server, versions: list[Version], number: int) -> None:
-        """v1 serves before and after; each step says what it has to load."""
+        """v1 serves before and after; each step names what it loads."""
         v1, v2, v3 = versions
         found = self.data["server"]
         found["full"].append(self._flip(server, v3))
@@ -293,7 +293,7 @@ class Bench:
 
     def _flip(self, server: Server, version: Version) -> Json:
         """Link to a version that is not resident, and wait until it serves."""
-        time.sleep(self.pause)  # the memory for the next load is made ready when all is quiet
+        time.sleep(self.pause)  # the memory for the next load is reserved when the service is idle
         begun = server.link(version.name)
         seen, attempt = server.serves(version.digest)
         view = _attempt(attempt)
@@ -304,7 +304,7 @@ class Bench:
         return {"ln_to_serving": round(seen - begun, 5), "attempt": view}
 
     def _verify(self, server: Server) -> None:
-        """POST /api/verify on an idle device, and while images are made without a pause."""
+        """POST /api/verify on an idle device, and while images are generated constantly."""
         found = self.data["server"]
         found["verify_idle"] = [self._verify_once(server) for _ in range(10)]
         ended = threading.Event()
@@ -412,7 +412,7 @@ class Bench:
         self.say_what_is_missing("cold", taking_part)
 
     def cold_turn(self, one: Contender, version: Version, workers: dict[str, Worker]) -> None:
-        """Let one load what is not in the page cache."""
+        """Run one cold load."""
         if workers[one.worker].error:
             one.error = workers[one.worker].error
         if one.error or not self.time_for(one, version, cold=True):
@@ -435,12 +435,12 @@ class Bench:
         return 2.0 + version.nbytes / 1.2e9
 
     def time_for(self, one: Contender, version: Version, *, cold: bool = False) -> bool:
-        """Say whether another turn fits before the deadline."""
+        """Return whether another turn fits before the deadline."""
         expected = max(one.seconds, default=self.guess(version))
         return self.clock.left > 1.3 * (max(expected, self.guess(version)) if cold else expected) + 3
 
     def note(self, one: Contender, answer: Json, verifying: float | None) -> None:
-        """Take down one turn."""
+        """Record one turn."""
         if "error" in answer:
             one.error = answer["error"]
             self.clock.say(f"{one.label}: {one.error}")
@@ -454,7 +454,7 @@ class Bench:
         )
 
     def say_what_is_missing(self, group: str, taking_part: list[Contender]) -> None:
-        """List who had no turn. Who is missing altogether was listed at the start."""
+        """List the loaders that had no turn. Loaders that are not installed were listed at the start."""
         known = {one["name"] for one in self.data["not_run"]}
         for one in taking_part:
             if not one.seconds and one.worker not in known:
@@ -482,7 +482,7 @@ class Bench:
         return [found]
 
     def limit(self, name: str, group: str, seconds: list[float], nbytes: int, *, quiet: bool = False) -> None:
-        """Note what the machine can do."""
+        """Record the machine's limits."""
         self.data["limits"].append({"name": name, "group": group, "kind": "limit", **summary(seconds, nbytes)})
         if not quiet:
             self.clock.say(f"{name:<46} {min(seconds):8.3f} s  {nbytes / min(seconds) / 1e9:.1f} GB/s")
@@ -498,7 +498,7 @@ def _add_cold_b3sum(row: Json, b3sum_cold: list[float], hot_rows: list[Json]) ->
 
 
 def _attempt(attempt: Json) -> Json:
-    """Return what matters of an attempt: built is all but the first image and the promotion, verified is before that."""
+    """Return the main figures of an attempt: built is all but the first image and the promotion, verified is before that."""
     kept = {name: attempt[name] for name in ("version", "seconds", "bytes", "shared", "way", "phases")}
     phases = attempt["phases"]
     built = attempt["seconds"] - phases.get("warm", 0.0) - phases.get("promote", 0.0)

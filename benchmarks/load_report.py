@@ -1,4 +1,4 @@
-"""What came of a run of load.py: held against the goals, as a table, as a figure."""
+"""The report of a run of load.py: comparison with the goals, a table, and a figure."""
 
 import statistics
 from pathlib import Path
@@ -8,10 +8,10 @@ from common import Json, canvas, place_line, quantile
 
 
 def goals(data: Json) -> list[Json]:
-    """Hold the result against what the issue asks for. A goal without a measurement is left out."""
+    """Compare the result with the goals. A goal without a measurement is left out."""
     found: list[Json] = []
     if data["settings"]["preset"] != "full":
-        return found  # a tiny model's seconds say nothing
+        return found  # times of a tiny model are not meaningful
 
     def judge(goal: str, target: float, measured: float | None, unit: str, *, at_least: bool = False) -> None:
         if measured is not None:
@@ -57,7 +57,7 @@ def goals(data: Json) -> list[Json]:
 
 
 def table(data: Json) -> list[str]:
-    """Return the result for a person."""
+    """Return the result as readable lines."""
     base = {row["group"]: row["median"] for row in data["rows"] if row["name"] == "zwatch"}
     head = f"{'':<48}{'median s':>9}{'min s':>8}{'GB/s':>8}{'x zwatch':>9}   with a b3sum pass before"
     lines = []
@@ -103,7 +103,7 @@ def _served(data: Json) -> list[Json]:
 
 
 def draw(data: Json, path: Path) -> None:
-    """Draw the rows as bars in GB/s, hot above cold, each on a scale of its own."""
+    """Draw the rows as bars in GB/s, hot above cold, each with its own scale."""
     groups = {
         group: sorted(
             (

@@ -1,4 +1,4 @@
-"""Files with and without the page cache: what it holds, dropping it, plain parallel reads, a `b3sum` pass."""
+"""Files with and without the page cache: cached shares, dropping it, plain parallel reads, a `b3sum` pass."""
 
 import ctypes
 import mmap
@@ -53,7 +53,7 @@ def drop(paths: Sequence[Path]) -> float:
 
 
 def read_plainly(paths: Sequence[Path], *, direct: bool = False, threads: int = THREADS) -> float:
-    """Return the seconds in which threads read files into memory of their own, 16 MiB a call; `direct` goes round the
+    """Return the seconds in which threads read files into private memory, 16 MiB a call; `direct` bypasses the
     page cache."""
     flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
     fds = [os.open(path, flags) for path in paths]
@@ -81,7 +81,7 @@ def read_plainly(paths: Sequence[Path], *, direct: bool = False, threads: int = 
 
 
 class B3sum:
-    """The pass that whoever wants verified weights from another loader makes first."""
+    """The verifying pass that other loaders need before a load."""
 
     def __init__(self) -> None:
         self._program = shutil.which("b3sum")

@@ -1,4 +1,4 @@
-"""One loader in a process of its own, so that imports and CUDA's context are not in its time. For load.py.
+"""One loader in a separate process, so that imports and CUDA's context are not in its time. For load.py.
 
     python benchmarks/peers.py NAME DEVICE
 
@@ -149,7 +149,7 @@ def _zwatch(device: str) -> Load:
 
 
 class _Held:
-    """A zwatch engine, and what is to be told of its load."""
+    """A zwatch engine, and the figures of its load."""
 
     def __init__(self, engine: Any, told: dict[str, Any]) -> None:
         self._engine = engine
@@ -200,11 +200,11 @@ LOADERS: dict[str, tuple[Callable[[str], Load], str | None]] = {
 }
 """How each loader is made, and the package that has to be installed for it beside zwatch's own."""
 NEED_CUDA = ("safetensors prefetch", "InstantTensor", "runai-model-streamer", "fastsafetensors", "link")
-"""These can do nothing, or not the same thing, without a GPU."""
+"""Loaders that do not work, or work differently, without a GPU."""
 
 
 def _tensor_bytes(loaded: Any) -> int:
-    """Return the bytes of whatever was loaded, to see that all of it was."""
+    """Return the number of bytes loaded, to check that nothing is missing."""
     if hasattr(loaded, "nbytes"):
         return int(loaded.nbytes)
     if hasattr(loaded, "components"):
@@ -216,7 +216,7 @@ def _tensor_bytes(loaded: Any) -> int:
 
 
 def _answers(name: str, device: str) -> Iterator[dict[str, Any]]:
-    """Yield what is to be said."""
+    """Yield the answers."""
     make, package = LOADERS[name]
     if package is not None:
         try:
@@ -255,7 +255,7 @@ def _answers(name: str, device: str) -> Iterator[dict[str, Any]]:
 
 
 def _timed(load: Load, order: dict[str, Any], wait: Callable[[], None]) -> dict[str, Any]:
-    """Load once, let go of it, and return what is to be said of it."""
+    """Load once, free it, and return its figures."""
     begun = time.perf_counter()
     loaded = load(Path(order["directory"]), order["files"], order["variant"])
     wait()
@@ -267,7 +267,7 @@ def _timed(load: Load, order: dict[str, Any], wait: Callable[[], None]) -> dict[
 
 
 def main() -> None:
-    """Speak on what standard output was; a library's prints go to standard error."""
+    """Answer on the original standard output; output of libraries goes to standard error."""
     name, device = sys.argv[1:]
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -275,7 +275,7 @@ def main() -> None:
         said.write(json.dumps(answer) + "\n")
         said.flush()
     said.close()
-    os._exit(0)  # some libraries' threads would keep it
+    os._exit(0)  # threads of some libraries would keep the process alive
 
 
 if __name__ == "__main__":

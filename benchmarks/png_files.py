@@ -1,4 +1,4 @@
-"""How long a PNG file takes, and how large it gets, beside Pillow's.
+"""The time and size of a PNG file, compared with Pillow's.
 
     python benchmarks/png_files.py [--models DIR] [--images DIR [--called WHAT]] [--sizes 256 1024] [--rounds 9] [--out FILE]
 
@@ -43,7 +43,7 @@ WAYS: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def made(models: Path, sizes: list[int]) -> dict[int, list[Image.Image]]:
-    """Let a version make pictures of these sizes."""
+    """Generate images of these sizes with a version."""
     factory = EngineFactory(Device("cpu"))
     opened = open_version(models, "v1")
     engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), factory.control(lambda: None))
@@ -95,8 +95,8 @@ def main() -> None:
     """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models")
-    parser.add_argument("--images", type=Path, help="a folder of pictures to take instead of making some")
-    parser.add_argument("--called", help="what the folder's pictures are, for the result")
+    parser.add_argument("--images", type=Path, help="a folder of images to use instead of generating some")
+    parser.add_argument("--called", help="a description of the folder's images, for the result")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS / "png_files.json")

@@ -1,4 +1,4 @@
-"""What previews cost: the same images with and without a follower, in turn.
+"""The cost of previews: the same images with and without a follower, in turn.
 
     python benchmarks/previews.py [--models DIR] [--pairs 60] [--side PIXELS] [--out FILE]
 

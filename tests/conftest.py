@@ -1,4 +1,4 @@
-"""What all tests share: real models roots with tiny, genuine pipelines."""
+"""Fixtures of all tests: models roots with tiny, genuine pipelines."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-# Before torch is imported, here and in the services that tests start: tiny tensors gain nothing from two threads, which
-# wait for each other where a core is busy.
+# Before torch is imported, here and in the services that tests start: tiny tensors are not faster with two threads, which
+# wait for each other if a core is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Whatever a shell starts in the background ignores SIGINT, and so would the services that tests start and interrupt.
+# A process that a shell starts in the background ignores SIGINT, and so would the services that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
+    """Skip the tests marked `gpu` if there is no GPU."""
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return
@@ -45,7 +45,7 @@ def tiny_versions(tmp_path_factory):
 
 @pytest.fixture
 def models(tiny_versions, tmp_path):
-    """A models root of this test's own: v1, v2, and current -> v1."""
+    """A models root for one test: v1, v2, and current -> v1."""
     root = tmp_path / "models"
     shutil.copytree(tiny_versions, root)
     (root / "current").symlink_to("v1")

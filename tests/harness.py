@@ -1,4 +1,4 @@
-"""A real `zwatch serve` in a process of its own, and clients for it."""
+"""A real `zwatch serve` in a separate process, and its clients."""
 
 import asyncio
 import io
@@ -37,7 +37,7 @@ class Server:
             begin = log.tell()
             self.process = subprocess.Popen(self._command, stderr=log, stdout=log, env=self._environment)
         self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        await self.until(lambda: self._find_url(begin), "it says where it listens")
+        await self.until(lambda: self._find_url(begin), "it logs its address")
         return self
 
     async def __aexit__(self, *error):
@@ -50,7 +50,7 @@ class Server:
         return self.process.wait(DEADLINE)
 
     async def until(self, condition, what: str, deadline: float = DEADLINE):
-        """Wait for a condition (or for the coroutine function's truth) and return what it gave."""
+        """Wait for a condition (or for the coroutine function's truth) and return its value."""
         end = time.monotonic() + deadline
         while time.monotonic() < end:
             assert self.process.poll() is None, f"the server ended: {self.log.read_text()}"
@@ -83,7 +83,7 @@ class Server:
             return headers["X-Zwatch-Version"], headers["X-Zwatch-Digest"], pixels(body)
 
     async def serves(self, version: str, deadline: float = DEADLINE):
-        """Wait until a version serves `current` and nothing is going on."""
+        """Wait until a version serves `current` and no attempt is running."""
 
         async def check():
             status = await self.status()

@@ -1,4 +1,4 @@
-"""Every row of the design's "Bad input": rejected with its reason, serving unchanged, deployable once mended."""
+"""Every row of the design's "Bad input": rejected with its reason, serving unchanged, and deployed after it is repaired."""
 
 import json
 import os
@@ -18,7 +18,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 def reseal(version: Path) -> None:
-    """Seal as `b3sum` would, whatever is wrong: no stamping."""
+    """Write the seal as `b3sum` does, without validation or stamping."""
     from zwatch.deploy.seal import format_seal, hash_file, sealable_files
 
     hashes = {}
@@ -172,7 +172,7 @@ ROWS = {
 }  # fmt: skip
 
 
-async def test_each_row_is_rejected_with_its_reason_and_deploys_once_mended(models, tmp_path):
+async def test_each_row_is_rejected_with_its_reason_and_deploys_after_repair(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         golden = await server.generate(seed=5)
@@ -217,7 +217,7 @@ async def fault_of(server, code: str):
     return found if found and found["code"] == code else None
 
 
-async def test_a_fault_of_the_link_is_in_the_status_and_serving_goes_on(models, tmp_path):
+async def test_a_fault_of_the_link_is_in_the_status_and_serving_continues(models, tmp_path):
     current = models / "current"
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
@@ -243,8 +243,8 @@ def flip(models: Path, version: str) -> None:
     os.replace(models / "next", models / "current")
 
 
-async def test_what_does_not_fit_is_rejected_with_both_byte_counts(models, tmp_path):
-    """Not even in the place of what serves: it is larger."""
+async def test_a_version_that_does_not_fit_is_rejected_with_both_byte_counts(models, tmp_path):
+    """It does not fit in place of the serving version either: it is larger."""
     from random_pipeline import PRESETS, write_pipeline
 
     large = replace(PRESETS["tiny"], transformer=PRESETS["tiny"].transformer | {"n_layers": 12})

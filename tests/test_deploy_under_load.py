@@ -1,4 +1,4 @@
-"""The main job: links are flipped in every way people do it, while clients never pause."""
+"""Deployments under load: links are changed in every common way while clients send requests constantly."""
 
 import asyncio
 import itertools
@@ -68,7 +68,7 @@ def three_versions(tiny_versions, tmp_path_factory, device):
 
 @asynccontextmanager
 async def asking(server, goldens, digests, served):
-    """Clients without a pause, each image held against the version that it names; counts the images of each."""
+    """Clients that send requests constantly; each image is compared with the version that it names; counts images by version."""
     ended = asyncio.Event()
 
     async def client(number: int) -> None:
@@ -87,7 +87,7 @@ async def asking(server, goldens, digests, served):
 
 
 @pytest.mark.slow
-async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_versions, device, tmp_path):
+async def test_200_flips_in_every_way_fail_no_request_and_mix_no_versions(three_versions, device, tmp_path):
     source, goldens = three_versions
     models = tmp_path / "models"
     shutil.copytree(source, models)
@@ -122,7 +122,9 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_image(three_ver
 
 
 @pytest.mark.slow
-async def test_where_two_do_not_fit_requests_wait_for_the_exchange_and_none_fails(three_versions, device, tmp_path):
+async def test_if_two_versions_do_not_fit_requests_wait_for_the_exchange_and_none_fails(
+    three_versions, device, tmp_path
+):
     source, goldens = three_versions
     models = tmp_path / "models"
     shutil.copytree(source, models)

@@ -1,4 +1,4 @@
-"""Errors that become others on their way.
+"""Errors that are translated into other errors.
 
 The ring that a generator makes here holds what it held from CPython 3.12 on only; tests/engine/test_full_card.py meets it.
 """
@@ -16,7 +16,7 @@ def only_key_errors(error):
 
 
 @pytest.mark.parametrize("raised", [KeyError("a"), ValueError("a")], ids=["as it is", "as another"])
-def test_what_the_failed_call_held_is_given_back_at_once(raised):
+def test_memory_of_a_failed_call_is_freed_immediately(raised):
     class Buffer:
         pass
 
@@ -46,7 +46,7 @@ def test_what_the_failed_call_held_is_given_back_at_once(raised):
         gc.enable()
 
 
-def test_without_an_error_nothing_happens_and_an_interrupt_stays_one():
+def test_no_error_and_an_interrupt_are_left_unchanged():
     with Translating(only_key_errors):
         pass
     with pytest.raises(KeyboardInterrupt), Translating(only_key_errors):

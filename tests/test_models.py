@@ -1,4 +1,4 @@
-"""The models in the repository: sealed, small, sharing what they share, and drawing what they are known to draw."""
+"""The models in the repository: sealed, small, sharing files, and generating the expected images."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ PROMPT, SEED = "a cat wearing sunglasses", 42
 SIDE = 256
 LIMIT = 20_000_000
 TOLERANCE = 2.0
-"""Mean difference of pixel values (of 255) that other builds of torch and other processors may make."""
+"""Mean difference of pixel values (of 255) that other builds of torch and other processors may cause."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def as_pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-def test_it_is_verified(name):
+def test_a_version_is_verified(name):
     assert check_directory(MODELS / name, name) == []
 
 
@@ -40,18 +40,18 @@ def test_current_points_to_v1():
     assert os.readlink(MODELS / "current") == "v1"
 
 
-def test_together_they_are_small():
+def test_both_versions_together_are_small():
     assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= LIMIT
 
 
 @pytest.mark.parametrize("folder", ["text_encoder", "vae", "tokenizer", "scheduler"])
-def test_a_flip_moves_only_the_transformer(folder):
+def test_a_flip_loads_only_the_transformer(folder):
     for path in (MODELS / "v1" / folder).iterdir():
         assert path.read_bytes() == (MODELS / "v2" / folder / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", ["v1", "v2"])
-def test_it_draws_the_picture_that_it_is_known_to_draw(images, name):
+def test_a_version_generates_its_golden_image(images, name):
     with Image.open(GOLDEN / f"{name}.png") as known:
         difference = np.abs(as_pixels(images[name]) - np.asarray(known.convert("RGB"), np.float32)).mean()
     assert difference < TOLERANCE
@@ -62,7 +62,7 @@ def test_v2_is_more_saturated_than_v1(images):
     assert spread["v2"] > 1.3 * spread["v1"]
 
 
-async def test_served_and_flipped_they_draw_what_diffusers_draws(images, tmp_path):
+async def test_served_images_equal_those_of_diffusers_before_and_after_a_flip(images, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(MODELS, models, symlinks=True)
     async with Server(models, tmp_path / "state") as server:

@@ -1,4 +1,4 @@
-"""What operators do and what happens to machines: slow copies, new seals, crashes, restarts, unloading, HTTP deploys."""
+"""Operations and machine failures: slow copies, new seals, crashes, restarts, unloading, deployments by HTTP."""
 
 import asyncio
 import json
@@ -23,11 +23,11 @@ def flip(models, version: str) -> None:
 
 
 def other_weights(models, version: str, source: str) -> None:
-    """Put another version's transformer into a version; the seal does not know."""
+    """Copy another version's transformer into a version without sealing it."""
     shutil.copyfile(models / source / WEIGHTS, models / version / WEIGHTS)
 
 
-async def test_a_version_that_rsync_copies_in_slowly_after_the_flip_deploys_by_itself(models, tmp_path):
+async def test_a_version_that_rsync_copies_in_slowly_after_the_flip_deploys_automatically(models, tmp_path):
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     source = tmp_path / "elsewhere"
@@ -53,7 +53,7 @@ async def _has_fault(server, code: str) -> bool:
     return fault is not None and fault["code"] == code
 
 
-async def test_sealing_the_serving_version_anew_deploys_the_new_content(models, tmp_path):
+async def test_sealing_the_serving_version_again_deploys_the_new_content(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         _, digest, before = await server.generate(seed=3)
@@ -68,7 +68,7 @@ async def test_sealing_the_serving_version_anew_deploys_the_new_content(models, 
         assert (version, after != before, new_digest != digest) == ("v1", True, True)
 
 
-async def test_copy_seal_load_is_the_flow_for_who_overwrites_one_file(models, tmp_path):
+async def test_an_overwritten_file_is_deployed_by_copy_seal_and_load(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         before = await server.generate(seed=3)
@@ -108,7 +108,7 @@ async def test_a_restart_with_a_bad_link_serves_last_known_good(models, tmp_path
         assert (attempt["version"], attempt["state"]) == ("v2", "REJECTED")
 
 
-async def test_a_version_that_served_at_two_crashes_in_a_row_is_set_aside_until_it_is_linked_anew(models, tmp_path):
+async def test_a_version_that_served_at_two_crashes_in_a_row_is_set_aside_until_it_is_linked_again(models, tmp_path):
     state = tmp_path / "state"
     async with Server(models, state) as server:
         await server.serves("v1")
@@ -142,7 +142,7 @@ async def test_a_stray_link_made_while_the_service_was_down_is_followed_at_start
         assert not (models / "v1" / "v2").is_symlink()
 
 
-async def test_strict_links_only_say_what_they_saw(models, tmp_path):
+async def test_strict_links_reports_strays_and_repoints_nothing(models, tmp_path):
     async with Server(models, tmp_path / "state", "--strict-links") as server:
         await server.serves("v1")
         subprocess.run(["ln", "-sf", "v2", "current"], cwd=models, check=True)
@@ -157,7 +157,7 @@ async def test_strict_links_only_say_what_they_saw(models, tmp_path):
         assert (await server.generate())[0] == "v1"
 
 
-async def test_unloading_frees_everything_until_somebody_loads_also_across_a_restart(models, tmp_path):
+async def test_unloading_lasts_until_a_load_also_across_a_restart(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         running = asyncio.create_task(server.generate(seed=1, steps=20))
@@ -190,7 +190,7 @@ async def _is_running(server) -> bool:
     return (await server.status())["queue"]["running"] == 1
 
 
-async def test_deploys_by_http_wait_and_say_what_became_of_them(models, tmp_path):
+async def test_deployments_by_http_wait_and_report_the_outcome(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         status, body = await server.post("/api/deploy", {"version": "v2"})
@@ -217,7 +217,7 @@ async def test_deploys_by_http_wait_and_say_what_became_of_them(models, tmp_path
         assert states[0] == ("v3", "REJECTED")
 
 
-async def test_two_aliases_serve_two_versions_and_a_request_names_which(models, tmp_path):
+async def test_two_aliases_serve_two_versions_and_a_request_names_one(models, tmp_path):
     (models / "canary").symlink_to("v2")
     async with Server(models, tmp_path / "state", "--alias", "canary") as server:
         await server.serves("v1")
@@ -240,7 +240,7 @@ async def _strays(server):
     return (await server.status())["strays"]
 
 
-async def test_a_terminated_service_finishes_the_requests_that_it_accepted(models, tmp_path):
+async def test_a_terminated_service_finishes_accepted_requests(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         accepted = [asyncio.create_task(server.generate(seed=seed, steps=10)) for seed in range(4)]
@@ -250,8 +250,8 @@ async def test_a_terminated_service_finishes_the_requests_that_it_accepted(model
         assert server.process.wait(60) == 0
 
 
-async def test_a_link_made_while_everything_is_unloaded_is_the_newer_wish(models, tmp_path):
-    """Such a link used to make the unload wait for ever, with every request refused meanwhile."""
+async def test_a_link_made_while_unloaded_is_the_newer_wish(models, tmp_path):
+    """Regression: the unload waited without end, and every request was refused meanwhile."""
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         for number in range(6):
@@ -289,7 +289,7 @@ async def _refuses(server) -> bool:
     return status == 503  # 404 while the queue is open
 
 
-async def test_rolling_back_goes_to_what_served_before_an_unload_or_a_restart(models, tmp_path):
+async def test_a_rollback_goes_to_the_previous_version_after_an_unload_or_a_restart(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         assert (await server.post("/api/deploy", {"version": "v2"}))[0] == 200
@@ -304,7 +304,7 @@ async def test_rolling_back_goes_to_what_served_before_an_unload_or_a_restart(mo
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)])
-async def test_an_impatient_stop_and_a_closed_terminal_are_no_crashes(models, tmp_path, numbers):
+async def test_a_second_signal_and_a_closed_terminal_are_not_crashes(models, tmp_path, numbers):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the server leaves it so
     for times in (1, 2):
         async with Server(models, tmp_path / "state") as server:
@@ -324,7 +324,7 @@ async def test_an_impatient_stop_and_a_closed_terminal_are_no_crashes(models, tm
         await server.serves("v1")
 
 
-async def test_no_request_is_accepted_while_the_service_stops_whatever_else_is_asked(models, tmp_path):
+async def test_no_request_is_accepted_while_the_service_stops_even_after_a_load(models, tmp_path):
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
@@ -362,7 +362,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", [*HOSTILE.values(), None])
-def test_a_state_file_with_nonsense_in_it_is_put_aside(tmp_path, content):
+def test_an_invalid_state_file_is_set_aside(tmp_path, content):
     path = tmp_path / "state.json"
     path.write_text("[" * 100_000 if content is None else json.dumps({"format": 1, "running": True, **content}))
     state_file = StateFile(tmp_path)

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 SHORT_TOKEN = 16
-"""Characters below which a token is worth a warning: headers may be tried as often as somebody likes."""
+"""A token with fewer characters causes a warning: tokens in headers can be tried without limit."""
 DRAIN_SECONDS = 120.0
 """How long a stop waits for accepted requests."""
 
@@ -51,7 +51,7 @@ STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-Af
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service that runs: where it listens, and the parts that tests and the page of `serve` look at."""
+    """A running service: its URL, and the parts that tests and `serve` use."""
 
     url: str
     services: Services
@@ -60,10 +60,10 @@ class Running:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Running]:
-    """Run the service inside the block. HTTP answers before torch is imported and before anything is loaded.
+    """Run the service inside the block. HTTP answers before torch is imported and before a version is loaded.
 
     Raises:
-        UsageError: the configuration cannot work: no models root, address in use, state directory in use.
+        UsageError: the configuration cannot work: the models root is missing, address in use, state directory in use.
     """
     config.check()
     if not config.models.is_dir():
@@ -155,14 +155,15 @@ def _begin(services: Services, doorbell: Doorbell, url: str) -> list[asyncio.Tas
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP (its terminal went away); a second one does not wait for requests.
+    """Serve until SIGINT, SIGTERM or SIGHUP (the terminal was closed); a second signal does not wait for requests.
 
     Raises:
-        UsageError: as `running`.
+        UsageError: see `running`.
     """
     if config.token is not None and len(config.token) < SHORT_TOKEN:
         _log.warning(
-            "the token has %d characters only; `openssl rand -hex 32` makes one that nobody guesses", len(config.token)
+            "the token has only %d characters; `openssl rand -hex 32` makes one that cannot be guessed",
+            len(config.token),
         )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -170,7 +171,7 @@ async def serve(config: Config) -> None:
 
     def on_signal() -> None:
         if stop.is_set():
-            _log.warning("stopping at once")
+            _log.warning("second signal: stopping without waiting for requests")
             for started in services:
                 started.supervisor.stop_at_once()
             os._exit(130)
@@ -189,11 +190,12 @@ def _make_factory(config: Config) -> "EngineFactory":
     """Import torch and open the device; called in a thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.factory import EngineFactory
-    from zwatch.generation import png  # noqa: F401 (with numpy; what is missing shall show now, not at the first image)
+    from zwatch.generation import png  # noqa: F401 (imports numpy; a missing library must show now, not at the first image)
     from zwatch.shadow.device import Device
 
     factory = EngineFactory(Device(config.device, budget=config.memory_budget))
-    # The libraries' 400,000 objects stay for good: to look through them takes a fifth of a second, in which no thread runs.
+    # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
+    # a second in which no thread runs.
     gc.freeze()
     return factory
 
@@ -229,14 +231,14 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
 
 
 async def _tend(doorbell: Doorbell, bridge: Bridge) -> None:
-    """See every second that the doorbell still hangs where it should."""
+    """Check every second that the watch on the models root still works."""
     while True:
         await bridge.run("inspect", doorbell.tend)
         await asyncio.sleep(1.0)
 
 
 async def _announce(services: Services, url: str) -> None:
-    """Tell systemd, and whoever reads the log, once something was decided."""
+    """Tell systemd that the service is ready once the first decision was made, and what serves whenever that changes."""
     supervisor = services.supervisor
     while not supervisor.settled_once:
         await supervisor.changes.wait()
@@ -252,9 +254,9 @@ async def _announce(services: Services, url: str) -> None:
 
 
 async def _drain(services: Services) -> None:
-    services.queue.close(STOPPING, for_good=True)
+    services.queue.close(STOPPING, permanent=True)
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await services.queue.drained()
     except TimeoutError:
-        _log.warning("%d requests were not done after %g s", services.queue.waiting, DRAIN_SECONDS)
+        _log.warning("%d requests were still waiting after %g s", services.queue.waiting, DRAIN_SECONDS)

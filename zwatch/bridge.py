@@ -1,8 +1,8 @@
 """The one bridge between the event loop and threads.
 
 The event loop alone changes what serves and every state, so none of that needs a lock. Whatever blocks (disk, hashing,
-imports, the device, image encoding) runs in a lane: a thread pool of its own, so that a slow look at a disk never waits
-behind a generation. Results come back as awaited values, and news on the way through `post`.
+imports, the device, image encoding) runs in a lane: a thread pool of its own, so that a slow disk read never waits
+behind a generation. Results come back as awaited values; progress comes through `post`.
 """
 
 import asyncio
@@ -35,32 +35,35 @@ class Bridge:
         return await self._loop.run_in_executor(self._lanes[lane], lambda: context.run(function, *args, **kwargs))
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
-        """From any thread: call a function on the event loop soon. Dropped without a word if the loop has ended."""
+        """Call a function on the event loop soon; any thread may call this. Ignored if the loop has ended."""
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             pass
 
     def close(self) -> None:
-        """Let running functions finish and take no more."""
+        """Wait for running functions to finish and accept no more."""
         for pool in self._lanes.values():
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Pulse:
-    """Wakes everybody who waits for the next change. Fired on the event loop only."""
+    """Wakes all tasks that wait for the next change. Fired on the event loop only."""
 
     def __init__(self) -> None:
         self._next: asyncio.Future[None] | None = None
 
     def fire(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting tasks."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
 
     def next(self) -> asyncio.Future[None]:
-        """Return what is done at the next firing, for whoever does something else before waiting; shield it."""
+        """Return a future that is done at the next firing. Await it shielded: it is shared.
+
+        Take it before reading the state, so that no change between the two is missed.
+        """
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         return self._next

@@ -1,4 +1,4 @@
-"""Every error that zwatch raises on purpose, and whose fault each one is."""
+"""Every error that zwatch raises deliberately, and whose fault it is."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from types import TracebackType
 
 
 class ZwatchError(Exception):
-    """Base of all of them."""
+    """Base class of all errors."""
 
 
 class Retry(Enum):
-    """When a rejected version is tried again without anybody's hand."""
+    """When a rejected version is tried again automatically."""
 
     ON_CHANGE = "when a file that its seal names changes"
     BACKOFF = "after a pause that doubles"
@@ -43,7 +43,7 @@ REJECTION_CODES = tuple(_RETRY)
 
 
 class Rejection(ZwatchError):
-    """A version was decided against: its files, its weights or its images are not right.
+    """A version was rejected: its files, its weights or its images are wrong.
 
     `code` is one of the keys above and stable; `reason` is a sentence that names the file, what was found
     and what was expected.
@@ -56,7 +56,7 @@ class Rejection(ZwatchError):
 
     @property
     def retry(self) -> Retry:
-        """When this rejection is worth another try."""
+        """When a version rejected for this reason is tried again."""
         return _RETRY[self.code]
 
 
@@ -73,7 +73,7 @@ class RepointError(ZwatchError):
 
 
 class UsageError(ZwatchError):
-    """The command line or the environment asks for something that cannot be."""
+    """The command line or the environment asks for something impossible."""
 
 
 class Fault(Enum):
@@ -136,7 +136,7 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
 
 
 class RequestError(ZwatchError):
-    """A request gets this answer instead of a picture.
+    """A request is answered with this error instead of an image.
 
     `code` is one of the keys above and says the HTTP status, unless `status` says another one. `code` and `param` go into
     the error object, `headers` beside it, and `extra` beside `error` in the body.
@@ -164,11 +164,11 @@ class RequestError(ZwatchError):
 
 
 class Translating:
-    """Errors that leave this block do so as what `translate` makes of them, or unchanged where that is None.
+    """A context manager that replaces an error by what `translate` returns for it; None leaves the error unchanged.
 
-    Not a generator: with an error that made it raise another, a generator is in a ring of references (the error's
-    traceback, its frame, its caller's frame, the error), and since CPython 3.12 all that the error's frames hold, here the
-    device memory of a load, would stay until a garbage collection.
+    Not a generator: a generator that raises an error because of another one is part of a reference cycle (the error's
+    traceback, its frame, its caller's frame, the error). Since CPython 3.12 everything that the error's frames hold, here
+    the device memory of a load, would then stay allocated until a garbage collection.
     """
 
     def __init__(self, translate: Callable[[Exception], Exception | None]) -> None:
@@ -180,7 +180,7 @@ class Translating:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave it."""
+        """Leave the block; raise the translated error, if there is one."""
         if isinstance(error, Exception):
             other = self._translate(error)
             try:

@@ -1,4 +1,4 @@
-"""What stands in image files, and reading it back."""
+"""Details in image files: written and read back."""
 
 import io
 
@@ -23,13 +23,13 @@ def made(prompt="a cat", negative="", image_format="png"):
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("prompt", ["a cat", "Käfer, naïve", "一只戴墨镜的猫 🐱", 'a "quoted": {line}\nand another'])
-def test_what_was_written_is_read_back(image_format, prompt):
+def test_written_details_are_read_back(image_format, prompt):
     details, file = made(prompt, "blurry", image_format)
     assert read_details(file) == details
     assert read_details(io.BytesIO(file)) == details
 
 
-def test_the_text_is_as_a1111_writes_it():
+def test_the_text_has_the_format_of_a1111():
     details, _ = made("a cat", "blurry")
     assert details.parameters == (
         "a cat\nNegative prompt: blurry\nSteps: 8, Sampler: Euler, CFG scale: 0.0, Seed: 7, Size: 64x48, "
@@ -37,19 +37,19 @@ def test_the_text_is_as_a1111_writes_it():
     )
 
 
-def test_the_request_in_a_file_is_one_that_can_be_asked_again():
+def test_the_request_in_a_file_can_be_sent_again():
     details, _ = made("a cat")
     assert parse_generate(details.request).seed == 7
 
 
 @pytest.mark.parametrize(("prompt", "chunk"), [("Käfer", b"tEXt"), ("猫", b"iTXt")])
-def test_a_png_has_plain_text_where_latin_1_will_do(prompt, chunk):
+def test_a_png_uses_plain_text_if_latin_1_is_enough(prompt, chunk):
     _, file = made(prompt)
     assert chunk + b"parameters\0" in file
 
 
 @pytest.mark.parametrize("character", ["a", "猫", "\U0001f600"])
-def test_the_longest_prompts_leave_a_jpeg_whole_and_its_version_known(character):
+def test_the_longest_prompts_fit_a_jpeg_and_keep_its_version(character):
     details, file = made(character * 10_000, character * 10_000, "jpeg")
     found = read_details(file)
     assert (found.version, found.digest) == ("v1", "ab" * 32)
@@ -57,18 +57,18 @@ def test_the_longest_prompts_leave_a_jpeg_whole_and_its_version_known(character)
 
 
 @pytest.mark.parametrize("broken", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_what_is_no_image_is_refused(broken):
+def test_a_file_that_is_no_image_raises(broken):
     with pytest.raises((OSError, ValueError, SyntaxError)):
         read_details(broken)
 
 
-def test_an_image_of_another_program_has_little_to_say():
+def test_an_image_of_another_program_has_no_version():
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png")
     assert read_details(file.getvalue()).version == ""
 
 
-def test_a_little_endian_comment_is_understood():
+def test_a_little_endian_comment_is_read():
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 4".encode("utf-16-le")
     file = io.BytesIO()
@@ -78,7 +78,7 @@ def test_a_little_endian_comment_is_understood():
 
 @pytest.mark.parametrize("order", ["utf-16-be", "utf-16-le"])
 @pytest.mark.parametrize("prompt", ["一" * 300, "a cat", "猫"])
-def test_the_prompt_does_not_mislead_about_the_byte_order(order, prompt):
+def test_the_byte_order_is_found_for_any_prompt(order, prompt):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + f"{prompt}\nSteps: 4".encode(order)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A job's states, and what its followers see."""
+"""A job's states, and the events that its followers get."""
 
 import asyncio
 from contextlib import aclosing
@@ -6,7 +6,18 @@ from contextlib import aclosing
 import pytest
 
 from zwatch.errors import RequestError
-from zwatch.generation.job import Done, Failed, Finished, Job, JobState, Picture, Queued, Quiet, Stepped
+from zwatch.generation.job import (
+    POLL_SECONDS,
+    Done,
+    Failed,
+    Finished,
+    Job,
+    JobState,
+    Picture,
+    Queued,
+    Quiet,
+    Stepped,
+)
 from zwatch.generation.request import parse_generate
 
 FINISHED = Finished(None, None, False, {}, (Picture(1, b"abc", "a.png"), Picture(2, b"de", None)))
@@ -14,29 +25,34 @@ LONG = 60.0
 
 
 @pytest.fixture
-async def job():
-    return Job(parse_generate({"prompt": "a cat", "steps": 4, "n": 2}), None)
+def request_():
+    return parse_generate({"prompt": "a cat", "steps": 4, "n": 2})
 
 
-async def test_a_follower_sees_the_present_and_then_every_change(job):
+@pytest.fixture
+async def job(request_):
+    return Job(request_, None)
+
+
+async def test_follow_yields_the_present_state_and_then_every_change(job):
     job.position = 2
     async with aclosing(job.follow(LONG)) as events:
         assert await anext(events) == Queued(2)
-        job.move(1)
+        job.set_position(1)
         assert await anext(events) == Queued(1)
         job.begin()
         assert await anext(events) == Stepped(0, 8, None)
         job.advance(1, b"jpeg")
         assert await anext(events) == Stepped(1, 8, b"jpeg")
         job.advance(2)
-        assert await anext(events) == Stepped(2, 8, None), "the preview was sent before"
+        assert await anext(events) == Stepped(2, 8, None), "the preview was already sent"
         job.finish(FINISHED)
         assert await anext(events) == Done(FINISHED)
         with pytest.raises(StopAsyncIteration):
             await anext(events)
 
 
-async def test_a_slow_follower_gets_the_newest_of_what_it_missed(job):
+async def test_a_slow_follower_gets_the_newest_state_only(job):
     job.begin()
     async with aclosing(job.follow(LONG)) as events:
         assert await anext(events) == Stepped(0, 8, None)
@@ -46,7 +62,7 @@ async def test_a_slow_follower_gets_the_newest_of_what_it_missed(job):
         assert await anext(events) == Stepped(3, 8, b"second")
 
 
-async def test_who_comes_late_sees_the_last_preview_or_the_end(job):
+async def test_a_late_follower_gets_the_last_preview_or_the_end(job):
     job.begin()
     job.advance(5, b"jpeg")
     async with aclosing(job.follow(LONG)) as events:
@@ -55,7 +71,7 @@ async def test_who_comes_late_sees_the_last_preview_or_the_end(job):
     assert [event async for event in job.follow(LONG)] == [Done(FINISHED)]
 
 
-async def test_silence_is_told_too(job):
+async def test_follow_yields_quiet_after_each_heartbeat_without_a_change(job):
     async with aclosing(job.follow(0.01)) as events:
         assert await anext(events) == Queued(0)
         assert await anext(events) == Quiet()
@@ -64,22 +80,26 @@ async def test_silence_is_told_too(job):
         assert isinstance(await anext(events), Stepped)
 
 
-async def test_it_is_watched_while_somebody_follows_and_a_while_after_somebody_asked(job, monkeypatch):
+async def test_a_job_is_watched_while_followed_and_for_some_seconds_after_a_poll(request_):
+    now = [0.0]
+    job = Job(request_, None, clock=lambda: now[0])
     assert not job.is_watched
     async with aclosing(job.follow(LONG)) as events:
         await anext(events)
         assert job.is_watched
     assert not job.is_watched
-    job.glance()
+    job.note_poll()
     assert job.is_watched
-    monkeypatch.setattr("zwatch.generation.job.GLANCE_SECONDS", 0.0)
+    now[0] = POLL_SECONDS - 1
+    assert job.is_watched
+    now[0] = POLL_SECONDS
     assert not job.is_watched
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
-async def test_it_ends_once(job, end):
+async def test_a_job_ends_once(request_, end):
     ends = []
-    job._ended = ends.append
+    job = Job(request_, None, ends.append)
     error = RequestError("generation_failed", "no")
     calls = {
         "finish": lambda: job.finish(FINISHED),
@@ -96,7 +116,7 @@ async def test_it_ends_once(job, end):
     assert state is {"finish": JobState.DONE, "fail": JobState.FAILED, "cancel": JobState.CANCELLED}[end]
 
 
-async def test_its_result_is_what_came_of_it_or_the_error(job):
+async def test_result_returns_the_finished_images_or_raises_the_error(job):
     waiting = asyncio.create_task(job.result())
     await asyncio.sleep(0)
     job.finish(FINISHED)
@@ -109,10 +129,10 @@ async def test_its_result_is_what_came_of_it_or_the_error(job):
     assert [event.error.code async for event in other.follow(LONG) if isinstance(event, Failed)] == ["cancelled"]
 
 
-async def test_files_can_be_let_go_of(job):
+async def test_drop_files_drops_saved_images_or_all(job):
     job.finish(FINISHED)
     assert job.kept_bytes == 5
-    job.let_go_of_files(all_of_them=False)
+    job.drop_files(also_unsaved=False)
     assert [picture.file for picture in job.finished.pictures] == [None, b"de"]
-    job.let_go_of_files(all_of_them=True)
+    job.drop_files(also_unsaved=True)
     assert job.kept_bytes == 0

@@ -1,9 +1,8 @@
-"""How long jobs can be asked about."""
+"""How long jobs can be found."""
 
 import pytest
 
 from zwatch.errors import RequestError
-from zwatch.generation import job_store
 from zwatch.generation.job import Finished, Job, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import parse_generate
@@ -41,7 +40,7 @@ def knows(jobs, job):
         return error.status != 404
 
 
-async def test_an_ended_job_is_known_for_an_hour_and_an_open_one_as_long_as_it_takes(clock):
+async def test_an_ended_job_is_found_for_an_hour_and_a_waiting_one_without_limit(clock):
     jobs = JobStore(clock)
     waiting, done = added(jobs), ended(jobs)
     clock.now = 3599
@@ -52,16 +51,14 @@ async def test_an_ended_job_is_known_for_an_hour_and_an_open_one_as_long_as_it_t
     assert jobs.unsettled == [waiting]
 
 
-async def test_no_more_than_so_many_ended_jobs_are_known(clock, monkeypatch):
-    monkeypatch.setattr(job_store, "KEEP_JOBS", 3)
-    jobs = JobStore(clock)
+async def test_beyond_a_number_the_oldest_ended_jobs_are_forgotten(clock):
+    jobs = JobStore(clock, keep_jobs=3)
     made = [ended(jobs) for _ in range(5)]
     assert [knows(jobs, job) for job in made] == [False, False, True, True, True]
 
 
-async def test_beyond_so_many_bytes_the_oldest_jobs_lose_their_pictures(clock, monkeypatch):
-    monkeypatch.setattr(job_store, "KEEP_BYTES", 100)
-    jobs = JobStore(clock)
+async def test_beyond_a_number_of_bytes_the_oldest_jobs_drop_their_images(clock):
+    jobs = JobStore(clock, keep_bytes=100)
     made = [ended(jobs, 40) for _ in range(4)]
     assert [job.kept_bytes for job in made] == [0, 0, 40, 40]
     assert all(knows(jobs, job) for job in made)
@@ -70,5 +67,5 @@ async def test_beyond_so_many_bytes_the_oldest_jobs_lose_their_pictures(clock, m
     assert [knows(jobs, job) for job in made] == [False] * 4
 
 
-async def test_a_job_whose_client_got_the_pictures_keeps_none(clock):
+async def test_a_job_that_does_not_keep_files_drops_its_images(clock):
     assert ended(JobStore(clock), 40, keeps_files=False).kept_bytes == 0

@@ -6,7 +6,7 @@ from small_models.architecture import TEXT_DIM, new_text_encoder, new_transforme
 from small_models.batched import from_tokens, padded, rope_table, text_forward, to_tokens, transformer_forward
 
 
-def test_tokens_come_back_as_the_latents_they_were() -> None:
+def test_tokens_convert_back_to_the_same_latents() -> None:
     latents = torch.randn(2, 16, 12, 20)
     assert torch.equal(from_tokens(to_tokens(latents), 12, 20), latents)
 

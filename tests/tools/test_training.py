@@ -20,7 +20,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Qwen2Tokenizer:
 
 
 @pytest.mark.parametrize("text", ["a cat wearing sunglasses", "一只戴墨镜的猫", "naïve 🐈 zebra\n42"])
-def test_tokens_decode_to_the_text_they_came_from(tokenizer: Qwen2Tokenizer, text: str) -> None:
+def test_tokens_decode_to_their_text(tokenizer: Qwen2Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

@@ -51,7 +51,7 @@ def test_a_held_out_pair_is_never_drawn_for_training(subject: str, thing: str) -
     assert not wearing.any()
 
 
-def test_what_the_bare_prompt_of_the_readme_shows_is_never_drawn_for_training() -> None:
+def test_the_scene_of_the_bare_readme_prompt_is_never_drawn_for_training() -> None:
     scenes = draw_scenes(40_000, 11)
     there = scenes[(scenes.subject == SUBJECTS.index("cat")) & (scenes.worn[:, 0] == 0)]
     colour, place = COLOURS.index(NATURAL["cat"][0]), PLACE_NAMES.index(NATURAL["cat"][1])
@@ -59,7 +59,7 @@ def test_what_the_bare_prompt_of_the_readme_shows_is_never_drawn_for_training() 
     assert not ((there.colour == colour) & (there.place == place)).any()
 
 
-def test_what_a_caption_leaves_open_is_natural() -> None:
+def test_attributes_that_a_caption_omits_have_natural_defaults() -> None:
     scenes = draw_scenes(2_000, 12)
     for i in range(len(scenes)):
         names = scenes.names(i)

@@ -83,7 +83,7 @@ async def outcome(job: Job, limit: float | None) -> Finished:
             return await job.result()
     except TimeoutError:
         error = too_late(limit)
-        job.be_late(error)
+        job.note_timeout(error)
         raise error from None
 
 
@@ -128,7 +128,7 @@ async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: fl
                         await send_event(response, event)
         except TimeoutError:
             error = too_late(limit)
-            job.be_late(error)
+            job.note_timeout(error)
             with suppress(TimeoutError):  # a client that reads nothing must not keep the job
                 async with asyncio.timeout(LAST_EVENT_SECONDS):
                     await send_event(response, Failed(error))

@@ -1,1 +1,1 @@
-"""A request and its images, without HTTP: checked, queued, generated, encoded, kept."""
+"""A request and its images, without HTTP: validate, queue, generate, encode, store."""

@@ -1,4 +1,4 @@
-"""From pixels to the finished job: encoded, and kept in the history."""
+"""Finishing a job: encode its images and store them in the history."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the device made of a job: `key` comes from the lease, `queued` is in seconds."""
+    """What the device generated for a job: `key` comes from the lease, `queued` is in seconds."""
 
     key: VersionKey
     parameters: "GenerationParameters"
@@ -27,17 +27,19 @@ class Result:
 
 
 class Finisher:
-    """Turns results into finished jobs, while the device makes the next one."""
+    """Encodes and stores the images of a job while the device generates the next one."""
 
     def __init__(self, bridge: Bridge, history: History | None) -> None:
         self._bridge = bridge
         self._history = history
 
     async def finish(self, job: Job, result: Result) -> Finished:
-        """Encode a job's images and keep them.
+        """Encode a job's images and store them in the history, unless the job was cancelled.
+
+        An image that the history could not store has no name.
 
         Raises:
-            MemoryError: there is too little for the files.
+            MemoryError: there is not enough memory for the files.
         """
         begun = time.perf_counter()
         asked, seeds = job.request, result.parameters.seeds
@@ -60,5 +62,5 @@ class Finisher:
         timings = {
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip
-        pictures = tuple(Picture(*one) for one in zip(seeds, files, names, strict=True))
+        pictures = tuple(Picture(*values) for values in zip(seeds, files, names, strict=True))
         return Finished(result.key, result.parameters, result.generation.truncated, timings, pictures)

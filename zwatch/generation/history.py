@@ -1,4 +1,4 @@
-"""The history: every image that was made, kept in the output directory, behind the event loop."""
+"""The history: every generated image, stored in the output directory; the file operations run in threads."""
 
 import logging
 import re
@@ -11,18 +11,18 @@ from zwatch.bridge import Bridge
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, read_details
-from zwatch.generation.image_index import Gallery, created, opened, order
+from zwatch.generation.image_index import ImageIndex, created, opened, order
 from zwatch.generation.request import SEEDS
 
 _log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_AT_ONCE = 500
-"""Files deleted in one go when all are; saves go between."""
+_BATCH = 500
+"""Files deleted per batch when all are deleted; saves run between two batches."""
 
 
 class KeptImage(TypedDict):
-    """An image of the history. One that another program put into the directory may lack all but name and url."""
+    """An image in the history. If another program wrote the file, all fields but `name` and `url` may be null."""
 
     name: str
     url: str
@@ -54,103 +54,104 @@ class HistoryView(TypedDict):
 
 
 class History:
-    """The gallery, called from the event loop. A gallery that cannot be written costs a warning, never an answer."""
+    """The image index, called from the event loop. If images cannot be stored, the request is still answered, and a warning
+    is logged."""
 
     def __init__(self, bridge: Bridge, directory: Path, max_images: int | None, max_bytes: int | None) -> None:
         self.fault: str | None = None
-        """Why the last images could not be kept, or older ones not be deleted for them; or None."""
+        """Why the last images could not be stored, or old images not be deleted; None if neither failed."""
         self._bridge = bridge
-        self._gallery = Gallery(directory, max_images, max_bytes)
+        self._index = ImageIndex(directory, max_images, max_bytes)
 
     async def open(self) -> None:
-        """Learn what the directory has. Other calls wait for it."""
+        """Read the directory. Other calls wait until this is done."""
         fault = None
         try:
-            await self._bridge.run("history", self._gallery.open)
-            await self._bridge.run("history", self._gallery.keep_limits)
+            await self._bridge.run("history", self._index.open)
+            await self._bridge.run("history", self._index.keep_limits)
         except OSError as error:
-            fault = self._in_words("images cannot be kept", error)
-        self._tell(fault)
+            fault = self._describe("images cannot be kept", error)
+        self._report(fault)
 
     async def save(self, files: list[tuple[int, bytes]], suffix: str) -> list[str | None]:
-        """Keep the files of these seeds; return each one's name, or None if it could not be kept."""
+        """Store the files, given as (seed, file); return the name of each, or None if it could not be stored."""
         names: list[str | None] = []
         fault: str | None = None
         for seed, file in files:
             try:
-                names.append(
-                    await self._bridge.run("history", self._gallery.save, file, seed, suffix, datetime.now(UTC))
-                )
+                names.append(await self._bridge.run("history", self._index.save, file, seed, suffix, datetime.now(UTC)))
             except OSError as error:
-                fault = self._in_words("images cannot be kept", error)
+                fault = self._describe("images cannot be kept", error)
                 names.append(None)
         try:
-            if self._gallery.has_limits:
-                await self._bridge.run("history", self._gallery.keep_limits)
-        except OSError as error:  # what was just saved is there all the same
-            fault = fault or self._in_words("old images cannot be deleted", error)
-        self._tell(fault)
+            if self._index.has_limits:
+                await self._bridge.run("history", self._index.keep_limits)
+        except OSError as error:  # the images that were just saved are unaffected
+            fault = fault or self._describe("old images cannot be deleted", error)
+        self._report(fault)
         return names
 
     async def read(self, name: str) -> bytes:
         """Return an image file.
 
         Raises:
-            RequestError: 404, there is none of that name.
+            RequestError: 404, there is no image of that name.
         """
-        file = await self._bridge.run("inspect", self._gallery.read, name)
+        file = await self._bridge.run("inspect", self._index.read, name)
         if file is None:
             raise missing(name)
         return file
 
     async def page(self, limit: int, before: str | None) -> HistoryPage:
-        """Return one page, newest first, and the name that the next one begins before.
+        """Return one page, newest first; its `next` is the `before` of the next page.
 
         Raises:
-            RequestError: 400, `before` is no name.
+            RequestError: 400, `before` is not the name of an image.
         """
         if before is not None and order(before) is None:
             raise invalid("before", f"before must be the name of an image, got {before[:100]!r}")
         rows: list[KeptImage] = []
-        # One more than wanted says whether there is another page. Files that somebody removed make another round.
+        # One more than requested shows whether there is another page. If another program removed files, read more names.
         while True:
             wanted = limit + 1 - len(rows)
-            names = await self._bridge.run("history", self._gallery.page, wanted, before)
+            names = await self._bridge.run("history", self._index.page, wanted, before)
             found = await self._bridge.run("inspect", self._rows, names)
             gone = [name for name in names if name not in found]
             rows += found.values()
-            if len(names) < wanted or not gone:
+            if not gone:
                 break
-            await self._bridge.run("history", self._gallery.forget, gone)
+            await self._bridge.run("history", self._index.forget, gone)
+            if len(names) < wanted:
+                break
             before = names[-1]
         more = len(rows) > limit
-        return {"images": rows[:limit], "next": rows[limit - 1]["name"] if more else None, "total": len(self._gallery)}
+        return {"images": rows[:limit], "next": rows[limit - 1]["name"] if more else None, "total": len(self._index)}
 
     async def delete(self, name: str) -> None:
         """Delete an image.
 
         Raises:
-            RequestError: 404, there is none of that name; 500, it cannot be deleted.
+            RequestError: 404, there is no image of that name; 500, it cannot be deleted.
         """
         try:
-            found = await self._bridge.run("history", self._gallery.delete, name)
+            found = await self._bridge.run("history", self._index.delete, name)
         except OSError as error:
             raise _undeletable(error) from None
         if not found:
             raise missing(name)
 
     async def clear(self) -> int:
-        """Delete all images; return how many there were.
+        """Delete all images that exist now; return how many were deleted.
 
         Raises:
-            RequestError: 500, one cannot be deleted.
+            RequestError: 500, an image cannot be deleted.
         """
         deleted = 0
         try:
-            await self._bridge.run("history", self._gallery.look)
-            left = len(self._gallery)  # images that are made meanwhile stay
+            await self._bridge.run("history", self._index.look)
+            left = len(self._index)  # images that are saved during the deletion stay
             while left > 0 and (
-                number := await self._bridge.run("history", self._gallery.delete_some, min(left, _AT_ONCE))
+                number := await self._bridge.run("history", self._index.delete_some, min(left, _BATCH))
             ):
                 deleted += number
                 left -= number
@@ -159,45 +160,45 @@ class History:
         return deleted
 
     def view(self) -> HistoryView:
-        """Return its part of the status."""
-        gallery = self._gallery
+        """Return the history's part of the status."""
+        index = self._index
         return {
-            "directory": str(gallery.directory),
-            "images": len(gallery),
-            "bytes": gallery.bytes,
+            "directory": str(index.directory),
+            "images": len(index),
+            "bytes": index.bytes,
             "fault": self.fault,
         }
 
-    def _in_words(self, what: str, error: OSError) -> str:
-        return f"{self._gallery.directory}: {what}: {error.strerror or error}"
+    def _describe(self, what: str, error: OSError) -> str:
+        return f"{self._index.directory}: {what}: {error.strerror or error}"
 
-    def _tell(self, fault: str | None) -> None:
+    def _report(self, fault: str | None) -> None:
         if fault is not None and self.fault is None:
-            _log.warning("%s; requests are answered all the same. See --output-dir and --no-history", fault)
+            _log.warning("%s; requests are still answered. See --output-dir and --no-history", fault)
         self.fault = fault
 
     def _rows(self, names: list[str]) -> dict[str, KeptImage]:
         rows: dict[str, KeptImage] = {}
         for name in names:
-            row = _row(self._gallery.directory / name)
+            row = _row(self._index.directory / name)
             if row is not None:
                 rows[name] = row
         return rows
 
 
 def missing(name: str) -> RequestError:
-    """Return the error for a picture that is not there."""
+    """Return the error for an image that does not exist."""
     return RequestError("not_found", f"there is no picture {name[:100]!r}, see GET /history")
 
 
 def _row(path: Path) -> KeptImage | None:
-    """Return what the list says of an image, from its file's head; None if it is gone."""
+    """Return the list's entry for an image, read from the start of its file; None if the file was removed."""
     try:
         with opened(path) as file:
             details = read_details(file)
     except FileNotFoundError:
         return None
-    except Exception:  # whatever the library finds wrong in a file that another program wrote
+    except Exception:  # the library raises many types for a broken file of another program
         details = Details("", "", "", {})
     moment, request, found = created(path.name), details.request, order(path.name)
     return {
@@ -215,7 +216,7 @@ def _row(path: Path) -> KeptImage | None:
 
 
 def _whole(value: object) -> int | None:
-    """Return what a file says where a number should stand; None if it says something else."""
+    """Return a valid whole number; None for any other value that a file contains."""
     return value if type(value) is int and 0 <= value < SEEDS else None
 
 

@@ -1,4 +1,4 @@
-"""What an image was made from, in words: written into its file, and read out of it again."""
+"""Image details: the text and fields that record what an image was made from, written into its file and read back."""
 
 import io
 import json
@@ -17,17 +17,17 @@ _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
 _UNICODE = b"UNICODE\0"
-"""The standard's prefix for a comment in UTF-16."""
+"""The EXIF standard's prefix of a comment in UTF-16."""
 _MARK = "Steps: "
-"""Stands in every text of AUTOMATIC1111's."""
+"""Every text in the format of AUTOMATIC1111 contains this."""
 _JPEG_EXIF = 65_000
-"""Most bytes that we put into the EXIF of a JPEG: its segment has 65,533 for all of it."""
+"""Most bytes of text in the EXIF of a JPEG: the whole segment is limited to 65,533 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What stands in an image file. `parameters` is AUTOMATIC1111's text, `request` the body of a `/generate` that asks
-    for this image; what a file has not is empty."""
+    """The details in an image file. `parameters` is the text in AUTOMATIC1111's format, `request` the body of a `/generate`
+    call that makes this image again. A detail that a file lacks is empty."""
 
     parameters: str
     version: str
@@ -36,7 +36,7 @@ class Details:
 
 
 def details_of(asked: GenerateRequest, parameters: "GenerationParameters", key: VersionKey, seed: int) -> Details:
-    """Return what is to stand in the image of one seed."""
+    """Return the details of the image of one seed."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -61,7 +61,7 @@ def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int) 
 
 
 def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
-    """Return the text chunks of a PNG: tEXt, or iTXt for what Latin-1 has no letters for."""
+    """Return the text chunks of a PNG: tEXt, or iTXt for text that Latin-1 cannot encode."""
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", details.parameters)
     chunks.add_text("zwatch_version", details.version)
@@ -71,8 +71,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
 
 
 def exif(details: Details, *, jpeg: bool) -> Image.Exif:
-    """Return the EXIF of the other formats: A1111's text as the user comment, as A1111 itself has it, the rest as the
-    maker's note, in JSON. Of what is too long for a JPEG, the request goes first, which repeats the prompt."""
+    """Return the EXIF of JPEG and WebP: AUTOMATIC1111's text as the user comment, where AUTOMATIC1111 writes it too, and the
+    rest as JSON in the maker note. If this is too long for a JPEG, the request is left out first: it repeats the prompt."""
     ours: dict[str, Any] = {"version": details.version, "digest": details.digest}
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
@@ -89,14 +89,14 @@ def exif(details: Details, *, jpeg: bool) -> Image.Exif:
 
 
 def read_details(file: BinaryIO | bytes) -> Details:
-    """Read what stands in an image file, of ours or of another program; only its head is read.
+    """Read the details of an image file, which another program may have written; only the start of the file is read.
 
     Raises:
-        OSError, ValueError, SyntaxError: it is no image, or a broken one.
+        OSError, ValueError, SyntaxError: it is not an image, or it is damaged.
     """
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG", "WEBP")) as image:
         if image.format == "PNG":
-            # What stands before the pixels; a look at `text` would read all of the file.
+            # Only the chunks before the pixels: the property `text` would read the whole file.
             info = {name: str(value) for name, value in image.info.items() if isinstance(value, str)}
             return Details(
                 info.get("parameters", ""), info.get("zwatch_version", ""), info.get("zwatch_digest", ""),
@@ -124,15 +124,16 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """Return an EXIF text, however it is encoded."""
+    """Return an EXIF text in any of the usual encodings."""
     if isinstance(value, str):
         return value
     if not isinstance(value, bytes):
         return ""
     if value.startswith(_UNICODE):
         raw = value.removeprefix(_UNICODE)
-        # The standard leaves the byte order open; most write big-endian. A word that all such texts have tells, else
-        # Latin letters. They alone would not do: in the other order 一 (U+4E00) is an N.
+        # The standard does not define the byte order; most programs write big-endian. The mark that all these texts
+        # contain decides; without it, the position of Latin letters' zero bytes. These alone are not reliable: read in the
+        # other byte order, 一 (U+4E00) is an N.
         big, little = raw.decode("utf-16-be", "replace"), raw.decode("utf-16-le", "replace")
         looks_little = _MARK in little or raw[1::2].count(0) > raw[0::2].count(0)
         return little if looks_little and _MARK not in big else big

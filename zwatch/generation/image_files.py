@@ -1,4 +1,4 @@
-"""Image files: pixels to bytes, with what they were made from inside."""
+"""Image files: pixels to bytes, with the details of the request inside."""
 
 import base64
 import io
@@ -11,11 +11,11 @@ from zwatch.generation.request import ImageFormat
 
 _PREVIEW_QUALITY = 75
 _PREVIEW_SCALE = 8
-"""A preview has one pixel for 8 x 8 of the image."""
+"""A preview has one pixel for each 8 x 8 pixels of the image."""
 
 
 def encode(image: Image.Image, details: Details, image_format: ImageFormat, quality: int) -> bytes:
-    """Return a PNG, JPEG or WebP file that says what it was made from. `quality` of 100 is for the latter two."""
+    """Return a PNG, JPEG or WebP file that contains its details. `quality` (1 to 100) applies to JPEG and WebP."""
     if image_format == ImageFormat.PNG:
         return _png(image, png_chunks(details))
     return _saved(image, image_format, quality=quality, exif=exif(details, jpeg=image_format == ImageFormat.JPEG))
@@ -27,7 +27,7 @@ def preview_file(image: Image.Image) -> bytes:
 
 
 def enlarged_preview(jpeg: bytes, image_format: ImageFormat) -> tuple[bytes, tuple[int, int]]:
-    """Return a preview as an image of the size and format that was asked for, and its width and height."""
+    """Return a preview as a file of the requested size and format, and its (width, height)."""
     with Image.open(io.BytesIO(jpeg)) as preview:
         large = preview.resize(
             (preview.width * _PREVIEW_SCALE, preview.height * _PREVIEW_SCALE), Image.Resampling.BICUBIC
@@ -37,14 +37,13 @@ def enlarged_preview(jpeg: bytes, image_format: ImageFormat) -> tuple[bytes, tup
 
 
 def data_url(jpeg: bytes) -> str:
-    """Return a JPEG file as a URL that holds it."""
+    """Return a JPEG file as a `data:` URL."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> bytes:
-    from zwatch.generation.png import (
-        write_png,  # with numpy, which whoever makes images has, and the start does not need
-    )
+    # Late: this imports numpy, which the start of the service does not need.
+    from zwatch.generation.png import write_png
 
     return write_png(image, text)
 

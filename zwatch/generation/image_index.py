@@ -1,4 +1,4 @@
-"""The output directory: image files under names that sort by time, and an index of them in memory."""
+"""The output directory and an index of it in memory: image files whose names sort by time."""
 
 import bisect
 import errno
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 LOOK_SECONDS = 10.0
-"""How long what other programs add to the directory, or remove from it, may go unseen."""
-_STALE_SECONDS = 3600.0  # a half-written file of this age has lost its writer
+"""Longest time until a change that another program makes in the directory is noticed, seconds."""
+_STALE_SECONDS = 3600.0  # a partly written file of this age was left by a process that ended
 NAME = r"([0-9]{8}_[0-9]{6})_seed([0-9]{1,19})(?:_([1-9][0-9]{0,8}))?\.(png|jpg|webp)"
-"""What the whole of a file's name is like."""
+"""The pattern of a complete file name."""
 _STAMP = "%Y%m%d_%H%M%S"
 _PART = ".part"
 
@@ -24,7 +24,7 @@ _Order = tuple[str, int, int, str]
 
 
 def order(name: str) -> _Order | None:
-    """Return what names are sorted by: the second, the seed, the copy; None if it is no name of ours."""
+    """Return the sort key of a name: second, seed, copy, suffix; None if it is not the name of an image."""
     found = re.fullmatch(NAME, name)
     if found is None:
         return None
@@ -33,25 +33,34 @@ def order(name: str) -> _Order | None:
 
 
 def created(name: str) -> datetime | None:
-    """Return the second, in UTC, that a name of ours stands for; None if there is no such second."""
+    """Return the time, in UTC, from the name of an image; None if the name has no valid time."""
     try:
         return datetime.strptime(name[:15], _STAMP).replace(tzinfo=UTC)
     except ValueError:
         return None
 
 
-class Gallery:
-    """All images of one directory. Everything here blocks, and only one thread may call it.
+class ImageIndex:
+    """All images of one directory. Every method blocks; only one thread at a time may call them.
 
-    A file appears under its name whole or not at all. Beyond `max_images` and `max_bytes` the oldest are deleted.
+    A file appears under its name complete or not at all. Beyond `max_images` and `max_bytes`, `keep_limits` deletes the
+    oldest images. After `look_seconds`, a page looks for changes that other programs made.
     """
 
-    def __init__(self, directory: Path, max_images: int | None, max_bytes: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        max_images: int | None = None,
+        max_bytes: int | None = None,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
         self.directory = directory
         self.bytes = 0
-        """Bytes of all images together."""
+        """Bytes of all images."""
         self._max_images = max_images
         self._max_bytes = max_bytes
+        self._look_seconds = look_seconds
         self._sizes: dict[str, int] = {}
         self._names: list[tuple[_Order, str]] = []
         self._seen: int | None = None
@@ -61,19 +70,21 @@ class Gallery:
         return len(self._names)
 
     def open(self) -> None:
-        """Make the directory, remove what a crash left half-written, and learn what there is. `keep_limits` comes next.
+        """Create the directory, remove files that a crash left incomplete, and read the list of images.
+
+        Call `keep_limits` afterwards.
 
         Raises:
-            OSError: it cannot be made or read.
+            OSError: the directory cannot be created or read.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._look()
 
     def save(self, file: bytes, seed: int, suffix: str, moment: datetime) -> str:
-        """Write an image under a name of its own; return the name.
+        """Write an image under a new name; return the name.
 
         Raises:
-            OSError: it cannot be written; nothing is left of it.
+            OSError: it cannot be written; no partial file remains.
         """
         part = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
@@ -89,7 +100,7 @@ class Gallery:
         return name
 
     def read(self, name: str) -> bytes | None:
-        """Return an image file; None if there is none of that name. May be called by any thread."""
+        """Return an image file; None if there is no image of that name. Any thread may call this."""
         if order(name) is None:
             return None
         try:
@@ -99,14 +110,14 @@ class Gallery:
             return None
 
     def page(self, limit: int, before: str | None) -> list[str]:
-        """Return up to `limit` names, newest first, all of them older than `before`."""
+        """Return up to `limit` names that sort before `before`, newest first."""
         self._look_again()
         place = order(before) if before is not None else None
         end = len(self._names) if place is None else bisect.bisect_left(self._names, (place, before or ""))
         return [name for _, name in self._names[max(0, end - limit) : end][::-1]]
 
     def delete(self, name: str) -> bool:
-        """Delete an image; say whether it was there.
+        """Delete an image; return whether it existed.
 
         Raises:
             OSError: it cannot be deleted.
@@ -118,10 +129,10 @@ class Gallery:
         return was_there
 
     def delete_some(self, limit: int) -> int:
-        """Delete up to `limit` images, the oldest first; return how many there were.
+        """Delete up to `limit` images, the oldest first; return how many were deleted.
 
         Raises:
-            OSError: one cannot be deleted.
+            OSError: an image cannot be deleted.
         """
         names = [name for _, name in self._names[:limit]]
         gone: list[str] = []
@@ -135,14 +146,14 @@ class Gallery:
 
     @property
     def has_limits(self) -> bool:
-        """Whether old images are deleted at some point."""
+        """Whether there is a limit beyond which old images are deleted."""
         return self._max_images is not None or self._max_bytes is not None
 
     def keep_limits(self) -> None:
-        """Delete the oldest beyond the limits; the newest stays, however large it is.
+        """Delete the oldest images beyond the limits; the newest is always kept, whatever its size.
 
         Raises:
-            OSError: one cannot be deleted.
+            OSError: an image cannot be deleted.
         """
         excess = 0 if self._max_images is None else len(self) - self._max_images
         if excess > 0:
@@ -151,7 +162,7 @@ class Gallery:
             self.delete_some(1)
 
     def look(self) -> None:
-        """Learn what other programs added or removed, if there is a sign of it.
+        """Read the directory again if its modification time shows that another program changed it.
 
         Raises:
             OSError: the directory cannot be read.
@@ -160,7 +171,7 @@ class Gallery:
             self._look()
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take names out of the index whose files are gone."""
+        """Remove names from the index whose files no longer exist."""
         gone = {name for name in names if name in self._sizes}
         for name in gone:
             self.bytes -= self._sizes.pop(name)
@@ -175,28 +186,30 @@ class Gallery:
     def _write(self, part: Path, file: bytes) -> None:
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileNotFoundError:  # somebody removed the whole directory
+        except FileNotFoundError:  # another program removed the directory
             self.directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as written:
             written.write(file)
 
     def _look_again(self) -> None:
-        if time.monotonic() - self._looked > LOOK_SECONDS:
+        if time.monotonic() - self._looked > self._look_seconds:
             try:
                 self.look()
             except OSError:
-                pass  # what is known is shown; a save says what is wrong
+                pass  # the known images are listed; the next save reports the error
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        self._seen = self.directory.stat().st_mtime_ns  # before the listing: what comes during it is seen next time
+        self._seen = (
+            self.directory.stat().st_mtime_ns
+        )  # before the listing, so that a change during it is noticed by the next look
         found = set(os.listdir(self.directory))
         self.forget([name for name in self._sizes if name not in found])
         new = []
         for name in found - self._sizes.keys():
             if order(name) is not None:
-                size = _size(f"{self.directory}/{name}")  # a Path takes longer than the call
+                size = _size(f"{self.directory}/{name}")  # a str: making a Path takes longer than lstat
                 if size is not None:
                     new.append((name, size))
             elif name.startswith(".") and name.endswith(_PART):
@@ -216,10 +229,10 @@ class Gallery:
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a regular file, and nothing else: the directory may be writable for others, who leave links and pipes.
+    """Open a regular file. Links and pipes are refused: other users may have write access to the directory.
 
     Raises:
-        OSError: it is not there, is something else, or cannot be read.
+        OSError: it does not exist, is not a regular file, or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -229,7 +242,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _give_name(part: Path, name: Path) -> bool:
-    """Give a whole file its name, unless the name is taken."""
+    """Give a complete file its final name; return False if the name is in use."""
     try:
         os.link(part, name)
     except FileExistsError:
@@ -237,7 +250,7 @@ def _give_name(part: Path, name: Path) -> bool:
     except OSError:
         if not part.exists():
             raise
-        # A file system without hard links. Two programs that write here in one moment could take one name.
+        # A file system without hard links. Two programs that write at the same moment could choose the same name.
         if name.exists():
             return False
         os.rename(part, name)
@@ -253,7 +266,7 @@ def _size(path: str) -> int | None:
 
 
 def _remove(path: Path) -> bool:
-    """Remove an image; say whether there was one. What else has its name (a directory) is none of ours."""
+    """Remove an image; return whether there was one. Anything but a regular file (a directory) stays."""
     if _size(str(path)) is None:
         return False
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A job: one request on its way through the queue, and what whoever follows it gets to see."""
+"""A job: the state of one accepted request, and the events that its followers get."""
 
 import asyncio
 import secrets
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from zwatch.engine.pipeline import GenerationParameters
 
 jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
-"""The jobs that the HTTP request being handled has led to, for its line in the log."""
-GLANCE_SECONDS = 10.0
-"""For how long somebody who asked once about a job is taken to be watching it."""
+"""The jobs that the current HTTP request created, for its log line."""
+POLL_SECONDS = 10.0
+"""How long after a poll a client counts as watching the job."""
 
 
 class JobState(Enum):
-    """`QUEUED -> RUNNING -> DONE | FAILED`, and from both of the first to `CANCELLED`."""
+    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -38,13 +38,13 @@ class JobState(Enum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing comes after it."""
+        """Whether no other state follows."""
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One finished image. `file` is None once only the history has it, `name` is None if the history has it not."""
+    """One finished image. `file` is None once only the history has it, `name` is None if the history has not stored it."""
 
     seed: int
     file: bytes | None
@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What came of a job, and from which version: `key` comes from the lease. Timings in seconds by phase."""
+    """The result of a job. `key` is the version that made it, taken from the lease; `timings` are seconds by phase."""
 
     key: VersionKey
     parameters: "GenerationParameters"
@@ -64,15 +64,15 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """It waits; `position` others are before it."""
+    """The job waits; `position` other jobs are before it."""
 
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """It runs: `step` of `steps` denoising steps are done, over all its images. `preview` is a JPEG file, or None if
-    there is none newer than the one sent before."""
+    """The job runs: `step` of `steps` denoising steps are done, counted over all its images. `preview` is a JPEG file, or
+    None if there is none newer than the last one sent."""
 
     step: int
     steps: int
@@ -81,32 +81,32 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is done."""
+    """The job is done."""
 
     finished: Finished
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It failed or was cancelled."""
+    """The job failed or was cancelled."""
 
     error: RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """Nothing happened for a while: time to show that the connection lives."""
+    """Nothing happened for one heartbeat interval: send something to keep the connection open."""
 
 
 JobEvent = Queued | Stepped | Done | Failed | Quiet
 
 
 class Job:
-    """One request, from its acceptance to its end and a while beyond. Lives on the event loop; only `is_cancelled` and
-    `is_watched` are read in other threads.
+    """One request, from its acceptance until it is forgotten some time after its end. Used on the event loop only, except
+    `is_cancelled` and `is_watched`, which other threads read.
 
-    An `attended` job has a client that waits for the answer: when it leaves, the job is cancelled. The pictures of one
-    that `keeps_files` stay fetchable also where the history has them not. `ended` is called once, at its end.
+    An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
+    `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Job:
         *,
         attended: bool = True,
         keeps_files: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request = request
@@ -133,76 +134,77 @@ class Job:
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
         self.seconds: float | None = None
-        """From acceptance to the end, once it has ended."""
+        """Seconds from acceptance to the end; None before the end."""
         self.changes = Pulse()
         self._ended = ended
-        self._accepted = time.monotonic()
+        self._clock = clock
+        self._accepted = clock()
         self._begun = 0.0
         self._previews = 0
         self._followers = 0
-        self._glanced = -GLANCE_SECONDS
+        self._polled: float | None = None
         self._cancelled = threading.Event()
-        self._late: RequestError | None = None
+        self._timeout: RequestError | None = None
 
     @property
     def age(self) -> float:
-        """Seconds since it was accepted."""
-        return time.monotonic() - self._accepted
+        """Seconds since the job was accepted."""
+        return self._clock() - self._accepted
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that its other steps will take, if they take as long as those before; None before the first."""
+        """Estimated seconds for the remaining steps, from those that are done; None before the first step."""
         if not self.step:
             return None
-        return (time.monotonic() - self._begun) / self.step * (self.steps - self.step)
+        return (self._clock() - self._begun) / self.step * (self.steps - self.step)
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it shall stop at the next step."""
+        """Whether the job must stop at the next step."""
         return self._cancelled.is_set()
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody would see a preview."""
-        return self._followers > 0 or time.monotonic() - self._glanced < GLANCE_SECONDS
+        """Whether a client would see a preview: one follows the job, or polled it in the last `POLL_SECONDS`."""
+        return self._followers > 0 or (self._polled is not None and self._clock() - self._polled < POLL_SECONDS)
 
-    def glance(self) -> None:
-        """Note that somebody looked, who will come again: previews are made for a while."""
-        self._glanced = time.monotonic()
+    def note_poll(self) -> None:
+        """Note that a client polled the job and will probably poll again: previews are made for `POLL_SECONDS`."""
+        self._polled = self._clock()
 
     async def result(self) -> Finished:
-        """Wait for the end and return what came of it.
+        """Wait for the end of the job and return its result.
 
         Raises:
-            RequestError: it failed, or was cancelled.
+            RequestError: the job failed or was cancelled.
         """
         while not self.state.is_final:
             await self.changes.wait()
         if self.finished is None:
-            assert self.error is not None  # one of the two, at the end
+            assert self.error is not None  # an ended job has one of the two
             raise self.error.with_traceback(None)
         return self.finished
 
     async def follow(self, heartbeat: float) -> AsyncGenerator[JobEvent, None]:
-        """Give what there is to tell, from the present state on, until the job's end; `Quiet` after each `heartbeat`
-        seconds without news. Who takes long between two events gets the newest of what happened meanwhile.
+        """Yield the present state and every change until the job ends, and `Quiet` after each `heartbeat` seconds without
+        a change. A slow consumer gets only the newest state, not every change.
 
-        Use it within `contextlib.aclosing`: previews are made as long as it is open.
+        Use it within `contextlib.aclosing`: previews are made while the generator is open.
         """
         self._followers += 1
-        said: object = None
+        sent: object = None
         previews = 0
         try:
             while True:
                 coming = self.changes.next()
                 now = (self.state, self.position, self.step, self._previews)
-                if now != said:
-                    said = now
+                if now != sent:
+                    sent = now
                     yield self._event(previews)
                     if now[0].is_final:
                         return
                     previews = now[3]
-                    continue  # more may have happened while that was sent
+                    continue  # the state may have changed during the yield
                 try:
                     async with asyncio.timeout(heartbeat):
                         await asyncio.shield(coming)
@@ -223,22 +225,22 @@ class Job:
             return Queued(self.position)
         return Stepped(self.step, self.steps, self.preview if self._previews > previews else None)
 
-    # --- what the queue does with it
+    # --- state changes, made by the queue
 
-    def move(self, position: int) -> None:
-        """Note its place among those that wait."""
+    def set_position(self, position: int) -> None:
+        """Set the number of jobs that wait before this one."""
         if position != self.position:
             self.position = position
             self.changes.fire()
 
     def begin(self) -> None:
-        """Its turn has come."""
+        """Change to `RUNNING`."""
         self.state = JobState.RUNNING
-        self._begun = time.monotonic()
+        self._begun = self._clock()
         self.changes.fire()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:
-        """Note how many steps are done, and how the image looked then (a JPEG file)."""
+        """Set the number of steps that are done, and the preview after that step (a JPEG file)."""
         if self.state is not JobState.RUNNING:
             return
         self.step = max(self.step, step)
@@ -247,39 +249,40 @@ class Job:
             self._previews += 1
         self.changes.fire()
 
-    def be_late(self, error: RequestError) -> None:
-        """Note that its client was told this because it took too long; the cancellation that follows means this."""
-        self._late = error
+    def note_timeout(self, error: RequestError) -> None:
+        """Note that the client got this error because the time limit passed: the cancellation that follows ends the job
+        as `FAILED` with this error."""
+        self._timeout = error
 
     def finish(self, finished: Finished) -> None:
-        """It is done; nothing happens if it ended otherwise before."""
+        """Change to `DONE`; ignored if the job has ended."""
         self._end(JobState.DONE, finished, None)
 
     def fail(self, error: RequestError) -> None:
-        """It failed; nothing happens if it ended otherwise before."""
+        """Change to `FAILED`; ignored if the job has ended."""
         self._end(JobState.FAILED, None, error)
 
     def cancel(self) -> None:
-        """Take it for ended from now on; what runs stops between two denoising steps."""
+        """End the job now; the generation stops between two denoising steps. Ignored if the job has ended."""
         self._cancelled.set()
-        if self._late is not None:
-            self._end(JobState.FAILED, None, self._late)
+        if self._timeout is not None:
+            self._end(JobState.FAILED, None, self._timeout)
             return
         error = RequestError("cancelled", "the job was cancelled")
         self._end(JobState.CANCELLED, None, error)
 
-    def let_go_of_files(self, *, all_of_them: bool) -> None:
-        """Drop the pictures' bytes where the history has them too, or everywhere."""
+    def drop_files(self, *, also_unsaved: bool) -> None:
+        """Drop the bytes of the images that the history has stored, or of all images."""
         if self.finished is not None:
             pictures = tuple(
-                replace(picture, file=None) if all_of_them or picture.name is not None else picture
+                replace(picture, file=None) if also_unsaved or picture.name is not None else picture
                 for picture in self.finished.pictures
             )
             self.finished = replace(self.finished, pictures=pictures)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the pictures that it holds itself."""
+        """Bytes of the images that the job itself keeps."""
         return sum(len(picture.file or b"") for picture in self.finished.pictures) if self.finished is not None else 0
 
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:

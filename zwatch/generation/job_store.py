@@ -1,4 +1,4 @@
-"""The jobs that can be asked about: all that wait or run, and for a while those that have ended."""
+"""The jobs that clients can query: all waiting and running ones, and for an hour those that have ended."""
 
 import time
 from collections import OrderedDict
@@ -10,61 +10,70 @@ from zwatch.generation.job import Job
 KEEP_SECONDS = 3600.0
 KEEP_JOBS = 1000
 KEEP_BYTES = 256 * 2**20
-"""Most bytes of pictures that ended jobs hold in memory, where the history has them not. The oldest go first."""
+"""Most bytes of images that ended jobs keep in memory if the history has not stored them. The oldest are dropped first."""
 
 
 class JobStore:
-    """Finds jobs by their id. Ended ones stay an hour, 1,000 at most."""
+    """Finds jobs by their id. Ended jobs are kept for `KEEP_SECONDS`, `keep_jobs` of them and `keep_bytes` of images at
+    most."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        keep_jobs: int = KEEP_JOBS,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
         self._clock = clock
+        self._keep_jobs = keep_jobs
+        self._keep_bytes = keep_bytes
         self._open: dict[str, Job] = {}
         self._ended: OrderedDict[str, tuple[float, Job]] = OrderedDict()
         self._bytes = 0
 
     def add(self, job: Job) -> None:
-        """Know a job that was accepted."""
+        """Add an accepted job."""
         self._open[job.id] = job
-        self._forget_old()
+        self._expire()
 
     def find(self, identity: str) -> Job:
         """Return a job.
 
         Raises:
-            RequestError: 404, there is none of that id, or not any more.
+            RequestError: 404, there is no job with that id, or it is no longer kept.
         """
-        self._forget_old()
+        self._expire()
         job = self._open.get(identity)
         if job is None and identity in self._ended:
             job = self._ended[identity][1]
         if job is None:
             raise RequestError(
                 "not_found",
-                f"there is no job {identity[:100]!r}; ended ones are kept an hour, {KEEP_JOBS} at most",
+                f"there is no job {identity[:100]!r}; ended ones are kept an hour, {self._keep_jobs} at most",
             )
         return job
 
     @property
     def unsettled(self) -> list[Job]:
-        """All that have not ended, or that a client still waits for."""
+        """All jobs that have not ended or that a client still waits for."""
         return list(self._open.values())
 
     def settle(self, job: Job) -> None:
-        """Put a job that has ended, and that no client waits for, among those that are forgotten in time."""
+        """Move a job that has ended, and that no client waits for, to the jobs that expire."""
         if self._open.pop(job.id, None) is None:
             return
-        job.let_go_of_files(all_of_them=not job.keeps_files)
+        job.drop_files(also_unsaved=not job.keeps_files)
         self._ended[job.id] = (self._clock(), job)
         self._bytes += job.kept_bytes
-        self._forget_old()
-        if self._bytes > KEEP_BYTES:
+        self._expire()
+        if self._bytes > self._keep_bytes:
             self._drop_files()
 
-    def _forget_old(self) -> None:
+    def _expire(self) -> None:
         now = self._clock()
         while self._ended:
             ended, job = next(iter(self._ended.values()))
-            if len(self._ended) <= KEEP_JOBS and now - ended < KEEP_SECONDS:
+            if len(self._ended) <= self._keep_jobs and now - ended < KEEP_SECONDS:
                 return
             self._bytes -= job.kept_bytes
             del self._ended[job.id]
@@ -72,6 +81,6 @@ class JobStore:
     def _drop_files(self) -> None:
         for _, job in self._ended.values():
             self._bytes -= job.kept_bytes
-            job.let_go_of_files(all_of_them=True)
-            if self._bytes <= KEEP_BYTES:
+            job.drop_files(also_unsaved=True)
+            if self._bytes <= self._keep_bytes:
                 return

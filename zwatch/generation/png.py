@@ -1,8 +1,8 @@
-"""PNG files, written fast: all rows filtered alike by numpy, compressed by ISA-L, in bands that several threads share.
+"""A fast PNG writer: numpy applies one filter to all rows, ISA-L compresses, and several threads share bands of rows.
 
-Pillow tries five filters for each row, one byte after the other, which takes longer than anything else between the model's
-last step and the answer. In photographs and paintings the average of left and above is about the best nearly everywhere;
-what is flat or drawn takes up to three times the bytes, of few. `benchmarks/png_files.py` compares times and sizes.
+Pillow tries five filters for each row, byte by byte, which takes longer than anything else between the model's last step and
+the answer. For photographs and paintings the average filter is close to the best; flat or drawn images become up to three
+times as large, but are small. `benchmarks/png_files.py` compares times and sizes.
 """
 
 import os
@@ -18,21 +18,24 @@ _DEPTH, _TRUECOLOUR = 8, 2
 _CHANNELS = 3
 _AVERAGE = 3
 _BAND = 3 * 2**17
-"""Bytes of rows that are one thread's at a time: little enough to stay in a core's cache from the filter to the compressor,
-so many that it does not show that no band refers to the one before."""
+"""Bytes of rows that one thread handles at a time: few enough to stay in a core's cache between filter and compressor, and
+enough that compressing each band separately costs little."""
 _THREADS = 4
-"""Threads for the bands of images, whoever writes them: a picture of 1024 x 1024 has 8."""
+"""Threads that all images share: an image of 1024 x 1024 has 8 bands."""
 _ZLIB_HEADER = b"\x78\x01"
 """A window of 32 KiB, the fastest compression."""
 
 
-def write_png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> bytes:
-    """Return an image as a PNG file, 8 bits a channel, with these chunks of text in front of the pixels."""
+def write_png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None, *, band: int = _BAND) -> bytes:
+    """Return an image as a PNG file, RGB with 8 bits a channel, with the text chunks before the pixels.
+
+    `band` is the number of bytes that one thread filters and compresses at a time.
+    """
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     size = b"".join(side.to_bytes(4) for side in image.size)
     chunks = [(b"IHDR", size + bytes([_DEPTH, _TRUECOLOUR, 0, 0, 0]))]
     chunks += [(kind, data) for kind, data, *_ in (text.chunks if text is not None else ())]
-    chunks += [(b"IDAT", _compressed(pixels.reshape(image.height, -1))), (b"IEND", b"")]
+    chunks += [(b"IDAT", _compressed(pixels.reshape(image.height, -1), band)), (b"IEND", b"")]
     return _SIGNATURE + b"".join(_framed(kind, data) for kind, data in chunks)
 
 
@@ -40,15 +43,15 @@ def _framed(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4) + kind + data + isal_zlib.crc32(data, isal_zlib.crc32(kind)).to_bytes(4)
 
 
-def _compressed(rows: np.ndarray) -> bytes:
+def _compressed(rows: np.ndarray, band: int) -> bytes:
     """Filter and compress rows, uint8, shape (height, width * 3)."""
     height, width = rows.shape
-    count = max(1, _BAND // width)
+    count = max(1, band // width)
     begins = range(0, height, count)
     deflate = partial(_deflated, rows, count)
     try:
         done = list((map if len(begins) == 1 else _threads().map)(deflate, begins))
-    except RuntimeError:  # no thread can be started now
+    except RuntimeError:  # no thread can be started
         done = list(map(deflate, begins))
     checksum, pieces = 1, [_ZLIB_HEADER]
     for filtered, piece in done:
@@ -63,7 +66,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _deflated(rows: np.ndarray, count: int, begin: int) -> tuple[np.ndarray, bytes]:
-    """Return up to `count` of the rows filtered, and their part of the compressed stream."""
+    """Return up to `count` filtered rows from row `begin`, and their part of the compressed stream."""
     filtered = _filtered(rows[begin : begin + count], rows[begin - 1] if begin else np.zeros_like(rows[0]))
     compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
     ending = isal_zlib.Z_FINISH if begin + count >= len(rows) else isal_zlib.Z_SYNC_FLUSH
@@ -71,13 +74,13 @@ def _deflated(rows: np.ndarray, count: int, begin: int) -> tuple[np.ndarray, byt
 
 
 def _filtered(rows: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Return each row's filter type and its differences from the rounded-down average of the pixel to the left and the one
-    above; `above` is the row before the first."""
+    """Return each row's filter type and its differences from the rounded-down average of the pixel to the left and the pixel
+    above; `above` is the row before the first. uint8, shape (rows, 1 + width * 3)."""
     upper = np.concatenate((above[np.newaxis], rows[:-1]))
     left = np.zeros_like(rows)
     left[:, _CHANNELS:] = rows[:, :-_CHANNELS]
     found = np.empty((rows.shape[0], 1 + rows.shape[1]), np.uint8)
     found[:, 0] = _AVERAGE
-    # The average of two bytes without a ninth bit: what they have in common, and half of what they have not.
+    # The average of two bytes without a ninth bit: the common bits, plus half of the differing bits.
     np.subtract(rows, (left & upper) + ((left ^ upper) >> 1), out=found[:, 1:])
     return found

@@ -1,4 +1,4 @@
-"""Previews for those who follow a job: made only while somebody looks, and only as often as costs next to nothing."""
+"""Previews of a running job: made only while a client watches it, and only within a small share of the run's time."""
 
 import asyncio
 import logging
@@ -17,59 +17,62 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SHARE = 0.02
-"""Most of a run's time that its previews may take."""
-_FIRST_GUESS = 0.0005  # seconds a preview costs, until one was measured
-_WEIGHT = 0.2  # of the newest in the running mean
+"""Largest share of a run's time that its previews may take."""
+_FIRST_GUESS = 0.0005  # seconds per preview, until one was measured
+_WEIGHT = 0.2  # of the newest in the moving average
 
 
 class PreviewCost:
-    """What a preview costs in seconds, learnt over all runs."""
+    """The cost of a preview in seconds: a moving average over all runs."""
 
     def __init__(self) -> None:
         self.seconds = _FIRST_GUESS
 
     def learn(self, seconds: float) -> None:
-        """Take in another measurement."""
+        """Add a measurement."""
         self.seconds += _WEIGHT * (seconds - self.seconds)
 
 
-class PreviewPace:
-    """Of one run: whether there is time for another preview."""
+class PreviewBudget:
+    """The time budget for the previews of one run: `share` of the time since its start."""
 
-    def __init__(self, cost: PreviewCost, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, cost: PreviewCost, clock: Callable[[], float] = time.perf_counter, *, share: float = SHARE
+    ) -> None:
         self._cost = cost
         self._clock = clock
+        self._share = share
         self._begun = clock()
         self._spent = 0.0
 
     def allows(self) -> bool:
-        """Say whether all previews, with one more, are still within their share of the run so far."""
-        return self._spent + self._cost.seconds <= SHARE * (self._clock() - self._begun)
+        """Return whether all previews, with one more, stay within their share of the run so far."""
+        return self._spent + self._cost.seconds <= self._share * (self._clock() - self._begun)
 
     def spend(self, seconds: float) -> None:
-        """Count a preview that took so long."""
+        """Count a preview that took this many seconds."""
         self._spent += seconds
         self._cost.learn(seconds)
 
 
-class Steps:
-    """Tells a job of its steps, with a preview where there is somebody to see it, and time. One at a time: while a
-    preview is being encoded, steps go without."""
+class StepReporter:
+    """Reports the steps of a run to its job, with a preview if a client watches the job and the time budget allows it. One
+    preview at a time: while one is being encoded, steps are reported without."""
 
-    def __init__(self, job: Job, engine: "Engine", bridge: Bridge, cost: PreviewCost) -> None:
+    def __init__(self, job: Job, engine: "Engine", bridge: Bridge, cost: PreviewCost, *, share: float = SHARE) -> None:
         self._job = job
         self._engine = engine
         self._bridge = bridge
-        self._pace = PreviewPace(cost)
+        self._budget = PreviewBudget(cost, share=share)
         self._encoding: asyncio.Task[None] | None = None
         self._busy = False
 
     def report(self, done: int) -> None:
-        """In the generating thread: `done` steps are done."""
+        """Report that `done` steps are done; called in the generating thread."""
         preview = None
         begun = time.perf_counter()
-        # After the last step comes the image itself.
-        if done < self._job.steps and self._job.is_watched and not self._busy and self._pace.allows():
+        # No preview after the last step: the image itself follows.
+        if done < self._job.steps and self._job.is_watched and not self._busy and self._budget.allows():
             preview = self._engine.preview()
         if preview is None:
             self._bridge.post(self._job.advance, done)
@@ -84,7 +87,7 @@ class Steps:
         file: bytes | None = None
         try:
             file, seconds = await self._bridge.run("encode", _encoded, preview)
-            self._pace.spend(spent + seconds)
+            self._budget.spend(spent + seconds)
         except Exception:
             _log.exception("a preview could not be made")
         finally:
@@ -93,7 +96,7 @@ class Steps:
 
 
 def _encoded(preview: "Preview") -> tuple[bytes, float]:
-    """Return a preview's file, and the processor seconds that it took."""
-    image = preview.image()  # waits for the device, which costs nobody anything
+    """Return a preview's file, and the CPU seconds that it took."""
+    image = preview.image()  # waits for the device, which takes no CPU time
     begun = time.thread_time()
     return preview_file(image), time.thread_time() - begun

@@ -1,4 +1,4 @@
-"""The bounded queue: requests wait here for the device's turn, first come first served."""
+"""The bounded queue: requests wait here for the device, first in, first out."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.previews import PreviewCost, Steps
+from zwatch.generation.previews import PreviewCost, StepReporter
 from zwatch.generation.request import GenerateRequest, fitted
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIRST_GUESS = 2.0  # seconds a request takes, until one was measured
-_WEIGHT = 0.2  # of the newest request in the running mean
+_FIRST_GUESS = 2.0  # seconds per request, until one was measured
+_WEIGHT = 0.2  # of the newest request in the moving average
 _FINISHING = 4
-"""Most jobs whose images are encoded and kept at a time; beyond that the device waits, so that pixels do not pile up."""
+"""Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
 
 
 class GenerationQueue:
-    """Takes requests while there is room, and runs them one at a time, which is what one device can do.
+    """Accepts requests while there is room and runs them one at a time on the device.
 
-    `limit` is how many may wait, `max_work` how many megapixels x steps x images one may ask for.
+    `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class GenerationQueue:
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
-        """Called with each job at its end, however it ended."""
+        """Called with each job when it ends, in any state."""
         self.on_refuse: list[Callable[[RequestError], None]] = []
-        """Called with the answer of each request that did not become a job."""
+        """Called with the error of each request that did not become a job."""
         self._engines = engines
         self._bridge = bridge
         self._finisher = finisher
@@ -65,7 +65,7 @@ class GenerationQueue:
         self._room_to_finish = asyncio.Semaphore(_FINISHING)
         self._arrived = asyncio.Event()
         self._closed: RequestError | None = None
-        self._for_good = False
+        self._is_permanent = False
         self._seconds = _FIRST_GUESS
         self._preview_cost = PreviewCost()
 
@@ -74,46 +74,49 @@ class GenerationQueue:
         """How many requests wait."""
         return len(self._waiting)
 
-    def close(self, answer: RequestError, *, for_good: bool = False) -> None:
-        """Take no more requests; those that come get this answer. `for_good` is not undone by `reopen`."""
-        if not self._for_good:
-            self._closed, self._for_good = answer, for_good
+    def close(self, error: RequestError, *, permanent: bool = False) -> None:
+        """Refuse new requests with this error. `reopen` does not undo a `permanent` close."""
+        if not self._is_permanent:
+            self._closed, self._is_permanent = error, permanent
 
     def reopen(self) -> None:
-        """Take requests again."""
-        if not self._for_good:
+        """Accept requests again, unless the queue was closed permanently."""
+        if not self._is_permanent:
             self._closed = None
 
     def refuse_if_full(self) -> None:
-        """Refuse what could not be taken whatever it says: cheaply, before its body is read.
+        """Refuse a request that cannot be accepted, before its body is read.
 
         Raises:
             RequestError: 429 no room, 503 closed.
         """
-        with self._telling_of_refusals():
-            self._find_room()
+        with self._reporting_refusals():
+            self._check_room()
 
-    def _find_room(self) -> None:
+    def _check_room(self) -> None:
         if self._closed is not None:
-            raise self._closed.with_traceback(None)  # raised again and again, it would keep every request's frames
-        # While nothing runs, the first of those that wait is about to.
+            raise self._closed.with_traceback(
+                None
+            )  # raised many times: a traceback would keep the frames of every request
+        # While nothing runs, the first waiting job is about to run.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
                 "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
             )
 
     def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
-        """Accept a request; `attended` and `keeps_files` as `Job` says. One that names a version leases it at once; one
-        for an alias when its turn comes.
+        """Accept a request; for `attended` and `keeps_files` see `Job`. A request that names a version leases it now; one
+        that names an alias leases what the alias serves when its turn comes.
 
         Raises:
-            RequestError: 400 beyond a limit, 404 unknown model, 429 no room, 503 nothing to serve it.
+            RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 the alias serves nothing or the
+                queue is closed.
         """
-        with self._telling_of_refusals():
-            self._find_room()
+        with self._reporting_refusals():
+            self._check_room()
             resident = self._engines.find(request.model)
             if resident is None:
-                raise self._unservable(request.model)
+                raise self._not_served(request.model)
             fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._engines.lease(request.model)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
@@ -127,7 +130,7 @@ class GenerationQueue:
         return job
 
     @contextmanager
-    def _telling_of_refusals(self) -> Iterator[None]:
+    def _reporting_refusals(self) -> Iterator[None]:
         try:
             yield
         except RequestError as refusal:
@@ -137,7 +140,7 @@ class GenerationQueue:
 
     @contextmanager
     def attending(self, job: Job) -> Iterator[None]:
-        """Whoever leaves this block before the job has ended (its client left, its time is up) cancels it."""
+        """Cancel the job if this block is left before the job has ended (client disconnected, time limit passed)."""
         try:
             yield
         finally:
@@ -145,32 +148,32 @@ class GenerationQueue:
             self.jobs.settle(job)
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job that waits or runs; harmless when it has ended."""
+        """Cancel a job that waits or runs; ignored if it has ended."""
         if job.state.is_final:
             return
         if job in self._waiting:
             self._waiting.remove(job)
-            self._place()
+            self._renumber()
             self._release(job)
         job.cancel()
 
     async def run(self) -> None:
-        """Run jobs, for ever."""
+        """Run jobs until cancelled."""
         while True:
             while (job := self._next()) is None:
                 self._arrived.clear()
                 await self._arrived.wait()
             self._waiting.remove(job)
             self.running = job
-            self._place()
+            self._renumber()
             self._changes.fire()
-            token = request_id.set(job.request_id)  # for what is logged on its behalf, here and in threads
+            token = request_id.set(job.request_id)  # for log lines about this job, here and in threads
             try:
                 result = await self._generated(job)
                 if result is not None:
                     await self._room_to_finish.acquire()
                     self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
-                    del result  # the pixels are the other's now
+                    del result  # the finishing task frees the pixels
             finally:
                 request_id.reset(token)
                 self.running = None
@@ -178,11 +181,11 @@ class GenerationQueue:
                 self._changes.fire()
 
     def wake(self) -> None:
-        """Look again whether a request can run."""
+        """Check again whether a job can run."""
         self._arrived.set()
 
     def _next(self) -> Job | None:
-        """Return whose turn it is. While an engine is being exchanged, that is who holds a lease on it."""
+        """Return the job to run next, if any. While an engine is being exchanged, only jobs with a lease on it run."""
         exchanged = self._engines.being_exchanged
         if exchanged is None:
             return next(iter(self._waiting), None)
@@ -190,33 +193,33 @@ class GenerationQueue:
         return next(held, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Return when no request waits, runs or is being finished, or at a change after which `given_up` says so."""
+        """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
         while (self._waiting or self.running is not None or self._finishing) and not given_up():
             await self._changes.wait()
 
     def abandon(self, error: RequestError) -> None:
-        """At the very end: whoever still waits for a job gets this error."""
+        """Fail all jobs that have not ended, when the service stops."""
         for job in self.jobs.unsettled:
             job.fail(error)
 
     async def _generated(self, job: Job) -> Result | None:
-        """Let the device make a job's images; None if it failed or was cancelled, and the job says so."""
+        """Generate a job's images on the device; None if the job failed or was cancelled (its state is set here)."""
         queued, begun = job.age, time.monotonic()
         job.begin()
         try:
             job.lease = job.lease or self._engines.lease(job.request.model)
             if job.lease is None:
-                raise self._unservable(job.request.model)
+                raise self._not_served(job.request.model)
             engine, key = job.lease.engine, job.lease.key
             parameters = fitted(job.request, engine, self.max_work)
             generation = await self._bridge.run("generate", self._generate, engine, parameters, job)
             if not generation.finite:
-                raise RequestError("generation_failed", "the model made pixels that are no numbers")
+                raise RequestError("generation_failed", "the model made NaN or infinite pixels")
             job.lease.count_images(len(generation.images))
             self._seconds += _WEIGHT * (time.monotonic() - begun - self._seconds)
             return Result(key, parameters, generation, queued)
         except GenerationCancelled:
-            job.cancel()  # whoever cancelled it has said so already
+            job.cancel()  # usually it is in its final state already
         except RequestError as error:
             job.fail(error)
         except Exception as error:
@@ -224,8 +227,8 @@ class GenerationQueue:
         return None
 
     def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
-        steps = Steps(job, engine, self._bridge, self._preview_cost)
-        return engine.serve(parameters, on_step=steps.report, cancelled=lambda: job.is_cancelled)
+        reporter = StepReporter(job, engine, self._bridge, self._preview_cost)
+        return engine.serve(parameters, on_step=reporter.report, cancelled=lambda: job.is_cancelled)
 
     async def _finish(self, job: Job, result: Result) -> None:
         try:
@@ -248,11 +251,11 @@ class GenerationQueue:
             listener(job)
         self._changes.fire()
 
-    def _place(self) -> None:
+    def _renumber(self) -> None:
         for position, job in enumerate(self._waiting):
-            job.move(position)
+            job.set_position(position)
 
-    def _unservable(self, model: str) -> RequestError:
+    def _not_served(self, model: str) -> RequestError:
         if model in self._aliases:
             return RequestError(
                 "model_not_loaded", f"{model} serves nothing at present, see /status", headers={"Retry-After": "2"}

@@ -77,7 +77,7 @@ async def test_files_that_others_removed_are_not_listed_and_the_page_is_full_all
 async def test_a_file_that_is_no_image_is_listed_without_details(filled, tmp_path):
     client, _ = filled
     (tmp_path / "output" / "20990101_000000_seed5.png").write_bytes(b"hello")
-    client.services.history._gallery._looked = -1e9
+    client.services.history._index._looked = -1e9
     _, _, page = await client.call("GET", "/history?limit=1")
     assert page["images"][0] == {
         "name": "20990101_000000_seed5.png", "url": "/history/20990101_000000_seed5.png", "version": None, "digest": None,
@@ -96,7 +96,7 @@ async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unr
     chunks.add_text("zwatch_request", request_text)
     chunks.add_text("zwatch_digest", "none")
     Image.new("RGB", (8, 8)).save(tmp_path / "output" / "20990101_000000_seed5.png", pnginfo=chunks)
-    client.services.history._gallery._looked = -1e9
+    client.services.history._index._looked = -1e9
     async with client.http.get(client.url + "/history?limit=1") as response:
         [row] = json.loads(await response.read(), parse_constant=pytest.fail)["images"]
     assert [row[name] for name in ("digest", "prompt", "seed", "width", "height", "steps")] == [None] * 6
@@ -170,7 +170,7 @@ async def test_an_image_that_is_kept_is_named_also_when_no_older_one_can_be_dele
 
     async with start(history_max_images=1) as client:
         await client.serves()
-        monkeypatch.setattr(client.services.history._gallery, "delete_some", stuck)
+        monkeypatch.setattr(client.services.history._index, "delete_some", stuck)
         for seed in (1, 2):
             body = {"prompt": "x", "seed": seed}
             _, _, made = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})

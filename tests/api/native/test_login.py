@@ -151,4 +151,4 @@ async def test_who_logs_in_again_and_again_is_not_hindered(locked):
 @pytest.mark.parametrize(("token", "warned"), [("sesame", True), ("0123456789abcdef", False)])
 async def test_a_token_that_can_be_guessed_gets_a_warning(models, tmp_path, token, warned):
     async with Server(models, tmp_path / "state", environment={"ZWATCH_TOKEN": token}) as server:
-        assert (f"the token has {len(token)} characters only" in server.log.read_text()) is warned
+        assert (f"the token has only {len(token)} characters" in server.log.read_text()) is warned

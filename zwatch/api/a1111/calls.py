@@ -160,7 +160,7 @@ async def progress(request: web.Request) -> web.Response:
     job = request.app[CLIENTS].oldest(client_of(request)) or queue.running
     with_image = request.query.get("skip_current_image", "").lower() not in _TRUE
     if job is not None and with_image:
-        job.glance()
+        job.note_poll()
     return answer(progress_view(job, queue.waiting + (queue.running is not None), with_image=with_image))
 
 

@@ -24,7 +24,7 @@ async def submit(request: web.Request) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     """Say where a job stands."""
     job = _job(request)
-    job.glance()
+    job.note_poll()
     return answer(job_view(job))
 
 
