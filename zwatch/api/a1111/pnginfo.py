@@ -65,7 +65,10 @@ def png_info(raw: bytes) -> PngInfo:
     Raises:
         RequestError: 400, the body is not JSON or `image` is not an image.
     """
-    image = validated(PngInfoRequest, parse_json(raw)).image
+    body = parse_json(raw)
+    if body.get("image") is None:
+        body["image"] = ""  # refused like an empty one: the message says what is expected
+    image = validated(PngInfoRequest, body).image
     if image.lstrip()[:8].lower().startswith(("http://", "https://")):
         raise invalid("image", "image is a URL, which is not fetched: send the file itself, in base64")
     try:
