@@ -19,8 +19,8 @@ from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
 from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
 from zwatch.api.routes import add_calls
-from zwatch.api.server import Runner, room
-from zwatch.api.services import SERVICES, Services
+from zwatch.api.server import Runner, connection_limits
+from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
@@ -59,7 +59,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Running]:
+async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIterator[Running]:  # noqa: B008 (frozen)
     """Run the service inside the block. HTTP answers before torch is imported and before a version is loaded.
 
     Raises:
@@ -71,9 +71,14 @@ async def running(config: Config) -> AsyncIterator[Running]:
     state_file = StateFile(config.state_dir)
     bridge = Bridge()
     services = _wired(config, bridge, state_file)
-    most, backlog = room()
+    max_connections, backlog = connection_limits()
     runner = Runner(
-        _application(config, services), most=most, handler_cancellation=True, shutdown_timeout=2.0, access_log=None
+        _application(config, services, limits),
+        max_connections=max_connections,
+        limits=limits,
+        handler_cancellation=True,
+        shutdown_timeout=2.0,
+        access_log=None,
     )
     doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
@@ -200,7 +205,7 @@ def _make_factory(config: Config) -> "EngineFactory":
     return factory
 
 
-def _application(config: Config, services: Services) -> web.Application:
+def _application(config: Config, services: Services, limits: TimeLimits) -> web.Application:
     authenticator = Authenticator(config.token)
     app = web.Application(
         client_max_size=MAX_BODY,
@@ -214,6 +219,7 @@ def _application(config: Config, services: Services) -> web.Application:
     app.on_response_prepare.append(add_id)
     app[AUTHENTICATOR] = authenticator
     app[SERVICES] = services
+    app[TIME_LIMITS] = limits
     app[CLOSING] = asyncio.Event()
     add_calls(app, needs_token=config.token is not None)
     return app

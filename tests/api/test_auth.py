@@ -1,10 +1,12 @@
-"""Who may call."""
+"""Authorization: the token, host names, origins, and session cookies."""
 
 import base64
 
 import pytest
 
-from zwatch.config import Config, is_loopback, read_token
+from tests.api.conftest import tiny_config
+from zwatch.api.auth import SESSION_SECONDS, Sessions
+from zwatch.config import is_loopback, read_token
 from zwatch.errors import UsageError
 
 TOKEN = "correct horse"
@@ -48,7 +50,7 @@ async def test_with_a_token_every_call_but_health_needs_it(start, header, status
         ("[", 403),
     ],
 )
-async def test_a_name_that_we_do_not_go_by_is_refused(start, host, status):
+async def test_an_unknown_host_name_is_refused(start, host, status):
     async with start(allowed_hosts=("models.example",)) as client:
         found, _, body = await client.call("GET", "/status", headers={"Host": host})
         assert found == status
@@ -67,7 +69,7 @@ async def test_a_name_that_we_do_not_go_by_is_refused(start, host, status):
         ("http://models.example", 409),
     ],
 )
-async def test_a_foreign_page_may_not_change_anything(start, origin, status):
+async def test_a_page_of_another_origin_may_not_change_state(start, origin, status):
     async with start(allowed_hosts=("models.example",)) as client:
         headers = {} if origin is None else {"Origin": client.url if origin == "own" else origin}
         found, _, body = await client.call("POST", "/api/rollback", headers=headers)
@@ -87,22 +89,22 @@ async def test_a_foreign_page_may_not_change_anything(start, origin, status):
         ("example", False),
     ],
 )
-def test_loopback_is_what_only_this_machine_reaches(host, loopback):
+def test_loopback_addresses_are_recognised(host, loopback):
     assert is_loopback(host) is loopback
 
 
 @pytest.mark.parametrize(("given", "token"), [("x", "x"), (" x\n", "x"), ("", None), (" ", None)])
-def test_white_space_round_a_token_is_none_of_it(monkeypatch, given, token):
-    """Clients' tokens are stripped, so this one could never match."""
+def test_white_space_around_the_token_is_stripped(monkeypatch, given, token):
+    """Tokens that clients send are stripped too, so otherwise it could never match."""
     monkeypatch.setenv("ZWATCH_TOKEN", given)
     assert read_token(None) == token
 
 
-def test_the_token_may_be_a_credential_of_systemd(monkeypatch, tmp_path):
+def test_the_token_may_be_a_systemd_credential(monkeypatch, tmp_path):
     """`LoadCredential=zwatch-token:FILE` in the unit."""
     monkeypatch.delenv("ZWATCH_TOKEN", raising=False)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert read_token(None) is None, "the unit loads other credentials only"
+    assert read_token(None) is None, "the unit has other credentials only"
     (tmp_path / "zwatch-token").write_text("from systemd\n")
     assert read_token(None) == "from systemd"
     monkeypatch.setenv("ZWATCH_TOKEN", "from the environment")
@@ -111,7 +113,7 @@ def test_the_token_may_be_a_credential_of_systemd(monkeypatch, tmp_path):
     assert read_token(tmp_path / "file") == "from the file"
 
 
-def test_an_empty_credential_is_a_mistake_and_not_an_open_door(monkeypatch, tmp_path):
+def test_an_empty_credential_is_an_error(monkeypatch, tmp_path):
     monkeypatch.delenv("ZWATCH_TOKEN", raising=False)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "zwatch-token").write_text("")
@@ -120,14 +122,42 @@ def test_an_empty_credential_is_a_mistake_and_not_an_open_door(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(("token", "insecure", "fine"), [(None, False, False), ("x", False, True), (None, True, True)])
-def test_an_open_address_needs_a_token_or_a_word(tmp_path, token, insecure, fine):
-    config = Config(
-        models=tmp_path, aliases=("current",), strict_links=False, device="cpu", memory_budget=None, state_dir=tmp_path,
-        host="0.0.0.0", port=0, token=token, insecure_no_token=insecure, allowed_hosts=(), queue=1, timeout=1.0, log="text",
-        max_work=600.0, history=True, output_dir=tmp_path, history_max_images=None, history_max_bytes=None,
-    )  # fmt: skip
+def test_a_public_address_needs_a_token_or_an_explicit_option(tmp_path, token, insecure, fine):
+    config = tiny_config(tmp_path, tmp_path, host="0.0.0.0", token=token, insecure_no_token=insecure)
     if fine:
         config.check()
     else:
         with pytest.raises(UsageError, match="--token-file"):
             config.check()
+
+
+@pytest.mark.parametrize("header", [b"Authorization: Bearer \xff", b"Authorization: Basic \xc3\xa9"])
+async def test_invalid_bytes_in_a_token_are_a_wrong_token(start, header):
+    async with start(token="secret") as client:
+        line = await client.first_line(b"GET /status HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
+    assert line == b"HTTP/1.1 401 Unauthorized"
+
+
+def test_a_session_ends_after_30_days_and_with_the_token():
+    now = [1000.0]
+    sessions = Sessions(TOKEN, lambda: now[0])
+    value = sessions.begin()
+    assert sessions.is_valid(value)
+    assert Sessions(TOKEN, lambda: now[0]).is_valid(value), "a restart does not end it"
+    assert not Sessions("another", lambda: now[0]).is_valid(value)
+    end, _, signature = value.partition(".")
+    assert not sessions.is_valid(f"{int(end) + 1}.{signature}"), "its end cannot be moved"
+    now[0] += SESSION_SECONDS
+    assert not sessions.is_valid(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".", "1.2", "-1.x", "9" * 15 + ".00", "9" * 400 + ".00", "\u00b2." + "0" * 64, "\udcff"]
+)
+def test_a_malformed_session_cookie_is_not_valid(value):
+    assert not Sessions(TOKEN).is_valid(value)
+
+
+def test_the_session_cookie_does_not_contain_the_token():
+    assert TOKEN not in Sessions(TOKEN).begin()
+    assert Sessions(TOKEN, lambda: 0.0).begin() != Sessions("another", lambda: 0.0).begin()

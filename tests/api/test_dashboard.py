@@ -1,4 +1,4 @@
-"""The dashboard and the table in `docs`, against the metrics that there are."""
+"""The dashboard and the documentation of metrics, compared with the metrics."""
 
 import json
 import re
@@ -9,7 +9,7 @@ _METRIC = re.compile(r"\bzwatch_[a-z_]+")
 
 
 async def samples(client):
-    """Return {sample name: label names} of a scrape, with at least one of everything that a busy service has."""
+    """Return {sample name: label names} of a scrape after a request."""
     await client.call("POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"})
     async with client.http.get(client.url + "/metrics") as response:
         text = await response.text()
@@ -20,7 +20,7 @@ async def samples(client):
 
 
 def expressions():
-    """Give the dashboard's queries."""
+    """Yield the dashboard's queries."""
     dashboard = json.loads((DOCS / "grafana.json").read_text())
     for panel in dashboard["panels"]:
         yield from (target["expr"] for target in panel.get("targets", []))
@@ -28,7 +28,7 @@ def expressions():
     yield from (one["definition"] for one in dashboard["templating"]["list"] if "definition" in one)
 
 
-async def test_the_dashboard_asks_only_for_metrics_and_labels_that_there_are(client):
+async def test_the_dashboard_uses_only_existing_metrics_and_labels(client):
     known = await samples(client)
     for expression in expressions():
         metrics = _METRIC.findall(expression)
@@ -39,7 +39,7 @@ async def test_the_dashboard_asks_only_for_metrics_and_labels_that_there_are(cli
             assert grouped <= known[metric], expression
 
 
-async def test_the_documents_table_has_every_metric_and_no_other(client):
+async def test_the_documented_table_has_every_metric_and_no_other(client):
     found = {re.sub("_(bucket|sum|count)$", "", name) for name in await samples(client)}
     own = {name for name in found if not name.startswith("zwatch_process_")}
     table = re.findall(r"^\| `(zwatch_[a-z_]+)", (DOCS / "operations.md").read_text(), re.MULTILINE)
@@ -47,7 +47,7 @@ async def test_the_documents_table_has_every_metric_and_no_other(client):
     assert set(table) == own
 
 
-async def test_the_documents_alerts_ask_only_for_metrics_that_there_are(client):
+async def test_the_documented_alerts_use_only_existing_metrics(client):
     known = await samples(client)
     for block in re.findall(r"```yaml\n(.*?)```", (DOCS / "operations.md").read_text(), re.DOTALL):
         assert set(_METRIC.findall(block)) <= known.keys()

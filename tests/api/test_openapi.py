@@ -1,4 +1,4 @@
-"""The description of the calls, against the calls."""
+"""The OpenAPI document, compared with the calls."""
 
 import json
 import os
@@ -11,18 +11,18 @@ import pytest
 import schemathesis
 from openapi_spec_validator import validate
 
-from zwatch.api import schema
+from zwatch.api import openapi
 from zwatch.api.routes import CALLS
 from zwatch.generation.request import GenerateRequest
 
 
 def document(*, needs_token):
-    """Return the description of all calls."""
-    return schema.document(CALLS, needs_token=needs_token)
+    """Return the document of all calls."""
+    return openapi.document(CALLS, needs_token=needs_token)
 
 
 def referred(node):
-    """Give every `$ref` in a document."""
+    """Yield every `$ref` in a document."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
@@ -32,18 +32,18 @@ def referred(node):
             yield from referred(one)
 
 
-async def test_every_route_is_described_and_everything_described_is_a_route(client):
+async def test_the_document_has_every_route_and_no_other(client):
     _, headers, described = await client.call("GET", "/openapi.json")
     assert headers["Content-Type"] == "application/json; charset=utf-8"
     calls = {(method.upper(), path) for path, item in described["paths"].items() for method in item}
     routes = {
         (route.method, route.resource.canonical) for route in client.app.router.routes() if route.method != "HEAD"
     }
-    pages = {("GET", "/"), ("GET", "/page"), ("GET", "/page/{name}")}  # for people, with nothing to describe
+    pages = {("GET", "/"), ("GET", "/page"), ("GET", "/page/{name}")}  # web pages, not part of the API
     assert calls == routes - pages
 
 
-def test_it_is_valid_openapi_and_every_reference_leads_somewhere():
+def test_the_document_is_valid_openapi_and_every_reference_resolves():
     described = document(needs_token=True)
     schemathesis.openapi.from_dict(described).validate()
     for reference in referred(described):
@@ -52,7 +52,7 @@ def test_it_is_valid_openapi_and_every_reference_leads_somewhere():
             place = place[step]
 
 
-def test_it_is_valid_to_the_validator_of_the_specification():
+def test_the_specifications_validator_accepts_the_document():
     validate(document(needs_token=True))
 
 
@@ -64,7 +64,7 @@ content_type_overrides:
 """
 
 
-def test_a_client_is_generated_that_knows_every_call(tmp_path):
+def test_a_client_can_be_generated_with_every_call(tmp_path):
     (tmp_path / "openapi.json").write_text(json.dumps(document(needs_token=True)))
     (tmp_path / "config.yaml").write_text(CLIENT_CONFIG)
     generated = subprocess.run(
@@ -79,28 +79,28 @@ def test_a_client_is_generated_that_knows_every_call(tmp_path):
     assert calls == {call.name for call in CALLS}
 
 
-def test_every_call_has_a_name_of_its_own_and_a_tag():
+def test_every_call_has_a_unique_name_and_a_tag():
     operations = [one for item in document(needs_token=False)["paths"].values() for one in item.values()]
     names = [one["operationId"] for one in operations]
     assert len(set(names)) == len(names)
     assert all(one["tags"] and one["summary"] for one in operations)
 
 
-def test_the_body_of_generate_has_the_fields_that_are_parsed():
+def test_the_body_of_generate_has_the_fields_of_its_model():
     described = document(needs_token=False)["components"]["schemas"]["GenerateRequest"]
     assert set(described["properties"]) == set(GenerateRequest.model_fields)
     assert described["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("needs_token", [True, False])
-def test_it_says_where_a_token_is_needed(needs_token):
+def test_the_document_says_which_calls_need_a_token(needs_token):
     described = document(needs_token=needs_token)
     assert ("security" in described) == needs_token
     opened = {path for path, item in described["paths"].items() for one in item.values() if one.get("security") == []}
     assert opened == {"/health", "/health/live", "/health/ready", "/login"}
 
 
-def test_what_every_answer_has_is_described_with_every_answer():
+def test_every_answer_has_the_request_id_header():
     described = document(needs_token=False)
     answers = list(described["components"]["responses"].values())
     for item in described["paths"].values():
@@ -110,7 +110,7 @@ def test_what_every_answer_has_is_described_with_every_answer():
     assert all("X-Request-Id" in one["headers"] for one in answers)
 
 
-def test_the_errors_that_have_a_detail_are_those_of_automatic1111s_calls():
+def test_only_errors_of_automatic1111_calls_have_a_detail():
     described = document(needs_token=True)
     errors = [
         (path, described["components"]["responses"].get(one.get("$ref", "").rpartition("/")[2], one))
@@ -125,5 +125,5 @@ def test_the_errors_that_have_a_detail_are_those_of_automatic1111s_calls():
 
 
 @pytest.mark.parametrize("name", ["ImagesRequest", "Txt2ImgRequest", "SdOptionsRequest", "PngInfoRequest"])
-def test_clients_that_were_made_for_others_may_send_fields_that_mean_nothing_here(name):
+def test_requests_of_compatible_apis_may_have_unknown_fields(name):
     assert "additionalProperties" not in document(needs_token=False)["components"]["schemas"][name]

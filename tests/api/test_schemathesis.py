@@ -1,6 +1,6 @@
-"""Whatever schemathesis makes of the description, the service answers as described, and never with a 5xx of its own.
+"""schemathesis generates requests from the OpenAPI document: every answer must match it, and none may be a 5xx.
 
-docs/operations.md has the command for a longer run by hand, which also follows links from call to call.
+docs/operations.md has the command for a longer manual run, which also follows links between calls.
 """
 
 import asyncio
@@ -14,14 +14,13 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.harness import Server
+from zwatch.api.openapi import document
 from zwatch.api.routes import CALLS
-from zwatch.api.schema import document
 
-# How much is too much depends on several fields, on the version that serves and on --max-work, and what is an image or a
-# number within a text on its characters, which a schema cannot say: some bodies that satisfy it are refused, with a 400
-# that is described. tests/generation/test_limits.py has which.
+# A schema cannot express limits that depend on several fields, on the serving version or on --max-work, nor whether a
+# string is an image: some bodies that satisfy it are refused, with a documented 400. See tests/generation/test_limits.py.
 BEYOND_A_SCHEMA = [positive_data_acceptance]
-NOT_ALL_SAID = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info")
+WITH_OTHER_LIMITS = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info")
 ACCEPTED = ("image/*", "application/json", "text/event-stream")
 
 api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))
@@ -29,11 +28,11 @@ api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))
 
 @pytest.fixture(scope="module")
 def url(tiny_versions, tmp_path_factory):
-    """Run a service in a process of its own; return where it is."""
+    """Run a service in a process of its own; return its URL."""
     folder = tmp_path_factory.mktemp("schemathesis")
     shutil.copytree(tiny_versions, folder / "models")
     (folder / "models" / "current").symlink_to("v1")
-    # A description cannot say what 2048 x 2048 x 100 x 16 is too much of: such requests are refused, and end in no time.
+    # A low limit: the schema allows 2048 x 2048 pixels x 100 steps x 16 images, which would take hours.
     server = Server(folder / "models", folder / "state", "--max-work", "0.05")
     with asyncio.Runner() as runner:
         runner.run(server.__aenter__())
@@ -48,20 +47,22 @@ bounded = settings(
 )  # fmt: skip
 
 
-# /events is a stream without an end: tests/api/native/test_calls.py reads it. /generate: see below.
+# /events is a stream without an end: tests/api/native/test_status.py reads it. /generate: see below.
 @api.exclude(path=["/events", "/generate"]).parametrize()
 @bounded
-def test_every_answer_is_as_described(case, url):
+def test_every_answer_matches_the_document(case, url):
     response = case.call(base_url=url, timeout=60)
-    if case.operation.path == "/api/unload_model":  # the other calls shall find something that serves
+    if case.operation.path == "/api/unload_model":  # so that the other calls find a serving version
         requests.post(f"{url}/api/load_model", timeout=60)
-    case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA if case.operation.path in NOT_ALL_SAID else [])
+    case.validate_response(
+        response, excluded_checks=BEYOND_A_SCHEMA if case.operation.path in WITH_OTHER_LIMITS else []
+    )
 
 
 @api.include(path="/generate").parametrize()
 @bounded
-def test_every_answer_of_generate_is_as_described(case, url):
-    # What a body decides comes before what Accept does: not every body is worth a call with each of them.
+def test_every_answer_of_generate_matches_the_document(case, url):
+    # The body is checked before Accept, so one Accept for each body is enough.
     accept = ACCEPTED[zlib.crc32(repr(case.body).encode("utf-8", "surrogatepass")) % len(ACCEPTED)]
     response = case.call(base_url=url, timeout=60, headers={"Accept": accept})
     case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA)

@@ -1,1 +1,1 @@
-"""HTTP: one table of calls, their schema, and their handlers."""
+"""The HTTP API: the table of calls, the OpenAPI document made from it, and the handlers."""

@@ -1,4 +1,4 @@
-"""What every answer has in common: the request's id, JSON, and errors in one shape."""
+"""What all requests and answers have in common: bodies, request ids, JSON, and the shape of errors."""
 
 import asyncio
 import json
@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 from pydantic import BaseModel
 
-from zwatch.api.schema import DetailedError, Error, ErrorObject
+from zwatch.api.schema import DetailedError, Error, ErrorObject, has_detail
+from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.request import parse_json
@@ -20,53 +21,54 @@ from zwatch.logs import request_id
 
 _log = logging.getLogger(__name__)
 
-BODY_SECONDS = 60.0
 ID_HEADER = "X-Request-Id"
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
-"""Codes of the errors that aiohttp itself answers, by status."""
+"""Codes for the errors that aiohttp raises, by status."""
 
 M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def route_of(request: web.Request) -> str | None:
-    """Return the template of the route that a request took, such as `/jobs/{id}`; None if there is none."""
+    """Return the template of a request's route, such as `/jobs/{id}`; None if no route matches."""
     resource = request.match_info.route.resource
     return None if resource is None else resource.canonical
 
 
 def scheme_of(request: web.Request) -> str:
-    """Return the scheme by which the client itself reached the service: a proxy's word, else this connection's. Only the
-    client's own cookie and links depend on it, so a client that sends a wrong one harms itself alone."""
+    """Return the scheme that the client used: what a proxy says in `X-Forwarded-Proto`, else the connection's own.
+
+    The header is not authenticated. Only the client's own cookie and links depend on it.
+    """
     forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
     return forwarded if forwarded in ("http", "https") else request.scheme
 
 
-async def read_request(request: web.Request, model: type[M]) -> M:
-    """Return a request's checked body. A call that needs no body may have none.
+async def read_request(request: web.Request, model: type[M], *, may_be_empty: bool = False) -> M:
+    """Return a request's validated body. With `may_be_empty`, an empty body stands for `{}`.
 
     Raises:
-        RequestError: 400 with the field's name, 408 it took too long.
+        RequestError: 400 with the field's name; 408, the body took too long.
     """
     raw = await read_body(request)
-    optional = not any(field.is_required() for field in model.model_fields.values())
-    return validated(model, {} if optional and not raw.strip() else parse_json(raw))
+    return validated(model, {} if may_be_empty and not raw.strip() else parse_json(raw))
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Return a request's body, which must arrive within `BODY_SECONDS`.
+    """Return a request's body, which must arrive within `TimeLimits.body`.
 
     Raises:
         RequestError: 408, it took longer.
     """
+    seconds = request.app[TIME_LIMITS].body
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             return await request.read()
     except TimeoutError:
-        raise RequestError("request_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise RequestError("request_timeout", f"the body did not arrive within {seconds:g} s") from None
 
 
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -77,46 +79,46 @@ def answer(body: object, status: int = 200, headers: dict[str, str] | None = Non
 
 
 def json_answer(body: bytes, headers: dict[str, str] | None = None) -> web.Response:
-    """Return an answer of JSON that is encoded already."""
+    """Return an answer whose body is JSON bytes."""
     return web.Response(body=body, headers=headers, content_type="application/json", charset="utf-8")
 
 
 def encoded(body: object) -> bytes:
-    """Return JSON bytes. A file name that is not UTF-8 (a link's text, a stray's name) is shown with escapes."""
+    """Return a value as JSON, in UTF-8. Lone surrogates, as in file names that are not UTF-8, become visible escapes."""
     text = json.dumps(body, ensure_ascii=False)
-    return _SURROGATES.sub(lambda half: f"\\\\u{ord(half.group()):04x}", text).encode()
+    return _SURROGATES.sub(lambda found: f"\\\\u{ord(found.group()):04x}", text).encode()
 
 
 def error_answer(error: RequestError, path: str = "") -> web.Response:
-    """Return the answer for an error. Clients of AUTOMATIC1111's API look for its message in `detail`."""
+    """Return the answer for an error; below some paths it repeats the message in `detail`, see `has_detail`."""
     body: Error | DetailedError = {"error": error_object(error)}
-    if path.startswith("/sdapi/"):
+    if has_detail(path):
         body = {**body, "detail": error.message}
     return answer({**body, **error.extra}, error.status, error.headers)
 
 
 def error_object(error: RequestError) -> ErrorObject:
-    """Return the error object that stands in answers and in event streams."""
+    """Return the error object of answers and event streams."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
 
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id: the client's own, if it sent a valid one."""
+    """Set the id of the request: the client's own, if it is valid, else a random one."""
     given = request.headers.get(ID_HEADER, "")
     request_id.set(given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex)
     return await handler(request)
 
 
 async def add_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Put the request's id on an answer, also on one that streams."""
+    """Add the request's id to an answer's headers; a signal handler, so that it also covers streams."""
     response.headers[ID_HEADER] = request_id.get() or uuid.uuid4().hex
 
 
 @web.middleware
 async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever is raised into the one shape of errors."""
+    """Turn exceptions into error answers."""
     try:
         return await handler(request)
     except RequestError as error:

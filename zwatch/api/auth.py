@@ -1,6 +1,6 @@
-"""Who may call: the token, the page's cookie, the Host header, and the Origin of what changes something.
+"""Authorization: the token, the session cookie, the Host header, and the Origin of requests that change state.
 
-Wrong tokens are counted at the login, address by address.
+Failed logins are limited per client address.
 """
 
 import base64
@@ -25,56 +25,59 @@ from zwatch.errors import RequestError
 _log = logging.getLogger(__name__)
 
 HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
-"""Routes that are open to all, under whatever name they are reached: a load balancer has no token and no name for us."""
+"""Routes that need no token and accept any Host: a load balancer has no token and may connect by IP address."""
 OPEN = HEALTH | {"/", "/page", "/login"}
-"""Routes that need no token: also the page, its files below `/page/`, and the way to get its cookie."""
+"""Routes that need no token: the health checks, the page, its files below `/page/`, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 SESSION_SECONDS = 30 * 86400
-_ROUNDS = 200_000  # each guess at a short token costs a stolen cookie's thief this many hashes
-IN_A_ROW = 10
-SECONDS_EACH = 6.0
-"""After which one more may be tried."""
-MOST_ADDRESSES = 1000
-"""That are remembered; the one that was not heard of for longest goes first."""
+_ROUNDS = 200_000
+"""PBKDF2 iterations: the cost of each guess at the token for an attacker who has a cookie."""
+MAX_FAILURES = 10
+"""Failed logins in a row that an address may make before it has to wait."""
+FAILURE_SECONDS = 6.0
+"""Time after which one failed login no longer counts."""
+MAX_ADDRESSES = 1000
+"""Addresses that are remembered; the one with the oldest failure is dropped first."""
 
 
 class Sessions:
-    """Gives out cookie values and knows them again. A value says when it ends, signed with a key derived from the token:
-    it outlives a restart, a new token ends it, and the token cannot be read from it."""
+    """Issues and checks session cookies. A cookie's value is its expiry time, signed with a key derived from the token:
+    it stays valid across restarts, becomes invalid with a new token, and does not reveal the token."""
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self._key = hashlib.pbkdf2_hmac("sha256", token.encode(), b"zwatch: the page's cookie", _ROUNDS)
         self._clock = clock
 
     def begin(self) -> str:
-        """Return a value that is good for 30 days."""
+        """Return a value that is valid for 30 days."""
         return self._signed(str(int(self._clock()) + SESSION_SECONDS))
 
-    def knows(self, value: str) -> bool:
-        """Say whether a value is one of ours and has not ended."""
-        end = value.partition(".")[0]
-        if not (end.isascii() and end.isdecimal() and len(end) < 16):
+    def is_valid(self, value: str) -> bool:
+        """Return whether a value was issued with this token and has not expired."""
+        expiry = value.partition(".")[0]
+        if not (expiry.isascii() and expiry.isdecimal() and len(expiry) < 16):
             return False
-        ours = hmac.compare_digest(value.encode("utf-8", "surrogateescape"), self._signed(end).encode())
-        return ours and int(end) > self._clock()
+        is_ours = hmac.compare_digest(value.encode("utf-8", "surrogateescape"), self._signed(expiry).encode())
+        return is_ours and int(expiry) > self._clock()
 
-    def _signed(self, end: str) -> str:
-        return f"{end}.{hmac.new(self._key, end.encode(), 'sha256').hexdigest()}"
+    def _signed(self, expiry: str) -> str:
+        return f"{expiry}.{hmac.new(self._key, expiry.encode(), 'sha256').hexdigest()}"
 
 
-class Guesses:
-    """Counts wrong tokens. Lives on the event loop."""
+class LoginAttempts:
+    """Limits failed logins per address. Used on the event loop only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._paid: OrderedDict[str, float] = OrderedDict()
-        """When, by the clock, the time for all wrong tokens of an address has passed."""
+        self._free_at: OrderedDict[str, float] = OrderedDict()
+        """By address, the time at which none of its failures counts any more."""
 
     def check(self, address: str) -> None:
-        """Let an address try a token, or not yet. Not even a right one: else the answer would tell which one it is.
+        """Check that an address may log in now. While it may not, the correct token is refused too: otherwise the answer
+        would reveal which token is correct.
 
         Raises:
-            RequestError: 429 with `Retry-After`, there were too many wrong ones.
+            RequestError: 429 with `Retry-After`, the address made too many failed logins.
         """
         if (seconds := self._wait(_network(address))) > 0:
             wait = math.ceil(seconds)
@@ -83,22 +86,22 @@ class Guesses:
                 headers={"Retry-After": str(wait)},
             )  # fmt: skip
 
-    def count(self, address: str) -> None:
-        """Note a wrong token."""
+    def count_failure(self, address: str) -> None:
+        """Record a failed login."""
         network, now = _network(address), self._clock()
-        self._paid[network] = max(now, self._paid.pop(network, now)) + SECONDS_EACH
+        self._free_at[network] = max(now, self._free_at.pop(network, now)) + FAILURE_SECONDS
         if self._wait(network) > 0:
-            _log.warning("too many wrong tokens from %s: /login refuses it for a while", network)
-        if len(self._paid) > MOST_ADDRESSES:
-            self._paid.popitem(last=False)
+            _log.warning("too many wrong tokens from %s: /login refuses this address for a while", network)
+        if len(self._free_at) > MAX_ADDRESSES:
+            self._free_at.popitem(last=False)
 
     def _wait(self, network: str) -> float:
-        """Return the seconds until one more may be tried; 0 or less if it may be now."""
-        return self._paid.get(network, 0.0) - self._clock() - (IN_A_ROW - 1) * SECONDS_EACH
+        """Return the seconds until the next login may be tried; 0 or less if it may be now."""
+        return self._free_at.get(network, 0.0) - self._clock() - (MAX_FAILURES - 1) * FAILURE_SECONDS
 
 
 def _network(address: str) -> str:
-    """Return whom an address belongs to: of IPv6, everybody has 2^64."""
+    """Return what is limited together: an IPv4 address, or an IPv6 /64 network, all of which one client usually has."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -111,32 +114,32 @@ def _network(address: str) -> str:
 
 
 class Authenticator:
-    """Knows the token, and the cookies that stand for it. Without a token every request is allowed."""
+    """Checks the token, or the session cookie in its place. Without a configured token every request is allowed."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
         self.sessions = None if token is None else Sessions(token)
-        """None where no token is needed, so no cookie either."""
-        self.guesses = Guesses()
+        """None without a token: then no cookie is needed."""
+        self.login_attempts = LoginAttempts()
 
     def is_token(self, given: str) -> bool:
-        """Say whether this is the token; how long that takes tells nothing about it."""
+        """Return whether this is the token; compared in constant time."""
         if self._token is None:
             return True
         return hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token.encode())
 
     def admits(self, request: web.Request) -> bool:
-        """Say whether a request brings the token in a header, or a cookie of ours."""
-        if self.sessions is None or self.is_token(_given(request)):
+        """Return whether a request has the token in its Authorization header, or a valid session cookie."""
+        if self.sessions is None or self.is_token(_token_of(request)):
             return True
-        return self.sessions.knows(request.cookies.get(COOKIE, ""))
+        return self.sessions.is_valid(request.cookies.get(COOKIE, ""))
 
 
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 
 def authorizing(authenticator: Authenticator, host: str, allowed_hosts: Iterable[str]) -> Middleware:
-    """Return the middleware that refuses what may not call."""
+    """Return the middleware that refuses requests without authorization."""
     allowed = frozenset(name.lower() for name in allowed_hosts)
     hosts = allowed | {host.lower()}
 
@@ -154,22 +157,29 @@ def authorizing(authenticator: Authenticator, host: str, allowed_hosts: Iterable
 
 
 def unauthorized(request: web.Request, message: str) -> RequestError:
-    """Return the error for a wrong token. A page's own calls are not told of Basic: the browser would open a dialog."""
+    """Return the error for a wrong token. The page's own calls are not offered Basic: the browser would open a dialog."""
     is_call = request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate"
     schemes = 'Bearer realm="zwatch"' if is_call else 'Bearer realm="zwatch", Basic realm="zwatch"'
     return RequestError("unauthorized", message, headers={"WWW-Authenticate": schemes})
 
 
 def _check_host(request: web.Request, hosts: frozenset[str]) -> None:
-    """A page of another site may make a browser call us by a name of its own (DNS rebinding); names we don't go by are
-    refused."""
+    """Refuse unknown host names: a page of another site may reach us by a name of its own (DNS rebinding).
+
+    Raises:
+        RequestError: 403, the name is not one of this service.
+    """
     name = _host_name(request.headers.get("Host", ""))
     if name is None or not (is_loopback(name) or name in hosts):
         raise RequestError("forbidden_host", f"the Host {name!r} is not one of ours; allow it with --allowed-host")
 
 
 def _check_origin(request: web.Request, allowed: frozenset[str]) -> None:
-    """A page of another site must not change anything through somebody's browser."""
+    """Refuse state changes by pages of other sites (cross-site request forgery).
+
+    Raises:
+        RequestError: 403, the origin is foreign.
+    """
     origin = request.headers.get("Origin")
     if origin is None or request.method in _SAFE:
         return
@@ -189,7 +199,8 @@ def _host_name(host: str) -> str | None:
         return None
 
 
-def _given(request: web.Request) -> str:
+def _token_of(request: web.Request) -> str:
+    """Return the token in the Authorization header: a Bearer token or a Basic password; empty if there is none."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:

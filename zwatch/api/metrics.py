@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: counters of what happened, and gauges that a scrape reads from the state, so that they cannot
-differ from `/status`.
+"""Metrics for Prometheus: counters of events, and gauges that are read from the state at each scrape, so that they always
+agree with `/status`.
 
-No label grows without bound: versions, of which there may be one a day, are labels only of what is resident now.
+No label grows without bound: version names are labels only of resident engines.
 """
 
 import time
@@ -29,23 +29,23 @@ _GENERATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 
 _HTTP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _ATTEMPT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 NO_ROUTE = "none"
-"""The `route` of a request to a path that is not there."""
+"""The label `route` of a request that no route matches."""
 
 
 class Metrics:
-    """All counters and histograms of one service, in a registry of its own, which any thread may scrape; `present` is for
-    what only the event loop can read."""
+    """All counters and histograms of one service. Any thread may scrape `registry`; `present` has the gauges, which only the
+    event loop may read."""
 
-    # Long: a statement a metric, in the order of /metrics.
+    # Long: one entry for each metric.
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, with the time at which it was first counted
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         self.registry = registry = CollectorRegistry()
         self.present = CollectorRegistry()
         self.device_memory: tuple[int, int] | None = None
-        """(free, total) bytes, as last read for a scrape."""
+        """(free, total) bytes, as read for the last scrape."""
         ProcessCollector(namespace="zwatch", registry=registry)
         build = Gauge(
-            "zwatch_build_info", "Always 1; the label says which zwatch this is.", ["version"], registry=registry
+            "zwatch_build_info", "Always 1; the label is the version of zwatch.", ["version"], registry=registry
         )
         build.labels(__version__).set(1)
 
@@ -56,51 +56,51 @@ class Metrics:
         )  # fmt: skip
         self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
         self._seconds = Histogram(
-            "zwatch_request_duration_seconds", "From acceptance to the finished images, of requests that ended ok.",
+            "zwatch_request_duration_seconds", "Time from acceptance to the finished images, of successful requests.",
             buckets=_GENERATION_BUCKETS, registry=registry,
         )  # fmt: skip
         self._phases = Histogram(
             "zwatch_request_phase_seconds",
-            "The parts of it: queue (waiting), encode (the prompt), denoise, decode (the VAE), write (file and history).",
+            "Phases of requests: queue (waiting), encode (the prompt), denoise, decode (the VAE), write (file and history).",
             ["phase"], buckets=_GENERATION_BUCKETS, registry=registry,
         )  # fmt: skip
         self._truncated = Counter(
-            "zwatch_truncated_prompts_total", "Prompts longer than the text encoder takes.", registry=registry
+            "zwatch_truncated_prompts_total", "Prompts that were cut to the text encoder's limit.", registry=registry
         )
 
         self._attempts = Counter(
             "zwatch_attempts_total",
-            "Tries to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
+            "Attempts to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
             ["outcome"], registry=registry,
         )  # fmt: skip
         self._promotions = Counter(
             "zwatch_promotions_total",
-            "Attempts that ended well, by way: device (loaded beside), resident (was there), host (exchanged).",
+            "Successful attempts by way: device (loaded beside the old version), resident (already loaded), host (exchanged).",
             ["way"], registry=registry,
         )  # fmt: skip
         self._attempt_seconds = Histogram(
-            "zwatch_attempt_duration_seconds", "Whole attempts, however they ended.",
+            "zwatch_attempt_duration_seconds", "Duration of attempts, whatever their outcome.",
             buckets=_ATTEMPT_BUCKETS, registry=registry,
         )  # fmt: skip
         self._attempt_phases = Histogram(
-            "zwatch_attempt_phase_seconds", "The phases of attempts that loaded.",
+            "zwatch_attempt_phase_seconds", "Duration of the phases of attempts that loaded.",
             ["phase"], buckets=_ATTEMPT_BUCKETS, registry=registry,
         )  # fmt: skip
         self._attempt_bytes = Counter(
             "zwatch_attempt_read_bytes_total", "Bytes of versions that attempts have read.", registry=registry
         )
         self._held = Counter(
-            "zwatch_attempt_held_seconds_total", "For how long requests waited while two versions changed places.",
+            "zwatch_attempt_held_seconds_total", "Time for which requests were held while two versions were exchanged.",
             registry=registry,
         )  # fmt: skip
 
         self._http = Counter(
             "zwatch_http_requests_total",
-            "HTTP requests by route template, method and status; 499 is a client that left.",
+            "HTTP requests by route template, method and status; 499 is a client that disconnected.",
             ["route", "method", "status"], registry=registry,
         )  # fmt: skip
         self._http_seconds = Histogram(
-            "zwatch_http_request_duration_seconds", "HTTP requests by route template, event streams left out.",
+            "zwatch_http_request_duration_seconds", "Duration of HTTP requests by route template, without event streams.",
             ["route"], buckets=_HTTP_BUCKETS, registry=registry,
         )  # fmt: skip
         self.http_open = Gauge(
@@ -109,7 +109,7 @@ class Metrics:
             registry=registry,
         )
 
-        # From the start on, so that a first failure is a step from 0 that an alert can see.
+        # All series exist from the start: rate() sees the first failure only as a step from 0.
         for outcome in _OUTCOMES:
             self._requests.labels(outcome)
         for phase in _PHASES:
@@ -120,7 +120,7 @@ class Metrics:
             self._promotions.labels(way.value)
 
     def request_ended(self, job: Job) -> None:
-        """Count a request that was accepted, at its end."""
+        """Count an accepted request at its end."""
         match job.state:
             case JobState.DONE:
                 outcome = "ok"
@@ -138,7 +138,7 @@ class Metrics:
             self._phases.labels(phase).observe(job.finished.timings.get(phase, 0.0))
 
     def request_refused(self, error: RequestError) -> None:
-        """Count a request that was not accepted."""
+        """Count a request that was refused."""
         self._requests.labels(error.code).inc()
 
     def attempt_ended(self, attempt: Attempt) -> None:
@@ -158,7 +158,7 @@ class Metrics:
                 self._attempt_phases.labels(phase).observe(seconds)
 
     def http_ended(self, route: str | None, method: str, status: int, seconds: float | None) -> None:
-        """Count an HTTP request; `seconds` is None where it was a stream."""
+        """Count an HTTP request; `seconds` is None for a stream."""
         route = route or NO_ROUTE
         self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
         if seconds is not None:
@@ -166,8 +166,8 @@ class Metrics:
 
 
 class Gauges(Collector):
-    """Reads a running service's state. To be scraped on the event loop; what would block is asked for before and left in
-    `Metrics.device_memory`."""
+    """Reads the gauges from the state of a running service, on the event loop. The device's memory, whose reading would
+    block, is read before the scrape, into `Metrics.device_memory`."""
 
     def __init__(
         self,
@@ -186,8 +186,8 @@ class Gauges(Collector):
         self._started = started
 
     def collect(self) -> Iterator[Metric]:
-        """Give every gauge."""
-        yield _gauge("zwatch_uptime_seconds", "Since the start.", time.monotonic() - self._started)
+        """Yield every gauge."""
+        yield _gauge("zwatch_uptime_seconds", "Time since the start.", time.monotonic() - self._started)
         yield from self._queue_gauges()
         yield from self._serving_gauges()
         yield from self._engine_gauges()
@@ -196,29 +196,31 @@ class Gauges(Collector):
 
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue
-        yield _gauge("zwatch_queue_waiting", "Requests that wait for their turn.", queue.waiting)
-        yield _gauge("zwatch_queue_running", "Requests that the device works on.", int(queue.running is not None))
-        yield _gauge("zwatch_queue_limit", "How many may wait; beyond that the answer is 429.", queue.limit)
+        yield _gauge("zwatch_queue_waiting", "Requests that wait.", queue.waiting)
+        yield _gauge("zwatch_queue_running", "Requests that are running.", int(queue.running is not None))
+        yield _gauge("zwatch_queue_limit", "Requests that may wait; more are answered with 429.", queue.limit)
 
     def _serving_gauges(self) -> Iterator[Metric]:
         supervisor, engines = self._supervisor, self._engines
         present, _ = views.health(supervisor, engines)
-        status = GaugeMetricFamily("zwatch_status", "1 for the status that it has.", labels=["status"])
+        status = GaugeMetricFamily("zwatch_status", "1 for the present status, 0 for the others.", labels=["status"])
         for name in ("ok", "degraded", "unavailable"):
             status.add_metric([name], int(name == present))
         serving = GaugeMetricFamily(
             "zwatch_serving_info",
-            "Always 1; the labels say what an alias serves.",
+            "Always 1; the labels are what an alias serves.",
             labels=["alias", "version", "digest"],
         )
         since = GaugeMetricFamily(
-            "zwatch_serving_since_timestamp_seconds", "When what an alias serves was promoted.", labels=["alias"]
+            "zwatch_serving_since_timestamp_seconds",
+            "When the version that an alias serves was promoted.",
+            labels=["alias"],
         )
         current = GaugeMetricFamily(
             "zwatch_alias_as_asked", "Whether an alias serves what its link asks for.", labels=["alias"]
         )
         fault = GaugeMetricFamily(
-            "zwatch_alias_fault", "Whether something is wrong with an alias's link itself.", labels=["alias"]
+            "zwatch_alias_fault", "Whether an alias's link resolves to no version.", labels=["alias"]
         )
         for alias in supervisor.aliases:
             resident, wish = engines.serving(alias), supervisor.wish(alias)
@@ -229,14 +231,16 @@ class Gauges(Collector):
             fault.add_metric([alias], int(alias in supervisor.seen.faults))
         yield from (status, serving, since, current, fault)
         strays = len(supervisor.seen.strays)
-        yield _gauge("zwatch_strays", "Links inside versions that were not taken for a wish, see /status.", strays)
+        yield _gauge("zwatch_strays", "Links inside versions that were ignored, see /status.", strays)
         running = sum(attempt.running for attempt in supervisor.attempts)
-        yield _gauge("zwatch_attempts_running", "Attempts that are loading or warming.", running)
+        yield _gauge("zwatch_attempts_running", "Attempts in progress.", running)
 
     def _engine_gauges(self) -> Iterator[Metric]:
         labels = ["version", "digest", "state"]
         weights = GaugeMetricFamily(
-            "zwatch_engine_weights_bytes", "Weights of each resident engine, shared ones in each.", labels=labels
+            "zwatch_engine_weights_bytes",
+            "Weights of each resident engine; shared weights count in each.",
+            labels=labels,
         )
         leases = GaugeMetricFamily("zwatch_engine_leases", "Requests that hold a resident engine.", labels=labels)
         for resident in self._engines.residents:
@@ -261,9 +265,9 @@ class Gauges(Collector):
             return
         view = self._history.view()
         yield _gauge("zwatch_history_images", "Images in the output directory.", view["images"])
-        yield _gauge("zwatch_history_bytes", "Bytes of them together.", view["bytes"])
+        yield _gauge("zwatch_history_bytes", "Total size of the images in the output directory.", view["bytes"])
         fault = int(view["fault"] is not None)
-        yield _gauge("zwatch_history_fault", "Whether images cannot be kept, or old ones not be deleted.", fault)
+        yield _gauge("zwatch_history_fault", "Whether images cannot be written, or old ones cannot be deleted.", fault)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,4 +1,4 @@
-"""What is counted and logged of each HTTP request, and of each job that ends without one."""
+"""Counting and logging of HTTP requests, and of jobs that no request waits for."""
 
 import logging
 import time
@@ -15,13 +15,13 @@ from zwatch.logs import request_id, with_fields
 _log = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
-"""The status that is counted and logged where nobody was there any more to get one; nginx's convention."""
+"""The status that is counted and logged for a client that disconnected before its answer, as nginx does."""
 _UNLOGGED = HEALTH | {"/metrics"}
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
 def observer(metrics: Metrics) -> Middleware:
-    """Return the middleware that counts each request and logs it. It stands outside the one that shapes errors."""
+    """Return the middleware that counts and logs each request. It must be outside of `shape_errors`, to see statuses."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -47,30 +47,30 @@ def observer(metrics: Metrics) -> Middleware:
 
 
 def log_job(job: Job) -> None:
-    """Log the end of a job that no client waits for; the others' is in the line of their request."""
+    """Log the end of a job that no client waits for; other jobs are in the log line of their request."""
     if job.attended:
         return
-    token = request_id.set(job.request_id)  # it may be another request that ends it
+    token = request_id.set(job.request_id)  # another request may have ended it
     try:
         level = logging.WARNING if job.state is JobState.FAILED else logging.INFO
-        _log.log(level, "%s after %.3f s", _in_words(job), job.seconds or 0.0, extra=with_fields(**_facts(job)))
+        _log.log(level, "%s after %.3f s", _summary(job), job.seconds or 0.0, extra=with_fields(**_facts(job)))
     finally:
         request_id.reset(token)
 
 
 def _log_request(request: web.Request, status: int, seconds: float, jobs: list[Job]) -> None:
-    route = route_of(request) or NO_ROUTE  # never the path itself: it may hold anything
+    route = route_of(request) or NO_ROUTE  # not the path: it is the client's text
     level = _level(request.method, route, status, jobs)
     if not _log.isEnabledFor(level):
         return
     facts = _facts(jobs[-1]) if jobs else {}
     fields = with_fields(method=request.method, route=route, status=status, seconds=round(seconds, 4), **facts)
-    words = "".join(f", {_in_words(job)}" for job in jobs)
+    words = "".join(f", {_summary(job)}" for job in jobs)
     _log.log(level, "%s %s %d in %.3f s%s", request.method, route, status, seconds, words, extra=fields)
 
 
 def _level(method: str, route: str, status: int, jobs: list[Job]) -> int:
-    """What makes or changes something is worth a line, what was refused too; what only looks is not."""
+    """Return the log level: successful reads are for debugging only, failures are warnings."""
     if route in _UNLOGGED:
         return logging.DEBUG
     if status >= 500 or any(job.state is JobState.FAILED for job in jobs):
@@ -89,7 +89,7 @@ def _facts(job: Job) -> dict[str, object]:
     }
 
 
-def _in_words(job: Job) -> str:
+def _summary(job: Job) -> str:
     if job.finished is not None:
         return f"{job.id} done by {job.finished.key.version}"
     return f"{job.id} {job.state.value}" + (

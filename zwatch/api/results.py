@@ -1,4 +1,4 @@
-"""What clients are told of a job and its pictures, as JSON."""
+"""Jobs and their pictures as JSON."""
 
 import base64
 from typing import Annotated, NotRequired
@@ -15,7 +15,7 @@ JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
 class Timings(TypedDict):
-    """How long the phases took."""
+    """How long each phase of a request took; `total` is from acceptance to the result."""
 
     queue: Seconds
     encode: Seconds
@@ -26,7 +26,7 @@ class Timings(TypedDict):
 
 
 class PictureView(TypedDict):
-    """A picture of a finished job; `name` is null where the history has it not, `url` where it can no longer be fetched."""
+    """A picture of a finished job; `name` is null if it is not in the history, `url` if it can no longer be fetched."""
 
     seed: Number
     name: str | None
@@ -34,13 +34,13 @@ class PictureView(TypedDict):
 
 
 class PictureWithFile(PictureView):
-    """A picture with its file."""
+    """A picture, with its file in base64."""
 
     b64_json: Base64
 
 
 class Result(TypedDict):
-    """What came of a job; `model` is as the request had it, `truncated` says that the prompt was cut for its length."""
+    """The result of a job; `model` is as requested, `truncated` says that the prompt was too long and was cut."""
 
     id: str
     version: VersionName
@@ -51,13 +51,13 @@ class Result(TypedDict):
 
 
 class Generated(Result):
-    """What came of a request, with its pictures."""
+    """The result of a request, with its pictures."""
 
     images: list[PictureWithFile]
 
 
 class Accepted(TypedDict):
-    """A job that waits; `position` others are before it."""
+    """An accepted job; `position` other jobs are before it."""
 
     id: str
     state: JobStateName
@@ -65,8 +65,8 @@ class Accepted(TypedDict):
 
 
 class JobView(TypedDict):
-    """Where a job stands: `position` while it waits, `preview` (a data URL of a JPEG) while it runs, `error` if it failed
-    or was cancelled, the rest when it is done."""
+    """The state of a job: `position` while it waits, `preview` (a data URL of a JPEG) while it runs, `error` if it failed
+    or was cancelled, the other optional fields when it is done."""
 
     id: str
     state: JobStateName
@@ -84,10 +84,9 @@ class JobView(TypedDict):
 
 
 def finished_body(job: Job, finished: Finished) -> bytes:
-    """Return the JSON of a finished job with its pictures inside.
+    """Return the JSON of a finished job with its pictures. To be called in a thread: it is megabytes of base64.
 
-    It has megabytes of base64, which needs no escaping: joined here, in a thread and image by image, so that the event
-    loop never waits for it.
+    Base64 needs no JSON escaping, so the parts are joined as bytes, which is faster than encoding one large object.
     """
     images = [
         b'%b, "b64_json": "%b"}' % (encoded(picture_view(job, number))[:-1], base64.b64encode(picture.file or b""))
@@ -97,7 +96,7 @@ def finished_body(job: Job, finished: Finished) -> bytes:
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
-    """Return the headers that say what made a job's first picture."""
+    """Return the headers that identify the version, the seed of the first picture, and the job."""
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
@@ -107,7 +106,7 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
 
 
 def job_view(job: Job) -> JobView:
-    """Return a job: where it stands, and what came of it. Its pictures are named by URL."""
+    """Return the state of a job, and its result with pictures by URL."""
     view: JobView = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}
     if job.state is JobState.QUEUED:
         view["position"] = job.position
@@ -122,15 +121,14 @@ def job_view(job: Job) -> JobView:
 
 
 def picture_view(job: Job, number: int) -> PictureView:
-    """Return a picture of a finished job without its bytes: its seed, its name in the history, and where it can be
-    fetched; null where it is not kept."""
-    assert job.finished is not None  # asked only then
+    """Return picture `number` of a finished job, without its file."""
+    assert job.finished is not None  # callers check
     picture = job.finished.pictures[number]
     return {"seed": picture.seed, "name": picture.name, "url": picture_url(job, number, picture)}
 
 
 def picture_url(job: Job, number: int, picture: Picture) -> str | None:
-    """Return where a picture can be fetched: from the history, else from the job itself while that keeps it."""
+    """Return the path of a picture: in the history, else of the job while it keeps the file, else None."""
     if picture.name is not None:
         return f"/history/{picture.name}"
     return f"/jobs/{job.id}/images/{number}" if job.keeps_files and picture.file is not None else None

@@ -18,21 +18,27 @@ from zwatch.api.native import deploy, generate, history, jobs, operations, statu
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
+from zwatch.api.openapi import document
 from zwatch.api.results import Accepted, Generated, JobView
-from zwatch.api.schema import EVENT_STREAM, Answer, Call, DetailedError, Parameter, document
+from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_index import NAME
 from zwatch.generation.request import GenerateRequest, ImageFormat
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
-_MADE = {f"X-Zwatch-{name}": f"With an image: its {name.lower()}." for name in ("Version", "Digest", "Seed", "Job")}
-_NAME = Parameter("name", "The picture's name.", example="20261121_142231_seed42.png")
-_JOB = Parameter("id", "The job's id.", example="j-0123456789abcdef")
+_IMAGE_HEADERS = {
+    "X-Zwatch-Version": "With images: the version that made them.",
+    "X-Zwatch-Digest": "With images: the version's digest.",
+    "X-Zwatch-Seed": "With images: the seed of the first.",
+    "X-Zwatch-Job": "With images: the id of the job.",
+}
+_NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
+_JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
-_COOKIE = {"Set-Cookie": "Where a token is set."}
-_DEPLOYED = Answer("It serves.", deploy.Deployed)
+_COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
+_DEPLOYED = Answer("The version serves.", deploy.Deployed)
 _Limit = Annotated[int, Field(ge=1, le=history.MAX_LIMIT)]
 _Before = Annotated[str, Field(pattern=f"^{NAME}$")]
 _Document = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
@@ -40,151 +46,171 @@ _Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
 _GENERATION = (
     Call(
-        "POST", "/generate", generate.generate, "images", "generate", "Make images",
+        "POST", "/generate", generate.generate, "images", "generate", "Generate images",
         {
             200: Answer(
-                "What `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), _MADE,
+                "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
+                Generated, (*_IMAGES, EVENT_STREAM), _IMAGE_HEADERS,
             )
         },
         errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest,
     ),
     Call(
-        "POST", "/jobs", jobs.submit, "images", "submit_job", "Make images without waiting for them",
-        {202: Answer("It waits.", Accepted, headers={"Location": "Where the job can be asked about."}, links=_JOB_CALLS)},
+        "POST", "/jobs", jobs.submit, "images", "submit_job", "Generate images without waiting for them",
+        {202: Answer("The job is queued.", Accepted, headers={"Location": "The path of the job."}, links=_JOB_CALLS)},
         errors=(404, 429, 503), body=GenerateRequest,
     ),
     Call(
-        "GET", "/jobs/{id}", jobs.show, "images", "job", "Where a job stands", {200: Answer("The job.", JobView)},
+        "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: Answer("The job.", JobView)},
         errors=(404,), parameters=(_JOB,),
     ),
     Call(
-        "DELETE", "/jobs/{id}", jobs.cancel, "images", "cancel_job", "Cancel a job; one that has ended stays as it is",
+        "DELETE", "/jobs/{id}", jobs.cancel, "images", "cancel_job", "Cancel a job; a finished one stays as it is",
         {200: Answer("The job.", JobView)}, errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "GET", "/jobs/{id}/events", jobs.events, "images", "job_events",
-        "Follow a job from its present state on: `queued`, `step`, and `done` or `error`", _EVENTS,
+        "Stream a job's events from its present state on: `queued`, `step`, and `done` or `error`", _EVENTS,
         errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "GET", "/jobs/{id}/images/{number}", jobs.image, "images", "job_image",
-        "A picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES)},
-        errors=(404,), parameters=(_JOB, Parameter("number", "From 0.", example="0")),
+        "Get a picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES)},
+        errors=(404,), parameters=(_JOB, Parameter("number", "The index of the picture, from 0.", example="0")),
     ),
 )  # fmt: skip
 
 _HISTORY = (
     Call(
-        "GET", "/history", history.page, "history", "history", "What was made, newest first",
-        {200: Answer("A page.", HistoryPage)}, errors=(400, 404),
+        "GET", "/history", history.page, "history", "history", "List pictures, newest first",
+        {200: Answer("A page of pictures.", HistoryPage)}, errors=(400, 404),
         parameters=(
-            Parameter("limit", "Pictures a page.", _Limit, history.DEFAULT_LIMIT),
-            Parameter("before", "A picture's name: what is older than it.", _Before, example=_NAME.example),
+            Parameter("limit", "Most pictures in a page.", _Limit, history.DEFAULT_LIMIT),
+            Parameter("before", "The name of a picture: only older ones are listed.", _Before, example=_NAME.example),
         ),
     ),
     Call(
         "DELETE", "/history", history.clear, "history", "clear_history", "Delete all pictures",
-        {200: Answer("Done.", history.Deleted)}, errors=(404,),
+        {200: Answer("The pictures are deleted.", history.Deleted)}, errors=(404,),
     ),
     Call(
-        "GET", "/history/{name}", history.picture, "history", "picture", "A picture",
+        "GET", "/history/{name}", history.picture, "history", "picture", "Get a picture",
         {200: Answer("The file.", media_types=_IMAGES)}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
-        {200: Answer("Done.", history.Deleted)}, errors=(404,), parameters=(_NAME,),
+        {200: Answer("The picture is deleted.", history.Deleted)}, errors=(404,), parameters=(_NAME,),
     ),
 )  # fmt: skip
 
 _OPENAI = (
     Call(
         "POST", "/v1/images/generations", openai.generate, "openai", "openai_images",
-        f"Make images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
+        f"Generate images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
         f"`{openai_answers.ERROR}`",
-        {200: Answer("The images; with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), _MADE)},
+        {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), _IMAGE_HEADERS)},
         errors=(404, 409, 429, 503, 504), body=ImagesRequest,
     ),
     Call(
-        "GET", "/v1/models", openai.models, "openai", "openai_models", "The names that a request's `model` may be",
-        {200: Answer("Aliases, then versions.", openai_answers.Models)},
+        "GET", "/v1/models", openai.models, "openai", "openai_models", "List the valid names for a request's `model`",
+        {200: Answer("The aliases, then the resident versions.", openai_answers.Models)},
     ),
     Call(
-        "GET", "/v1/models/{model}", openai.model, "openai", "openai_model", "One of those names",
+        "GET", "/v1/models/{model}", openai.model, "openai", "openai_model", "Get one model",
         {200: Answer("The model.", openai_answers.Model)}, errors=(404,),
-        parameters=(Parameter("model", "The name.", example="current"),),
+        parameters=(Parameter("model", "The name of the model.", example="current"),),
     ),
 )  # fmt: skip
 
 
-def _a1111(method: Any, path: str, handler: Any, name: str, summary: str, answer: Answer, **more: Any) -> Call:
-    """Return a call of AUTOMATIC1111's: its errors have their message in `detail` too."""
-    path, name = f"/sdapi/v1/{path}", f"sd_{name}"
-    return Call(method, path, handler, "automatic1111", name, summary, {200: answer}, error_body=DetailedError, **more)
-
-
 _A1111 = (
-    _a1111(
-        "POST", "txt2img", a1111.txt2img, "txt2img", "Make images", Answer("The images.", Txt2ImgAnswer, headers=_MADE),
-        errors=(404, 429, 503, 504), body=Txt2ImgRequest,
+    Call(
+        "POST", "/sdapi/v1/txt2img", a1111.txt2img, "automatic1111", "sd_txt2img", "Generate images",
+        {200: Answer("The images.", Txt2ImgAnswer, headers=_IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Txt2ImgRequest,
     ),
-    _a1111(
-        "GET", "progress", a1111.progress, "progress", "How far the client's own request is, else what runs",
-        Answer("How far.", a1111.SdProgress),
+    Call(
+        "GET", "/sdapi/v1/progress", a1111.progress, "automatic1111", "sd_progress",
+        "Get the progress of the client's own request, else of the running one",
+        {200: Answer("The progress.", a1111.SdProgress)},
         parameters=(
-            Parameter("skip_current_image", "Whether to leave the image out: `true`, `1`, `yes`…", default="false"),
+            Parameter("skip_current_image", "Whether to omit the image: `true`, `1`, `yes`…", default="false"),
         ),
     ),
-    _a1111(
-        "POST", "interrupt", a1111.interrupt, "interrupt", "Interrupt what runs, if it is the client's own",
-        Answer("Done, or nothing to do.", a1111.Nothing),
+    Call(
+        "POST", "/sdapi/v1/interrupt", a1111.interrupt, "automatic1111", "sd_interrupt",
+        "Interrupt the running request, if it is the client's own",
+        {200: Answer("It is interrupted, or there is nothing to interrupt.", a1111.EmptyObject)},
     ),
-    _a1111("GET", "options", a1111.options, "options", "What the client's own requests get", Answer("The options.", a1111.SdOptions)),
-    _a1111(
-        "POST", "options", a1111.set_options, "set_options", "Choose a checkpoint for the client's own later requests",
-        Answer("Done.", _Null), errors=(404,), body=SdOptionsRequest,
+    Call(
+        "GET", "/sdapi/v1/options", a1111.options, "automatic1111", "sd_options", "Get the client's own options",
+        {200: Answer("The options.", a1111.SdOptions)},
     ),
-    _a1111(
-        "GET", "sd-models", a1111.checkpoints, "models", "The loaded versions; the one that `current` serves is the first",
-        Answer("The list.", list[Checkpoint]),
+    Call(
+        "POST", "/sdapi/v1/options", a1111.set_options, "automatic1111", "sd_set_options",
+        "Choose a checkpoint for the client's own later requests", {200: Answer("It is chosen.", _Null)},
+        errors=(404,), body=SdOptionsRequest,
     ),
-    _a1111(
-        "POST", "png-info", a1111.info, "png_info", "What an image was made from", Answer("What stands in it.", PngInfo),
-        body=PngInfoRequest, error_texts={413: f"The body is longer than {MAX_BODY // 2**20} MiB."},
+    Call(
+        "GET", "/sdapi/v1/sd-models", a1111.checkpoints, "automatic1111", "sd_models",
+        "List the loaded versions; the one that `current` serves is first", {200: Answer("The list.", list[Checkpoint])},
     ),
-    _a1111("GET", "memory", a1111.memory, "memory", "How much memory there is", Answer("Memory.", a1111.SdMemory)),
-    _a1111("GET", "samplers", a1111.SAMPLERS, "samplers", "The sampler", Answer("The list.", list[a1111.Sampler])),
-    _a1111("GET", "schedulers", a1111.SCHEDULERS, "schedulers", "The scheduler", Answer("The list.", list[a1111.Scheduler])),
-    _a1111("GET", "upscalers", a1111.UPSCALERS, "upscalers", "The upscaler, which is none", Answer("The list.", list[a1111.Upscaler])),
+    Call(
+        "POST", "/sdapi/v1/png-info", a1111.info, "automatic1111", "sd_png_info", "Get the parameters of an image",
+        {200: Answer("The image's metadata.", PngInfo)}, body=PngInfoRequest,
+        error_texts={413: f"The body is longer than {MAX_BODY // 2**20} MiB."},
+    ),
+    Call(
+        "GET", "/sdapi/v1/memory", a1111.memory, "automatic1111", "sd_memory", "Get the amounts of memory",
+        {200: Answer("The host's and the GPU's memory.", a1111.SdMemory)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/samplers", a1111.SAMPLERS, "automatic1111", "sd_samplers", "List the only sampler",
+        {200: Answer("The list.", list[a1111.Sampler])},
+    ),
+    Call(
+        "GET", "/sdapi/v1/schedulers", a1111.SCHEDULERS, "automatic1111", "sd_schedulers", "List the only scheduler",
+        {200: Answer("The list.", list[a1111.Scheduler])},
+    ),
+    Call(
+        "GET", "/sdapi/v1/upscalers", a1111.UPSCALERS, "automatic1111", "sd_upscalers", "List the only upscaler, `None`",
+        {200: Answer("The list.", list[a1111.Upscaler])},
+    ),
     *(
-        _a1111("GET", path, a1111.NONE, name, "There are none", Answer("The list.", list[a1111.Nothing]))
-        for path, name in (("latent-upscale-modes", "latent_upscale_modes"), ("sd-vae", "vaes"), ("loras", "loras"))
+        Call(
+            "GET", f"/sdapi/v1/{path}", a1111.EMPTY_LIST, "automatic1111", f"sd_{name}", f"List the {kind}: there are none",
+            {200: Answer("An empty list.", list[a1111.EmptyObject])},
+        )
+        for path, name, kind in (
+            ("latent-upscale-modes", "latent_upscale_modes", "latent upscale modes"),
+            ("sd-vae", "vaes", "VAEs"),
+            ("loras", "loras", "LoRAs"),
+        )
     ),
 )  # fmt: skip
 
 _STATUS = (
-    Call("GET", "/status", status.status, "status", "status", "Everything about the present", {200: Answer("The status.", StatusView)}),
+    Call("GET", "/status", status.status, "status", "status", "Get the whole state of the service", {200: Answer("The status.", StatusView)}),
     Call(
-        "GET", "/attempts", status.attempts, "status", "attempts", "The last attempts, newest first",
-        {200: Answer("100 at most.", status.Attempts)},
+        "GET", "/attempts", status.attempts, "status", "attempts", "List the last attempts, newest first",
+        {200: Answer("At most 100 attempts.", status.Attempts)},
     ),
-    Call("GET", "/versions", status.versions, "status", "versions", "The version directories", {200: Answer("All.", status.Versions)}),
+    Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}),
     Call(
         "GET", "/events", status.events, "status", "events",
-        "Follow what changes: `status` first, then `serving`, `attempt`, `alias`, `queue`", _EVENTS,
+        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`", _EVENTS,
     ),
     Call(
-        "GET", "/health", status.health, "status", "health", "How the service is, for people",
-        {200: Answer("It serves.", status.Health), 503: Answer("Nothing serves.", status.Health)},
+        "GET", "/health", status.health, "status", "health", "Get the health, with reasons",
+        {200: Answer("`ok` or `degraded`.", status.Health), 503: Answer("`unavailable`.", status.Health)},
         is_open=True, checks_host=False,
     ),
     Call(
-        "GET", "/health/live", status.live, "status", "live", "Whether the process answers",
-        {200: Answer("It does.", status.Probe)}, is_open=True, checks_host=False,
+        "GET", "/health/live", status.live, "status", "live", "Check that the process answers",
+        {200: Answer("It answers.", status.Probe)}, is_open=True, checks_host=False,
     ),
     Call(
-        "GET", "/health/ready", status.ready, "status", "ready", "Whether something serves",
-        {200: Answer("It does.", status.Probe), 503: Answer("It does not.", status.Probe)},
+        "GET", "/health/ready", status.ready, "status", "ready", "Check that `current` serves",
+        {200: Answer("It serves.", status.Probe), 503: Answer("It serves nothing.", status.Probe)},
         is_open=True, checks_host=False,
     ),
 )  # fmt: skip
@@ -193,7 +219,7 @@ _DEPLOY = (
     Call(
         "POST", "/api/deploy", deploy.deploy, "deploying", "deploy",
         "Repoint an alias, and wait until the version serves or is rejected",
-        {200: _DEPLOYED, 202: Answer("With `wait` false: it is linked.", deploy.Linked)},
+        {200: _DEPLOYED, 202: Answer("With `wait` false: the alias points to the version.", deploy.Linked)},
         errors=(404, 409), body=deploy.DeployRequest,
     ),
     Call(
@@ -203,16 +229,16 @@ _DEPLOY = (
     ),
     Call(
         "POST", "/api/load_model", deploy.load_model, "deploying", "load_model",
-        "Look at an alias now, also after a rejection or an unload", {200: _DEPLOYED},
+        "Load what an alias points to, also after a rejection or an unload", {200: _DEPLOYED},
         errors=(404, 409), body=deploy.AliasRequest, body_required=False,
     ),
     Call(
         "POST", "/api/unload_model", deploy.unload_model, "deploying", "unload_model",
-        "Finish accepted requests, then free everything", {200: Answer("It is free.", deploy.Unloaded)},
+        "Finish accepted requests, then free all memory", {200: Answer("Nothing is loaded.", deploy.Unloaded)},
         errors=(409,), body=deploy.NoFields, body_required=False,
     ),
     Call(
-        "POST", "/api/verify", deploy.verify, "deploying", "verify", "Hash the serving weights where they lie",
+        "POST", "/api/verify", deploy.verify, "deploying", "verify", "Hash the serving weights in memory",
         {200: Answer("Every byte is as it was sealed.", deploy.Verified)},
         errors=(404, 409, 503), body=deploy.AliasRequest, body_required=False,
     ),
@@ -220,40 +246,40 @@ _DEPLOY = (
 
 _OPERATIONS = (
     Call(
-        "GET", "/metrics", operations.metrics, "operations", "metrics", "Metrics for Prometheus",
-        {200: Answer("Text format 0.0.4.", media_types=("text/plain",))},
+        "GET", "/metrics", operations.metrics, "operations", "metrics", "Get metrics for Prometheus",
+        {200: Answer("Prometheus text format 0.0.4.", media_types=("text/plain",))},
     ),
     Call(
-        "GET", "/openapi.json", operations.openapi, "operations", "openapi", "This document",
+        "GET", "/openapi.json", operations.openapi, "operations", "openapi", "Get this document",
         {200: Answer("OpenAPI 3.1.", _Document)},
     ),
     Call(
-        "POST", "/login", operations.login, "operations", "login", "Exchange the token for the page's cookie",
-        {200: Answer("The cookie is set.", operations.Said, headers=_COOKIE)}, errors=(401, 429),
+        "POST", "/login", operations.login, "operations", "login", "Exchange the token for a session cookie",
+        {200: Answer("The cookie is set.", operations.Success, headers=_COOKIE)}, errors=(401, 429),
         body=operations.LoginRequest, is_open=True, error_texts={429: "Too many wrong tokens came from this address."},
     ),
     Call(
-        "DELETE", "/login", operations.logout, "operations", "logout", "Take the cookie back",
-        {200: Answer("The cookie is gone.", operations.Said, headers=_COOKIE)}, is_open=True,
+        "DELETE", "/login", operations.logout, "operations", "logout", "Delete the session cookie",
+        {200: Answer("The cookie is deleted.", operations.Success, headers=_COOKIE)}, is_open=True,
     ),
 )  # fmt: skip
 
 CALLS: tuple[Call, ...] = (*_GENERATION, *_HISTORY, *_OPENAI, *_A1111, *_STATUS, *_DEPLOY, *_OPERATIONS)
-"""Every call of the service."""
+"""Every call of the API."""
 
 
 def add_calls(app: web.Application, *, needs_token: bool) -> None:
-    """Add all calls to an application, and what their handlers keep there."""
+    """Add the routes of all calls to an application, and the state that their handlers keep in it."""
     for call in CALLS:
         if call.method == "GET":
             app.router.add_get(call.path, call.handler, allow_head=not call.streams)
         else:
             app.router.add_route(call.method, call.path, call.handler)
-    described: Callable[[], bytes] = cache(partial(_described, needs_token=needs_token))
-    app[operations.DOCUMENT] = described
+    encode_document: Callable[[], bytes] = cache(partial(_encoded_document, needs_token=needs_token))
+    app[operations.DOCUMENT] = encode_document
     app[CLIENTS] = Clients()
-    app[a1111.READERS] = asyncio.Semaphore(a1111.MOST_READERS)
+    app[a1111.READERS] = asyncio.Semaphore(a1111.MAX_READERS)
 
 
-def _described(*, needs_token: bool) -> bytes:
+def _encoded_document(*, needs_token: bool) -> bytes:
     return encoded(document(CALLS, needs_token=needs_token))

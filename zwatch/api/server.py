@@ -1,5 +1,8 @@
-"""Below the calls: what aiohttp answers by itself gets our shape of errors, and who says nothing, or takes nothing, loses
-the line. There are never more connections than the process may have files open."""
+"""The HTTP server below the application.
+
+Connections are closed if they send no request or read no answer for too long, and refused beyond a number that leaves
+file descriptors for everything else. Errors that aiohttp answers itself get the shape of all errors.
+"""
 
 import asyncio
 import logging
@@ -13,44 +16,42 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from zwatch.api.answers import ID_HEADER, encoded, error_answer, error_object
+from zwatch.api.services import TimeLimits
 from zwatch.errors import RequestError
 
 _log = logging.getLogger(__name__)
 
-SILENCE_SECONDS = 75.0
-"""How long a connection may take to send the whole head of its first request, or of the next one. Longer than the 60 s
-that proxies keep an idle connection, so that it is they who close it, and never in the moment of a request."""
-STALL_SECONDS = 75.0
-"""How long a client may take nothing of an answer that waits for it: each such answer may hold megabytes of images."""
 BACKLOG = 1024
-"""Connections that may wait to be accepted: a crowd that comes at once is answered, not left to its own retries."""
-FILES = 65536
-"""Open files that are enough for anybody."""
-_TOLD_SECONDS = 60.0
-FULL = RequestError("too_many_connections", "too many connections are open", headers={"Retry-After": "5"})
+"""Connections that may wait to be accepted: enough for many clients that connect at the same moment."""
+MAX_FILES = 65536
+"""File descriptors that the service asks for at most."""
+_WARNING_SECONDS = 60.0
+"""Least time between two warnings about too many connections."""
+_TOO_MANY = RequestError("too_many_connections", "too many connections are open", headers={"Retry-After": "5"})
 
 
-def room() -> tuple[int, int]:
-    """Let the process open as many files as it may (a shell's limit is often 1,024); return how many connections may be
-    open, and how many may wait to be accepted.
+def connection_limits() -> tuple[int, int]:
+    """Raise the limit of open files as far as possible (a shell's is often 1,024); return how many connections may be open,
+    and how many may wait to be accepted.
 
-    All that wait are accepted at once, and again and again until the first of them has been refused and closed, four turns of
-    the event loop later. Were no file left then, asyncio would log a traceback for each, and answer nobody. A quarter is for
-    everything else.
+    asyncio accepts all that wait at once, in each iteration of the event loop, and a refused connection is closed only four
+    iterations later. Without a free descriptor by then, asyncio would log a traceback for each connection and answer none.
+    A quarter of the descriptors is for everything else.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    files = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return files // 2, min(BACKLOG, files // 16)
 
 
 class Runner(web.AppRunner):
-    """Runs an application, client by client, as `_Connection` says; `most` of them at a time."""
+    """Runs an application, with at most `max_connections` at a time."""
 
-    def __init__(self, app: web.Application, *, most: int, **kwargs: Any) -> None:
+    def __init__(self, app: web.Application, *, max_connections: int, limits: TimeLimits, **kwargs: Any) -> None:
         super().__init__(app, **kwargs)
-        self._most = most
+        self._max_connections = max_connections
+        self._limits = limits
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -58,25 +59,29 @@ class Runner(web.AppRunner):
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
-            most=self._most,
-            **{**made._kwargs, "keepalive_timeout": SILENCE_SECONDS},  # noqa: SLF001 (there is no public way)
+            max_connections=self._max_connections,
+            limits=self._limits,
+            **{**made._kwargs, "keepalive_timeout": self._limits.idle},  # noqa: SLF001 (there is no public way)
         )
 
 
 class _Server(web.Server):
-    def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
+    """Makes connections and knows how many are open."""
+
+    def __init__(self, *args: Any, max_connections: int, limits: TimeLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._most = most
-        self._told = -math.inf
+        self.limits = limits
+        self._max_connections = max_connections
+        self._warned = -math.inf
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another connection."""
-        if len(self._connections) < self._most:
+        """Whether another connection must be refused."""
+        if len(self._connections) < self._max_connections:
             return False
-        if time.monotonic() - self._told > _TOLD_SECONDS:
-            self._told = time.monotonic()
-            _log.warning("%d connections are open, more are refused; see `ulimit -n`", self._most)
+        if time.monotonic() - self._warned > _WARNING_SECONDS:
+            self._warned = time.monotonic()
+            _log.warning("%d connections are open, more are refused; see `ulimit -n`", self._max_connections)
         return True
 
     def __call__(self) -> web.RequestHandler:
@@ -84,47 +89,51 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_stall",)
+    """One connection of a client."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    __slots__ = ("_server", "_stall")
+
+    def __init__(self, server: _Server, **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._server = server
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody came; refused at once if there is no room."""
-        if isinstance(self._manager, _Server) and self._manager.is_full and isinstance(transport, asyncio.Transport):
+        """Begin the connection, or refuse it if too many are open."""
+        if self._server.is_full and isinstance(transport, asyncio.Transport):
             transport.write(_refusal())
             transport.close()
             return
         super().connection_made(transport)
 
     def pause_writing(self) -> None:
-        """More waits to be sent than the client takes: see that it takes something."""
+        """Watch the client: the transport's buffer is full, because the client reads too slowly."""
         super().pause_writing()
-        self._watch_sending()
+        self._watch_reading()
 
     def resume_writing(self) -> None:
-        """Enough was taken."""
-        self._forget_sending()
+        """Stop watching: the client has read enough."""
+        self._stop_watching()
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The client left, or lost the line."""
-        self._forget_sending()
+        """End the connection."""
+        self._stop_watching()
         super().connection_lost(exc)
 
-    def _watch_sending(self, before: float = math.inf) -> None:
+    def _watch_reading(self, before: float = math.inf) -> None:
+        """Close the connection unless fewer than `before` bytes wait to be sent; else check again later."""
         transport = self.transport
         if transport is None:
             return
         waiting = transport.get_write_buffer_size()
         if waiting < before:
-            self._stall = asyncio.get_running_loop().call_later(STALL_SECONDS, self._watch_sending, waiting)
+            self._stall = asyncio.get_running_loop().call_later(self._server.limits.stall, self._watch_reading, waiting)
             return
-        _log.info("a client took nothing of its answer for %g s: closed", STALL_SECONDS)
+        _log.info("connection closed: the client read nothing of its answer for %g s", self._server.limits.stall)
         transport.abort()
 
-    def _forget_sending(self) -> None:
+    def _stop_watching(self) -> None:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
@@ -136,15 +145,15 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never reached the application because it is no HTTP, or what broke around the application."""
+        """Answer a request that is not valid HTTP, or an unexpected error outside of the application."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer had begun already")
+            raise ConnectionError("the answer has already begun")
         identity = uuid.uuid4().hex
         if status == 400:
-            _log.info("not HTTP, from %s", request.remote)
+            _log.info("invalid HTTP from %s", request.remote)
             error = RequestError("invalid_http", f"this is not HTTP: {' '.join((message or '').split())[:300]}")
         else:
-            _log.error("a request failed below the calls, X-Request-Id %s", identity, exc_info=exc)
+            _log.error("request failed outside of the application, X-Request-Id %s", identity, exc_info=exc)
             error = RequestError("internal_error", "unexpected error", status=status)
         response = error_answer(error)
         response.headers[ID_HEADER] = identity
@@ -152,17 +161,17 @@ class _Connection(web.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Log what aiohttp finds wrong, but not once more that a body cannot be read: its sender was told."""
+        """Log an error of aiohttp, unless a body could not be decoded: the client was told, and it is logged as a 400."""
         if not isinstance(kwargs.get("exc_info"), RequestPayloadError):
             super().log_exception(*args, **kwargs)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; one that aiohttp raised before any middleware (417) is put in our shape first.
+        """Send an answer; an error that aiohttp raised before any middleware (417) gets the shape of all errors.
 
-        What is left of a body is read and thrown away, so that the client sees the answer; but not if it is compressed:
-        10 MB may unfold to 10 GB, and all that time nobody else would be served.
+        aiohttp then reads the rest of the request's body, so that the client sees the answer. A compressed body is not
+        read: 10 MB may decompress to 10 GB, which would block the event loop.
         """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             reason = " ".join((resp.text or resp.reason).split())[:300]
@@ -174,13 +183,14 @@ class _Connection(web.RequestHandler):
 
 
 def _refusal() -> bytes:
-    body = encoded({"error": error_object(FULL)})
+    """Return a whole HTTP answer, for a connection that never reaches aiohttp's parser."""
+    body = encoded({"error": error_object(_TOO_MANY)})
     headers = {
-        **FULL.headers,
+        **_TOO_MANY.headers,
         ID_HEADER: uuid.uuid4().hex,
         "Content-Type": "application/json; charset=utf-8",
         "Content-Length": str(len(body)),
         "Connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {FULL.status} Service Unavailable\r\n{head}\r\n".encode() + body
+    return f"HTTP/1.1 {_TOO_MANY.status} Service Unavailable\r\n{head}\r\n".encode() + body

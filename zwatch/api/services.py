@@ -1,4 +1,4 @@
-"""What the handlers of all calls work with."""
+"""What the application gives to its handlers: the parts of the service, and the time limits for clients."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,23 @@ from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """How long the server waits for clients, in seconds."""
+
+    body: float = 60.0
+    """For a whole request body."""
+    heartbeat: float = 10.0
+    """Until a quiet event stream sends a comment, so that proxies keep it open and a dead client is noticed."""
+    last_event: float = 5.0
+    """For sending the last event of a stream whose request has timed out."""
+    idle: float = 75.0
+    """For the whole head of a connection's first request, or of the next one. Longer than the 60 s for which proxies keep
+    an idle connection: the proxy then closes it first, and never while it sends a request."""
+    stall: float = 75.0
+    """For a client that reads nothing of an answer: each such answer may hold megabytes of images in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +49,4 @@ class Services:
 
 
 SERVICES = web.AppKey("services", Services)
+TIME_LIMITS = web.AppKey("time_limits", TimeLimits)

@@ -1,4 +1,4 @@
-"""Server-sent events: what changes in the service, and what happens to a job until its client has its answer."""
+"""Server-sent events: changes of the service's state, and the progress of a job."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -7,44 +7,40 @@ from contextlib import aclosing, suppress
 from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
+from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Queued, Quiet, Stepped
 
-HEARTBEAT = 10.0
-"""Seconds after which a quiet stream sends a comment, so that proxies keep it open and a dead client is noticed."""
 _PAUSE = 0.1
-"""Seconds between two looks at what changed, at least."""
-
-LAST_EVENT_SECONDS = 5.0
-"""How long the last event may take to be sent to a client whose time is up."""
+"""Least seconds between two comparisons of the state, so that many small changes are sent as one."""
 
 SendEvent = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
-"""Sends a job's event to a client, in the form that this client expects."""
+"""Sends an event of a job, in the format of the client's API."""
 CLOSING = web.AppKey("closing", asyncio.Event)
-"""Set when the service stops: streams end then."""
+"""Set when the service stops, to end the streams."""
 
 
 async def stream_changes(
     request: web.Request, first: Awaitable[object], parts: Callable[[], Mapping[str, object]], changes: Pulse
 ) -> web.StreamResponse:
-    """Send `first` as `status`, then each of `parts` that has another value than before, until the client leaves.
+    """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects.
 
-    A part's event is the first word of its name; what is no more (nothing serves) is sent as null.
+    A part's event type is the first word of its name. A part that is gone (nothing serves) is None, sent as null.
     """
-    coming, known = changes.next(), parts()  # before the status, so that nothing between the two is missed
+    coming, known = changes.next(), parts()  # before the status, so that no change between the two is missed
     status = await first
     response = await open_stream(request)
     await send(response, "status", encoded(status))
     closing = request.app[CLOSING]
     while not closing.is_set():
         try:
-            async with asyncio.timeout(HEARTBEAT):
+            async with asyncio.timeout(request.app[TIME_LIMITS].heartbeat):
                 await asyncio.shield(coming)
         except TimeoutError:
             await beat(response)
-        # Taken before the look: what changes while this is sent, or in the pause, is looked at in the next round.
+        # In this order: a change while this is sent, or in the pause, is then found in the next round.
         coming, found = changes.next(), parts()
         for name, value in found.items():
             if known.get(name) != value:
@@ -55,7 +51,7 @@ async def stream_changes(
 
 
 async def open_stream(request: web.Request) -> web.StreamResponse:
-    """Begin an answer of server-sent events. Their routes take no HEAD: the events would follow it all the same."""
+    """Begin an answer of server-sent events. Such routes must refuse HEAD: the events would be sent after its headers."""
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
@@ -63,20 +59,20 @@ async def open_stream(request: web.Request) -> web.StreamResponse:
 
 
 async def send(response: web.StreamResponse, event: str, data: bytes) -> None:
-    """Send one event; `data` is JSON, which has no line ends."""
+    """Send one event; `data` is JSON without line breaks."""
     await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), data))
 
 
 async def beat(response: web.StreamResponse) -> None:
-    """Send a comment, so that the connection stays open and a dead client is noticed."""
+    """Send a comment, which clients ignore."""
     await response.write(b": still here\n\n")
 
 
 async def outcome(job: Job, limit: float | None) -> Finished:
-    """Wait for a job, `limit` seconds at most.
+    """Return the result of a job, waiting at most `limit` seconds (None: without limit).
 
     Raises:
-        RequestError: it failed; 504, it took longer.
+        RequestError: the job failed or was cancelled; 504, it took longer.
     """
     try:
         async with asyncio.timeout(limit):
@@ -88,16 +84,17 @@ async def outcome(job: Job, limit: float | None) -> Finished:
 
 
 def too_late(limit: float | None) -> RequestError:
-    """Return the error for a request that took longer than its limit."""
-    message = f"it was not done within {limit:g} s; see --timeout"
-    return RequestError("timeout", message)  # it would take as long again
+    """Return the error for a request that took longer than `limit` seconds."""
+    return RequestError("timeout", f"it was not done within {limit:g} s; see --timeout")
 
 
 async def stream_job(
     request: web.Request, job: Job, body: Callable[[Finished], Awaitable[bytes]], limit: float | None
 ) -> web.StreamResponse:
-    """Send what happens to a job as `queued`, `step`, and at the end `done` (with `body` of it, JSON) or
-    `error`; after `limit` seconds, if there is a limit, an error too."""
+    """Stream a job's progress as `queued`, `step`, and at the end `done` (with the JSON that `body` returns) or `error`.
+
+    After `limit` seconds (None: never) the stream ends with a timeout error.
+    """
 
     async def send_event(response: web.StreamResponse, event: JobEvent) -> None:
         match event:
@@ -115,12 +112,15 @@ async def stream_job(
 
 
 async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: float | None) -> web.StreamResponse:
-    """Answer with a stream of what happens to a job, each event sent by `send_event`, which is also given the error after
-    `limit` seconds, if there is a limit. While nothing happens, comments are sent."""
+    """Answer with a stream of a job's events, each sent by `send_event`; comments are sent while there are none.
+
+    After `limit` seconds (None: never) the last event is a timeout error.
+    """
+    limits = request.app[TIME_LIMITS]
     response = await open_stream(request)
     try:
         try:
-            async with asyncio.timeout(limit), aclosing(job.follow(HEARTBEAT)) as events:
+            async with asyncio.timeout(limit), aclosing(job.follow(limits.heartbeat)) as events:
                 async for event in events:
                     if isinstance(event, Quiet):
                         await beat(response)
@@ -129,9 +129,9 @@ async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: fl
         except TimeoutError:
             error = too_late(limit)
             job.note_timeout(error)
-            with suppress(TimeoutError):  # a client that reads nothing must not keep the job
-                async with asyncio.timeout(LAST_EVENT_SECONDS):
+            with suppress(TimeoutError):  # a client that does not read must not keep the job
+                async with asyncio.timeout(limits.last_event):
                     await send_event(response, Failed(error))
     except ConnectionResetError:
-        pass  # the client left
+        pass  # the client disconnected
     return response

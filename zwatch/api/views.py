@@ -1,4 +1,4 @@
-"""What clients are told of the state, as JSON objects."""
+"""The state of the service as JSON objects."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -20,7 +20,7 @@ HEALTH_STATES = ("ok", "degraded", "unavailable")
 
 
 class AttemptView(TypedDict):
-    """One try to bring a version into service. `phases` are seconds by phase; `held` is how long requests waited."""
+    """An attempt to bring a version into service. `phases` are seconds by phase; `held` is how long requests waited."""
 
     alias: str
     version: VersionName
@@ -33,14 +33,14 @@ class AttemptView(TypedDict):
     bytes: ByteCount
     progress: Fraction
     phases: dict[str, Seconds]
-    shared: Annotated[list[str], Field(description="Components that were resident already.")]
+    shared: Annotated[list[str], Field(description="Components that were already resident.")]
     way: Annotated[str, choice(*(way.value for way in LoadWay))]
     held: Seconds
     fallback: bool
 
 
 class ServingView(TypedDict):
-    """What an alias serves."""
+    """The version that an alias serves, and how many images it has made."""
 
     version: VersionName
     digest: Digest | None
@@ -56,7 +56,7 @@ class FaultView(TypedDict):
 
 
 class AliasState(TypedDict):
-    """What an alias's link says and what it serves."""
+    """What an alias's link points to and what the alias serves."""
 
     link: Annotated[str | None, Field(description="The link's text.")]
     target: VersionName | None
@@ -66,13 +66,13 @@ class AliasState(TypedDict):
 
 
 class AliasView(AliasState):
-    """One alias, and how its last wish went."""
+    """An alias, with its last attempt."""
 
     attempt: AttemptView | None
 
 
 class EngineView(TypedDict):
-    """One resident engine."""
+    """A resident engine."""
 
     version: VersionName
     digest: Digest | None
@@ -82,7 +82,7 @@ class EngineView(TypedDict):
 
 
 class StrayView(TypedDict):
-    """A link inside a version that was not taken for a wish."""
+    """A link inside a version directory that was ignored, and why."""
 
     path: str
     text: str
@@ -98,7 +98,7 @@ class QueueView(TypedDict):
 
 
 class DeviceView(TypedDict):
-    """The device and its memory in bytes; null before it was opened."""
+    """The device and its memory in bytes; null before the device is opened."""
 
     name: str | None
     free: Number | None
@@ -106,7 +106,7 @@ class DeviceView(TypedDict):
 
 
 class StatusView(TypedDict):
-    """Everything about the present."""
+    """The whole state of the service."""
 
     status: Annotated[str, choice(*HEALTH_STATES)]
     reasons: list[str]
@@ -121,7 +121,7 @@ class StatusView(TypedDict):
 
 
 class VersionView(TypedDict):
-    """One version directory."""
+    """A version directory."""
 
     name: VersionName
     sealed: bool
@@ -146,7 +146,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
     if attempt is None:
         return None
     control, rejection = attempt.control, attempt.rejection
-    # A copy, made in one step: the loading thread adds phases meanwhile.
+    # An atomic copy: the loading thread adds phases concurrently.
     phases = {} if control is None else control.phases.copy()
     done, total = (control.bytes_done, control.bytes_total) if control is not None else (0, 0)
     return {
@@ -178,7 +178,7 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
 
 
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
-    """Return what an alias's link says and what it serves."""
+    """Return what an alias's link points to and what the alias serves."""
     target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
     serving = engines.serving(alias)
     return {
@@ -191,7 +191,7 @@ def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> 
 
 
 def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasView:
-    """Return one alias: what its link says, and how that went."""
+    """Return an alias, with its last attempt."""
     return {**alias_state(supervisor, engines, alias), "attempt": attempt_view(supervisor.attempt(alias))}
 
 
@@ -201,15 +201,18 @@ def queue_view(queue: GenerationQueue) -> QueueView:
 
 
 def health(supervisor: Supervisor, engines: EngineRegistry) -> tuple[str, list[str]]:
-    """Return `ok`, `degraded` or `unavailable`, and the reasons."""
-    reasons = [reason for alias in supervisor.aliases if (reason := _complaint(supervisor, engines, alias)) is not None]
+    """Return the health state and its reasons: `ok`; `degraded`, an alias does not serve what its link asks for; or
+    `unavailable`, `current` serves nothing."""
+    reasons = [
+        reason for alias in supervisor.aliases if (reason := _health_problem(supervisor, engines, alias)) is not None
+    ]
     if engines.serving(PRIMARY) is None:
         return "unavailable", reasons
     return ("degraded" if reasons else "ok"), reasons
 
 
-def _complaint(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> str | None:
-    """Return why an alias is not as it should be, or None."""
+def _health_problem(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> str | None:
+    """Return why an alias does not serve what its link asks for, or None."""
     fault, wish, serving = supervisor.seen.faults.get(alias), supervisor.wish(alias), engines.serving(alias)
     if supervisor.is_unloaded(alias):
         return f"{alias} is unloaded; POST /api/load_model loads it"
@@ -232,7 +235,7 @@ def status_view(
     memory: tuple[int, int] | None,
     uptime: float,
 ) -> StatusView:
-    """Return the whole status. `memory` is the device's (free, total) bytes, None before it was opened."""
+    """Return the whole status. `memory` is the device's (free, total) bytes, None before the device is opened."""
     state, reasons = health(supervisor, engines)
     device = supervisor.factory.device.name if supervisor.factory is not None else None
     free, total = memory or (None, None)
@@ -262,7 +265,7 @@ def status_view(
 
 
 def version_view(summary: VersionSummary, supervisor: Supervisor, engines: EngineRegistry) -> VersionView:
-    """Return one version directory, and what the service has to do with it."""
+    """Return a version directory, with its residency and its aliases."""
     residents = [resident for resident in engines.residents if resident.key.version == summary.name]
     targets = supervisor.seen.targets
     return {

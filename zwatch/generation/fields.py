@@ -168,20 +168,20 @@ def validated(model: type[M], body: Mapping[str, Any]) -> M:
     Raises:
         RequestError: 400 with the field's name.
     """
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-    unknown = next((one for one in found if one["type"] == "extra_forbidden"), None)
-    first = unknown or found[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if unknown is not None:
+    # Before pydantic, which cannot read names that have half of a surrogate pair.
+    name = next((name for name in body if name not in model.model_fields), None)
+    if name is not None and model.model_config.get("extra") == "forbid":
         known = ", ".join(model.model_fields) or "none"
         raise RequestError(
             "unknown_field",
             f"there is no field {name[:_SHOWN_NAME]!r}; there are {known}",
             param=name[:_SHOWN_NAME],
         )
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
         raise invalid(name, f"{name} is required")
     raise invalid(name, f"{name} {first['msg']}")

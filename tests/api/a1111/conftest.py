@@ -1,4 +1,4 @@
-"""Services that AUTOMATIC1111's clients talk to."""
+"""Services for AUTOMATIC1111's clients."""
 
 from contextlib import asynccontextmanager
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def serving_both(start):
-    """Return an asynchronous context manager: a service whose `current` serves v2, and that has v1 too."""
+    """Return an asynchronous context manager: a service whose `current` serves v2, with v1 resident too."""
 
     @asynccontextmanager
     async def begin(token=None):

@@ -1,6 +1,6 @@
-"""What Open WebUI and SillyTavern send, call by call, and what of the answers they use.
+"""The calls that Open WebUI and SillyTavern send, and the parts of the answers that they use.
 
-Written down from their sources:
+Taken from their sources:
 - Open WebUI: `backend/open_webui/routers/images.py` at 02530d501461.
 - SillyTavern: `src/endpoints/stable-diffusion.js` at 02903fdd3ad3 (and, the same but for what is marked, at 1.12.6,
   ba6f7b7a98cf), the request's body from `public/scripts/extensions/stable-diffusion/index.js`.
@@ -13,8 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """One call. A body may be made from the answers so far, by path; `uses` are the places that the client reads, with
-    `*` for each entry of a list; a call that `may_fail` is one whose failure the client takes for a no."""
+    """One call. `body` may be a function of the answers so far, by path; `uses` are the places that the client reads, with
+    `*` for each entry of a list; with `may_fail`, the client accepts an error."""
 
     method: str
     path: str
@@ -25,14 +25,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """A client's calls one after the other, with the headers that it always sends."""
+    """A client's calls in order, with the headers of all of them."""
 
     headers: dict[str, str]
     calls: list[Call] = field(default_factory=list)
 
 
 def found_in(answer: Any, path: str) -> list[Any]:
-    """Return what stands at a place of an answer; a KeyError or IndexError if it is not there."""
+    """Return the values at a place of an answer.
+
+    Raises:
+        KeyError, IndexError: the place does not exist.
+    """
     found = [answer]
     for part in path.split("."):
         if part == "*":
@@ -46,7 +50,7 @@ Options = Callable[[dict[str, Any]], Any]
 
 
 def choosing(title: str) -> Options:
-    """Open WebUI sends back all options that it got, with another checkpoint among them."""
+    """Return the body of Open WebUI: all options that it received, with another checkpoint."""
     return lambda answers: {**answers["/sdapi/v1/options"], "sd_model_checkpoint": title}
 
 
@@ -54,7 +58,7 @@ def open_webui(title: str) -> list[Call]:
     """An administrator connects, chooses a checkpoint and saves; then a user has an image made."""
     options = Call("GET", "/sdapi/v1/options", uses=("sd_model_checkpoint",))
     return [
-        Call("GET", "/sdapi/v1/options"),  # "verify connection" looks at the status alone
+        Call("GET", "/sdapi/v1/options"),  # "verify connection" checks the status only
         Call("GET", "/sdapi/v1/sd-models", uses=("*.title", "*.model_name")),
         options,
         Call("POST", "/sdapi/v1/options", choosing(title)),

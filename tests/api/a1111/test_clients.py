@@ -1,4 +1,4 @@
-"""Choosing, watching and interrupting: each client its own."""
+"""Checkpoints, progress and interruption per client."""
 
 import asyncio
 import base64
@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from zwatch.api.a1111 import clients as remembering
 from zwatch.api.a1111.clients import Client, Clients, client_of
 from zwatch.errors import RequestError
 from zwatch.generation import previews
@@ -43,7 +42,7 @@ async def shown(client, headers=None):
 
 
 async def makes(client, headers=None):
-    """Return the version that makes an image for a request that names none."""
+    """Return the version that serves a request which names none."""
     sent = {"prompt": "a cat", "steps": 1}
     async with client.http.post(client.url + "/sdapi/v1/txt2img", json=sent, headers=headers) as response:
         assert response.status == 200
@@ -57,7 +56,7 @@ async def progress(client, query="", headers=None):
 
 
 async def begun(client, headers=None, **fields):
-    """Send a slow request; return its task and its job, once the job is accepted."""
+    """Send a slow request; return its task and its job, when the job is accepted."""
     known = set(client.services.queue.jobs.unsettled)
     task = asyncio.create_task(client.call("POST", "/sdapi/v1/txt2img", json={**SLOW, **fields}, headers=headers))
     while not (new := set(client.services.queue.jobs.unsettled) - known):
@@ -70,24 +69,24 @@ async def runs(client, job):
         await asyncio.sleep(0.01)
 
 
-async def test_a_choice_is_the_clients_own_and_never_moves_the_link(both):
+async def test_a_choice_affects_only_its_client_and_never_the_link(both):
     assert await choose(both, "v1") == (200, None)
     assert (await shown(both), await makes(both)) == ("v1", "v1")
     assert (await shown(both, OTHER), await makes(both, OTHER)) == ("v2", "v2")
     async with both.http.post(both.url + "/generate", json={"prompt": "x"}) as response:
-        assert response.headers["X-Zwatch-Version"] == "v2", "nor does it reach other calls"
+        assert response.headers["X-Zwatch-Version"] == "v2", "other calls are not affected"
     assert os.readlink(both.services.models / "current") == "v2"
     assert await choose(both, "current") == (200, None)
     assert await shown(both) == "v2"
 
 
-async def test_who_chooses_what_serves_gets_the_next_version_too(client):
+async def test_a_client_that_chooses_the_serving_version_follows_the_next_deploy(client):
     assert await choose(client, "v1") == (200, None)
     await client.call("POST", "/api/deploy", json={"version": "v2"})
     assert (await shown(client), await makes(client)) == ("v2", "v2")
 
 
-async def test_an_unknown_checkpoint_is_refused_and_other_options_are_passed_over(client):
+async def test_an_unknown_checkpoint_is_refused_and_other_options_are_ignored(client):
     status, body = await choose(client, "sd_xl_base_1.0")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
     assert "loaded: v1 [" in body["detail"]
@@ -95,7 +94,7 @@ async def test_an_unknown_checkpoint_is_refused_and_other_options_are_passed_ove
     assert (await client.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[::2] == (200, None)
 
 
-async def test_without_a_model_the_lists_are_empty_and_a_request_is_told_when_to_come_back(client):
+async def test_without_a_model_the_list_is_empty_and_a_request_is_a_503_with_retry_after(client):
     await client.call("POST", "/api/unload_model")
     assert await shown(client) == ""
     assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == []
@@ -110,7 +109,7 @@ def resident(version, digest):
 
 
 class Loaded:
-    """A engines with these versions, the first of which serves."""
+    """Engines of these versions, the first of which serves."""
 
     def __init__(self, *residents):
         self.residents = list(residents)
@@ -130,11 +129,11 @@ def test_a_choice_ends_when_its_version_is_no_longer_loaded():
     clients.choose(ME, "v1 [aaaaaaaaaa]", engines, ("current",))
     assert clients.model(ME, engines) == "v1"
     resealed = Loaded(resident("v2", "b"), resident("v1", "c"))
-    assert clients.model(ME, resealed) == "current", "another content of the same name was not chosen"
-    assert clients.model(ME, engines) == "current", "nor does it come back when nobody looks"
+    assert clients.model(ME, resealed) == "current", "the client did not choose the new content of that name"
+    assert clients.model(ME, engines) == "current", "a forgotten choice stays forgotten"
 
 
-def test_an_unknown_checkpoint_leaves_the_earlier_choice():
+def test_a_refused_choice_keeps_the_earlier_one():
     clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
     clients.choose(ME, "v1", engines, ("current",))
     with pytest.raises(RequestError, match=r"loaded: v2 \[bbbbbbbbbb\], v1 \[aaaaaaaaaa\]; or say 'current'"):
@@ -142,7 +141,7 @@ def test_an_unknown_checkpoint_leaves_the_earlier_choice():
     assert clients.model(ME, engines) == "v1"
 
 
-def test_another_alias_can_be_chosen_and_is_followed():
+def test_an_alias_can_be_chosen():
     clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
     clients.choose(ME, "canary", engines, ("current", "canary"))
     assert clients.model(ME, engines) == "canary"
@@ -150,9 +149,8 @@ def test_another_alias_can_be_chosen_and_is_followed():
     assert clients.model(ME, engines) == "current"
 
 
-def test_the_choice_not_used_for_longest_is_forgotten_first(monkeypatch):
-    monkeypatch.setattr(remembering, "MOST_CHOICES", 2)
-    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+def test_the_least_recently_used_choice_is_forgotten_first():
+    clients, engines = Clients(max_choices=2), Loaded(resident("v2", "b"), resident("v1", "a"))
     first, second, third = (Client("127.0.0.1", name, "") for name in "abc")
     clients.choose(first, "v1", engines, ("current",))
     clients.choose(second, "v1", engines, ("current",))
@@ -168,24 +166,24 @@ def test_the_choice_not_used_for_longest_is_forgotten_first(monkeypatch):
         ("Basic YWxpY2U6c2VzYW1l", "alice"), ("basic YWxpY2U6", "alice"),
     ],
 )  # fmt: skip
-def test_who_shares_a_program_and_an_address_is_told_apart_by_the_user_name(authorization, user):
+def test_clients_with_the_same_program_and_address_are_distinguished_by_user_name(authorization, user):
     headers = {"User-Agent": "me"} | ({} if authorization is None else {"Authorization": authorization})
     assert client_of(SimpleNamespace(headers=headers, remote="127.0.0.1")) == Client("127.0.0.1", user, "me")
 
 
-async def test_with_nothing_to_do_the_progress_is_the_idle_one(client):
+async def test_without_jobs_the_progress_is_idle(client):
     assert await progress(client) == IDLE
     await makes(client)
     assert await progress(client) == IDLE
 
 
-async def test_the_progress_tells_the_steps_and_shows_the_image(client, monkeypatch):
+async def test_the_progress_has_the_steps_and_a_preview(client, monkeypatch):
     monkeypatch.setattr(previews, "SHARE", float("inf"))
     task, job = await begun(client)
     await runs(client, job)
     unseen = await progress(client, "?skip_current_image=true")
     assert unseen["current_image"] is None
-    assert not job.is_watched, "no preview is made for who does not want one"
+    assert not job.is_watched, "no preview is made unless a client wants one"
     while (seen := await progress(client))["current_image"] is None:
         await asyncio.sleep(0.01)
     with Image.open(io.BytesIO(base64.b64decode(seen["current_image"], validate=True))) as image:
@@ -198,7 +196,7 @@ async def test_the_progress_tells_the_steps_and_shows_the_image(client, monkeypa
     await task
 
 
-async def test_who_has_a_request_of_his_own_sees_that_and_others_see_what_runs(client):
+async def test_the_progress_is_of_the_clients_own_request_else_of_the_running_one(client):
     (one, running), (two, waiting) = await begun(client), await begun(client, OTHER)
     await runs(client, running)
     assert (await progress(client))["state"]["job"] == running.id
@@ -220,7 +218,7 @@ async def test_an_interrupted_request_is_answered_without_images(client):
     assert body["zwatch"]["state"] == "cancelled"
 
 
-async def test_nobody_interrupts_what_is_not_his(client):
+async def test_a_client_cannot_interrupt_another_clients_request(client):
     task, job = await begun(client)
     await runs(client, job)
     assert (await client.call("POST", "/sdapi/v1/interrupt", headers=OTHER))[::2] == (200, {})
@@ -233,5 +231,5 @@ async def test_nobody_interrupts_what_is_not_his(client):
     job = client.services.queue.jobs.find(native["id"])
     await runs(client, job)
     await client.call("POST", "/sdapi/v1/interrupt")
-    assert not job.is_cancelled, "it did not come in through this API"
+    assert not job.is_cancelled, "it was sent through another API"
     client.services.queue.cancel(job)

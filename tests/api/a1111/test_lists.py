@@ -1,4 +1,4 @@
-"""What there is to choose from, and what stands in an image."""
+"""The lists, and `png-info`."""
 
 import asyncio
 import base64
@@ -10,14 +10,14 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from zwatch.api.a1111.calls import MOST_READERS, READERS
+from zwatch.api.a1111.calls import MAX_READERS, READERS
 from zwatch.api.a1111.pnginfo import parse_infotext, png_info
 from zwatch.errors import RequestError
 
 PREFIX = "data:image/png;base64,"
 
 
-async def test_the_lists_have_their_shapes(client):
+async def test_the_lists_have_the_expected_fields(client):
     keys = {
         "samplers": {"name", "aliases", "options"},
         "schedulers": {"name", "label", "aliases", "default_rho", "need_inner_model"},
@@ -42,7 +42,7 @@ async def test_the_lists_have_their_shapes(client):
     assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == (f"v1 [{digest[:10]}]", digest[:10])
 
 
-async def test_an_image_of_ours_says_what_it_was_made_from(client):
+async def test_png_info_returns_the_parameters_of_a_generated_image(client):
     _, _, made = await client.call(
         "POST", "/sdapi/v1/txt2img", json={"prompt": "一只猫", "seed": 7, "negative_prompt": "blurry"}
     )
@@ -54,7 +54,7 @@ async def test_an_image_of_ours_says_what_it_was_made_from(client):
         assert (read["Prompt"], read["Negative prompt"], read["Seed"]) == ("一只猫", "blurry", "7")
 
 
-async def test_an_image_may_be_larger_than_other_requests(client):
+async def test_an_image_may_be_larger_than_other_request_bodies(client):
     file = io.BytesIO()
     Image.frombytes("RGB", (1024, 1024), random.Random(1).randbytes(3 * 2**20)).save(file, "png")
     image = base64.b64encode(file.getvalue())
@@ -63,7 +63,7 @@ async def test_an_image_may_be_larger_than_other_requests(client):
     assert (status, found) == (200, {"info": "", "items": {}, "parameters": {}})
 
 
-async def test_an_image_that_is_compressed_once_more_is_no_larger_than_other_requests(client):
+async def test_a_compressed_image_has_the_limit_of_other_request_bodies(client):
     headers = {"Content-Encoding": "deflate"}
     small = zlib.compress(b'{"image": "aGVsbG8="}')
     assert (await client.call("POST", "/sdapi/v1/png-info", data=small, headers=headers))[0] == 400
@@ -71,9 +71,8 @@ async def test_an_image_that_is_compressed_once_more_is_no_larger_than_other_req
     assert (await client.call("POST", "/sdapi/v1/png-info", data=large, headers=headers))[0] == 413
 
 
-async def test_only_so_many_images_are_held_in_memory_and_the_others_wait(client):
-    host, port = client.url.removeprefix("http://").split(":")
-    held = [await asyncio.open_connection(host, int(port)) for _ in range(MOST_READERS)]
+async def test_the_number_of_images_in_memory_is_bounded_and_the_others_wait(client):
+    held = [await client.connect() for _ in range(MAX_READERS)]
     for _, writer in held:
         writer.write(b"POST /sdapi/v1/png-info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{")
     while not client.app[READERS].locked():
@@ -93,13 +92,13 @@ async def test_only_so_many_images_are_held_in_memory_and_the_others_wait(client
         ("x", "no PNG, JPEG or WebP"), ("https://example.org/a.png", "a URL, which is not fetched"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_refused(image, message):
+def test_a_value_that_is_not_an_image_is_refused(image, message):
     with pytest.raises(RequestError, match=message) as caught:
         png_info(json.dumps({"image": image}).encode())
     assert (caught.value.status, caught.value.param) == (400, "image")
 
 
-def test_an_image_that_claims_to_be_enormous_is_refused():
+def test_a_decompression_bomb_is_refused():
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "png")
     with pytest.raises(RequestError, match="no PNG"):
@@ -125,16 +124,16 @@ Steps: 8, Sampler: Euler, CFG scale: 0.0, Seed: 7, Size: 96x64, Lora hashes: "a:
         ('x\nSteps: 1, A: "\\q"', {"Prompt": "x", "Negative prompt": "", "Steps": "1", "A": r'"\q"'}),
     ],
 )  # fmt: skip
-def test_the_text_is_taken_apart(infotext, parameters):
+def test_the_infotext_is_parsed(infotext, parameters):
     assert parse_infotext(infotext) == parameters
 
 
 @pytest.mark.parametrize("filler", [" ", "a", "a ", '"', "\\", "a: ", ",", '"\\'])
-def test_a_megabyte_of_nonsense_is_soon_given_up(filler):
+def test_parsing_a_megabyte_of_nonsense_does_not_backtrack(filler):
     parse_infotext("Steps: 1, " + filler * (2**20 // len(filler)))
 
 
-def test_text_of_other_programs_is_read_too():
+def test_the_infotext_of_other_programs_is_read_too():
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", "a dog\nSteps: 20, Sampler: DPM++ 2M, Seed: 1")
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Open WebUI and SillyTavern, replayed: every call is answered, and what they read is there."""
+"""Recorded calls of Open WebUI and SillyTavern: each succeeds, and its answer has what the client reads."""
 
 import base64
 import os
@@ -11,7 +11,7 @@ from zwatch.generation.image_details import read_details
 
 
 async def replay(client, headers, calls):
-    """Send all calls; return their answers by path, the newest of each."""
+    """Send all calls; return the last answer by path."""
     answers = {}
     for call in calls:
         body = call.body(answers) if callable(call.body) else call.body
@@ -33,44 +33,46 @@ def version_of(image):
 
 
 @pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("with a password", "v2")])
-async def test_open_webui_makes_images_with_the_checkpoint_that_it_chose(serving_both, auth, version):
+async def test_open_webui_generates_with_the_checkpoint_that_it_chose(serving_both, auth, version):
     async with serving_both(token="sesame" if auth == "with a password" else None) as client:
         headers = {**recordings.OPEN_WEBUI_HEADERS, "authorization": recordings.OPEN_WEBUI_AUTH[auth]}
         answers = await replay(client, headers, recordings.open_webui(title(client, version)))
         assert answers["/sdapi/v1/options"]["sd_model_checkpoint"] == title(client, version), "it compares the two"
         assert {one["title"] for one in answers["/sdapi/v1/sd-models"]} == {title(client, "v1"), title(client, "v2")}
         [image] = answers["/sdapi/v1/txt2img"]["images"]
-        assert "," not in image, "it takes what is before a comma for the head of a data URL"
+        assert "," not in image, "it takes the part before a comma for the prefix of a data URL"
         assert version_of(image) == version
         assert os.readlink(client.services.models / "current") == "v2", "choosing never repoints a link"
 
 
 @pytest.mark.parametrize(("auth", "version"), [("without a password", "v1"), ("with a password", "v2")])
-async def test_sillytavern_makes_images_with_the_checkpoint_that_it_chose(serving_both, auth, version):
+async def test_sillytavern_generates_with_the_checkpoint_that_it_chose(serving_both, auth, version):
     async with serving_both(token="sesame" if auth == "with a password" else None) as client:
         headers = {**recordings.SILLYTAVERN_HEADERS, "Authorization": recordings.SILLYTAVERN_AUTH[auth]}
         answers = await replay(client, headers, recordings.sillytavern(title(client, version)))
         options, progress = answers["/sdapi/v1/options"], answers["/sdapi/v1/progress"]
         assert options["sd_model_checkpoint"] in {one["title"] for one in answers["/sdapi/v1/sd-models"]}, "in its list"
-        assert "forge_preset" not in options, "by which it tells Forge"
-        assert (progress["progress"], progress["state"]["job_count"]) == (0, 0), "it takes the checkpoint for loaded"
+        assert "forge_preset" not in options, "by which it recognises Forge"
+        assert (progress["progress"], progress["state"]["job_count"]) == (0, 0), (
+            "it then regards the checkpoint as loaded"
+        )
         assert version_of(answers["/sdapi/v1/txt2img"]["images"][0]) == version
         assert os.readlink(client.services.models / "current") == "v2", "choosing never repoints a link"
 
 
-STRANGE = ["", "Basic", "Basic ", "Basic Og==", "Basic dW5kZWZpbmVk", "Basic OndlbHA=", "Bearer"]
-"""Credentials of clients that have none, or the wrong ones."""
+ODD_CREDENTIALS = ["", "Basic", "Basic ", "Basic Og==", "Basic dW5kZWZpbmVk", "Basic OndlbHA=", "Bearer"]
+"""What clients send that have no credentials, or wrong ones."""
 
 
-async def test_without_a_token_strange_credentials_do_no_harm(client):
-    for auth in STRANGE:
+async def test_without_a_token_odd_credentials_are_ignored(client):
+    for auth in ODD_CREDENTIALS:
         status, _, body = await client.call("GET", "/sdapi/v1/options", headers={"Authorization": auth})
         assert (status, body["sd_model_checkpoint"]) == (200, title(client, "v1")), auth
 
 
-async def test_with_a_token_they_are_refused_in_the_clients_own_way(start):
+async def test_with_a_token_odd_credentials_are_a_401_with_a_detail(start):
     async with start(token="sesame") as client:
-        for auth in STRANGE:
+        for auth in ODD_CREDENTIALS:
             status, _, body = await client.call("GET", "/sdapi/v1/options", headers={"Authorization": auth})
             assert (status, body["error"]["code"]) == (401, "unauthorized"), auth
             assert body["detail"] == body["error"]["message"]

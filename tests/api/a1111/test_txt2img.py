@@ -1,4 +1,4 @@
-"""`txt2img`: what of a request counts, and what the answer says of it."""
+"""`txt2img`: the fields of a request and the answer."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ SLOW = {"prompt": "a cat", "steps": 100, "batch_size": 16, "width": 256, "height
 
 
 def parse_txt2img(body, model):
-    """Check a body that `model` is to serve."""
+    """Return the request for a body, to be served by `model`."""
     return wanted_images(validated(Txt2ImgRequest, body), model)
 
 
@@ -32,7 +32,7 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
-async def test_the_answer_has_the_images_and_says_what_made_them(client):
+async def test_the_answer_has_the_images_and_their_parameters(client):
     headers, body, info = await txt2img(
         client, seed=7, batch_size=2, n_iter=2, steps=3, width=96, height=64, negative_prompt="blurry", cfg_scale=7.5
     )
@@ -61,7 +61,7 @@ async def test_the_answer_has_the_images_and_says_what_made_them(client):
     assert body["zwatch"]["images"][0]["url"].startswith("/history/")
 
 
-async def test_it_makes_what_a_generate_makes_and_guidance_is_our_own_field(client):
+async def test_the_image_equals_that_of_generate_and_only_guidance_scale_changes_the_guidance(client):
     _, body, _ = await txt2img(client, seed=7, cfg_scale=7)
     native = {"prompt": "a cat", "seed": 7}
     async with client.http.post(client.url + "/generate", json=native) as response:
@@ -74,7 +74,7 @@ async def test_it_makes_what_a_generate_makes_and_guidance_is_our_own_field(clie
     )  # fmt: skip
 
 
-async def test_images_that_are_not_to_be_sent_can_be_fetched(start):
+async def test_images_that_are_not_sent_can_be_fetched(start):
     async with start(history=False) as client:
         await client.serves()
         _, body, info = await txt2img(client, send_images=False, seed=3)
@@ -84,7 +84,7 @@ async def test_images_that_are_not_to_be_sent_can_be_fetched(start):
             assert (response.status, response.content_type) == (200, "image/png")
 
 
-async def test_a_request_may_name_a_loaded_checkpoint_in_any_of_its_ways(both):
+async def test_a_request_may_name_a_checkpoint_by_version_title_or_alias(both):
     digests = {resident.key.version: resident.key.digest for resident in both.services.engines.residents}
     for name, version in (
         ("v1", "v1"),
@@ -96,10 +96,10 @@ async def test_a_request_may_name_a_loaded_checkpoint_in_any_of_its_ways(both):
         _, _, info = await txt2img(both, steps=1, override_settings={"sd_model_checkpoint": name})
         assert info["sd_model_name"] == version, name
     _, _, info = await txt2img(both, steps=1, override_settings_restore_afterwards=False)
-    assert info["sd_model_name"] == "v2", "what one request names is not remembered"
+    assert info["sd_model_name"] == "v2", "the checkpoint of one request is not remembered"
 
 
-async def test_a_checkpoint_that_is_not_loaded_is_a_404_that_names_those_that_are(client):
+async def test_a_checkpoint_that_is_not_loaded_is_a_404_that_lists_the_loaded_ones(client):
     for name in ("v2", "v1 [0000000000]", "../v1"):
         sent = {"prompt": "x", "override_settings": {"sd_model_checkpoint": name}}
         status, _, body = await client.call("POST", "/sdapi/v1/txt2img", json=sent)
@@ -111,7 +111,7 @@ async def test_a_checkpoint_that_is_not_loaded_is_a_404_that_names_those_that_ar
         assert f"v1 [{client.services.engines.serving('current').key.digest[:10]}]" in body["detail"]
 
 
-async def test_errors_are_ours_with_the_detail_that_these_clients_look_for(start):
+async def test_errors_have_a_detail(start):
     async with start(max_work=1.0) as client:
         await client.serves()
         for sent, param in (
@@ -129,7 +129,7 @@ async def test_errors_are_ours_with_the_detail_that_these_clients_look_for(start
         assert "detail" not in (await client.call("GET", "/nothing"))[2]
 
 
-async def test_a_full_queue_refuses_at_once(start):
+async def test_a_full_queue_refuses_immediately(start):
     async with start(queue=1) as client:
         await client.serves()
         queue = client.services.queue
@@ -145,7 +145,7 @@ async def test_a_full_queue_refuses_at_once(start):
             queue.cancel(job)
 
 
-async def test_a_client_that_leaves_cancels_its_request(client):
+async def test_a_client_that_disconnects_cancels_its_request(client):
     asking = asyncio.create_task(client.call("POST", "/sdapi/v1/txt2img", json=SLOW))
     queue = client.services.queue
     await until(lambda: queue.running is not None)
@@ -158,25 +158,25 @@ async def test_a_client_that_leaves_cancels_its_request(client):
 @pytest.mark.parametrize(
     ("asked", "made"), [(16, 16), (20, 16), (24, 16), (25, 32), (520, 512), (521, 528), (528, 528), (2047, 2048)]
 )
-def test_a_side_is_rounded_to_what_the_model_can_make(asked, made):
+def test_a_side_is_rounded_to_a_multiple_of_16(asked, made):
     found = parse_txt2img({"prompt": "x", "width": asked, "height": 64}, "current")
     assert (found.request.width, found.parameters["width"]) == (made, made)
 
 
-def test_what_is_not_sent_or_null_is_our_default():
+def test_missing_fields_and_null_stand_for_the_default():
     for body in ({}, dict.fromkeys(("width", "height", "steps", "seed", "batch_size", "n_iter", "negative_prompt"))):
         found = parse_txt2img({"prompt": "x", **body}, "v1").request
         assert (found.width, found.height, found.steps, found.n, found.guidance_scale) == (None, None, 8, 1, 0.0)
         assert (found.negative_prompt, found.format, found.model) == ("", "png", "v1")
 
 
-def test_a_random_seed_is_one_that_javascript_can_count_to():
+def test_a_random_seed_is_exact_in_javascript():
     seeds = {parse_txt2img({"prompt": "x", "seed": -1, "batch_size": 16}, "current").request.seed for _ in range(50)}
     assert len(seeds) > 40
     assert max(seeds) < 2**32
 
 
-def test_numbers_may_come_as_forms_hold_them():
+def test_whole_numbers_may_be_strings_and_floats():
     found = parse_txt2img({"prompt": "x", "steps": 20.0, "width": "512", "seed": " 7 ", "cfg_scale": "7"}, "current")
     assert (found.request.steps, found.request.width, found.request.seed) == (20, 512, 7)
 
@@ -189,7 +189,7 @@ def test_numbers_may_come_as_forms_hold_them():
         ("guidance_scale", 21), ("prompt", ["x"]), ("negative_prompt", 5),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_by_its_name(field, value):
+def test_an_invalid_value_is_refused_with_the_fields_name(field, value):
     with pytest.raises(RequestError) as caught:
         parse_txt2img({"prompt": "x", field: value}, "current")
     assert (caught.value.status, caught.value.param) == (400, field)
@@ -197,12 +197,12 @@ def test_what_cannot_be_is_refused_by_its_name(field, value):
 
 
 @pytest.mark.parametrize("cfg_scale", ["7", None, float("inf"), True, [1]])
-def test_a_strange_cfg_scale_does_no_harm(cfg_scale):
+def test_an_invalid_cfg_scale_is_ignored(cfg_scale):
     assert parse_txt2img({"prompt": "x", "cfg_scale": cfg_scale}, "current").parameters["cfg_scale"] == 7.0
 
 
 @pytest.mark.parametrize("value", [5, ["v1"], "x" * 10_001])
-def test_a_checkpoint_is_a_name(value):
+def test_a_checkpoint_must_be_a_string(value):
     with pytest.raises(RequestError) as caught:
         checkpoint_asked(
             validated(Txt2ImgRequest, {"prompt": "x", "override_settings": {"sd_model_checkpoint": value}})

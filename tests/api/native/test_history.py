@@ -1,4 +1,4 @@
-"""The history by HTTP."""
+"""The history over HTTP."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ async def read(client, path):
         return response.status, response.headers, await response.read()
 
 
-async def test_every_image_is_listed_with_what_made_it(filled):
+async def test_every_image_is_listed_with_its_parameters(filled):
     client, names = filled
     status, _, page = await client.call("GET", "/history")
     assert (status, page["next"], page["total"]) == (200, None, 3)
@@ -38,7 +38,7 @@ async def test_every_image_is_listed_with_what_made_it(filled):
         }  # fmt: skip
 
 
-async def test_pages_follow_each_other(filled):
+async def test_the_next_page_continues_after_the_previous_one(filled):
     client, names = filled
     _, _, first = await client.call("GET", "/history?limit=2")
     assert ([image["name"] for image in first["images"]], first["next"]) == (names[:2], names[1])
@@ -46,7 +46,7 @@ async def test_pages_follow_each_other(filled):
     assert ([image["name"] for image in second["images"]], second["next"]) == (names[2:], None)
 
 
-async def test_a_picture_is_the_very_file(filled, tmp_path):
+async def test_a_picture_is_answered_as_the_stored_file(filled, tmp_path):
     client, names = filled
     for name, kind in zip(names, ("webp", "jpeg", "png"), strict=True):
         status, headers, body = await read(client, f"/history/{name}")
@@ -54,7 +54,7 @@ async def test_a_picture_is_the_very_file(filled, tmp_path):
         assert body == (tmp_path / "output" / name).read_bytes()
 
 
-async def test_one_can_be_deleted_and_all(filled, tmp_path):
+async def test_one_picture_or_all_can_be_deleted(filled, tmp_path):
     client, names = filled
     assert (await client.call("DELETE", f"/history/{names[1]}"))[0] == 200
     assert (await client.call("DELETE", f"/history/{names[1]}"))[0] == 404
@@ -66,7 +66,7 @@ async def test_one_can_be_deleted_and_all(filled, tmp_path):
     assert list((tmp_path / "output").iterdir()) == []
 
 
-async def test_files_that_others_removed_are_not_listed_and_the_page_is_full_all_the_same(filled, tmp_path):
+async def test_files_removed_from_the_directory_are_not_listed_and_the_page_is_still_full(filled, tmp_path):
     client, names = filled
     (tmp_path / "output" / names[0]).unlink()
     _, _, page = await client.call("GET", "/history?limit=2")
@@ -74,7 +74,7 @@ async def test_files_that_others_removed_are_not_listed_and_the_page_is_full_all
     assert page["next"] is None
 
 
-async def test_a_file_that_is_no_image_is_listed_without_details(filled, tmp_path):
+async def test_a_file_that_is_not_an_image_is_listed_without_parameters(filled, tmp_path):
     client, _ = filled
     (tmp_path / "output" / "20990101_000000_seed5.png").write_bytes(b"hello")
     client.services.history._index._looked = -1e9
@@ -90,7 +90,7 @@ async def test_a_file_that_is_no_image_is_listed_without_details(filled, tmp_pat
     ['{"prompt": NaN, "seed": -Infinity, "width": Infinity}', '{"prompt": ["x"], "seed": "5", "steps": {}, "height": true}',
      '{"prompt": ' + "[" * 900 + "]" * 900 + ', "seed": ' + "9" * 4000 + "}"],
 )  # fmt: skip
-async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unreadable(filled, tmp_path, request_text):
+async def test_invalid_metadata_in_a_file_does_not_break_the_list(filled, tmp_path, request_text):
     client, _ = filled
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("zwatch_request", request_text)
@@ -105,18 +105,18 @@ async def test_what_another_program_wrote_into_a_file_does_not_make_the_list_unr
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=501", "limit=x", "limit=-1", "limit=", "before=x", "before=../x.png"]
 )
-async def test_odd_questions_are_the_clients_fault(client, query):
+async def test_an_invalid_query_is_a_400(client, query):
     status, _, body = await client.call("GET", f"/history?{query}")
     assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_value", query.partition("=")[0])
 
 
 @pytest.mark.parametrize("name", ["..%2F..%2Fetc%2Fpasswd", "%2e%2e", "x.png", "20260101_000000_seed1.png", "%00"])
-async def test_nothing_else_can_be_fetched_or_deleted(client, name):
+async def test_only_pictures_can_be_fetched_or_deleted(client, name):
     assert (await read(client, f"/history/{name}"))[0] == 404
     assert (await client.call("DELETE", f"/history/{name}"))[0] == 404
 
 
-async def test_a_history_that_cannot_be_written_costs_a_warning_and_no_answer(start, tmp_path, caplog):
+async def test_requests_succeed_with_a_warning_while_the_history_cannot_be_written(start, tmp_path, caplog):
     (tmp_path / "output").write_text("a file where the directory should be")
     async with start() as client:
         await client.serves()
@@ -132,7 +132,7 @@ async def test_a_history_that_cannot_be_written_costs_a_warning_and_no_answer(st
         _, _, job = await client.call("POST", "/jobs", json={"prompt": "x"})
         while (found := (await client.call("GET", f"/jobs/{job['id']}"))[2])["state"] != "done":
             pass
-        assert (await read(client, found["images"][0]["url"]))[0] == 200, "the job keeps what the history cannot"
+        assert (await read(client, found["images"][0]["url"]))[0] == 200, "the job keeps what the history cannot store"
         (tmp_path / "output").unlink()
         _, _, body = await client.call(
             "POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"}
@@ -142,7 +142,7 @@ async def test_a_history_that_cannot_be_written_costs_a_warning_and_no_answer(st
         assert (status["history"]["fault"], status["history"]["images"]) == (None, 1)
 
 
-async def test_a_history_that_is_off_keeps_nothing_and_says_so(start, tmp_path):
+async def test_without_a_history_nothing_is_stored_and_its_calls_are_a_404(start, tmp_path):
     async with start(history=False) as client:
         await client.serves()
         await client.call("POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"})
@@ -153,7 +153,7 @@ async def test_a_history_that_is_off_keeps_nothing_and_says_so(start, tmp_path):
         assert (await client.call("GET", "/status"))[2]["history"] is None
 
 
-async def test_a_limit_deletes_the_oldest(start, tmp_path):
+async def test_the_oldest_images_beyond_the_limit_are_deleted(start, tmp_path):
     async with start(history_max_images=2) as client:
         await client.serves()
         body = {"prompt": "x", "seed": 1, "n": 4}
@@ -162,9 +162,7 @@ async def test_a_limit_deletes_the_oldest(start, tmp_path):
         assert [image["seed"] for image in page["images"]] == [4, 3]
 
 
-async def test_an_image_that_is_kept_is_named_also_when_no_older_one_can_be_deleted(
-    start, tmp_path, monkeypatch, caplog
-):
+async def test_a_stored_image_has_a_name_even_if_older_ones_cannot_be_deleted(start, tmp_path, monkeypatch, caplog):
     def stuck(limit):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -180,7 +178,7 @@ async def test_an_image_that_is_kept_is_named_also_when_no_older_one_can_be_dele
         assert "old images cannot be deleted" in caplog.text
 
 
-async def test_what_was_made_before_a_restart_is_there_after_it(start, tmp_path):
+async def test_the_history_survives_a_restart(start, tmp_path):
     async with start() as client:
         await client.serves()
         await client.call("POST", "/generate", json={"prompt": "x"}, headers={"Accept": "application/json"})

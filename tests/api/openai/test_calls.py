@@ -1,4 +1,4 @@
-"""OpenAI's calls as they go over the wire."""
+"""OpenAI's calls over HTTP."""
 
 import asyncio
 import base64
@@ -6,6 +6,8 @@ import io
 import json
 
 from PIL import Image
+
+from zwatch.api.services import TimeLimits
 
 PATH = "/v1/images/generations"
 SLOW = {"prompt": "a cat", "num_inference_steps": 100, "n": 10, "size": "256x256"}
@@ -18,7 +20,7 @@ ZEROS = {
 
 
 async def generate(client, headers=None, **fields):
-    """Return (headers, body) of a good answer."""
+    """Return (headers, body) of a successful answer."""
     status, found, body = await client.call("POST", PATH, json={"prompt": "a cat", **fields}, headers=headers or {})
     assert status == 200, body
     return found, body
@@ -28,7 +30,7 @@ def opened(b64_json):
     return Image.open(io.BytesIO(base64.b64decode(b64_json)))
 
 
-async def test_the_answer_is_openais_with_what_served_beside_it(client):
+async def test_the_answer_is_openais_with_the_serving_version_added(client):
     headers, body = await generate(client, seed=42, n=2, size="96x64")
     digest = client.services.engines.serving("current").key.digest
     assert (headers["X-Zwatch-Version"], headers["X-Zwatch-Digest"], headers["X-Zwatch-Seed"]) == ("v1", digest, "42")
@@ -40,14 +42,14 @@ async def test_the_answer_is_openais_with_what_served_beside_it(client):
         "version": "v1", "digest": digest, "model": "current", "truncated": False,
     }  # fmt: skip
     assert [image["seed"] for image in data] == [42, 43]
-    # Some clients fetch `url` whenever it is there.
+    # No url: some clients fetch it whenever there is one.
     assert [image.keys() for image in data] == [{"seed", "b64_json"}] * 2
     with opened(data[0]["b64_json"]) as image:
         assert (image.format, image.size) == ("PNG", (96, 64))
         assert image.text["zwatch_version"] == "v1"
 
 
-async def test_it_is_the_image_that_the_native_call_makes_without_guidance(client):
+async def test_the_image_equals_that_of_the_native_call_without_guidance(client):
     _, body = await generate(client, seed=7)
     native = {"prompt": "a cat", "seed": 7, "guidance_scale": 0.0, "width": 64, "height": 64}
     async with client.http.post(client.url + "/generate", json=native) as response:
@@ -60,7 +62,7 @@ async def test_it_is_the_image_that_the_native_call_makes_without_guidance(clien
         assert json.loads(guided.text["zwatch_request"])["guidance_scale"] == 4.0
 
 
-async def test_a_transparent_background_is_not_claimed(client):
+async def test_a_transparent_background_is_answered_as_opaque(client):
     _, body = await generate(client, background="transparent", quality="hd", style="vivid")
     assert (body["background"], body["quality"]) == ("opaque", "high")
     with opened(body["data"][0]["b64_json"]) as image:
@@ -79,7 +81,7 @@ async def test_a_lower_compression_level_makes_a_smaller_file(client):
         assert sizes[0] < sizes[1]
 
 
-async def test_urls_lead_to_the_history_as_they_are(client):
+async def test_urls_lead_to_the_history(client):
     _, body = await generate(client, response_format="url", n=2, seed=3, output_format="webp")
     for image, seed in zip(body["data"], (3, 4), strict=True):
         assert (image.keys(), image["seed"]) == ({"url", "seed"}, seed)
@@ -98,7 +100,7 @@ async def test_urls_work_without_a_history_too(start):
             assert (response.status, response.content_type) == (200, "image/png")
 
 
-async def test_urls_have_the_name_that_the_client_called_and_a_proxys_scheme(start):
+async def test_urls_have_the_host_that_the_client_used_and_the_scheme_of_a_proxy(start):
     async with start(allowed_hosts=("pictures.example",)) as client:
         await client.serves()
         for forwarded, scheme in (("https", "https"), ("https, http", "https"), ("javascript", "http"), ("", "http")):
@@ -107,7 +109,7 @@ async def test_urls_have_the_name_that_the_client_called_and_a_proxys_scheme(sta
             assert body["data"][0]["url"].startswith(f"{scheme}://pictures.example:8443/history/")
 
 
-async def test_with_a_token_a_url_needs_it_too(start):
+async def test_a_url_needs_the_token(start):
     async with start(token="secret") as client:
         await client.serves()
         headers = {"Authorization": "Bearer secret"}
@@ -119,13 +121,13 @@ async def test_with_a_token_a_url_needs_it_too(start):
             assert response.status == 200
 
 
-async def test_a_model_that_is_none_of_ours_is_served_by_current_and_told_so(client):
+async def test_an_unknown_model_is_served_by_current_and_the_answer_says_so(client):
     for model in (None, "gpt-image-1", "dall-e-3", "openai/gpt-image-2", "../v1", "", "v9"):
         headers, body = await generate(client, model=model)
         assert (body["model"], body["version"], headers["X-Zwatch-Version"]) == ("current", "v1", "v1")
 
 
-async def test_our_own_names_mean_what_they_say(client):
+async def test_aliases_and_resident_versions_are_valid_models(client):
     _, _, deployed = await client.call("POST", "/api/deploy", json={"version": "v2"})
     assert deployed["status"] == "success"
     for model, version in (("v1", "v1"), ("v2", "v2"), ("current", "v2")):
@@ -133,7 +135,7 @@ async def test_our_own_names_mean_what_they_say(client):
         assert (body["model"], body["version"]) == (model, version)
 
 
-async def test_a_version_that_is_not_loaded_is_not_replaced_by_another(client):
+async def test_a_version_that_is_not_loaded_is_a_404(client):
     error = await client.error(PATH, {"prompt": "x", "model": "v2"}, 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "v2 is not loaded" in error["message"]
@@ -155,14 +157,14 @@ async def test_a_wrong_field_is_a_400_that_names_it(client):
         assert (await client.error(PATH, body, 400))["code"] == "invalid_json"
 
 
-async def test_too_much_work_is_a_400_in_the_clients_words(start):
+async def test_too_much_work_is_a_400_that_names_the_openai_field(start):
     async with start(max_work=0.05) as client:
         await client.serves()
         error = await client.error(PATH, {"prompt": "x", "num_inference_steps": 100}, 400)
         assert (error["param"], "--max-work" in error["message"]) == ("num_inference_steps", True)
 
 
-async def test_a_full_queue_refuses_before_it_reads(start):
+async def test_a_full_queue_refuses_before_the_body_is_read(start):
     async with start(queue=1) as client:
         await client.serves()
         jobs = [await client.call("POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16}) for _ in range(2)]
@@ -173,7 +175,7 @@ async def test_a_full_queue_refuses_before_it_reads(start):
             await client.call("DELETE", f"/jobs/{job['id']}")
 
 
-async def test_what_took_too_long_is_not_to_be_tried_again(start):
+async def test_a_timeout_is_marked_as_not_to_be_retried(start):
     async with start(timeout=0.2) as client:
         await client.serves()
         status, headers, body = await client.call("POST", PATH, json=SLOW)
@@ -194,7 +196,7 @@ async def test_models_are_the_aliases_and_the_loaded_versions(client):
     assert (status, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
 
 
-async def test_an_alias_is_a_model_also_while_it_serves_nothing(client):
+async def test_an_alias_that_serves_nothing_is_a_model_too(client):
     await client.call("POST", "/api/unload_model")
     _, _, body = await client.call("GET", "/v1/models")
     nothing = {"id": "current", "object": "model", "created": 0, "owned_by": "zwatch", "version": None, "digest": None}
@@ -203,8 +205,13 @@ async def test_an_alias_is_a_model_also_while_it_serves_nothing(client):
     assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "2")
 
 
-async def test_a_stream_has_an_event_line_the_type_again_and_comments_while_it_waits(client, monkeypatch):
-    monkeypatch.setattr("zwatch.api.streams.HEARTBEAT", 0.02)
+async def test_a_stream_has_event_lines_types_and_comments_while_it_waits(start):
+    async with start(TimeLimits(heartbeat=0.02)) as client:
+        await client.serves()
+        await check_stream(client)
+
+
+async def check_stream(client):
     _, _, job = await client.call("POST", "/jobs", json={"prompt": "x", "steps": 100, "n": 16, "width": 256})
     async with client.http.post(client.url + PATH, json={"prompt": "x", "stream": True}) as response:
         assert (response.status, response.content_type) == (200, "text/event-stream")

@@ -1,9 +1,9 @@
-"""OpenAI's fields, one by one, and what is made of them."""
+"""OpenAI's fields and the native requests made from them."""
 
 import pytest
 
 from zwatch.api.openai.answers import is_due
-from zwatch.api.openai.requests import ImagesRequest, images_of, in_their_words
+from zwatch.api.openai.requests import ImagesRequest, images_of, with_client_names
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.request import DEFAULT_QUALITY
@@ -12,7 +12,7 @@ GOOD = {"prompt": "a cat"}
 
 
 def parse_images(body, model):
-    """Check a body that `model` is to serve."""
+    """Return the request for a body, to be served by `model`."""
     return images_of(validated(ImagesRequest, body), model)
 
 
@@ -40,7 +40,7 @@ def test_null_stands_for_a_default():
         {"quality": 7, "style": ["?"], "of_next_year": {}, "width": "wide", "steps": -1, "format": "tiff"},
     ],
 )
-def test_what_means_nothing_here_is_ignored_whatever_it_says(ignored):
+def test_fields_without_a_meaning_here_are_ignored_whatever_their_value(ignored):
     assert parse_images({**GOOD, **ignored, "seed": 1}, "current") == parse_images({**GOOD, "seed": 1}, "current")
 
 
@@ -59,7 +59,7 @@ def test_a_size_is_auto_or_two_sides(size, sides):
     assert (made.width, made.height) == sides
 
 
-def test_our_own_fields_are_taken():
+def test_the_extensions_of_zwatch_are_accepted():
     fields = {"seed": 7, "num_inference_steps": 4, "guidance_scale": 1.5, "negative_prompt": "dogs", "n": 10}
     made = parse_images({**GOOD, **fields}, "v1").generate
     assert (made.seed, made.steps, made.guidance_scale, made.negative_prompt, made.n) == (7, 4, 1.5, "dogs", 10)
@@ -72,7 +72,7 @@ def test_a_compression_of_100_is_the_best_quality(compression, quality):
     assert parse_images(body, "current").generate.quality == quality
 
 
-def test_a_stream_always_has_its_image_inside():
+def test_a_stream_always_contains_the_file():
     wanted = parse_images({**GOOD, "stream": True, "partial_images": 3, "response_format": "url"}, "current")
     assert (wanted.stream, wanted.partial_images, wanted.urls, wanted.files) == (True, 3, False, True)
 
@@ -88,7 +88,7 @@ def test_a_stream_always_has_its_image_inside():
         ({"response_format": "url"}, True, False),
     ],
 )
-def test_whoever_knows_only_models_that_answered_with_urls_gets_those_too(asked, urls, files):
+def test_requests_for_dall_e_are_answered_with_urls_too(asked, urls, files):
     wanted = parse_images({**GOOD, **asked}, "current")
     assert (wanted.urls, wanted.files) == (urls, files)
 
@@ -119,10 +119,10 @@ def test_whoever_knows_only_models_that_answered_with_urls_gets_those_too(asked,
         ({"negative_prompt": 5}, "negative_prompt", "a number"),
     ],
 )
-def test_a_wrong_field_is_called_by_the_name_that_its_client_gave_it(change, param, words):
+def test_an_error_has_the_openai_name_of_the_field(change, param, words):
     with pytest.raises(RequestError) as caught:
         parse_images({**GOOD, **change}, "current")
-    error = in_their_words(caught.value)
+    error = with_client_names(caught.value)
     assert (error.status, error.code, error.param) == (400, "invalid_value", param)
     assert param in error.message
     assert words in error.message
@@ -137,6 +137,6 @@ def test_partial_images_are_spread_over_the_steps(wanted, sent_at):
     assert sent == sent_at
 
 
-def test_a_late_partial_image_makes_no_other_one_drop_out():
+def test_a_late_partial_image_does_not_replace_another():
     assert is_due(6, 8, 0, 3)
     assert is_due(7, 8, 1, 3)

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's calls: as much of its web API as its clients need to make images here."""
+"""AUTOMATIC1111's calls: the part of its web API that its clients need to generate images."""
 
 import asyncio
 import base64
@@ -34,16 +34,16 @@ from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
 from zwatch.generation.request import parse_json
 
-_BEGUN = 0.01
-"""AUTOMATIC1111's least progress of what is not idle, by which clients tell the two apart."""
+_MIN_PROGRESS = 0.01
+"""Progress of a job that has not begun: 0 means idle to AUTOMATIC1111's clients."""
 READERS = web.AppKey("readers", asyncio.Semaphore)
-MOST_READERS = 4
-"""Images that are read at a time: each may take 32 MiB, and as much again without its base64."""
+MAX_READERS = 4
+"""Images that are read at a time: each may take 32 MiB as base64, and nearly as much again decoded."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
 class SdState(TypedDict):
-    """What a client's job is doing; `job` is its id, empty without one, `job_count` how many run or wait."""
+    """The state of a client's job: `job` is its id (empty if there is none), `job_count` how many jobs run or wait."""
 
     skipped: bool
     interrupted: bool
@@ -57,7 +57,7 @@ class SdState(TypedDict):
 
 
 class SdProgress(TypedDict):
-    """How far a job is; `current_image` is the newest preview, a JPEG file."""
+    """The progress of a job; `current_image` is the latest preview, a JPEG file."""
 
     progress: Fraction
     eta_relative: Seconds
@@ -67,7 +67,7 @@ class SdProgress(TypedDict):
 
 
 class SdOptions(TypedDict):
-    """What the client's own requests get; the checkpoint is empty if nothing serves."""
+    """The client's own options; the checkpoint is empty if nothing serves."""
 
     samples_format: str
     sd_model_checkpoint: str
@@ -85,14 +85,14 @@ class MemoryView(TypedDict):
 
 
 class CudaMemory(TypedDict, total=False):
-    """The device's memory, or why there is none to tell of."""
+    """The GPU's memory, or why it is unknown."""
 
     system: MemoryView
     error: str
 
 
 class SdMemory(TypedDict):
-    """How much memory there is."""
+    """The host's and the GPU's memory."""
 
     ram: MemoryView
     cuda: CudaMemory
@@ -126,12 +126,12 @@ class Upscaler(TypedDict):
     scale: float
 
 
-class Nothing(TypedDict):
-    """An entry of a list that is always empty, or the answer of a call that has nothing to tell."""
+class EmptyObject(TypedDict):
+    """An object without fields."""
 
 
 async def txt2img(request: web.Request) -> web.Response:
-    """Make images. One that is interrupted, or cancelled as a job, is answered without images."""
+    """Generate images. A request that is interrupted, or cancelled as a job, is answered without images."""
     services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
     services.queue.refuse_if_full()
     asked, engines = await read_request(request, Txt2ImgRequest), services.engines
@@ -155,7 +155,7 @@ async def txt2img(request: web.Request) -> web.Response:
 
 
 async def progress(request: web.Request) -> web.Response:
-    """Say how far the client's own request is; a client that has none is told of what runs."""
+    """Return the progress of the client's own request, else of the running one."""
     queue = request.app[SERVICES].queue
     job = request.app[CLIENTS].oldest(client_of(request)) or queue.running
     with_image = request.query.get("skip_current_image", "").lower() not in _TRUE
@@ -165,7 +165,7 @@ async def progress(request: web.Request) -> web.Response:
 
 
 async def interrupt(request: web.Request) -> web.Response:
-    """Interrupt what runs, if it is the client's own."""
+    """Interrupt the running request, if it is the client's own."""
     queue = request.app[SERVICES].queue
     if queue.running is not None and request.app[CLIENTS].owns(client_of(request), queue.running):
         queue.cancel(queue.running)
@@ -173,7 +173,7 @@ async def interrupt(request: web.Request) -> web.Response:
 
 
 async def options(request: web.Request) -> web.Response:
-    """Say what the client's requests get that name no checkpoint."""
+    """Return the client's own options, with the checkpoint for its requests that name none."""
     services = request.app[SERVICES]
     resident = services.engines.find(request.app[CLIENTS].model(client_of(request), services.engines))
     body: SdOptions = {
@@ -187,7 +187,7 @@ async def options(request: web.Request) -> web.Response:
 
 
 async def set_options(request: web.Request) -> web.Response:
-    """Remember the client's checkpoint, for its own later requests. There are no other options to set."""
+    """Set the checkpoint for the client's own later requests. Other options are ignored."""
     services = request.app[SERVICES]
     name = validated(SdOptionsRequest, parse_json(await read_body(request))).sd_model_checkpoint
     if name is not None:
@@ -196,33 +196,30 @@ async def set_options(request: web.Request) -> web.Response:
 
 
 async def checkpoints(request: web.Request) -> web.Response:
-    """List the loaded versions, that which serves first."""
+    """List the loaded versions; the serving one is first."""
     return answer([checkpoint_view(resident) for resident in loaded(request.app[SERVICES].engines)])
 
 
 async def info(request: web.Request) -> web.Response:
-    """Say what an image was made from."""
+    """Return the parameters of an image."""
     services = request.app[SERVICES]
-    # What is compressed unfolds on the event loop: no more of it than elsewhere. Images are compressed in themselves.
-    is_plain = "Content-Encoding" not in request.headers
+    # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
+    is_compressed = "Content-Encoding" in request.headers
     async with request.app[READERS]:
-        raw = await read_body(request.clone(client_max_size=MAX_BODY) if is_plain else request)
+        raw = await read_body(request if is_compressed else request.clone(client_max_size=MAX_BODY))
         return answer(await services.bridge.run("encode", png_info, raw))
 
 
 async def memory(request: web.Request) -> web.Response:
-    """Say how much memory there is, in bytes."""
+    """Return the amounts of memory, in bytes."""
     return answer(await request.app[SERVICES].bridge.run("inspect", _memory, request.app[SERVICES]))
 
 
 def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgress:
-    """Return how far a job is, of `count` that run or wait; without one, what AUTOMATIC1111 says when it is idle.
-
-    The image is the newest preview, a small JPEG file in base64.
-    """
+    """Return the progress of a job, while `count` jobs run or wait; without a job, AUTOMATIC1111's idle state."""
     image = job.preview if job is not None and with_image else None
     return {
-        "progress": 0.0 if job is None else max(_BEGUN, job.step / job.steps),
+        "progress": 0.0 if job is None else max(_MIN_PROGRESS, job.step / job.steps),
         "eta_relative": 0.0 if job is None else round(job.remaining or 0.0, 3),
         "state": {
             "skipped": False,
@@ -241,18 +238,19 @@ def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgres
 
 
 def _memory(services: Services) -> SdMemory:
+    """Read the amounts of memory. To be called in a thread."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, used = os.sysconf("SC_PHYS_PAGES") * page, int(Path("/proc/self/statm").read_text().split()[1]) * page
     device = None if services.supervisor.factory is None else services.supervisor.factory.device
     cuda: CudaMemory = {"error": "unavailable"}
     if device is not None and device.torch_device.type == "cuda":
-        free, all_of_it = device.memory()
-        cuda = {"system": {"free": free, "used": all_of_it - free, "total": all_of_it}}
+        free, device_total = device.memory()
+        cuda = {"system": {"free": free, "used": device_total - free, "total": device_total}}
     return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": cuda}
 
 
-def _fixed(*entries: Sampler | Scheduler | Upscaler) -> Handler:
-    """Return the handler of a list that never changes."""
+def _constant(*entries: Sampler | Scheduler | Upscaler) -> Handler:
+    """Return the handler of a constant list."""
 
     async def listing(request: web.Request) -> web.Response:
         return answer(list(entries))
@@ -260,9 +258,9 @@ def _fixed(*entries: Sampler | Scheduler | Upscaler) -> Handler:
     return listing
 
 
-SAMPLERS = _fixed({"name": SAMPLER, "aliases": ["k_euler"], "options": {}})
-SCHEDULERS = _fixed(
+SAMPLERS = _constant({"name": SAMPLER, "aliases": ["k_euler"], "options": {}})
+SCHEDULERS = _constant(
     {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
 )
-UPSCALERS = _fixed({"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0})
-NONE = _fixed()
+UPSCALERS = _constant({"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0})
+EMPTY_LIST = _constant()

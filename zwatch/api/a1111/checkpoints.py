@@ -1,4 +1,4 @@
-"""Checkpoints, as AUTOMATIC1111's clients know them: the loaded versions, by names that people can choose from."""
+"""The loaded versions as checkpoints of AUTOMATIC1111, and the names by which clients choose them."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -18,7 +18,7 @@ _HASH = 10
 
 
 class Checkpoint(TypedDict):
-    """A loaded version; `hash` is the beginning of its digest, which is of blake3 and so not `sha256`."""
+    """A loaded version. `hash` is the beginning of its digest; `sha256` is null because the digest is blake3."""
 
     title: str
     model_name: str
@@ -35,19 +35,19 @@ def short_hash(key: VersionKey) -> str:
 
 
 def title(key: VersionKey) -> str:
-    """Return what clients show, and send back, for a version."""
+    """Return a version's title, which clients show and send back."""
     return f"{key.version} [{short_hash(key)}]"
 
 
 def loaded(engines: EngineRegistry) -> list[Resident]:
-    """Return the versions that a request can name now; what `current` serves goes first."""
+    """Return the versions that a request can name now; the one that `current` serves is first."""
     found = [resident for resident in engines.residents if engines.find(resident.key.version) is resident]
     serving = engines.serving(PRIMARY)
     return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
 
 
 def checkpoint_view(resident: Resident) -> Checkpoint:
-    """Return a version as an entry of the list of checkpoints. We hash with blake3: that is `digest`, not `sha256`."""
+    """Return a version as an entry of the list of checkpoints."""
     key = resident.key
     return {
         "title": title(key),
@@ -61,7 +61,7 @@ def checkpoint_view(resident: Resident) -> Checkpoint:
 
 
 def choice_of(name: str, engines: EngineRegistry, aliases: Sequence[str]) -> VersionKey | str:
-    """Return what a checkpoint's name stands for: an alias, or a loaded version by its name or title.
+    """Return the alias or the loaded version that a checkpoint's name or title stands for.
 
     Raises:
         RequestError: 404, no such checkpoint is loaded.
@@ -72,13 +72,13 @@ def choice_of(name: str, engines: EngineRegistry, aliases: Sequence[str]) -> Ver
     for resident in found:
         if name in (resident.key.version, title(resident.key)):
             return resident.key
-    there_are = ", ".join(title(resident.key) for resident in found) or "nothing"
+    listed = ", ".join(title(resident.key) for resident in found) or "nothing"
     raise RequestError(
-        "model_not_found", f"no checkpoint {name[:100]!r} is loaded; loaded: {there_are}; or say {PRIMARY!r}",
+        "model_not_found", f"no checkpoint {name[:100]!r} is loaded; loaded: {listed}; or say {PRIMARY!r}",
         param=FIELD,
     )  # fmt: skip
 
 
 def model_of(choice: VersionKey | str) -> str:
-    """Return how a request names a choice that is loaded."""
+    """Return a request's `model` for a choice."""
     return choice.version if isinstance(choice, VersionKey) else choice

@@ -1,7 +1,7 @@
-"""Who a call comes from, so that one client's choices and interruptions are not another's.
+"""State per client: its chosen checkpoint and its jobs.
 
-AUTOMATIC1111 has one user: a checkpoint that is chosen in the options, and an interruption, are everybody's. Clients rely
-on that within themselves (they choose, then generate without naming anything), so each has its own here.
+AUTOMATIC1111 has one user, so options and interruptions are global there. Its clients rely on that: they choose a
+checkpoint, then generate without naming it. Here each client has its own state, so that clients do not affect each other.
 """
 
 import base64
@@ -17,12 +17,12 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
 
-MOST_CHOICES = 1000
-"""Choices that are remembered; the one not used for longest goes first."""
+MAX_CHOICES = 1000
+"""Choices that are remembered; the least recently used is dropped first."""
 
 
 class Client(NamedTuple):
-    """A program at an address, and the user name that it gives, if any. A name behind one proxy is still one's own."""
+    """A client: its address, its user name (clients behind one proxy share the address), and its `User-Agent`."""
 
     address: str
     user: str
@@ -30,7 +30,7 @@ class Client(NamedTuple):
 
 
 def client_of(request: web.Request) -> Client:
-    """Say who a call comes from. A header without credentials, as clients without a password send it, is fine."""
+    """Return which client a call comes from. Some clients without a password send `Authorization: Basic` without credentials."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     user = ""
     if scheme.lower() == "basic":
@@ -42,15 +42,16 @@ def client_of(request: web.Request) -> Client:
 
 
 class Clients:
-    """What each client has chosen, and which jobs are its own. Lives on the event loop."""
+    """The chosen checkpoint and the jobs of each client. Used on the event loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_choices: int = MAX_CHOICES) -> None:
+        self._max_choices = max_choices
         self._choices: OrderedDict[Client, VersionKey | str] = OrderedDict()
         self._owners: WeakKeyDictionary[Job, Client] = WeakKeyDictionary()
 
     def choose(self, client: Client, name: str, engines: EngineRegistry, aliases: tuple[str, ...]) -> None:
-        """Remember a checkpoint for a client's later requests. What `current` serves anyway, or no name at all, is no
-        choice: whoever picks that follows the link also after the next deploy.
+        """Remember a checkpoint for a client's later requests. A client that chooses what `current` serves, or an empty
+        name, follows `current`, also after the next deploy.
 
         Raises:
             RequestError: 404, no such checkpoint is loaded.
@@ -60,11 +61,11 @@ class Clients:
         self._choices.pop(client, None)
         if choice != PRIMARY and (serving is None or choice != serving.key):
             self._choices[client] = choice
-        if len(self._choices) > MOST_CHOICES:
+        if len(self._choices) > self._max_choices:
             self._choices.popitem(last=False)
 
     def model(self, client: Client, engines: EngineRegistry) -> str:
-        """Return what a client's request is for that names nothing: its choice while that is loaded, else `current`."""
+        """Return the model for a client's request that names none: its choice while that is loaded, else `current`."""
         choice = self._choices.get(client, PRIMARY)
         if isinstance(choice, VersionKey):
             resident = engines.find(choice.version)
@@ -76,15 +77,15 @@ class Clients:
         return model_of(choice)
 
     def own(self, client: Client, job: Job) -> None:
-        """Note whose job it is."""
+        """Record that a job is this client's."""
         self._owners[job] = client
 
     def owns(self, client: Client, job: Job) -> bool:
-        """Say whether a job is this client's."""
+        """Return whether a job is this client's."""
         return self._owners.get(job) == client
 
     def oldest(self, client: Client) -> Job | None:
-        """Return the job of this client's that runs, or that is the next to run."""
+        """Return this client's job that is running, or that will run next."""
         own = [job for job, owner in self._owners.items() if owner == client and not job.state.is_final]
         return min(own, key=lambda job: job.created, default=None)
 

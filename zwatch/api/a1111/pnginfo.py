@@ -1,4 +1,4 @@
-"""What an image was made from, read out of its file and taken apart."""
+"""`png-info`: the parameters of an image, read from its file and parsed."""
 
 import base64
 import json
@@ -15,44 +15,44 @@ from zwatch.generation.image_details import read_details
 from zwatch.generation.request import parse_json
 
 MAX_BODY = 32 * 2**20
-"""Bytes of a request: base64 of an image of the largest size that we make fits."""
+"""Longest accepted request body, bytes: enough for the base64 of the largest image that can be generated."""
 _LAST_LINE = re.compile(r"Steps: [0-9]+, ")
 _PAIR = re.compile(r'\s*+([\w/-][\w /-]*+):\s*+("(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
-"""Matched one after the other, and without a way back: a file may hold a megabyte that is almost a pair."""
+"""Possessive quantifiers: a file may hold a megabyte of text that almost matches, which would backtrack for minutes."""
 _SIZE = re.compile(r"([0-9]+)x([0-9]+)")
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _NEGATIVE = "Negative prompt:"
 
 
 class File(Rule):
-    """A text that is not empty, however long."""
+    """A non-empty string of any length."""
 
     def check(self, value: Any) -> str:
-        """Return the text."""
+        """Return the string."""
         if not isinstance(value, str) or not value.strip():
             raise refused("must be an image file in base64")
         return value
 
     def schema(self) -> dict[str, Any]:
-        """Describe it."""
+        """Return the schema of a non-empty string."""
         return {"type": "string", "minLength": 1, "pattern": r"\S"}
 
 
 class PngInfoRequest(LenientRequest):
-    """An image whose details are asked for."""
+    """The image to read."""
 
     image: Annotated[
         str,
         File(),
         Field(
-            description="A PNG, JPEG or WebP file in base64, with or without the beginning of a data: URL.",
+            description="A PNG, JPEG or WebP file in base64, with or without the prefix of a data URL.",
             examples=[_PIXEL],
         ),
     ]
 
 
 class PngInfo(TypedDict):
-    """What stands in an image: AUTOMATIC1111's text, empty if there is none; what else; and the text taken apart."""
+    """The metadata of an image: AUTOMATIC1111's text (empty if there is none), other entries, and the parsed text."""
 
     info: str
     items: dict[str, str]
@@ -60,12 +60,15 @@ class PngInfo(TypedDict):
 
 
 def png_info(raw: bytes) -> PngInfo:
-    """Answer a request that holds an image in base64, with or without the beginning of a data URL.
+    """Return the answer to a request's body. To be called in a thread.
 
     Raises:
-        RequestError: 400, the body is not JSON or `image` is no image.
+        RequestError: 400, the body is not JSON or `image` is not an image.
     """
-    image = validated(PngInfoRequest, parse_json(raw)).image
+    body = parse_json(raw)
+    if body.get("image") is None:
+        body["image"] = ""  # refused like an empty one: the message says what is expected
+    image = validated(PngInfoRequest, body).image
     if image.lstrip()[:8].lower().startswith(("http://", "https://")):
         raise invalid("image", "image is a URL, which is not fetched: send the file itself, in base64")
     try:
@@ -83,7 +86,7 @@ def png_info(raw: bytes) -> PngInfo:
 
 
 def parse_infotext(infotext: str) -> dict[str, str]:
-    """Take AUTOMATIC1111's text apart: the prompts, then what stands in its last line, all of it as text."""
+    """Parse AUTOMATIC1111's text: return the prompts and the pairs of its last line, all as strings."""
     if not infotext.strip():
         return {}
     lines = infotext.strip().split("\n")

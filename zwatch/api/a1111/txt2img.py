@@ -1,11 +1,11 @@
-"""The body of a `txt2img`, in our words; and its answer, in theirs."""
+"""`txt2img`: the request's body, its conversion to a native request, and the answer."""
 
 import base64
 import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
@@ -34,25 +34,25 @@ from zwatch.generation.request import (
 
 SAMPLER = "Euler"
 _CFG_SCALE = 7.0
-"""Theirs, where a client sends none."""
+"""AUTOMATIC1111's default."""
 _DIGITS = re.compile(r"\s*-?[0-9]{1,19}\s*")
 
 
 def _form_number(value: Any) -> Any:
-    """Return a whole number that a client sent as `20.0` or `"20"`, as AUTOMATIC1111 takes it, as a number."""
+    """Return a whole number that was sent as `20.0` or `"20"`, which AUTOMATIC1111 accepts, as an int."""
     if isinstance(value, str):
         return int(value) if _DIGITS.fullmatch(value) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _FORM = Converted(_form_number, ({"type": "string", "pattern": r"^\s*-?[0-9]{1,19}\s*$"},))
-_SIDE = Field(description=f"Pixels, rounded to a multiple of {SIDE_STEP}. The version's own size if left out.")
-_COUNT = Field(description=f"batch_size x n_iter is {MAX_IMAGES} at most.")
-_ECHO = Field(description="Repeated in the answer, and without effect.")
+_SIDE = Field(description=f"In pixels, rounded to a multiple of {SIDE_STEP}. The version's default size if left out.")
+_COUNT = Field(description=f"batch_size x n_iter may be {MAX_IMAGES} at most.")
+_ECHO = Field(description="Has no effect; repeated in the answer.")
 
 
 class SdOptionsRequest(LenientRequest):
-    """The options that a client sets, for all its requests or for one."""
+    """Options, for all of a client's requests or for one."""
 
     sd_model_checkpoint: Annotated[
         str | None,
@@ -65,7 +65,7 @@ class SdOptionsRequest(LenientRequest):
 
 
 class Settings(Rule):
-    """An object of options; whatever is empty stands for none."""
+    """An object of options; any empty value stands for no options."""
 
     def check(self, value: Any) -> dict[str, Any]:
         """Return the options, unchecked."""
@@ -76,7 +76,7 @@ class Settings(Rule):
         return value
 
     def schema(self) -> dict[str, Any]:
-        """Describe it."""
+        """Return the schema of an object, or of the empty values."""
         checkpoint = {"anyOf": [Text().schema(), {"type": "null"}]}
         return {
             "anyOf": [
@@ -90,7 +90,7 @@ class Settings(Rule):
 
 
 class Txt2ImgRequest(LenientRequest):
-    """The body of a `txt2img`. Whole numbers may be sent as texts, as forms hold them."""
+    """The body of `txt2img`. Whole numbers may be sent as strings."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "a cat wearing sunglasses", "steps": "8", "seed": -1}]}
@@ -104,7 +104,7 @@ class Txt2ImgRequest(LenientRequest):
     batch_size: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
     n_iter: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
     seed: Annotated[int, Whole(-1, SEEDS - 1), _FORM, Field(description="Random if -1; image i uses seed + i.")] = -1
-    guidance_scale: Annotated[Guidance, Field(description="An addition of zwatch.")] = 0.0
+    guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
     cfg_scale: Annotated[Any, _ECHO] = None
     sampler_name: Annotated[Any, _ECHO] = None
     scheduler: Annotated[Any, _ECHO] = None
@@ -112,14 +112,19 @@ class Txt2ImgRequest(LenientRequest):
     override_settings: Annotated[dict[str, Any], Settings()] = Field(default_factory=dict)
 
 
-class Asked(TypedDict):
-    """What was asked for, as the answer repeats it."""
+class Sides(TypedDict, total=False):
+    """The sides of an image in pixels; the version's default size where one is missing."""
+
+    width: Number
+    height: Number
+
+
+class Txt2ImgParameters(Sides):
+    """What was requested, as the answer repeats it."""
 
     prompt: str
     negative_prompt: str
     seed: Annotated[int, Field(ge=-1)]
-    width: NotRequired[Number]
-    height: NotRequired[Number]
     steps: Number
     batch_size: Number
     n_iter: Number
@@ -132,26 +137,26 @@ class Asked(TypedDict):
 
 
 class Txt2ImgAnswer(TypedDict):
-    """PNG files, none after an interruption; `info` is JSON that says what was done."""
+    """The images as PNG files, none after an interruption; `info` is JSON with the effective parameters."""
 
     images: list[Base64]
-    parameters: Asked
+    parameters: Txt2ImgParameters
     info: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
     zwatch: JobView
 
 
 @dataclass(frozen=True, slots=True)
 class Txt2Img:
-    """A checked request. `parameters` is what the answer repeats of it; a side not given is missing there."""
+    """A validated request. The answer repeats `parameters`, in which sides that were not given are missing."""
 
     request: GenerateRequest
-    parameters: Asked
+    parameters: Txt2ImgParameters
     batch_size: int
     send_images: bool
 
 
 def checkpoint_asked(asked: Txt2ImgRequest) -> str:
-    """Return the checkpoint that a request names, empty if it names none.
+    """Return the checkpoint that a request names; empty if it names none.
 
     Raises:
         RequestError: 400 with the field's name.
@@ -160,7 +165,7 @@ def checkpoint_asked(asked: Txt2ImgRequest) -> str:
 
 
 def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
-    """Return what a request asks for, with `model` to serve it.
+    """Return the native request for a `txt2img` request, to be served by `model`.
 
     Raises:
         RequestError: 400 with the field's name.
@@ -172,7 +177,11 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         )
     if asked.seed > SEEDS - count:
         raise invalid("seed", f"seed must be from -1 to {SEEDS - count}, got {asked.seed}")
-    sides = {name: _rounded(side) for name in ("width", "height") if (side := getattr(asked, name)) is not None}
+    sides: Sides = {}
+    if asked.width is not None:
+        sides["width"] = _rounded(asked.width)
+    if asked.height is not None:
+        sides["height"] = _rounded(asked.height)
     request = validated(
         GenerateRequest,
         {
@@ -186,11 +195,11 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
             "model": model,
         },
     )
-    parameters: Asked = {
+    parameters: Txt2ImgParameters = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": asked.seed,
-        **sides,  # type: ignore[typeddict-item]
+        **sides,
         "steps": request.steps,
         "batch_size": asked.batch_size,
         "n_iter": asked.n_iter,
@@ -205,37 +214,37 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
 
 
 def renamed(error: RequestError) -> RequestError:
-    """Return an error about the number of images with the name that it has here."""
+    """Return an error about `n` with the name of this API's field."""
     if error.param != "n":
         return error
     return RequestError(error.code, f"{error.message}; n is batch_size x n_iter", param="n_iter")
 
 
 def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
-    """Return the answer of a finished request: megabytes of base64, joined in a thread."""
+    """Return the answer of a finished request. To be called in a thread: it is megabytes of base64."""
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [details_of(asked.request, finished.parameters, finished.key, seed).parameters for seed in seeds]
     width, height = finished.parameters.width, finished.parameters.height
     model = {"sd_model_name": finished.key.version, "sd_model_hash": short_hash(finished.key)}
     files = [picture.file or b"" for picture in finished.pictures] if asked.send_images else []
-    parameters: Asked = {**asked.parameters, "width": width, "height": height}
+    parameters: Txt2ImgParameters = {**asked.parameters, "width": width, "height": height}
     info = {**_info(asked, job, seeds, infotexts), "width": width, "height": height, **model}
     return _body(asked, job, files, parameters, info)
 
 
 def interrupted_body(asked: Txt2Img, job: Job) -> bytes:
-    """Return the answer of a request that was interrupted: there are no images, and that is no error."""
+    """Return the answer of an interrupted request: it has no images, and is not an error."""
     return _body(asked, job, [], asked.parameters, _info(asked, job, [], []))
 
 
-def _body(asked: Txt2Img, job: Job, files: list[bytes], parameters: Asked, info: dict[str, Any]) -> bytes:
+def _body(asked: Txt2Img, job: Job, files: list[bytes], parameters: Txt2ImgParameters, info: dict[str, Any]) -> bytes:
     images = b", ".join(b'"%b"' % base64.b64encode(file) for file in files)
-    told = {"parameters": parameters, "info": json.dumps(info, ensure_ascii=False), "zwatch": job_view(job)}
-    return b'{"images": [%b], %b' % (images, encoded(told)[1:])
+    rest = {"parameters": parameters, "info": json.dumps(info, ensure_ascii=False), "zwatch": job_view(job)}
+    return b'{"images": [%b], %b' % (images, encoded(rest)[1:])
 
 
 def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> dict[str, Any]:
-    """Return what is said of the images: what was really done, where that is not what was asked for."""
+    """Return the effective parameters of the images, which may differ from the requested ones."""
     request, count = asked.request, len(seeds)
     return {
         "prompt": request.prompt,
@@ -274,12 +283,12 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
 
 
 def _rounded(side: int) -> int:
-    """Return a side in pixels, rounded to the nearest multiple that the model can make; halfway goes down."""
+    """Return a side in pixels, rounded to the nearest multiple of `SIDE_STEP`; halfway rounds down."""
     return (side + SIDE_STEP // 2 - 1) // SIDE_STEP * SIDE_STEP
 
 
 def _cfg_scale(value: Any) -> float:
-    """Return the guidance that a client asks for, which is repeated to it and has no effect."""
+    """Return the requested guidance, which has no effect, as the answer repeats it."""
     return value if type(value) is int or (type(value) is float and math.isfinite(value)) else _CFG_SCALE
 
 

@@ -1,1 +1,1 @@
-"""Our own calls, one module a subject; each has its table of routes."""
+"""The native API, one module per subject."""

@@ -1,4 +1,4 @@
-"""Deploying by HTTP."""
+"""Deploy, roll back, load, unload and verify versions."""
 
 import time
 from typing import Annotated
@@ -18,19 +18,17 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.operator import Outcome
 
 UNLOADING = RequestError("model_not_loaded", "the model is unloaded", headers={"Retry-After": "10"})
-
-
 _Alias = Annotated[str, Text(), Field(examples=[PRIMARY])]
 
 
 class AliasRequest(Request):
-    """A call about one alias."""
+    """The alias that a call is about."""
 
     alias: _Alias = PRIMARY
 
 
 class DeployRequest(Request):
-    """What to deploy. Without `wait` the answer comes as soon as the link is made."""
+    """The version to deploy. Without `wait` the call returns as soon as the link is changed."""
 
     version: Annotated[str, Text(required=True), Field(examples=["v1", "v2"])]
     alias: _Alias = PRIMARY
@@ -38,7 +36,7 @@ class DeployRequest(Request):
 
 
 class NoFields(Request):
-    """A call that takes no fields."""
+    """An empty object."""
 
 
 class Deployed(TypedDict):
@@ -51,7 +49,7 @@ class Deployed(TypedDict):
 
 
 class Linked(TypedDict):
-    """The alias points to the version; what comes of it is not waited for."""
+    """The alias points to the version; whether it will serve is not yet known."""
 
     status: Annotated[str, choice("accepted")]
     message: str
@@ -59,14 +57,14 @@ class Linked(TypedDict):
 
 
 class Unloaded(TypedDict):
-    """Everything is freed."""
+    """Nothing is resident any more."""
 
     status: Annotated[str, choice("success")]
     message: str
 
 
 class Verified(TypedDict):
-    """Every byte on the device is as it was sealed."""
+    """Every resident byte is as it was sealed."""
 
     status: Annotated[str, choice("success")]
     version: VersionName
@@ -76,10 +74,10 @@ class Verified(TypedDict):
 
 
 def _followed(services: Services, alias: str) -> str:
-    """Return the alias if it is followed.
+    """Return the alias if the service follows it.
 
     Raises:
-        RequestError: 404, it is not.
+        RequestError: 404, it does not.
     """
     if alias not in services.supervisor.aliases:
         raise RequestError("not_found", f"{alias[:100]!r} is not an alias that is followed", param="alias")
@@ -87,7 +85,7 @@ def _followed(services: Services, alias: str) -> str:
 
 
 def _rejected(message: str, reason: object = None) -> RequestError:
-    """Return the error for what was decided against."""
+    """Return the error for a call that was decided against."""
     return RequestError("rejected", message, extra={"reason": reason})
 
 
@@ -119,9 +117,9 @@ async def _deploy(services: Services, alias: str, version: str, *, wait: bool) -
 
 
 async def deploy(request: web.Request) -> web.Response:
-    """Repoint an alias and wait for what comes of it; with `"wait": false`, do not wait."""
+    """Repoint an alias, and wait for the outcome unless `wait` is false."""
     services = request.app[SERVICES]
-    asked = await read_request(request, DeployRequest)
+    asked = await read_request(request, DeployRequest, may_be_empty=True)
     version, alias = asked.version, _followed(services, asked.alias)
     if not await services.bridge.run("inspect", has_version, services.models, version):
         raise RequestError("not_found", f"there is no version {version[:100]!r} under the models root", param="version")
@@ -131,7 +129,7 @@ async def deploy(request: web.Request) -> web.Response:
 async def rollback(request: web.Request) -> web.Response:
     """Repoint an alias to the version that it served before."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest)).alias)
+    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     previous, serving = services.supervisor.previous(alias), services.engines.serving(alias)
     if previous is None:
         raise _rejected(f"{alias} has served no other version before")
@@ -141,9 +139,9 @@ async def rollback(request: web.Request) -> web.Response:
 
 
 async def load_model(request: web.Request) -> web.Response:
-    """Look at an alias now, also after a rejection or an unload."""
+    """Load what an alias points to, also after a rejection or an unload."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest)).alias)
+    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     begun = time.monotonic()
     services.queue.reopen()
     outcome = await services.operator.load(alias)
@@ -151,13 +149,13 @@ async def load_model(request: web.Request) -> web.Response:
 
 
 async def unload_model(request: web.Request) -> web.Response:
-    """Let accepted requests finish, then free everything."""
+    """Finish accepted requests, then free all engines."""
     services = request.app[SERVICES]
-    await read_request(request, NoFields)
+    await read_request(request, NoFields, may_be_empty=True)
     asked = await services.operator.moment_of_call()
     services.queue.close(UNLOADING)
     try:
-        # A newer wish ends it at once: until then requests are refused, and the newer version could serve them.
+        # A newer link or load ends the unload at once: otherwise requests that the newer version could serve are refused.
         await services.queue.drained(lambda: services.operator.moment() != asked)
         unloaded = await services.operator.unload(asked)
     finally:
@@ -169,11 +167,11 @@ async def unload_model(request: web.Request) -> web.Response:
 
 
 async def verify(request: web.Request) -> web.Response:
-    """Hash what is resident of the serving version, where it serves."""
+    """Hash the serving version's resident weights."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest)).alias)
+    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     while (lease := services.engines.lease(alias)) is None and services.engines.being_exchanged is not None:
-        await services.supervisor.changes.wait()  # versions change places; as for an image, that is waited for
+        await services.supervisor.changes.wait()  # two versions are being exchanged: wait, as requests do
     if lease is None:
         raise RequestError("model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""`POST /generate`: the image itself, JSON, or a stream of what happens on the way there."""
+"""`POST /generate`: answers with the image, with JSON, or with a stream of events."""
 
 from aiohttp import web
 
@@ -13,7 +13,7 @@ from zwatch.generation.request import GenerateRequest
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """Make images; what the answer is depends on what the client accepts."""
+    """Generate images, and answer in the form that `Accept` asks for."""
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
     wanted = await read_request(request, GenerateRequest)
@@ -38,7 +38,8 @@ async def _body(services: Services, job: Job, finished: Finished) -> bytes:
 
 
 def _accepted(request: web.Request) -> str:
-    """Return what the answer shall be: what is named goes before a wildcard, an image before a stream before JSON.
+    """Return the form of the answer: `image` or a media type. What is named precedes a wildcard; an image precedes a stream,
+    which precedes JSON.
 
     Raises:
         RequestError: 406, none of them is accepted.

@@ -1,4 +1,4 @@
-"""The history by HTTP: pages of what was made, each picture, and their deletion."""
+"""The history: pages of pictures, single pictures, and their deletion."""
 
 from typing import NotRequired
 
@@ -18,7 +18,7 @@ MAX_LIMIT = 500
 
 
 class Deleted(TypedDict):
-    """How many pictures were deleted, and the one that was named."""
+    """How many pictures were deleted; `name` if one was named."""
 
     deleted: Number
     name: NotRequired[str]
@@ -38,7 +38,7 @@ async def picture(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     file = await _history(request).read(name)
     headers = {
-        "Cache-Control": "private, max-age=31536000, immutable",  # a name is given once
+        "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
         "X-Content-Type-Options": "nosniff",
     }
     return web.Response(body=file, content_type=ImageFormat.of_name(name).media_type, headers=headers)

@@ -1,4 +1,4 @@
-"""Jobs: work that goes on without its client, which asks again or follows the events."""
+"""Jobs: requests that run independently of the client's connection."""
 
 from aiohttp import web
 
@@ -12,7 +12,7 @@ from zwatch.generation.request import GenerateRequest
 
 
 async def submit(request: web.Request) -> web.Response:
-    """Accept a job, and say where it can be asked about."""
+    """Accept a job, and answer with its URL."""
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
     wanted = await read_request(request, GenerateRequest)
@@ -22,14 +22,14 @@ async def submit(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """Say where a job stands."""
+    """Return a job's state."""
     job = _job(request)
     job.note_poll()
     return answer(job_view(job))
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream what happens to a job, from its present state on. A client that leaves the stream does not cancel the job."""
+    """Stream a job's events, from its present state on. A client that disconnects does not cancel the job."""
     job = _job(request)
 
     async def body(finished: Finished) -> bytes:
@@ -46,7 +46,7 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 async def image(request: web.Request) -> web.Response:
-    """Return a picture that the job itself keeps, because the history is off or could not take it."""
+    """Return a picture that the job keeps, because the history is off or could not store it."""
     job = _job(request)
     text = request.match_info["number"]
     pictures = job.finished.pictures if job.finished is not None else ()

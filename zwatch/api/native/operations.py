@@ -1,4 +1,4 @@
-"""For people and machines that look after the service: metrics, the description of the calls, the page's login."""
+"""Operations: metrics, the OpenAPI document, and the login of the page."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -14,49 +14,49 @@ from zwatch.api.services import SERVICES
 from zwatch.generation.fields import Text
 
 DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
-"""Returns the OpenAPI document of all calls, as JSON."""
+"""Returns the OpenAPI document as JSON."""
 
 
 class LoginRequest(Request):
-    """The token, to be exchanged for the cookie."""
+    """The token to exchange for a session cookie."""
 
     token: Annotated[str, Text(required=True)]
 
 
-class Said(TypedDict):
-    """It is done."""
+class Success(TypedDict):
+    """The call succeeded."""
 
     status: Annotated[str, choice("success")]
     message: str
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Return all metrics in Prometheus' text format."""
+    """Return all metrics in the Prometheus text format."""
     services = request.app[SERVICES]
     factory = services.supervisor.factory
     if factory is not None:
         services.metrics.device_memory = await services.bridge.run("inspect", factory.device.memory)
-    # A thousand lines of counters take milliseconds, in which the event loop goes on.
+    # In a thread: a thousand lines of counters take milliseconds, which would block the event loop.
     text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
     text += generate_latest(services.metrics.present)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 async def openapi(request: web.Request) -> web.Response:
-    """Return the description of all calls."""
-    # Made at the first request, in a thread: it takes some 0.1 s, which the start has no time for.
+    """Return the OpenAPI document."""
+    # Made at the first request, in a thread: it takes about 0.1 s, which would delay the start.
     return json_answer(await request.app[SERVICES].bridge.run("inspect", request.app[DOCUMENT]))
 
 
 async def login(request: web.Request) -> web.Response:
-    """Exchange the token for the cookie."""
+    """Exchange the token for a session cookie."""
     authenticator, address = request.app[AUTHENTICATOR], request.remote or ""
     given = (await read_request(request, LoginRequest)).token
-    authenticator.guesses.check(address)
+    authenticator.login_attempts.check(address)
     if not authenticator.is_token(given):
-        authenticator.guesses.count(address)
+        authenticator.login_attempts.count_failure(address)
         raise unauthorized(request, "the token is wrong")
-    body: Said = {"status": "success", "message": "logged in"}
+    body: Success = {"status": "success", "message": "logged in"}
     response = answer(body)
     if authenticator.sessions is not None:
         _set_cookie(request, response, authenticator.sessions.begin(), SESSION_SECONDS)
@@ -64,8 +64,8 @@ async def login(request: web.Request) -> web.Response:
 
 
 async def logout(request: web.Request) -> web.Response:
-    """Take the cookie back."""
-    body: Said = {"status": "success", "message": "logged out"}
+    """Delete the session cookie."""
+    body: Success = {"status": "success", "message": "logged out"}
     response = answer(body)
     _set_cookie(request, response, "", 0)
     return response

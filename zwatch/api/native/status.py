@@ -1,4 +1,4 @@
-"""What is going on: the status, attempts, versions, events and health."""
+"""The state of the service: status, attempts, versions, events and health checks."""
 
 import time
 from typing import Annotated
@@ -29,7 +29,7 @@ class Versions(TypedDict):
 
 
 class Health(TypedDict):
-    """How the service is, with the reasons where it is not well."""
+    """The health of the service; `reasons` is empty if it is `ok`."""
 
     status: Annotated[str, choice(*views.HEALTH_STATES)]
     version: VersionName | None
@@ -37,7 +37,7 @@ class Health(TypedDict):
 
 
 class Probe(TypedDict):
-    """The answer to a supervisor or load balancer."""
+    """The result of a health check."""
 
     status: str
 
@@ -51,7 +51,7 @@ async def _status(services: Services) -> views.StatusView:
 
 
 async def status(request: web.Request) -> web.Response:
-    """Say everything about the present."""
+    """Return the whole status."""
     return answer(await _status(request.app[SERVICES]))
 
 
@@ -74,7 +74,7 @@ async def versions(request: web.Request) -> web.Response:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream what changes: the whole status first, then each part that has another value."""
+    """Stream changes: the whole status first, then each part that changes."""
     services = request.app[SERVICES]
     supervisor, engines, queue = services.supervisor, services.engines, services.queue
 
@@ -89,7 +89,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 async def health(request: web.Request) -> web.Response:
-    """Say in a word how it is, for people and load balancers."""
+    """Return the health, for people and load balancers."""
     services = request.app[SERVICES]
     state, reasons = views.health(services.supervisor, services.engines)
     serving = services.engines.serving(PRIMARY)
@@ -98,13 +98,13 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def live(request: web.Request) -> web.Response:
-    """Say that the process answers."""
+    """Answer that the process is alive."""
     body: Probe = {"status": "live"}
     return answer(body)
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say whether something serves."""
+    """Return whether `current` serves."""
     serves = request.app[SERVICES].engines.serving(PRIMARY) is not None
     body: Probe = {"status": "ready" if serves else "unavailable"}
     return answer(body, 200 if serves else 503)

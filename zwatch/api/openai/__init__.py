@@ -1,1 +1,1 @@
-"""OpenAI's images API on top of our own queue."""
+"""The API for OpenAI clients."""

@@ -1,4 +1,4 @@
-"""OpenAI's images call on its way out: its objects and events, with what served beside what its clients look for."""
+"""Answers and events of OpenAI's images API, with the serving version as additional fields."""
 
 import base64
 import time
@@ -9,7 +9,7 @@ from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.openai.requests import in_their_words
+from zwatch.api.openai.requests import with_client_names
 from zwatch.api.schema import Base64, Digest, Number, VersionName, choice
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import enlarged_preview
@@ -23,7 +23,7 @@ COMPLETED = "image_generation.completed"
 ERROR = "error"
 Zero = Annotated[int, WithJsonSchema({"type": "integer", "const": 0})]
 _BACKGROUND, _QUALITY = "opaque", "high"
-"""What holds for every picture, whatever was asked for. The clients' types know no other words for one quality."""
+"""The same for every picture, whatever was requested. OpenAI's types allow only certain values for a quality."""
 _USAGE: "Usage" = {
     "input_tokens": 0,
     "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
@@ -33,14 +33,14 @@ _USAGE: "Usage" = {
 
 
 class InputTokens(TypedDict):
-    """Nothing is counted."""
+    """Tokens are not counted."""
 
     text_tokens: Zero
     image_tokens: Zero
 
 
 class Usage(TypedDict):
-    """Nothing is counted, but some clients refuse an answer without every one of these."""
+    """Tokens are not counted, but some clients require all of these fields."""
 
     input_tokens: Zero
     input_tokens_details: InputTokens
@@ -48,7 +48,7 @@ class Usage(TypedDict):
     total_tokens: Zero
 
 
-class Made(TypedDict):
+class ImagesMetadata(TypedDict):
     """What holds for all pictures of an answer; `id` is the job's, `model` the alias or version that the request came to,
     `truncated` says that the prompt was cut for its length."""
 
@@ -72,7 +72,7 @@ class ImageData(TypedDict):
     b64_json: NotRequired[Base64]
 
 
-class ImagesAnswer(Made):
+class ImagesAnswer(ImagesMetadata):
     """The pictures of a request; `created` is in seconds since 1970."""
 
     created: Number
@@ -107,12 +107,12 @@ def images_body(job: Job, finished: Finished, urls: list[str] | None, *, files: 
         if urls is not None:
             head["url"] = urls[number]
         data.append(_with_file(head, picture.file or b"") if files else encoded(head))
-    return b'%b, "data": [%b]}' % (encoded({"created": _now(), **_made(job, finished)})[:-1], b", ".join(data))
+    return b'%b, "data": [%b]}' % (encoded({"created": _now(), **_metadata(job, finished)})[:-1], b", ".join(data))
 
 
 def is_due(step: int, steps: int, sent: int, wanted: int) -> bool:
-    """Say whether it is time for another partial image: they are spread evenly over the steps; one that is late makes
-    no other one drop out."""
+    """Return whether the next of `wanted` partial images is due: they are spread evenly over the steps, and a late one does
+    not replace another."""
     return sent < wanted and step * (wanted + 1) >= steps * (sent + 1)
 
 
@@ -137,17 +137,17 @@ def partial_event(job: Job, number: int, preview: bytes) -> bytes:
 def completed_event(job: Job, finished: Finished) -> bytes:
     """Return the JSON of a finished job's one picture. To be called in a thread."""
     [picture] = finished.pictures
-    head = {"type": COMPLETED, "created_at": _now(), **_made(job, finished), "seed": picture.seed}
+    head = {"type": COMPLETED, "created_at": _now(), **_metadata(job, finished), "seed": picture.seed}
     return _with_file(head, picture.file or b"")
 
 
 def error_event(error: RequestError) -> bytes:
-    """Return the JSON of an error in the middle of a stream."""
-    return encoded({"type": ERROR, "error": error_object(in_their_words(error)), **error.extra})
+    """Return the JSON of an error event."""
+    return encoded({"type": ERROR, "error": error_object(with_client_names(error)), **error.extra})
 
 
 def model_views(engines: EngineRegistry, aliases: Iterable[str]) -> dict[str, Model]:
-    """Return every name that a request may give, as a model object: the aliases, then the resident versions."""
+    """Return a model object for every valid `model` of a request, by name: the aliases, then the resident versions."""
     views = {alias: _model_view(alias, engines.serving(alias)) for alias in aliases}
     for resident in engines.residents:
         name = resident.key.version
@@ -167,7 +167,7 @@ def _model_view(name: str, resident: Resident | None) -> Model:
     }
 
 
-def _made(job: Job, finished: Finished) -> Made:
+def _metadata(job: Job, finished: Finished) -> ImagesMetadata:
     return {
         "background": _BACKGROUND,
         "quality": _QUALITY,
@@ -183,7 +183,7 @@ def _made(job: Job, finished: Finished) -> Made:
 
 
 def _with_file(head: Mapping[str, object], file: bytes) -> bytes:
-    """Return JSON with an image inside: megabytes of base64, which needs no escaping."""
+    """Return JSON with an image added as base64, which needs no escaping."""
     return b'%b, "b64_json": "%b"}' % (encoded(head)[:-1], base64.b64encode(file))
 
 

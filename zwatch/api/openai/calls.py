@@ -1,4 +1,4 @@
-"""What OpenAI's image clients call: `/v1/images/generations` and `/v1/models`."""
+"""The calls of OpenAI's image clients: `/v1/images/generations` and `/v1/models`."""
 
 from aiohttp import web
 
@@ -16,7 +16,7 @@ from zwatch.api.openai.answers import (
     model_views,
     partial_event,
 )
-from zwatch.api.openai.requests import ImagesRequest, images_of, in_their_words
+from zwatch.api.openai.requests import ImagesRequest, images_of, with_client_names
 from zwatch.api.results import picture_url, served_headers
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, relay, send
@@ -27,21 +27,21 @@ from zwatch.generation.request import PRIMARY
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """Make images, as OpenAI's images API does."""
+    """Generate images, as OpenAI's images API does."""
     try:
         return await _generate(request, request.app[SERVICES])
     except RequestError as error:
-        raise in_their_words(error) from None
+        raise with_client_names(error) from None
 
 
 async def models(request: web.Request) -> web.Response:
-    """List the names that a request's `model` may give."""
+    """List the valid names for a request's `model`."""
     body: Models = {"object": "list", "data": list(_models(request).values())}
     return answer(body)
 
 
 async def model(request: web.Request) -> web.Response:
-    """Return one of those names."""
+    """Return one model."""
     name = request.match_info["model"]
     found = _models(request).get(name)
     if found is None:
@@ -78,17 +78,17 @@ async def _stream(request: web.Request, services: Services, job: Job, wanted: in
             case Failed(error):
                 await send(response, ERROR, error_event(error))
             case _:
-                pass  # their clients know no event for it
+                pass  # OpenAI's API has no such event
 
     return await relay(request, job, send_event, services.timeout)
 
 
 async def _serving_name(services: Services, name: str) -> str:
-    """Return the alias or version that a request asks for. A name that is none of ours means the model that we have:
-    many clients can't be told another than `gpt-image-1`.
+    """Return the alias or version that serves a request for `name`. An unknown name stands for `current`: many clients have
+    a fixed one, such as `gpt-image-1`.
 
     Raises:
-        RequestError: 404, a version that is there but not loaded: another one would not do instead.
+        RequestError: 404, the version exists but is not loaded; no other version is served in its place.
     """
     if name in services.supervisor.aliases or services.engines.find(name) is not None:
         return name
@@ -99,7 +99,7 @@ async def _serving_name(services: Services, name: str) -> str:
 
 
 def _urls(request: web.Request, job: Job, finished: Finished) -> list[str]:
-    """Return where the pictures can be fetched, by the name that the client itself calls us by."""
+    """Return the pictures' absolute URLs, with the scheme and host that the client used."""
     scheme = scheme_of(request)
     return [
         f"{scheme}://{request.host}{picture_url(job, number, picture)}"

@@ -1,4 +1,4 @@
-"""OpenAI's images call on its way in: which of its fields mean what here."""
+"""The body of OpenAI's images call, and its conversion to a native request."""
 
 import re
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ _NAMES = {
     "height": "size",
     "format": "output_format",
 }
-"""What our fields are called by OpenAI's clients, where the names differ."""
+"""OpenAI's names of native fields, where they differ."""
 
 
 class ImagesRequest(LenientRequest):
-    """The body of a `/v1/images/generations`. Null stands for a default."""
+    """The body of `/v1/images/generations`."""
 
     prompt: RequiredText
     model: Annotated[
         OptionalText,
         Field(
-            description="An alias, or a resident version; a name that is no version's means `current`.",
+            description="An alias or a resident version; an unknown name stands for `current`.",
             examples=[PRIMARY],
         ),
     ] = ""
@@ -52,39 +52,39 @@ class ImagesRequest(LenientRequest):
         str,
         Text(),
         Field(
-            description=f"Pixels: multiples of {SIDE_STEP}, up to what the version can do; `auto` is its own.",
+            description=f"In pixels: multiples of {SIDE_STEP}, up to the version's maximum; `auto` is the version's default size.",
             examples=["1024x1024"],
             json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})$"},
         ),
     ] = "auto"
     output_format: Format = ImageFormat.PNG
     output_compression: Annotated[
-        int, Whole(0, 100), Field(description="Of a JPEG or WebP; 100 is the best quality.")
+        int, Whole(0, 100), Field(description="For JPEG and WebP; 100 is the best quality.")
     ] = DEFAULT_QUALITY
     response_format: Annotated[
         str,
         Text(),
         Field(
-            description="`b64_json` if left out; for a model `dall-e-…` both.",
+            description="If left out, `b64_json`; for models `dall-e-…` both.",
             json_schema_extra={"enum": ["b64_json", "url", ""]},
         ),
     ] = ""
     stream: Annotated[bool, Flag()] = False
     partial_images: Annotated[
-        int, Whole(0, MAX_PARTIAL_IMAGES), Field(description="Previews on the way, with `stream`.")
+        int, Whole(0, MAX_PARTIAL_IMAGES), Field(description="Previews to send, with `stream`.")
     ] = 0
-    negative_prompt: Annotated[OptionalText, Field(description="An addition of zwatch.")] = ""
-    num_inference_steps: Annotated[Steps, Field(description="An addition of zwatch.")] = DEFAULT_STEPS
-    guidance_scale: Annotated[Guidance, Field(description="An addition of zwatch.")] = 0.0
+    negative_prompt: Annotated[OptionalText, Field(description="An extension of zwatch.")] = ""
+    num_inference_steps: Annotated[Steps, Field(description="An extension of zwatch.")] = DEFAULT_STEPS
+    guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
     seed: Annotated[
         Seed | None,
-        Field(description="An addition of zwatch. Random if left out; image i of n uses seed + i."),
+        Field(description="An extension of zwatch. Random if left out; image i of n uses seed + i."),
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """A checked request: what to make, and how to answer it: with URLs of the pictures, with the pictures, or both."""
+    """A validated request: what to generate, and whether the answer has the pictures' URLs, their files, or both."""
 
     generate: GenerateRequest
     urls: bool
@@ -94,13 +94,12 @@ class Images:
 
 
 def images_of(asked: ImagesRequest, model: str) -> Images:
-    """Return what a request asks for, with `model` to serve it. Fields that mean nothing here are ignored, whatever they
-    say: clients send them to every service.
+    """Return the native request for an OpenAI request, to be served by `model`.
 
     Raises:
-        RequestError: 400 with the name of our field or theirs; `in_their_words` makes it theirs.
+        RequestError: 400 with the name of an OpenAI field or a native one; see `with_client_names`.
     """
-    ours: dict[str, Any] = {
+    native: dict[str, Any] = {
         "prompt": asked.prompt,
         "negative_prompt": asked.negative_prompt,
         **_sides(asked.size),
@@ -109,7 +108,7 @@ def images_of(asked: ImagesRequest, model: str) -> Images:
         "seed": asked.seed,
         "n": asked.n,
         "format": asked.output_format,
-        # OpenAI's best "compression" is 100 as well, so it is a quality. A PNG has none; clients send it all the same.
+        # OpenAI's compression is a quality: 100 is the best. Clients send it with PNG too, which has none.
         "quality": max(1, asked.output_compression),
         "model": model,
     }
@@ -117,19 +116,17 @@ def images_of(asked: ImagesRequest, model: str) -> Images:
     if asked.stream and asked.n > 1:
         raise invalid("n", f"n is {asked.n}, a stream is of one image: leave out stream, or send {asked.n} requests")
     return Images(
-        validated(GenerateRequest, ours), urls and not asked.stream, files or asked.stream, asked.stream,
+        validated(GenerateRequest, native), urls and not asked.stream, files or asked.stream, asked.stream,
         asked.partial_images,
     )  # fmt: skip
 
 
-def in_their_words(error: RequestError) -> RequestError:
-    """Return an error with the name by which OpenAI's clients know the field."""
-    theirs = _NAMES.get(error.param or "", error.param)
-    if theirs == error.param:
+def with_client_names(error: RequestError) -> RequestError:
+    """Return an error about a native field with the name that OpenAI's clients use."""
+    name = _NAMES.get(error.param or "", error.param)
+    if name == error.param:
         return error
-    return RequestError(
-        error.code, f"{theirs}: {error.message}", param=theirs, headers=error.headers, extra=error.extra
-    )
+    return RequestError(error.code, f"{name}: {error.message}", param=name, headers=error.headers, extra=error.extra)
 
 
 def _sides(size: str) -> dict[str, int]:
@@ -146,6 +143,6 @@ def _response_format(asked: ImagesRequest) -> tuple[bool, bool]:
     value = asked.response_format
     if value not in ("", "b64_json", "url"):
         raise invalid("response_format", f"response_format must be b64_json or url, got {value[:60]!r}")
-    # Where OpenAI's own default was a URL, clients that say nothing may want one. Others would fetch it for nothing.
+    # OpenAI's default for DALL-E was a URL, so its clients may need one. Other clients would fetch it needlessly.
     by_default = not value and asked.model.startswith("dall-e-")
     return value == "url" or by_default, value != "url"

@@ -1,4 +1,4 @@
-"""The page's cookie, and which calls need no token."""
+"""Login and logout, and which calls need the token."""
 
 import asyncio
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.harness import Server
-from zwatch.api.auth import SESSION_SECONDS, Sessions
+from zwatch.api.auth import Sessions
 from zwatch.api.schema import COOKIE
 
 TOKEN = "correct horse"
@@ -19,34 +19,34 @@ async def locked(start):
 
 
 async def logged_in(client, **headers):
-    """Log in; return the cookie's value and what the browser is told of it."""
+    """Log in; return the session cookie with its attributes."""
     async with client.http.post(client.url + "/login", json={"token": TOKEN}, headers=headers) as response:
         assert response.status == 200
         return response.cookies[COOKIE]
 
 
-async def test_who_logs_in_gets_a_cookie_that_opens_every_call(locked):
+async def test_a_login_sets_a_cookie_that_authorizes_every_call(locked):
     cookie = await logged_in(locked)
     headers = {"Cookie": f"{COOKIE}={cookie.value}"}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 200
     assert (await locked.call("POST", "/api/rollback", headers=headers))[0] == 409, "nothing to roll back to"
 
 
-async def test_an_event_stream_needs_only_the_cookie(locked):
+async def test_the_cookie_authorizes_an_event_stream(locked):
     cookie = await logged_in(locked)
     async with locked.http.get(locked.url + "/events", cookies={COOKIE: cookie.value}) as response:
         assert response.status == 200
         assert await asyncio.wait_for(response.content.readline(), 10) == b"event: status\n"
 
 
-async def test_scripts_and_other_sites_cannot_get_at_the_cookie(locked):
+async def test_the_cookie_is_not_available_to_scripts_and_other_sites(locked):
     cookie = await logged_in(locked)
     assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Strict", "/")
-    assert not cookie["secure"], "it would not come back over http"
+    assert not cookie["secure"], "a browser would not send it over http"
     assert (await logged_in(locked, **{"X-Forwarded-Proto": "https"}))["secure"]
 
 
-async def test_the_token_is_not_in_the_cookie(locked):
+async def test_the_cookie_does_not_contain_the_token(locked):
     cookie = await logged_in(locked)
     assert TOKEN not in cookie.OutputString()
     assert cookie.value != Sessions("another").begin()
@@ -60,7 +60,7 @@ async def test_a_wrong_token_gets_no_cookie(locked, token):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"token": ""}', b'{"token": 1}', b'{"token": "x", "name": "y"}'])
-async def test_what_is_no_login_is_a_400(locked, body):
+async def test_an_invalid_login_body_is_a_400(locked, body):
     assert (await locked.call("POST", "/login", data=body))[0] == 400
 
 
@@ -70,37 +70,24 @@ async def test_a_page_of_another_site_cannot_log_in(locked):
 
 
 @pytest.mark.parametrize("value", ["", "x", "1.2", "9" * 15 + ".00", f"{'9' * 400}.00", "²." + "0" * 64, TOKEN])
-async def test_a_made_up_cookie_opens_nothing(locked, value):
+async def test_a_forged_cookie_is_refused(locked, value):
     headers = {"Cookie": f"{COOKIE}={value}"}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 401
 
 
-def test_a_cookie_ends_after_its_time_and_with_the_token():
-    now = [1000.0]
-    sessions = Sessions(TOKEN, lambda: now[0])
-    value = sessions.begin()
-    assert sessions.knows(value)
-    assert Sessions(TOKEN, lambda: now[0]).knows(value), "a restart does not end it"
-    assert not Sessions("another", lambda: now[0]).knows(value)
-    end, _, signature = value.partition(".")
-    assert not sessions.knows(f"{int(end) + 1}.{signature}"), "its end cannot be moved"
-    now[0] += SESSION_SECONDS
-    assert not sessions.knows(value)
-
-
-async def test_who_logs_out_has_no_cookie_any_more(locked):
+async def test_a_logout_deletes_the_cookie(locked):
     async with locked.http.delete(locked.url + "/login") as response:
         assert response.status == 200
         assert (response.cookies[COOKIE].value, response.cookies[COOKIE]["max-age"]) == ("", "0")
 
 
-async def test_without_a_token_a_login_is_fine_and_sets_nothing(client):
+async def test_without_a_token_a_login_succeeds_and_sets_no_cookie(client):
     status, headers, _ = await client.call("POST", "/login", json={"token": "any"})
     assert (status, "Set-Cookie" in headers) == (200, False)
 
 
-async def test_a_header_of_another_guard_does_not_shut_out_the_cookie(locked):
-    """A proxy with a password of its own passes the browser's Authorization on."""
+async def test_the_cookie_is_accepted_beside_a_foreign_authorization_header(locked):
+    """A proxy with a password of its own forwards the browser's Authorization header."""
     cookie = await logged_in(locked)
     headers = {"Cookie": f"{COOKIE}={cookie.value}", "Authorization": "Basic cHJveHk6cHJveHk="}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 200
@@ -109,7 +96,7 @@ async def test_a_header_of_another_guard_does_not_shut_out_the_cookie(locked):
 @pytest.mark.parametrize(
     ("mode", "schemes"), [(None, "Basic"), ("navigate", "Basic"), ("cors", "Bearer"), ("same-origin", "Bearer")]
 )
-async def test_a_pages_own_calls_open_no_password_dialog(locked, mode, schemes):
+async def test_the_pages_own_calls_open_no_password_dialog(locked, mode, schemes):
     headers = {} if mode is None else {"Sec-Fetch-Mode": mode}
     _, answered, _ = await locked.call("GET", "/status", headers=headers)
     assert schemes in answered["WWW-Authenticate"]
@@ -134,21 +121,21 @@ async def try_to_log_in(client, token):
         return response.status, response.headers.get("Retry-After"), await response.json()
 
 
-async def test_after_ten_wrong_tokens_even_the_right_one_has_to_wait(locked, caplog):
+async def test_after_ten_wrong_tokens_even_the_correct_one_is_refused_for_a_while(locked, caplog):
     assert [(await try_to_log_in(locked, f"guess {number}"))[0] for number in range(10)] == [401] * 10
     status, wait, body = await try_to_log_in(locked, TOKEN)
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "too_many_guesses", "rate_limit_error")
     assert 1 <= int(wait) <= 6
     assert caplog.text.count("too many wrong tokens from 127.0.0.1") == 1
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    assert (await locked.call("GET", "/status", headers=headers))[0] == 200, "who needs no login goes on"
+    assert (await locked.call("GET", "/status", headers=headers))[0] == 200, "a request with the token needs no login"
 
 
-async def test_who_logs_in_again_and_again_is_not_hindered(locked):
+async def test_repeated_successful_logins_are_not_limited(locked):
     assert [(await try_to_log_in(locked, TOKEN))[0] for _ in range(15)] == [200] * 15
 
 
 @pytest.mark.parametrize(("token", "warned"), [("sesame", True), ("0123456789abcdef", False)])
-async def test_a_token_that_can_be_guessed_gets_a_warning(models, tmp_path, token, warned):
+async def test_a_short_token_is_warned_about(models, tmp_path, token, warned):
     async with Server(models, tmp_path / "state", environment={"ZWATCH_TOKEN": token}) as server:
         assert (f"the token has only {len(token)} characters" in server.log.read_text()) is warned

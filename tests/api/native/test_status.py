@@ -1,0 +1,109 @@
+"""The status, events and health checks, over HTTP, with real engines."""
+
+import asyncio
+import json
+
+
+async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start):
+    async with start() as client:
+        assert client.services.supervisor.factory is None, "nothing was imported yet"
+        assert (await client.call("GET", "/health/live"))[0] == 200
+        status, headers, body = await client.call("POST", "/generate", json={"prompt": "x"})
+        if client.services.engines.serving("current") is None:
+            assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "2")
+        await client.serves()
+        assert (await client.call("GET", "/health/ready"))[0] == 200
+        assert (await client.call("GET", "/health"))[2] == {"status": "ok", "version": "v1", "reasons": []}
+
+
+async def test_the_status_has_every_field_that_the_interface_shows(client):
+    _, _, status = await client.call("GET", "/status")
+    assert {"status", "serving", "aliases", "engines", "strays", "queue", "device", "uptime"} <= status.keys()
+    assert status["serving"].keys() == {"version", "digest", "since", "images"}
+    attempt = status["aliases"]["current"]["attempt"]
+    fields = {
+        "version",
+        "digest",
+        "state",
+        "code",
+        "reason",
+        "started",
+        "seconds",
+        "bytes",
+        "progress",
+        "phases",
+        "shared",
+    }
+    assert fields | {"way", "held"} <= attempt.keys()
+    assert {"read", "verify", "build", "warm", "promote"} == attempt["phases"].keys()
+    assert status["engines"][0].keys() >= {"version", "state", "leases", "bytes"}
+    assert status["queue"] == {"waiting": 0, "running": 0, "limit": 64}
+    _, _, versions = await client.call("GET", "/versions")
+    fields = {
+        "name",
+        "sealed",
+        "digest",
+        "header_version",
+        "bytes",
+        "files",
+        "resident",
+        "serving",
+        "aliases",
+        "sealed_at",
+    }
+    assert all(fields <= one.keys() for one in versions["versions"])
+    assert [one["header_version"] for one in versions["versions"]] == ["v1", "v2"]
+
+
+async def test_the_status_can_be_read_while_the_load_begins_another_phase(client):
+    phases = client.services.supervisor.attempt("current").control.phases
+
+    class Begun(float):
+        def __round__(self, digits):
+            phases["another"] = 0.0
+            return round(float(self), digits)
+
+    phases["read"] = Begun(1.0)
+    assert (await client.call("GET", "/status"))[0] == 200
+
+
+async def test_events_begin_with_the_status_and_report_a_deploy(client):
+    seen = []
+    async with client.http.get(client.url + "/events") as response:
+        assert response.content_type == "text/event-stream"
+        deploy = asyncio.create_task(client.call("POST", "/api/deploy", json={"version": "v2"}))
+        while not (
+            any(event == "serving" and data["version"] == "v2" for event, data in seen)
+            and any(event == "attempt" and data["state"] == "PROMOTED" for event, data in seen)
+            and any(event == "alias" and data["serving"] == "v2" for event, data in seen)
+        ):
+            event = (await asyncio.wait_for(response.content.readline(), 30)).decode().strip()
+            if event.startswith("event: "):
+                data = (await response.content.readline()).decode().removeprefix("data: ")
+                seen.append((event.removeprefix("event: "), json.loads(data)))
+        await deploy
+    assert seen[0][0] == "status"
+    assert seen[0][1]["serving"]["version"] == "v1"
+
+
+async def test_events_report_an_unload_as_null(client):
+    async with client.http.get(client.url + "/events") as response:
+        await response.content.readuntil(b"\n\n")
+        unload = asyncio.create_task(client.call("POST", "/api/unload_model"))
+        while await asyncio.wait_for(response.content.readline(), 30) != b"event: serving\n":
+            pass
+        assert await response.content.readline() == b"data: null\n"
+        await unload
+
+
+async def test_the_last_change_is_streamed_immediately(client):
+    """What changed while an event was sent, or in the pause after it, used to wait for the next one, or 10 s."""
+    async with client.http.get(client.url + "/events") as stream:
+        await stream.content.readuntil(b"\n\n")
+        await asyncio.sleep(0.3)  # the stream waits for a change now
+        await client.png(steps=60)  # longer than the pause between two events
+        async with asyncio.timeout(9):
+            while b'"running": 1' not in await stream.content.readuntil(b"\n\n"):
+                pass
+            while b'"running": 0' not in await stream.content.readuntil(b"\n\n"):
+                pass

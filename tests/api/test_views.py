@@ -1,0 +1,180 @@
+"""The JSON views of the state, from small real objects and a supervisor that only has the attributes they read."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+
+import pytest
+
+from zwatch.api import views
+from zwatch.deploy.resolving import Fault
+from zwatch.deploy.strays import Stray
+from zwatch.deploy.versions import VersionSummary
+from zwatch.errors import Rejection
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import Attempt, VersionKey
+
+V1, V2 = VersionKey("v1", "1" * 64), VersionKey("v2", "2" * 64)
+FAULT = Fault("current", "link_missing", "current is missing", link=None)
+
+
+class Supervisor:
+    """The attributes of a supervisor that views read."""
+
+    def __init__(self, *, aliases=("current",), targets=(), faults=(), strays=(), wishes=(), attempts=(), unloaded=()):
+        self.aliases = aliases
+        self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays))
+        self.factory = None
+        self._wishes, self._attempts, self._unloaded = dict(wishes), dict(attempts), unloaded
+
+    def wish(self, alias):
+        return self._wishes.get(alias)
+
+    def attempt(self, alias):
+        return self._attempts.get(alias)
+
+    def is_unloaded(self, alias):
+        return alias in self._unloaded
+
+
+def serving(*keys):
+    """Return engines of these versions, the last of which serves `current`."""
+    engines = EngineRegistry()
+    for key in keys:
+        engines.admit(key, SimpleNamespace(is_complete=True, nbytes=1000))
+        engines.promote("current", key)
+    return engines
+
+
+def rejected(key=V2):
+    attempt = Attempt("current", key, "device")
+    attempt.rejected(Rejection("hash_mismatch", "a file differs"))
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "served", "state", "reasons"),
+    [
+        (Supervisor(wishes={"current": V1}), (V1,), "ok", []),
+        (Supervisor(wishes={"current": V1}), (), "unavailable", ["current asks for v1, which is not ready; nothing serves"]),
+        (Supervisor(wishes={"current": V2}), (V1,), "degraded", ["current asks for v2, which is not ready; v1 serves"]),
+        (
+            Supervisor(wishes={"current": V2}, attempts={"current": rejected()}), (V1,), "degraded",
+            ["current asks for v2, v1 serves: a file differs"],
+        ),
+        (
+            Supervisor(wishes={"current": V2}, attempts={"current": rejected()}), (), "unavailable",
+            ["current asks for v2, nothing serves: a file differs"],
+        ),
+        (Supervisor(faults={"current": FAULT}), (V1,), "degraded", ["current is missing"]),
+        (Supervisor(faults={"current": FAULT}), (), "unavailable", ["current is missing"]),
+        (
+            Supervisor(wishes={"current": V1}, unloaded=("current",)), (), "unavailable",
+            ["current is unloaded; POST /api/load_model loads it"],
+        ),
+        (Supervisor(), (), "unavailable", ["current has not been looked at yet"]),
+        (
+            Supervisor(aliases=("current", "stable"), wishes={"current": V1}), (V1,), "degraded",
+            ["stable has not been looked at yet"],
+        ),
+        (Supervisor(wishes={"current": VersionKey("v1", "f" * 64)}), (V1,), "degraded", [
+            "current asks for v1, which is not ready; v1 serves"
+        ]),
+    ],
+)  # fmt: skip
+def test_the_health_is_ok_degraded_or_unavailable_with_reasons(supervisor, served, state, reasons):
+    assert views.health(supervisor, serving(*served)) == (state, reasons)
+
+
+def test_a_time_is_in_utc_to_the_second():
+    moment = datetime(2026, 11, 21, 16, 2, 11, 999_999, tzinfo=timezone(timedelta(hours=2)))
+    assert views.time_text(moment) == "2026-11-21T14:02:11Z"
+
+
+def test_there_is_no_view_of_no_attempt():
+    assert views.attempt_view(None) is None
+
+
+def test_a_running_attempt_shows_its_progress_and_a_copy_of_its_phases():
+    control = SimpleNamespace(phases={"read": 0.123456}, bytes_done=1, bytes_total=3, shared=("vae",))
+    attempt = Attempt("current", V1, "device", control)
+    view = views.attempt_view(attempt)
+    control.phases["verify"] = 1.0
+    assert (view["progress"], view["bytes"], view["phases"], view["shared"]) == (0.3333, 1, {"read": 0.1235}, ["vae"])
+    assert (view["state"], view["code"], view["reason"], view["way"]) == ("LOADING", None, None, "device")
+    assert (view["alias"], view["version"], view["digest"]) == ("current", "v1", V1.digest)
+
+
+def test_a_rejected_attempt_shows_code_and_reason_and_no_further_progress():
+    view = views.attempt_view(rejected())
+    assert (view["state"], view["code"], view["reason"]) == ("REJECTED", "hash_mismatch", "a file differs")
+    assert (view["progress"], view["bytes"], view["phases"]) == (1.0, 0, {})
+
+
+def test_the_serving_view_is_of_the_version_that_an_alias_serves():
+    engines = serving(V1)
+    with engines.lease("current") as lease:
+        lease.count_images(3)
+    view = views.serving_view(engines)
+    assert (view["version"], view["digest"], view["images"]) == ("v1", V1.digest, 3)
+    assert datetime.fromisoformat(view["since"]) <= datetime.now(UTC)
+    assert views.serving_view(engines, "stable") is None
+
+
+def test_an_alias_shows_its_link_its_target_and_what_it_serves():
+    target = SimpleNamespace(link="v2/", version="v2")
+    supervisor = Supervisor(targets={"current": target}, attempts={"current": rejected()})
+    view = views.alias_view(supervisor, serving(V1), "current")
+    assert view.pop("attempt")["code"] == "hash_mismatch"
+    assert view == {"link": "v2/", "target": "v2", "fault": None, "serving": "v1", "unloaded": False}
+
+
+def test_an_alias_with_a_fault_shows_it_with_the_link():
+    fault = Fault("current", "not_a_version", "v9 does not exist", link="v9")
+    view = views.alias_state(Supervisor(faults={"current": fault}, unloaded=("current",)), serving(), "current")
+    assert view == {
+        "link": "v9", "target": None, "fault": {"code": "not_a_version", "message": "v9 does not exist"},
+        "serving": None, "unloaded": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("running", "number"), [(None, 0), (object(), 1)])
+def test_the_queue_shows_how_many_wait_and_run(running, number):
+    queue = SimpleNamespace(waiting=3, running=running, limit=64)
+    assert views.queue_view(queue) == {"waiting": 3, "running": number, "limit": 64}
+
+
+def test_the_status_has_all_parts():
+    queue = SimpleNamespace(waiting=0, running=None, limit=64)
+    supervisor = Supervisor(wishes={"current": V2}, strays=[Stray("v1/v9", "v9", "no version of that name")])
+    engines = serving(V1, V2)
+    view = views.status_view(supervisor, engines, queue, None, None, 1.23456)
+    assert view["device"] == {"name": None, "free": None, "total": None}
+    assert (view["status"], view["uptime"], view["history"]) == ("ok", 1.235, None)
+    assert view["strays"] == [{"path": "v1/v9", "text": "v9", "reason": "no version of that name"}]
+    states = {one["version"]: (one["state"], one["leases"], one["bytes"]) for one in view["engines"]}
+    assert states["v2"] == ("SERVING", 0, 1000)
+    assert states["v1"][0] != "SERVING"
+    supervisor.factory = SimpleNamespace(device=SimpleNamespace(name="NVIDIA H100"))
+    view = views.status_view(supervisor, engines, queue, None, (1, 2), 0.0)
+    assert view["device"] == {"name": "NVIDIA H100", "free": 1, "total": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "resident", "serves", "aliases"),
+    [("v1", True, False, ["stable"]), ("v2", True, True, ["current"]), ("v3", False, False, [])],
+)
+def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serves, aliases):
+    targets = {"current": SimpleNamespace(version="v2"), "stable": SimpleNamespace(version="v1")}
+    supervisor = Supervisor(aliases=("current", "stable"), targets=targets)
+    sealed_at = datetime(2026, 11, 21, tzinfo=UTC)
+    summary = VersionSummary(name, True, "a" * 64, name, 10, 2, sealed_at, None)
+    assert views.version_view(summary, supervisor, serving(V1, V2)) == {
+        "name": name, "sealed": True, "digest": "a" * 64, "header_version": name, "bytes": 10, "files": 2,
+        "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "problem": None,
+    }  # fmt: skip
+
+
+def test_a_version_that_is_not_sealed_shows_its_problem():
+    summary = VersionSummary("v3", False, None, None, 0, 0, None, "there is no seal")
+    view = views.version_view(summary, Supervisor(), serving())
+    assert (view["sealed"], view["sealed_at"], view["problem"]) == (False, None, "there is no seal")
