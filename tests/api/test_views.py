@@ -47,7 +47,7 @@ def serving(*keys):
 
 def rejected(key=V2):
     attempt = Attempt("current", key, "device")
-    attempt.rejected(Rejection("hash_mismatch", "a file differs"))
+    attempt.reject(Rejection("hash_mismatch", "a file differs"))
     return attempt
 
 
