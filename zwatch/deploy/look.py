@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import (
     Directory,
     Fault,
@@ -18,8 +19,9 @@ from zwatch.deploy.resolving import (
     resolve,
 )
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
-from zwatch.deploy.strays import Stray, StrayKeeper
+from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
+from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
 
 MISSING_GRACE = 1.0
@@ -47,6 +49,8 @@ class Look:
     notes: Sequence[str] = ()
     changed: frozenset[int] = frozenset()
     """Which of the awaited are worth another try, by position."""
+    refused: tuple[RefusedStray, ...] = ()
+    """All strays refused so far that still exist, for the next run's `Looker`."""
 
 
 class Looker:
@@ -55,10 +59,13 @@ class Looker:
     It blocks; run it in a thread, one look at a time.
     """
 
-    def __init__(self, root: Path, aliases: Sequence[str], *, strict_links: bool) -> None:
+    def __init__(
+        self, root: Path, aliases: Sequence[str], *, strict_links: bool, refused: Iterable[RefusedStray] = ()
+    ) -> None:
+        """`refused` are the strays that an earlier run refused, see `Look.refused`."""
         self._root = root
         self._aliases = aliases
-        self._strays = StrayKeeper(strict=strict_links)
+        self._wishes = WishFollower(strict=strict_links, refused=refused)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
         self._restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
@@ -72,7 +79,9 @@ class Looker:
         except OSError as error:
             message = f"{self._root}: {error.strerror}; expected the models root, see --models"
             self._known.clear()
-            return Look(faults={alias: Fault(alias, "no_root", message) for alias in self._aliases})
+            self._wishes.forget_links()
+            faults = {alias: Fault(alias, "no_root", message) for alias in self._aliases}
+            return Look(faults=faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
         if not self._tidied:
@@ -82,11 +91,11 @@ class Looker:
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
-            strays, moved = self._strays.take_wishes(root_fd, list(self._known.values()))
+            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()))
             if not moved:
                 break
-        notes, self._strays.notes = self._strays.notes, []
-        return Look(dict(self._known), faults, strays, notes, self._changed(awaited))
+        notes, self._wishes.notes = self._wishes.notes, []
+        return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
