@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import Stamp
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
@@ -29,12 +30,22 @@ def remembered():
             "canary": SavedAlias(trying=VersionKey("v9", None)),
         },
         [Crash(V2, 2, FIRST), Crash(V1, 1, None)],
+        [RefusedStray("v1/v2", LATER, "current and canary both point to v1")],
     )
 
 
 def test_what_was_written_is_read_again(state):
     state.write(serialise(remembered()))
     assert state.read() == remembered()
+
+
+def test_a_state_file_without_refused_strays_is_read(state, tmp_path):
+    saved = json.loads(serialise(remembered()))
+    del saved["refused"]
+    (tmp_path / "state/state.json").write_text(json.dumps(saved))
+    read = state.read()
+    assert read.refused == []
+    assert read.aliases == remembered().aliases
 
 
 def test_nothing_is_remembered_at_first(state):

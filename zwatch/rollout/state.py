@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zwatch.deploy.durable import write_durably
+from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import Stamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import UsageError
@@ -51,6 +52,8 @@ class SavedState:
     running: bool = False
     aliases: dict[str, SavedAlias] = field(default_factory=dict)
     crashes: list[Crash] = field(default_factory=list)
+    refused: list[RefusedStray] = field(default_factory=list)
+    """Stray links that were refused and still exist, see `Look.refused`."""
 
     def alias(self, name: str) -> SavedAlias:
         """Return an alias's part, made on first use."""
@@ -173,7 +176,8 @@ def _parse(state: dict[str, Any]) -> SavedState:
     crashes = [
         Crash(_certain_key(crash["key"]), int(crash["count"]), _stamp(crash["stamp"])) for crash in state["crashes"]
     ]
-    return SavedState(bool(state["running"]), aliases, crashes)
+    refused = [_refused(stray) for stray in state.get("refused", [])]  # older files have none
+    return SavedState(bool(state["running"]), aliases, crashes, refused)
 
 
 def _key(value: dict[str, Any] | None) -> VersionKey | None:
@@ -189,3 +193,10 @@ def _certain_key(value: dict[str, Any]) -> VersionKey:
 
 def _stamp(value: dict[str, Any] | None) -> Stamp | None:
     return None if value is None else Stamp(*(int(value[name]) for name in ("device", "inode", "ctime_ns")))
+
+
+def _refused(value: dict[str, Any]) -> RefusedStray:
+    stamp = _stamp(value["stamp"])
+    if stamp is None or not isinstance(value["path"], str) or not isinstance(value["reason"], str):
+        raise ValueError(f"{value!r} is not a refused stray")
+    return RefusedStray(value["path"], stamp, value["reason"])

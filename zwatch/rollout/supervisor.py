@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,8 @@ class Supervisor:
         """Called with each attempt at its end, however it ended."""
         self.seen = Look()
         self.factory: EngineFactory | None = None
-        self._looker = Looker(root, aliases, strict_links=strict_links)
+        self._make_looker = partial(Looker, root, aliases, strict_links=strict_links)
+        self._looker = self._make_looker()
         self._bridge = bridge
         self._engines = engines
         self._state_file = state_file
@@ -155,6 +157,7 @@ class Supervisor:
     async def start(self) -> None:
         """Read what is remembered; to be called before `run`."""
         self._memory = await self._bridge.run("state", self._state_file.read)
+        self._looker = self._make_looker(refused=self._memory.refused)
         for alias in self.aliases:
             self._states[alias].served = self._memory.alias(alias).serving
         crashed = self._memory.begin_run()
@@ -221,6 +224,9 @@ class Supervisor:
         self.seen = seen
         for alias, target in seen.targets.items():
             self._note_link(alias, target)
+        if list(seen.refused) != self._memory.refused:
+            self._memory.refused = list(seen.refused)
+            await self._remember()
         self._looks += 1
         self._looked.fire()
         await self._note_good()
