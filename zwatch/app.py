@@ -27,7 +27,7 @@ from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
-from zwatch.deploy.watch import Doorbell
+from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import RequestError, UsageError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
@@ -114,7 +114,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
     runner = Runner(
         _application(config, services), most=most, handler_cancellation=True, shutdown_timeout=2.0, access_log=None
     )
-    doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
     try:
         await runner.setup()
@@ -123,7 +123,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         tasks += [
             asyncio.create_task(queue.run(), name="queue"),
             *([asyncio.create_task(history.open(), name="history")] if history is not None else []),
-            asyncio.create_task(_tend(doorbell, bridge), name="doorbell"),
+            asyncio.create_task(_keep_watching(root_watcher, bridge), name="root watcher"),
             asyncio.create_task(supervisor.run(), name="supervisor"),
             asyncio.create_task(systemd.keep_alive(), name="watchdog"),
             asyncio.create_task(_announce(services, url), name="announce"),
@@ -141,7 +141,7 @@ async def running(config: Config) -> AsyncIterator[Running]:
         runner.app[CLOSING].set()
         supervisor.changes.fire()
         await runner.cleanup()
-        await asyncio.to_thread(doorbell.stop)
+        await asyncio.to_thread(root_watcher.stop)
         await asyncio.to_thread(bridge.close)
         state_file.close()
 
@@ -220,10 +220,10 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _tend(doorbell: Doorbell, bridge: Bridge) -> None:
-    """See every second that the doorbell still hangs where it should."""
+async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
+    """Check every second that the models root is still watched."""
     while True:
-        await bridge.run("inspect", doorbell.tend)
+        await bridge.run("inspect", root_watcher.ensure_running)
         await asyncio.sleep(1.0)
 
 

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from tests.deploy.factory import WEIGHTS, next_tick, reseal_by_hand, until, weights, write_version
+from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point, summaries
-from zwatch.deploy.resolving import TEMPORARY_PREFIX, Stamp
+from zwatch.deploy.resolving import Stamp
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.errors import RepointError
 

@@ -6,9 +6,10 @@ import subprocess
 import pytest
 
 from tests.deploy.factory import next_tick, write_version
+from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import Looker, point
 from zwatch.deploy.refused import MAX_REFUSED, RefusedStray, RefusedStrays
-from zwatch.deploy.resolving import TEMPORARY_PREFIX, Stamp
+from zwatch.deploy.resolving import Stamp
 from zwatch.deploy.root_links import RootLinks
 
 

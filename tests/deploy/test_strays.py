@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, write_version
-from zwatch.deploy import resolving
+from zwatch.deploy import links
+from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import Looker
-from zwatch.deploy.resolving import TEMPORARY_PREFIX
 from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.strays import StrayFacts, judge
 
@@ -510,13 +510,13 @@ def test_looking_at_versions_just_left_leaks_no_descriptor(root, looker, monkeyp
 # The operator moves while a wish is followed.
 
 
-@pytest.mark.parametrize("moment", ["take", "symlink", "_exchange"])
+@pytest.mark.parametrize("moment", ["take", "symlink", "exchange"])
 def test_an_operator_s_move_while_a_wish_is_followed_wins(root, looker, monkeypatch, moment):
     """He moves after the look, after the note, or right before the exchange."""
     looker.look()
     run(root, "ln", "-sf", "v2", "current")
     moves = iter(["v3"])
-    holder = {"take": resolving.LinkNote, "symlink": os, "_exchange": resolving}[moment]
+    holder = {"take": links.LinkNote, "symlink": os, "exchange": links}[moment]
     real = getattr(holder, moment)
 
     def moved_first(*given, **where):

@@ -6,18 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
 from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import (
-    Directory,
-    Fault,
-    FileStamp,
-    LinkNote,
-    Stamp,
-    Target,
-    finish_interrupted,
-    repoint,
-    resolve,
-)
+from zwatch.deploy.resolving import Directory, Fault, FileStamp, Stamp, Target, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names

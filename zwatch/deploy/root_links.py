@@ -9,7 +9,8 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from zwatch.deploy.resolving import TEMPORARY_PREFIX, Stamp
+from zwatch.deploy.links import TEMPORARY_PREFIX
+from zwatch.deploy.resolving import Stamp
 
 _MAX_HOPS = 40  # Linux follows no more links than this in one path
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from zwatch.deploy.links import LinkNote, repoint
 from zwatch.deploy.refused import RefusedStray, RefusedStrays
-from zwatch.deploy.resolving import Directory, LinkNote, Stamp, Target, repoint
+from zwatch.deploy.resolving import Directory, Stamp, Target
 from zwatch.deploy.root_links import RootLinks
 from zwatch.deploy.strays import FoundStray, Stray, find_strays, judge
 from zwatch.deploy.versions import is_version_name

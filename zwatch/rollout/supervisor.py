@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TICK = 0.25
-"""Seconds between two looks when no doorbell rings: what a lost event costs."""
+"""Seconds between two looks when no event asks for one: the cost of a lost event."""
 KEPT_ATTEMPTS = 100
 GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
