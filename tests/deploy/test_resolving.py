@@ -116,9 +116,9 @@ def a_file(root):
 
 FAULTS = [
     (missing, "missing", "current: there is no such link; make it with `ln -sfn VERSION current`"),
-    (dangling, "dangling", "current -> v9: there is nothing of that name"),
-    (loop, "loop", "current -> other: the links lead in a circle"),
-    (self_loop, "loop", "current -> current: the links lead in a circle"),
+    (dangling, "dangling", "current -> v9: nothing with that name exists"),
+    (loop, "loop", "current -> other: the links form a loop"),
+    (self_loop, "loop", "current -> current: the links form a loop"),
     (to_a_file, "not_a_directory", "current -> notes: expected a version directory, found a file"),
     (to_a_fifo, "not_a_directory", "current -> pipe: expected a version directory"),
     (below_a_file, "not_a_directory", "current -> notes/v1: expected a version directory"),
@@ -128,8 +128,8 @@ FAULTS = [
     (deeper_of_the_same_name, "outside", "models/v1/v2 is not a version directly under the models root"),
     (the_root, "outside", "models is not a version directly under the models root"),
     (a_wrong_name, "outside", ".hidden is not a version directly under the models root"),
-    (a_directory, "not_a_link", "current: expected a symlink, found something else of that name"),
-    (a_file, "not_a_link", "current: expected a symlink, found something else of that name"),
+    (a_directory, "not_a_link", "current: expected a symlink, found something else with that name"),
+    (a_file, "not_a_link", "current: expected a symlink, found something else with that name"),
 ]
 
 
@@ -165,7 +165,7 @@ def test_a_seal_that_is_a_fifo_does_not_block_the_look(root, root_fd):
     assert resolve(root_fd, "current").digest is None
 
 
-def test_what_is_known_and_unchanged_is_returned_itself(root, root_fd):
+def test_an_unchanged_known_target_is_returned_itself(root, root_fd):
     known = resolve(root_fd, "current")
     assert resolve(root_fd, "current", known) is known
 
@@ -194,7 +194,7 @@ def flipped(root):
 
 
 @pytest.mark.parametrize("change", [linked_anew, resealed, seal_gone, directory_replaced, flipped])
-def test_what_is_known_and_changed_is_resolved_anew(root, root_fd, change):
+def test_a_changed_known_target_is_resolved_again(root, root_fd, change):
     known = resolve(root_fd, "current")
     change(root)
     found = resolve(root_fd, "current", known)
@@ -219,7 +219,7 @@ def test_a_target_keeps_its_directory_when_the_link_moves_on(root, root_fd):
     assert os.path.samestat(os.fstat(target.directory.fd), (root / "gone").stat())
 
 
-def test_an_alias_that_appears_under_the_look_is_looked_at_again(root, root_fd, monkeypatch):
+def test_an_alias_that_appears_during_the_look_is_read_again(root, root_fd, monkeypatch):
     readlink = os.readlink
     moves = iter(["v2"])
 
@@ -235,7 +235,7 @@ def test_an_alias_that_appears_under_the_look_is_looked_at_again(root, root_fd, 
     assert (found.version, found.link) == ("v2", "v2")
 
 
-def test_an_alias_that_never_holds_still_is_a_fault_that_says_so(root, root_fd, monkeypatch):
+def test_an_alias_that_changes_all_the_time_is_a_fault(root, root_fd, monkeypatch):
     readlink = os.readlink
 
     def moving(path, **where):
@@ -249,7 +249,7 @@ def test_an_alias_that_never_holds_still_is_a_fault_that_says_so(root, root_fd, 
     assert resolve(root_fd, "current").code == "unsettled"
 
 
-def test_an_alias_that_becomes_a_file_under_the_look_is_no_error(root, root_fd, monkeypatch):
+def test_an_alias_that_becomes_a_file_during_the_look_is_no_error(root, root_fd, monkeypatch):
     readlink = os.readlink
 
     def moving(path, **where):

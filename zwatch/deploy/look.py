@@ -1,4 +1,4 @@
-"""One look at the models root: what every followed alias asks for, stray links, and files that were waited for."""
+"""One look at the models root: what every followed alias asks for, stray links, and changes of awaited files."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
 
 MISSING_GRACE = 1.0
-"""Seconds that an alias may be missing before that counts: between an unlink and a symlink, it is."""
+"""Seconds that an alias may be missing, as it is between an unlink and a symlink, before that is a fault."""
 SETTLED = 0.25
 """Seconds that awaited files must stay as they are before they count as complete."""
 _MAX_ROUNDS = 8
@@ -24,7 +24,7 @@ _MAX_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """Files of a rejected version, as they were when it was tried; it is tried again when they change."""
+    """Files of a rejected version, as they were when it was tried; the version is tried again when they change."""
 
     directory: Directory
     stamps: Mapping[str, FileStamp | None]
@@ -45,7 +45,7 @@ class Look:
 
 
 class Looker:
-    """Looks again and again, remembering what it saw, so that a look at an unchanged root costs a few stats.
+    """Looks repeatedly and remembers what it saw, so that a look at an unchanged root costs a few stats.
 
     It blocks; run it in a thread, one look at a time.
     """
@@ -59,7 +59,7 @@ class Looker:
         self._wishes = WishFollower(strict=strict_links, refused=refused)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
-        self._restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         self._tidied = False
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
@@ -106,23 +106,23 @@ class Looker:
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = time.monotonic()
-        restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
             stamps = wait.directory.file_stamps(list(wait.stamps))
             if stamps == wait.stamps:
                 continue
-            seen, since = self._restless.get(id(wait), (None, now))
+            seen, since = self._unsettled.get(id(wait), (None, now))
             since = since if seen == stamps else now
-            restless[id(wait)] = (stamps, since)
+            unsettled[id(wait)] = (stamps, since)
             if now - since >= SETTLED:
                 changed.add(position)
-        self._restless = restless
+        self._unsettled = unsettled
         return frozenset(changed)
 
 
 def await_files(directory: Directory) -> Awaited:
-    """Note how a version's sealed files stand now; none if its seal cannot be read, a new seal being a new version."""
+    """Note the present state of a version's sealed files; of none if its seal cannot be read (a new seal is a new version)."""
     try:
         paths = list(parse_seal(read_seal_bytes(directory.fd)).files)
     except (Rejection, OSError):
@@ -162,7 +162,7 @@ def summaries(root: Path) -> list[VersionSummary]:
 
 
 def point(root: Path, alias: str, version: str) -> Stamp:
-    """Repoint an alias at the caller's word, or make it; return the new link's stamp.
+    """Repoint an alias as an operator requests, or make it; return the new link's stamp.
 
     Raises:
         RepointError: the version does not exist, or the link could not be changed.

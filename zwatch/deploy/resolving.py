@@ -17,7 +17,7 @@ _RESOLVE_TRIES = 8
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Identity of a link at one moment: a link that was made anew has another one."""
+    """Identity of a link at one moment: a link that was made again has another one."""
 
     device: int
     inode: int
@@ -45,14 +45,14 @@ class FileStamp:
 
 
 class Directory:
-    """An opened version directory. Whoever holds it closes it."""
+    """An opened version directory. Its owner closes it."""
 
     def __init__(self, fd: int, version: str) -> None:
         self.fd = fd
         self.version = version
 
     def duplicate(self) -> "Directory":
-        """Return an own handle on the same directory."""
+        """Return a separate handle on the same directory."""
         return Directory(os.dup(self.fd), self.version)
 
     def close(self) -> None:
@@ -120,12 +120,12 @@ def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | F
         except OSError as error:
             return Fault(alias, "unreadable", f"{alias}: {error.strerror}")
         if not stat.S_ISLNK(status.st_mode):
-            return Fault(alias, "not_a_link", f"{alias}: expected a symlink, found something else of that name")
+            return Fault(alias, "not_a_link", f"{alias}: expected a symlink, found something else with that name")
         try:
             found = _resolve_once(root_fd, alias, Stamp.of(status), known)
             again = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         except FileNotFoundError:
-            continue  # it moved under the look
+            continue  # it moved during the look
         if Stamp.of(again) == Stamp.of(status):
             return replace(found, stamp=Stamp.of(status)) if isinstance(found, Fault) else found
     return Fault(alias, "unsettled", f"{alias}: the link changes faster than it can be read")
@@ -169,9 +169,9 @@ def _unchanged(root_fd: int, alias: str, known: Target) -> bool:
 
 def _open_fault(alias: str, link: str, error: OSError) -> Fault:
     if error.errno == errno.ENOENT:
-        return Fault(alias, "dangling", f"{alias} -> {link}: there is nothing of that name", link)
+        return Fault(alias, "dangling", f"{alias} -> {link}: nothing with that name exists", link)
     if error.errno == errno.ELOOP:
-        return Fault(alias, "loop", f"{alias} -> {link}: the links lead in a circle", link)
+        return Fault(alias, "loop", f"{alias} -> {link}: the links form a loop", link)
     if error.errno == errno.ENOTDIR:
         return Fault(alias, "not_a_directory", f"{alias} -> {link}: expected a version directory, found a file", link)
     return Fault(alias, "unreadable", f"{alias} -> {link}: {error.strerror}", link)
