@@ -13,29 +13,9 @@ from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.errors import RepointError
 
 
-class Clock:
-    """A monotonic clock that moves when told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-    def forward(self, seconds):
-        self.now += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("zwatch.deploy.look.time.monotonic", clock)
-    return clock
-
-
-@pytest.fixture
-def looker(root):
-    return Looker(root, ["current"], strict_links=False)
+def looker(root, clock):
+    return Looker(root, ["current"], strict_links=False, clock=clock)
 
 
 def relink(root, text, alias="current"):
@@ -355,7 +335,8 @@ def test_awaited_files_are_watched_in_the_tried_directory_after_a_rename(root, l
     assert looker.look([awaited]).changed == {0}
 
 
-def test_awaited_files_settle_in_real_time_too(root, looker, awaited):
+def test_awaited_files_settle_in_real_time_too(root, awaited):
+    looker = Looker(root, ["current"], strict_links=False)
     written(root)
     until(lambda: looker.look([awaited]).changed == {0}, "files that settled")
 

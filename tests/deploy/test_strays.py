@@ -456,12 +456,12 @@ def test_a_link_in_a_version_left_by_the_operator_s_own_move_is_no_wish(root, lo
     assert strays_in(root) == ["v1/v2"]
 
 
-def test_a_link_in_a_version_left_long_ago_is_no_wish(root, looker, monkeypatch):
+def test_a_link_in_a_version_left_long_ago_is_no_wish(root, clock):
+    looker = Looker(root, ["current"], strict_links=False, clock=clock)
     looker.look()
     run(root, "ln", "-sf", "v2", "current")
     looker.look()
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    clock.forward(60)
     (root / "v1" / "v3").symlink_to("v3")
     assert version(looker.look()) == "v2"
 
@@ -495,14 +495,14 @@ def test_a_late_wish_counts_though_another_alias_leads_to_the_new_version(root, 
     assert_clean(root)
 
 
-def test_searching_versions_just_left_leaks_no_descriptor(root, looker, monkeypatch):
+def test_searching_versions_just_left_leaks_no_descriptor(root, clock):
+    looker = Looker(root, ["current"], strict_links=False, clock=clock)
     looker.look()
     before = len(os.listdir("/proc/self/fd"))
     for wish in ("v2", "v1", "v3", "v1") * 5:
         run(root, "ln", "-sf", wish, "current")
         looker.look()
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    clock.forward(60)
     looker.look()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 

@@ -255,16 +255,17 @@ def test_a_callback_that_raises_does_not_stop_the_watching(root, changes, caplog
         watcher.stop()
 
 
-def test_an_observer_that_does_not_stop_is_abandoned(root, changes, watcher, monkeypatch, caplog):
+def test_an_observer_that_does_not_stop_is_abandoned(root, changes, monkeypatch, caplog):
+    watcher = RootWatcher(root, changes, stop_seconds=0.05)
     watcher.ensure_running()
-    go, stop = threading.Event(), watcher._observer.stop
+    [observer] = observers()
+    go, stop = threading.Event(), observer.stop
 
     def hang():
         assert go.wait(30)
         stop()
 
-    monkeypatch.setattr(watcher._observer, "stop", hang)
-    monkeypatch.setattr(watch, "_STOP_SECONDS", 0.05)
+    monkeypatch.setattr(observer, "stop", hang)
     watcher.stop()
     assert watcher.kind == "none"
     assert [record.message for record in caplog.records] == [f"the observer of {root} does not stop; abandoning it"]

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,12 +51,19 @@ class Looker:
     """
 
     def __init__(
-        self, root: Path, aliases: Sequence[str], *, strict_links: bool, refused: Iterable[RefusedStray] = ()
+        self,
+        root: Path,
+        aliases: Sequence[str],
+        *,
+        strict_links: bool,
+        refused: Iterable[RefusedStray] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`refused` are the strays that an earlier run refused, see `Look.refused`."""
+        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds."""
+        self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._wishes = WishFollower(strict=strict_links, refused=refused)
+        self._wishes = WishFollower(strict=strict_links, refused=refused, clock=clock)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
@@ -97,15 +104,15 @@ class Looker:
                 self._missing_since.pop(alias, None)
                 continue
             if found.code == "missing":
-                since = self._missing_since.setdefault(alias, time.monotonic())
-                if alias in self._known and time.monotonic() - since < MISSING_GRACE:
+                since = self._missing_since.setdefault(alias, self._clock())
+                if alias in self._known and self._clock() - since < MISSING_GRACE:
                     continue
             faults[alias] = found
             self._known.pop(alias, None)
         return faults
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
-        now = time.monotonic()
+        now = self._clock()
         unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):

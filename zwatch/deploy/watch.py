@@ -38,7 +38,9 @@ class RootWatcher:
     that watches a directory which was moved away; it is called every second.
     """
 
-    def __init__(self, root: Path, on_change: Callable[[], None]) -> None:
+    def __init__(self, root: Path, on_change: Callable[[], None], *, stop_seconds: float = _STOP_SECONDS) -> None:
+        """`stop_seconds` limits how long a stop waits for the observer's threads."""
+        self._stop_seconds = stop_seconds
         self._root = root
         self._handler = _Handler(on_change)
         self._observer: BaseObserver | None = None
@@ -116,7 +118,7 @@ class RootWatcher:
             # `stop` waits for the observer's threads, without a limit if one hangs; all of them end with the process.
             stopping = threading.Thread(target=_stopped, args=(self._observer,), name="zwatch-unwatch", daemon=True)
             stopping.start()
-            stopping.join(_STOP_SECONDS)
+            stopping.join(self._stop_seconds)
             if stopping.is_alive():
                 _log.warning("the observer of %s does not stop; abandoning it", self._root)
         self._observer = self._watched = None

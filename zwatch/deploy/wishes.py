@@ -4,7 +4,7 @@ repoints the alias for which one was made, and cleans up.
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy.links import LinkNote, repoint
@@ -45,7 +45,10 @@ class _Scene:
 class WishFollower:
     """Finds strays in the versions that the followed aliases resolve to, and acts on those that are wishes."""
 
-    def __init__(self, *, strict: bool, refused: Iterable[RefusedStray] = ()) -> None:
+    def __init__(
+        self, *, strict: bool, refused: Iterable[RefusedStray] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._strict = strict
         self._refused = RefusedStrays(refused)
         self._trails: dict[str, _Trail] = {}
@@ -202,13 +205,13 @@ class WishFollower:
     def _leave(self, target: Target, placed: Stamp, wish_ns: int) -> None:
         trail = self._trails.get(target.alias)
         left = trail.left if trail is not None else []
-        left.append((time.monotonic() + _TRAIL_SECONDS, target.directory.duplicate()))
+        left.append((self._clock() + _TRAIL_SECONDS, target.directory.duplicate()))
         self._trails[target.alias] = _Trail(placed, wish_ns, left)
         self._placed[target.alias] = placed
 
     def _drop_old_trails(self, targets: Sequence[Target]) -> None:
         """Forget versions that were left long ago, and the trails of aliases that the operator moved since."""
-        now = time.monotonic()
+        now = self._clock()
         stamps = {target.alias: target.stamp for target in targets}
         for alias, trail in list(self._trails.items()):
             trail.left = [(until, directory) for until, directory in trail.left if until > now]
