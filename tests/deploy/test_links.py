@@ -8,7 +8,7 @@ import pytest
 from tests.deploy.factory import next_tick, until
 from zwatch.deploy import links
 from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, finish_interrupted, repoint
-from zwatch.deploy.resolving import Stamp, resolve
+from zwatch.deploy.resolving import LinkStamp, resolve
 from zwatch.errors import RepointError
 
 
@@ -39,14 +39,14 @@ class TestRepoint:
     def test_a_noted_alias_is_repointed_and_its_new_stamp_is_returned(self, root, root_fd):
         placed = repoint(root_fd, "current", "v2", note(root_fd))
         assert os.readlink(root / "current") == "v2"
-        assert placed == Stamp.of((root / "current").lstat())
-        assert resolve(root_fd, "current").stamp == placed
+        assert placed == LinkStamp.of((root / "current").lstat())
+        assert resolve(root_fd, "current").link_stamp == placed
         assert temporaries(root) == []
 
     def test_an_alias_that_did_not_exist_is_made(self, root, root_fd):
         placed = repoint(root_fd, "canary", "v2", None)
         assert os.readlink(root / "canary") == "v2"
-        assert placed == Stamp.of((root / "canary").lstat())
+        assert placed == LinkStamp.of((root / "canary").lstat())
         assert temporaries(root) == []
 
     def test_an_alias_that_was_made_meanwhile_is_left_as_it_is(self, root, root_fd):

@@ -8,7 +8,7 @@ import pytest
 from tests.deploy.factory import WEIGHTS, next_tick, reseal_by_hand, until, weights, write_version
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point, summaries
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.errors import RepointError
 
@@ -54,7 +54,7 @@ def test_a_flip_and_back_between_two_looks_gives_a_new_stamp_and_the_same_conten
     relink(root, "v2")
     relink(root, "v1")
     new = looker.look().targets["current"]
-    assert new.stamp != old.stamp
+    assert new.link_stamp != old.link_stamp
     assert (new.version, new.digest, new.identity) == (old.version, old.digest, old.identity)
 
 
@@ -65,7 +65,7 @@ def test_a_version_sealed_anew_has_a_new_digest(root, looker):
     sealed = write_seal(root / "v1", "v1")
     new = looker.look().targets["current"]
     assert new.digest == sealed.digest != old.digest
-    assert new.stamp == old.stamp
+    assert new.link_stamp == old.link_stamp
 
 
 def test_a_version_that_is_sealed_later_gets_its_digest(root, looker):
@@ -380,9 +380,9 @@ def test_versions_below_a_root_that_is_gone_cannot_be_described(tmp_path):
 def test_an_alias_is_pointed_at_a_version_and_its_new_stamp_is_returned(root, looker):
     looker.look()
     placed = point(root, "current", "v2")
-    assert placed == Stamp.of((root / "current").lstat())
+    assert placed == LinkStamp.of((root / "current").lstat())
     target = looker.look().targets["current"]
-    assert (target.version, target.stamp) == ("v2", placed)
+    assert (target.version, target.link_stamp) == ("v2", placed)
 
 
 def test_an_alias_that_does_not_exist_is_made(root):
@@ -423,4 +423,4 @@ def test_a_look_right_after_a_point_sees_it(root, looker):
     for version in ("v2", "v3", "v1") * 10:
         placed = point(root, "current", version)
         target = looker.look().targets["current"]
-        assert (target.version, target.stamp) == (version, placed)
+        assert (target.version, target.link_stamp) == (version, placed)

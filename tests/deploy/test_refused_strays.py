@@ -9,7 +9,7 @@ from tests.deploy.factory import next_tick, write_version
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import Looker, point
 from zwatch.deploy.refused import MAX_REFUSED, RefusedStray, RefusedStrays
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.root_links import RootLinks
 
 
@@ -88,7 +88,7 @@ def test_a_refused_stray_stays_refused_whatever_happens_to_the_other_link(canary
 @pytest.mark.parametrize("change", LATER.values(), ids=LATER)
 def test_a_refusal_survives_a_restart(canary, refused, change, aliases):
     saved = refused.look().refused
-    assert [(stray.path, stray.stamp) for stray in saved] == [("v1/v2", Stamp.of((canary / "v1" / "v2").lstat()))]
+    assert [(stray.path, stray.stamp) for stray in saved] == [("v1/v2", LinkStamp.of((canary / "v1" / "v2").lstat()))]
     change(canary)
     look = looking(canary, *aliases, refused=saved).look()
     assert versions(look)["current"] == "v1"
@@ -117,11 +117,11 @@ def test_beside_a_refused_stray_a_good_one_is_followed(canary, refused):
 
 def test_a_refused_self_link_stays_refused(canary):
     looker = looking(canary, "canary")
-    before = looker.look().targets["current"].stamp
+    before = looker.look().targets["current"].link_stamp
     run(canary, "ln -sf v1 canary")
     looker.look()
     run(canary, "rm canary")
-    assert looker.look().targets["current"].stamp == before
+    assert looker.look().targets["current"].link_stamp == before
 
 
 def test_a_stray_for_a_version_that_was_missing_stays_refused_when_it_comes(root):
@@ -188,14 +188,14 @@ def test_the_number_of_refusals_is_limited(root, root_fd):
     for number in range(MAX_REFUSED + 5):
         path = root / "v1" / f"x{number}"
         path.symlink_to("y")
-        strays.add(f"v1/x{number}", Stamp.of(path.lstat()), "a reason")
+        strays.add(f"v1/x{number}", LinkStamp.of(path.lstat()), "a reason")
     strays.prune(root_fd)
     assert len(strays.all()) == MAX_REFUSED
 
 
 def test_a_refusal_in_a_directory_that_was_moved_away_is_kept(root, root_fd):
     (root / "v1" / "v2").symlink_to("v2")
-    stamp = Stamp.of((root / "v1" / "v2").lstat())
+    stamp = LinkStamp.of((root / "v1" / "v2").lstat())
     strays = RefusedStrays([RefusedStray("v1/v2", stamp, "a reason")])
     (root / "v1").rename(root.parent / "v1")
     strays.prune(root_fd)
@@ -204,7 +204,7 @@ def test_a_refusal_in_a_directory_that_was_moved_away_is_kept(root, root_fd):
 
 def test_the_first_reason_of_a_refusal_is_kept_as_valid_text(root):
     strays = RefusedStrays()
-    stamp = Stamp(1, 2, 3)
+    stamp = LinkStamp(1, 2, 3)
     strays.add("v1/v2", stamp, "current and \udcff both point to v1")
     strays.add("v1/v2", stamp, "it is older than the alias")
     assert strays.reason(stamp) == "current and \\udcff both point to v1"

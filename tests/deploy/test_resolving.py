@@ -10,7 +10,7 @@ import pytest
 from blake3 import blake3
 
 from tests.deploy.factory import next_tick, write_version
-from zwatch.deploy.resolving import Directory, Fault, Stamp, Target, resolve
+from zwatch.deploy.resolving import Directory, Fault, LinkStamp, Target, resolve
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 
 
@@ -28,7 +28,7 @@ def test_an_alias_resolves_to_the_opened_directory_its_name_its_stamp_and_its_di
     target = resolve(root_fd, "current")
     assert isinstance(target, Target)
     assert (target.alias, target.link, target.version) == ("current", "v1", "v1")
-    assert target.stamp == Stamp.of((root / "current").lstat())
+    assert target.link_stamp == LinkStamp.of((root / "current").lstat())
     there = (root / "v1").stat()
     assert target.identity == (there.st_dev, there.st_ino)
     assert target.digest == blake3((root / "v1" / SEAL_NAME).read_bytes()).hexdigest()

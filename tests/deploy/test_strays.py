@@ -205,7 +205,7 @@ def test_ln_sf_of_the_version_that_serves_makes_a_new_link(root, looker):
     assert strays_in(root) == ["v1/v1"]
     after = looker.look().targets["current"]
     assert (after.version, after.identity) == ("v1", before.identity)
-    assert after.stamp != before.stamp
+    assert after.link_stamp != before.link_stamp
     assert_clean(root)
 
 

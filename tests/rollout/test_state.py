@@ -6,13 +6,13 @@ import os
 import pytest
 
 from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.state import Crash, SavedAlias, SavedState, StateFile, serialise
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
-FIRST, LATER = Stamp(1, 2, 3), Stamp(1, 2, 4)
+FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
 
 
 @pytest.fixture

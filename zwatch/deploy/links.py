@@ -7,7 +7,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import RepointError
 
 TEMPORARY_PREFIX = ".zwatch-"
@@ -36,7 +36,7 @@ class LinkNote:
         return cls(status.st_ino, status.st_mtime_ns, os.readlink(name, dir_fd=root_fd))
 
 
-def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> Stamp:
+def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> LinkStamp:
     """Point `alias` at `version`, atomically, unless the link was moved since it was `noted`.
 
     Without a note the link must not exist yet. The new link takes the place of the old by an exchange, so what was
@@ -62,7 +62,7 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> S
         status = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         if LinkNote.take(root_fd, alias) != ours:
             raise RepointError(f"{alias} was repointed by another process meanwhile; that move stays")
-        return Stamp.of(status)
+        return LinkStamp.of(status)
     except OSError as error:
         raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
 from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import Directory, Fault, FileStamp, Stamp, Target, resolve
+from zwatch.deploy.resolving import Directory, Fault, FileStamp, LinkStamp, Target, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
@@ -168,7 +168,7 @@ def summaries(root: Path) -> list[VersionSummary]:
         return [summarise(root_fd, name) for name in version_names(root_fd)]
 
 
-def point(root: Path, alias: str, version: str) -> Stamp:
+def point(root: Path, alias: str, version: str) -> LinkStamp:
     """Repoint an alias as an operator requests, or make it; return the new link's stamp.
 
     Raises:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 
 MAX_REFUSED = 256
 """How many refusals are kept; beyond it the oldest strays go. Every later move of an alias makes those too old to count."""
@@ -17,7 +17,7 @@ class RefusedStray:
     """A refused stray link: its identity, where it lies (`v1/v2`, below the models root), and the first reason."""
 
     path: str
-    stamp: Stamp
+    stamp: LinkStamp
     reason: str
 
 
@@ -27,12 +27,12 @@ class RefusedStrays:
     def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
         self._strays = {stray.stamp: stray for stray in refused}
 
-    def reason(self, stamp: Stamp) -> str | None:
+    def reason(self, stamp: LinkStamp) -> str | None:
         """Return why this link was refused, or None if it was not."""
         stray = self._strays.get(stamp)
         return None if stray is None else stray.reason
 
-    def add(self, path: str, stamp: Stamp, reason: str) -> None:
+    def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
         """Note a refusal; a stray that was refused before keeps its first reason."""
         # Names in a reason need not be UTF-8; the state file is.
         reason = reason.encode(errors="backslashreplace").decode()
@@ -40,7 +40,7 @@ class RefusedStrays:
 
     def prune(self, root_fd: int) -> None:
         """Forget links that are gone, and follow directories that were renamed."""
-        strays: dict[Stamp, RefusedStray] = {}
+        strays: dict[LinkStamp, RefusedStray] = {}
         lost = []
         for stray in self._strays.values():
             if _lies_at(root_fd, stray.path, stray.stamp) is False:
@@ -65,10 +65,10 @@ class RefusedStrays:
         return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.stamp.ctime_ns)))
 
 
-def _lies_at(root_fd: int, path: str, stamp: Stamp) -> bool | None:
+def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:
     """Say whether a path is that very link; None if it cannot be read."""
     try:
-        return Stamp.of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)) == stamp
+        return LinkStamp.of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)) == stamp
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:

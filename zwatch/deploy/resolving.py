@@ -16,7 +16,7 @@ _RESOLVE_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class LinkStamp:
     """Identity of a link at one moment: a link that was made again has another one."""
 
     device: int
@@ -24,7 +24,7 @@ class Stamp:
     ctime_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> "Stamp":
+    def of(cls, status: os.stat_result) -> "LinkStamp":
         """Return the stamp in this lstat result."""
         return cls(status.st_dev, status.st_ino, status.st_ctime_ns)
 
@@ -84,7 +84,7 @@ class Target:
 
     alias: str
     link: str
-    stamp: Stamp
+    link_stamp: LinkStamp
     directory: Directory = field(compare=False)
     identity: tuple[int, int]
     seal_stamp: FileStamp | None
@@ -104,7 +104,7 @@ class Fault:
     code: str
     message: str
     link: str | None = None
-    stamp: Stamp | None = None
+    link_stamp: LinkStamp | None = None
 
 
 def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
@@ -122,23 +122,23 @@ def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | F
         if not stat.S_ISLNK(status.st_mode):
             return Fault(alias, "not_a_link", f"{alias}: expected a symlink, found something else with that name")
         try:
-            found = _resolve_once(root_fd, alias, Stamp.of(status), known)
+            found = _resolve_once(root_fd, alias, LinkStamp.of(status), known)
             again = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         except FileNotFoundError:
             continue  # it moved during the look
-        if Stamp.of(again) == Stamp.of(status):
-            return replace(found, stamp=Stamp.of(status)) if isinstance(found, Fault) else found
+        if LinkStamp.of(again) == LinkStamp.of(status):
+            return replace(found, link_stamp=LinkStamp.of(status)) if isinstance(found, Fault) else found
     return Fault(alias, "unsettled", f"{alias}: the link changes faster than it can be read")
 
 
-def _resolve_once(root_fd: int, alias: str, stamp: Stamp, known: Target | None) -> Target | Fault:
+def _resolve_once(root_fd: int, alias: str, stamp: LinkStamp, known: Target | None) -> Target | Fault:
     try:
         link = os.readlink(alias, dir_fd=root_fd)
     except OSError as error:
         if error.errno == errno.EINVAL:  # no link any more
             raise FileNotFoundError(error.errno, error.strerror, alias) from None
         raise
-    if known is not None and known.stamp == stamp and _unchanged(root_fd, alias, known):
+    if known is not None and known.link_stamp == stamp and _unchanged(root_fd, alias, known):
         return known
     try:
         fd = os.open(alias, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zwatch.deploy.links import TEMPORARY_PREFIX
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 
 _MAX_HOPS = 40  # Linux follows no more links than this in one path
 
@@ -19,7 +19,7 @@ _MAX_HOPS = 40  # Linux follows no more links than this in one path
 class RootLink:
     """A symlink directly under the models root, not followed: its identity and its text."""
 
-    stamp: Stamp
+    stamp: LinkStamp
     text: str
 
 
@@ -47,7 +47,7 @@ class RootLinks:
         links = {}
         for name in names:
             try:
-                stamp = Stamp.of(os.stat(name, dir_fd=root_fd, follow_symlinks=False))
+                stamp = LinkStamp.of(os.stat(name, dir_fd=root_fd, follow_symlinks=False))
                 links[name] = RootLink(stamp, os.readlink(name, dir_fd=root_fd))
             except OSError:
                 continue  # removed since it was listed, or not a link any more
@@ -66,7 +66,7 @@ class RootLinks:
         return sorted(name for name, link in self.links.items() if _identity(root_fd, link.text) == directory)
 
     def moved_from(
-        self, root_fd: int, directory: tuple[int, int], before: "RootLinks", ours: Mapping[str, Stamp]
+        self, root_fd: int, directory: tuple[int, int], before: "RootLinks", ours: Mapping[str, LinkStamp]
     ) -> list[str]:
         """Return the links that led to a directory `before` and were removed or changed since, except those that zwatch
         placed itself (`ours`, the stamps it gave them)."""

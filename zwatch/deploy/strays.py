@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
-from zwatch.deploy.resolving import Directory, Stamp
+from zwatch.deploy.resolving import Directory, LinkStamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import Rejection
 
@@ -90,7 +90,7 @@ class FoundStray:
     """A symlink found directly in an opened version directory, with the facts about it and its identity."""
 
     facts: StrayFacts
-    stamp: Stamp
+    stamp: LinkStamp
     directory: Directory
 
     @property
@@ -121,7 +121,7 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
         facts = StrayFacts(
             directory.version, name, text, status.st_uid, status.st_ctime_ns, name in sealed, is_version, leads_beside
         )
-        found.append(FoundStray(facts, Stamp.of(status), directory))
+        found.append(FoundStray(facts, LinkStamp.of(status), directory))
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from zwatch.deploy.links import LinkNote, repoint
 from zwatch.deploy.refused import RefusedStray, RefusedStrays
-from zwatch.deploy.resolving import Directory, Stamp, Target
+from zwatch.deploy.resolving import Directory, LinkStamp, Target
 from zwatch.deploy.root_links import RootLinks
 from zwatch.deploy.strays import FoundStray, Stray, find_strays, judge
 from zwatch.deploy.versions import is_version_name
@@ -24,7 +24,7 @@ class _Trail:
     """The versions that an alias left a moment ago because zwatch repointed it. A wish typed while that happened landed
     in one of them: it counts if the alias is still as zwatch left it and the wish is newer than the last one followed."""
 
-    placed: Stamp
+    placed: LinkStamp
     last_wish_ns: int
     left: list[tuple[float, Directory]]
 
@@ -52,7 +52,7 @@ class WishFollower:
         self._strict = strict
         self._refused = RefusedStrays(refused)
         self._trails: dict[str, _Trail] = {}
-        self._placed: dict[str, Stamp] = {}  # by alias, the link that zwatch made last
+        self._placed: dict[str, LinkStamp] = {}  # by alias, the link that zwatch made last
         self._last: dict[str, Target] = {}
         self._links: RootLinks | None = None
         self.notes: list[str] = []
@@ -71,7 +71,9 @@ class WishFollower:
         """Act on every wish; return the strays that are none, and whether to look again at once: an alias was repointed,
         or moved during this look."""
         links = RootLinks.read(root_fd)
-        if any(target.alias in links.links and links.links[target.alias].stamp != target.stamp for target in targets):
+        if any(
+            target.alias in links.links and links.links[target.alias].stamp != target.link_stamp for target in targets
+        ):
             return [], True
         trusted = frozenset({0, os.fstat(root_fd).st_uid, os.geteuid()})
         scene = _Scene(root_fd, trusted, links, self._links)
@@ -96,7 +98,7 @@ class WishFollower:
     ) -> list[tuple[Target, list[FoundStray]]]:
         """Judge the strays in one directory, to which the targets `here` lead, and late ones in those that they left."""
         target, names = here[0], [target.alias for target in here]
-        since = max(target.stamp.ctime_ns for target in here)
+        since = max(target.link_stamp.ctime_ns for target in here)
         trail = self._trails.get(target.alias)
         if len(here) == 1 and trail is not None and trail.holds(target.identity):
             since = trail.last_wish_ns  # it left this version, and came back: a late wish may lie in it
@@ -161,7 +163,7 @@ class WishFollower:
             return False
         try:
             note = LinkNote.take(root_fd, target.alias)
-            if Stamp.of(os.stat(target.alias, dir_fd=root_fd, follow_symlinks=False)) != target.stamp:
+            if LinkStamp.of(os.stat(target.alias, dir_fd=root_fd, follow_symlinks=False)) != target.link_stamp:
                 return True  # the operator moved it since the look; look again
             placed = repoint(root_fd, target.alias, version, note)
         except (RepointError, OSError) as error:  # not refused: the wish is right, and is tried again
@@ -185,9 +187,9 @@ class WishFollower:
             return
         for target in targets:
             last, trail = known.get(target.alias), self._trails.get(target.alias)
-            if last is None or last.stamp == target.stamp:
+            if last is None or last.link_stamp == target.link_stamp:
                 continue
-            if trail is not None and trail.placed == target.stamp:
+            if trail is not None and trail.placed == target.link_stamp:
                 continue  # zwatch moved it: what lies there now came later, see _late_wishes
             others = {
                 *scene.before.led_to(scene.root_fd, last.identity),
@@ -195,14 +197,14 @@ class WishFollower:
             }
             links = [target.alias, *sorted(others - {target.alias})]
             for found in find_strays(scene.root_fd, last.directory):
-                if found.facts.ctime_ns > target.stamp.ctime_ns:
+                if found.facts.ctime_ns > target.link_stamp.ctime_ns:
                     continue
                 moved = scene.links.newer_outside(scene.root_fd, found.facts.ctime_ns)
                 before = self._refused.reason(found.stamp)
-                if judge(found.facts, last.stamp.ctime_ns, scene.trusted, links, moved, before) is None:
+                if judge(found.facts, last.link_stamp.ctime_ns, scene.trusted, links, moved, before) is None:
                     self._remove(found)
 
-    def _leave(self, target: Target, placed: Stamp, wish_ns: int) -> None:
+    def _leave(self, target: Target, placed: LinkStamp, wish_ns: int) -> None:
         trail = self._trails.get(target.alias)
         left = trail.left if trail is not None else []
         left.append((self._clock() + _TRAIL_SECONDS, target.directory.duplicate()))
@@ -212,7 +214,7 @@ class WishFollower:
     def _drop_old_trails(self, targets: Sequence[Target]) -> None:
         """Forget versions that were left long ago, and the trails of aliases that the operator moved since."""
         now = self._clock()
-        stamps = {target.alias: target.stamp for target in targets}
+        stamps = {target.alias: target.link_stamp for target in targets}
         for alias, trail in list(self._trails.items()):
             trail.left = [(until, directory) for until, directory in trail.left if until > now]
             if not trail.left or stamps.get(alias, trail.placed) != trail.placed:
@@ -224,7 +226,7 @@ class WishFollower:
         """Return wishes that landed in a version which the alias had just left. One in a version to which a followed
         alias leads now is judged there."""
         trail = self._trails.get(target.alias)
-        late: dict[Stamp, FoundStray] = {}
+        late: dict[LinkStamp, FoundStray] = {}
         for _, directory in trail.left if trail is not None else []:
             identity = _identity(directory)
             if trail is None or identity in followed:
@@ -240,7 +242,7 @@ class WishFollower:
     def _remove(self, found: FoundStray) -> None:
         try:
             # The name may hold a newer link by now; that one is another wish and stays.
-            if Stamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False)) == found.stamp:
+            if LinkStamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False)) == found.stamp:
                 os.unlink(found.facts.name, dir_fd=found.directory.fd)
         except FileNotFoundError:
             return

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from zwatch.deploy.look import Awaited
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import Rejection, Retry
 from zwatch.rollout.lifecycle import VersionKey
 
@@ -17,7 +17,7 @@ class Refusal:
     """One remembered rejection. `retry_at` is of the monotonic clock, seconds."""
 
     rejection: Rejection
-    stamp: Stamp | None
+    stamp: LinkStamp | None
     awaited: Awaited | None
     tries: int
     retry_at: float | None
@@ -51,7 +51,7 @@ class Refusals:
         self,
         key: VersionKey,
         rejection: Rejection,
-        stamp: Stamp | None,
+        stamp: LinkStamp | None,
         awaited: Awaited | None,
         *,
         fallback: bool = False,
@@ -67,7 +67,7 @@ class Refusals:
         """Forget a version's refusal: it serves."""
         self._entries.pop((key, fallback), None)
 
-    def keep_only(self, wish: VersionKey, stamp: Stamp) -> None:
+    def keep_only(self, wish: VersionKey, stamp: LinkStamp) -> None:
         """Forget what was said of other wishes: a link made anew or a version sealed anew is a new wish."""
         self._entries = {
             (key, fallback): refusal

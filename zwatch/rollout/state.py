@@ -10,7 +10,7 @@ from typing import Any
 
 from zwatch.deploy.durable import write_durably
 from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
@@ -32,8 +32,8 @@ class SavedAlias:
     trying: VersionKey | None = None
     previous: VersionKey | None = None
     good: list[VersionKey] = field(default_factory=list)
-    stamp: Stamp | None = None
-    unloaded: Stamp | None = None
+    stamp: LinkStamp | None = None
+    unloaded: LinkStamp | None = None
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Crash:
 
     key: VersionKey
     count: int
-    stamp: Stamp | None
+    stamp: LinkStamp | None
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class SavedState:
 
     def begin_run(self) -> list[VersionKey]:
         """Note the start of a run; return what served or was tried if the last run did not end by itself."""
-        crashed: dict[VersionKey, Stamp | None] = {}
+        crashed: dict[VersionKey, LinkStamp | None] = {}
         if self.running:
             for part in self.aliases.values():
                 crashed |= {key: part.stamp for key in (part.serving, part.trying) if key is not None}
@@ -83,7 +83,7 @@ class SavedState:
             crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in proved
         ]
 
-    def is_set_aside(self, key: VersionKey, stamp: Stamp | None) -> bool:
+    def is_set_aside(self, key: VersionKey, stamp: LinkStamp | None) -> bool:
         """Say whether this version crashed too often since it was last linked (`stamp`) and sealed (its key)."""
         return any(
             crash.key == key and crash.count >= CRASHES_TO_SET_ASIDE and (stamp is None or crash.stamp == stamp)
@@ -191,8 +191,8 @@ def _certain_key(value: dict[str, Any]) -> VersionKey:
     return VersionKey(version, digest)
 
 
-def _stamp(value: dict[str, Any] | None) -> Stamp | None:
-    return None if value is None else Stamp(*(int(value[name]) for name in ("device", "inode", "ctime_ns")))
+def _stamp(value: dict[str, Any] | None) -> LinkStamp | None:
+    return None if value is None else LinkStamp(*(int(value[name]) for name in ("device", "inode", "ctime_ns")))
 
 
 def _refused(value: dict[str, Any]) -> RefusedStray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Awaited, Look, Looker, await_files, open_version
-from zwatch.deploy.resolving import Directory, Stamp, Target
+from zwatch.deploy.resolving import Directory, LinkStamp, Target
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
@@ -62,7 +62,7 @@ class Moment:
     """What was asked for at one moment: how many loads at somebody's word, and each alias's link stamp."""
 
     loads: int
-    links: tuple[Stamp, ...]
+    links: tuple[LinkStamp, ...]
 
 
 @dataclass(eq=False)
@@ -136,12 +136,12 @@ class Supervisor:
         """Say whether the alias was unloaded by hand, and not linked anew since."""
         unloaded = self._memory.alias(alias).unloaded
         target = self.seen.targets.get(alias)
-        return unloaded is not None and (target is None or target.stamp == unloaded)
+        return unloaded is not None and (target is None or target.link_stamp == unloaded)
 
-    def _link_stamp(self, alias: str) -> Stamp:
+    def _link_stamp(self, alias: str) -> LinkStamp:
         """Return the stamp of the alias's link, wherever it leads."""
         seen = self.seen.targets.get(alias) or self.seen.faults.get(alias)
-        return _NO_LINK if seen is None or seen.stamp is None else seen.stamp
+        return _NO_LINK if seen is None or seen.link_stamp is None else seen.link_stamp
 
     def previous(self, alias: str) -> VersionKey | None:
         """Return what the alias served before what it serves now, also across a restart."""
@@ -236,8 +236,8 @@ class Supervisor:
     def _note_link(self, alias: str, target: Target) -> None:
         """A link made anew, or a version sealed anew, clears what was remembered against it."""
         memory = self._memory.alias(alias)
-        self._states[alias].refusals.keep_only(VersionKey(target.version, target.digest), target.stamp)
-        if memory.unloaded is not None and memory.unloaded != target.stamp:
+        self._states[alias].refusals.keep_only(VersionKey(target.version, target.digest), target.link_stamp)
+        if memory.unloaded is not None and memory.unloaded != target.link_stamp:
             memory.unloaded = None
 
     async def _act(self) -> None:
@@ -351,7 +351,7 @@ class Supervisor:
         """Walk one attempt from its directory to its promotion or its end."""
         alias, key = attempt.alias, attempt.key
         target = self.seen.targets.get(alias)
-        stamp = None if target is None or attempt.fallback else target.stamp
+        stamp = None if target is None or attempt.fallback else target.link_stamp
         directory: Directory | None = None
         awaited: Awaited | None = None
         leftover: list[Engine] = []
@@ -451,11 +451,11 @@ class Supervisor:
         state.refusals.forget(key, fallback=attempt.fallback)
         memory.serving, memory.previous = key, self._engines.previous(alias)
         target = self.seen.targets.get(alias)
-        memory.stamp = None if target is None else target.stamp
+        memory.stamp = None if target is None else target.link_stamp
         _log.info("%s serves %s (%s, %.2f s)", alias, key.version, attempt.way, attempt.seconds)
         self.changes.fire()
 
-    def _refuse(self, attempt: Attempt, rejection: Rejection, stamp: Stamp | None, awaited: Awaited | None) -> None:
+    def _refuse(self, attempt: Attempt, rejection: Rejection, stamp: LinkStamp | None, awaited: Awaited | None) -> None:
         # A copy: the one that was raised holds on to frames, and through them to the buffers of the failed load.
         rejection = Rejection(rejection.code, rejection.reason)
         attempt.rejected(rejection)
@@ -486,7 +486,7 @@ class Supervisor:
         else:
             self._remembered = True
 
-    async def _remember_trying(self, attempt: Attempt, stamp: Stamp | None) -> None:
+    async def _remember_trying(self, attempt: Attempt, stamp: LinkStamp | None) -> None:
         """Before the first byte is loaded: if this version kills the process, the next run must know."""
         memory = self._memory.alias(attempt.alias)
         memory.trying = attempt.key
@@ -514,12 +514,12 @@ class Supervisor:
             self.ring()
             await self._looked.wait()
 
-    async def outcome(self, alias: str, version: str, stamp: Stamp) -> Outcome:
+    async def outcome(self, alias: str, version: str, stamp: LinkStamp) -> Outcome:
         """Wait until the wish that a link of this stamp expresses is decided."""
         await self.look_now()
         while True:
             target = self.seen.targets.get(alias)
-            if target is None or target.stamp != stamp:
+            if target is None or target.link_stamp != stamp:
                 return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
             decided = self._decided(alias)
             if decided is not None:
@@ -603,7 +603,7 @@ class Supervisor:
         return stamps != engine.plan.stamps
 
 
-_NO_LINK = Stamp(0, 0, 0)
+_NO_LINK = LinkStamp(0, 0, 0)
 """Stands for the stamp of a link that was not there when its alias was unloaded."""
 
 
