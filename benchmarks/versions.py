@@ -144,7 +144,7 @@ def copy_weights(source: Path, target: Path, *, stamp: str | None, differs: bool
 
 
 def _stamped(found: header.Header, version: str) -> bytes:
-    """Return a header with this stamp, as `zwatch.deploy.header.stamp` would write it."""
+    """Return a header with this stamp, as `zwatch.deploy.header.write_version` would write it."""
     table = json.loads(found.raw[header.LENGTH_BYTES :])
     table = {"__metadata__": {**found.metadata, header.VERSION_KEY: version}} | {
         name: entry for name, entry in table.items() if name != "__metadata__"

@@ -236,6 +236,27 @@ async def test_two_aliases_serve_two_versions_and_a_request_names_one(models, tm
         assert "canary" in stray["reason"]
 
 
+async def test_a_stray_that_was_refused_moves_no_link_later_also_after_a_restart_without_the_alias(models, tmp_path):
+    (models / "canary").symlink_to("v1")
+    async with Server(models, tmp_path / "state", "--alias", "canary") as server:
+        await server.serves("v1")
+        subprocess.run(["ln", "-sf", "v2", "canary"], cwd=models, check=True)
+        await server.until(lambda: _strays(server), "the stray is refused")
+        subprocess.run(["ln", "-sfn", "v2", "canary"], cwd=models, check=True)
+
+        async def canary_serves():
+            return (await server.status())["aliases"]["canary"]["serving"] == "v2"
+
+        await server.until(canary_serves, "canary serves v2")
+        assert os.readlink(models / "current") == "v1"
+    (models / "canary").unlink()
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        (stray,) = await _strays(server)
+        assert "it was refused earlier" in stray["reason"]
+        assert os.readlink(models / "current") == "v1"
+
+
 async def _strays(server):
     return (await server.status())["strays"]
 

@@ -24,7 +24,7 @@ from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
-from zwatch.deploy.watch import Doorbell
+from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import RequestError, UsageError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
@@ -80,13 +80,13 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         shutdown_timeout=2.0,
         access_log=None,
     )
-    doorbell = Doorbell(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
     try:
         await runner.setup()
         url = await _listen(runner, config, backlog)
         await services.supervisor.start()
-        tasks += _begin(services, doorbell, url)
+        tasks += _begin(services, root_watcher, url)
         _log.info("serving %s at %s", config.models, url)
         yield Running(url, services, runner.app)
         systemd.notify("STOPPING=1")
@@ -100,7 +100,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         runner.app[CLOSING].set()
         services.supervisor.changes.fire()
         await runner.cleanup()
-        await asyncio.to_thread(doorbell.stop)
+        await asyncio.to_thread(root_watcher.stop)
         await asyncio.to_thread(bridge.close)
         state_file.close()
 
@@ -147,12 +147,12 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     )
 
 
-def _begin(services: Services, doorbell: Doorbell, url: str) -> list[asyncio.Task[None]]:
+def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyncio.Task[None]]:
     """Start everything that runs for as long as the service."""
     return [
         asyncio.create_task(services.queue.run(), name="queue"),
         *([asyncio.create_task(services.history.open(), name="history")] if services.history is not None else []),
-        asyncio.create_task(_tend(doorbell, services.bridge), name="doorbell"),
+        asyncio.create_task(_keep_watching(root_watcher, services.bridge), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
         asyncio.create_task(systemd.keep_alive(), name="watchdog"),
         asyncio.create_task(_announce(services, url), name="announce"),
@@ -236,10 +236,10 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _tend(doorbell: Doorbell, bridge: Bridge) -> None:
-    """Check every second that the watch on the models root still works."""
+async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
+    """Check every second that the models root is still watched."""
     while True:
-        await bridge.run("inspect", doorbell.tend)
+        await bridge.run("inspect", root_watcher.ensure_running)
         await asyncio.sleep(1.0)
 
 

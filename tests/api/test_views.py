@@ -11,7 +11,7 @@ from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import Rejection
 from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt, VersionKey
+from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
 
 V1, V2 = VersionKey("v1", "1" * 64), VersionKey("v2", "2" * 64)
 FAULT = Fault("current", "link_missing", "current is missing", link=None)
@@ -46,7 +46,7 @@ def serving(*keys):
 
 
 def rejected(key=V2):
-    attempt = Attempt("current", key, "device")
+    attempt = Attempt("current", key, LoadWay.DEVICE)
     attempt.reject(Rejection("hash_mismatch", "a file differs"))
     return attempt
 
@@ -96,7 +96,7 @@ def test_there_is_no_view_of_no_attempt():
 
 def test_a_running_attempt_shows_its_progress_and_a_copy_of_its_phases():
     control = SimpleNamespace(phases={"read": 0.123456}, bytes_done=1, bytes_total=3, shared=("vae",))
-    attempt = Attempt("current", V1, "device", control)
+    attempt = Attempt("current", V1, LoadWay.DEVICE, control)
     view = views.attempt_view(attempt)
     control.phases["verify"] = 1.0
     assert (view["progress"], view["bytes"], view["phases"], view["shared"]) == (0.3333, 1, {"read": 0.1235}, ["vae"])

@@ -27,6 +27,24 @@ def root(light_versions, tmp_path):
     return root
 
 
+class Clock:
+    """A monotonic clock that moves when told to; seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def forward(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
 @pytest.fixture
 def root_fd(root):
     """The models root, opened."""

@@ -28,7 +28,7 @@ def tensor(begin: int, end: int, dtype: str = "U8", shape: list[Any] | None = No
 
 
 def weights(data: bytes = b"0123456789abcdef", version: str | None = None) -> bytes:
-    """Return a safetensors file of two tensors, stamped if a version is given."""
+    """Return a safetensors file of two tensors, with a header version if one is given."""
     half = len(data) // 2
     metadata = {"format": "pt"} | ({} if version is None else {"version": version})
     return framed({"__metadata__": metadata, "a": tensor(0, half), "b": tensor(half, len(data))}, data)
@@ -60,7 +60,7 @@ def until(happened: Callable[[], Any], what: str, seconds: float = 10) -> Any:
         if answer:
             return answer
         time.sleep(0.002)
-    raise AssertionError(f"waited {seconds} s in vain: {what}")
+    raise AssertionError(f"waited {seconds} s for: {what}")
 
 
 def next_tick(directory: Path) -> None:

@@ -62,7 +62,7 @@ ARRAYS = {
 }
 
 
-def test_what_safetensors_writes_is_read_to_the_same_tensors(tmp_path):
+def test_a_file_written_by_safetensors_is_read_to_the_same_tensors(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(ARRAYS, path, metadata={"version": "v7", "format": "np"})
     data = path.read_bytes()
@@ -79,7 +79,7 @@ def test_what_safetensors_writes_is_read_to_the_same_tensors(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", sorted(header.ITEM_BITS))
-def test_every_dtype_takes_the_bytes_that_safetensors_says(dtype):
+def test_every_dtype_has_the_size_that_safetensors_gives_it(dtype):
     size = 6 * header.ITEM_BITS[dtype] // 8
     data = framed({"x": tensor(0, size, dtype, [2, 3])}, bytes(size))
     [(name, theirs)] = deserialize(data)
@@ -218,7 +218,7 @@ def test_a_reason_stays_short_whatever_version_the_header_holds():
     ("stamped", "words"),
     [(None, "the header has no version"), ("v1", "the header has version 'v1'"), ("", "version ''")],
 )
-def test_a_file_of_no_or_another_version_is_refused_with_what_to_do(stamped, words):
+def test_a_file_with_no_or_another_version_is_refused_with_what_to_do(stamped, words):
     with pytest.raises(Rejection) as caught:
         header.check_version(read(weights(version=stamped)), "v2", "transformer/x.safetensors")
     assert caught.value.code == "version_mismatch"
@@ -228,7 +228,7 @@ def test_a_file_of_no_or_another_version_is_refused_with_what_to_do(stamped, wor
     assert "run `zwatch seal`" in caught.value.reason
 
 
-def test_a_file_of_the_directory_s_version_passes():
+def test_a_file_with_the_directory_s_version_passes():
     header.check_version(read(weights(version="v2")), "v2", "transformer/x.safetensors")
 
 
@@ -330,8 +330,8 @@ def file(tmp_path):
     return path
 
 
-def test_stamping_keeps_tensors_and_other_metadata(file):
-    assert header.stamp(file, "v2") is True
+def test_writing_the_version_keeps_tensors_and_other_metadata(file):
+    assert header.write_version(file, "v2") is True
     with safe_open(file, "numpy") as stamped:
         assert stamped.metadata() == {"format": "pt", "note": "ü", "version": "v2"}
     loaded = load_file(file)
@@ -342,9 +342,9 @@ def test_stamping_keeps_tensors_and_other_metadata(file):
     header.check_version(read(file.read_bytes()), "v2", "x")
 
 
-def test_stamping_keeps_every_tensor_byte_and_the_order(file):
+def test_writing_the_version_keeps_every_tensor_byte_and_the_order(file):
     before = file.read_bytes()
-    header.stamp(file, "v2")
+    header.write_version(file, "v2")
     after = file.read_bytes()
     old, new = read(before), read(after)
     assert after[new.data_start :] == before[old.data_start :]
@@ -354,37 +354,37 @@ def test_stamping_keeps_every_tensor_byte_and_the_order(file):
 def test_a_file_without_metadata_gets_the_version_only(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed({"a": tensor(0, 4)}, b"1234"))
-    header.stamp(path, "v2")
+    header.write_version(path, "v2")
     assert read(path.read_bytes()).metadata == {"version": "v2"}
 
 
-def test_stamping_again_with_another_name_replaces_the_version(file):
-    header.stamp(file, "v2")
-    assert header.stamp(file, "v3") is True
+def test_writing_another_version_replaces_the_first(file):
+    header.write_version(file, "v2")
+    assert header.write_version(file, "v3") is True
     assert read(file.read_bytes()).version == "v3"
 
 
-def test_stamping_a_stamped_file_changes_nothing(file):
-    header.stamp(file, "v2")
+def test_writing_the_same_version_again_changes_nothing(file):
+    header.write_version(file, "v2")
     before = (file.stat(), file.read_bytes())
-    assert header.stamp(file, "v2") is False
+    assert header.write_version(file, "v2") is False
     assert (file.stat(), file.read_bytes()) == before
 
 
-def test_tensors_of_a_stamped_file_start_on_a_cache_line(file):
-    header.stamp(file, "v2")
+def test_tensors_of_a_written_file_start_on_a_cache_line(file):
+    header.write_version(file, "v2")
     assert read(file.read_bytes()).data_start % 64 == 0
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
-def test_stamping_keeps_the_file_mode(file, mode):
+def test_writing_the_version_keeps_the_file_mode(file, mode):
     file.chmod(mode)
-    header.stamp(file, "v2")
+    header.write_version(file, "v2")
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-def test_a_stamping_that_fails_leaves_the_old_file_and_nothing_else(file, monkeypatch, call):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(file, monkeypatch, call):
     before = file.read_bytes()
 
     def full(*_, **__):
@@ -392,35 +392,35 @@ def test_a_stamping_that_fails_leaves_the_old_file_and_nothing_else(file, monkey
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(OSError, match="No space"):
-        header.stamp(file, "v2")
+        header.write_version(file, "v2")
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
 
-def test_what_a_crash_left_of_a_stamping_does_not_disturb_the_next(file):
-    left = file.with_name(f".{file.name}{header.STAMPING_SUFFIX}")
+def test_a_temporary_file_left_by_a_crash_does_not_disturb_the_next_write(file):
+    left = file.with_name(f".{file.name}{header.WRITING_SUFFIX}")
     left.write_bytes(b"half a file" * 1000)
-    header.stamp(file, "v2")
+    header.write_version(file, "v2")
     assert read(file.read_bytes()).version == "v2"
     assert not left.exists()
 
 
 @pytest.mark.parametrize("data", [b"", framed("hello"), framed({"a": tensor(0, 4)}, b"12")])
-def test_a_bad_file_is_refused_a_stamp_and_stays_as_it_is(tmp_path, data):
+def test_no_version_is_written_into_a_bad_file(tmp_path, data):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(Rejection, match=str(path)):
-        header.stamp(path, "v2")
+        header.write_version(path, "v2")
     assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_stamp_that_would_make_the_header_too_long_to_read_is_refused(tmp_path):
+def test_a_version_that_would_make_the_header_too_long_to_read_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     empty = len('{"__metadata__":{"note":""}}')
     data = framed('{"__metadata__":{"note":"' + "x" * (header.MAX_HEADER - empty) + '"}}')
     assert read(data).version is None
     path.write_bytes(data)
     with pytest.raises(Rejection, match=str(path)):
-        header.stamp(path, "v2")
+        header.write_version(path, "v2")
     assert path.read_bytes() == data

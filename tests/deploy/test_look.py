@@ -1,4 +1,4 @@
-"""One look at the models root: targets, faults, files that are waited for; and pointing an alias at somebody's word."""
+"""One look at the models root: targets, faults, awaited files; and repointing an alias on request."""
 
 import os
 import shutil
@@ -6,35 +6,16 @@ import shutil
 import pytest
 
 from tests.deploy.factory import WEIGHTS, next_tick, reseal_by_hand, until, weights, write_version
+from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point, summaries
-from zwatch.deploy.resolving import TEMPORARY_PREFIX, Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.errors import RepointError
 
 
-class Clock:
-    """A monotonic clock that moves when told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-    def forward(self, seconds):
-        self.now += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr("zwatch.deploy.look.time.monotonic", clock)
-    return clock
-
-
-@pytest.fixture
-def looker(root):
-    return Looker(root, ["current"], strict_links=False)
+def looker(root, clock):
+    return Looker(root, ["current"], strict_links=False, clock=clock)
 
 
 def relink(root, text, alias="current"):
@@ -67,13 +48,13 @@ def test_a_flip_gives_another_target_and_the_old_one_keeps_its_directory(root, l
     assert os.path.samestat(os.fstat(old.directory.fd), (root / "v1").stat())
 
 
-def test_a_flip_there_and_back_between_two_looks_is_a_new_wish_for_the_same_content(root, looker):
+def test_a_flip_and_back_between_two_looks_gives_a_new_stamp_and_the_same_content(root, looker):
     old = looker.look().targets["current"]
     next_tick(root.parent)
     relink(root, "v2")
     relink(root, "v1")
     new = looker.look().targets["current"]
-    assert new.stamp != old.stamp
+    assert new.link_stamp != old.link_stamp
     assert (new.version, new.digest, new.identity) == (old.version, old.digest, old.identity)
 
 
@@ -84,10 +65,10 @@ def test_a_version_sealed_anew_has_a_new_digest(root, looker):
     sealed = write_seal(root / "v1", "v1")
     new = looker.look().targets["current"]
     assert new.digest == sealed.digest != old.digest
-    assert new.stamp == old.stamp
+    assert new.link_stamp == old.link_stamp
 
 
-def test_a_version_that_is_sealed_at_last_gets_its_digest(root, looker):
+def test_a_version_that_is_sealed_later_gets_its_digest(root, looker):
     (root / "v1" / SEAL_NAME).unlink()
     assert looker.look().targets["current"].digest is None
     sealed = write_seal(root / "v1", "v1")
@@ -127,7 +108,7 @@ def test_a_link_to_no_version_is_a_fault_at_once_and_no_target(root, looker, tex
     assert "current" not in look.targets
 
 
-def test_a_fault_that_is_mended_is_gone(root, looker):
+def test_a_fault_that_is_repaired_is_gone(root, looker):
     relink(root, "v9")
     assert looker.look().faults["current"].code == "dangling"
     write_version(root, "v9")
@@ -135,14 +116,14 @@ def test_a_fault_that_is_mended_is_gone(root, looker):
     assert (look.targets["current"].version, dict(look.faults)) == ("v9", {})
 
 
-def test_one_alias_s_fault_is_not_the_other_s(root):
+def test_a_fault_of_one_alias_does_not_affect_another(root):
     (root / "canary").symlink_to("v9")
     look = Looker(root, ["current", "canary"], strict_links=False).look()
     assert look.targets["current"].version == "v1"
     assert look.faults["canary"].code == "dangling"
 
 
-def test_a_link_that_is_missing_for_a_moment_is_no_fault(root, looker, clock):
+def test_a_link_that_is_missing_for_less_than_a_second_is_no_fault(root, looker, clock):
     known = looker.look().targets["current"]
     (root / "current").unlink()
     for _ in range(3):
@@ -168,7 +149,7 @@ def test_a_link_that_stays_missing_is_a_fault_after_a_second(root, looker, clock
     assert looker.look().faults["current"].code == "missing"
 
 
-def test_every_missing_moment_has_its_own_second(root, looker, clock):
+def test_the_second_is_counted_from_the_start_of_each_absence(root, looker, clock):
     looker.look()
     for _ in range(4):
         (root / "current").unlink()
@@ -180,7 +161,7 @@ def test_every_missing_moment_has_its_own_second(root, looker, clock):
         clock.forward(MISSING_GRACE * 0.7)
 
 
-def test_a_link_that_was_never_there_is_a_fault_at_once(root, clock):
+def test_a_link_that_never_existed_is_a_fault_at_once(root, clock):
     (root / "current").unlink()
     assert Looker(root, ["current"], strict_links=False).look().faults["current"].code == "missing"
 
@@ -189,7 +170,7 @@ def test_a_link_that_was_never_there_is_a_fault_at_once(root, clock):
 
 
 @pytest.mark.parametrize("gone", ["moved away", "a file instead"])
-def test_a_root_that_is_gone_is_every_alias_s_fault_and_it_may_come_back(root, gone):
+def test_a_missing_root_is_a_fault_of_every_alias_until_it_comes_back(root, gone):
     looker = Looker(root, ["current", "canary"], strict_links=False)
     looker.look()
     root.rename(root.parent / "away")
@@ -205,7 +186,7 @@ def test_a_root_that_is_gone_is_every_alias_s_fault_and_it_may_come_back(root, g
     assert looker.look().targets["current"].version == "v1"
 
 
-def test_a_root_that_was_moved_and_made_again_is_looked_at_anew(root, looker):
+def test_a_root_that_was_replaced_is_read_again(root, looker):
     old = looker.look().targets["current"]
     root.rename(root.parent / "away")
     write_version(root, "v2")
@@ -253,7 +234,7 @@ def test_looks_leak_no_descriptor(root, looker):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# Files that are waited for.
+# Awaited files.
 
 
 @pytest.fixture
@@ -279,7 +260,7 @@ def test_nothing_is_awaited_where_the_seal_cannot_be_read(root, lines):
     assert await_files(open_version(root, "v2")).stamps == {}
 
 
-def test_unchanged_files_are_never_worth_another_try(looker, awaited, clock):
+def test_unchanged_files_are_never_reported_as_changed(looker, awaited, clock):
     for _ in range(3):
         assert looker.look([awaited]).changed == frozenset()
         clock.forward(10)
@@ -308,7 +289,7 @@ def removed(root):
 
 
 @pytest.mark.parametrize("change", [written, renamed_into_place, removed])
-def test_changed_files_are_worth_another_try_once_they_have_settled(root, looker, awaited, clock, change):
+def test_changed_files_are_reported_once_they_have_settled(root, looker, awaited, clock, change):
     change(root)
     assert looker.look([awaited]).changed == frozenset()
     clock.forward(SETTLED - 0.01)
@@ -337,7 +318,7 @@ def test_a_file_that_was_missing_and_arrives_is_a_change(root, looker, clock):
     assert looker.look([awaited]).changed == {0}
 
 
-def test_of_several_awaited_the_changed_one_is_told_by_its_position(root, looker, awaited, clock):
+def test_the_changed_one_of_several_awaited_is_reported_by_position(root, looker, awaited, clock):
     others = [await_files(open_version(root, name)) for name in ("v1", "v3")]
     waits = [others[0], awaited, others[1]]
     written(root)
@@ -346,7 +327,7 @@ def test_of_several_awaited_the_changed_one_is_told_by_its_position(root, looker
     assert looker.look(waits).changed == {1}
 
 
-def test_awaited_files_are_seen_in_the_directory_that_was_tried_though_it_was_renamed(root, looker, awaited, clock):
+def test_awaited_files_are_watched_in_the_tried_directory_after_a_rename(root, looker, awaited, clock):
     (root / "v2").rename(root / "v8")
     (root / "v8" / WEIGHTS).write_bytes(weights(b"other bytes here", "v8"))
     looker.look([awaited])
@@ -354,12 +335,13 @@ def test_awaited_files_are_seen_in_the_directory_that_was_tried_though_it_was_re
     assert looker.look([awaited]).changed == {0}
 
 
-def test_awaited_files_settle_in_real_time_too(root, looker, awaited):
+def test_awaited_files_settle_in_real_time_too(root, awaited):
+    looker = Looker(root, ["current"], strict_links=False)
     written(root)
     until(lambda: looker.look([awaited]).changed == {0}, "files that settled")
 
 
-def test_an_awaited_version_keeps_its_own_handle(root):
+def test_awaited_files_keep_a_separate_handle_on_the_directory(root):
     directory = open_version(root, "v2")
     awaited = await_files(directory)
     directory.close()
@@ -378,13 +360,13 @@ def test_a_version_is_opened_by_its_name(root):
 
 
 @pytest.mark.parametrize("name", ["v9", "current", "notes"])
-def test_what_is_no_version_directory_is_not_opened(root, name):
+def test_only_a_version_directory_is_opened_by_name(root, name):
     (root / "notes").touch()
     with pytest.raises(OSError, match=name):
         open_version(root, name)
 
 
-def test_every_version_is_described_bad_ones_by_their_problem(root):
+def test_every_version_is_described_and_a_bad_one_by_its_problem(root):
     (root / "v2" / SEAL_NAME).unlink()
     found = summaries(root)
     assert [(summary.name, summary.sealed) for summary in found] == [("v1", True), ("v2", False), ("v3", True)]
@@ -395,12 +377,12 @@ def test_versions_below_a_root_that_is_gone_cannot_be_described(tmp_path):
         summaries(tmp_path / "gone")
 
 
-def test_an_alias_is_pointed_at_a_version_and_its_new_stamp_returned(root, looker):
+def test_an_alias_is_pointed_at_a_version_and_its_new_stamp_is_returned(root, looker):
     looker.look()
     placed = point(root, "current", "v2")
-    assert placed == Stamp.of((root / "current").lstat())
+    assert placed == LinkStamp.of((root / "current").lstat())
     target = looker.look().targets["current"]
-    assert (target.version, target.stamp) == ("v2", placed)
+    assert (target.version, target.link_stamp) == ("v2", placed)
 
 
 def test_an_alias_that_does_not_exist_is_made(root):
@@ -408,14 +390,14 @@ def test_an_alias_that_does_not_exist_is_made(root):
     assert os.readlink(root / "canary") == "v3"
 
 
-def test_a_dangling_alias_is_pointed_anew(root):
+def test_a_dangling_alias_can_be_repointed(root):
     relink(root, "v9")
     point(root, "current", "v2")
     assert os.readlink(root / "current") == "v2"
 
 
 @pytest.mark.parametrize("version", ["v9", "current", "..", ".", "", "v1/transformer", "../models/v1", "/etc", "notes"])
-def test_an_alias_is_not_pointed_at_what_is_no_version(root, version):
+def test_an_alias_is_only_pointed_at_a_version(root, version):
     (root / "notes").touch()
     with pytest.raises(RepointError, match=r"there is no version .* under the models root"):
         point(root, "current", version)
@@ -423,7 +405,7 @@ def test_an_alias_is_not_pointed_at_what_is_no_version(root, version):
 
 
 @pytest.mark.parametrize("make", ["mkdir", "touch"])
-def test_what_stands_in_the_alias_s_place_and_is_no_link_stays(root, make):
+def test_a_file_or_directory_with_the_alias_s_name_is_left_alone(root, make):
     (root / "current").unlink()
     getattr(root / "current", make)()
     with pytest.raises(RepointError, match="current"):
@@ -432,7 +414,7 @@ def test_what_stands_in_the_alias_s_place_and_is_no_link_stays(root, make):
     assert [name for name in os.listdir(root) if name.startswith(TEMPORARY_PREFIX)] == []
 
 
-def test_an_alias_below_a_root_that_is_gone_is_not_pointed(tmp_path):
+def test_pointing_an_alias_below_a_missing_root_fails(tmp_path):
     with pytest.raises(RepointError, match="current could not be repointed to v2: No such file"):
         point(tmp_path / "gone", "current", "v2")
 
@@ -441,4 +423,4 @@ def test_a_look_right_after_a_point_sees_it(root, looker):
     for version in ("v2", "v3", "v1") * 10:
         placed = point(root, "current", version)
         target = looker.look().targets["current"]
-        assert (target.version, target.stamp) == (version, placed)
+        assert (target.version, target.link_stamp) == (version, placed)

@@ -67,8 +67,8 @@ LINES = {
     "a doubled slash": (f"{HASH}  a//b", "'a//b' is not a normalised path"),
     "a slash at the end": (f"{HASH}  a/", "'a/' is not a normalised path"),
     "an absolute path": (f"{HASH}  /etc/passwd", "'/etc/passwd' is absolute; sealed paths are relative"),
-    "a second time": (f"{HASH}  first", "'first' stands here for the second time"),
-    "a second time, other hash": (f"{OTHER}  first", "'first' stands here for the second time"),
+    "a second time": (f"{HASH}  first", "'first' is listed a second time"),
+    "a second time, other hash": (f"{OTHER}  first", "'first' is listed a second time"),
     "a carriage return": (f"{HASH}  b\r", "has a control character or a backslash"),
     "a backslash": (f"{HASH}  a\\b", "has a control character or a backslash"),
     "a NUL": (f"{HASH}  a\0b", "has a control character"),
@@ -93,14 +93,14 @@ def test_a_reason_stays_short_whatever_the_line(line):
     assert len(caught.value.reason) < 1000
 
 
-def test_bytes_that_are_no_utf8_are_refused_with_their_line():
+def test_bytes_that_are_not_utf8_are_refused_with_their_line():
     with pytest.raises(Rejection, match=f"{SEAL_NAME} line 2: not UTF-8 at byte 72") as caught:
         seal.parse_seal(f"{HASH}  first\n".encode() + b"\xff\xfe\n")
     assert caught.value.code == "seal_invalid"
 
 
 def test_a_last_line_that_does_not_end_is_refused_as_a_copy_in_progress():
-    with pytest.raises(Rejection, match=f"{SEAL_NAME} line 2: the last line does not end; is the copy complete"):
+    with pytest.raises(Rejection, match=f"{SEAL_NAME} line 2: the last line has no line end; is the copy complete"):
         seal.parse_seal(f"{HASH}  first\n{HASH}  sec".encode())
 
 
@@ -116,7 +116,7 @@ PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1,
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(PATHS, st.binary(min_size=32, max_size=32).map(bytes.hex), min_size=1, max_size=5))
-def test_what_is_formatted_is_parsed_to_the_same_sorted_by_path(files):
+def test_a_formatted_seal_parses_to_the_same_files_sorted_by_path(files):
     found = seal.parse_seal(seal.format_seal(files))
     assert found.files == files
     assert list(found.files) == sorted(files)
@@ -126,7 +126,7 @@ def test_what_is_formatted_is_parsed_to_the_same_sorted_by_path(files):
 @given(st.binary(max_size=200) | st.lists(PATHS | st.just("../x"), max_size=3).map(
     lambda paths: "".join(f"{HASH}  {path}\n" for path in paths).encode()
 ))  # fmt: skip
-def test_whatever_the_bytes_they_are_parsed_or_refused(data):
+def test_random_bytes_are_parsed_or_refused(data):
     found = refused = None
     try:
         found = seal.parse_seal(data)
@@ -178,7 +178,7 @@ def test_a_name_that_a_line_cannot_hold_cannot_be_sealed(fs, name):
     assert repr(f"vae/{name}") in caught.value.reason
 
 
-def test_a_name_that_is_no_utf8_cannot_be_sealed(version):
+def test_a_name_that_is_not_utf8_cannot_be_sealed(version):
     os.close(os.open(os.fsencode(version) + b"/caf\xe9.txt", os.O_CREAT | os.O_WRONLY))
     before = (version / SEAL_NAME).read_bytes()
     with pytest.raises(Rejection, match="rename it"):
@@ -195,7 +195,7 @@ def test_a_fifo_in_a_version_cannot_be_sealed(version):
 # Writing.
 
 
-def test_a_written_seal_verifies_and_stamps_the_transformer_alone(tmp_path):
+def test_a_written_seal_verifies_and_only_the_transformer_gets_a_header_version(tmp_path):
     version = write_version(tmp_path, "v2")
     assert seal.check_directory(version, "v2") == []
     stamped = {
@@ -217,20 +217,22 @@ def test_sealing_twice_gives_the_same_bytes(version):
     assert again.digest == blake3(before).hexdigest()
 
 
-def test_the_seal_can_be_read_by_everybody_and_leaves_no_temporary_file(version):
+def test_the_seal_is_readable_by_all_users_and_leaves_no_temporary_file(version):
     assert stat.S_IMODE((version / SEAL_NAME).stat().st_mode) == 0o644
     assert [path.name for path in version.iterdir() if path.name.startswith(".")] == []
 
 
-def test_sealing_tells_how_many_bytes_are_done(version):
+def test_sealing_reports_the_bytes_done(version):
     done = {}
     sealed = seal.write_seal(version, "v2", lambda path, count: done.__setitem__(path, done.get(path, 0) + count))
     assert done == {path: (version / path).stat().st_size for path in sealed.files}
 
 
-def test_sealing_what_is_no_pipeline_is_refused(tmp_path):
+def test_sealing_a_directory_without_a_pipeline_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(Rejection, match=r"no transformer/\*\.safetensors to stamp; is this a pipeline"):
+    with pytest.raises(
+        Rejection, match=r"no transformer/\*\.safetensors to write the version into; is this a pipeline"
+    ):
         seal.write_seal(tmp_path, "v1")
     assert not (tmp_path / SEAL_NAME).exists()
 
@@ -314,7 +316,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seal_that_is_no_regular_file_is_refused(version, kind):
+def test_a_seal_that_is_not_a_regular_file_is_refused(version, kind):
     (version / SEAL_NAME).unlink()
     KINDS[kind](version / SEAL_NAME)
     refused = refusal(version)
@@ -347,7 +349,7 @@ def test_a_sealed_file_is_opened_below_the_version(version):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sealed_path_that_is_no_regular_file_is_refused_by_its_kind(version, kind):
+def test_a_sealed_path_that_is_not_a_regular_file_is_refused_by_its_kind(version, kind):
     path = version / "transformer" / "odd"
     KINDS[kind](path)
     with pytest.raises(Rejection) as caught:
@@ -357,7 +359,7 @@ def test_a_sealed_path_that_is_no_regular_file_is_refused_by_its_kind(version, k
 
 
 @pytest.mark.parametrize("kind", ["a symlink", "a FIFO", "a regular file"])
-def test_a_folder_of_a_sealed_path_that_is_no_directory_is_refused_by_its_kind(version, kind):
+def test_a_folder_of_a_sealed_path_that_is_not_a_directory_is_refused_by_its_kind(version, kind):
     shutil.rmtree(version / "vae")
     if kind == "a regular file":
         (version / "vae").touch()
@@ -416,7 +418,7 @@ def test_a_file_of_another_length_is_found(version, change):
     assert WEIGHTS in findings(version)
 
 
-def test_every_file_that_differs_is_found_not_the_first_alone(version):
+def test_every_file_that_differs_is_found(version):
     (version / "model_index.json").unlink()
     (version / "transformer" / "config.json").write_text("[]")
     found = seal.check_directory(version, "v2")
@@ -451,12 +453,12 @@ def test_a_file_that_the_seal_does_not_name_is_no_finding(version):
     assert seal.check_directory(version, "v2") == []
 
 
-def test_a_bad_seal_is_the_one_finding(version):
+def test_a_bad_seal_is_the_only_finding(version):
     reseal_by_hand(version, f"{HASH}  ../v1/{WEIGHTS}")
     assert findings(version).startswith(f"{SEAL_NAME} line 1: '../v1/")
 
 
-def test_hashing_tells_how_many_bytes_are_done_and_agrees_with_blake3(tmp_path):
+def test_hashing_reports_the_bytes_done_and_agrees_with_blake3(tmp_path):
     data = os.urandom(seal.CHUNK + 12345)
     (tmp_path / "x").write_bytes(data)
     counts = []

@@ -11,7 +11,7 @@ from zwatch.deploy.versions import is_version_directory, is_version_name, opened
 
 
 @pytest.mark.parametrize("name", ["v1", "V", "1", "_", "a.b-c_d", "2026-11-21", "v1.0", "x" * 64, "v-"])
-def test_a_version_is_named(name):
+def test_a_valid_version_name_is_accepted(name):
     assert is_version_name(name)
 
 
@@ -19,11 +19,11 @@ def test_a_version_is_named(name):
     "name",
     ["", ".", "..", ".hidden", "-rf", "x" * 65, "a b", "a/b", "/v1", "v1/", "v1\n", "\nv1", "vé", "v\u0661", "a\0", "v:1"],
 )  # fmt: skip
-def test_a_version_is_not_named(name):
+def test_an_invalid_version_name_is_refused(name):
     assert not is_version_name(name)
 
 
-def test_versions_are_the_real_directories_of_a_right_name(fs):
+def test_versions_are_the_real_directories_with_a_valid_name(fs):
     for name in ("v2", "v1", "v10", ".git", "-x"):
         fs.create_dir(f"/models/{name}")
     fs.create_file("/models/file")
@@ -42,13 +42,13 @@ def test_an_opened_directory_is_closed_again(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
-def test_what_is_no_directory_is_not_opened(tmp_path, name):
+def test_only_a_directory_is_opened(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"No such file|Not a directory"), opened(tmp_path / name):
         pass
 
 
-def test_a_glance_at_a_sealed_version_tells_digest_version_bytes_and_time(root, root_fd):
+def test_a_summary_of_a_sealed_version_has_digest_version_bytes_and_time(root, root_fd):
     found = summarise(root_fd, "v2")
     with opened(root / "v2") as fd:
         sealed = read_seal(fd)
@@ -84,38 +84,38 @@ def bad_seal(directory):
         (bad_header, True, f"{WEIGHTS}: tensor 'a' has the unknown dtype 'F7'"),
     ],
 )
-def test_a_glance_at_a_bad_version_tells_its_problem(root, root_fd, spoil, sealed, words):
+def test_a_summary_of_a_bad_version_has_its_problem(root, root_fd, spoil, sealed, words):
     spoil(root / "v2")
     found = summarise(root_fd, "v2")
     assert found.sealed is sealed
     assert words in found.problem
 
 
-def test_a_glance_at_a_version_with_an_absurd_header_does_not_fail(root, root_fd):
+def test_a_summary_of_a_version_with_an_absurd_header_does_not_fail(root, root_fd):
     (root / "v2" / WEIGHTS).write_bytes(framed({"a": tensor(0, 4, shape=[2**62] * 300)}, b"1234"))
     assert WEIGHTS in summarise(root_fd, "v2").problem
 
 
 @pytest.mark.parametrize("name", ["gone", "current", "file"])
-def test_a_glance_at_what_is_no_version_tells_so(root, root_fd, name):
+def test_a_summary_of_something_else_says_that_it_is_no_version(root, root_fd, name):
     (root / "file").touch()
     found = summarise(root_fd, name)
     assert not found.sealed
     assert found.problem.startswith(f"{name}: ")
 
 
-def test_a_glance_tells_the_wrong_header_version_of_renamed_weights(tmp_path):
+def test_a_summary_shows_the_wrong_header_version_of_renamed_weights(tmp_path):
     write_version(tmp_path, "v1").rename(tmp_path / "v7")
     with opened(tmp_path) as root_fd:
         assert summarise(root_fd, "v7").header_version == "v1"
 
 
-def test_a_glance_at_unstamped_weights_tells_none(root, root_fd):
+def test_a_summary_of_weights_without_a_header_version_has_none(root, root_fd):
     (root / "v2" / WEIGHTS).write_bytes(weights())
     assert summarise(root_fd, "v2").header_version is None
 
 
-def test_a_glance_leaks_no_descriptor(root, root_fd):
+def test_a_summary_leaks_no_descriptor(root, root_fd):
     (root / "v3" / "model_index.json").unlink()
     before = len(os.listdir("/proc/self/fd"))
     for name in ("v1", "v2", "v3", "gone"):

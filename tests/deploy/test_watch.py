@@ -1,4 +1,4 @@
-"""The doorbell, on real inotify."""
+"""Watching the models root, on real inotify."""
 
 import errno
 import logging
@@ -17,44 +17,44 @@ from watchdog.observers.polling import PollingEmitter
 
 from tests.deploy.factory import until, write_version
 from zwatch.deploy import watch
-from zwatch.deploy.watch import Doorbell
+from zwatch.deploy.watch import RootWatcher
 
 
-class Bell:
-    """Counts the rings."""
+class Changes:
+    """Counts the calls of `on_change`."""
 
     def __init__(self):
-        self.rings = 0
+        self.count = 0
         self.happened = threading.Event()
 
     def __call__(self):
-        self.rings += 1
+        self.count += 1
         self.happened.set()
 
-    def hush(self):
-        """Wait until nothing rings any more of what happened before, then forget it."""
+    def settle(self):
+        """Wait until earlier events cause no more calls, then forget them."""
 
         def quiet():
             self.happened.clear()
             return not self.happened.wait(0.1)
 
-        until(quiet, "a bell that is quiet")
+        until(quiet, "no more calls")
 
-    def rang(self):
-        until(self.happened.is_set, "a ring")
+    def expect(self):
+        until(self.happened.is_set, "a call of on_change")
         self.happened.clear()
 
 
 @pytest.fixture
-def bell():
-    return Bell()
+def changes():
+    return Changes()
 
 
 @pytest.fixture
-def doorbell(root, bell):
-    doorbell = Doorbell(root, bell)
-    yield doorbell
-    doorbell.stop()
+def watcher(root, changes):
+    watcher = RootWatcher(root, changes)
+    yield watcher
+    watcher.stop()
 
 
 def observers():
@@ -101,118 +101,118 @@ CHANGES = [flip, ln_sf, unlink_symlink, copied_in, resealed, written_in_place, r
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_it_rings_on_a_change_anywhere_below_the_root(root, bell, doorbell, change):
-    doorbell.tend()
-    assert doorbell.kind == "native"
-    bell.hush()
+def test_a_change_anywhere_below_the_root_is_reported(root, changes, watcher, change):
+    watcher.ensure_running()
+    assert watcher.kind == "native"
+    changes.settle()
     change(root)
-    bell.rang()
+    changes.expect()
 
 
-def test_it_rings_once_it_stands_for_what_changed_before(bell, doorbell):
-    doorbell.tend()
-    assert bell.rings >= 1
+def test_the_start_reports_a_change_for_what_happened_before(changes, watcher):
+    watcher.ensure_running()
+    assert changes.count >= 1
 
 
-def test_it_does_not_ring_for_reading(root, bell, doorbell):
-    doorbell.tend()
-    bell.hush()
-    rings = bell.rings
+def test_reading_is_not_reported(root, changes, watcher):
+    watcher.ensure_running()
+    changes.settle()
+    calls = changes.count
     for folder, _, names in os.walk(root):
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:
                 file.read()
     os.readlink(root / "current")
-    flip(root)  # events keep their order: once this one has rung, all before it would have
-    bell.rang()
-    bell.hush()
-    assert bell.rings - rings <= 4
+    flip(root)  # events keep their order: once this one is reported, all before it are
+    changes.expect()
+    changes.settle()
+    assert changes.count - calls <= 4
 
 
-def test_it_rings_for_files_of_a_version_made_after_it_stood(root, bell, doorbell):
-    doorbell.tend()
+def test_files_of_a_version_made_after_the_start_are_reported(root, changes, watcher):
+    watcher.ensure_running()
     (root / "v9" / "transformer").mkdir(parents=True)
-    bell.rang()
-    bell.hush()
+    changes.expect()
+    changes.settle()
     (root / "v9" / "transformer" / "config.json").write_text("{}")
-    bell.rang()
+    changes.expect()
 
 
-def test_it_rings_below_a_root_that_is_a_symlink(root, bell, tmp_path):
+def test_changes_below_a_root_that_is_a_symlink_are_reported(root, changes, tmp_path):
     (tmp_path / "link").symlink_to("models")
-    doorbell = Doorbell(tmp_path / "link", bell)
+    watcher = RootWatcher(tmp_path / "link", changes)
     try:
-        doorbell.tend()
-        bell.hush()
+        watcher.ensure_running()
+        changes.settle()
         flip(root)
-        bell.rang()
+        changes.expect()
     finally:
-        doorbell.stop()
+        watcher.stop()
 
 
-def test_tending_what_stands_changes_nothing(doorbell, bell):
-    doorbell.tend()
-    bell.hush()
-    threads, rings = observers(), bell.rings
+def test_ensure_running_again_changes_nothing(watcher, changes):
+    watcher.ensure_running()
+    changes.settle()
+    threads, calls = observers(), changes.count
     for _ in range(5):
-        doorbell.tend()
-    assert (observers(), bell.rings) == (threads, rings)
+        watcher.ensure_running()
+    assert (observers(), changes.count) == (threads, calls)
 
 
-def test_it_watches_a_root_that_was_moved_away_and_made_again(root, bell, doorbell, tmp_path, caplog):
-    doorbell.tend()
+def test_a_root_that_was_moved_away_and_made_again_is_watched(root, changes, watcher, tmp_path, caplog):
+    watcher.ensure_running()
     root.rename(tmp_path / "away")
     root.mkdir()
-    bell.hush()
-    doorbell.tend()
-    bell.rang()
-    assert "stopped or lost its directory; starting another" in caplog.text
-    bell.hush()
+    changes.settle()
+    watcher.ensure_running()
+    changes.expect()
+    assert "stopped or lost its directory; replacing it" in caplog.text
+    changes.settle()
     (root / "current").symlink_to("v1")
-    bell.rang()
+    changes.expect()
     assert len(observers()) == 1
 
 
-def test_it_stands_again_when_the_root_comes_back(root, bell, doorbell, tmp_path):
-    doorbell.tend()
+def test_watching_resumes_when_the_root_comes_back(root, changes, watcher, tmp_path):
+    watcher.ensure_running()
     root.rename(tmp_path / "away")
-    doorbell.tend()
-    assert doorbell.kind == "none"
+    watcher.ensure_running()
+    assert watcher.kind == "none"
     assert observers() == []
     (tmp_path / "away").rename(root)
-    doorbell.tend()
-    assert doorbell.kind == "native"
-    bell.hush()
+    watcher.ensure_running()
+    assert watcher.kind == "native"
+    changes.settle()
     flip(root)
-    bell.rang()
+    changes.expect()
 
 
-def test_an_observer_that_died_is_replaced(root, bell, doorbell):
-    doorbell.tend()
+def test_an_observer_that_died_is_replaced(root, changes, watcher):
+    watcher.ensure_running()
     [observer] = observers()
     observer.stop()
-    until(lambda: not observer.is_alive(), "an observer that died")
-    doorbell.tend()
-    assert doorbell.kind == "native"
-    bell.hush()
+    until(lambda: not observer.is_alive(), "the observer to end")
+    watcher.ensure_running()
+    assert watcher.kind == "native"
+    changes.settle()
     flip(root)
-    bell.rang()
+    changes.expect()
 
 
-def test_an_observer_whose_reading_thread_died_is_replaced(root, bell, doorbell):
-    doorbell.tend()
+def test_an_observer_whose_reading_thread_died_is_replaced(root, changes, watcher):
+    watcher.ensure_running()
     [observer] = observers()
     [emitter] = observer.emitters
     emitter.stop()
-    until(lambda: not emitter.is_alive(), "a reading thread that died")
-    doorbell.tend()
-    bell.hush()
+    until(lambda: not emitter.is_alive(), "the reading thread to end")
+    watcher.ensure_running()
+    changes.settle()
     flip(root)
-    bell.rang()
+    changes.expect()
 
 
-def test_it_watches_a_root_that_was_removed_and_made_again_of_the_same_inode_number_too(root, bell, doorbell):
-    doorbell.tend()
+def test_a_root_made_again_with_the_same_inode_number_is_watched(root, changes, watcher):
+    watcher.ensure_running()
     inode = root.stat().st_ino
     shutil.rmtree(root)
     for _ in range(20):
@@ -221,64 +221,65 @@ def test_it_watches_a_root_that_was_removed_and_made_again_of_the_same_inode_num
             break
         root.rmdir()
     root.mkdir(exist_ok=True)
-    bell.hush()
+    changes.settle()
 
-    def rings_again():
-        doorbell.tend()  # as the tick does
-        bell.happened.clear()
+    def calls_again():
+        watcher.ensure_running()  # as the tick does
+        changes.happened.clear()
         (root / "v1").mkdir(exist_ok=True)
         (root / "v1").rmdir()
-        return bell.happened.wait(0.3)
+        return changes.happened.wait(0.3)
 
-    until(rings_again, "a ring from the new root")
+    until(calls_again, "a call for the new root")
 
 
-def test_a_callback_that_raises_does_not_kill_it(root, bell, caplog):
+def test_a_callback_that_raises_does_not_stop_the_watching(root, changes, caplog):
     def fails_at_first():
-        bell()
-        if bell.rings <= 2:
+        changes()
+        if changes.count <= 2:
             raise RuntimeError("not now")
 
-    doorbell = Doorbell(root, fails_at_first)
+    watcher = RootWatcher(root, fails_at_first)
     try:
-        doorbell.tend()
-        bell.hush()
-        until(lambda: bell.rings > 2 or flip(root), "more rings than failures")
+        watcher.ensure_running()
+        changes.settle()
+        until(lambda: changes.count > 2 or flip(root), "more calls than failures")
         [observer] = observers()
         assert observer.is_alive()
-        assert "the doorbell could not be rung" in caplog.text
+        assert "on_change failed" in caplog.text
         assert "not now" in caplog.text
-        bell.hush()
+        changes.settle()
         flip(root, "v3")
-        bell.rang()
+        changes.expect()
     finally:
-        doorbell.stop()
+        watcher.stop()
 
 
-def test_an_observer_that_does_not_stop_is_left_behind(root, bell, doorbell, monkeypatch, caplog):
-    doorbell.tend()
-    go, stop = threading.Event(), doorbell._observer.stop
+def test_an_observer_that_does_not_stop_is_abandoned(root, changes, monkeypatch, caplog):
+    watcher = RootWatcher(root, changes, stop_seconds=0.05)
+    watcher.ensure_running()
+    [observer] = observers()
+    go, stop = threading.Event(), observer.stop
 
     def hang():
         assert go.wait(30)
         stop()
 
-    monkeypatch.setattr(doorbell._observer, "stop", hang)
-    monkeypatch.setattr(watch, "_STOP_SECONDS", 0.05)
-    doorbell.stop()
-    assert doorbell.kind == "none"
-    assert [record.message for record in caplog.records] == [f"the observer of {root} does not stop; it is left behind"]
+    monkeypatch.setattr(observer, "stop", hang)
+    watcher.stop()
+    assert watcher.kind == "none"
+    assert [record.message for record in caplog.records] == [f"the observer of {root} does not stop; abandoning it"]
     go.set()
 
 
-def test_after_stopping_it_neither_rings_nor_leaves_a_thread(root, bell, doorbell):
-    doorbell.tend()
-    doorbell.stop()
-    doorbell.stop()
-    assert (doorbell.kind, observers(), inotify_threads()) == ("none", [], [])
-    bell.happened.clear()
+def test_after_a_stop_nothing_is_reported_and_no_thread_is_left(root, changes, watcher):
+    watcher.ensure_running()
+    watcher.stop()
+    watcher.stop()
+    assert (watcher.kind, observers(), inotify_threads()) == ("none", [], [])
+    changes.happened.clear()
     flip(root)
-    assert not bell.happened.wait(0.2)
+    assert not changes.happened.wait(0.2)
 
 
 def no_more_instances(*_):
@@ -307,32 +308,32 @@ def inotify_refused(monkeypatch):
 
 @pytest.mark.usefixtures("inotify_refused")
 class TestPolling:
-    def test_without_inotify_it_polls_says_so_once_and_rings(self, root, bell, doorbell, tmp_path, caplog):
-        doorbell.tend()
-        assert doorbell.kind == "polling"
-        doorbell.tend()
-        bell.hush()
+    def test_without_inotify_polling_is_logged_once_and_reports_changes(self, root, changes, watcher, tmp_path, caplog):
+        watcher.ensure_running()
+        assert watcher.kind == "polling"
+        watcher.ensure_running()
+        changes.settle()
         flip(root)
-        bell.rang()
+        changes.expect()
         root.rename(tmp_path / "away")
-        doorbell.tend()
+        watcher.ensure_running()
         (tmp_path / "away").rename(root)
-        doorbell.tend()
-        lines = [record for record in caplog.records if "inotify cannot be had" in record.message]
+        watcher.ensure_running()
+        lines = [record for record in caplog.records if "inotify is not available" in record.message]
         assert [record.levelno for record in lines] == [logging.WARNING]
         assert os.strerror(errno.EMFILE) in lines[0].message
         assert "fs.inotify.max_user_instances" in lines[0].message
 
-    def test_polling_rings_for_a_stray_and_for_a_new_version(self, root, bell, doorbell):
-        doorbell.tend()
+    def test_polling_reports_a_stray_and_a_new_version(self, root, changes, watcher):
+        watcher.ensure_running()
         for change in (ln_sf, copied_in):
-            bell.hush()
+            changes.settle()
             change(root)
-            bell.rang()
+            changes.expect()
 
-    def test_polling_is_stopped_too(self, doorbell):
-        doorbell.tend()
-        doorbell.stop()
+    def test_polling_is_stopped_too(self, watcher):
+        watcher.ensure_running()
+        watcher.stop()
         assert observers() == []
 
 
@@ -340,16 +341,16 @@ POLL = """
 import sys
 from pathlib import Path
 from watchdog.observers.inotify_c import InotifyFD
-from zwatch.deploy.watch import Doorbell
+from zwatch.deploy.watch import RootWatcher
 
 def refused(*_):
     raise OSError(24, "Too many open files")
 
 InotifyFD._create_inotify_fd = refused
-doorbell = Doorbell(Path(sys.argv[1]), lambda: None)
-doorbell.tend()
-print(doorbell.kind)
-doorbell.stop()
+watcher = RootWatcher(Path(sys.argv[1]), lambda: None)
+watcher.ensure_running()
+print(watcher.kind)
+watcher.stop()
 """
 
 
@@ -365,38 +366,40 @@ def test_polling_does_not_follow_links_in_circles(root):
 
 
 @pytest.mark.parametrize("where", ["__init__", "schedule", "start"])
-def test_wherever_inotify_is_refused_it_polls(doorbell, monkeypatch, where):
+def test_polling_is_used_wherever_inotify_fails(watcher, monkeypatch, where):
     monkeypatch.setattr(watch, "Observer", refusing(where))
-    doorbell.tend()
-    assert doorbell.kind == "polling"
+    watcher.ensure_running()
+    assert watcher.kind == "polling"
     assert inotify_threads() == []
 
 
 @pytest.mark.parametrize("where", ["__init__", "schedule", "start"])
-def test_where_nothing_can_be_observed_it_says_so_once_and_goes_on(root, bell, doorbell, monkeypatch, caplog, where):
+def test_a_root_that_cannot_be_observed_is_logged_once_and_tried_again(
+    root, changes, watcher, monkeypatch, caplog, where
+):
     with monkeypatch.context() as patch:
         patch.setattr(watch, "Observer", refusing(where))
         patch.setattr(PollingEmitter, "on_thread_start", no_more_instances)
         for _ in range(3):
-            doorbell.tend()
-        assert doorbell.kind == "none"
+            watcher.ensure_running()
+        assert watcher.kind == "none"
         assert inotify_threads() == []
         assert caplog.text.count("cannot be observed at all; looking every tick") == 1
-    doorbell.tend()
-    assert doorbell.kind == "native"
-    bell.hush()
+    watcher.ensure_running()
+    assert watcher.kind == "native"
+    changes.settle()
     flip(root)
-    bell.rang()
+    changes.expect()
 
 
-def test_it_raises_no_warning_of_its_own_while_versions_come_and_go(root, bell, doorbell):
+def test_no_warning_is_raised_while_versions_come_and_go(root, changes, watcher):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)  # see pyproject.toml
-        doorbell.tend()
+        watcher.ensure_running()
         for number in range(5):
             copied_in(root)
             (root / "v9").rename(root / f"w{number}")
-        bell.hush()
+        changes.settle()
         flip(root)
-        bell.rang()
+        changes.expect()

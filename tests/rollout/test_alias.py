@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from zwatch.deploy.resolving import Fault, Stamp, Target
+from zwatch.deploy.resolving import Fault, LinkStamp, Target
 from zwatch.errors import Rejection
 from zwatch.rollout.alias import GOOD_IMAGES, GOOD_SECONDS, Alias
 from zwatch.rollout.engines import EngineRegistry
@@ -12,7 +12,7 @@ from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
 from zwatch.rollout.state import SavedAlias
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
-FIRST, LATER = Stamp(1, 2, 3), Stamp(1, 2, 4)
+FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
 
 
 class FakeEngine:

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import Rejection
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.refusals import BACKOFF_FIRST, BACKOFF_LONGEST, Refusals
 
 V2 = VersionKey("v2", "aa")
-LINK, NEWER = Stamp(1, 2, 3), Stamp(1, 2, 4)
+LINK, NEWER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
 
 
 def refused(code: str, *, times: int = 1):

@@ -8,13 +8,14 @@ import stat
 import pytest
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.refused import RefusedStray
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.state import Crash, SavedAlias, SavedState, StateFile, StateKeeper, serialise
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
-FIRST, LATER = Stamp(1, 2, 3), Stamp(1, 2, 4)
+FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
 
 
 @pytest.fixture
@@ -32,12 +33,22 @@ def a_state():
             "canary": SavedAlias(trying=VersionKey("v9", None)),
         },
         [Crash(V2, 2, FIRST), Crash(V1, 1, None)],
+        [RefusedStray("v1/v2", LATER, "current and canary both point to v1")],
     )
 
 
 def test_what_was_written_is_read_again(state):
     state.write(serialise(a_state()))
     assert state.read() == a_state()
+
+
+def test_a_state_file_without_refused_strays_is_read(state, tmp_path):
+    saved = json.loads(serialise(a_state()))
+    del saved["refused"]
+    (tmp_path / "state/state.json").write_text(json.dumps(saved))
+    read = state.read()
+    assert read.refused == []
+    assert read.aliases == a_state().aliases
 
 
 def test_the_state_is_empty_at_first(state):
@@ -154,7 +165,8 @@ ON_DISK = b"""{
    "count": 2,
    "stamp": null
   }
- ]
+ ],
+ "refused": []
 }"""
 
 

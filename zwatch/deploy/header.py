@@ -1,9 +1,9 @@
-"""The header of a `.safetensors` file: strict reading, and the version stamp in it.
+"""The header of a `.safetensors` file: strict reading, and writing the version into it.
 
 The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes. The safetensors
-package accepts duplicate keys (the last one wins), which would let a file show one version and load another;
-here every doubt is a rejection. This module lies in `deploy` because sealing stamps headers and may not import
-torch; `shadow` uses it to place tensors.
+package accepts duplicate keys (the last one wins), so that a file could show one version and load another;
+here everything unclear is rejected. This module lies in `deploy` because sealing writes versions into headers and may not
+import torch; `shadow` uses it to place tensors.
 """
 
 import json
@@ -22,8 +22,8 @@ MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
 VERSION_KEY = "version"
-STAMPING_SUFFIX = ".stamping"
-_DATA_ALIGNMENT = 64  # a stamped file's tensors start on a cache line
+WRITING_SUFFIX = ".stamping"
+_DATA_ALIGNMENT = 64  # the tensors of a file that was written here start on a cache line
 
 ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -59,12 +59,12 @@ class Header:
 
     @property
     def version(self) -> str | None:
-        """The header version, if the file is stamped."""
+        """The header version, if the header has one."""
         return self.metadata.get(VERSION_KEY)
 
 
 def carries_version(path: str) -> bool:
-    """Say whether the file at this sealed path must be stamped: the transformer's weights, and only they."""
+    """Say whether the file at this sealed path must have a header version: the transformer's weights, and only they."""
     return path.startswith("transformer/") and path.endswith(".safetensors")
 
 
@@ -119,7 +119,7 @@ def parse_header(raw: bytes, file_size: int, path: str) -> Header:
 
 
 def check_version(found: Header, expected: str, path: str) -> None:
-    """Check that a transformer file is stamped with the version directory's name.
+    """Check that a transformer file has the version directory's name as its header version.
 
     Raises:
         Rejection: `version_mismatch`.
@@ -132,10 +132,11 @@ def check_version(found: Header, expected: str, path: str) -> None:
         )
 
 
-def stamp(path: Path, version: str) -> bool:
+def write_version(path: Path, version: str) -> bool:
     """Write `version` into the header of the file at `path`; return False if it was there already.
 
-    The file is rewritten under a temporary name, fsynced and renamed, so a crash leaves the old or the new one.
+    The file is rewritten under a temporary name, fsynced and renamed, so a crash leaves the old file or the new one. (Not
+    with `write_durably`: the tensors of some GB are streamed, and the owner is kept.)
 
     Raises:
         Rejection: the present header is not well formed.
@@ -153,7 +154,7 @@ def stamp(path: Path, version: str) -> bool:
         if len(text) + _DATA_ALIGNMENT > MAX_HEADER:
             raise _bad(str(path), f"the header has no room for the version, the limit is {MAX_HEADER} bytes")
         text += b" " * (-(LENGTH_BYTES + len(text)) % _DATA_ALIGNMENT)
-        temporary = path.with_name(f".{path.name}{STAMPING_SUFFIX}")
+        temporary = path.with_name(f".{path.name}{WRITING_SUFFIX}")
         try:
             with open(temporary, "wb") as sink:
                 sink.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)

@@ -1,29 +1,22 @@
-"""One look at the models root: what every followed alias asks for, stray links, and files that were waited for."""
+"""One look at the models root: what every followed alias asks for, stray links, and changes of awaited files."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zwatch.deploy.resolving import (
-    Directory,
-    Fault,
-    FileStamp,
-    LinkNote,
-    Stamp,
-    Target,
-    finish_interrupted,
-    repoint,
-    resolve,
-)
+from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
+from zwatch.deploy.refused import RefusedStray
+from zwatch.deploy.resolving import Directory, Fault, FileStamp, LinkStamp, Target, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
-from zwatch.deploy.strays import Stray, StrayKeeper
+from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
+from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
 
 MISSING_GRACE = 1.0
-"""Seconds that an alias may be missing before that counts: between an unlink and a symlink, it is."""
+"""Seconds that an alias may be missing, as it is between an unlink and a symlink, before that is a fault."""
 SETTLED = 0.25
 """Seconds that awaited files must stay as they are before they count as complete."""
 _MAX_ROUNDS = 8
@@ -31,7 +24,7 @@ _MAX_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """Files of a rejected version, as they were when it was tried; it is tried again when they change."""
+    """Files of a rejected version, as they were when it was tried; the version is tried again when they change."""
 
     directory: Directory
     stamps: Mapping[str, FileStamp | None]
@@ -47,21 +40,33 @@ class Look:
     notes: Sequence[str] = ()
     changed: frozenset[int] = frozenset()
     """Which of the awaited are worth another try, by position."""
+    refused: tuple[RefusedStray, ...] = ()
+    """All strays refused so far that still exist, for the next run's `Looker`."""
 
 
 class Looker:
-    """Looks again and again, remembering what it saw, so that a look at an unchanged root costs a few stats.
+    """Looks repeatedly and remembers what it saw, so that a look at an unchanged root costs a few stats.
 
     It blocks; run it in a thread, one look at a time.
     """
 
-    def __init__(self, root: Path, aliases: Sequence[str], *, strict_links: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        aliases: Sequence[str],
+        *,
+        strict_links: bool,
+        refused: Iterable[RefusedStray] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds."""
+        self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._strays = StrayKeeper(strict=strict_links)
+        self._wishes = WishFollower(strict=strict_links, refused=refused, clock=clock)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
-        self._restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         self._tidied = False
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
@@ -72,7 +77,9 @@ class Looker:
         except OSError as error:
             message = f"{self._root}: {error.strerror}; expected the models root, see --models"
             self._known.clear()
-            return Look(faults={alias: Fault(alias, "no_root", message) for alias in self._aliases})
+            self._wishes.forget_links()
+            faults = {alias: Fault(alias, "no_root", message) for alias in self._aliases}
+            return Look(faults=faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
         if not self._tidied:
@@ -82,11 +89,11 @@ class Looker:
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
-            strays, moved = self._strays.take_wishes(root_fd, list(self._known.values()))
+            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()))
             if not moved:
                 break
-        notes, self._strays.notes = self._strays.notes, []
-        return Look(dict(self._known), faults, strays, notes, self._changed(awaited))
+        notes, self._wishes.notes = self._wishes.notes, []
+        return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
@@ -97,32 +104,32 @@ class Looker:
                 self._missing_since.pop(alias, None)
                 continue
             if found.code == "missing":
-                since = self._missing_since.setdefault(alias, time.monotonic())
-                if alias in self._known and time.monotonic() - since < MISSING_GRACE:
+                since = self._missing_since.setdefault(alias, self._clock())
+                if alias in self._known and self._clock() - since < MISSING_GRACE:
                     continue
             faults[alias] = found
             self._known.pop(alias, None)
         return faults
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
-        now = time.monotonic()
-        restless: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        now = self._clock()
+        unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
             stamps = wait.directory.file_stamps(list(wait.stamps))
             if stamps == wait.stamps:
                 continue
-            seen, since = self._restless.get(id(wait), (None, now))
+            seen, since = self._unsettled.get(id(wait), (None, now))
             since = since if seen == stamps else now
-            restless[id(wait)] = (stamps, since)
+            unsettled[id(wait)] = (stamps, since)
             if now - since >= SETTLED:
                 changed.add(position)
-        self._restless = restless
+        self._unsettled = unsettled
         return frozenset(changed)
 
 
 def await_files(directory: Directory) -> Awaited:
-    """Note how a version's sealed files stand now; none if its seal cannot be read, a new seal being a new version."""
+    """Note the present state of a version's sealed files; of none if its seal cannot be read (a new seal is a new version)."""
     try:
         paths = list(parse_seal(read_seal_bytes(directory.fd)).files)
     except (Rejection, OSError):
@@ -161,8 +168,8 @@ def summaries(root: Path) -> list[VersionSummary]:
         return [summarise(root_fd, name) for name in version_names(root_fd)]
 
 
-def point(root: Path, alias: str, version: str) -> Stamp:
-    """Repoint an alias at the caller's word, or make it; return the new link's stamp.
+def point(root: Path, alias: str, version: str) -> LinkStamp:
+    """Repoint an alias as an operator requests, or make it; return the new link's stamp.
 
     Raises:
         RepointError: the version does not exist, or the link could not be changed.

@@ -47,7 +47,7 @@ def parse_seal(data: bytes) -> Seal:
     except UnicodeDecodeError as error:
         raise _bad(data.count(b"\n", 0, error.start) + 1, f"not UTF-8 at byte {error.start}") from None
     if not text.endswith("\n"):
-        raise _bad(text.count("\n") + 1, "the last line does not end; is the copy complete?")
+        raise _bad(text.count("\n") + 1, "the last line has no line end; is the copy complete?")
     files: dict[str, str] = {}
     for number, line in enumerate(text[:-1].split("\n"), 1):
         match = _LINE.fullmatch(line)
@@ -58,7 +58,7 @@ def parse_seal(data: bytes) -> Seal:
         if problem is not None:
             raise _bad(number, f"{path[:200]!r} {problem}")
         if path in files:
-            raise _bad(number, f"{path[:200]!r} stands here for the second time")
+            raise _bad(number, f"{path[:200]!r} is listed a second time")
         files[path] = digest
     return Seal(blake3(data).hexdigest(), files)
 
@@ -122,7 +122,7 @@ def opened_file(directory_fd: int, path: str) -> Iterator[int]:
 
 @contextmanager
 def opened_sealed(directory_fd: int, sealed: Seal, path: str) -> Iterator[int]:
-    """Open a sealed file as `opened_file` does; what is no regular file is rejected with its line of the seal, and a
+    """Open a sealed file as `opened_file` does; anything but a regular file is rejected with its line of the seal, and a
     read that fails inside names the path.
 
     Raises:
@@ -156,18 +156,20 @@ def hash_file(fd: int, advance: Callable[[int], None] = lambda done: None) -> st
 
 
 def write_seal(directory: Path, version: str, progress: Progress = lambda path, done: None) -> Seal:
-    """Stamp the transformer's headers, hash every file, and write the seal last.
+    """Write the version into the transformer's headers, hash every file, and write the seal last.
 
     Raises:
-        Rejection: something in the directory cannot be sealed; nothing is written then but stamps.
+        Rejection: something in the directory cannot be sealed; nothing is written then but header versions.
         OSError: a file could not be read or written.
     """
     paths = sealable_files(directory)
     weights = [path for path in paths if header.carries_version(path)]
     if not weights:
-        raise Rejection("file_missing", f"{directory}: no transformer/*.safetensors to stamp; is this a pipeline?")
+        raise Rejection(
+            "file_missing", f"{directory}: no transformer/*.safetensors to write the version into; is this a pipeline?"
+        )
     for path in weights:
-        header.stamp(directory / path, version)
+        header.write_version(directory / path, version)
     hashes: dict[str, str] = {}
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -208,7 +210,7 @@ def sealable_files(directory: Path) -> list[str]:
             problem = _path_problem(relative)
             if problem is not None:
                 raise Rejection("seal_invalid", f"{relative!r} {problem}; rename it")
-            if not name.startswith(f".{SEAL_NAME}.") and not name.endswith(header.STAMPING_SUFFIX):
+            if not name.startswith(f".{SEAL_NAME}.") and not name.endswith(header.WRITING_SUFFIX):
                 found.append(relative)
     return sorted(found)
 

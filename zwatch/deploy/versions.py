@@ -64,7 +64,7 @@ class VersionSummary:
 
 
 def summarise(root_fd: int, name: str) -> VersionSummary:
-    """Look at one version. A bad one is described by its `problem`, never raised."""
+    """Look at one version. A bad one is described by its `problem`; nothing is raised."""
     digest = header_version = sealed_at = problem = None
     size = count = 0
     try:

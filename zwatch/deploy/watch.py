@@ -1,4 +1,4 @@
-"""The doorbell: watchdog rings it when something under the models root changes. Ringing only means "look again"."""
+"""Watching the models root with watchdog. An event only means "look again"."""
 
 import logging
 import os
@@ -31,20 +31,22 @@ _POLL_SECONDS = 1.0
 _STOP_SECONDS = 2 * _POLL_SECONDS
 
 
-class Doorbell:
-    """Calls `ring` from the observer's thread after a change under `root`.
+class RootWatcher:
+    """Calls `on_change` from the observer's thread after a change under `root`.
 
-    The observer is a convenience, never relied on: the supervisor looks at every tick as well, and calls `tend` there,
-    so an observer that died, or watches a directory that was moved away, is replaced.
+    Nothing relies on it: the supervisor looks at every tick as well. `ensure_running` replaces an observer that died, or
+    that watches a directory which was moved away; it is called every second.
     """
 
-    def __init__(self, root: Path, ring: Callable[[], None]) -> None:
+    def __init__(self, root: Path, on_change: Callable[[], None], *, stop_seconds: float = _STOP_SECONDS) -> None:
+        """`stop_seconds` limits how long a stop waits for the observer's threads."""
+        self._stop_seconds = stop_seconds
         self._root = root
-        self._handler = _Handler(ring)
+        self._handler = _Handler(on_change)
         self._observer: BaseObserver | None = None
         self._watched: tuple[int, int] | None = None
-        self._said_polling = False
-        self._failed = False
+        self._logged_polling = False
+        self._logged_failure = False
         self._lock = threading.Lock()
 
     @property
@@ -54,7 +56,7 @@ class Doorbell:
             return "none"
         return "polling" if isinstance(self._observer, PollingObserverVFS) else "native"
 
-    def tend(self) -> None:
+    def ensure_running(self) -> None:
         """Start the observer, or replace one that died or watches what is no longer the models root."""
         with self._lock:
             try:
@@ -66,7 +68,7 @@ class Doorbell:
             if self._observer is not None and self._alive(self._observer) and identity == self._watched:
                 return
             if self._observer is not None:
-                _log.warning("the observer of %s stopped or lost its directory; starting another", self._root)
+                _log.warning("the observer of %s stopped or lost its directory; replacing it", self._root)
             self._stop()
             self._start(identity)
 
@@ -92,33 +94,33 @@ class Doorbell:
             except OSError as error:
                 if observer is not None:
                     observer.stop()
-                self._say_polling(error)
+                self._log_polling(error)
                 continue
-            self._observer, self._watched, self._failed = observer, identity, False
-            self._handler.ring()  # for what changed before the watch stood
+            self._observer, self._watched, self._logged_failure = observer, identity, False
+            self._handler.report()  # for what changed before the watch was set up
             return
-        if not self._failed:
+        if not self._logged_failure:
             _log.warning("%s cannot be observed at all; looking every tick", self._root)
-        self._failed = True
+        self._logged_failure = True
 
-    def _say_polling(self, error: OSError) -> None:
-        if not self._said_polling:
+    def _log_polling(self, error: OSError) -> None:
+        if not self._logged_polling:
             _log.warning(
-                "inotify cannot be had (%s); polling %s instead. More can be allowed with "
+                "inotify is not available (%s); polling %s instead. Raise the limits with "
                 "`sysctl fs.inotify.max_user_instances fs.inotify.max_user_watches`",
                 error.strerror or error,
                 self._root,
             )
-        self._said_polling = True
+        self._logged_polling = True
 
     def _stop(self) -> None:
         if self._observer is not None:
-            # It waits for threads of its own, for ever if one hangs; all of them end with the process.
+            # `stop` waits for the observer's threads, without a limit if one hangs; all of them end with the process.
             stopping = threading.Thread(target=_stopped, args=(self._observer,), name="zwatch-unwatch", daemon=True)
             stopping.start()
-            stopping.join(_STOP_SECONDS)
+            stopping.join(self._stop_seconds)
             if stopping.is_alive():
-                _log.warning("the observer of %s does not stop; it is left behind", self._root)
+                _log.warning("the observer of %s does not stop; abandoning it", self._root)
         self._observer = self._watched = None
 
 
@@ -129,19 +131,19 @@ def _stopped(observer: BaseObserver) -> None:
 
 
 def _polling() -> BaseObserver:
-    # PollingObserver follows links: it sees no stray (`v1/v2 -> v2` leads nowhere), and walks in circles.
+    # PollingObserver follows links: it does not see strays (`v1/v2 -> v2` leads nowhere), and links in a circle never end.
     return PollingObserverVFS(stat=os.lstat, listdir=os.scandir, polling_interval=_POLL_SECONDS)
 
 
 class _Handler(FileSystemEventHandler):
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
 
-    def ring(self) -> None:
+    def report(self) -> None:
         try:
-            self._ring()
+            self._on_change()
         except Exception:  # an exception here would kill the observer's thread
-            _log.exception("the doorbell could not be rung")
+            _log.exception("on_change failed")
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        self.ring()
+        self.report()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from zwatch.deploy.look import Awaited
-from zwatch.deploy.resolving import Fault, Stamp, Target
+from zwatch.deploy.resolving import Fault, LinkStamp, Target
 from zwatch.errors import Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
@@ -18,7 +18,7 @@ GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
 """A version that served so many images, or for so many seconds, has proved itself: it is last-known-good."""
 
-_NO_LINK = Stamp(0, 0, 0)
+_NO_LINK = LinkStamp(0, 0, 0)
 """The stamp of a link that does not exist."""
 
 
@@ -48,10 +48,10 @@ class Alias:
         return None if self.target is None else VersionKey(self.target.version, self.target.digest)
 
     @property
-    def link_stamp(self) -> Stamp:
+    def link_stamp(self) -> LinkStamp:
         """The stamp of the link, wherever it leads."""
         seen = self.target or self.fault
-        return _NO_LINK if seen is None or seen.stamp is None else seen.stamp
+        return _NO_LINK if seen is None or seen.link_stamp is None else seen.link_stamp
 
     @property
     def serving(self) -> Resident | None:
@@ -67,7 +67,7 @@ class Alias:
     def is_unloaded(self) -> bool:
         """Whether an operator unloaded it, and its link was not made again since."""
         unloaded = self.saved.unloaded
-        return unloaded is not None and (self.target is None or self.target.stamp == unloaded)
+        return unloaded is not None and (self.target is None or self.target.link_stamp == unloaded)
 
     def view(self, running: Attempt | None, fallbacks: Iterable[VersionKey], now: float) -> policy.AliasView:
         """Return the facts that the policy decides by. `running` is the attempt that loads, `fallbacks` are
@@ -113,11 +113,11 @@ class Alias:
         self.target, self.fault = target, fault
         if target is None:
             return
-        self.refusals.keep_only(VersionKey(target.version, target.digest), target.stamp)
-        if self.saved.unloaded is not None and self.saved.unloaded != target.stamp:
+        self.refusals.keep_only(VersionKey(target.version, target.digest), target.link_stamp)
+        if self.saved.unloaded is not None and self.saved.unloaded != target.link_stamp:
             self.saved.unloaded = None
 
-    def note_trying(self, key: VersionKey, link_stamp: Stamp | None) -> None:
+    def note_trying(self, key: VersionKey, link_stamp: LinkStamp | None) -> None:
         """Note in the saved state what is about to be loaded; None is the link stamp of last-known-good."""
         self.saved.trying = key
         self.saved.link_stamp = link_stamp or self.saved.link_stamp
@@ -132,10 +132,12 @@ class Alias:
         attempt.promote()
         self.refusals.forget(key, fallback=attempt.fallback)
         self.saved.serving, self.saved.previous = key, self._engines.previous(self.name)
-        self.saved.link_stamp = None if self.target is None else self.target.stamp
+        self.saved.link_stamp = None if self.target is None else self.target.link_stamp
         _log.info("%s serves %s (%s, %.2f s)", self.name, key.version, attempt.way.value, attempt.seconds)
 
-    def refuse(self, attempt: Attempt, rejection: Rejection, link_stamp: Stamp | None, awaited: Awaited | None) -> None:
+    def refuse(
+        self, attempt: Attempt, rejection: Rejection, link_stamp: LinkStamp | None, awaited: Awaited | None
+    ) -> None:
         """Reject an attempt, and remember why and what its version is to wait for."""
         # A copy: the one that was raised refers to frames, and through them to the buffers of the failed load.
         rejection = Rejection(rejection.code, rejection.reason)

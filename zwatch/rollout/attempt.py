@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Awaited, await_files, open_version
-from zwatch.deploy.resolving import Directory, Stamp
+from zwatch.deploy.resolving import Directory, LinkStamp
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
@@ -46,7 +46,7 @@ class Load:
     alias: Alias
     attempt: Attempt
     forced: bool
-    link_stamp: Stamp | None
+    link_stamp: LinkStamp | None
     """The stamp of the link that asked for it; None for last-known-good, which no link asks for."""
     abandoned: AbandonReason | None = None
     directory: Directory | None = None
@@ -112,7 +112,7 @@ class AttemptRunner:
     def begin_load(self, alias: Alias, key: VersionKey, *, fallback: bool) -> None:
         """Start to load a version, as the alias's wish or as its fallback; no other load may be running."""
         attempt = self._new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
-        link_stamp = None if fallback or alias.target is None else alias.target.stamp
+        link_stamp = None if fallback or alias.target is None else alias.target.link_stamp
         self.running = Load(alias, attempt, alias.forced, link_stamp)
         alias.forced = False
         self._task = asyncio.create_task(self._run(self.running), name=f"load {key.version}")

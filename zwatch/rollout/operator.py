@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason
 from zwatch.rollout.lifecycle import Attempt
@@ -30,7 +30,7 @@ class Moment:
     """What was asked for at one moment: how many loads operators had requested, and each alias's link stamp."""
 
     loads: int
-    link_stamps: tuple[Stamp, ...]
+    link_stamps: tuple[LinkStamp, ...]
 
 
 class Operator:
@@ -43,12 +43,12 @@ class Operator:
 
     # --- waiting for a link
 
-    async def outcome(self, alias: str, version: str, link_stamp: Stamp) -> Outcome:
+    async def outcome(self, alias: str, version: str, link_stamp: LinkStamp) -> Outcome:
         """Wait until the wish that a link with this stamp expresses is decided."""
         record = self._supervisor.records[alias]
         await self._supervisor.look_now()
         while True:
-            if record.target is None or record.target.stamp != link_stamp:
+            if record.target is None or record.target.link_stamp != link_stamp:
                 return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
             decided = self._decided(record)
             if decided is not None:

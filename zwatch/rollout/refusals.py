@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from zwatch.deploy.look import Awaited
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import Rejection, Retry
 from zwatch.rollout.lifecycle import VersionKey
 
@@ -17,7 +17,7 @@ class Refusal:
     """One earlier rejection. `retry_at` is a time of the monotonic clock, in seconds."""
 
     rejection: Rejection
-    link_stamp: Stamp | None
+    link_stamp: LinkStamp | None
     awaited: Awaited | None
     tries: int
     retry_at: float | None
@@ -51,7 +51,7 @@ class Refusals:
         self,
         key: VersionKey,
         rejection: Rejection,
-        link_stamp: Stamp | None,
+        link_stamp: LinkStamp | None,
         awaited: Awaited | None,
         *,
         fallback: bool = False,
@@ -67,7 +67,7 @@ class Refusals:
         """Remove a version's refusal, because it serves now."""
         self._entries.pop((key, fallback), None)
 
-    def keep_only(self, wish: VersionKey, link_stamp: Stamp) -> None:
+    def keep_only(self, wish: VersionKey, link_stamp: LinkStamp) -> None:
         """Remove the refusals of other wishes: a link made again or a version sealed again is a new wish."""
         self._entries = {
             (key, fallback): refusal

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.durable import write_durably
-from zwatch.deploy.resolving import Stamp
+from zwatch.deploy.refused import RefusedStray
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import UsageError
 from zwatch.rollout.lifecycle import VersionKey
@@ -55,8 +56,8 @@ class SavedAlias:
     trying: _SavedKey | None = None
     previous: _SavedKey | None = None
     good: list[_SavedKey] = field(default_factory=list)
-    link_stamp: Annotated[Stamp | None, Field(alias="stamp")] = None
-    unloaded: Stamp | None = None
+    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")] = None
+    unloaded: LinkStamp | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Crash:
 
     key: _SavedKey
     count: Annotated[int, Field(ge=1, lt=2**31)]
-    link_stamp: Annotated[Stamp | None, Field(alias="stamp")]
+    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")]
 
 
 @dataclass(slots=True)
@@ -78,6 +79,8 @@ class SavedState:
         str, Annotated[SavedAlias, _has_keys("serving", "trying", "previous", "good", "stamp", "unloaded")]
     ] = field(default_factory=dict)
     crashes: list[Crash] = field(default_factory=list)
+    refused: list[RefusedStray] = field(default_factory=list)
+    """Stray links that were refused and still exist, see `Look.refused`."""
 
     def alias(self, name: str) -> SavedAlias:
         """Return an alias's part, made on first use."""
@@ -85,7 +88,7 @@ class SavedState:
 
     def begin_run(self) -> list[VersionKey]:
         """Note the start of a run; if the previous run crashed, return what served or was tried then."""
-        crashed: dict[VersionKey, Stamp | None] = {}
+        crashed: dict[VersionKey, LinkStamp | None] = {}
         if self.running:
             for part in self.aliases.values():
                 crashed |= {key: part.link_stamp for key in (part.serving, part.trying) if key is not None}
@@ -107,7 +110,7 @@ class SavedState:
             crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in proved
         ]
 
-    def is_set_aside(self, key: VersionKey, link_stamp: Stamp | None) -> bool:
+    def is_set_aside(self, key: VersionKey, link_stamp: LinkStamp | None) -> bool:
         """Say whether this version crashed too often since it was last linked (`link_stamp`) and sealed (its key)."""
         return any(
             crash.key == key

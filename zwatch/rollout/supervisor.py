@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ class Supervisor:
         self.state = StateKeeper(bridge, state_file)
         self._bridge = bridge
         self._engines = engines
-        self._looker = Looker(root, aliases, strict_links=strict_links)
+        self._make_looker = partial(Looker, root, aliases, strict_links=strict_links)
+        self._looker = self._make_looker()
         self._closer = EngineCloser(bridge, engines)
         self.runner = AttemptRunner(
             root,
@@ -119,6 +121,7 @@ class Supervisor:
     async def start(self) -> None:
         """Read the saved state; to be called before `run`."""
         saved = await self.state.read()
+        self._looker = self._make_looker(refused=saved.refused)
         for name, alias in self.records.items():
             alias.restore(saved.alias(name))
         if crashed := saved.begin_run():
@@ -177,6 +180,9 @@ class Supervisor:
             alias.note_look(seen.targets.get(name), seen.faults.get(name))
         self._looks += 1
         self._looked.fire()
+        if list(seen.refused) != self.state.saved.refused:
+            self.state.saved.refused = list(seen.refused)
+            await self.state.save()
         await self._note_good()
         if self._looks == 1 or (seen.targets, seen.faults, seen.strays) != (
             before.targets,

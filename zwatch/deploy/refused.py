@@ -1,0 +1,86 @@
+"""Strays that were refused. A refusal outlives what caused it: otherwise a change of one link, made later for its own
+reasons, would turn an old stray into a wish for another."""
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from zwatch.deploy.resolving import LinkStamp
+
+MAX_REFUSED = 256
+"""How many refusals are kept; beyond it the oldest strays go. Every later move of an alias makes those too old to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedStray:
+    """A refused stray link: its identity, where it lies (`v1/v2`, below the models root), and the first reason."""
+
+    path: str
+    stamp: LinkStamp
+    reason: str
+
+
+class RefusedStrays:
+    """The refused strays that still exist, by identity."""
+
+    def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
+        self._strays = {stray.stamp: stray for stray in refused}
+
+    def reason(self, stamp: LinkStamp) -> str | None:
+        """Return why this link was refused, or None if it was not."""
+        stray = self._strays.get(stamp)
+        return None if stray is None else stray.reason
+
+    def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
+        """Note a refusal; a stray that was refused before keeps its first reason."""
+        # Names in a reason need not be UTF-8; the state file is.
+        reason = reason.encode(errors="backslashreplace").decode()
+        self._strays.setdefault(stamp, RefusedStray(path, stamp, reason))
+
+    def prune(self, root_fd: int) -> None:
+        """Forget links that are gone, and follow directories that were renamed."""
+        strays: dict[LinkStamp, RefusedStray] = {}
+        lost = []
+        for stray in self._strays.values():
+            if _lies_at(root_fd, stray.path, stray.stamp) is False:
+                lost.append(stray)
+            else:  # it is there, or an I/O error hides whether it is
+                strays[stray.stamp] = stray
+        if lost:
+            directories = _directories(root_fd)
+            for stray in lost:
+                directory, _, name = stray.path.rpartition("/")
+                places = (f"{other}/{name}" for other in directories)
+                place = next((place for place in places if _lies_at(root_fd, place, stray.stamp)), None)
+                if place is not None:
+                    strays[stray.stamp] = replace(stray, path=place)
+                elif directory not in directories:
+                    strays[stray.stamp] = stray  # the whole directory was moved away; it may come back
+        newest = sorted(strays.values(), key=lambda stray: (-stray.stamp.ctime_ns, stray.path))[:MAX_REFUSED]
+        self._strays = {stray.stamp: stray for stray in newest}
+
+    def all(self) -> tuple[RefusedStray, ...]:
+        """Return all of them, sorted by path."""
+        return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.stamp.ctime_ns)))
+
+
+def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:
+    """Say whether a path is that very link; None if it cannot be read."""
+    try:
+        return LinkStamp.of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)) == stamp
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return None
+
+
+def _directories(root_fd: int) -> list[str]:
+    names = []
+    for name in os.listdir(root_fd):
+        try:
+            if stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode):
+                names.append(name)
+        except OSError:
+            continue
+    return names

@@ -1,0 +1,264 @@
+"""Following the wishes of `ln -sf v2 current`: judges the strays in the versions that the followed aliases resolve to,
+repoints the alias for which one was made, and cleans up.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from zwatch.deploy.links import LinkNote, repoint
+from zwatch.deploy.refused import RefusedStray, RefusedStrays
+from zwatch.deploy.resolving import Directory, LinkStamp, Target
+from zwatch.deploy.root_links import RootLinks
+from zwatch.deploy.strays import FoundStray, Stray, find_strays, judge
+from zwatch.deploy.versions import is_version_name
+from zwatch.errors import RepointError
+
+_TRAIL_SECONDS = 2.0
+"""How long the version that an alias just left is searched for a wish that was being made meanwhile."""
+
+
+@dataclass(slots=True)
+class _Trail:
+    """The versions that an alias left a moment ago because zwatch repointed it. A wish typed while that happened landed
+    in one of them: it counts if the alias is still as zwatch left it and the wish is newer than the last one followed."""
+
+    placed: LinkStamp
+    last_wish_ns: int
+    left: list[tuple[float, Directory]]
+
+    def holds(self, identity: tuple[int, int]) -> bool:
+        return any(_identity(directory) == identity for _, directory in self.left)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What one round knows: the models root, who may make wishes, its links now and in the round before."""
+
+    root_fd: int
+    trusted: frozenset[int]
+    links: RootLinks
+    before: RootLinks | None
+
+
+class WishFollower:
+    """Finds strays in the versions that the followed aliases resolve to, and acts on those that are wishes."""
+
+    def __init__(
+        self, *, strict: bool, refused: Iterable[RefusedStray] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._strict = strict
+        self._refused = RefusedStrays(refused)
+        self._trails: dict[str, _Trail] = {}
+        self._placed: dict[str, LinkStamp] = {}  # by alias, the link that zwatch made last
+        self._last: dict[str, Target] = {}
+        self._links: RootLinks | None = None
+        self.notes: list[str] = []
+        """What was done since the caller last emptied it, a sentence each, for the log."""
+
+    @property
+    def refused(self) -> tuple[RefusedStray, ...]:
+        """The strays that were refused and still exist, to be kept across restarts."""
+        return self._refused.all()
+
+    def forget_links(self) -> None:
+        """Forget where links led, because the models root could not be read for a while: they may have moved unseen."""
+        self._links = None
+
+    def take_wishes(self, root_fd: int, targets: Sequence[Target]) -> tuple[list[Stray], bool]:
+        """Act on every wish; return the strays that are none, and whether to look again at once: an alias was repointed,
+        or moved during this look."""
+        links = RootLinks.read(root_fd)
+        if any(
+            target.alias in links.links and links.links[target.alias].stamp != target.link_stamp for target in targets
+        ):
+            return [], True
+        trusted = frozenset({0, os.fstat(root_fd).st_uid, os.geteuid()})
+        scene = _Scene(root_fd, trusted, links, self._links)
+        self._links = links
+        strays: list[Stray] = []
+        self._sweep_overtaken(scene, targets)
+        self._drop_old_trails(targets)
+        present = [target for target in targets if target.alias in links.links]  # others are missing for a moment
+        followed = {target.identity for target in present}
+        wishes: list[tuple[Target, list[FoundStray]]] = []
+        for here in _by_directory(present):
+            wishes += self._wishes_in(scene, here, followed, strays)
+        if wishes and RootLinks.read(root_fd) != links:
+            return strays, True  # a link moved while strays were searched for: the two do not belong together
+        # Not before all are judged: a repointed alias would count as one that leads to the next directory.
+        moved = [self._follow(root_fd, target, found, strays) for target, found in wishes]
+        self._refused.prune(root_fd)
+        return strays, any(moved)
+
+    def _wishes_in(
+        self, scene: _Scene, here: list[Target], followed: set[tuple[int, int]], strays: list[Stray]
+    ) -> list[tuple[Target, list[FoundStray]]]:
+        """Judge the strays in one directory, to which the targets `here` lead, and late ones in those that they left."""
+        target, names = here[0], [target.alias for target in here]
+        since = max(target.link_stamp.ctime_ns for target in here)
+        trail = self._trails.get(target.alias)
+        if len(here) == 1 and trail is not None and trail.holds(target.identity):
+            since = trail.last_wish_ns  # it left this version, and came back: a late wish may lie in it
+        wishes = []
+        for found, reason in self._judged(scene, target.directory, names, since):
+            if reason is None:  # only where `target` is alone
+                wishes.append(found)
+            else:
+                strays.append(found.stray(reason))
+        late = [(target, self._late_wishes(scene, target, followed, strays)) for target in here]
+        return [(target, wishes + more) for target, more in late if wishes or more]
+
+    def _judged(
+        self, scene: _Scene, directory: Directory, aliases: Sequence[str], since: int
+    ) -> list[tuple[FoundStray, str | None]]:
+        """Judge every stray in a directory and remember the refused ones. `aliases` lead there or have just left it."""
+        found = find_strays(scene.root_fd, directory)
+        if not found:
+            return []
+        identity = _identity(directory)
+        others = [name for name in scene.links.leading_to(scene.root_fd, identity) if name not in aliases]
+        links_here = [*aliases, *others]
+        judged = []
+        for stray in found:
+            moved = self._may_have_led(scene, identity, stray.facts.ctime_ns, links_here)
+            before = None if self._strict else self._refused.reason(stray.stamp)  # strict: _follow gives the reason
+            reason = judge(stray.facts, since, scene.trusted, links_here, moved, before)
+            if reason is not None:
+                self._refuse(stray, reason)
+            judged.append((stray, reason))
+        return judged
+
+    def _may_have_led(
+        self, scene: _Scene, identity: tuple[int, int], ctime_ns: int, links_here: Sequence[str]
+    ) -> list[str]:
+        """Return links that do not lead to a directory now, but may have when a stray was made there.
+
+        While zwatch runs, it knows from the look before where every link led. At its start it knows nothing of the kind:
+        any link that is newer than the stray may have been repointed by hand after the stray had failed to do so.
+        """
+        if scene.before is None:
+            moved = scene.links.newer_than(ctime_ns)
+        else:
+            moved = scene.links.moved_from(scene.root_fd, identity, scene.before, self._placed)
+        moved += scene.links.newer_outside(scene.root_fd, ctime_ns)
+        return [name for name in moved if name not in links_here]
+
+    def _refuse(self, found: FoundStray, reason: str) -> None:
+        if is_version_name(found.facts.name):  # others can never become a wish
+            self._refused.add(found.path, found.stamp, reason)
+
+    def _follow(self, root_fd: int, target: Target, wishes: list[FoundStray], strays: list[Stray]) -> bool:
+        """Repoint an alias to the newest of its wishes and remove the strays that said so."""
+        newest = max(wishes, key=lambda found: found.facts.ctime_ns)
+        version = newest.facts.name
+        advice = f"`ln -sfn {version} {target.alias}` is the form that needs no help"
+        if self._strict:
+            for found in wishes:
+                reason = f"a wish for {found.facts.name}, but --strict-links forbids to follow it; {advice}"
+                self._refuse(found, reason)
+                strays.append(found.stray(reason))
+            return False
+        try:
+            note = LinkNote.take(root_fd, target.alias)
+            if LinkStamp.of(os.stat(target.alias, dir_fd=root_fd, follow_symlinks=False)) != target.link_stamp:
+                return True  # the operator moved it since the look; look again
+            placed = repoint(root_fd, target.alias, version, note)
+        except (RepointError, OSError) as error:  # not refused: the wish is right, and is tried again
+            strays.extend(found.stray(f"a wish for {found.facts.name}, but {error}; {advice}") for found in wishes)
+            return False
+        self._leave(target, placed, newest.facts.ctime_ns)
+        for found in wishes:
+            self._remove(found)
+        self.notes.append(
+            f"{newest.path} -> {newest.facts.text} was made by `ln -sf`: "
+            f"{target.alias} now points to {version}; {advice}"
+        )
+        return True
+
+    def _sweep_overtaken(self, scene: _Scene, targets: Sequence[Target]) -> None:
+        """Remove wishes for an alias that the operator moved before they were seen: they mean nothing any more, and
+        would stay in the version that the alias left. One that may have been for another link stays."""
+        known = self._last
+        self._last = {target.alias: target for target in targets}
+        if self._strict or scene.before is None:
+            return
+        for target in targets:
+            last, trail = known.get(target.alias), self._trails.get(target.alias)
+            if last is None or last.link_stamp == target.link_stamp:
+                continue
+            if trail is not None and trail.placed == target.link_stamp:
+                continue  # zwatch moved it: what lies there now came later, see _late_wishes
+            others = {
+                *scene.before.led_to(scene.root_fd, last.identity),
+                *scene.links.leading_to(scene.root_fd, last.identity),
+            }
+            links = [target.alias, *sorted(others - {target.alias})]
+            for found in find_strays(scene.root_fd, last.directory):
+                if found.facts.ctime_ns > target.link_stamp.ctime_ns:
+                    continue
+                moved = scene.links.newer_outside(scene.root_fd, found.facts.ctime_ns)
+                before = self._refused.reason(found.stamp)
+                if judge(found.facts, last.link_stamp.ctime_ns, scene.trusted, links, moved, before) is None:
+                    self._remove(found)
+
+    def _leave(self, target: Target, placed: LinkStamp, wish_ns: int) -> None:
+        trail = self._trails.get(target.alias)
+        left = trail.left if trail is not None else []
+        left.append((self._clock() + _TRAIL_SECONDS, target.directory.duplicate()))
+        self._trails[target.alias] = _Trail(placed, wish_ns, left)
+        self._placed[target.alias] = placed
+
+    def _drop_old_trails(self, targets: Sequence[Target]) -> None:
+        """Forget versions that were left long ago, and the trails of aliases that the operator moved since."""
+        now = self._clock()
+        stamps = {target.alias: target.link_stamp for target in targets}
+        for alias, trail in list(self._trails.items()):
+            trail.left = [(until, directory) for until, directory in trail.left if until > now]
+            if not trail.left or stamps.get(alias, trail.placed) != trail.placed:
+                del self._trails[alias]
+
+    def _late_wishes(
+        self, scene: _Scene, target: Target, followed: set[tuple[int, int]], strays: list[Stray]
+    ) -> list[FoundStray]:
+        """Return wishes that landed in a version which the alias had just left. One in a version to which a followed
+        alias leads now is judged there."""
+        trail = self._trails.get(target.alias)
+        late: dict[LinkStamp, FoundStray] = {}
+        for _, directory in trail.left if trail is not None else []:
+            identity = _identity(directory)
+            if trail is None or identity in followed:
+                continue
+            aliases = sorted(name for name, other in self._trails.items() if other.holds(identity))
+            for found, reason in self._judged(scene, directory, aliases, trail.last_wish_ns):
+                if reason is None:
+                    late[found.stamp] = found
+                elif found.facts.ctime_ns >= trail.last_wish_ns and (stray := found.stray(reason)) not in strays:
+                    strays.append(stray)
+        return list(late.values())
+
+    def _remove(self, found: FoundStray) -> None:
+        try:
+            # The name may hold a newer link by now; that one is another wish and stays.
+            if LinkStamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False)) == found.stamp:
+                os.unlink(found.facts.name, dir_fd=found.directory.fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._refuse(found, "it was followed already, but could not be removed")
+            self.notes.append(f"{found.path} could not be removed: {error.strerror}")
+
+
+def _by_directory(targets: Iterable[Target]) -> list[list[Target]]:
+    """Group the targets that are the same directory."""
+    groups: dict[tuple[int, int], list[Target]] = {}
+    for target in targets:
+        groups.setdefault(target.identity, []).append(target)
+    return list(groups.values())
+
+
+def _identity(directory: Directory) -> tuple[int, int]:
+    status = os.fstat(directory.fd)
+    return status.st_dev, status.st_ino
