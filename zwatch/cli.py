@@ -5,6 +5,7 @@ torch) is imported by the command that needs it.
 """
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -87,9 +88,11 @@ def _serve(port: int | None, **settings: Any) -> int:
     import asyncio
     import logging
 
+    gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
     from zwatch import logs
     from zwatch.app import serve
 
+    gc.enable()
     logs.set_up(settings["log"])
     if port is None:
         port = config.DEFAULT_PORT

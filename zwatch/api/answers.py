@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.schema import DetailedError, Error, ErrorObject, has_detail
 from zwatch.api.services import TIME_LIMITS
-from zwatch.errors import RequestError
+from zwatch.errors import REQUEST_ERRORS, Fault, RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.request import parse_json
 from zwatch.logs import request_id
@@ -25,6 +25,9 @@ ID_HEADER = "X-Request-Id"
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""OpenAI's types of errors, by status."""
+_FAULTS = {Fault.CLIENT: "invalid_request_error", Fault.SERVICE: "server_error"}
+"""The types of all other errors."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
 """Codes for the errors that aiohttp raises, by status."""
 
@@ -99,7 +102,7 @@ def error_answer(error: RequestError, path: str = "") -> web.Response:
 
 def error_object(error: RequestError) -> ErrorObject:
     """Return the error object of answers and event streams."""
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    kind = _TYPES.get(error.status) or _FAULTS[REQUEST_ERRORS[error.code].fault]
     return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
 
 
