@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zwatch.errors import RequestError
-from zwatch.generation import job_store, previews
+from zwatch.generation import previews
 
 SLOW = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
 QUICK = {"prompt": "a cat", "seed": 7}
@@ -221,7 +221,7 @@ async def test_the_job_of_a_generate_can_be_asked_about_and_cancelled(client):
     assert (await show(client, identity))["state"] == "cancelled"
 
 
-async def test_without_a_history_a_job_keeps_its_pictures_itself_for_a_while(start, monkeypatch):
+async def test_without_a_history_a_job_keeps_its_pictures_itself_for_a_while(start):
     async with start(history=False) as client:
         await client.serves()
         body = await submit(client, seed=7, format="webp")
@@ -231,7 +231,7 @@ async def test_without_a_history_a_job_keeps_its_pictures_itself_for_a_while(sta
         assert (await fetch(client, image["url"]))[:2] == (200, "image/webp")
         for odd in ("1", "-1", "x", "\u0661", "9" * 30):
             assert (await fetch(client, f"/jobs/{job['id']}/images/{odd}"))[0] == 404
-        monkeypatch.setattr(job_store, "KEEP_BYTES", 1)
+        client.services.queue.jobs.keep_bytes = 1
         await reaches(client, (await submit(client))["id"], "done")
         assert (await show(client, job["id"]))["images"] == [{"seed": 7, "name": None, "url": None}]
         assert (await fetch(client, image["url"]))[0] == 404
