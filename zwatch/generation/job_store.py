@@ -25,8 +25,8 @@ class JobStore:
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self._clock = clock
-        self._keep_jobs = keep_jobs
-        self._keep_bytes = keep_bytes
+        self.keep_jobs = keep_jobs
+        self.keep_bytes = keep_bytes
         self._open: dict[str, Job] = {}
         self._ended: OrderedDict[str, tuple[float, Job]] = OrderedDict()
         self._bytes = 0
@@ -49,7 +49,7 @@ class JobStore:
         if job is None:
             raise RequestError(
                 "not_found",
-                f"there is no job {identity[:100]!r}; ended ones are kept an hour, {self._keep_jobs} at most",
+                f"there is no job {identity[:100]!r}; ended ones are kept an hour, {self.keep_jobs} at most",
             )
         return job
 
@@ -66,14 +66,14 @@ class JobStore:
         self._ended[job.id] = (self._clock(), job)
         self._bytes += job.kept_bytes
         self._expire()
-        if self._bytes > self._keep_bytes:
+        if self._bytes > self.keep_bytes:
             self._drop_files()
 
     def _expire(self) -> None:
         now = self._clock()
         while self._ended:
             ended, job = next(iter(self._ended.values()))
-            if len(self._ended) <= self._keep_jobs and now - ended < KEEP_SECONDS:
+            if len(self._ended) <= self.keep_jobs and now - ended < KEEP_SECONDS:
                 return
             self._bytes -= job.kept_bytes
             del self._ended[job.id]
@@ -82,5 +82,5 @@ class JobStore:
         for _, job in self._ended.values():
             self._bytes -= job.kept_bytes
             job.drop_files(also_unsaved=True)
-            if self._bytes <= self._keep_bytes:
+            if self._bytes <= self.keep_bytes:
                 return

@@ -11,7 +11,7 @@ from PIL import Image
 
 from zwatch.api.services import TimeLimits
 from zwatch.errors import RequestError
-from zwatch.generation import job_store, previews
+from zwatch.generation import previews
 
 SLOW = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
 QUICK = {"prompt": "a cat", "seed": 7}
@@ -219,7 +219,7 @@ async def test_the_job_of_a_generate_request_can_be_queried_and_cancelled(client
     assert (await show(client, identity))["state"] == "cancelled"
 
 
-async def test_without_a_history_a_job_keeps_its_pictures_up_to_a_limit(start, monkeypatch):
+async def test_without_a_history_a_job_keeps_its_pictures_up_to_a_limit(start):
     async with start(history=False) as client:
         await client.serves()
         body = await submit(client, seed=7, format="webp")
@@ -229,7 +229,7 @@ async def test_without_a_history_a_job_keeps_its_pictures_up_to_a_limit(start, m
         assert (await fetch(client, image["url"]))[:2] == (200, "image/webp")
         for odd in ("1", "-1", "x", "\u0661", "9" * 30):
             assert (await fetch(client, f"/jobs/{job['id']}/images/{odd}"))[0] == 404
-        monkeypatch.setattr(job_store, "KEEP_BYTES", 1)
+        client.services.queue.jobs.keep_bytes = 1
         await reaches(client, (await submit(client))["id"], "done")
         assert (await show(client, job["id"]))["images"] == [{"seed": 7, "name": None, "url": None}]
         assert (await fetch(client, image["url"]))[0] == 404
