@@ -201,9 +201,8 @@ class ImageIndex:
 
     def _look(self) -> None:
         self._looked = time.monotonic()
-        self._seen = (
-            self.directory.stat().st_mtime_ns
-        )  # before the listing, so that a change during it is noticed by the next look
+        # Before the listing, so that a change during it is noticed by the next look.
+        self._seen = self.directory.stat().st_mtime_ns
         found = set(os.listdir(self.directory))
         self.forget([name for name in self._sizes if name not in found])
         new = []

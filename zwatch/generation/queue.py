@@ -95,9 +95,8 @@ class GenerationQueue:
 
     def _check_room(self) -> None:
         if self._closed is not None:
-            raise self._closed.with_traceback(
-                None
-            )  # raised many times: a traceback would keep the frames of every request
+            # Raised many times: a traceback would keep the frames of every request.
+            raise self._closed.with_traceback(None)
         # While nothing runs, the first waiting job is about to run.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
