@@ -7,13 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test install lint bench clean
+.PHONY: serve test quick install lint bench clean
 
 serve: install
 	$(BIN)/zwatch serve $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+# What a change is tried with: the tests that need no server and no long stress, in about two minutes.
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests/deploy tests/shadow tests/engine tests/generation tests/rollout \
+		tests/test_structure.py tests/test_docs.py tests/test_errors.py tests/test_config.py $(ARGS)
 
 install: $(VENV)/.install
 
