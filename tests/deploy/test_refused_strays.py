@@ -338,6 +338,63 @@ def test_at_the_start_a_link_newer_than_the_stray_may_have_been_meant(canary):
         assert "canary may have pointed to v1" in reasons(look)["v1/v2"]
 
 
+@pytest.mark.parametrize("aliases", [["canary"], []])
+@pytest.mark.parametrize("change", ["rm canary", "mv canary elsewhere/"])
+def test_at_the_start_a_link_that_was_removed_since_may_have_been_meant(canary, aliases, change):
+    (canary / "elsewhere").mkdir()
+    next_tick(canary)
+    run(canary, "ln -sf v2 canary")
+    next_tick(canary)
+    run(canary, change)
+    for _ in range(2):
+        look = looking(canary, *aliases, refused=()).look()
+        assert versions(look)["current"] == "v1"
+        assert "a link that was removed may have pointed to v1 when it was made" in reasons(look)["v1/v2"]
+
+
+def test_at_the_start_a_stray_newer_than_every_change_of_the_root_is_followed(canary):
+    run(canary, "rm canary")
+    next_tick(canary)
+    run(canary, "ln -sf v2 current")
+    assert versions(looking(canary).look()) == {"current": "v2"}
+
+
+def test_a_link_below_another_directory_counts(root):
+    (root / "live").mkdir()
+    (root / "live" / "prod").symlink_to("../v1")
+    looker = looking(root)
+    looker.look()
+    next_tick(root)
+    run(root, "ln -sf v2 live/prod")
+    look = looker.look()
+    assert versions(look) == {"current": "v1"}
+    assert reasons(look)["v1/v2"] == "current and live/prod both point to v1; it is not clear which link was meant"
+
+
+def test_a_refused_stray_in_another_version_is_no_link_that_counts(root):
+    (root / "v3" / "v1").symlink_to("../v1")
+    looker = looking(root)
+    looker.look()
+    next_tick(root)
+    run(root, "ln -sf v2 current")
+    assert versions(looker.look()) == {"current": "v2"}
+
+
+def test_while_as_many_refusals_are_kept_as_can_be_every_older_stray_is_refused(canary):
+    looker = looking(canary, "canary")
+    looker.look()
+    run(canary, "ln -sf v2 canary")
+    look = looker.look()
+    next_tick(canary)
+    for number in range(MAX_REFUSED + 10):
+        (canary / "v1" / f"x{number}").symlink_to(f"x{number}")
+    looker.look()
+    run(canary, "ln -sfn v2 canary")
+    for _ in range(2):
+        look = looker.look()
+    assert versions(look) == {"current": "v1", "canary": "v2"}
+
+
 def test_at_the_start_a_link_older_than_the_stray_that_leads_elsewhere_does_not_count(root):
     link(root, "backup", "v3")
     run(root, "ln -sf v2 current")

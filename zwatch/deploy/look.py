@@ -82,6 +82,7 @@ class Looker:
             return Look(faults=faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
+        changed_ns = os.fstat(root_fd).st_mtime_ns  # before the tidying, which changes it
         if not self._tidied:
             for alias in self._aliases:
                 finish_interrupted(root_fd, alias)
@@ -89,7 +90,7 @@ class Looker:
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
-            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()))
+            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
             if not moved:
                 break
         notes, self._wishes.notes = self._wishes.notes, []

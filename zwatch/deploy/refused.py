@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from zwatch.deploy.resolving import LinkStamp
 
 MAX_REFUSED = 256
-"""How many refusals are kept; beyond it the oldest strays go. Every later move of an alias makes those too old to count."""
+"""How many refusals are kept, the newest strays first. While there are so many, every older stray counts as refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,12 @@ class RefusedStrays:
 
     def reason(self, stamp: LinkStamp) -> str | None:
         """Return why this link was refused, or None if it was not."""
-        stray = self._strays.get(stamp)
-        return None if stray is None else stray.reason
+        if (stray := self._strays.get(stamp)) is not None:
+            return stray.reason
+        # Its refusal may be one of those that were dropped.
+        if len(self._strays) >= MAX_REFUSED and stamp.ctime_ns <= min(kept.ctime_ns for kept in self._strays):
+            return f"{MAX_REFUSED} newer strays were refused, and no more refusals are kept"
+        return None
 
     def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
         """Note a refusal; a stray that was refused before keeps its first reason."""

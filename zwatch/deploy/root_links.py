@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.versions import is_version_directory
 
 _MAX_HOPS = 40  # Linux follows no more links than this in one path
 
@@ -60,6 +61,28 @@ class RootLinks:
         outside = {path for name in names for path in _chain_outside(root_fd, name)}
         return names + sorted(outside)
 
+    @staticmethod
+    def nested(root_fd: int, directory: tuple[int, int]) -> list[str]:
+        """Return the links one level below the models root that resolve to a directory, sorted. Links that have the form of
+        a stray (`v3/v1 -> ../v1`) do not count, nor those in the directory itself.
+
+        Raises:
+            OSError: the models root cannot be listed.
+        """
+        found = []
+        for folder in sorted(os.listdir(root_fd)):
+            try:
+                status = os.stat(folder, dir_fd=root_fd, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) != directory:
+                    found += [f"{folder}/{name}" for name in _links_in(root_fd, folder)]
+            except OSError:
+                continue  # removed since it was listed, or not readable
+        return [
+            path
+            for path in found
+            if _identity(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
+        ]
+
     def led_to(self, root_fd: int, directory: tuple[int, int]) -> list[str]:
         """Return the links that resolved to a directory when they were read, though they may be changed by now."""
         # A link's text says where it led. If it led through another link that moved since, that one is found.
@@ -85,6 +108,15 @@ class RootLinks:
         No earlier look knows where those led."""
         chains = {path: at for name in self.links for path, at in _chain_outside(root_fd, name).items()}
         return sorted(path for path, at in chains.items() if at >= ctime_ns)
+
+
+def _links_in(root_fd: int, folder: str) -> list[str]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_symlink())
+    finally:
+        os.close(fd)
 
 
 def _identity(root_fd: int, path: str) -> tuple[int, int] | None:

@@ -34,9 +34,11 @@ class _Trail:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What one round knows: the models root, who may make wishes, its links now and in the round before."""
+    """What one round knows: the models root, when its entries last changed (mtime, nanoseconds), who may make wishes, its
+    links now and in the round before."""
 
     root_fd: int
+    changed_ns: int
     trusted: frozenset[int]
     links: RootLinks
     before: RootLinks | None
@@ -67,16 +69,19 @@ class WishFollower:
         """Forget where links led, because the models root could not be read for a while: they may have moved unseen."""
         self._links = None
 
-    def take_wishes(self, root_fd: int, targets: Sequence[Target]) -> tuple[list[Stray], bool]:
+    def take_wishes(
+        self, root_fd: int, targets: Sequence[Target], changed_ns: int | None = None
+    ) -> tuple[list[Stray], bool]:
         """Act on every wish; return the strays that are none, and whether to look again at once: an alias was repointed,
-        or moved during this look."""
+        or moved during this look. `changed_ns` is the models root's mtime before zwatch changed anything there."""
         links = RootLinks.read(root_fd)
         if any(
             target.alias in links.links and links.links[target.alias].stamp != target.link_stamp for target in targets
         ):
             return [], True
-        trusted = frozenset({0, os.fstat(root_fd).st_uid, os.geteuid()})
-        scene = _Scene(root_fd, trusted, links, self._links)
+        root = os.fstat(root_fd)
+        trusted = frozenset({0, root.st_uid, os.geteuid()})
+        scene = _Scene(root_fd, root.st_mtime_ns if changed_ns is None else changed_ns, trusted, links, self._links)
         self._links = links
         strays: list[Stray] = []
         self._sweep_overtaken(scene, targets)
@@ -126,6 +131,9 @@ class WishFollower:
             moved = self._may_have_led(scene, identity, stray.facts.ctime_ns, links_here)
             before = None if self._strict else self._refused.reason(stray.stamp)  # strict: _follow gives the reason
             reason = judge(stray.facts, since, scene.trusted, links_here, moved, before)
+            if reason is None:  # looked for last, and seldom: the models root may have thousands of directories
+                nested = scene.links.nested(scene.root_fd, identity)
+                reason = judge(stray.facts, since, scene.trusted, [*links_here, *nested], moved, before)
             if reason is not None:
                 self._refuse(stray, reason)
             judged.append((stray, reason))
@@ -137,14 +145,18 @@ class WishFollower:
         """Return links that do not lead to a directory now, but may have when a stray was made there.
 
         While zwatch runs, it knows from the look before where every link led. At its start it knows nothing of the kind:
-        any link that is newer than the stray may have been repointed by hand after the stray had failed to do so.
+        any link that is newer than the stray may have been repointed by hand after the stray had failed to do so, and if
+        the models root changed since the stray was made, a link may have been removed from it.
         """
         if scene.before is None:
             moved = scene.links.newer_than(ctime_ns)
         else:
             moved = scene.links.moved_from(scene.root_fd, identity, scene.before, self._placed)
         moved += scene.links.newer_outside(scene.root_fd, ctime_ns)
-        return [name for name in moved if name not in links_here]
+        moved = [name for name in moved if name not in links_here]
+        if scene.before is None and not moved and scene.changed_ns >= ctime_ns:
+            return ["a link that was removed"]
+        return moved
 
     def _refuse(self, found: FoundStray, reason: str) -> None:
         if is_version_name(found.facts.name):  # others can never become a wish
