@@ -122,8 +122,12 @@ def golden(directory: Path, wanted, device: str = "cpu") -> dict:
     import torch
     from diffusers import ZImagePipeline
 
+    from zwatch.engine.precision import adapt
+
     pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.bfloat16, local_files_only=True)
     pipeline.to(device).set_progress_bar_config(disable=True)
+    for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+        adapt(module, torch.device(device))  # as zwatch computes on this processor
     size = pipeline.vae.config.sample_size
     return {
         (prompt, seed): pipeline(

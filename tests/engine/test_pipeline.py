@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
 from zwatch.engine.factory import EngineFactory
+from zwatch.engine.precision import adapt
 from zwatch.errors import GenerationCancelled
 from zwatch.shadow.device import Device
 
@@ -34,6 +35,8 @@ def v2(factory, tiny_versions):
 def library_pipeline(directory, device="cpu"):
     pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.bfloat16, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
+    for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+        adapt(module, torch.device(device))  # as zwatch computes on this processor
     return pipeline.to(device)
 
 

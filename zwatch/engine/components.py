@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
+from zwatch.engine.precision import adapt
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
@@ -250,4 +251,7 @@ def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torc
     Raises:
         Rejection: its config is wrong, or the tensors do not fit it.
     """
-    return BUILDERS[key.component][key.library, key.class_name](small, tensors, device)
+    component = BUILDERS[key.component][key.library, key.class_name](small, tensors, device)
+    if isinstance(component, torch.nn.Module):
+        adapt(component, device.torch_device)
+    return component
