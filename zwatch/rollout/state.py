@@ -5,6 +5,7 @@ import logging
 import os
 import stat
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,12 +133,15 @@ class SavedState:
         return sorted(self.alias(alias).good, key=lambda key: self.is_set_aside(key, None))
 
 
-_SCHEMA = TypeAdapter(Annotated[SavedState, _has_keys("format", "running", "aliases", "crashes")])
+@cache
+def _schema() -> TypeAdapter[SavedState]:
+    # At the first use, in a thread: building it takes some 30 ms, which the first answer would wait for.
+    return TypeAdapter(Annotated[SavedState, _has_keys("format", "running", "aliases", "crashes")])
 
 
 def serialise(saved: SavedState) -> bytes:
     """Return the bytes of the state file for this state."""
-    return _SCHEMA.dump_json(saved, by_alias=True, indent=1)
+    return _schema().dump_json(saved, by_alias=True, indent=1)
 
 
 class StateFile:
@@ -167,7 +171,7 @@ class StateFile:
         """Return what was written last. A file that cannot be used is renamed, and the state starts empty."""
         path = self._directory / _FILE
         try:
-            return _SCHEMA.validate_json(_read_regular(path), strict=True)
+            return _schema().validate_json(_read_regular(path), strict=True)
         except FileNotFoundError:
             return SavedState()
         except (OSError, ValueError) as error:
