@@ -88,7 +88,9 @@ def test_a_refused_stray_stays_refused_whatever_happens_to_the_other_link(canary
 @pytest.mark.parametrize("change", LATER.values(), ids=LATER)
 def test_a_refusal_survives_a_restart(canary, refused, change, aliases):
     saved = refused.look().refused
-    assert [(stray.path, stray.stamp) for stray in saved] == [("v1/v2", LinkStamp.of((canary / "v1" / "v2").lstat()))]
+    assert [(stray.path, stray.link_stamp) for stray in saved] == [
+        ("v1/v2", LinkStamp.of((canary / "v1" / "v2").lstat()))
+    ]
     change(canary)
     look = looking(canary, *aliases, refused=saved).look()
     assert versions(look)["current"] == "v1"

@@ -17,7 +17,7 @@ class RefusedStray:
     """A refused stray link: its identity, where it lies (`v1/v2`, below the models root), and the first reason."""
 
     path: str
-    stamp: LinkStamp
+    link_stamp: LinkStamp
     reason: str
 
 
@@ -25,7 +25,7 @@ class RefusedStrays:
     """The refused strays that still exist, by identity."""
 
     def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
-        self._strays = {stray.stamp: stray for stray in refused}
+        self._strays = {stray.link_stamp: stray for stray in refused}
 
     def reason(self, stamp: LinkStamp) -> str | None:
         """Return why this link was refused, or None if it was not."""
@@ -47,26 +47,26 @@ class RefusedStrays:
         strays: dict[LinkStamp, RefusedStray] = {}
         lost = []
         for stray in self._strays.values():
-            if _lies_at(root_fd, stray.path, stray.stamp) is False:
+            if _lies_at(root_fd, stray.path, stray.link_stamp) is False:
                 lost.append(stray)
             else:  # it is there, or an I/O error hides whether it is
-                strays[stray.stamp] = stray
+                strays[stray.link_stamp] = stray
         if lost:
             directories = _directories(root_fd)
             for stray in lost:
                 directory, _, name = stray.path.rpartition("/")
                 places = (f"{other}/{name}" for other in directories)
-                place = next((place for place in places if _lies_at(root_fd, place, stray.stamp)), None)
+                place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
                 if place is not None:
-                    strays[stray.stamp] = replace(stray, path=place)
+                    strays[stray.link_stamp] = replace(stray, path=place)
                 elif directory not in directories:
-                    strays[stray.stamp] = stray  # the whole directory was moved away; it may come back
-        newest = sorted(strays.values(), key=lambda stray: (-stray.stamp.ctime_ns, stray.path))[:MAX_REFUSED]
-        self._strays = {stray.stamp: stray for stray in newest}
+                    strays[stray.link_stamp] = stray  # the whole directory was moved away; it may come back
+        newest = sorted(strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED]
+        self._strays = {stray.link_stamp: stray for stray in newest}
 
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""
-        return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.stamp.ctime_ns)))
+        return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.link_stamp.ctime_ns)))
 
 
 def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:

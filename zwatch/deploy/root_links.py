@@ -20,7 +20,7 @@ _MAX_HOPS = 40  # Linux follows no more links than this in one path
 class RootLink:
     """A symlink directly under the models root, not followed: its identity and its text."""
 
-    stamp: LinkStamp
+    link_stamp: LinkStamp
     text: str
 
 
@@ -96,12 +96,12 @@ class RootLinks:
         return [
             name
             for name in before.led_to(root_fd, directory)
-            if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.stamp)
+            if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.link_stamp)
         ]
 
     def newer_than(self, ctime_ns: int) -> list[str]:
         """Return the links that were made or moved at this time or later."""
-        return sorted(name for name, link in self.links.items() if link.stamp.ctime_ns >= ctime_ns)
+        return sorted(name for name, link in self.links.items() if link.link_stamp.ctime_ns >= ctime_ns)
 
     def newer_outside(self, root_fd: int, ctime_ns: int) -> list[str]:
         """Return the links outside the models root, on the chains of those in it, that were changed at this time or later.

@@ -90,7 +90,7 @@ class FoundStray:
     """A symlink found directly in an opened version directory, with the facts about it and its identity."""
 
     facts: StrayFacts
-    stamp: LinkStamp
+    link_stamp: LinkStamp
     directory: Directory
 
     @property

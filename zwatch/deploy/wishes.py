@@ -76,7 +76,8 @@ class WishFollower:
         or moved during this look. `changed_ns` is the models root's mtime before zwatch changed anything there."""
         links = RootLinks.read(root_fd)
         if any(
-            target.alias in links.links and links.links[target.alias].stamp != target.link_stamp for target in targets
+            target.alias in links.links and links.links[target.alias].link_stamp != target.link_stamp
+            for target in targets
         ):
             return [], True
         root = os.fstat(root_fd)
@@ -129,7 +130,9 @@ class WishFollower:
         judged = []
         for stray in found:
             moved = self._may_have_led(scene, identity, stray.facts.ctime_ns, links_here)
-            before = None if self._strict else self._refused.reason(stray.stamp)  # strict: _follow gives the reason
+            before = (
+                None if self._strict else self._refused.reason(stray.link_stamp)
+            )  # strict: _follow gives the reason
             reason = judge(stray.facts, since, scene.trusted, links_here, moved, before)
             if reason is None:  # looked for last, and seldom: the models root may have thousands of directories
                 nested = scene.links.nested(scene.root_fd, identity)
@@ -160,7 +163,7 @@ class WishFollower:
 
     def _refuse(self, found: FoundStray, reason: str) -> None:
         if is_version_name(found.facts.name):  # others can never become a wish
-            self._refused.add(found.path, found.stamp, reason)
+            self._refused.add(found.path, found.link_stamp, reason)
 
     def _follow(self, root_fd: int, target: Target, wishes: list[FoundStray], strays: list[Stray]) -> bool:
         """Repoint an alias to the newest of its wishes and remove the strays that said so."""
@@ -212,7 +215,7 @@ class WishFollower:
                 if found.facts.ctime_ns > target.link_stamp.ctime_ns:
                     continue
                 moved = scene.links.newer_outside(scene.root_fd, found.facts.ctime_ns)
-                before = self._refused.reason(found.stamp)
+                before = self._refused.reason(found.link_stamp)
                 if judge(found.facts, last.link_stamp.ctime_ns, scene.trusted, links, moved, before) is None:
                     self._remove(found)
 
@@ -246,7 +249,7 @@ class WishFollower:
             aliases = sorted(name for name, other in self._trails.items() if other.holds(identity))
             for found, reason in self._judged(scene, directory, aliases, trail.last_wish_ns):
                 if reason is None:
-                    late[found.stamp] = found
+                    late[found.link_stamp] = found
                 elif found.facts.ctime_ns >= trail.last_wish_ns and (stray := found.stray(reason)) not in strays:
                     strays.append(stray)
         return list(late.values())
@@ -254,7 +257,10 @@ class WishFollower:
     def _remove(self, found: FoundStray) -> None:
         try:
             # The name may hold a newer link by now; that one is another wish and stays.
-            if LinkStamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False)) == found.stamp:
+            if (
+                LinkStamp.of(os.stat(found.facts.name, dir_fd=found.directory.fd, follow_symlinks=False))
+                == found.link_stamp
+            ):
                 os.unlink(found.facts.name, dir_fd=found.directory.fd)
         except FileNotFoundError:
             return
