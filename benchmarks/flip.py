@@ -121,6 +121,7 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
     import torch
     from diffusers import ZImagePipeline
 
+    from zwatch.engine.precision import adapt
     from zwatch.engine.warmup import PROMPT, SEED, SIZE, STEPS
 
     spent = []
@@ -128,6 +129,8 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
         begun = time.perf_counter()
         pipeline = ZImagePipeline.from_pretrained(directory, torch_dtype=torch.bfloat16, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
+        for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+            adapt(module, torch.device("cpu"))  # as zwatch computes on a processor without bfloat16
         generator = torch.Generator().manual_seed(SEED)
         pipeline(PROMPT, width=SIZE, height=SIZE, num_inference_steps=STEPS, guidance_scale=0.0, generator=generator)
         spent.append(time.perf_counter() - begun)
