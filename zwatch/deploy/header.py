@@ -8,6 +8,7 @@ import torch; `shadow` uses it to place tensors.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -191,8 +192,7 @@ def _without_duplicates(path: str) -> Callable[[list[tuple[str, Any]]], dict[str
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
             raise _bad(path, f"the header has the key {twice[:200]!r} twice")
         return table
 

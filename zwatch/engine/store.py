@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
+
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.components import (
     BUILDERS,
@@ -212,7 +214,7 @@ class ComponentStore:
         return buffer if buffer.shadow is self.device else buffer.moved(self.device)
 
     def _build(self, key: ComponentKey, small: Mapping[str, bytes], buffers: list[FileBuffer]) -> Component:
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for buffer in buffers:
             for name, tensor in buffer.tensors().items():
                 if name in tensors:

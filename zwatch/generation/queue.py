@@ -188,8 +188,8 @@ class GenerationQueue:
         exchanged = self._engines.being_exchanged
         if exchanged is None:
             return next(iter(self._waiting), None)
-        held = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
-        return next(held, None)
+        waiting_with_lease = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
+        return next(waiting_with_lease, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""

@@ -82,7 +82,7 @@ class Device:
     ) -> None:
         self.torch_device = _torch_device(name)
         self.budget = budget
-        self.held = 0
+        self.weights_bytes = 0
         """Bytes that weights hold."""
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
@@ -124,7 +124,7 @@ class Device:
         free, total = self._unused()
         if self.budget is None:
             return free, total
-        return max(0, min(free, self.budget - self.held)), min(total, self.budget)
+        return max(0, min(free, self.budget - self.weights_bytes)), min(total, self.budget)
 
     def _unused(self) -> tuple[int, int]:
         """Return (free, total) bytes of the device, whatever the budget; what is kept for the next load is free."""
@@ -138,7 +138,7 @@ class Device:
         The budget is for weights alone.
         """
         beside_images = self._unused()[0] - self.request_peak
-        return beside_images if self.budget is None else min(beside_images, self.budget - self.held)
+        return beside_images if self.budget is None else min(beside_images, self.budget - self.weights_bytes)
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """Return an uninitialised uint8 tensor of shape (size,), counted against the budget until `owner` is
@@ -149,7 +149,7 @@ class Device:
         """
         slab = torch.empty(size, dtype=torch.uint8) if self._pool is None else self._pool.take(size)
         with self._lock:
-            self.held += size
+            self.weights_bytes += size
         weakref.finalize(owner, self._release, size, None if self._pool is None else slab)
         self._keep_to_budget(0)
         return slab[:size]
@@ -157,12 +157,12 @@ class Device:
     def _keep_to_budget(self, missing: int) -> None:
         """Release kept slabs of unused sizes where the budget, which other programs rely on, would not hold them and
         `missing` bytes more."""
-        if self.budget is not None and self.held + self.kept + missing > self.budget:
+        if self.budget is not None and self.weights_bytes + self.kept + missing > self.budget:
             self.give_room()
 
     def _release(self, size: int, slab: torch.Tensor | None) -> None:
         with self._lock:
-            self.held -= size
+            self.weights_bytes -= size
         if self._pool is not None and slab is not None:
             self._pool.give_back(slab)
 
@@ -206,11 +206,11 @@ class Device:
         if self._in_progress:
             yield
             return
-        begun, held = self._begun, self._memory.allocated()
+        begun, allocated = self._begun, self._memory.allocated()
         self._memory.reset_peak()
         yield
         if begun == self._begun:
-            self.request_peak = max(self.request_peak, self._memory.peak() - held)
+            self.request_peak = max(self.request_peak, self._memory.peak() - allocated)
 
     # --- bytes
 

@@ -9,12 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from zwatch.errors import Rejection
 from zwatch.shadow.page_cache import unbuffered
+
+T = TypeVar("T")
 
 CHUNK = 8 * 2**20
 """Bytes read at a time: small enough to abandon a load quickly and for the pinned pieces to stay in the CPU's cache, large
@@ -132,7 +134,7 @@ class _Threads:
             _empty(done)  # an error left in it holds the frames that hold this queue, and all buffers of the load
 
 
-def _empty(queue: "SimpleQueue[Any]") -> None:
+def _empty(queue: "SimpleQueue[T]") -> None:
     try:
         while True:
             queue.get_nowait()
