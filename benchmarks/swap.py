@@ -8,7 +8,7 @@ One request runs and one waits, so the device is never idle. Three versions go r
 before the last stays resident, so with two each swap after the first would find its version there. v1 and v2 differ in
 the transformer, v3 in everything. Each request's start, end, version and seed is noted. Two latencies: what
 a client sees, which includes its wait for the request before, and `served`, without that wait. "During" are those of which
-any moment lay between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
+any moment was between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
 measured in the same minutes and with the same versions.
 
 With `--leave`, another process takes all of the device's memory but so much: too little for two versions. Then the new

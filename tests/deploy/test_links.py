@@ -50,7 +50,7 @@ class TestRepoint:
         assert temporaries(root) == []
 
     def test_an_alias_that_was_made_meanwhile_is_left_as_it_is(self, root, root_fd):
-        with pytest.raises(RepointError, match="current was made by another process meanwhile; it is left as it is"):
+        with pytest.raises(RepointError, match="current was made by another process meanwhile; that change stays"):
             repoint(root_fd, "current", "v2", None)
         assert os.readlink(root / "current") == "v1"
         assert temporaries(root) == []
@@ -61,7 +61,7 @@ class TestRepoint:
         next_tick(root)
         relink(root, text)
         theirs = note(root_fd)
-        with pytest.raises(RepointError, match="current was repointed by another process meanwhile; that move stays"):
+        with pytest.raises(RepointError, match="current was repointed by another process meanwhile; that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert note(root_fd) == theirs
         assert temporaries(root) == []
@@ -81,7 +81,7 @@ class TestRepoint:
             pytest.skip("this file system does not use inode numbers again")
         theirs = note(root_fd)
         assert theirs != stale
-        with pytest.raises(RepointError, match="that move stays"):
+        with pytest.raises(RepointError, match="that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert note(root_fd) == theirs
 
@@ -160,7 +160,7 @@ class TestRepoint:
             relink(root, "v3")
 
         monkeypatch.setattr(os, "fsync", late)
-        with pytest.raises(RepointError, match="that move stays"):
+        with pytest.raises(RepointError, match="that change stays"):
             repoint(root_fd, "current", "v2", note(root_fd))
         assert os.readlink(root / "current") == "v3"
         assert temporaries(root) == []

@@ -186,7 +186,7 @@ def test_closing_an_engine_frees_its_components_at_once(factory, tiny_versions, 
     assert weights_bytes(factory) == 0
 
 
-def test_closing_an_engine_lets_go_of_its_modules_at_once(factory, tiny_versions, without_collector):
+def test_closing_an_engine_releases_its_modules_immediately(factory, tiny_versions, without_collector):
     engine = build(factory, tiny_versions, "v1")
     pixels(engine)
     watched = {name: weakref.ref(getattr(engine.pipeline, name)) for name in ("transformer", "vae", "text_encoder")}

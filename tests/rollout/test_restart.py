@@ -145,7 +145,7 @@ async def test_one_crash_sets_nothing_aside(services, models):
     await service.until_serves("v1")
 
 
-async def test_an_unloaded_version_is_not_blamed_for_a_crash(services):
+async def test_a_crash_does_not_count_for_an_unloaded_version(services):
     for _ in range(2):
         service = await services().start()
         outcome = await asyncio.wait_for(service.operator.load("current"), DEADLINE)

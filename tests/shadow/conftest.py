@@ -1,4 +1,4 @@
-"""Weight files written byte by byte, so that a test decides where each tensor lies."""
+"""Weight files written byte by byte, so that a test decides where each tensor is."""
 
 import json
 import os

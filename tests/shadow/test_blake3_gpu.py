@@ -1,4 +1,4 @@
-"""GpuHasher: the digest that b3sum gives, of bytes that lie on the GPU, wherever they begin and however they arrive."""
+"""GpuHasher: the digest that b3sum gives, of bytes that are on the GPU, wherever they begin and however they arrive."""
 
 import pytest
 import torch

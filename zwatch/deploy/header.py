@@ -2,7 +2,7 @@
 
 The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes. The safetensors
 package accepts duplicate keys (the last one wins), so that a file could show one version and load another;
-here everything unclear is rejected. This module lies in `deploy` because sealing writes versions into headers and may not
+here everything unclear is rejected. This module is in `deploy` because sealing writes versions into headers and may not
 import torch; `shadow` uses it to place tensors.
 """
 

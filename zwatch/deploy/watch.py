@@ -100,7 +100,7 @@ class RootWatcher:
             self._handler.report()  # for what changed before the watch was set up
             return
         if not self._logged_failure:
-            _log.warning("%s cannot be observed at all; looking every tick", self._root)
+            _log.warning("%s cannot be watched; checking every 250 ms", self._root)
         self._logged_failure = True
 
     def _log_polling(self, error: OSError) -> None:

@@ -34,7 +34,7 @@ class Moment:
 
 
 class Operator:
-    """Carries out what operators request, and waits for the outcome. On the event loop, beside the supervisor."""
+    """Carries out what operators request, and waits for the outcome. On the event loop, like the supervisor."""
 
     def __init__(self, supervisor: Supervisor, bridge: Bridge) -> None:
         self._supervisor = supervisor
@@ -49,7 +49,7 @@ class Operator:
         await self._supervisor.look_now()
         while True:
             if record.target is None or record.target.link_stamp != link_stamp:
-                return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
+                return Outcome(False, f"superseded: {alias} was linked again before {version} was decided")
             decided = self._decided(record)
             if decided is not None:
                 return decided

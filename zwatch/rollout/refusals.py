@@ -9,7 +9,7 @@ from zwatch.errors import Rejection, Retry
 from zwatch.rollout.lifecycle import VersionKey
 
 BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
-"""Seconds before a version that failed for want of memory or on a device error is tried again; doubled each time."""
+"""Seconds before a version that failed for lack of memory or on a device error is tried again; doubled each time."""
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class Refusal:
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
     def note_change(self) -> None:
-        """Note that a file which the version's seal names has changed and no longer changes. This also ends a pause: a
+        """Note that a file which the version's seal names has changed and then settled. This also ends a pause: a
         file was repaired, or its permissions were."""
         self.file_changed = self.rejection.retry is not Retry.NEVER
 

@@ -3,7 +3,7 @@
 """BLAKE3's compression function and its tree as Triton kernels; `blake3_gpu` launches them.
 
 After "BLAKE3: one function, fast everywhere" (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020), section 2. Words are
-uint32 and little-endian, like the device. A chaining value's eight words lie `stride` words apart, so that the same
+uint32 and little-endian, like the device. A chaining value's eight words are `stride` words apart, so that the same
 word of neighbouring values is contiguous. The functions are Triton's language, not Python: hence no annotations.
 """
 

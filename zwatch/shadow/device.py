@@ -87,7 +87,7 @@ class Device:
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._lock = threading.Lock()
-        self._begun = 0  # pieces of work beside requests, so far
+        self._begun = 0  # pieces of work other than requests, so far
         self._in_progress = 0  # of these
         self._serving: set[int] = set()  # identifiers of the threads that make images
         self._launching = 0  # of these threads
@@ -133,7 +133,7 @@ class Device:
 
     @property
     def room(self) -> int:
-        """Bytes that weights may take now beside what is needed for making images; negative if that is short already.
+        """Bytes that weights may take now in addition to what is needed for making images; negative if that is short already.
 
         The budget is for weights alone.
         """
@@ -188,7 +188,7 @@ class Device:
         return True
 
     def has_room(self, sizes: Iterable[int]) -> bool:
-        """Return whether buffers of these sizes fit now beside what is needed for making images; nothing always fits."""
+        """Return whether buffers of these sizes fit now in addition to what is needed for making images; nothing always fits."""
         wanted = sum(sizes)
         return not wanted or wanted <= self.room
 
@@ -291,7 +291,7 @@ class Device:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count work beside requests, for `measured_request`."""
+        """Count work other than requests, for `measured_request`."""
         with self._lock:
             self._begun += 1
             self._in_progress += 1

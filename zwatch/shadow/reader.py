@@ -100,7 +100,7 @@ class _Order:
 
     def send(self) -> None:
         """Copy what was read from its slot to where it belongs, in the order of the current stream."""
-        assert self.slot is not None  # only what lies in one is sent
+        assert self.slot is not None  # only what is in one is sent
         destination = self.filling.destination[self.begin : self.begin + self.length]
         destination.copy_(self.slot.pinned[: self.length], non_blocking=True)
 
