@@ -50,7 +50,7 @@ class TestRepoint:
         assert temporaries(root) == []
 
     def test_an_alias_that_was_made_meanwhile_is_left_as_it_is(self, root, root_fd):
-        with pytest.raises(RepointError, match="current was made by another process meanwhile; that change stays"):
+        with pytest.raises(RepointError, match="current was made by another process; that change stays"):
             repoint(root_fd, "current", "v2", None)
         assert os.readlink(root / "current") == "v1"
         assert temporaries(root) == []
@@ -61,7 +61,7 @@ class TestRepoint:
         next_tick(root)
         relink(root, text)
         theirs = note(root_fd)
-        with pytest.raises(RepointError, match="current was repointed by another process meanwhile; that change stays"):
+        with pytest.raises(RepointError, match="current was repointed by another process; that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert note(root_fd) == theirs
         assert temporaries(root) == []
@@ -88,7 +88,7 @@ class TestRepoint:
     def test_an_alias_that_was_removed_after_the_note_stays_removed(self, root, root_fd):
         stale = note(root_fd)
         (root / "current").unlink()
-        with pytest.raises(RepointError, match="current was removed meanwhile; it is not made again"):
+        with pytest.raises(RepointError, match="current was removed by another process; that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert not os.path.lexists(root / "current")
         assert temporaries(root) == []

@@ -183,7 +183,8 @@ def test_without_host_memory_for_the_displaced_version_nothing_moves(place):
     place.on_report = taken_by_others
     code, reason = rejection_of(place.exchange)
     assert code == "insufficient_memory"
-    assert "v1 takes" in reason
+    assert "v1's " in reason
+    assert "only 0 of 2000 bytes are free" in reason
     assert place.old.is_complete
 
 

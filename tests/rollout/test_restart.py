@@ -14,6 +14,7 @@ from tests.rollout.conftest import (
     flip_byte,
     noted_good,
     prove_good,
+    quick_retries,
     reached,
 )
 from zwatch.deploy.seal import write_seal
@@ -52,7 +53,8 @@ async def test_last_known_good_serves_after_a_restart_without_a_link(services):
     assert second.supervisor.seen.faults["current"].code == "missing"
 
 
-async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(services, quick_retries):
+@quick_retries
+async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(services):
     first = await services().start()
     await first.until_serves("v1")
     prove_good(first)

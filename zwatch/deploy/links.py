@@ -61,7 +61,7 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> L
         os.fsync(root_fd)
         status = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         if LinkNote.take(root_fd, alias) != ours:
-            raise RepointError(f"{alias} was repointed by another process meanwhile; that change stays")
+            raise RepointError(f"{alias} was repointed by another process; that change stays")
         return LinkStamp.of(status)
     except OSError as error:
         raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
@@ -96,14 +96,14 @@ def _rename_new(root_fd: int, temporary: str, alias: str) -> None:
             os.link(temporary, alias, src_dir_fd=root_fd, dst_dir_fd=root_fd, follow_symlinks=False)
             os.unlink(temporary, dir_fd=root_fd)  # now, not later: it changes the ctime of the link that stays
     except FileExistsError:
-        raise RepointError(f"{alias} was made by another process meanwhile; that change stays") from None
+        raise RepointError(f"{alias} was made by another process; that change stays") from None
 
 
 def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, ours: LinkNote) -> None:
     try:
         exchange(root_fd, temporary, alias)
     except FileNotFoundError:
-        raise RepointError(f"{alias} was removed meanwhile; that change stays") from None
+        raise RepointError(f"{alias} was removed by another process; that change stays") from None
     displaced = LinkNote.take(root_fd, temporary)
     if displaced == noted:
         return
@@ -116,7 +116,7 @@ def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, o
         if out == expected:
             break
         expected, displaced = displaced, out
-    raise RepointError(f"{alias} was repointed by another process meanwhile; that change stays")
+    raise RepointError(f"{alias} was repointed by another process; that change stays")
 
 
 def exchange(root_fd: int, first: str, second: str) -> None:

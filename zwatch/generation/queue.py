@@ -14,7 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.previews import PreviewCost, StepReporter
+from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.generation.request import GenerateRequest, fitted
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
@@ -49,6 +49,8 @@ class GenerationQueue:
     ) -> None:
         self.limit = limit
         self.max_work = max_work
+        self.preview_share = SHARE
+        """Largest share of a run's time that its previews may take."""
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -226,7 +228,7 @@ class GenerationQueue:
         return None
 
     def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
-        reporter = StepReporter(job, engine, self._bridge, self._preview_cost)
+        reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
         return engine.serve(parameters, on_step=reporter.report, cancelled=lambda: job.is_cancelled)
 
     async def _finish(self, job: Job, result: Result) -> None:

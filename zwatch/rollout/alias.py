@@ -9,7 +9,7 @@ from zwatch.errors import Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, Resident, VersionKey
-from zwatch.rollout.refusals import Refusals
+from zwatch.rollout.refusals import BACKOFF_FIRST, Refusals
 from zwatch.rollout.state import SavedAlias
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Alias:
     """The one record of an alias. `target` and `fault` are as the latest look saw them; both are None before the first
     look, and while the link is briefly missing."""
 
-    def __init__(self, name: str, engines: EngineRegistry) -> None:
+    def __init__(self, name: str, engines: EngineRegistry, *, first_pause: float = BACKOFF_FIRST) -> None:
         self.name = name
         self.target: Target | None = None
         self.fault: Fault | None = None
@@ -34,7 +34,7 @@ class Alias:
         """The last attempt to bring in what the link asks for; loads of last-known-good do not count."""
         self.forced = False
         """Whether an operator asked to load the wish again although it serves."""
-        self.refusals = Refusals()
+        self.refusals = Refusals(first_pause)
         self.saved = SavedAlias()
         """Its part of the saved state."""
         self._engines = engines

@@ -34,9 +34,13 @@ class Refusal:
 
 
 class Refusals:
-    """Why one alias's versions were rejected: separately for its wish, and for last-known-good tried instead of it."""
+    """Why one alias's versions were rejected: separately for its wish, and for last-known-good tried instead of it.
 
-    def __init__(self) -> None:
+    `first_pause` is the seconds before the first retry.
+    """
+
+    def __init__(self, first_pause: float = BACKOFF_FIRST) -> None:
+        self._first_pause = first_pause
         self._entries: dict[tuple[VersionKey, bool], Refusal] = {}
 
     def find(self, key: VersionKey | None, *, fallback: bool = False) -> Refusal | None:
@@ -59,7 +63,7 @@ class Refusals:
         """Add a rejection; if the version was rejected before, the next pause is twice as long."""
         before = self._entries.get((key, fallback))
         tries = 1 if before is None else before.tries + 1
-        pause = min(BACKOFF_LONGEST, BACKOFF_FIRST * 2 ** (tries - 1))
+        pause = min(BACKOFF_LONGEST, self._first_pause * 2 ** (tries - 1))
         retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
         self._entries[key, fallback] = Refusal(rejection, link_stamp, awaited, tries, retry_at)
 
