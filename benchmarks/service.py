@@ -107,7 +107,7 @@ async def overhead(service: Running, rounds: int, size: int) -> Json:
     times: dict[Callable[[int], tuple[float, float]], list[tuple[float, float]]] = {bare: [], served: []}
     for number in range(rounds + 3):
         for call in (bare, served) if number % 2 else (served, bare):
-            # Bare calls in the thread that serves: a thread of its own would bring a second team of torch's workers.
+            # Bare calls in the thread that serves: a separate thread would start a second pool of torch's workers.
             run = partial(service.services.bridge.run, "generate") if call is bare else asyncio.to_thread
             spent = await run(call, number)
             if number >= 3:  # the first ones warm caches up

@@ -119,7 +119,7 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     "queue_full": RequestErrorKind(429, Fault.CLIENT, "No more requests may wait.", is_outcome=True),
     "too_many_guesses": RequestErrorKind(429, Fault.CLIENT, "Too many wrong tokens came from this address."),
     "internal_error": RequestErrorKind(
-        500, Fault.SERVICE, "An unexpected error; the log has it under the answer's `X-Request-Id`."
+        500, Fault.SERVICE, "An unexpected error; see the log entry with the answer's `X-Request-Id`."
     ),
     "generation_failed": RequestErrorKind(
         500, Fault.SERVICE, "The model or the device failed.", retry=False, is_outcome=True

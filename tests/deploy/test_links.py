@@ -49,7 +49,7 @@ class TestRepoint:
         assert placed == LinkStamp.of((root / "canary").lstat())
         assert temporaries(root) == []
 
-    def test_an_alias_that_was_made_meanwhile_is_left_as_it_is(self, root, root_fd):
+    def test_an_alias_that_another_process_made_stays(self, root, root_fd):
         with pytest.raises(RepointError, match="current was made by another process; that change stays"):
             repoint(root_fd, "current", "v2", None)
         assert os.readlink(root / "current") == "v1"

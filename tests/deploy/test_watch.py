@@ -52,7 +52,7 @@ def changes():
 
 @pytest.fixture
 def watcher(root, changes):
-    watcher = RootWatcher(root, changes)
+    watcher = RootWatcher(root, changes, poll_seconds=0.05)
     yield watcher
     watcher.stop()
 
@@ -303,7 +303,6 @@ def refusing(where):
 def inotify_refused(monkeypatch):
     """As where `fs.inotify.max_user_instances` is used up."""
     monkeypatch.setattr(InotifyFD, "_create_inotify_fd", no_more_instances)
-    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("inotify_refused")

@@ -87,7 +87,7 @@ class HeldFactory(EngineFactory):
         self.device.budget -= self.device.memory()[0]
 
     def hold(self, stage: str, version: str) -> threading.Event:
-        """Stop loads of `version` before `stage`, `build` or `warm`, until the event is set."""
+        """Stop loads of `version` before `build` or `warm`, or when `staged` or `exchanged`, until the event is set."""
         event = self.holding[(stage, version)] = threading.Event()
         return event
 
@@ -99,6 +99,23 @@ class HeldFactory(EngineFactory):
     def warm(self, engine, control):
         self._pass("warm", engine.version, control)
         super().warm(engine, control)
+
+    def stage(self, directory, planned, control, old, others):
+        self.reached.add(("stage", planned.version))
+        staged = super().stage(directory, planned, control, old, others)
+        self._end("staged", planned.version)
+        return staged
+
+    def exchange(self, old, others, staged, control):
+        engine = super().exchange(old, others, staged, control)
+        self._end("exchanged", engine.version)
+        return engine
+
+    def _end(self, stage, version):
+        """Wait like `_pass`, but whether or not the load is abandoned meanwhile."""
+        self.reached.add((stage, version))
+        event = self.holding.get((stage, version))
+        assert event is None or event.wait(15)
 
     def _pass(self, stage, version, control):
         event = self.holding.get((stage, version))

@@ -61,21 +61,22 @@ async def test_a_load_that_lacked_memory_is_tried_again_until_there_is_enough(se
 
 
 @pytest.mark.parametrize("first_pause", [60.0])
-async def test_a_file_that_changes_ends_the_pause(services, monkeypatch):
-    service = await services().start()
+async def test_a_file_that_changes_ends_the_pause(services):
+    readable = threading.Event()
+    readable.set()
+
+    class RefusingFactory(HeldFactory):
+        def plan(self, directory, digest):
+            if not readable.is_set():
+                raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
+            return super().plan(directory, digest)
+
+    service = await services(make_factory=RefusingFactory).start()
     await service.until_serves("v1")
-    unreadable = threading.Event()
-    plan = service.factory.plan
-
-    def refusing(directory, digest):
-        if not unreadable.is_set():
-            raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
-        return plan(directory, digest)
-
-    monkeypatch.setattr(service.factory, "plan", refusing)
+    readable.clear()
     service.link("v2")
     await service.until_rejected("v2", "io_error")
-    unreadable.set()
+    readable.set()
     (service.root / "v2" / TRANSFORMER).chmod(0o640)
     await service.until_serves("v2")
 

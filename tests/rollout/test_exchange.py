@@ -21,20 +21,6 @@ async def service(services):
     return started
 
 
-def hold_behind(monkeypatch, factory, method):
-    """Let a method of the factory return only when the second event is set; the first is set when it is done."""
-    done, go, original = threading.Event(), threading.Event(), getattr(factory, method)
-
-    def held(*args):
-        result = original(*args)
-        done.set()
-        assert go.wait(15)
-        return result
-
-    monkeypatch.setattr(factory, method, held)
-    return done, go
-
-
 async def test_the_versions_are_exchanged_and_the_attempt_says_so(service):
     service.link("v2")
     await service.until_serves("v2")
@@ -172,10 +158,10 @@ async def test_another_alias_does_not_get_the_version_that_is_being_exchanged(wi
     assert with_canary.states() == {"v2": EngineState.SERVING}
 
 
-async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exchanged(with_canary, monkeypatch):
-    staged, go = hold_behind(monkeypatch, with_canary.factory, "stage")
+async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exchanged(with_canary):
+    go = with_canary.factory.hold("staged", "v2")
     with_canary.link("v2")
-    await with_canary.until(staged.is_set)
+    await reached(with_canary, "staged", "v2")
     with_canary.link("v1", "canary")
     await with_canary.until(lambda: with_canary.serves("canary") == "v1")
     go.set()
@@ -187,7 +173,7 @@ async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exch
     assert with_canary.engines.being_exchanged is None
 
 
-async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged_version(services, monkeypatch):
+async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged_version(services):
     started = services(make_factory=lambda: HeldFactory(budget=BUDGET), aliases=("current", "canary"))
     make_v3(started.root)
     (started.root / "canary").symlink_to("v3")
@@ -195,9 +181,9 @@ async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged
     await started.until_serves("v1")
     await started.until_serves("v3", "canary")
     started.factory.leave_no_room()
-    exchanged, go = hold_behind(monkeypatch, started.factory, "exchange")
+    go = started.factory.hold("exchanged", "v2")
     started.link("v2")
-    await started.until(exchanged.is_set)
+    await reached(started, "exchanged", "v2")
     started.link("v3")
     await started.until(lambda: started.serves() == "v3")
     go.set()
@@ -239,13 +225,12 @@ async def pinning(service):
     return go
 
 
-async def test_nothing_is_staged_while_its_memory_is_being_pinned(pooled, monkeypatch):
+async def test_nothing_is_staged_while_its_memory_is_being_pinned(pooled):
     service, go = pooled, await pinning(pooled)
-    began, stage = threading.Event(), service.factory.stage
-    monkeypatch.setattr(service.factory, "stage", lambda *args: began.set() or stage(*args))
     service.link("v2")
     await service.until(lambda: service.supervisor.attempts[0].way is LoadWay.HOST)
-    assert not await asyncio.to_thread(began.wait, 0.3)
+    await asyncio.sleep(0.3)
+    assert ("stage", "v2") not in service.factory.reached
     go.set()
     await service.until_serves("v2")
 

@@ -145,7 +145,7 @@ class EngineFactory:
 
 def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
     def translate(error: Exception) -> Exception | None:
-        # Abandoned is raised inside calls of torch, and a library may have translated it into an error of its own.
+        # Abandoned is raised inside calls of torch, and a library may have translated it into its own error.
         if isinstance(error, GenerationCancelled) or (control is not None and control.is_abandoned):
             return Abandoned("superseded by a newer target")
         return None if isinstance(error, Abandoned | Rejection) else _rejection_of(error)

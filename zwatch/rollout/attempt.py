@@ -61,7 +61,7 @@ class Load:
 
 
 class AttemptRunner:
-    """Carries out attempts: promotions of resident engines at once, loads one at a time in a task of their own.
+    """Carries out attempts: promotions of resident engines immediately, loads one at a time in a separate task.
 
     `wake` is called when a load has ended, so that the next action is decided.
     """
@@ -213,8 +213,8 @@ class AttemptRunner:
         return engine
 
     def _finish(self, load: Load, engine: "Engine") -> "list[Engine]":
-        """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
-        closed: an engine whose equal serves already, or the one that gave its memory away."""
+        """Promote a warmed engine, with no await from the check of the wish to the assignment. Return the
+        engines to close: one whose equal serves already, or the one that released its memory."""
         attempt, replaced = load.attempt, self._engines.being_exchanged
         resident = self._engines.resident(attempt.key)
         # After an exchange the only way back is another one, except when something else serves now, or nothing.

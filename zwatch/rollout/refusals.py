@@ -24,7 +24,7 @@ class Refusal:
     file_changed: bool = False
 
     def due(self, now: float) -> bool:
-        """Say whether the version is to be tried again."""
+        """Say whether the version should be tried again."""
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
     def note_change(self) -> None:

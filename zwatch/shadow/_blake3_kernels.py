@@ -4,7 +4,7 @@
 
 After "BLAKE3: one function, fast everywhere" (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020), section 2. Words are
 uint32 and little-endian, like the device. A chaining value's eight words are `stride` words apart, so that the same
-word of neighbouring values is contiguous. The functions are Triton's language, not Python: hence no annotations.
+word of neighbouring values is contiguous. The functions are Triton's language, not Python: so there are no annotations.
 """
 
 import triton
