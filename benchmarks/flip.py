@@ -173,7 +173,7 @@ async def measure(source: Path, flips: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the result beside this script."""
+    """Measure, print the table, and write the result next to this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path(__file__).parent.parent / "models")
     parser.add_argument("--flips", type=int, default=200)

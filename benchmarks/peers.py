@@ -27,7 +27,7 @@ PIECE = 2**30
 PIECES = 8
 """How often the link carries a piece, bytes."""
 AGAIN_BELOW = 2.0
-"""Seconds of a load beside which those of allocating its memory show."""
+"""Loads shorter than this many seconds are measured twice: the time for allocating memory would matter."""
 
 
 def _safetensors(device: str) -> Load:
@@ -198,7 +198,7 @@ LOADERS: dict[str, tuple[Callable[[str], Load], str | None]] = {
     "diffusers": (_diffusers, None),
     "link": (_link, None),
 }
-"""How each loader is made, and the package that has to be installed for it beside zwatch's own."""
+"""How each loader is made, and the package that has to be installed for it in addition to zwatch's."""
 NEED_CUDA = ("safetensors prefetch", "InstantTensor", "runai-model-streamer", "fastsafetensors", "link")
 """Loaders that do not work, or work differently, without a GPU."""
 

@@ -1,4 +1,4 @@
-"""Three versions of one pipeline for the benchmarks: another transformer, and other files altogether."""
+"""Three versions of one pipeline for the benchmarks: one with another transformer, one with all files different."""
 
 import json
 import os

@@ -418,7 +418,7 @@ def test_a_file_that_the_seal_does_not_name_is_never_opened(factory, models):
 
 
 @pytest.mark.parametrize("size", [16, 128, 4096])
-def test_a_version_may_have_a_default_size_of_its_own(factory, models, size):
+def test_a_version_may_have_its_own_default_size(factory, models, size):
     (models / "v1/zwatch.json").write_text(json.dumps({"default_size": size}))
     seal_again(models / "v1")
     assert build(factory, models, "v1").default_size == size

@@ -62,7 +62,7 @@ def expected(models, name):
     return pixels(build(EngineFactory(Device("cpu")), models, name))
 
 
-def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place(place):
+def test_a_version_that_does_not_fit_next_to_the_old_one_takes_its_place(place):
     directory, planned = place.plan()
     assert place.factory.lacks(planned)
     assert place.factory.fits_instead(planned, place.old, [])

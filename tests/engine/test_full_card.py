@@ -82,7 +82,7 @@ def pixels(engine):
     return np.asarray(engine.generate(parameters()).images[0])
 
 
-def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place_and_back(card):
+def test_a_version_that_does_not_fit_next_to_the_old_one_takes_its_place_and_back(card):
     fresh = EngineFactory(Device("cuda"))
     expected = {name: pixels(build(fresh, MODELS, name)) for name in ("v1", "v2")}
     del fresh

@@ -1,4 +1,4 @@
-"""What to do next: each rule as a row, and random histories after which the rules come to rest."""
+"""What to do next: each rule as a row, and random histories after which no action is left."""
 
 from dataclasses import dataclass, field, replace
 

@@ -54,7 +54,7 @@ async def test_last_known_good_serves_after_a_restart_without_a_link(services):
 
 
 @quick_retries
-async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(services):
+async def test_last_known_good_continues_loading_when_the_bad_wish_is_due_again(services):
     first = await services().start()
     await first.until_serves("v1")
     prove_good(first)

@@ -293,7 +293,7 @@ def run(saved, *, serving=None, trying=None, link_stamp=FIRST, crash=True):
     return crashed
 
 
-def test_a_run_that_did_not_crash_blames_no_version():
+def test_a_run_that_did_not_crash_is_counted_for_no_version():
     saved = SavedState()
     run(saved, serving=V1, crash=False)
     assert run(saved) == []

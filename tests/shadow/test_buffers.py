@@ -176,7 +176,7 @@ class TestOnCuda:
         assert bytes(buffer.data.cpu().numpy()) == data
         assert buffer.digest == blake3(data).hexdigest()
 
-    def test_misaligned_tensors_equal_what_safetensors_loads_and_lie_aligned(self, folder, device):
+    def test_misaligned_tensors_equal_what_safetensors_loads_and_are_aligned(self, folder, device):
         name = folder.write("all.safetensors", safetensors_bytes(every_dtype(), 1603))
         views = folder.load(name, device).tensors()
         expected = safetensors.torch.load_file(folder.path / name)

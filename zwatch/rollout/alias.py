@@ -109,7 +109,7 @@ class Alias:
             self._engines.remember_previous(self.name, saved.previous)
 
     def note_look(self, target: Target | None, fault: Fault | None) -> None:
-        """Note what a look saw. A link made again, or a version sealed again, clears what is held against it."""
+        """Note what a look saw. A link made again, or a version sealed again, clears its refusals."""
         self.target, self.fault = target, fault
         if target is None:
             return
