@@ -329,7 +329,7 @@ def main() -> None:
         "--leave",
         type=float,
         metavar="GB",
-        help="let another process take the device's memory except this much (default: none is taken)",
+        help="let another process take all of the device's memory except this",
     )
     options = parsed(parser, table, draw)
     clock = Clock(options.deadline)

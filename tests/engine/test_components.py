@@ -40,7 +40,7 @@ def factory():
 
 @pytest.fixture
 def without_collector():
-    """Memory must come back by itself, at once: a full Z-Image cannot wait for the collector."""
+    """Memory must be freed immediately without the collector: a full Z-Image cannot wait for the collector."""
     gc.collect()
     gc.disable()
     yield

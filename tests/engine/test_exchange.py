@@ -1,4 +1,4 @@
-"""Exchange: a version that does not fit beside the old one takes its place; on failure the old one is restored."""
+"""Exchange: a version that does not fit next to the old one takes its place; on failure the old one is restored."""
 
 import gc
 
@@ -49,7 +49,7 @@ class Place:
 @pytest.fixture
 def place(models):
     gc.collect()
-    gc.disable()  # memory must come back by itself, at once
+    gc.disable()  # memory must be freed immediately without the collector
     yield Place(models)
     gc.enable()
 

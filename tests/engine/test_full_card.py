@@ -44,7 +44,7 @@ class Card:
         return self.factory.build(directory, planned, LoadControl())
 
     def fill(self, room):
-        """Take memory until no more than so many bytes are left for weights beside making images."""
+        """Take memory until at most this many bytes are left for weights in addition to making images."""
         self.relieve()
         self.device.give_room()
         # What torch keeps in small blocks it will not give to a large request; it stays out of this.

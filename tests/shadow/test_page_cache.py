@@ -12,7 +12,7 @@ from zwatch.shadow.reader import BLOCK
 
 @pytest.fixture
 def written(tmp_path):
-    """Write files of so many bytes, and open them."""
+    """Write files of these sizes in bytes, and open them."""
     fds = []
 
     def write(size):

@@ -1,4 +1,4 @@
-"""Pool: slabs that come back are used again, and nothing else is."""
+"""Pool: returned slabs are used again, and nothing else is."""
 
 import gc
 

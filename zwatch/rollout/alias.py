@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
-"""A version that served so many images, or for so many seconds, has proved itself: it is last-known-good."""
+"""A version that served this many images, or for this many seconds, is last-known-good."""
 
 _NO_LINK = LinkStamp(0, 0, 0)
 """The stamp of a link that does not exist."""

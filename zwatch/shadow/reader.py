@@ -290,7 +290,7 @@ class _Prefixes:
         self._ahead: dict[tuple[int, int], int] = {}
 
     def grow(self, order: _Order, landed: Landed) -> None:
-        """Take in a piece, and tell of its file's gapless beginning if that has grown."""
+        """Record a piece, and report its file's gapless beginning if that has grown."""
         number = order.number
         self._ahead[number, order.begin] = order.length
         before = end = self._ends.get(number, 0)
