@@ -15,7 +15,7 @@ serve: install
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-# What a change is tried with: the tests that need no server and no long stress, in about two minutes.
+# Fast tests for development: those that need no server and no long stress, about two minutes.
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests/deploy tests/shadow tests/engine tests/generation tests/rollout \
 		tests/test_structure.py tests/test_docs.py tests/test_errors.py tests/test_config.py $(ARGS)

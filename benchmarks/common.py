@@ -69,7 +69,7 @@ class Clock:
 
 
 class Results:
-    """A result file that is complete JSON at any moment, so that finished measurements survive a kill."""
+    """A result file that is complete JSON at any moment, so that finished measurements are kept if the run is killed."""
 
     def __init__(self, path: Path, private: Sequence[Path], **first: Any) -> None:
         self.path = path

@@ -5,10 +5,10 @@
 One process serves copies of the repository's v1 and v2 on the CPU. Four rows, each the milliseconds from the return of
 the rename to the moment in which new requests get the other version:
 
-- bare watchdog: an observer of its own on a directory of its own; rename to callback. The least there is.
+- bare watchdog: a separate observer on a separate directory; rename to callback. The shortest possible time.
 - resident: the other version is warm, so nothing is read.
 - resident, busy: the same while images are made without a pause.
-- load: the other version is not resident (it is sealed anew before each flip): read, verify, build, warm, promote.
+- load: the other version is not resident (it is sealed again before each flip): read, verify, build, warm, promote.
 
 The last row's peer is what a server without zwatch has to do at best: build a second pipeline with diffusers'
 from_pretrained and make the same warm-up image, in a process that has imported everything already.
@@ -176,7 +176,7 @@ async def measure(source: Path, flips: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, print the table, and write the result beside this script."""
+    """Measure, print the table, and write the result next to this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path(__file__).parent.parent / "models")
     parser.add_argument("--flips", type=int, default=200)

@@ -7,14 +7,14 @@ Three versions of one pipeline are written first (`versions.make_versions`). The
 
 - server: `zwatch serve` over HTTP and `ln -sfn`: its start, a load of everything beside the serving version, of the
   transformer alone, of nothing but a config, a rollback, /api/verify, and a load of everything with a cold page cache.
-- cold: every loader in a process of its own, with the files dropped from the page cache before each turn, zwatch in
+- cold: every loader in a separate process, with the files dropped from the page cache before each turn, zwatch in
   turns with plain parallel reads.
 - hot: every loader in turns, with the files in the page cache; a `b3sum` pass before each is what verification costs
-  whoever has to make it.
+  for a loader without verification.
 
 Loading ends when every tensor is on the device and the device is idle. zwatch's time includes reading the seal and
-verifying all bytes; nobody else's does. A pipeline of modules around the tensors is a row of its own: that is what
-from_pretrained makes. The result is written after every step, so what was measured survives a kill.
+verifying all bytes; the other loaders do not verify. A pipeline of modules around the tensors is a separate row: that is
+what from_pretrained makes. The result is written after every step, so what was measured is kept if the run is killed.
 """
 
 import argparse

@@ -34,7 +34,7 @@ def goals(data: Json) -> list[Json]:
     judge("hot, all weights beside a serving version: resolve to verified, server", 0.60, median(verified), "s")
     judge("the same, tried for", 0.50, median(verified), "s")
     if ("hot", "zwatch") in rows:
-        judge("hot, all weights, in a process of its own", 0.60, rows["hot", "zwatch"]["median"], "s")
+        judge("hot, all weights, in a separate process", 0.60, rows["hot", "zwatch"]["median"], "s")
     plain = [one["gb_per_s"] for one in data["limits"] if one["group"] == "cold" and one["name"].startswith("disk")]
     if plain and ("cold", "zwatch") in rows:
         judge(

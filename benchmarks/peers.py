@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py NAME DEVICE
 
-It says `{"ready": …}` or `{"error": …}`, then loads whatever each line on standard input asks for, and answers with the
-seconds, after it has let go of everything again. From the second load on, a library's own pools are there already. Torch's
-are given up after each answer, for all loaders share the device: where that could show, an order says `again`, and the
-faster counts of two loads, of which the second finds the memory of the first.
+It prints `{"ready": …}` or `{"error": …}`, then loads what each line on standard input requests, and prints the seconds
+after it has released everything again. From the second load on, a library's own memory pools exist already. Torch's are
+released after each answer, because all loaders share the device: where that could matter, an order has `again`, and the
+faster of two loads counts; the second of them reuses the memory of the first.
 """
 
 import gc
@@ -27,7 +27,7 @@ PIECE = 2**30
 PIECES = 8
 """How often the link carries a piece, bytes."""
 AGAIN_BELOW = 2.0
-"""Seconds of a load beside which those of allocating its memory show."""
+"""Loads shorter than this many seconds are measured twice: the time for allocating memory would matter."""
 
 
 def _safetensors(device: str) -> Load:
@@ -198,7 +198,7 @@ LOADERS: dict[str, tuple[Callable[[str], Load], str | None]] = {
     "diffusers": (_diffusers, None),
     "link": (_link, None),
 }
-"""How each loader is made, and the package that has to be installed for it beside zwatch's own."""
+"""How each loader is made, and the package that has to be installed for it in addition to zwatch's."""
 NEED_CUDA = ("safetensors prefetch", "InstantTensor", "runai-model-streamer", "fastsafetensors", "link")
 """Loaders that do not work, or work differently, without a GPU."""
 

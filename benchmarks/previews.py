@@ -2,8 +2,8 @@
 
     python benchmarks/previews.py [--models DIR] [--pairs 60] [--side PIXELS] [--out FILE]
 
-The seconds that the device's thread took for an image, and the median of the ratios pair by pair, which other programs on
-the machine disturb least.
+The seconds that the device's thread took for an image, and the median of the pairs' ratios, which other programs on the
+machine affect least.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A served zwatch in a process of its own, for the benchmarks that look at it from outside."""
+"""A served zwatch in a separate process, for the benchmarks that look at it from outside."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ class ServerError(Exception):
 
 
 class Server:
-    """`zwatch serve` in a process of its own. `counted` gives it a window on CUDA's allocation counters."""
+    """`zwatch serve` in a separate process. `counted` gives it a view of CUDA's allocation counters."""
 
     def __init__(self, models: Path, work: Path, device: str, *, counted: bool = False) -> None:
         self.models = models

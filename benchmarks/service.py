@@ -1,16 +1,16 @@
-"""What the service costs: a request over bare pipeline calls, and how many small calls it answers meanwhile.
+"""The service's overhead per request over a bare pipeline call, and the rate of small calls that it answers meanwhile.
 
 Run: python benchmarks/service.py [--models DIR] [--rounds N].
 
 Overhead: in each round one bare `Engine.generate` and one `POST /generate` for the same image, in turns, on the same engine
-in the same process; the client is a bare socket in a thread, which waits without the interpreter's lock. What is more is the
-service: HTTP, validation, queue, lease, threads, the PNG file, the history, the answer. `overhead_ms` compares what each call
-took outside the model's own phases, so that how the model's time varies does not hide it. The phase `write` (the PNG and
-its file) is shown for itself, and so is what lies between the phases (threads and tasks); the rest is HTTP. `ratio` is what
-the overhead adds to the bare call: the two whole times beside it also differ by what else the machine does.
+in the same process; the client is a bare socket in a thread, which waits without the interpreter's lock. The difference is
+the service: HTTP, validation, queue, lease, threads, the PNG file, the history, the answer. `overhead_ms` compares the time
+that each call spent outside the model's phases, so that variation of the model's time does not hide it. The phase `write`
+(the PNG and its file) is shown separately, and so is the time between the phases (threads and tasks); the rest is HTTP.
+`ratio` is the overhead relative to the bare call; the two total times next to it also vary with the machine's other load.
 
-Calls a second: a client of bare sockets in a process of its own, each connection sending its next request when the answer
-is there.
+Calls per second: a client of bare sockets in a separate process; each connection sends its next request when the answer
+has arrived.
 """
 
 import argparse
@@ -107,7 +107,7 @@ async def overhead(service: Running, rounds: int, size: int) -> Json:
     times: dict[Callable[[int], tuple[float, float]], list[tuple[float, float]]] = {bare: [], served: []}
     for number in range(rounds + 3):
         for call in (bare, served) if number % 2 else (served, bare):
-            # Bare calls in the thread that serves: a thread of its own would bring a second team of torch's workers.
+            # Bare calls in the thread that serves: a separate thread would start a second pool of torch's workers.
             run = partial(service.services.bridge.run, "generate") if call is bare else asyncio.to_thread
             spent = await run(call, number)
             if number >= 3:  # the first ones warm caches up
@@ -230,7 +230,7 @@ def main() -> None:
         "machine": machine(Path(tempfile.gettempdir())),
         "packages": packages("torch", "diffusers", "aiohttp", "prometheus-client"),
         "load_average_before": round(before, 2),
-        "client": f"asyncio streams in a process of its own, {CONNECTIONS} connections",
+        "client": f"asyncio streams in a separate process, {CONNECTIONS} connections",
         **found,
     }
     print(json.dumps(found, indent=2))

@@ -1,18 +1,18 @@
-"""What requests notice of swaps: a stream of images, and under it version after version, each truly loaded.
+"""The effect of swaps on requests: a stream of images while one version after another is loaded and promoted.
 
     python benchmarks/swap.py --work DIR [--preset full] [--swaps 20] [--deadline 200]
     python benchmarks/swap.py --work DIR --leave 30 --swaps 6 --out benchmarks/results/swap_host.json
     python benchmarks/swap.py --draw benchmarks/results/swap.json
 
-One request runs and one waits, so the device is never idle. Three versions go round, v1 → v2 → v3 → v1…: what served
-before the last stays resident, so with two each swap after the first would find its version there. v1 and v2 differ in
+One request runs and one waits, so the device is never idle. Three versions take turns, v1 → v2 → v3 → v1…: the previous
+version stays resident, so with only two each swap after the first would find its version resident. v1 and v2 differ in
 the transformer, v3 in everything. Each request's start, end, version and seed is noted. Two latencies: what
-a client sees, which includes its wait for the request before, and `served`, without that wait. "During" are those of which
-any moment lay between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
+a client sees, which includes its wait for the request before, and `served`, without that wait. "During" are those that
+overlap the time between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
 measured in the same minutes and with the same versions.
 
-With `--leave`, another process takes all of the device's memory but so much: too little for two versions. Then the new
-one is verified in host memory, and requests are held while the two change places.
+With `--leave`, another process takes all of the device's memory except this many GB: too little for two versions. Then the new
+one is verified in host memory, and requests wait while the two are exchanged.
 """
 
 import argparse
@@ -326,7 +326,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2, help="one runs, the others wait (%(default)s)")
     parser.add_argument("--side", type=int, default=1024, help="width and height, pixels (%(default)s)")
     parser.add_argument(
-        "--leave", type=float, metavar="GB", help="let another process take the device's memory but so much (nothing)"
+        "--leave",
+        type=float,
+        metavar="GB",
+        help="let another process take all of the device's memory except this",
     )
     options = parsed(parser, table, draw)
     clock = Clock(options.deadline)

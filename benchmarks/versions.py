@@ -1,4 +1,4 @@
-"""Three versions of one pipeline for the benchmarks: another transformer, and other files altogether."""
+"""Three versions of one pipeline for the benchmarks: one with another transformer, one with all files different."""
 
 import json
 import os
@@ -54,7 +54,7 @@ class Version:
         self._write_seal(seal.format_seal(hashes))
 
     def change_a_config(self) -> None:
-        """Change nothing but the scheduler's config, and seal it anew."""
+        """Change nothing but the scheduler's config, and seal it again."""
         name = "scheduler/scheduler_config.json"
         config = json.loads((self.directory / name).read_text())
         config["shift"] = 3.5 if config["shift"] == 3.0 else 3.0

@@ -128,7 +128,7 @@ def test_a_reader_that_ends_early_is_no_error_message(server, versions):
 
 
 @pytest.mark.parametrize("arguments", [["deploy", "v2"], ["rollback"]])
-def test_an_interrupted_change_says_that_it_goes_on(server, arguments):
+def test_an_interrupted_change_says_that_it_continues(server, arguments):
     with start(*arguments, "--url", server.url) as process:
         assert server.posted.wait(60)
         process.send_signal(2)

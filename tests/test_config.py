@@ -250,7 +250,7 @@ def test_the_state_directory_is_systemds_if_none_is_given(monkeypatch):
     assert parsed("serve", "--state-dir", "x")["state_dir"] == Path("x")
 
 
-def test_a_user_without_a_home_directory_is_told_to_give_a_state_directory(monkeypatch, capsys):
+def test_without_a_home_directory_the_error_asks_for_a_state_directory(monkeypatch, capsys):
     def unknown(user):
         raise KeyError(user)
 

@@ -43,8 +43,6 @@ MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 SHORT_TOKEN = 16
 """A token with fewer characters causes a warning: tokens in headers can be tried without limit."""
-DRAIN_SECONDS = 120.0
-"""How long a stop waits for accepted requests."""
 
 STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
 
@@ -90,7 +88,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         _log.info("serving %s at %s", config.models, url)
         yield Running(url, services, runner.app)
         systemd.notify("STOPPING=1")
-        await _drain(services)
+        await _drain(services, limits.drain)
         await services.supervisor.stop()
     finally:
         for task in tasks:
@@ -259,10 +257,10 @@ async def _announce(services: Services, url: str) -> None:
         await supervisor.changes.wait()
 
 
-async def _drain(services: Services) -> None:
+async def _drain(services: Services, seconds: float) -> None:
     services.queue.close(STOPPING, permanent=True)
     try:
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             await services.queue.drained()
     except TimeoutError:
-        _log.warning("%d requests were still waiting after %g s", services.queue.waiting, DRAIN_SECONDS)
+        _log.warning("%d requests were still waiting after %g s", services.queue.waiting, seconds)

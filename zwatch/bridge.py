@@ -9,10 +9,11 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar, TypeVarTuple
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 Lane = Literal["look", "state", "load", "pin", "generate", "encode", "history", "inspect", "close"]
 _WIDTHS: dict[Lane, int] = {
@@ -34,7 +35,7 @@ class Bridge:
         context = contextvars.copy_context()
         return await self._loop.run_in_executor(self._lanes[lane], lambda: context.run(function, *args, **kwargs))
 
-    def post(self, function: Callable[..., Any], *args: Any) -> None:
+    def post(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function on the event loop soon; any thread may call this. Ignored if the loop has ended."""
         try:
             self._loop.call_soon_threadsafe(function, *args)

@@ -49,7 +49,7 @@ class Config:
         if not is_loopback(self.host) and self.token is None and not self.insecure_no_token:
             raise UsageError(
                 f"--host {self.host} (or ZWATCH_HOST) is reachable from outside and there is no token: give "
-                "--token-file FILE (or ZWATCH_TOKEN), or say --insecure-no-token"
+                "--token-file FILE (or ZWATCH_TOKEN), or set --insecure-no-token"
             )
 
 

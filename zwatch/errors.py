@@ -15,7 +15,7 @@ class Retry(Enum):
 
     ON_CHANGE = "when a file that its seal names changes"
     BACKOFF = "after a pause that doubles"
-    NEVER = "when it is linked anew or sealed anew"
+    NEVER = "when it is linked or sealed again"
 
 
 _RETRY = {
@@ -110,16 +110,16 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
         404, Fault.CLIENT, "`model` is neither an alias nor a resident version.", is_outcome=True
     ),
     "method_not_allowed": RequestErrorKind(405, Fault.CLIENT, "The path does not take this method."),
-    "not_acceptable": RequestErrorKind(406, Fault.CLIENT, "Nothing that `Accept` names can be answered."),
+    "not_acceptable": RequestErrorKind(406, Fault.CLIENT, "No type in `Accept` is available."),
     "request_timeout": RequestErrorKind(408, Fault.CLIENT, "The body did not arrive in time."),
-    "rejected": RequestErrorKind(409, Fault.CLIENT, "It was decided against; `reason` has the attempt."),
+    "rejected": RequestErrorKind(409, Fault.CLIENT, "It was rejected; `reason` has the attempt."),
     "cancelled": RequestErrorKind(409, Fault.CLIENT, "The job was cancelled.", retry=False, is_outcome=True),
     "length_required": RequestErrorKind(411, Fault.CLIENT, "The request has a body without a length."),
     "payload_too_large": RequestErrorKind(413, Fault.CLIENT, "The body is longer than 1 MiB."),
     "queue_full": RequestErrorKind(429, Fault.CLIENT, "No more requests may wait.", is_outcome=True),
     "too_many_guesses": RequestErrorKind(429, Fault.CLIENT, "Too many wrong tokens came from this address."),
     "internal_error": RequestErrorKind(
-        500, Fault.SERVICE, "An unexpected error; the log has it under the answer's `X-Request-Id`."
+        500, Fault.SERVICE, "An unexpected error; see the log entry with the answer's `X-Request-Id`."
     ),
     "generation_failed": RequestErrorKind(
         500, Fault.SERVICE, "The model or the device failed.", retry=False, is_outcome=True
@@ -138,8 +138,8 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
 class RequestError(ZwatchError):
     """A request is answered with this error instead of an image.
 
-    `code` is one of the keys above and says the HTTP status, unless `status` says another one. `code` and `param` go into
-    the error object, `headers` beside it, and `extra` beside `error` in the body.
+    `code` is one of the keys above and gives the HTTP status, unless `status` gives another one. `code` and `param` go into
+    the error object, `headers` into the answer, and `extra` next to `error` into the body.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The whole service in this process, on a port of its own."""
+"""The whole service in this process, on a free port."""
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager

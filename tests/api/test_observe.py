@@ -165,7 +165,7 @@ async def test_a_failure_is_logged_as_a_warning_and_a_refusal_is_not(client, lin
     assert (lost[0], lost[2]["route"], "\n" in lost[1]) == ("INFO", "none", False)
 
 
-async def test_a_job_without_a_waiting_client_has_a_log_line_of_its_own(client, lines, caplog):
+async def test_a_job_without_a_waiting_client_has_its_own_log_line(client, lines, caplog):
     ended = asyncio.Event()
     client.services.queue.on_end.append(lambda job: ended.set())
     _, _, job = await client.call("POST", "/jobs", json={"prompt": "x"}, headers={"X-Request-Id": "mine-7"})

@@ -28,7 +28,7 @@ api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))
 
 @pytest.fixture(scope="module")
 def url(tiny_versions, tmp_path_factory):
-    """Run a service in a process of its own; return its URL."""
+    """Run a service in a separate process; return its URL."""
     folder = tmp_path_factory.mktemp("schemathesis")
     shutil.copytree(tiny_versions, folder / "models")
     (folder / "models" / "current").symlink_to("v1")

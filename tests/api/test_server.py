@@ -5,12 +5,15 @@ import json
 import resource
 import zlib
 from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.compression_utils import ZLibDecompressor
 
-from zwatch.api.server import connection_limits
+from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import TimeLimits
 
 LARGE = 32 * 2**20
@@ -157,23 +160,37 @@ async def test_a_client_that_reads_slowly_gets_the_whole_answer(start, request_f
         writer.close()
 
 
-async def test_connections_beyond_the_limit_get_a_503_and_the_others_are_served(start, monkeypatch, caplog):
-    monkeypatch.setattr("zwatch.app.connection_limits", lambda: (3, 8))
-    async with start() as client:
-        idle = [await client.connect() for _ in range(3)]
-        for _ in range(5):
-            line, headers, body = await exchange(client, b"")
-            assert (line.split()[1], headers["Retry-After"], headers["Connection"]) == (b"503", "5", "close")
-            assert headers["X-Request-Id"]
-            assert json.loads(body)["error"]["code"] == "too_many_connections"
-        assert caplog.text.count("more are refused") == 1
-        idle[0][1].close()
-        await idle[0][1].wait_closed()
-        async with asyncio.timeout(10):
-            while (await exchange(client, b"GET /health/live HTTP/1.0\r\n\r\n"))[0].split()[1] != b"200":
-                await asyncio.sleep(0.01)
-        for _, writer in idle[1:]:
-            writer.close()
+@pytest.fixture
+async def three_connections():
+    """A server that takes three connections at a time."""
+
+    async def live(request):
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/health/live", live)
+    runner = Runner(app, max_connections=3, limits=TimeLimits(), shutdown_timeout=2.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield SimpleNamespace(connect=partial(asyncio.open_connection, *runner.addresses[0]))
+    await runner.cleanup()
+
+
+async def test_connections_beyond_the_limit_get_a_503_and_the_others_are_served(three_connections, caplog):
+    idle = [await three_connections.connect() for _ in range(3)]
+    for _ in range(5):
+        line, headers, body = await exchange(three_connections, b"")
+        assert (line.split()[1], headers["Retry-After"], headers["Connection"]) == (b"503", "5", "close")
+        assert headers["X-Request-Id"]
+        assert json.loads(body)["error"]["code"] == "too_many_connections"
+    assert caplog.text.count("more are refused") == 1
+    idle[0][1].close()
+    await idle[0][1].wait_closed()
+    async with asyncio.timeout(10):
+        while (await exchange(three_connections, b"GET /health/live HTTP/1.0\r\n\r\n"))[0].split()[1] != b"200":
+            await asyncio.sleep(0.01)
+    for _, writer in idle[1:]:
+        writer.close()
 
 
 @pytest.mark.parametrize(

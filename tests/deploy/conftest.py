@@ -28,7 +28,7 @@ def root(light_versions, tmp_path):
 
 
 class Clock:
-    """A monotonic clock that moves when told to; seconds."""
+    """A monotonic clock that moves only when a test advances it; seconds."""
 
     def __init__(self):
         self.now = 1000.0

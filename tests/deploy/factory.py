@@ -48,7 +48,7 @@ def write_version(root: Path, name: str, data: bytes | None = None) -> Path:
 
 
 def reseal_by_hand(directory: Path, *lines: str) -> None:
-    """Write a seal of these lines, whatever they say."""
+    """Write a seal of these lines, valid or not."""
     (directory / SEAL_NAME).write_text("".join(line + "\n" for line in lines))
 
 

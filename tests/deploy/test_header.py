@@ -204,11 +204,11 @@ WORDY = {
 
 
 @pytest.mark.parametrize("data", WORDY.values(), ids=WORDY)
-def test_a_reason_stays_short_whatever_the_header_holds(data):
+def test_a_reason_stays_short_for_any_header(data):
     assert len(refusal(data).reason) < LONGEST_REASON
 
 
-def test_a_reason_stays_short_whatever_version_the_header_holds():
+def test_a_reason_stays_short_for_any_version_in_the_header():
     with pytest.raises(Rejection) as caught:
         header.check_version(read(weights(version=LONG)), "v2", "transformer/x.safetensors")
     assert len(caught.value.reason) < LONGEST_REASON
@@ -247,7 +247,7 @@ def test_only_the_transformer_s_weights_carry_the_version(path, carries):
     assert header.carries_version(path) is carries
 
 
-# Fuzz: whatever the bytes, the answer is a header that covers the file, or a Rejection.
+# Fuzz: for any bytes, the result is a header that covers the file, or a Rejection.
 
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5) | st.just("F32"),

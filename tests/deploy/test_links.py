@@ -49,8 +49,8 @@ class TestRepoint:
         assert placed == LinkStamp.of((root / "canary").lstat())
         assert temporaries(root) == []
 
-    def test_an_alias_that_was_made_meanwhile_is_left_as_it_is(self, root, root_fd):
-        with pytest.raises(RepointError, match="current was made by another process meanwhile; it is left as it is"):
+    def test_an_alias_that_another_process_made_stays(self, root, root_fd):
+        with pytest.raises(RepointError, match="current was made by another process; that change stays"):
             repoint(root_fd, "current", "v2", None)
         assert os.readlink(root / "current") == "v1"
         assert temporaries(root) == []
@@ -61,7 +61,7 @@ class TestRepoint:
         next_tick(root)
         relink(root, text)
         theirs = note(root_fd)
-        with pytest.raises(RepointError, match="current was repointed by another process meanwhile; that move stays"):
+        with pytest.raises(RepointError, match="current was repointed by another process; that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert note(root_fd) == theirs
         assert temporaries(root) == []
@@ -81,14 +81,14 @@ class TestRepoint:
             pytest.skip("this file system does not use inode numbers again")
         theirs = note(root_fd)
         assert theirs != stale
-        with pytest.raises(RepointError, match="that move stays"):
+        with pytest.raises(RepointError, match="that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert note(root_fd) == theirs
 
     def test_an_alias_that_was_removed_after_the_note_stays_removed(self, root, root_fd):
         stale = note(root_fd)
         (root / "current").unlink()
-        with pytest.raises(RepointError, match="current was removed meanwhile; it is not made again"):
+        with pytest.raises(RepointError, match="current was removed by another process; that change stays"):
             repoint(root_fd, "current", "v2", stale)
         assert not os.path.lexists(root / "current")
         assert temporaries(root) == []
@@ -160,7 +160,7 @@ class TestRepoint:
             relink(root, "v3")
 
         monkeypatch.setattr(os, "fsync", late)
-        with pytest.raises(RepointError, match="that move stays"):
+        with pytest.raises(RepointError, match="that change stays"):
             repoint(root_fd, "current", "v2", note(root_fd))
         assert os.readlink(root / "current") == "v3"
         assert temporaries(root) == []

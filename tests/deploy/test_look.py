@@ -58,7 +58,7 @@ def test_a_flip_and_back_between_two_looks_gives_a_new_stamp_and_the_same_conten
     assert (new.version, new.digest, new.identity) == (old.version, old.digest, old.identity)
 
 
-def test_a_version_sealed_anew_has_a_new_digest(root, looker):
+def test_a_version_sealed_again_has_a_new_digest(root, looker):
     old = looker.look().targets["current"]
     (root / "v1" / WEIGHTS).write_bytes(weights(b"other bytes here", "v1"))
     assert looker.look().targets["current"] is old  # not before it is sealed

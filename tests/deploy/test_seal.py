@@ -87,7 +87,7 @@ def test_a_bad_line_is_refused_with_its_number(line, words):
 
 
 @pytest.mark.parametrize("line", ["x" * 10**6, f"{HASH}  ../{'x' * 10**6}", f"{HASH}  {'x' * 10**6}\n" * 2])
-def test_a_reason_stays_short_whatever_the_line(line):
+def test_a_reason_stays_short_for_any_line(line):
     with pytest.raises(Rejection) as caught:
         seal.parse_seal(f"{line}\n".encode())
     assert len(caught.value.reason) < 1000

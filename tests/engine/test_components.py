@@ -40,14 +40,14 @@ def factory():
 
 @pytest.fixture
 def without_collector():
-    """Memory must come back by itself, at once: a full Z-Image cannot wait for the collector."""
+    """Memory must be freed immediately without the collector: a full Z-Image cannot wait for the collector."""
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-def held(factory):
+def weights_bytes(factory):
     return BUDGET - factory.device.memory()[0]
 
 
@@ -81,7 +81,7 @@ def test_every_parameter_is_a_view_into_the_buffers(factory, tiny_versions, name
 
 def test_an_engine_holds_what_its_files_need_and_no_more(factory, tiny_versions):
     engine = build(factory, tiny_versions, "v1")
-    assert held(factory) == engine.nbytes == engine.plan.footprint(list(engine.plan.headers))
+    assert weights_bytes(factory) == engine.nbytes == engine.plan.footprint(list(engine.plan.headers))
 
 
 # --- sharing
@@ -99,9 +99,9 @@ def test_equal_components_are_the_same_objects_and_the_transformer_is_not(factor
 
 def test_a_second_version_costs_only_its_transformer(factory, tiny_versions):
     v1 = build(factory, tiny_versions, "v1")
-    before = held(factory)
+    before = weights_bytes(factory)
     v2 = build(factory, tiny_versions, "v2")
-    assert held(factory) - before == components(v2)["transformer"].nbytes
+    assert weights_bytes(factory) - before == components(v2)["transformer"].nbytes
     assert v1.nbytes == v2.nbytes
 
 
@@ -131,13 +131,13 @@ def test_another_config_with_equal_weights_shares_the_weights_and_nothing_else(f
 @pytest.mark.parametrize("path", ["vae/config.json", "scheduler/scheduler_config.json", "transformer/config.json"])
 def test_a_version_sealed_again_for_one_config_loads_nothing(factory, models, path):
     v1 = build(factory, models, "v1")
-    before = held(factory)
+    before = weights_bytes(factory)
     edit_json(models / "v1" / path, lambda config: config.update(_note="tuned"))
     seal_again(models / "v1")
     control = LoadControl()
     again = build(factory, models, "v1", control)
     assert again.digest != v1.digest
-    assert held(factory) == before
+    assert weights_bytes(factory) == before
     assert sorted(control.shared) == ["text_encoder", "transformer", "vae"]
     assert np.array_equal(pixels(again), pixels(v1))
     v1.close()
@@ -174,7 +174,7 @@ def test_shared_components_survive_the_close_of_the_other_engine(factory, tiny_v
     engines[closed].close()
     del engines[closed]
     assert np.array_equal(pixels(engines[left]), expected)
-    assert held(factory) == engines[left].nbytes
+    assert weights_bytes(factory) == engines[left].nbytes
 
 
 def test_closing_an_engine_frees_its_components_at_once(factory, tiny_versions, without_collector):
@@ -183,10 +183,10 @@ def test_closing_an_engine_frees_its_components_at_once(factory, tiny_versions, 
     watched = {name: weakref.ref(component) for name, component in components(engine).items()}
     engine.close()
     assert {name for name, reference in watched.items() if reference() is not None} == set()
-    assert held(factory) == 0
+    assert weights_bytes(factory) == 0
 
 
-def test_closing_an_engine_lets_go_of_its_modules_at_once(factory, tiny_versions, without_collector):
+def test_closing_an_engine_releases_its_modules_immediately(factory, tiny_versions, without_collector):
     engine = build(factory, tiny_versions, "v1")
     pixels(engine)
     watched = {name: weakref.ref(getattr(engine.pipeline, name)) for name in ("transformer", "vae", "text_encoder")}
@@ -314,16 +314,16 @@ def test_a_version_that_does_not_fit_together_is_rejected_and_nothing_is_held(
     found_code, reason = rejection_of(lambda: build(factory, models, "v1"))
     assert (found_code, reason) == (code, reason)
     assert names in reason
-    assert held(factory) == 0
+    assert weights_bytes(factory) == 0
 
 
 def test_rejecting_a_version_leaves_what_it_shares_alone(factory, models):
     v1 = build(factory, models, "v1")
-    expected, before = pixels(v1), held(factory)
+    expected, before = pixels(v1), weights_bytes(factory)
     edit_tensors(models / "v2" / TRANSFORMER, without(X_PAD))
     seal_again(models / "v2")
     assert rejection_of(lambda: build(factory, models, "v2"))[0] == "weights_mismatch"
-    assert held(factory) == before
+    assert weights_bytes(factory) == before
     assert np.array_equal(pixels(v1), expected)
 
 
@@ -334,7 +334,7 @@ def test_abandoning_while_components_are_built_frees_everything(factory, tiny_ve
     except Abandoned:
         pass
     assert control.is_abandoned
-    assert held(factory) == 0
+    assert weights_bytes(factory) == 0
 
 
 # --- shards, and files as others save them
@@ -418,7 +418,7 @@ def test_a_file_that_the_seal_does_not_name_is_never_opened(factory, models):
 
 
 @pytest.mark.parametrize("size", [16, 128, 4096])
-def test_a_version_may_have_a_default_size_of_its_own(factory, models, size):
+def test_a_version_may_have_its_own_default_size(factory, models, size):
     (models / "v1/zwatch.json").write_text(json.dumps({"default_size": size}))
     seal_again(models / "v1")
     assert build(factory, models, "v1").default_size == size

@@ -1,4 +1,4 @@
-"""Exchange: a version that does not fit beside the old one takes its place; on failure the old one is restored."""
+"""Exchange: a version that does not fit next to the old one takes its place; on failure the old one is restored."""
 
 import gc
 
@@ -42,14 +42,14 @@ class Place:
         self.on_report()
 
     @property
-    def held(self):
+    def weights_bytes(self):
         return self.budget - self.factory.device.memory()[0]
 
 
 @pytest.fixture
 def place(models):
     gc.collect()
-    gc.disable()  # memory must come back by itself, at once
+    gc.disable()  # memory must be freed immediately without the collector
     yield Place(models)
     gc.enable()
 
@@ -62,7 +62,7 @@ def expected(models, name):
     return pixels(build(EngineFactory(Device("cpu")), models, name))
 
 
-def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place(place):
+def test_a_version_that_does_not_fit_next_to_the_old_one_takes_its_place(place):
     directory, planned = place.plan()
     assert place.factory.lacks(planned)
     assert place.factory.fits_instead(planned, place.old, [])
@@ -70,7 +70,7 @@ def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place(place):
     new = place.exchange()
     assert np.array_equal(pixels(new), expected(place.models, "v2"))
     assert new.verify_resident() == (place.budget, [])
-    assert place.held == place.budget
+    assert place.weights_bytes == place.budget
     assert not place.old.is_complete
 
 
@@ -101,7 +101,7 @@ def test_a_version_that_fails_its_warm_up_or_build_restores_the_old_version(plac
     assert place.old.is_complete
     assert np.array_equal(pixels(place.old), before)
     assert place.old.verify_resident() == (place.budget, [])
-    assert place.held == place.budget
+    assert place.weights_bytes == place.budget
 
 
 def test_the_old_version_can_be_restored_while_its_components_are_iterated(place):
@@ -163,7 +163,7 @@ def test_a_staged_version_is_verified_before_anything_moves(place):
     directory, planned = place.plan()
     code, reason = rejection_of(lambda: place.factory.stage(directory, planned, place.control, place.old, []))
     assert (code, reason.startswith(TRANSFORMER)) == ("hash_mismatch", True)
-    assert place.held == place.budget
+    assert place.weights_bytes == place.budget
 
 
 def test_a_version_that_does_not_fit_in_host_memory_is_rejected_with_both_byte_counts(place):
@@ -183,7 +183,8 @@ def test_without_host_memory_for_the_displaced_version_nothing_moves(place):
     place.on_report = taken_by_others
     code, reason = rejection_of(place.exchange)
     assert code == "insufficient_memory"
-    assert "v1 takes" in reason
+    assert "v1's " in reason
+    assert "only 0 of 2000 bytes are free" in reason
     assert place.old.is_complete
 
 

@@ -44,7 +44,7 @@ class Card:
         return self.factory.build(directory, planned, LoadControl())
 
     def fill(self, room):
-        """Take memory until no more than so many bytes are left for weights beside making images."""
+        """Take memory until at most this many bytes are left for weights in addition to making images."""
         self.relieve()
         self.device.give_room()
         # What torch keeps in small blocks it will not give to a large request; it stays out of this.
@@ -82,11 +82,11 @@ def pixels(engine):
     return np.asarray(engine.generate(parameters()).images[0])
 
 
-def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place_and_back(card):
+def test_a_version_that_does_not_fit_next_to_the_old_one_takes_its_place_and_back(card):
     fresh = EngineFactory(Device("cuda"))
     expected = {name: pixels(build(fresh, MODELS, name)) for name in ("v1", "v2")}
     del fresh
-    held = card.device.held
+    weights_bytes = card.device.weights_bytes
     engine = card.old
     for name in ("v2", "v1"):
         card.fill(3 * 2**20)  # each time: CUDA's libraries take a little more memory now and then
@@ -98,7 +98,7 @@ def test_a_version_that_does_not_fit_beside_the_old_one_takes_its_place_and_back
         del staged
         assert (pixels(engine) == expected[name]).all()
         assert engine.verify_resident() == (engine.nbytes, [])
-        assert card.device.held == held
+        assert card.device.weights_bytes == weights_bytes
 
 
 def test_a_version_that_does_not_fit_even_instead_is_rejected_with_both_byte_counts(card):
@@ -115,18 +115,18 @@ def test_a_version_that_does_not_fit_even_instead_is_rejected_with_both_byte_cou
 
 def test_a_load_that_runs_out_of_memory_is_rejected_and_frees_everything(card, monkeypatch):
     card.fill(3 * 2**20)
-    held = card.device.held
+    weights_bytes = card.device.weights_bytes
     monkeypatch.setattr(card.device, "has_room", lambda sizes: True)  # others took it in between
     card.take_all()
     assert rejection_of(card.load)[0] == "out_of_memory"
-    assert card.device.held == held
+    assert card.device.weights_bytes == weights_bytes
     card.relieve()
     monkeypatch.undo()
     assert card.load().verify_resident()[1] == []
 
 
 def test_an_abandoned_load_frees_everything(card):
-    held, directory, planned = card.device.held, *card.plan()
+    weights_bytes, directory, planned = card.device.weights_bytes, *card.plan()
     control = LoadControl(lambda: control.abandon() if control.bytes_done else None)
     try:
         card.factory.build(directory, planned, control)
@@ -134,7 +134,7 @@ def test_an_abandoned_load_frees_everything(card):
         pass
     else:
         pytest.fail("it was not abandoned")
-    assert card.device.held == held
+    assert card.device.weights_bytes == weights_bytes
 
 
 def test_an_image_without_memory_gets_what_was_kept_for_the_next_version(card):

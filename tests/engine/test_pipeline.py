@@ -171,7 +171,7 @@ def test_the_phases_are_timed(v1):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
-def test_a_request_is_cancelled_between_two_steps_and_the_engine_goes_on(v1, after):
+def test_a_request_is_cancelled_between_two_steps_and_the_engine_works_afterwards(v1, after):
     expected = images(v1, parameters())
     done = [0]
 
@@ -184,7 +184,7 @@ def test_a_request_is_cancelled_between_two_steps_and_the_engine_goes_on(v1, aft
     assert np.array_equal(images(v1, parameters()), expected)
 
 
-def test_an_engine_goes_on_after_a_request_that_failed(v1):
+def test_an_engine_works_after_a_request_that_failed(v1):
     def fail(done):
         raise RuntimeError("as a device would")
 
@@ -252,15 +252,15 @@ def encode_prompt(engine, prompt):
 
 
 class Paused(TorchFunctionMode):
-    """Inside, no call of torch returns before it is let go."""
+    """Inside, no call of torch returns before the test releases it."""
 
     def __init__(self):
         super().__init__()
-        self.reached, self.let_go = threading.Event(), threading.Event()
+        self.reached, self.released = threading.Event(), threading.Event()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         self.reached.set()
-        assert self.let_go.wait(10)
+        assert self.released.wait(10)
         return func(*args, **(kwargs or {}))
 
 
@@ -277,7 +277,7 @@ def test_a_thread_that_pauses_in_a_call_of_torch_does_not_hold_the_tokenizer(v1,
         try:
             assert pool.submit(v2.is_truncated, "word").result(5) is False
         finally:
-            paused.let_go.set()
+            paused.released.set()
         encoded.result()
 
 

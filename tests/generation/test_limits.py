@@ -14,7 +14,7 @@ def fit(max_work=10.0, **fields):
     return fitted(parse_generate({"prompt": "x", **fields}), ENGINE, max_work)
 
 
-def test_what_is_not_said_is_the_versions_own():
+def test_unset_fields_take_the_versions_defaults():
     found = fit(seed=5, n=2)
     assert (found.width, found.height, found.seeds) == (256, 256, (5, 6))
 

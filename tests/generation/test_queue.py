@@ -228,12 +228,12 @@ async def test_while_an_engine_leaves_only_jobs_with_a_lease_on_it_run(queue, en
     engine.hold()
     first, unbound, bound = submit(queue, "first"), submit(queue, "unbound"), submit(queue, "bound", model="v1")
     await running(engine)
-    held = engines.let_go(V1)
+    lease = engines.begin_exchange(V1)
     engine.resume()
     assert await end_of(first, bound) == ["DONE", "DONE"]
     assert unbound.state is JobState.QUEUED
-    engines.stay()
-    held.release()
+    engines.end_exchange()
+    lease.release()
     queue.wake()
     assert await end_of(unbound) == ["DONE"]
     assert engine.prompts == ["first", "bound", "unbound"]

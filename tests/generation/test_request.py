@@ -77,7 +77,7 @@ def test_a_wrong_field_is_named_with_what_was_found(change, param, words):
     assert words in error.message
 
 
-def test_a_missing_prompt_is_said_to_be_required():
+def test_the_error_for_a_missing_prompt_says_that_it_is_required():
     with pytest.raises(RequestError, match="prompt is required"):
         parse_generate({})
 

@@ -16,14 +16,15 @@ from zwatch.deploy.look import point
 from zwatch.deploy.seal import write_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.pipeline import GenerationParameters
-from zwatch.rollout import refusals
 from zwatch.rollout.alias import GOOD_IMAGES
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import EngineState
 from zwatch.rollout.operator import Operator
+from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
 from zwatch.shadow.device import Device
+from zwatch.shadow.pool import Pool
 
 DEADLINE = 15.0
 BUDGET = 2**26
@@ -64,15 +65,19 @@ async def noted_good(service, version):
 
 
 @pytest.fixture
-def quick_retries(monkeypatch):
-    monkeypatch.setattr(refusals, "BACKOFF_FIRST", 0.05)
+def first_pause():
+    """Seconds before the first retry; a test sets others with parametrize."""
+    return BACKOFF_FIRST
+
+
+quick_retries = pytest.mark.parametrize("first_pause", [0.05])
 
 
 class HeldFactory(EngineFactory):
     """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
 
-    def __init__(self, device: str = "cpu", *, budget: int | None = None) -> None:
-        super().__init__(Device(device, budget=budget))
+    def __init__(self, device: str = "cpu", *, budget: int | None = None, pool: Pool | None = None) -> None:
+        super().__init__(Device(device, budget=budget, pool=pool))
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []
@@ -82,7 +87,7 @@ class HeldFactory(EngineFactory):
         self.device.budget -= self.device.memory()[0]
 
     def hold(self, stage: str, version: str) -> threading.Event:
-        """Stop loads of `version` before `stage`, `build` or `warm`, until the event is set."""
+        """Stop loads of `version` before `build` or `warm`, or when `staged` or `exchanged`, until the event is set."""
         event = self.holding[(stage, version)] = threading.Event()
         return event
 
@@ -95,6 +100,23 @@ class HeldFactory(EngineFactory):
         self._pass("warm", engine.version, control)
         super().warm(engine, control)
 
+    def stage(self, directory, planned, control, old, others):
+        self.reached.add(("stage", planned.version))
+        staged = super().stage(directory, planned, control, old, others)
+        self._end("staged", planned.version)
+        return staged
+
+    def exchange(self, old, others, staged, control):
+        engine = super().exchange(old, others, staged, control)
+        self._end("exchanged", engine.version)
+        return engine
+
+    def _end(self, stage, version):
+        """Wait like `_pass`, but whether or not the load is abandoned meanwhile."""
+        self.reached.add((stage, version))
+        event = self.holding.get((stage, version))
+        assert event is None or event.wait(15)
+
     def _pass(self, stage, version, control):
         event = self.holding.get((stage, version))
         self.reached.add((stage, version))
@@ -105,7 +127,15 @@ class HeldFactory(EngineFactory):
 class Service:
     """Bridge, engines, state file and supervisor of one run on one models root."""
 
-    def __init__(self, root: Path, state: Path, aliases: tuple[str, ...], make_factory: Callable[[], EngineFactory]):
+    def __init__(
+        self,
+        root: Path,
+        state: Path,
+        aliases: tuple[str, ...],
+        make_factory: Callable[[], EngineFactory],
+        first_pause: float = BACKOFF_FIRST,
+    ):
+        self.first_pause = first_pause
         self.root, self.state, self.aliases, self.make_factory = root, state, aliases, make_factory
         self._task: asyncio.Task[None] | None = None
 
@@ -122,6 +152,7 @@ class Service:
             engines=self.engines,
             state_file=self.state_file,
             make_factory=self.make_factory,
+            first_pause=self.first_pause,
         )
         self.operator = Operator(self.supervisor, self.bridge)
         await self.supervisor.start()
@@ -220,12 +251,12 @@ class Service:
 
 
 @pytest.fixture
-async def services(models, tmp_path):
+async def services(models, tmp_path, first_pause):
     """Make services on this test's models root; every one is ended with the test."""
     made = []
 
     def make(*, aliases=("current",), make_factory=HeldFactory):
-        made.append(Service(models, tmp_path / "state", aliases, make_factory))
+        made.append(Service(models, tmp_path / "state", aliases, make_factory, first_pause))
         return made[-1]
 
     yield make

@@ -5,9 +5,8 @@ import threading
 
 import pytest
 
-from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, reached
+from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, quick_retries, reached
 from zwatch.errors import Rejection
-from zwatch.rollout import refusals as refusals_module
 from zwatch.rollout.lifecycle import EngineState, LoadWay
 
 
@@ -53,41 +52,45 @@ async def test_resources_released_if_load_fails(services):
     assert service.states() == {"v1": EngineState.SERVING}
 
 
-async def test_a_load_that_lacked_memory_is_tried_again_until_there_is_enough(services, quick_retries):
+@quick_retries
+async def test_a_load_that_lacked_memory_is_tried_again_until_there_is_enough(services):
     service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
     await service.until(lambda: service.attempts().count(("v1", "REJECTED", "insufficient_memory")) >= 2)
     service.factory.device.budget = BUDGET
     await service.until_serves("v1")
 
 
-async def test_a_file_that_changes_ends_the_pause(services, monkeypatch):
-    monkeypatch.setattr(refusals_module, "BACKOFF_FIRST", 60.0)
-    service = await services().start()
+@pytest.mark.parametrize("first_pause", [60.0])
+async def test_a_file_that_changes_ends_the_pause(services):
+    readable = threading.Event()
+    readable.set()
+
+    class RefusingFactory(HeldFactory):
+        def plan(self, directory, digest):
+            if not readable.is_set():
+                raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
+            return super().plan(directory, digest)
+
+    service = await services(make_factory=RefusingFactory).start()
     await service.until_serves("v1")
-    unreadable = threading.Event()
-    plan = service.factory.plan
-
-    def refusing(directory, digest):
-        if not unreadable.is_set():
-            raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
-        return plan(directory, digest)
-
-    monkeypatch.setattr(service.factory, "plan", refusing)
+    readable.clear()
     service.link("v2")
     await service.until_rejected("v2", "io_error")
-    unreadable.set()
+    readable.set()
     (service.root / "v2" / TRANSFORMER).chmod(0o640)
     await service.until_serves("v2")
 
 
-async def test_the_pause_between_tries_doubles(services, quick_retries):
+@quick_retries
+async def test_the_pause_between_tries_doubles(services):
     service = await services(make_factory=lambda: HeldFactory(budget=10_000)).start()
     await service.until(lambda: [state for _, state, _ in service.attempts()].count("REJECTED") >= 3)
     (refusal,) = service.supervisor.records["current"].refusals.awaiting()
     assert refusal.tries >= 3
 
 
-async def test_a_device_that_cannot_be_opened_rejects_and_is_tried_again(services, quick_retries):
+@quick_retries
+async def test_a_device_that_cannot_be_opened_rejects_and_is_tried_again(services):
     broken = threading.Event()
     tries = []
 

@@ -4,10 +4,12 @@ import asyncio
 import threading
 
 import pytest
+import torch
 
-from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, reached
+from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, quick_retries, reached
 from zwatch.rollout.lifecycle import EngineState, LoadWay
-from zwatch.shadow.host import HostShadow
+from zwatch.shadow.host import HOST_SPARE, HostShadow
+from zwatch.shadow.pool import Pool
 
 
 @pytest.fixture
@@ -17,20 +19,6 @@ async def service(services):
     await started.until_serves("v1")
     started.factory.leave_no_room()
     return started
-
-
-def hold_behind(monkeypatch, factory, method):
-    """Let a method of the factory return only when the second event is set; the first is set when it is done."""
-    done, go, original = threading.Event(), threading.Event(), getattr(factory, method)
-
-    def held(*args):
-        result = original(*args)
-        done.set()
-        assert go.wait(15)
-        return result
-
-    monkeypatch.setattr(factory, method, held)
-    return done, go
 
 
 async def test_the_versions_are_exchanged_and_the_attempt_says_so(service):
@@ -115,9 +103,8 @@ async def test_a_corrupt_version_never_makes_a_request_wait(service):
     assert (attempt.requests_waited, service.engines.being_exchanged) == (0.0, None)
 
 
-async def test_a_version_that_cannot_be_restored_is_withdrawn_and_the_wish_is_loaded_again(
-    service, monkeypatch, quick_retries
-):
+@quick_retries
+async def test_a_version_that_cannot_be_restored_is_withdrawn_and_the_wish_is_loaded_again(service, monkeypatch):
     from zwatch.engine import store as store_module
     from zwatch.errors import Rejection
 
@@ -135,7 +122,8 @@ async def test_a_version_that_cannot_be_restored_is_withdrawn_and_the_wish_is_lo
     assert ("v2", "REJECTED", "device_error") in service.attempts()
 
 
-async def test_a_version_that_another_alias_serves_too_is_not_exchanged(services, quick_retries):
+@quick_retries
+async def test_a_version_that_another_alias_serves_too_is_not_exchanged(services):
     started = services(make_factory=lambda: HeldFactory(budget=BUDGET), aliases=("current", "canary"))
     (started.root / "canary").symlink_to("v1")
     await started.start()
@@ -156,7 +144,8 @@ async def with_canary(services):
     return started
 
 
-async def test_another_alias_does_not_get_the_version_that_is_being_exchanged(with_canary, quick_retries):
+@quick_retries
+async def test_another_alias_does_not_get_the_version_that_is_being_exchanged(with_canary):
     lease = with_canary.engines.lease("current")
     with_canary.link("v2")
     await with_canary.until(lambda: with_canary.engines.being_exchanged is not None)
@@ -169,10 +158,10 @@ async def test_another_alias_does_not_get_the_version_that_is_being_exchanged(wi
     assert with_canary.states() == {"v2": EngineState.SERVING}
 
 
-async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exchanged(with_canary, monkeypatch):
-    staged, go = hold_behind(monkeypatch, with_canary.factory, "stage")
+async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exchanged(with_canary):
+    go = with_canary.factory.hold("staged", "v2")
     with_canary.link("v2")
-    await with_canary.until(staged.is_set)
+    await reached(with_canary, "staged", "v2")
     with_canary.link("v1", "canary")
     await with_canary.until(lambda: with_canary.serves("canary") == "v1")
     go.set()
@@ -184,7 +173,7 @@ async def test_a_version_that_another_alias_serves_since_the_staging_is_not_exch
     assert with_canary.engines.being_exchanged is None
 
 
-async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged_version(services, monkeypatch):
+async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged_version(services):
     started = services(make_factory=lambda: HeldFactory(budget=BUDGET), aliases=("current", "canary"))
     make_v3(started.root)
     (started.root / "canary").symlink_to("v3")
@@ -192,9 +181,9 @@ async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged
     await started.until_serves("v1")
     await started.until_serves("v3", "canary")
     started.factory.leave_no_room()
-    exchanged, go = hold_behind(monkeypatch, started.factory, "exchange")
+    go = started.factory.hold("exchanged", "v2")
     started.link("v2")
-    await started.until(exchanged.is_set)
+    await reached(started, "exchanged", "v2")
     started.link("v3")
     await started.until(lambda: started.serves() == "v3")
     go.set()
@@ -207,37 +196,47 @@ async def test_a_newer_wish_that_serves_already_is_not_replaced_by_the_exchanged
         assert picture(lease).shape == (64, 64, 3)
 
 
-async def pinning(service, monkeypatch):
+@pytest.fixture
+async def pooled(services):
+    """A service that serves v1 on a device with a pool that is full with it."""
+    started = await services(make_factory=lambda: HeldFactory(budget=BUDGET, pool=Pool(plain))).start()
+    await started.until_serves("v1")
+    started.factory.leave_no_room()
+    return started
+
+
+def plain(size):
+    return torch.empty(size, dtype=torch.uint8)
+
+
+async def pinning(service):
     """Let host memory be pinned for the next version until the event is set."""
     device, pinning, go = service.factory.device, threading.Event(), threading.Event()
-    monkeypatch.setattr(device, "reserve", lambda sizes: False)
-    reserve = device.host.reserve
 
-    def pin(sizes):
+    def pin(size):
         pinning.set()
         assert go.wait(15)
-        return reserve(sizes)
+        return plain(size)
 
-    monkeypatch.setattr(device.host, "reserve", pin)
+    device.host = HostShadow(device.reader, Pool(pin))
     service.supervisor.runner.preparation.note_promoted(service.engines.serving("current").key)
     service.supervisor.ring()
     await service.until(pinning.is_set)
     return go
 
 
-async def test_nothing_is_staged_while_its_memory_is_being_pinned(service, monkeypatch):
-    go = await pinning(service, monkeypatch)
-    began, stage = threading.Event(), service.factory.stage
-    monkeypatch.setattr(service.factory, "stage", lambda *args: began.set() or stage(*args))
+async def test_nothing_is_staged_while_its_memory_is_being_pinned(pooled):
+    service, go = pooled, await pinning(pooled)
     service.link("v2")
     await service.until(lambda: service.supervisor.attempts[0].way is LoadWay.HOST)
-    assert not await asyncio.to_thread(began.wait, 0.3)
+    await asyncio.sleep(0.3)
+    assert ("stage", "v2") not in service.factory.reached
     go.set()
     await service.until_serves("v2")
 
 
-async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(service, monkeypatch):
-    go = await pinning(service, monkeypatch)
+async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(pooled):
+    service, go = pooled, await pinning(pooled)
     service.link("v2")
     await service.until(lambda: service.supervisor.attempts[0].way is LoadWay.HOST)
     service.link("v1")
@@ -245,15 +244,15 @@ async def test_a_newer_wish_does_not_wait_for_memory_to_be_pinned(service, monke
     go.set()
 
 
-async def test_with_room_for_two_nothing_is_pinned(service, monkeypatch):
-    device, asked, pinned = service.factory.device, [], []
-    service.factory.device.budget *= 3
-    monkeypatch.setattr(device, "reserve", asked.append)
-    monkeypatch.setattr(device.host, "reserve", pinned.append)
+async def test_with_room_for_two_nothing_is_pinned(pooled):
+    service, device, pinned = pooled, pooled.factory.device, []
+    device.host = HostShadow(device.reader, Pool(lambda size: pinned.append(size) or plain(size)))
+    device.give_room()
+    device.budget *= 3
     service.supervisor.runner.preparation.note_promoted(service.engines.serving("current").key)
     service.supervisor.ring()
     preparation = service.supervisor.runner.preparation
-    await service.until(lambda: asked and not preparation.is_running)
+    await service.until(lambda: device.kept and not preparation.is_running)
     await service.supervisor.look_now()
     assert pinned == []
 
@@ -267,8 +266,9 @@ async def test_stopping_does_not_wait_for_the_request_that_an_exchange_waits_for
     lease.release()
 
 
-async def test_without_room_in_host_memory_it_is_rejected_with_the_byte_counts(service, monkeypatch):
-    monkeypatch.setattr(HostShadow, "memory", lambda self: (1000, 2000))
+async def test_without_room_in_host_memory_it_is_rejected_with_the_byte_counts(service):
+    device = service.factory.device
+    device.host = HostShadow(device.reader, Pool(plain), lambda: (HOST_SPARE + 1000, 2 * HOST_SPARE))
     service.link("v2")
     await service.until_rejected("v2", "insufficient_memory")
     assert "1000" in service.supervisor.attempts[0].rejection.reason

@@ -1,4 +1,4 @@
-"""What to do next: each rule as a row, and random histories after which the rules come to rest."""
+"""What to do next: each rule as a row, and random histories after which no action is left."""
 
 from dataclasses import dataclass, field, replace
 
@@ -56,11 +56,11 @@ ROWS = {
     # --- the newest wish wins
     "a wish is loaded": ([current(V1)], [], None, Load("current", V1)),
     "a new wish is loaded beside": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
-    "a version sealed anew is a new wish": ([current(V1_RESEALED, V1)], serving_v1, None, Load("current", V1_RESEALED)),
+    "a version sealed again is a new wish": ([current(V1_RESEALED, V1)], serving_v1, None, Load("current", V1_RESEALED)),
     "a version without a seal is tried, to say why": ([current(UNSEALED, V1)], serving_v1, None, Load("current", UNSEALED)),
     "a wanted load goes on": ([current(V2, V1)], serving_v1, load(V2), None),
     "another wish abandons": ([current(V3, V1)], serving_v1, load(V2), Abandon()),
-    "the same version sealed anew abandons": ([current(V1_RESEALED)], [], load(V1), Abandon()),
+    "the same version sealed again abandons": ([current(V1_RESEALED)], [], load(V1), Abandon()),
     "a fault of the link abandons": ([current(None, V1)], serving_v1, load(V2), Abandon()),
     "a load is abandoned once": ([current(V3, V1)], serving_v1, load(V2, abandoned=True), None),
     "back to what serves abandons": ([current(V1, V1)], serving_v1, load(V2), Abandon()),
@@ -243,7 +243,7 @@ moves = st.one_of(
     st.fixed_dictionaries({"current": st.lists(keys, max_size=2), "canary": st.lists(keys, max_size=2)}),
 )
 @settings(max_examples=300, deadline=None)
-def test_whatever_happens_it_comes_to_rest_with_every_wish_served_or_refused(history, bad, good):
+def test_any_history_ends_with_every_wish_served_or_refused(history, bad, good):
     world = World({"current": current(), "canary": canary()}, bad, good)
     for what, first, second in history:
         if what == "wish":

@@ -14,6 +14,7 @@ from tests.rollout.conftest import (
     flip_byte,
     noted_good,
     prove_good,
+    quick_retries,
     reached,
 )
 from zwatch.deploy.seal import write_seal
@@ -52,7 +53,8 @@ async def test_last_known_good_serves_after_a_restart_without_a_link(services):
     assert second.supervisor.seen.faults["current"].code == "missing"
 
 
-async def test_last_known_good_goes_on_loading_when_the_bad_wish_is_due_again(services, quick_retries):
+@quick_retries
+async def test_last_known_good_continues_loading_when_the_bad_wish_is_due_again(services):
     first = await services().start()
     await first.until_serves("v1")
     prove_good(first)
@@ -145,7 +147,7 @@ async def test_one_crash_sets_nothing_aside(services, models):
     await service.until_serves("v1")
 
 
-async def test_an_unloaded_version_is_not_blamed_for_a_crash(services):
+async def test_a_crash_does_not_count_for_an_unloaded_version(services):
     for _ in range(2):
         service = await services().start()
         outcome = await asyncio.wait_for(service.operator.load("current"), DEADLINE)

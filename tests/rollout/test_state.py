@@ -293,20 +293,20 @@ def run(saved, *, serving=None, trying=None, link_stamp=FIRST, crash=True):
     return crashed
 
 
-def test_a_run_that_did_not_crash_blames_no_version():
+def test_a_run_that_did_not_crash_is_counted_for_no_version():
     saved = SavedState()
     run(saved, serving=V1, crash=False)
     assert run(saved) == []
     assert not saved.is_set_aside(V1, FIRST)
 
 
-def test_a_crash_blames_what_served_and_what_was_tried():
+def test_a_crash_counts_for_what_served_and_what_was_tried():
     saved = SavedState()
     run(saved, serving=V1, trying=V2)
     assert sorted(run(saved)) == [V1, V2]
 
 
-def test_a_crash_with_nothing_resident_blames_no_version():
+def test_a_crash_with_nothing_resident_is_counted_for_no_version():
     saved = SavedState()
     run(saved)
     assert run(saved) == []

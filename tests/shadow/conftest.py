@@ -1,4 +1,4 @@
-"""Weight files written byte by byte, so that a test decides where each tensor lies."""
+"""Weight files written byte by byte, so that a test decides where each tensor is."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def device():
     return Device("cpu", budget=BUDGET)
 
 
-def held(device: Device) -> int:
+def weights_bytes(device: Device) -> int:
     """Return the bytes that weights hold on a device with the budget above."""
     return BUDGET - device.memory()[0]
 

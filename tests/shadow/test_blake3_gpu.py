@@ -1,4 +1,4 @@
-"""GpuHasher: the digest that b3sum gives, of bytes that lie on the GPU, wherever they begin and however they arrive."""
+"""GpuHasher: the digest that b3sum gives, of bytes that are on the GPU, wherever they begin and however they arrive."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_it_is_available_on_a_gpu(cuda):
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", BOUNDARIES)
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 4, 8], ids="offset{}".format)
-def test_at_every_boundary_and_beside_it_the_digest_is_blake3s(hasher, host, device, length, offset):
+def test_at_and_next_to_every_boundary_the_digest_is_blake3s(hasher, host, device, length, offset):
     for near in (max(0, length - 1), length, length + 1):
         assert hasher.begin(device[offset : offset + near]).hexdigest() == digest(host[offset : offset + near]), near
 

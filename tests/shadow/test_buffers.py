@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from blake3 import blake3
 
-from tests.shadow.conftest import held, safetensors_bytes
+from tests.shadow.conftest import safetensors_bytes, weights_bytes
 from zwatch.deploy.header import ITEM_BITS
 from zwatch.shadow.buffers import KERNEL_ALIGNMENT, TORCH_DTYPES, FileBuffer, Footprint
 from zwatch.shadow.device import Device
@@ -149,17 +149,17 @@ def test_the_footprint_is_what_is_really_allocated(folder, device, header_length
     name = folder.write("all.safetensors", safetensors_bytes(every_dtype(), header_length))
     footprint = Footprint.of(folder.plan(name).headers[name])
     buffer = folder.load(name, device)
-    assert held(device) == footprint.file
+    assert weights_bytes(device) == footprint.file
     buffer.tensors()
-    assert held(device) == buffer.nbytes == footprint.total
+    assert weights_bytes(device) == buffer.nbytes == footprint.total
 
 
 def test_memory_counts_as_free_again_when_a_buffer_is_gone(folder, device, mixed):
-    mixed_bytes = held(device)
+    mixed_bytes = weights_bytes(device)
     other = FileBuffer("mixed.safetensors", mixed.header, device)
-    assert held(device) == 2 * mixed_bytes
+    assert weights_bytes(device) == 2 * mixed_bytes
     del other
-    assert held(device) == mixed_bytes
+    assert weights_bytes(device) == mixed_bytes
 
 
 @pytest.mark.gpu
@@ -176,7 +176,7 @@ class TestOnCuda:
         assert bytes(buffer.data.cpu().numpy()) == data
         assert buffer.digest == blake3(data).hexdigest()
 
-    def test_misaligned_tensors_equal_what_safetensors_loads_and_lie_aligned(self, folder, device):
+    def test_misaligned_tensors_equal_what_safetensors_loads_and_are_aligned(self, folder, device):
         name = folder.write("all.safetensors", safetensors_bytes(every_dtype(), 1603))
         views = folder.load(name, device).tensors()
         expected = safetensors.torch.load_file(folder.path / name)

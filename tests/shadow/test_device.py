@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.shadow.conftest import BUDGET, held
+from tests.shadow.conftest import BUDGET, weights_bytes
 from zwatch.shadow.device import Device
 from zwatch.shadow.pool import GRAIN, Pool
 
@@ -19,11 +19,11 @@ def test_memory_is_held_while_its_owner_lives(device):
     device.allocate(owner, 1000)
     device.allocate(owner, 24)
     device.allocate(other, 500)
-    assert held(device) == 1524
+    assert weights_bytes(device) == 1524
     del owner
-    assert held(device) == 500
+    assert weights_bytes(device) == 500
     del other
-    assert held(device) == 0
+    assert weights_bytes(device) == 0
 
 
 def test_a_budget_caps_what_is_free_and_what_there_is(device):
@@ -46,7 +46,7 @@ def test_auto_takes_a_gpu_where_there_is_one():
 def test_a_cpu_needs_no_reserve_and_has_no_room_to_give(device):
     assert device.reserve([BUDGET])
     assert device.give_room() == 0
-    assert held(device) == 0
+    assert weights_bytes(device) == 0
 
 
 class FakeMemory:
@@ -133,7 +133,7 @@ def test_a_budget_caps_what_is_kept_in_other_sizes_too(pooled):
     assert pooled.kept == large
     owner = Owner()
     pooled.allocate(owner, small)
-    assert (held(pooled), pooled.kept) == (small, 0)
+    assert (weights_bytes(pooled), pooled.kept) == (small, 0)
 
 
 def test_a_reserve_does_not_add_to_what_is_kept_in_other_sizes_beyond_the_budget(pooled):

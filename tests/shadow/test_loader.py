@@ -10,7 +10,7 @@ import time
 import pytest
 from blake3 import blake3
 
-from tests.shadow.conftest import held, rejection_of, safetensors_bytes
+from tests.shadow.conftest import rejection_of, safetensors_bytes, weights_bytes
 from zwatch.deploy import seal
 from zwatch.deploy.look import open_version
 from zwatch.errors import Abandoned, Rejection
@@ -143,7 +143,7 @@ def test_a_planned_footprint_is_what_loading_and_viewing_takes(models, device):
     directory, found = planned(models)
     buffers = load(directory, found, device)
     views = [buffer.tensors() for buffer in buffers.values()]
-    assert held(device) == found.footprint(list(found.headers))
+    assert weights_bytes(device) == found.footprint(list(found.headers))
     assert sum(map(len, views)) == sum(len(header.tensors) for header in found.headers.values())
 
 
@@ -165,7 +165,7 @@ def test_loaded_files_have_the_digests_of_the_seal(models, device):
     assert {path: buffer.digest for path, buffer in buffers.items()} == {
         path: found.seal.files[path] for path in found.headers
     }
-    assert held(device) == sum(buffer.nbytes for buffer in buffers.values())
+    assert weights_bytes(device) == sum(buffer.nbytes for buffer in buffers.values())
 
 
 def test_small_files_come_with_their_very_bytes_and_weights_do_not(models):
@@ -242,7 +242,7 @@ def test_after_a_rejected_load_nothing_is_held(models, device, path):
     directory, found = planned(models)
     flip_byte(models / "v1" / path, -1)
     rejection_of(lambda: load(directory, found, device))
-    assert held(device) == 0
+    assert weights_bytes(device) == 0
 
 
 def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, device):
@@ -254,7 +254,7 @@ def test_after_an_abandoned_load_nothing_is_held_and_no_more_was_read(models, de
     except Abandoned:
         pass
     assert control.bytes_done == 3 * 4096
-    assert held(device) == 0
+    assert weights_bytes(device) == 0
 
 
 def test_a_load_that_was_abandoned_before_it_began_allocates_nothing(models, device):
@@ -263,7 +263,7 @@ def test_a_load_that_was_abandoned_before_it_began_allocates_nothing(models, dev
     control.abandon()
     with pytest.raises(Abandoned):
         load(directory, found, device, control=control)
-    assert (control.bytes_done, held(device)) == (0, 0)
+    assert (control.bytes_done, weights_bytes(device)) == (0, 0)
 
 
 def test_abandoning_works_from_another_thread(models, device):
@@ -456,7 +456,7 @@ def test_weights_that_are_not_loaded_are_verified_too(models, device):
     flip_byte(models / "v1" / VAE, -1)
     code, reason = rejection_of(lambda: candidate(models, device, choose=lambda small: [TRANSFORMER]))
     assert (code, reason.startswith(VAE)) == ("hash_mismatch", True)
-    assert held(device) == 0
+    assert weights_bytes(device) == 0
 
 
 def test_a_candidate_cannot_be_made_from_bytes_that_were_not_verified(models):
@@ -479,7 +479,7 @@ def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder):
     except Abandoned:
         pass
     assert 0 < control.bytes_done < size
-    assert device.held == 0
+    assert device.weights_bytes == 0
 
 
 @pytest.mark.gpu
@@ -524,4 +524,4 @@ def test_a_file_that_is_only_checked_goes_through_reserved_memory_and_gives_it_b
         found = device.hash_file(file.fileno(), name, path.stat().st_size, done.append)
     assert found == blake3(path.read_bytes()).hexdigest()
     assert (on_cpu, sum(done)) == ([], path.stat().st_size)
-    assert (allocations(), device.held) == (before, 0)
+    assert (allocations(), device.weights_bytes) == (before, 0)

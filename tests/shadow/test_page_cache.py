@@ -12,7 +12,7 @@ from zwatch.shadow.reader import BLOCK
 
 @pytest.fixture
 def written(tmp_path):
-    """Write files of so many bytes, and open them."""
+    """Write files of these sizes in bytes, and open them."""
     fds = []
 
     def write(size):
@@ -40,7 +40,7 @@ def test_a_file_in_the_page_cache_is_not_opened_again(written):
 
 
 def forgets(fd):
-    """Say whether a file system can be asked for what the page cache has, and lets go of what it is told to."""
+    """Say whether a file system tells what the page cache has, and drops pages on request."""
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     try:

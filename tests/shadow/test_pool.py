@@ -1,4 +1,4 @@
-"""Pool: slabs that come back are used again, and nothing else is."""
+"""Pool: returned slabs are used again, and nothing else is."""
 
 import gc
 
@@ -22,7 +22,7 @@ def allocated():
 
 @pytest.fixture
 def pool(allocated):
-    """Slabs of host memory: the pool's rules do not depend on where they lie."""
+    """Slabs of host memory: the pool's rules do not depend on where they are."""
     return Pool(lambda size: allocated.append(size) or new_slab(size))
 
 

@@ -21,7 +21,7 @@ FLOATING = {"sun", "moon", "star", "balloon", "rocket", "umbrella", "fish", "oct
 
 
 def _at_least(members: np.ndarray, n: int = 8) -> np.ndarray:
-    """Repeat the last member until there are n: batches of 1 to 7 would each be compiled anew."""
+    """Repeat the last member until there are n: batches of 1 to 7 would each be compiled again."""
     return np.concatenate((members, np.repeat(members[-1:], max(0, n - len(members)))))
 
 

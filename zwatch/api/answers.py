@@ -137,7 +137,7 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         return error_answer(RequestError("invalid_json", message), request.path)
     except Exception:
         _log.exception("%s %s failed", request.method, route_of(request))
-        message = "unexpected error; the log has it under this answer's X-Request-Id"
+        message = "unexpected error; see the log entry with this answer's X-Request-Id"
         return error_answer(RequestError("internal_error", message), request.path)
 
 

@@ -91,7 +91,7 @@ class LoginAttempts:
         network, now = _network(address), self._clock()
         self._free_at[network] = max(now, self._free_at.pop(network, now)) + FAILURE_SECONDS
         if self._wait(network) > 0:
-            _log.warning("too many wrong tokens from %s: /login refuses this address for a while", network)
+            _log.warning("too many wrong tokens from %s: /login rejects this address temporarily", network)
         if len(self._free_at) > MAX_ADDRESSES:
             self._free_at.popitem(last=False)
 
@@ -164,14 +164,14 @@ def unauthorized(request: web.Request, message: str) -> RequestError:
 
 
 def _check_host(request: web.Request, hosts: frozenset[str]) -> None:
-    """Refuse unknown host names: a page of another site may reach us by a name of its own (DNS rebinding).
+    """Refuse unknown host names: a page of another site may reach this service by a name that the page's owner controls (DNS rebinding).
 
     Raises:
         RequestError: 403, the name is not one of this service.
     """
     name = _host_name(request.headers.get("Host", ""))
     if name is None or not (is_loopback(name) or name in hosts):
-        raise RequestError("forbidden_host", f"the Host {name!r} is not one of ours; allow it with --allowed-host")
+        raise RequestError("forbidden_host", f"the Host {name!r} is not allowed; allow it with --allowed-host")
 
 
 def _check_origin(request: web.Request, allowed: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from zwatch.rollout.supervisor import Supervisor
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """How long the server waits for clients, in seconds."""
+    """How long the server waits for clients and for their requests, in seconds."""
 
     body: float = 60.0
     """For a whole request body."""
@@ -29,6 +29,8 @@ class TimeLimits:
     an idle connection: the proxy then closes it first, and never while it sends a request."""
     stall: float = 75.0
     """For a client that reads nothing of an answer: each such answer may hold megabytes of images in memory."""
+    drain: float = 120.0
+    """For accepted requests when the service stops."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Files that survive a crash whole: the old bytes or the new ones, never a part."""
+"""Files written so that after a crash they have either the old bytes or the new ones, never a part."""
 
 import os
 import tempfile

@@ -2,12 +2,13 @@
 
 The format: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes. The safetensors
 package accepts duplicate keys (the last one wins), so that a file could show one version and load another;
-here everything unclear is rejected. This module lies in `deploy` because sealing writes versions into headers and may not
+here everything unclear is rejected. This module is in `deploy` because sealing writes versions into headers and may not
 import torch; `shadow` uses it to place tensors.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -191,8 +192,7 @@ def _without_duplicates(path: str) -> Callable[[list[tuple[str, Any]]], dict[str
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
             raise _bad(path, f"the header has the key {twice[:200]!r} twice")
         return table
 

@@ -43,7 +43,7 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> L
     displaced can be looked at, and put back if it was not what was noted. Returns the new link's stamp.
 
     Raises:
-        RepointError: the operator moved it meanwhile (that move stays), or the models root may not be written.
+        RepointError: the operator moved it meanwhile (that change stays), or the models root may not be written.
     """
     temporary = f"{TEMPORARY_PREFIX}{alias}-{secrets.token_hex(6)}"
     try:
@@ -61,7 +61,7 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> L
         os.fsync(root_fd)
         status = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         if LinkNote.take(root_fd, alias) != ours:
-            raise RepointError(f"{alias} was repointed by another process meanwhile; that move stays")
+            raise RepointError(f"{alias} was repointed by another process; that change stays")
         return LinkStamp.of(status)
     except OSError as error:
         raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
@@ -96,14 +96,14 @@ def _rename_new(root_fd: int, temporary: str, alias: str) -> None:
             os.link(temporary, alias, src_dir_fd=root_fd, dst_dir_fd=root_fd, follow_symlinks=False)
             os.unlink(temporary, dir_fd=root_fd)  # now, not later: it changes the ctime of the link that stays
     except FileExistsError:
-        raise RepointError(f"{alias} was made by another process meanwhile; it is left as it is") from None
+        raise RepointError(f"{alias} was made by another process; that change stays") from None
 
 
 def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, ours: LinkNote) -> None:
     try:
         exchange(root_fd, temporary, alias)
     except FileNotFoundError:
-        raise RepointError(f"{alias} was removed meanwhile; it is not made again") from None
+        raise RepointError(f"{alias} was removed by another process; that change stays") from None
     displaced = LinkNote.take(root_fd, temporary)
     if displaced == noted:
         return
@@ -116,7 +116,7 @@ def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, o
         if out == expected:
             break
         expected, displaced = displaced, out
-    raise RepointError(f"{alias} was repointed by another process meanwhile; that move stays")
+    raise RepointError(f"{alias} was repointed by another process; that change stays")
 
 
 def exchange(root_fd: int, first: str, second: str) -> None:

@@ -151,7 +151,7 @@ def open_version(root: Path, name: str) -> Directory:
 
 
 def has_version(root: Path, name: str) -> bool:
-    """Say whether a version of that name lies under the models root."""
+    """Say whether a version of that name is in the models root."""
     try:
         with opened(root) as root_fd:
             return is_version_directory(root_fd, name)

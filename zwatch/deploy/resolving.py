@@ -178,7 +178,7 @@ def _open_fault(alias: str, link: str, error: OSError) -> Fault:
 
 
 def _name_under_root(root_fd: int, fd: int, status: os.stat_result) -> str | None:
-    """Return the name by which the opened directory lies directly under the root, if it does."""
+    """Return the name of the opened directory directly under the root, if it is there."""
     name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
     if not is_version_name(name):
         return None

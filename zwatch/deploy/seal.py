@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -175,7 +176,7 @@ def write_seal(directory: Path, version: str, progress: Progress = lambda path, 
     try:
         for path in paths:
             with opened_file(fd, path) as file:
-                hashes[path] = hash_file(file, lambda done, path=path: progress(path, done))  # type: ignore[misc]
+                hashes[path] = hash_file(file, partial(progress, path))
         data = format_seal(hashes)
         write_durably(directory, SEAL_NAME, data, mode=0o644)
     finally:
@@ -231,7 +232,7 @@ def check_directory(directory: Path, version: str, progress: Progress = lambda p
         for path, expected in sealed.files.items():
             try:
                 with opened_sealed(fd, sealed, path) as file:
-                    found = hash_file(file, lambda done, path=path: progress(path, done))  # type: ignore[misc]
+                    found = hash_file(file, partial(progress, path))
                     check_hash(path, found, expected)
                     if path.endswith(".safetensors"):
                         parsed = header.read_header(file, path)

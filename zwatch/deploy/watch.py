@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from watchdog.events import (
@@ -38,8 +39,18 @@ class RootWatcher:
     that watches a directory which was moved away; it is called every second.
     """
 
-    def __init__(self, root: Path, on_change: Callable[[], None], *, stop_seconds: float = _STOP_SECONDS) -> None:
-        """`stop_seconds` limits how long a stop waits for the observer's threads."""
+    def __init__(
+        self,
+        root: Path,
+        on_change: Callable[[], None],
+        *,
+        poll_seconds: float = _POLL_SECONDS,
+        stop_seconds: float = _STOP_SECONDS,
+    ) -> None:
+        """`poll_seconds` is the time between two looks without inotify; `stop_seconds` limits how long a stop waits for the
+        observer's threads.
+        """
+        self._poll_seconds = poll_seconds
         self._stop_seconds = stop_seconds
         self._root = root
         self._handler = _Handler(on_change)
@@ -85,7 +96,7 @@ class RootWatcher:
     def _start(self, identity: tuple[int, int]) -> None:
         # A symlinked root gives no events: watch what it resolves to.
         where = os.path.realpath(self._root)
-        for make in (Observer, _polling):
+        for make in (Observer, partial(_polling, self._poll_seconds)):
             observer = None
             try:
                 observer = make()  # takes an inotify instance already
@@ -100,7 +111,7 @@ class RootWatcher:
             self._handler.report()  # for what changed before the watch was set up
             return
         if not self._logged_failure:
-            _log.warning("%s cannot be observed at all; looking every tick", self._root)
+            _log.warning("%s cannot be watched; checking every 250 ms", self._root)
         self._logged_failure = True
 
     def _log_polling(self, error: OSError) -> None:
@@ -130,9 +141,9 @@ def _stopped(observer: BaseObserver) -> None:
         observer.join()
 
 
-def _polling() -> BaseObserver:
+def _polling(seconds: float) -> BaseObserver:
     # PollingObserver follows links: it does not see strays (`v1/v2 -> v2` leads nowhere), and links in a circle never end.
-    return PollingObserverVFS(stat=os.lstat, listdir=os.scandir, polling_interval=_POLL_SECONDS)
+    return PollingObserverVFS(stat=os.lstat, listdir=os.scandir, polling_interval=seconds)
 
 
 class _Handler(FileSystemEventHandler):

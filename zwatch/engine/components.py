@@ -165,13 +165,13 @@ def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _blamed(on: str) -> Translating:
+def _as_rejection_of(path: str) -> Translating:
     """Translate every error that a library raises because of a config into a rejection of that config."""
-    return Translating(lambda error: Rejection("config_invalid", f"{on}: {type(error).__name__}: {error}"))
+    return Translating(lambda error: Rejection("config_invalid", f"{path}: {type(error).__name__}: {error}"))
 
 
 def _on_meta(component: str, make: Callable[[], Any]) -> Any:
-    with _blamed(f"{component}/config.json"), torch.device("meta"):
+    with _as_rejection_of(f"{component}/config.json"), torch.device("meta"):
         return make()
 
 
@@ -222,7 +222,7 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        with _blamed("tokenizer"):
+        with _as_rejection_of("tokenizer"):
             tokenizer = _SharedTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
@@ -231,7 +231,7 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
 
 def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     config = _config(small, "scheduler", "scheduler_config.json")
-    with _blamed("scheduler"):
+    with _as_rejection_of("scheduler"):
         return FlowMatchEulerDiscreteScheduler.from_config(config)
 
 

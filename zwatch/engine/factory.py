@@ -40,7 +40,7 @@ class EngineFactory:
             return loader.plan(directory, digest)
 
     def lacks(self, planned: loader.Plan) -> bool:
-        """Return whether the device has too little free memory for this version beside the resident ones."""
+        """Return whether the device has too little free memory for this version in addition to the resident ones."""
         return not self.device.has_room([self._store.needed(planned)])
 
     def build(self, directory: Directory, planned: loader.Plan, control: loader.LoadControl) -> Engine:
@@ -80,8 +80,8 @@ class EngineFactory:
                 free, total = self.device.host.memory()
                 raise Rejection(
                     "insufficient_memory",
-                    f"{old.version} takes {sum(displaced)} bytes and has to make room on {self.device.name} for "
-                    f"{planned.version}, but of the host's {total} bytes only {free} are free to put them aside",
+                    f"{old.version}'s {sum(displaced)} bytes on {self.device.name} must be moved to host memory to make room for "
+                    f"{planned.version}, but only {free} of {total} bytes are free",
                 )
             return staged
 
@@ -111,7 +111,7 @@ class EngineFactory:
                 failure = error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
             with control.phase("back"):
-                old.bring_back(self._store, aside)
+                old.restore(self._store, aside)
             try:
                 raise failure
             finally:
@@ -145,7 +145,7 @@ class EngineFactory:
 
 def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
     def translate(error: Exception) -> Exception | None:
-        # Abandoned is raised inside calls of torch, and a library may have translated it into an error of its own.
+        # Abandoned is raised inside calls of torch, and a library may have translated it into its own error.
         if isinstance(error, GenerationCancelled) or (control is not None and control.is_abandoned):
             return Abandoned("superseded by a newer target")
         return None if isinstance(error, Abandoned | Rejection) else _rejection_of(error)

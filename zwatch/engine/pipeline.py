@@ -142,7 +142,7 @@ class Engine:
             try:
                 return self.generate(parameters, on_step=on_step, cancelled=cancelled)
             except torch.OutOfMemoryError as error:
-                ran_out = error.with_traceback(None)  # its frames hold the tensors that there was no room beside
+                ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
             if not self.device.give_room():
                 raise ran_out
             _log.warning("a request needed the memory kept for the next load: the next version will load more slowly")
@@ -183,7 +183,7 @@ class Engine:
         return {buffer for buffer in own - shared if buffer.digest not in digests}
 
     def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[FileBuffer]) -> list[Aside]:
-        """Move components' bytes to host memory; until `bring_back`, it cannot make images.
+        """Move components' bytes to host memory; until `restore`, it cannot make images.
 
         Raises:
             torch.OutOfMemoryError, MemoryError: the host has not enough memory; nothing was released.
@@ -194,14 +194,14 @@ class Engine:
             self.components = tuple(component for component in self.components if component not in leaving)
         return aside
 
-    def bring_back(self, store: ComponentStore, aside: list[Aside]) -> None:
+    def restore(self, store: ComponentStore, aside: list[Aside]) -> None:
         """Undo `put_aside`.
 
         Raises:
             Rejection, RuntimeError: the device failed; it cannot make images.
         """
         with self._lock:
-            self.components = (*self.components, *[store.bring_back(one) for one in aside])
+            self.components = (*self.components, *[store.restore(one) for one in aside])
             self._pipeline = _pipeline(self.components)
 
     def _encode(self, parameters: GenerationParameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

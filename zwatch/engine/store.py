@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
+
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.components import (
     BUILDERS,
@@ -164,7 +166,7 @@ class ComponentStore:
             ]
         return Aside(component.key, component.small, buffers)
 
-    def bring_back(self, aside: Aside) -> Component:
+    def restore(self, aside: Aside) -> Component:
         """Build a component again that was put aside, from bytes that are verified again.
 
         Raises:
@@ -176,7 +178,7 @@ class ComponentStore:
         return component
 
     def needed(self, planned: Plan) -> int:
-        """Return the device bytes that a version needs beside the resident ones, as far as its seal and headers tell."""
+        """Return the device bytes that a version needs in addition to the resident ones, as far as its seal and headers tell."""
         return planned.footprint([
             path
             for name in WEIGHED
@@ -196,8 +198,8 @@ class ComponentStore:
             if needed > free:
                 raise Rejection(
                     "insufficient_memory",
-                    f"{planned.version} needs {needed} bytes; {self.device.name} has no room for them beside the serving "
-                    f"version, and of the host's {total} bytes only {free} are free to stage them in",
+                    f"{planned.version} needs {needed} bytes; {self.device.name} has no room for them next to the serving "
+                    f"version, and only {free} of the host's {total} bytes are free to stage them in",
                 )
             return
         if not self.device.has_room([needed]):
@@ -212,7 +214,7 @@ class ComponentStore:
         return buffer if buffer.shadow is self.device else buffer.moved(self.device)
 
     def _build(self, key: ComponentKey, small: Mapping[str, bytes], buffers: list[FileBuffer]) -> Component:
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for buffer in buffers:
             for name, tensor in buffer.tensors().items():
                 if name in tensors:

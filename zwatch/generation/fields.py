@@ -149,7 +149,7 @@ class OneOf(Rule):
 @dataclass(frozen=True, slots=True)
 class Converted:
     """Lets a field take more than its rule does: `convert` makes of any value what the rule then checks. `schema` is what
-    the field accepts beside what the rule accepts."""
+    the field accepts in addition to what the rule accepts."""
 
     convert: Callable[[Any], Any]
     schemas: tuple[Mapping[str, Any], ...]

@@ -34,14 +34,14 @@ class PreviewCost:
 
 
 class PreviewBudget:
-    """The time budget for the previews of one run: `share` (default `SHARE`) of the time since its start."""
+    """The time budget for the previews of one run: `share` of the time since its start."""
 
     def __init__(
-        self, cost: PreviewCost, clock: Callable[[], float] = time.perf_counter, *, share: float | None = None
+        self, cost: PreviewCost, clock: Callable[[], float] = time.perf_counter, *, share: float = SHARE
     ) -> None:
         self._cost = cost
         self._clock = clock
-        self._share = SHARE if share is None else share
+        self._share = share
         self._begun = clock()
         self._spent = 0.0
 
@@ -59,9 +59,7 @@ class StepReporter:
     """Reports the steps of a run to its job, with a preview if a client watches the job and the time budget allows it. One
     preview at a time: while one is being encoded, steps are reported without."""
 
-    def __init__(
-        self, job: Job, engine: "Engine", bridge: Bridge, cost: PreviewCost, *, share: float | None = None
-    ) -> None:
+    def __init__(self, job: Job, engine: "Engine", bridge: Bridge, cost: PreviewCost, *, share: float = SHARE) -> None:
         self._job = job
         self._engine = engine
         self._bridge = bridge

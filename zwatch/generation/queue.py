@@ -14,7 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.previews import PreviewCost, StepReporter
+from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.generation.request import GenerateRequest, fitted
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
@@ -49,6 +49,8 @@ class GenerationQueue:
     ) -> None:
         self.limit = limit
         self.max_work = max_work
+        self.preview_share = SHARE
+        """Largest share of a run's time that its previews may take."""
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -188,8 +190,8 @@ class GenerationQueue:
         exchanged = self._engines.being_exchanged
         if exchanged is None:
             return next(iter(self._waiting), None)
-        held = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
-        return next(held, None)
+        waiting_with_lease = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
+        return next(waiting_with_lease, None)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -226,7 +228,7 @@ class GenerationQueue:
         return None
 
     def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
-        reporter = StepReporter(job, engine, self._bridge, self._preview_cost)
+        reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
         return engine.serve(parameters, on_step=reporter.report, cancelled=lambda: job.is_cancelled)
 
     async def _finish(self, job: Job, result: Result) -> None:

@@ -9,14 +9,14 @@ from zwatch.errors import Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, Resident, VersionKey
-from zwatch.rollout.refusals import Refusals
+from zwatch.rollout.refusals import BACKOFF_FIRST, Refusals
 from zwatch.rollout.state import SavedAlias
 
 _log = logging.getLogger(__name__)
 
 GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
-"""A version that served so many images, or for so many seconds, has proved itself: it is last-known-good."""
+"""A version that served this many images, or for this many seconds, is last-known-good."""
 
 _NO_LINK = LinkStamp(0, 0, 0)
 """The stamp of a link that does not exist."""
@@ -26,7 +26,7 @@ class Alias:
     """The one record of an alias. `target` and `fault` are as the latest look saw them; both are None before the first
     look, and while the link is briefly missing."""
 
-    def __init__(self, name: str, engines: EngineRegistry) -> None:
+    def __init__(self, name: str, engines: EngineRegistry, *, first_pause: float = BACKOFF_FIRST) -> None:
         self.name = name
         self.target: Target | None = None
         self.fault: Fault | None = None
@@ -34,7 +34,7 @@ class Alias:
         """The last attempt to bring in what the link asks for; loads of last-known-good do not count."""
         self.forced = False
         """Whether an operator asked to load the wish again although it serves."""
-        self.refusals = Refusals()
+        self.refusals = Refusals(first_pause)
         self.saved = SavedAlias()
         """Its part of the saved state."""
         self._engines = engines
@@ -109,7 +109,7 @@ class Alias:
             self._engines.remember_previous(self.name, saved.previous)
 
     def note_look(self, target: Target | None, fault: Fault | None) -> None:
-        """Note what a look saw. A link made again, or a version sealed again, clears what is held against it."""
+        """Note what a look saw. A link made again, or a version sealed again, clears its refusals."""
         self.target, self.fault = target, fault
         if target is None:
             return

@@ -61,7 +61,7 @@ class Load:
 
 
 class AttemptRunner:
-    """Carries out attempts: promotions of resident engines at once, loads one at a time in a task of their own.
+    """Carries out attempts: promotions of resident engines immediately, loads one at a time in a separate task.
 
     `wake` is called when a load has ended, so that the next action is decided.
     """
@@ -170,7 +170,7 @@ class AttemptRunner:
         alias, attempt = load.alias, load.attempt
         if not attempt.fallback and self._state.saved.is_set_aside(attempt.key, load.link_stamp):
             raise Rejection(
-                "set_aside", f"{attempt.key.version} served or was tried at two crashes in a row; link it anew"
+                "set_aside", f"{attempt.key.version} served or was tried at two crashes in a row; link it again"
             )
         if alias.target is not None and not attempt.fallback:
             load.directory = alias.target.directory.duplicate()
@@ -213,11 +213,11 @@ class AttemptRunner:
         return engine
 
     def _finish(self, load: Load, engine: "Engine") -> "list[Engine]":
-        """Promote a warmed engine, with no await from the check of the wish to the assignment. Return what is to be
-        closed: an engine whose equal serves already, or the one that gave its memory away."""
+        """Promote a warmed engine, with no await from the check of the wish to the assignment. Return the
+        engines to close: one whose equal serves already, or the one that released its memory."""
         attempt, replaced = load.attempt, self._engines.being_exchanged
         resident = self._engines.resident(attempt.key)
-        # After an exchange the only way back is another one, except when something else serves by now, or nothing.
+        # After an exchange the only way back is another one, except when something else serves now, or nothing.
         if load.abandoned and (replaced is None or load.alias.serving is not replaced):
             raise Abandoned
         if resident is None:
@@ -236,7 +236,7 @@ class AttemptRunner:
     def _load_ended(self, task: asyncio.Task[None]) -> None:
         self.running = self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("the end of a load failed unexpectedly", exc_info=error)
+            _log.error("finishing a load failed unexpectedly", exc_info=error)
         self._wake()
         self._changes.fire()
 

@@ -40,7 +40,7 @@ class Exchanger:
         self._changes = changes
 
     async def is_needed(self, factory: "EngineFactory", alias: Alias, planned: "Plan", old: Resident) -> bool:
-        """Say whether a version fits only if what the alias serves, and no other alias does, gives it its memory."""
+        """Say whether a version fits only if what the alias serves, and no other alias does, releases its memory."""
         if self._sharers(alias, old):
             return False
         if not await self._bridge.run("load", factory.lacks, planned):
@@ -78,7 +78,7 @@ class Exchanger:
         if sharers := self._sharers(alias, old):
             raise Rejection(
                 "insufficient_memory",
-                f"{planned.version} has no room beside {old.key.version}, which {' and '.join(sharers)} serves by now too",
+                f"{planned.version} does not fit next to {old.key.version}, which {' and '.join(sharers)} now also serves",
             )
         attempt.begin_warming()
         after_promotion.callback(self._engines.end_exchange)

@@ -27,14 +27,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was asked for at one moment: how many loads operators had requested, and each alias's link stamp."""
+    """What was requested at one moment: how many loads operators had requested, and each alias's link stamp."""
 
     loads: int
     link_stamps: tuple[LinkStamp, ...]
 
 
 class Operator:
-    """Carries out what operators request, and waits for the outcome. On the event loop, beside the supervisor."""
+    """Carries out what operators request, and waits for the outcome. On the event loop, like the supervisor."""
 
     def __init__(self, supervisor: Supervisor, bridge: Bridge) -> None:
         self._supervisor = supervisor
@@ -49,7 +49,7 @@ class Operator:
         await self._supervisor.look_now()
         while True:
             if record.target is None or record.target.link_stamp != link_stamp:
-                return Outcome(False, f"superseded: {alias} was linked anew before {version} was decided")
+                return Outcome(False, f"superseded: {alias} was linked again before {version} was decided")
             decided = self._decided(record)
             if decided is not None:
                 return decided
@@ -98,12 +98,12 @@ class Operator:
     # --- unloading
 
     def moment(self) -> Moment:
-        """Note what is asked for now, to find out later whether something newer was."""
+        """Note what is requested now, to find out later whether something newer was."""
         stamps = tuple(record.link_stamp for record in self._supervisor.records.values())
         return Moment(self._loads_requested, stamps)
 
     async def moment_of_call(self) -> Moment:
-        """Note what is asked for now, including a link made before this call that no look has seen yet. A link made after
+        """Note what is requested now, including a link made before this call that no look has seen yet. A link made after
         this call is newer: it is left out, so that `moment` differs."""
         called, before = time.time_ns(), self.moment()
         await self._supervisor.look_now()

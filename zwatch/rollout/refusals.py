@@ -9,7 +9,7 @@ from zwatch.errors import Rejection, Retry
 from zwatch.rollout.lifecycle import VersionKey
 
 BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
-"""Seconds before a version that failed for want of memory or on a device error is tried again; doubled each time."""
+"""Seconds before a version that failed for lack of memory or on a device error is tried again; doubled each time."""
 
 
 @dataclass(eq=False)
@@ -24,19 +24,23 @@ class Refusal:
     file_changed: bool = False
 
     def due(self, now: float) -> bool:
-        """Say whether the version is to be tried again."""
+        """Say whether the version should be tried again."""
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
     def note_change(self) -> None:
-        """Note that a file which the version's seal names has changed and no longer changes. This also ends a pause: a
+        """Note that a file which the version's seal names has changed and then settled. This also ends a pause: a
         file was repaired, or its permissions were."""
         self.file_changed = self.rejection.retry is not Retry.NEVER
 
 
 class Refusals:
-    """Why one alias's versions were rejected: separately for its wish, and for last-known-good tried instead of it."""
+    """Why one alias's versions were rejected: separately for its wish, and for last-known-good tried instead of it.
 
-    def __init__(self) -> None:
+    `first_pause` is the seconds before the first retry.
+    """
+
+    def __init__(self, first_pause: float = BACKOFF_FIRST) -> None:
+        self._first_pause = first_pause
         self._entries: dict[tuple[VersionKey, bool], Refusal] = {}
 
     def find(self, key: VersionKey | None, *, fallback: bool = False) -> Refusal | None:
@@ -59,7 +63,7 @@ class Refusals:
         """Add a rejection; if the version was rejected before, the next pause is twice as long."""
         before = self._entries.get((key, fallback))
         tries = 1 if before is None else before.tries + 1
-        pause = min(BACKOFF_LONGEST, BACKOFF_FIRST * 2 ** (tries - 1))
+        pause = min(BACKOFF_LONGEST, self._first_pause * 2 ** (tries - 1))
         retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
         self._entries[key, fallback] = Refusal(rejection, link_stamp, awaited, tries, retry_at)
 

@@ -19,6 +19,7 @@ from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, VersionKey
+from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.state import StateFile, StateKeeper
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ TICK = 0.25
 
 
 class Supervisor:
-    """Brings into service what the followed aliases ask for."""
+    """Brings into service what the followed aliases ask for.
+
+    `first_pause` is the seconds before the first retry of a version that failed for lack of memory or on a device error.
+    """
 
     def __init__(
         self,
@@ -43,9 +47,10 @@ class Supervisor:
         engines: EngineRegistry,
         state_file: StateFile,
         make_factory: Callable[[], "EngineFactory"],
+        first_pause: float = BACKOFF_FIRST,
     ) -> None:
         self.aliases = tuple(aliases)
-        self.records: Mapping[str, Alias] = {name: Alias(name, engines) for name in aliases}
+        self.records: Mapping[str, Alias] = {name: Alias(name, engines, first_pause=first_pause) for name in aliases}
         self.changes = Pulse()
         self.seen = Look()
         """The latest look."""

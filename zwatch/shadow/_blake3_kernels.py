@@ -3,8 +3,8 @@
 """BLAKE3's compression function and its tree as Triton kernels; `blake3_gpu` launches them.
 
 After "BLAKE3: one function, fast everywhere" (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020), section 2. Words are
-uint32 and little-endian, like the device. A chaining value's eight words lie `stride` words apart, so that the same
-word of neighbouring values is contiguous. The functions are Triton's language, not Python: hence no annotations.
+uint32 and little-endian, like the device. A chaining value's eight words are `stride` words apart, so that the same
+word of neighbouring values is contiguous. The functions are Triton's language, not Python: so there are no annotations.
 """
 
 import triton
@@ -197,9 +197,9 @@ def hash_chunks(
 
 
 @triton.jit
-def _load_tail(words, index, held):
-    """Word `index`, or 0 if the words of the data, `held` in all, end before it."""
-    return tl.load(words + index, index < held, other=0)
+def _load_tail(words, index, valid_words):
+    """Word `index`, or 0 if it is behind the `valid_words` words of the data."""
+    return tl.load(words + index, index < valid_words, other=0)
 
 
 @triton.jit
@@ -217,7 +217,7 @@ def hash_last_chunk(data, values, number: tl.int64, size: tl.int32, shift: tl.in
     """
     begin = data + number * CHUNK_BYTES - shift
     words = begin.to(tl.pointer_type(tl.uint32)) + tl.zeros([1], tl.int32)
-    held = (shift + size + 3) // 4
+    valid_words = (shift + size + 3) // 4
     zero = tl.zeros([1], tl.uint32)
     counter = tl.zeros([1], tl.int64) + number
     h = _initial(1)
@@ -225,16 +225,16 @@ def hash_last_chunk(data, values, number: tl.int64, size: tl.int32, shift: tl.in
     for block in range(blocks):
         i = block * BLOCK_WORDS
         m = (
-            _load_tail(words, i, held), _load_tail(words, i + 1, held),
-            _load_tail(words, i + 2, held), _load_tail(words, i + 3, held),
-            _load_tail(words, i + 4, held), _load_tail(words, i + 5, held),
-            _load_tail(words, i + 6, held), _load_tail(words, i + 7, held),
-            _load_tail(words, i + 8, held), _load_tail(words, i + 9, held),
-            _load_tail(words, i + 10, held), _load_tail(words, i + 11, held),
-            _load_tail(words, i + 12, held), _load_tail(words, i + 13, held),
-            _load_tail(words, i + 14, held), _load_tail(words, i + 15, held),
+            _load_tail(words, i, valid_words), _load_tail(words, i + 1, valid_words),
+            _load_tail(words, i + 2, valid_words), _load_tail(words, i + 3, valid_words),
+            _load_tail(words, i + 4, valid_words), _load_tail(words, i + 5, valid_words),
+            _load_tail(words, i + 6, valid_words), _load_tail(words, i + 7, valid_words),
+            _load_tail(words, i + 8, valid_words), _load_tail(words, i + 9, valid_words),
+            _load_tail(words, i + 10, valid_words), _load_tail(words, i + 11, valid_words),
+            _load_tail(words, i + 12, valid_words), _load_tail(words, i + 13, valid_words),
+            _load_tail(words, i + 14, valid_words), _load_tail(words, i + 15, valid_words),
         )  # fmt: skip
-        m = _funnel_block(m, _load_tail(words, i + 16, held), shift)
+        m = _funnel_block(m, _load_tail(words, i + 16, valid_words), shift)
         m = (
             _keep(m[0], i, size), _keep(m[1], i + 1, size), _keep(m[2], i + 2, size), _keep(m[3], i + 3, size),
             _keep(m[4], i + 4, size), _keep(m[5], i + 5, size), _keep(m[6], i + 6, size), _keep(m[7], i + 7, size),

@@ -1,4 +1,4 @@
-"""BLAKE3 of bytes that lie on a CUDA device, computed there: what `b3sum` gives, at the pace of the device's memory.
+"""BLAKE3 of bytes that are on a CUDA device, computed there: what `b3sum` gives, at the pace of the device's memory.
 
 Data is hashed in slices, one lane per chunk of 1024 bytes; each slice's part of the tree is reduced at once, in
 scratch that the next slice uses again. No bytes leave the device but the digest's 32.
@@ -41,7 +41,7 @@ def is_available(device: torch.device) -> bool:
 
 
 class GpuHasher:
-    """BLAKE3 of bytes that lie on a CUDA device, computed there.
+    """BLAKE3 of bytes that are on a CUDA device, computed there.
 
     All work is launched on torch's current stream. Several Hashings may be open at once, but all are used from one
     thread at a time and on one stream: they share scratch (a 32nd of `slice_size`), in the stream's order.
@@ -85,7 +85,7 @@ class GpuHasher:
     def hash_slice(self, data: torch.Tensor, first: int, count: int) -> torch.Tensor:
         """Hash chunks `first` to `first + count` of the data; return their chaining values, uint32, shape (8, count).
 
-        They lie in scratch, until the next call. The data's very last chunk is hashed apart, unless it is whole; it
+        They are in scratch, until the next call. The data's very last chunk is hashed apart, unless it is whole; it
         becomes the root if it is the only one.
         """
         values = self._chunk_values[:, :count]

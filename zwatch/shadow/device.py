@@ -82,12 +82,12 @@ class Device:
     ) -> None:
         self.torch_device = _torch_device(name)
         self.budget = budget
-        self.held = 0
+        self.weights_bytes = 0
         """Bytes that weights hold."""
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._lock = threading.Lock()
-        self._begun = 0  # pieces of work beside requests, so far
+        self._begun = 0  # pieces of work other than requests, so far
         self._in_progress = 0  # of these
         self._serving: set[int] = set()  # identifiers of the threads that make images
         self._launching = 0  # of these threads
@@ -124,7 +124,7 @@ class Device:
         free, total = self._unused()
         if self.budget is None:
             return free, total
-        return max(0, min(free, self.budget - self.held)), min(total, self.budget)
+        return max(0, min(free, self.budget - self.weights_bytes)), min(total, self.budget)
 
     def _unused(self) -> tuple[int, int]:
         """Return (free, total) bytes of the device, whatever the budget; what is kept for the next load is free."""
@@ -133,12 +133,12 @@ class Device:
 
     @property
     def room(self) -> int:
-        """Bytes that weights may take now beside what is needed for making images; negative if that is short already.
+        """Bytes that weights may take now in addition to what is needed for making images; negative if that is short already.
 
         The budget is for weights alone.
         """
         beside_images = self._unused()[0] - self.request_peak
-        return beside_images if self.budget is None else min(beside_images, self.budget - self.held)
+        return beside_images if self.budget is None else min(beside_images, self.budget - self.weights_bytes)
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """Return an uninitialised uint8 tensor of shape (size,), counted against the budget until `owner` is
@@ -149,7 +149,7 @@ class Device:
         """
         slab = torch.empty(size, dtype=torch.uint8) if self._pool is None else self._pool.take(size)
         with self._lock:
-            self.held += size
+            self.weights_bytes += size
         weakref.finalize(owner, self._release, size, None if self._pool is None else slab)
         self._keep_to_budget(0)
         return slab[:size]
@@ -157,12 +157,12 @@ class Device:
     def _keep_to_budget(self, missing: int) -> None:
         """Release kept slabs of unused sizes where the budget, which other programs rely on, would not hold them and
         `missing` bytes more."""
-        if self.budget is not None and self.held + self.kept + missing > self.budget:
+        if self.budget is not None and self.weights_bytes + self.kept + missing > self.budget:
             self.give_room()
 
     def _release(self, size: int, slab: torch.Tensor | None) -> None:
         with self._lock:
-            self.held -= size
+            self.weights_bytes -= size
         if self._pool is not None and slab is not None:
             self._pool.give_back(slab)
 
@@ -188,7 +188,7 @@ class Device:
         return True
 
     def has_room(self, sizes: Iterable[int]) -> bool:
-        """Return whether buffers of these sizes fit now beside what is needed for making images; nothing always fits."""
+        """Return whether buffers of these sizes fit now in addition to what is needed for making images; nothing always fits."""
         wanted = sum(sizes)
         return not wanted or wanted <= self.room
 
@@ -206,11 +206,11 @@ class Device:
         if self._in_progress:
             yield
             return
-        begun, held = self._begun, self._memory.allocated()
+        begun, allocated = self._begun, self._memory.allocated()
         self._memory.reset_peak()
         yield
         if begun == self._begun:
-            self.request_peak = max(self.request_peak, self._memory.peak() - held)
+            self.request_peak = max(self.request_peak, self._memory.peak() - allocated)
 
     # --- bytes
 
@@ -291,7 +291,7 @@ class Device:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count work beside requests, for `measured_request`."""
+        """Count work other than requests, for `measured_request`."""
         with self._lock:
             self._begun += 1
             self._in_progress += 1

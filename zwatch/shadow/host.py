@@ -24,7 +24,8 @@ HOST_SPARE = 4 * 2**30
 def system_memory() -> tuple[int, int]:
     """Return (available, total) bytes of the host's memory, as Linux counts them."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))  # type: ignore[return-value]
+    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    return available, total
 
 
 class Shadow(Protocol):

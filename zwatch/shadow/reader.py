@@ -9,12 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from zwatch.errors import Rejection
 from zwatch.shadow.page_cache import unbuffered
+
+T = TypeVar("T")
 
 CHUNK = 8 * 2**20
 """Bytes read at a time: small enough to abandon a load quickly and for the pinned pieces to stay in the CPU's cache, large
@@ -98,7 +100,7 @@ class _Order:
 
     def send(self) -> None:
         """Copy what was read from its slot to where it belongs, in the order of the current stream."""
-        assert self.slot is not None  # only what lies in one is sent
+        assert self.slot is not None  # only what is in one is sent
         destination = self.filling.destination[self.begin : self.begin + self.length]
         destination.copy_(self.slot.pinned[: self.length], non_blocking=True)
 
@@ -132,7 +134,7 @@ class _Threads:
             _empty(done)  # an error left in it holds the frames that hold this queue, and all buffers of the load
 
 
-def _empty(queue: "SimpleQueue[Any]") -> None:
+def _empty(queue: "SimpleQueue[T]") -> None:
     try:
         while True:
             queue.get_nowait()
@@ -288,7 +290,7 @@ class _Prefixes:
         self._ahead: dict[tuple[int, int], int] = {}
 
     def grow(self, order: _Order, landed: Landed) -> None:
-        """Take in a piece, and tell of its file's gapless beginning if that has grown."""
+        """Record a piece, and report its file's gapless beginning if that has grown."""
         number = order.number
         self._ahead[number, order.begin] = order.length
         before = end = self._ends.get(number, 0)

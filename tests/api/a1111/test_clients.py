@@ -11,7 +11,6 @@ from PIL import Image
 
 from zwatch.api.a1111.clients import Client, Clients, client_of
 from zwatch.errors import RequestError
-from zwatch.generation import previews
 from zwatch.rollout.lifecycle import VersionKey
 
 SLOW = {"prompt": "a cat", "steps": 100, "batch_size": 16, "width": 256, "height": 256}
@@ -177,8 +176,8 @@ async def test_without_jobs_the_progress_is_idle(client):
     assert await progress(client) == IDLE
 
 
-async def test_the_progress_has_the_steps_and_a_preview(client, monkeypatch):
-    monkeypatch.setattr(previews, "SHARE", float("inf"))
+async def test_the_progress_has_the_steps_and_a_preview(client):
+    client.services.queue.preview_share = float("inf")
     task, job = await begun(client)
     await runs(client, job)
     unseen = await progress(client, "?skip_current_image=true")

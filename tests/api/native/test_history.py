@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -74,11 +75,11 @@ async def test_files_removed_from_the_directory_are_not_listed_and_the_page_is_s
     assert page["next"] is None
 
 
-async def test_a_file_that_is_not_an_image_is_listed_without_parameters(filled, tmp_path):
-    client, _ = filled
+async def test_a_file_that_is_not_an_image_is_listed_without_parameters(start, tmp_path):
+    (tmp_path / "output").mkdir()
     (tmp_path / "output" / "20990101_000000_seed5.png").write_bytes(b"hello")
-    client.services.history._index._looked = -1e9
-    _, _, page = await client.call("GET", "/history?limit=1")
+    async with start() as client:
+        _, _, page = await client.call("GET", "/history?limit=1")
     assert page["images"][0] == {
         "name": "20990101_000000_seed5.png", "url": "/history/20990101_000000_seed5.png", "version": None, "digest": None,
         "seed": 5, "prompt": None, "width": None, "height": None, "steps": None, "created": "2099-01-01T00:00:00Z",
@@ -90,14 +91,13 @@ async def test_a_file_that_is_not_an_image_is_listed_without_parameters(filled, 
     ['{"prompt": NaN, "seed": -Infinity, "width": Infinity}', '{"prompt": ["x"], "seed": "5", "steps": {}, "height": true}',
      '{"prompt": ' + "[" * 900 + "]" * 900 + ', "seed": ' + "9" * 4000 + "}"],
 )  # fmt: skip
-async def test_invalid_metadata_in_a_file_does_not_break_the_list(filled, tmp_path, request_text):
-    client, _ = filled
+async def test_invalid_metadata_in_a_file_does_not_break_the_list(start, tmp_path, request_text):
+    (tmp_path / "output").mkdir()
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("zwatch_request", request_text)
     chunks.add_text("zwatch_digest", "none")
     Image.new("RGB", (8, 8)).save(tmp_path / "output" / "20990101_000000_seed5.png", pnginfo=chunks)
-    client.services.history._index._looked = -1e9
-    async with client.http.get(client.url + "/history?limit=1") as response:
+    async with start() as client, client.http.get(client.url + "/history?limit=1") as response:
         [row] = json.loads(await response.read(), parse_constant=pytest.fail)["images"]
     assert [row[name] for name in ("digest", "prompt", "seed", "width", "height", "steps")] == [None] * 6
 
@@ -163,12 +163,16 @@ async def test_the_oldest_images_beyond_the_limit_are_deleted(start, tmp_path):
 
 
 async def test_a_stored_image_has_a_name_even_if_older_ones_cannot_be_deleted(start, tmp_path, monkeypatch, caplog):
-    def stuck(limit):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+    unlink = os.unlink
 
+    def stuck(path, **options):
+        if str(path).endswith("_seed1.png"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", stuck)
     async with start(history_max_images=1) as client:
         await client.serves()
-        monkeypatch.setattr(client.services.history._index, "delete_some", stuck)
         for seed in (1, 2):
             body = {"prompt": "x", "seed": seed}
             _, _, made = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})

@@ -11,16 +11,15 @@ from PIL import Image
 
 from zwatch.api.services import TimeLimits
 from zwatch.errors import RequestError
-from zwatch.generation import previews
 
 SLOW = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
 QUICK = {"prompt": "a cat", "seed": 7}
 
 
 @pytest.fixture
-def _unlimited(monkeypatch):
+def _unlimited(client):
     """Make a preview for every step: a step of the tiny pipeline takes hardly longer than a preview."""
-    monkeypatch.setattr(previews, "SHARE", float("inf"))
+    client.services.queue.preview_share = float("inf")
 
 
 async def submit(client, **fields):
@@ -264,9 +263,8 @@ async def test_too_much_work_is_refused_before_it_is_queued(start):
         assert "--max-work" in error["message"]
 
 
-async def test_jobs_that_still_wait_when_the_service_stops_fail_with_shutting_down(start, monkeypatch):
-    monkeypatch.setattr("zwatch.app.DRAIN_SECONDS", 0.1)
-    async with start() as client:
+async def test_jobs_that_still_wait_when_the_service_stops_fail_with_shutting_down(start):
+    async with start(TimeLimits(drain=0.1)) as client:
         await client.serves()
         running, waiting = await submit(client, **SLOW), await submit(client)
         jobs = [client.services.queue.jobs.find(body["id"]) for body in (running, waiting)]

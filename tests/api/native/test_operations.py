@@ -86,8 +86,8 @@ async def test_without_a_token_a_login_succeeds_and_sets_no_cookie(client):
     assert (status, "Set-Cookie" in headers) == (200, False)
 
 
-async def test_the_cookie_is_accepted_beside_a_foreign_authorization_header(locked):
-    """A proxy with a password of its own forwards the browser's Authorization header."""
+async def test_the_cookie_is_accepted_with_a_foreign_authorization_header(locked):
+    """A proxy with its own password forwards the browser's Authorization header."""
     cookie = await logged_in(locked)
     headers = {"Cookie": f"{COOKIE}={cookie.value}", "Authorization": "Basic cHJveHk6cHJveHk="}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 200

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from zwatch.api.services import TimeLimits
-from zwatch.generation import previews
 
 SLOW = {"prompt": "a cat", "extra_body": {"num_inference_steps": 100}, "size": "512x512"}
 LONG_JOB = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
@@ -119,8 +118,8 @@ async def test_a_url_can_be_fetched_unchanged(client, connect):
         assert await response.read() == base64.b64decode(both.b64_json)
 
 
-async def test_a_stream_has_partial_images_and_the_completed_one(client, connect, monkeypatch):
-    monkeypatch.setattr(previews, "SHARE", float("inf"))
+async def test_a_stream_has_partial_images_and_the_completed_one(client, connect):
+    client.services.queue.preview_share = float("inf")
     async with connect(client) as (ours, _):
         stream = await ours.images.generate(
             prompt="a cat", stream=True, partial_images=3, size="256x128", output_format="webp", quality="auto",
@@ -152,8 +151,8 @@ async def test_a_stream_has_partial_images_and_the_completed_one(client, connect
     assert completed.b64_json == whole.data[0].b64_json
 
 
-async def test_without_partial_images_a_stream_has_one_event(client, connect, monkeypatch):
-    monkeypatch.setattr(previews, "SHARE", float("inf"))
+async def test_without_partial_images_a_stream_has_one_event(client, connect):
+    client.services.queue.preview_share = float("inf")
     async with connect(client) as (ours, _):
         stream = await ours.images.generate(prompt="x", stream=True, extra_body={"num_inference_steps": 30})
         assert [event.type async for event in stream] == ["image_generation.completed"]

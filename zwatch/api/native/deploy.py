@@ -85,7 +85,7 @@ def _followed(services: Services, alias: str) -> str:
 
 
 def _rejected(message: str, reason: object = None) -> RequestError:
-    """Return the error for a call that was decided against."""
+    """Return the error for a call that was rejected."""
     return RequestError("rejected", message, extra={"reason": reason})
 
 
@@ -134,7 +134,7 @@ async def rollback(request: web.Request) -> web.Response:
     if previous is None:
         raise _rejected(f"{alias} has served no other version before")
     if serving is not None and serving.key.version == previous.version:
-        raise _rejected(f"{previous.version} was sealed anew; its earlier content cannot be linked to")
+        raise _rejected(f"{previous.version} was sealed again; its earlier content cannot be linked to")
     return await _deploy(services, alias, previous.version, wait=True)
 
 
@@ -161,7 +161,7 @@ async def unload_model(request: web.Request) -> web.Response:
     finally:
         services.queue.reopen()
     if not unloaded:
-        raise _rejected("superseded: a load was asked for, or a link was made anew, before all was freed")
+        raise _rejected("superseded: a load was requested or the link was replaced before unloading finished")
     body: Unloaded = {"status": "success", "message": "Model unloaded from memory"}
     return answer(body)
 
