@@ -204,7 +204,7 @@ async def test_each_row_is_rejected_with_its_reason_and_deploys_after_repair(mod
 FAULTS = {
     "missing": (lambda current: None, ["no such link"]),
     "dangling": (lambda current: current.symlink_to("v9"), ["v9"]),
-    "loop": (lambda current: current.symlink_to("current"), ["circle"]),
+    "loop": (lambda current: current.symlink_to("current"), ["loop"]),
     "not_a_directory": (lambda current: current.symlink_to("v1/model_index.json"), ["file"]),
     "outside": (lambda current: current.symlink_to("/"), ["not a version"]),
     "outside, deeper": (lambda current: current.symlink_to("v1/vae"), ["v1/vae"]),

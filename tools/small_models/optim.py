@@ -15,7 +15,7 @@ from torch import Tensor
 
 def orthogonalise(g: Tensor) -> Tensor:
     """The nearest half-orthogonal matrices to g [k, m, n], nearly (five Newton-Schulz steps in bf16)."""
-    x = g.to(torch.bfloat16)
+    x = g.to(torch.bfloat16 if g.is_cuda else torch.float32)  # many CPUs have no instructions for bfloat16
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
