@@ -5,6 +5,7 @@ number, and `true` is not 1.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,16 +27,16 @@ _SHOWN_NAME = 100
 """Most characters of an unknown field's name that an error repeats."""
 
 
-class Rule:
+class Rule(ABC):
     """A marker that checks a field's value by itself."""
 
+    @abstractmethod
     def check(self, value: Any) -> Any:
         """Return the field's value, or raise the error that `refused` makes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def schema(self) -> JsonSchemaValue:
         """Return the JSON schema of what `check` accepts."""
-        raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
