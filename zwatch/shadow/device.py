@@ -40,7 +40,7 @@ class MemorySource(Protocol):
 
 
 class CpuMemory:
-    """The host's memory as a CPU device uses it; see `MemorySource`. Nobody counts what tensors hold there."""
+    """The host's memory as a CPU device uses it; see `MemorySource`. What tensors hold there is not known."""
 
     def unused(self) -> tuple[int, int]:
         """Return (free, total) bytes."""
