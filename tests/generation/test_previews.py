@@ -72,7 +72,8 @@ def reporter(job, engine, bridge):
 async def test_a_step_is_reported_with_its_preview(bridge, job):
     job.note_poll()
     await bridge.run("generate", reporter(job, engine_with(LOOK), bridge).report, 1)
-    await job.changes.wait()
+    while job.step < 1:
+        await job.changes.wait()
     assert (job.step, job.preview[:2]) == (1, b"\xff\xd8")
 
 
@@ -92,6 +93,7 @@ async def test_a_failed_preview_is_logged_and_the_step_is_reported(bridge, job, 
 
     job.note_poll()
     await bridge.run("generate", reporter(job, engine_with(SimpleNamespace(image=fail)), bridge).report, 1)
-    await job.changes.wait()
+    while job.step < 1:
+        await job.changes.wait()
     assert (job.step, job.preview) == (1, None)
     assert "a preview could not be made" in caplog.text
