@@ -143,6 +143,9 @@ def _resolve_once(root_fd: int, alias: str, stamp: LinkStamp, known: Target | No
     try:
         fd = os.open(alias, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
+        if error.errno == errno.ENOENT and os.path.exists(f"/proc/self/fd/{root_fd}/{alias}"):
+            # The link was missing for a moment. One made within the same clock tick may have the same stamp.
+            raise FileNotFoundError(error.errno, error.strerror, alias) from None
         return _open_fault(alias, link, error)
     directory = Directory(fd, "")
     status = os.fstat(fd)
