@@ -167,6 +167,7 @@ def test_busybox_ln_sf_deploys(root, looker):
 
 
 def test_a_link_made_while_the_service_was_down_deploys_at_its_start(root):
+    next_tick(root.parent)
     run(root, "ln", "-sf", "v2", "current")
     assert version(Looker(root, ["current"], strict_links=False).look()) == "v2"
     assert_clean(root)
