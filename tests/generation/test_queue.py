@@ -346,15 +346,21 @@ async def test_an_error_while_finishing_fails_the_job_only(start, bridge):
     assert bad.error.code == "out_of_memory"
 
 
+class HeldFinisher(Finisher):
+    """A finisher that waits until the test lets it proceed."""
+
+    def __init__(self, bridge, proceed):
+        super().__init__(bridge, None)
+        self._proceed = proceed
+
+    async def finish(self, job, result):
+        await self._proceed.wait()
+        return await super().finish(job, result)
+
+
 async def test_the_next_job_runs_while_images_are_finished_up_to_a_limit(start, engine, bridge):
     proceed = asyncio.Event()
-
-    class Slow:
-        async def finish(self, job, result):
-            await proceed.wait()
-            return await Finisher(bridge, None).finish(job, result)
-
-    queue = start(Slow())
+    queue = start(HeldFinisher(bridge, proceed))
     jobs = [submit(queue) for _ in range(7)]
     async with asyncio.timeout(DEADLINE):
         while len(engine.prompts) < 5:
@@ -406,13 +412,7 @@ async def test_a_permanent_close_is_not_undone(queue):
 
 async def test_drained_waits_for_waiting_running_and_finishing_jobs(start, engine, bridge):
     proceed = asyncio.Event()
-
-    class Slow:
-        async def finish(self, job, result):
-            await proceed.wait()
-            return await Finisher(bridge, None).finish(job, result)
-
-    queue = start(Slow())
+    queue = start(HeldFinisher(bridge, proceed))
     async with asyncio.timeout(DEADLINE):
         await queue.drained()
         job = submit(queue)
