@@ -161,7 +161,7 @@ def _attempts(**service: Any) -> int:
 @_option("--version", envvar="ZWATCH_SEAL_VERSION", type=options.version_name, show_default="the directory's", metavar="NAME", help="The version's name.")  # fmt: skip
 def _seal(directory: Path, version: str | None) -> int:
     """Stamp the transformer, hash every file, write BLAKE3SUMS."""
-    from zwatch.deploy import seal
+    from zwatch.deploy import header, seal
     from zwatch.progress import Progress
 
     try:
@@ -169,7 +169,9 @@ def _seal(directory: Path, version: str | None) -> int:
     except ValueError as error:
         raise UsageError(f"{error}; give --version NAME") from None
     paths = seal.sealable_files(directory)
-    with Progress("sealing", sum((directory / path).stat().st_size for path in paths)) as progress:
+    # The transformer's files are written anew with their version, and then hashed as all the others.
+    read = [*paths, *filter(header.carries_version, paths)]
+    with Progress("sealing", sum((directory / path).stat().st_size for path in read)) as progress:
         sealed = seal.write_seal(directory, name, progress.advance)
     print(f"{directory}: sealed {name}, {len(sealed.files)} files, digest {sealed.digest}")
     return 0
@@ -200,7 +202,7 @@ def _check(directory: Path, device: str, *, as_json: bool) -> int:
     from zwatch.progress import Progress
 
     logs.set_up("text")
-    with Progress("checking", None) as progress:
+    with Progress("checking") as progress:
         findings, details = check_version(directory, device, progress.update)
     return _report(directory, findings, f"would serve ({details})", as_json=as_json)
 

@@ -80,15 +80,17 @@ def followed(service: Service, alias: str) -> Iterator[None]:
 def _follow(service: Service, alias: str, ended: threading.Event) -> None:
     from zwatch.progress import Progress  # tqdm, for a terminal only
 
-    with Progress("loading", None) as progress:
+    with Progress(f"{alias}") as progress:
         while not ended.wait(_POLL_SECONDS):
             try:
                 status = service.get("/status")[1]
             except UsageError:
                 return  # the call that is being followed reports it
             attempt = status.get("aliases", {}).get(alias, {}).get("attempt")
-            if attempt and attempt["progress"]:
-                total = round(attempt["bytes"] / attempt["progress"])
+            if attempt is None or attempt["state"] not in ("LOADING", "WARMING"):
+                progress.step("waiting for the service")
+            else:
+                total = round(attempt["bytes"] / attempt["progress"]) if attempt["progress"] else 0
                 progress.update(attempt["bytes"], total, f"{attempt['version']} {attempt['state']}")
 
 

@@ -1,31 +1,60 @@
-"""Progress bars, on standard error and only if that is a terminal."""
+"""Progress on a terminal, on standard error: a bar while bytes are counted, else what is being done and for how long."""
 
 import sys
+import threading
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
+_REFRESH_SECONDS = 0.2
+_BYTES = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_NO_BYTES = "{desc}{postfix} [{elapsed}]"
+
 
 class Progress:
-    """A bar over bytes. `total` may be None while it is not known."""
+    """Shows how far something is; nothing if the stream is no terminal.
 
-    def __init__(self, title: str, total: int | None) -> None:
+    The bar ends with its last byte. What is done before the first byte and after the last one is shown by its name, with
+    the time that passes, so that a terminal at work never looks as if it stood still.
+    """
+
+    def __init__(self, title: str, total: int | None = None, *, stream: TextIO | None = None) -> None:
+        """`total` is in bytes, and None while it is not known; `stream` is by default standard error."""
+        stream = stream or sys.stderr
+        # Without tqdm's monitor thread: the thread below refreshes more often.
         self._bar = tqdm(
-            total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=sys.stderr,
-            disable=not sys.stderr.isatty(),
+            total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=stream,
+            disable=not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=_BYTES if total else _NO_BYTES,
         )  # fmt: skip
+        self._ended = threading.Event()
+        self._refreshing = threading.Thread(target=self._refresh, name="zwatch-progress", daemon=True)
+        if not self._bar.disable:
+            self._refreshing.start()
 
-    def advance(self, path: str, count: int) -> None:
-        """Add `count` bytes that were read from the file `path`."""
-        self._bar.set_postfix_str(path, refresh=False)
+    def advance(self, what: str, count: int) -> None:
+        """Add `count` bytes of `what`, the path of a file or the name of a step."""
+        self._bar.set_postfix_str(what, refresh=False)
         self._bar.update(count)
+        if self._bar.total and self._bar.n >= self._bar.total:
+            self.step("finishing")
 
     def update(self, done: int, total: int, what: str) -> None:
-        """Show `done` of `total` bytes, and what is going on."""
-        self._bar.total = total or None
-        self._bar.n = done
-        self._bar.set_postfix_str(what, refresh=True)
+        """Show `done` of `total` bytes; before the first byte and after the last one, only `what` is going on."""
+        if 0 < done < total:
+            self._bar.bar_format, self._bar.total, self._bar.n = _BYTES, total, done
+            self._bar.set_postfix_str(what, refresh=False)
+        else:
+            self.step(what)
+
+    def step(self, what: str) -> None:
+        """Show what is being done; nothing is counted meanwhile."""
+        self._bar.bar_format = _NO_BYTES
+        self._bar.set_postfix_str(what, refresh=False)
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(_REFRESH_SECONDS):
+            self._bar.refresh()
 
     def __enter__(self) -> Self:
         return self
@@ -33,4 +62,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
+        if self._refreshing.is_alive():
+            self._refreshing.join()
         self._bar.close()

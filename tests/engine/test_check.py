@@ -11,6 +11,13 @@ def test_a_good_version_has_no_findings_and_its_phases_are_returned(models):
     assert all(phase in phases for phase in ("read", "verify", "build", "warm"))
     done, total, _ = reports[-1]
     assert done == total > 0
+    assert list(dict.fromkeys(what for _, _, what in reports)) == [
+        "opening the device",
+        "reading",
+        "building",
+        "warming",
+    ]
+    assert all(what == "reading" for done, total, what in reports if done < total)
 
 
 def test_a_bad_version_is_a_finding_with_code_and_reason(models):

@@ -133,8 +133,9 @@ def check_version(found: Header, expected: str, path: str) -> None:
         )
 
 
-def write_version(path: Path, version: str) -> bool:
-    """Write `version` into the header of the file at `path`; return False if it was there already.
+def write_version(path: Path, version: str, advance: Callable[[int], None] = lambda count: None) -> bool:
+    """Write `version` into the header of the file at `path`; return False if it was there already. `advance` gets the bytes
+    done since its last call, the whole file's in the end.
 
     The file is rewritten under a temporary name, fsynced and renamed, so a crash leaves the old file or the new one. (Not
     with `write_durably`: the tensors of some GB are streamed, and the owner is kept.)
@@ -146,6 +147,7 @@ def write_version(path: Path, version: str) -> bool:
     with open(path, "rb") as source:
         found = read_header(source.fileno(), str(path))
         if found.version == version:
+            advance(os.fstat(source.fileno()).st_size)
             return False
         table = _parse_json(found.raw[LENGTH_BYTES:], str(path))
         metadata = {**found.metadata, VERSION_KEY: version}
@@ -160,8 +162,10 @@ def write_version(path: Path, version: str) -> bool:
             with open(temporary, "wb") as sink:
                 sink.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
                 source.seek(found.data_start)
+                advance(found.data_start)
                 while chunk := source.read(2**24):
                     sink.write(chunk)
+                    advance(len(chunk))
                 sink.flush()
                 os.fsync(sink.fileno())
             status = os.fstat(source.fileno())

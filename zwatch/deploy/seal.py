@@ -157,7 +157,8 @@ def hash_file(fd: int, advance: Callable[[int], None] = lambda done: None) -> st
 
 
 def write_seal(directory: Path, version: str, progress: Progress = lambda path, done: None) -> Seal:
-    """Write the version into the transformer's headers, hash every file, and write the seal last.
+    """Write the version into the transformer's headers, hash every file, and write the seal last. `progress` gets the
+    transformer's bytes twice, the others' once.
 
     Raises:
         Rejection: something in the directory cannot be sealed; nothing is written then but header versions.
@@ -170,7 +171,7 @@ def write_seal(directory: Path, version: str, progress: Progress = lambda path, 
             "file_missing", f"{directory}: no transformer/*.safetensors to write the version into; is this a pipeline?"
         )
     for path in weights:
-        header.write_version(directory / path, version)
+        header.write_version(directory / path, version, partial(progress, path))
     hashes: dict[str, str] = {}
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -12,7 +12,7 @@ from zwatch.errors import Rejection
 def check_version(directory: Path, device: str, report: Callable[[int, int, str], None]) -> tuple[list[str], str]:
     """Verify, load and warm a version; return what is wrong with it, and how long each phase took.
 
-    `report` gets (bytes done, bytes in all, the phases so far).
+    `report` gets (bytes done, bytes in all, what is being done).
 
     Raises:
         OSError: the directory cannot be read.
@@ -28,11 +28,20 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
 
 def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
     # Importing torch takes seconds: only for a version with a seal.
+    report(0, 0, "opening the device")
     from zwatch.engine.factory import EngineFactory
     from zwatch.shadow.device import Device
 
     factory = EngineFactory(Device(device))
-    control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
+    warming = False
+
+    def report_load() -> None:
+        read_all = 0 < control.bytes_done == control.bytes_total
+        report(control.bytes_done, control.bytes_total, "warming" if warming else "building" if read_all else "reading")
+
+    control = factory.control(report_load)
     engine = factory.build(opened, factory.plan(opened, digest), control)
+    warming = True
+    report_load()
     factory.warm(engine, control)
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in control.phases.items())
