@@ -7,10 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test quick install lint bench clean
+.PHONY: serve test quick install lint bench clean keep-link
 
-serve: install
+serve: install keep-link
 	$(BIN)/zwatch serve $(ARGS)
+
+# What models/current points to is deployed, not developed: `git stash`, `reset` and `switch` must not change it.
+# Undo with: git update-index --no-skip-worktree models/current
+keep-link:
+	@git update-index --skip-worktree models/current 2>/dev/null || true
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)

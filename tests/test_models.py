@@ -1,9 +1,12 @@
-"""The models in the repository: sealed, small, sharing files, and generating the expected images."""
+"""The models in the repository: sealed, small, sharing files, and generating the expected images. What users add beside them,
+and what they deploy, does not matter here.
+"""
 
 import asyncio
 import itertools
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ from PIL import Image
 from tests.harness import Server, golden
 from zwatch.deploy.seal import check_directory
 
-MODELS = Path(__file__).parent.parent / "models"
+REPOSITORY = Path(__file__).parent.parent
+MODELS = REPOSITORY / "models"
+VERSIONS = ("v1", "v2")
 GOLDEN = Path(__file__).parent / "golden"
 PROMPT, SEED = "a cat wearing sunglasses", 42
 SIDE = 256
@@ -24,24 +29,34 @@ TOLERANCE = 2.0
 
 @pytest.fixture(scope="module")
 def images():
-    return {name: golden(MODELS / name, [(PROMPT, SEED)])[PROMPT, SEED] for name in ("v1", "v2")}
+    return {name: golden(MODELS / name, [(PROMPT, SEED)])[PROMPT, SEED] for name in VERSIONS}
 
 
 def as_pixels(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", VERSIONS)
 def test_a_version_is_verified(name):
     assert check_directory(MODELS / name, name) == []
 
 
-def test_current_points_to_v1():
-    assert os.readlink(MODELS / "current") == "v1"
+def git(repository, *arguments):
+    found = subprocess.run(["git", "-C", repository, *arguments], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+needs_git = pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is not a git repository")
+
+
+@needs_git
+def test_current_points_to_v1_in_a_fresh_clone():
+    assert git(REPOSITORY, "show", ":models/current") == "v1"
 
 
 def test_both_versions_together_are_small():
-    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= LIMIT
+    files = [path for name in VERSIONS for path in (MODELS / name).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= LIMIT
 
 
 @pytest.mark.parametrize("folder", ["text_encoder", "vae", "tokenizer", "scheduler"])
@@ -50,7 +65,7 @@ def test_a_flip_loads_only_the_transformer(folder):
         assert path.read_bytes() == (MODELS / "v2" / folder / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", VERSIONS)
 def test_a_version_generates_its_golden_image(images, name):
     with Image.open(GOLDEN / f"{name}.png") as known:
         difference = np.abs(as_pixels(images[name]) - np.asarray(known.convert("RGB"), np.float32)).mean()
@@ -64,7 +79,9 @@ def test_v2_is_more_saturated_than_v1(images):
 
 async def test_served_images_equal_those_of_diffusers_before_and_after_a_flip(images, tmp_path):
     models = tmp_path / "models"
-    shutil.copytree(MODELS, models, symlinks=True)
+    for name in VERSIONS:
+        shutil.copytree(MODELS / name, models / name)
+    (models / "current").symlink_to("v1")
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
         ended = asyncio.Event()
@@ -89,3 +106,50 @@ async def test_served_images_equal_those_of_diffusers_before_and_after_a_flip(im
             assert (
                 len((await server.generate("一只戴墨镜的猫", 1, width=width, height=height))[2]) == width * height * 3
             )
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone of this repository whose service was started once; its models are not needed here, but for the link."""
+    for name in ("Makefile", ".gitignore"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for name in VERSIONS:
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "model_index.json").write_text("{}")
+    (tmp_path / "models" / "current").symlink_to("v1")
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    git(tmp_path, "config", "user.email", "test@example.org")
+    git(tmp_path, "config", "user.name", "test")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message=first")
+    subprocess.run(["make", "--silent", "-C", tmp_path, "keep-link"], check=True)
+    return tmp_path
+
+
+@needs_git
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ["stash"], ["stash --include-untracked"], ["checkout -- ."], ["checkout HEAD -- models/v1", "restore ."], ["reset --hard"],
+        ["clean -fd"], ["switch --create other", "switch main"], ["commit --all --allow-empty --message=x", "reset --hard"],
+    ],
+)  # fmt: skip
+def test_git_does_not_deploy(clone, commands):
+    current = clone / "models" / "current"
+    shutil.copytree(clone / "models" / "v2", clone / "models" / "v3")
+    current.unlink()
+    current.symlink_to("v3")
+    (clone / "models" / "v1" / "model_index.json").write_text("{ }")
+    (clone / "notes").write_text("")
+    for command in commands:
+        git(clone, *command.split())
+    assert os.readlink(current) == "v3"
+    assert (clone / "models" / "v3" / "model_index.json").exists()
+
+
+@needs_git
+def test_git_does_not_report_what_is_deployed_as_a_change(clone):
+    shutil.copytree(clone / "models" / "v2", clone / "models" / "v3")
+    (clone / "models" / "current").unlink()
+    (clone / "models" / "current").symlink_to("v3")
+    assert git(clone, "status", "--short") == ""
