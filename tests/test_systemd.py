@@ -1,16 +1,22 @@
 """The unit file, and the notifications to systemd."""
 
+import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Server
-from zwatch import systemd
+from zwatch import systemd, unit
+from zwatch.cli import main
+from zwatch.errors import UsageError
 
-UNIT = Path(__file__).parent.parent / "systemd" / "zwatch.service"
+REPOSITORY = Path(__file__).parent.parent
+UNIT = REPOSITORY / "systemd" / "zwatch.service"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -52,3 +58,45 @@ async def test_the_service_notifies_ready_what_serves_watchdog_and_stopping(list
         assert server.stop() == 0
         while "STOPPING=1" not in sent:
             sent.append(listener.recv(1000).decode())
+
+
+def test_the_command_prints_the_unit_with_the_path_of_this_installation(capsys):
+    assert main(["systemd-unit"]) == 0
+    printed = capsys.readouterr().out
+    programs = Path(sys.executable).parent
+    assert f"\nEnvironment=PATH={programs}:/usr/local/bin:/usr/bin:/bin\n" in printed
+    assert printed.replace(str(programs), "/opt/zwatch/bin") == UNIT.read_text()
+
+
+def test_a_percent_sign_in_the_path_is_not_a_specifier():
+    assert "\nEnvironment=PATH=/opt/100%%/bin:" in unit.text(Path("/opt/100%/bin"))
+
+
+@pytest.mark.parametrize("path", ["/opt/my programs/bin", "/opt/a:b/bin", '/opt/"a"/bin'])
+def test_a_path_that_a_unit_cannot_have_is_refused(path):
+    with pytest.raises(UsageError, match=re.escape(repr(path))):
+        unit.text(Path(path))
+
+
+def test_the_wheel_has_the_unit_and_the_documentation(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(
+        REPOSITORY,
+        source,
+        ignore=shutil.ignore_patterns(".*", "models", "tests", "build", "*.egg-info", "output_image"),
+    )
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--prefix", tmp_path / "installed", wheel], check=True)
+    share = tmp_path / "installed" / "share"
+    assert (share / "doc/zwatch/docs/operations.md").read_bytes() == (REPOSITORY / "docs/operations.md").read_bytes()
+    for page in (share / "doc" / "zwatch").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    [packages] = (tmp_path / "installed").glob("lib/python*/site-packages")
+    found = subprocess.run(
+        [sys.executable, "-m", "zwatch", "systemd-unit"], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(packages)},
+    )  # fmt: skip
+    assert found.stdout.splitlines()[0] == UNIT.read_text().splitlines()[0]

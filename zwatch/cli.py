@@ -207,6 +207,15 @@ def _check(directory: Path, device: str, *, as_json: bool) -> int:
     return _report(directory, findings, f"would serve ({details})", as_json=as_json)
 
 
+@commands.command("systemd-unit")
+def _systemd_unit() -> int:
+    """Print a systemd unit that runs this installation; its comments say how to install it."""
+    from zwatch import unit
+
+    print(unit.text(Path(sys.executable).parent), end="")
+    return 0
+
+
 def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
     """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
     from zwatch import client
