@@ -168,17 +168,15 @@ class AttemptRunner:
 
     async def _load_and_promote(self, load: Load) -> None:
         alias, attempt = load.alias, load.attempt
-        if not attempt.fallback and self._state.saved.is_set_aside(attempt.key, load.link_stamp):
-            raise Rejection(
-                "set_aside", f"{attempt.key.version} served or was tried at two crashes in a row; link it again"
-            )
+        if not attempt.fallback and self._state.saved.is_set_aside(attempt.key):
+            raise Rejection("set_aside", self._state.saved.why_set_aside(alias.name, attempt.key))
         if alias.target is not None and not attempt.fallback:
             load.directory = alias.target.directory.duplicate()
         else:
             load.directory = await self._bridge.run("look", _open_fallback, self._root, attempt.key)
         load.awaited = await self._bridge.run("look", await_files, load.directory)
         # Before the first byte is loaded: if this version kills the process, the next run must know.
-        alias.note_trying(attempt.key, load.link_stamp)
+        alias.saved.trying = attempt.key
         await self._state.save()
         # Requests wait during an exchange: they may go on only after the promotion.
         with ExitStack() as after_promotion:

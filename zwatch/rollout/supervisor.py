@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Look, Looker
+from zwatch.deploy.resolving import LinkStamp
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
@@ -54,7 +55,7 @@ class Supervisor:
         self.changes = Pulse()
         self.seen = Look()
         """The latest look."""
-        self.state = StateKeeper(bridge, state_file)
+        self.state = StateKeeper(bridge, state_file, self.changes.fire)
         self._bridge = bridge
         self._engines = engines
         self._make_looker = partial(Looker, root, aliases, strict_links=strict_links)
@@ -76,6 +77,7 @@ class Supervisor:
         self._looks = 0
         self._looked = Pulse()
         self._stopping = False
+        self._begun = time.monotonic()
 
     # --- what others ask
 
@@ -131,7 +133,9 @@ class Supervisor:
             alias.restore(saved.alias(name))
         if crashed := saved.begin_run():
             names = " and ".join(key.version for key in crashed)
-            _log.warning("the previous run crashed while %s served or was tried", names)
+            _log.warning(
+                "the previous run crashed while %s was serving or being tried, and had not proved itself", names
+            )
         await self.state.save()
 
     async def run(self) -> None:
@@ -160,6 +164,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Abandon the running load and save that this run did not crash."""
         self._stopping = True
+        self.state.stop_keeping()
         await self.runner.stop()
         self.state.saved.end_run()
         await self.state.save()
@@ -181,8 +186,7 @@ class Supervisor:
         for position in seen.changed:
             waiting[position].note_change()
         self.seen = seen
-        for name, alias in self.records.items():
-            alias.note_look(seen.targets.get(name), seen.faults.get(name))
+        self._note_links()
         self._looks += 1
         self._looked.fire()
         if list(seen.refused) != self.state.saved.refused:
@@ -196,24 +200,43 @@ class Supervisor:
         ):
             self.changes.fire()
 
+    def _note_links(self) -> None:
+        """Note where the links lead; what was linked or sealed anew is not set aside any more."""
+        links: dict[VersionKey, frozenset[LinkStamp | None]] = {}
+        for name, alias in self.records.items():
+            sealed_again = alias.note_look(self.seen.targets.get(name), self.seen.faults.get(name))
+            if (wish := alias.wish) is not None:
+                links[wish] = links.get(wish, frozenset()) | {alias.link_stamp}
+                if sealed_again:
+                    self.state.saved.note_sealed(wish)
+        self.state.saved.note_links(links)
+
     async def _note_good(self) -> None:
-        """Save which versions have proved themselves since; and what an earlier write failed to save."""
+        """Save which versions have proved themselves since."""
         now, news = time.monotonic(), False
         for name, alias in self.records.items():
             if (key := alias.proved(now)) is not None:
                 news |= self.state.saved.note_good(name, key)
-        if news or not self.state.is_written:
+        if news:
             await self.state.save()
+        if not self._stopping:
+            self.state.keep()
 
     # --- decide
 
     def _next_action(self) -> policy.Action | None:
         if self._stopping:
             return None
-        now, load, saved = time.monotonic(), self.runner.running, self.state.saved
+        now, load = time.monotonic(), self.runner.running
         attempt = None if load is None else load.attempt
-        aliases = [alias.view(attempt, saved.fallbacks(name), now) for name, alias in self.records.items()]
+        aliases = [alias.view(attempt, self._fallbacks(alias, now), now) for alias in self.records.values()]
         return policy.decide(aliases, self._engines.views(), None if load is None else load.view)
+
+    def _fallbacks(self, alias: Alias, now: float) -> list[VersionKey]:
+        """Return what serves while an alias's wish cannot, in the order to try it."""
+        saved = self.state.saved
+        resorts = saved.last_resorts(alias.name).items()
+        return saved.fallbacks(alias.name, alias.wish) + [key for key, pause in resorts if now >= self._begun + pause]
 
     # --- act
 
