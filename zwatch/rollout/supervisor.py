@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Look, Looker
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.errors import FatalError, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ANSWER_SECONDS = 30.0  # a device that works answers in milliseconds
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 
@@ -71,11 +73,16 @@ class Supervisor:
             changes=self.changes,
             wake=self.ring,
             make_factory=make_factory,
+            fail=self.fail,
+            judge=self.judge,
         )
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing = asyncio.Event()
         self._looks = 0
         self._looked = Pulse()
+        self.failure: FatalError | None = None
+        """Why the service has to stop, see `fail`."""
+        self.has_failed = asyncio.Event()
         self._stopping = False
         self._begun = time.monotonic()
 
@@ -100,6 +107,11 @@ class Supervisor:
         """Return what the alias asks for, as last seen."""
         return self.records[alias].wish
 
+    def refusal(self, alias: str) -> Rejection | None:
+        """Return why what the alias asks for was rejected, if it was."""
+        refusal = self.records[alias].refusals.find(self.wish(alias))
+        return None if refusal is None else refusal.rejection
+
     def is_unloaded(self, alias: str) -> bool:
         """Say whether an operator unloaded the alias, and its link was not made again since."""
         return self.records[alias].is_unloaded
@@ -122,6 +134,36 @@ class Supervisor:
     def is_empty(self) -> bool:
         """Whether nothing is resident, loads, or is being closed."""
         return not self._engines.residents and self.runner.running is None and not self._closer.is_closing
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing is decided any more: the service stops, or has to."""
+        return self._stopping or self.failure is not None
+
+    def fail(self, error: FatalError) -> None:
+        """Decide nothing more: what failed cannot be repeated in this process. The first error stays."""
+        if self.failure is None:
+            self.failure = error
+            self.runner.keeps_trying = error.is_crash
+            if error.status == 1 and error.__cause__ is not None:
+                _log.error("the service stops: %s", error, exc_info=error.__cause__)
+            self.has_failed.set()
+            self.changes.fire()
+
+    async def judge(self, error: Exception | None = None) -> bool:
+        """Return whether the device is lost to this process, after an error that may have been its; then the service stops."""
+        factory = self.runner.factory
+        why = None
+        if factory is not None:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    why = await self._bridge.run("inspect", factory.device.lost)
+            except TimeoutError:
+                why = f"no answer for {_ANSWER_SECONDS:g} s"
+        if factory is not None and why is not None and self.failure is None:
+            first = "" if error is None else f" after {type(error).__name__}: {str(error)[:300]}"
+            self.fail(FatalError(f"{factory.device.torch_device} does not work any more ({why}){first}", is_crash=True))
+        return why is not None
 
     # --- start, loop, stop
 
@@ -158,15 +200,16 @@ class Supervisor:
         """Look once, and carry out all actions that follow."""
         await self._look()
         await self._act()
-        if not self._stopping:
+        if not self.is_stopping:
             self.runner.prepare()
 
     async def stop(self) -> None:
-        """Abandon the running load and save that this run did not crash."""
+        """Abandon the running load and save that this run did not crash, unless it failed in a way that counts as one."""
         self._stopping = True
         self.state.stop_keeping()
         await self.runner.stop()
-        self.state.saved.end_run()
+        if self.failure is None or not self.failure.is_crash:
+            self.state.saved.end_run()
         await self.state.save()
 
     def stop_at_once(self) -> None:
@@ -225,7 +268,7 @@ class Supervisor:
     # --- decide
 
     def _next_action(self) -> policy.Action | None:
-        if self._stopping:
+        if self.is_stopping:
             return None
         now, load = time.monotonic(), self.runner.running
         attempt = None if load is None else load.attempt
