@@ -44,14 +44,19 @@ class Probe(TypedDict):
     status: str
 
 
-async def _status(services: Services) -> views.StatusView:
+async def device_memory(services: Services) -> tuple[int, int] | None:
+    """Return the device's (free, total) bytes; None before it is opened, and if it does not tell."""
     factory = services.supervisor.factory
-    memory = None
-    if factory is not None:
-        try:
-            memory = await services.bridge.run("inspect", factory.device.memory)
-        except (OSError, RuntimeError):  # no descriptors for /proc, or a device that is lost
-            pass
+    if factory is None:
+        return None
+    try:
+        return await services.bridge.run("inspect", factory.device.memory)
+    except (OSError, RuntimeError):  # no descriptors for /proc, or a device that is lost
+        return None
+
+
+async def _status(services: Services) -> views.StatusView:
+    memory = await device_memory(services)
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
     return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
