@@ -25,6 +25,12 @@ def test_systemd_accepts_the_unit():
     assert (found.returncode, found.stderr.strip()) == (0, "")
 
 
+def test_a_wrong_configuration_is_not_started_again_and_everything_else_is():
+    lines = UNIT.read_text().splitlines()
+    assert "Restart=always" in lines
+    assert "RestartPreventExitStatus=2" in lines
+
+
 @pytest.fixture
 def listener(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

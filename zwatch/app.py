@@ -16,6 +16,7 @@ from aiohttp import web
 from zwatch import systemd
 from zwatch.api.answers import add_id, identify, shape_errors
 from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
+from zwatch.api.health import health
 from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
 from zwatch.api.routes import add_calls
@@ -88,7 +89,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         _log.info("serving %s at %s", config.models, url)
         yield Running(url, services, runner.app)
         systemd.notify("STOPPING=1")
-        await _drain(services, limits.drain)
+        await _drain(services, limits.drain if services.supervisor.failure is None else 0.0)
         await services.supervisor.stop()
     finally:
         for task in tasks:
@@ -134,6 +135,14 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         changes=supervisor.changes,
     )
 
+    async def judge(error: Exception) -> RequestError | None:
+        if not await supervisor.judge(error):
+            return None
+        queue.close(STOPPING, permanent=True)
+        queue.refuse_waiting(STOPPING)
+        return STOPPING
+
+    queue.judge = judge
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
     queue.on_end += [metrics.request_ended, log_job]
@@ -162,6 +171,7 @@ async def serve(config: Config) -> None:
 
     Raises:
         UsageError: see `running`.
+        FatalError: something failed for good, and the service has stopped.
     """
     if config.token is not None and len(config.token) < SHORT_TOKEN:
         _log.warning(
@@ -184,19 +194,32 @@ async def serve(config: Config) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             loop.add_signal_handler(number, on_signal)
     async with running(config) as service:
+        supervisor = service.services.supervisor
         services.append(service.services)
-        await stop.wait()
-        _log.info("stopping: accepted requests finish first")
+        await _first_of(stop, supervisor.has_failed)
+        if supervisor.failure is None:
+            _log.info("stopping: accepted requests finish first")
+    if supervisor.failure is not None:
+        raise supervisor.failure
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Return when one of these events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _make_factory(config: Config) -> "EngineFactory":
     """Import torch and open the device; called in a thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from zwatch.engine.factory import EngineFactory
-    from zwatch.generation import png  # noqa: F401 (imports numpy; a missing library must show now, not at the first image)
-    from zwatch.shadow.device import Device
+    from zwatch.engine.opening import import_library, open_factory
 
-    factory = EngineFactory(Device(config.device, budget=config.memory_budget))
+    import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
+    factory = open_factory(config.device, budget=config.memory_budget)
     # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
     # a second in which no thread runs.
     gc.freeze()
@@ -242,17 +265,22 @@ async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
 
 
 async def _announce(services: Services, url: str) -> None:
-    """Tell systemd that the service is ready once the first decision was made, and what serves whenever that changes."""
+    """Tell systemd that the service is ready once the first decision was made, and the status whenever that changes."""
     supervisor = services.supervisor
     while not supervisor.settled_once:
         await supervisor.changes.wait()
-    systemd.notify("READY=1")
+    if supervisor.failure is None:
+        systemd.notify("READY=1")
     said: str | None = None
     while True:
         serving = services.engines.serving("current")
-        line = f"{url} serves {serving.key.version}" if serving is not None else f"{url} serves nothing, see /status"
+        state, reasons = health(
+            supervisor, services.engines, None if services.history is None else services.history.fault
+        )
+        what = "nothing" if serving is None else serving.key.version
+        line = f"{url} serves {what}" + (f"; {state}: {'; '.join(reasons)}" if reasons else "")
         if line != said:
-            systemd.notify(f"STATUS={line}")
+            systemd.notify(f"STATUS={line}".replace("\n", " "))
             said = line
         await supervisor.changes.wait()
 

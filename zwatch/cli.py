@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from zwatch import __version__, config, options
-from zwatch.errors import Rejection, UsageError
+from zwatch.errors import FatalError, Rejection, UsageError
 
 _Command = Callable[..., int]
 _option = functools.partial(click.option, show_envvar=True)
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _failed(options.sentence(error), 2)
     except UsageError as error:
         status = _failed(str(error), 2)
+    except FatalError as error:
+        status = _failed(str(error), error.status)
+    except ImportError as error:  # of what the command itself needs
+        status = _failed(f"a library cannot be imported: {error}; install zwatch again", 1)
     except BrokenPipeError:  # `zwatch list | head`: its reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
     except (Rejection, OSError) as error:

@@ -76,6 +76,19 @@ class UsageError(ZwatchError):
     """The command line or the environment asks for something impossible."""
 
 
+class FatalError(ZwatchError):
+    """What cannot be repeated in this process, and what a new configuration must change: the service stops in order.
+
+    `status` is the exit status: 1 if another process can try again, 2 if the configuration is wrong. `is_crash` says that
+    it counts as a crash of the versions that serve or are tried: one of them may have caused it.
+    """
+
+    def __init__(self, reason: str, *, status: int = 1, is_crash: bool = False) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.is_crash = is_crash
+
+
 class Fault(Enum):
     """Whose fault an answered error is."""
 

@@ -25,12 +25,16 @@ class Supervisor:
         self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays))
         self.factory = None
         self._wishes, self._attempts, self._unloaded = dict(wishes), dict(attempts), unloaded
+        self.attempts, self.failure, self.state = list(self._attempts.values()), None, SimpleNamespace(problem=None)
 
     def wish(self, alias):
         return self._wishes.get(alias)
 
     def attempt(self, alias):
         return self._attempts.get(alias)
+
+    def refusal(self, alias):
+        return None
 
     def is_unloaded(self, alias):
         return alias in self._unloaded
@@ -49,40 +53,6 @@ def rejected(key=V2):
     attempt = Attempt("current", key, LoadWay.DEVICE)
     attempt.reject(Rejection("hash_mismatch", "a file differs"))
     return attempt
-
-
-@pytest.mark.parametrize(
-    ("supervisor", "served", "state", "reasons"),
-    [
-        (Supervisor(wishes={"current": V1}), (V1,), "ok", []),
-        (Supervisor(wishes={"current": V1}), (), "unavailable", ["current asks for v1, which is not ready; nothing serves"]),
-        (Supervisor(wishes={"current": V2}), (V1,), "degraded", ["current asks for v2, which is not ready; v1 serves"]),
-        (
-            Supervisor(wishes={"current": V2}, attempts={"current": rejected()}), (V1,), "degraded",
-            ["current asks for v2, v1 serves: a file differs"],
-        ),
-        (
-            Supervisor(wishes={"current": V2}, attempts={"current": rejected()}), (), "unavailable",
-            ["current asks for v2, nothing serves: a file differs"],
-        ),
-        (Supervisor(faults={"current": FAULT}), (V1,), "degraded", ["current is missing"]),
-        (Supervisor(faults={"current": FAULT}), (), "unavailable", ["current is missing"]),
-        (
-            Supervisor(wishes={"current": V1}, unloaded=("current",)), (), "unavailable",
-            ["current is unloaded; POST /api/load_model loads it"],
-        ),
-        (Supervisor(), (), "unavailable", ["current has not been looked at yet"]),
-        (
-            Supervisor(aliases=("current", "stable"), wishes={"current": V1}), (V1,), "degraded",
-            ["stable has not been looked at yet"],
-        ),
-        (Supervisor(wishes={"current": VersionKey("v1", "f" * 64)}), (V1,), "degraded", [
-            "current asks for v1, which is not ready; v1 serves"
-        ]),
-    ],
-)  # fmt: skip
-def test_the_health_is_ok_degraded_or_unavailable_with_reasons(supervisor, served, state, reasons):
-    assert views.health(supervisor, serving(*served)) == (state, reasons)
 
 
 def test_a_time_is_in_utc_to_the_second():

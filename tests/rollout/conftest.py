@@ -1,6 +1,7 @@
 """A service without HTTP: the real parts from the models root to the engines, which tests start, stop and crash."""
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -59,9 +60,13 @@ def prove_good(service, alias="current"):
 
 
 async def noted_good(service, version):
-    await service.until(
-        lambda: [key.version for key in service.supervisor.state.saved.fallbacks("current")][:1] == [version]
-    )
+    """Wait until the state file says that a version has proved itself."""
+
+    def noted():
+        saved = json.loads((service.state / "state.json").read_bytes())
+        return [key["version"] for key in saved["aliases"]["current"]["good"]][:1] == [version]
+
+    await service.until(noted)
 
 
 @pytest.fixture

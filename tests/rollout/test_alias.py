@@ -9,7 +9,7 @@ from zwatch.errors import Rejection
 from zwatch.rollout.alias import GOOD_IMAGES, GOOD_SECONDS, Alias
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
-from zwatch.rollout.state import SavedAlias
+from zwatch.rollout.saved import SavedAlias
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
@@ -74,7 +74,7 @@ def test_a_promotion_is_saved(alias, engines):
     alias.note_look(target(V2), None)
     serve(alias, engines, V1)
     serve(alias, engines, V2)
-    assert alias.saved == SavedAlias(serving=V2, previous=V1, link_stamp=FIRST)
+    assert alias.saved == SavedAlias(serving=V2, previous=V1, link_stamp=FIRST, wish=V2, promoted=[V2, V1])
     assert (alias.serving.key, alias.previous) == (V2, V1)
 
 

@@ -17,8 +17,9 @@ from tests.rollout.conftest import (
     quick_retries,
     reached,
 )
+from zwatch.api.health import health
 from zwatch.deploy.seal import write_seal
-from zwatch.errors import UsageError
+from zwatch.errors import FatalError, Rejection, RequestError, UsageError
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.state import StateFile
 
@@ -77,16 +78,15 @@ async def test_last_known_good_continues_loading_when_the_bad_wish_is_due_again(
     assert ("v1", "PROMOTED", None) in second.attempts()
 
 
-async def test_a_version_that_never_proved_itself_is_not_a_fallback(services):
+async def test_where_none_has_proved_itself_the_one_that_was_promoted_last_serves(services):
     first = await services().start()
     await first.until_serves("v1")
     await first.stop()
     flip_byte(first.root / "v2" / TRANSFORMER)
     first.link("v2")
     second = await services().start()
-    await second.until_rejected("v2", "hash_mismatch")
-    await second.supervisor.look_now()
-    assert second.serves() is None
+    await second.until_serves("v1")
+    assert ("v2", "REJECTED", "hash_mismatch") in second.attempts()
 
 
 async def test_the_previous_version_is_known_after_a_restart(services):
@@ -139,6 +139,112 @@ async def test_a_version_that_was_set_aside_is_tried_again_when_it_is_sealed_aga
     (service.root / "v1/README").write_text("repaired")
     write_seal(service.root / "v1", "v1")
     await service.until_serves("v1")
+
+
+async def crash_while_it_serves(services, version):
+    service = await services().start()
+    await service.until_serves(version)
+    await service.crash()
+
+
+async def test_an_operator_relinks_what_was_set_aside_and_one_crash_does_not_set_it_aside_again(services):
+    await crash_while_it_serves(services, "v1")
+    await crash_while_it_serves(services, "v1")
+    service = await services().start()
+    await service.until_rejected("v1", "set_aside")
+    service.link("v1")
+    await service.until_serves("v1")
+    await service.crash()
+    await crash_while_it_serves(services, "v1")
+
+
+async def test_what_was_set_aside_is_tried_again_when_it_is_sealed_again_with_the_same_content(services):
+    await crash_while_it_serves(services, "v1")
+    await crash_while_it_serves(services, "v1")
+    service = await services().start()
+    await service.until_rejected("v1", "set_aside")
+    write_seal(service.root / "v1", "v1")
+    await service.until_serves("v1")
+
+
+async def test_with_nothing_else_good_a_proven_version_is_tried_after_a_pause_and_not_called_rejected(
+    services, monkeypatch
+):
+    monkeypatch.setattr("zwatch.rollout.crashes.FIRST_PAUSE", 1.0)
+    good = await services().start()
+    await good.until_serves("v1")
+    prove_good(good)
+    await noted_good(good, "v1")
+    await good.crash()
+    await crash_while_it_serves(services, "v1")
+    await crash_while_it_serves(services, "v1")
+    service = await services().start()
+    await service.until(service.attempts)
+    assert service.attempts()[-1] == ("v1", "REJECTED", "set_aside")
+    assert (
+        "If nothing else can serve, it is tried 1 s after the start" in service.supervisor.attempts[-1].rejection.reason
+    )
+    await service.until_serves("v1")
+    assert service.supervisor.attempt("current").state.name == "PROMOTED"
+    assert health(service.supervisor, service.engines) == ("ok", [])
+
+
+# --- what fails for good
+
+
+async def test_a_library_that_cannot_be_imported_is_tried_once_and_is_no_crash(services):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise FatalError("torch cannot be imported: ImportError: no such file")
+
+    service = await services(make_factory=fail).start()
+    waiting = asyncio.create_task(service.operator.load("current"))
+    await asyncio.wait_for(service.supervisor.has_failed.wait(), DEADLINE)
+    with pytest.raises(RequestError, match=r"the service stops \(torch cannot be imported"):
+        await asyncio.wait_for(waiting, DEADLINE)
+    for _ in range(3):
+        await service.supervisor.look_now()
+    assert len(calls) == 1
+    assert service.attempts() == [("v1", "ABANDONED", None)]
+    await service.stop()
+    again = await services().start()
+    await again.until_serves("v1")
+    assert again.supervisor.state.saved.crashes == []
+
+
+@quick_retries
+async def test_memory_that_is_short_when_the_device_is_opened_heals(services):
+    calls = []
+
+    def make():
+        calls.append(1)
+        if len(calls) < 3:
+            raise Rejection("out_of_memory", "--device cuda: memory ran out when it was opened")
+        return HeldFactory()
+
+    service = await services(make_factory=make).start()
+    await service.until_serves("v1")
+    assert service.supervisor.failure is None
+    assert len(calls) == 3
+
+
+async def test_a_load_that_loses_the_device_stops_the_service_and_counts_as_a_crash(services):
+    factory = HeldFactory()
+    factory.device.lost = lambda: "CUDA error: device-side assert triggered"
+
+    def warm(engine, control):
+        raise Rejection("device_error", "CUDA error: device-side assert triggered")
+
+    factory.warm = warm
+    for _ in range(2):
+        service = await services(make_factory=lambda: factory).start()
+        await asyncio.wait_for(service.supervisor.has_failed.wait(), DEADLINE)
+        await service.until(lambda service=service: service.supervisor.runner.running is None)
+        await service.stop()
+    last = await services().start()
+    await last.until_rejected("v1", "set_aside")
 
 
 async def test_one_crash_sets_nothing_aside(services, models):

@@ -1,9 +1,13 @@
 """What is saved across restarts, and how its file is read and written."""
 
+import asyncio
+import errno
 import json
 import os
+import shutil
 import socket
 import stat
+import threading
 
 import pytest
 
@@ -11,8 +15,10 @@ from zwatch.bridge import Bridge
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import UsageError
+from zwatch.rollout.crashes import Crash
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.state import Crash, SavedAlias, SavedState, StateFile, StateKeeper, serialise
+from zwatch.rollout.saved import SavedAlias, SavedState, serialise
+from zwatch.rollout.state import StateFile, StateKeeper
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
@@ -29,11 +35,12 @@ def a_state():
     return SavedState(
         True,
         {
-            "current": SavedAlias(V1, V2, V3, [V1, V3], FIRST, LATER),
+            "current": SavedAlias(V1, V2, V3, [V1, V3], FIRST, LATER, V2, [V1, V2]),
             "canary": SavedAlias(trying=VersionKey("v9", None)),
         },
         [Crash(V2, 2, FIRST), Crash(V1, 1, None)],
         [RefusedStray("v1/v2", LATER, "current and canary both point to v1")],
+        [V1],
     )
 
 
@@ -136,7 +143,7 @@ def test_the_bytes_are_fsynced_before_the_rename_and_the_directory_after_it(stat
     assert steps == ["fsync", "replace", "fsync"]
 
 
-ON_DISK = b"""{
+OF_AN_EARLIER_RELEASE = b"""{
  "format": 1,
  "running": true,
  "aliases": {
@@ -168,6 +175,41 @@ ON_DISK = b"""{
  ],
  "refused": []
 }"""
+ON_DISK = b"""{
+ "format": 1,
+ "running": true,
+ "aliases": {
+  "current": {
+   "serving": {
+    "version": "v1",
+    "digest": "aa"
+   },
+   "trying": null,
+   "previous": null,
+   "good": [],
+   "stamp": {
+    "device": 1,
+    "inode": 2,
+    "ctime_ns": 3
+   },
+   "unloaded": null,
+   "wish": null,
+   "promoted": []
+  }
+ },
+ "crashes": [
+  {
+   "key": {
+    "version": "v2",
+    "digest": null
+   },
+   "count": 2,
+   "stamp": null
+  }
+ ],
+ "refused": [],
+ "proved": []
+}"""
 
 
 def test_the_format_on_disk_is_fixed(state, tmp_path):
@@ -179,6 +221,11 @@ def test_the_format_on_disk_is_fixed(state, tmp_path):
     assert serialise(saved) == ON_DISK
     (tmp_path / "state/state.json").write_bytes(ON_DISK)
     assert state.read() == saved
+
+
+def test_a_file_of_an_earlier_release_is_read(state, tmp_path):
+    (tmp_path / "state/state.json").write_bytes(OF_AN_EARLIER_RELEASE)
+    assert serialise(state.read()) == ON_DISK
 
 
 def test_keys_that_a_later_release_adds_are_ignored(state, tmp_path):
@@ -249,35 +296,171 @@ def test_anything_but_a_regular_file_is_put_aside_without_waiting_for_it(state, 
     assert state.read() == a_state()
 
 
-def test_what_cannot_be_put_aside_does_not_fail_the_start(state, tmp_path, caplog):
+def test_what_was_put_aside_earlier_does_not_prevent_it_now(state, tmp_path, caplog):
     (tmp_path / "state/state.json").mkdir()
     (tmp_path / "state/state.json.bad").write_text("from an earlier time")
     descriptors = len(os.listdir("/proc/self/fd"))
     assert state.read() == SavedState()
-    assert "state.json could not be renamed: Not a directory" in caplog.text
+    assert "(it is not a regular file); it is renamed to state.json.bad-1" in caplog.text
+    assert (tmp_path / "state/state.json.bad").read_text() == "from an earlier time"
     assert len(os.listdir("/proc/self/fd")) == descriptors
+    (tmp_path / "state/state.json").write_text("{")
+    (tmp_path / "state/state.json.bad").unlink()
+    (tmp_path / "state/state.json.bad/inside").mkdir(parents=True)
+    assert state.read() == SavedState()
+    state.write(serialise(a_state()))
+    assert state.read() == a_state()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkdir, os.mkfifo, make_socket, lambda path: path.symlink_to(path), lambda path: path.symlink_to("nowhere")],
+    ids=["directory", "FIFO", "socket", "symlink loop", "dangling symlink"],
+)
+def test_anything_but_a_regular_file_in_the_place_of_the_lock_is_put_aside(tmp_path, make, caplog):
+    (tmp_path / "state").mkdir()
+    make(tmp_path / "state/lock")
+    file = StateFile(tmp_path / "state")
+    assert "lock cannot be used" in caplog.text
+    assert "it is renamed to lock.bad" in caplog.text
+    assert stat.S_ISREG((tmp_path / "state/lock").lstat().st_mode)
+    with pytest.raises(UsageError, match="another zwatch uses"):
+        StateFile(tmp_path / "state")
+    file.close()
+
+
+def test_what_a_crash_in_the_middle_of_a_write_left_is_removed_at_the_start(tmp_path):
+    for name in (".state.json.abcd1234", ".state.json.", "state.json.bad", ".other"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".state.json.link").symlink_to("state.json.bad")
+    StateFile(tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == [".other", "lock", "state.json.bad"]
+
+
+def test_a_directory_that_was_removed_is_made_again_and_locked(state, tmp_path):
+    state.write(serialise(SavedState()))
+    assert state.is_sound()
+    shutil.rmtree(tmp_path / "state")
+    assert not state.is_sound()
+    state.write(serialise(a_state()))
+    assert state.is_sound()
+    assert state.read() == a_state()
+    with pytest.raises(UsageError, match="another zwatch uses"):
+        StateFile(tmp_path / "state")
+
+
+def test_a_directory_that_another_process_made_again_is_not_written(state, tmp_path):
+    (tmp_path / "state").rename(tmp_path / "away")
+    other = StateFile(tmp_path / "state")
+    with pytest.raises(BlockingIOError):
+        state.write(serialise(a_state()))
+    assert other.read() == SavedState()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: os.replace(shutil.copy(path, path.with_name("copy")), path),
+        lambda path: path.with_name("lock").unlink(),
+    ],
+    ids=["the file is gone", "the file was replaced", "the lock is gone"],
+)
+def test_a_change_by_another_program_is_seen(state, tmp_path, change):
+    state.write(serialise(a_state()))
+    change(tmp_path / "state/state.json")
+    assert not state.is_sound()
+
+
+def test_a_disk_that_fails_for_a_moment_loses_no_state(state, tmp_path, monkeypatch):
+    state.write(serialise(a_state()))
+    genuine, failures = os.open, [errno.EIO, errno.EMFILE]
+
+    def fail(path, *arguments, **options):
+        if str(path).endswith("state.json") and failures:
+            raise OSError(failures[0], os.strerror(failures.pop()))
+        return genuine(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    assert state.read() == a_state()
+    assert failures == []
+
+
+def test_a_read_only_disk_does_not_prevent_the_start(tmp_path, monkeypatch, caplog):
+    genuine = os.open
+
+    def fail(path, flags, *arguments, **options):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return genuine(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", fail)
+    file = StateFile(tmp_path)
+    assert "cannot be used: Read-only file system; retrying" in caplog.text
+    assert file.read() == SavedState()
+    with pytest.raises(OSError, match="Read-only"):
+        file.write(b"")
+    monkeypatch.undo()
+    file.write(serialise(a_state()))
+    assert file.is_sound()
+    file.close()
 
 
 # --- the keeper
 
 
-async def test_a_save_that_fails_is_logged_once_and_the_next_one_is_written(tmp_path, caplog):
+@pytest.fixture
+async def keeper(tmp_path):
     bridge, file = Bridge(), StateFile(tmp_path / "state")
-    try:
-        keeper = StateKeeper(bridge, file)
-        keeper.saved.running = True
-        (tmp_path / "state").rename(tmp_path / "away")
-        for _ in range(2):
-            await keeper.save()
-        assert not keeper.is_written
-        assert caplog.text.count("the state directory could not be written; retrying: No such file or directory") == 1
-        (tmp_path / "away").rename(tmp_path / "state")
+    yield StateKeeper(bridge, file)
+    bridge.close()
+    file.close()
+
+
+def make_unwritable(directory):
+    """Leave no way to write in a directory, for root too."""
+    directory.rename(directory.with_name("away"))
+    directory.write_text("a file")
+
+
+async def test_a_save_that_fails_is_logged_once_and_the_next_one_is_written(keeper, tmp_path, caplog):
+    keeper.saved.running = True
+    make_unwritable(tmp_path / "state")
+    for _ in range(2):
         await keeper.save()
-        assert keeper.is_written
-        assert (await StateKeeper(bridge, file).read()).running
-    finally:
-        bridge.close()
-        file.close()
+    assert not keeper.is_written
+    assert keeper.problem.startswith(f"the state directory {tmp_path / 'state'} cannot be written: ")
+    assert caplog.text.count("the state directory could not be written; retrying: ") == 1
+    (tmp_path / "state").unlink()
+    await keeper.save()
+    assert keeper.is_written
+    assert (await keeper.read()).running
+
+
+async def test_what_was_saved_is_kept_although_another_program_removes_it(keeper, tmp_path):
+    keeper.saved.running = True
+    await keeper.save()
+    shutil.rmtree(tmp_path / "state")
+    async with asyncio.timeout(30):
+        while not (tmp_path / "state/state.json").exists():
+            keeper.keep()
+            await asyncio.sleep(0.05)
+    keeper.stop_keeping()
+    assert (await keeper.read()).running
+
+
+async def test_a_file_system_that_does_not_answer_holds_up_nobody(keeper, monkeypatch):
+    monkeypatch.setattr("zwatch.rollout.state.SAVE_SECONDS", 0.05)
+    answer = threading.Event()
+    monkeypatch.setattr(keeper._file, "write", lambda data: answer.wait())
+    async with asyncio.timeout(30):
+        await keeper.save()
+        assert "has not answered for 0.05 s" in keeper.problem
+        await keeper.save()
+        answer.set()
+        while keeper.problem is not None:
+            await asyncio.sleep(0.01)
 
 
 # --- crashes
@@ -399,11 +582,12 @@ def test_noting_the_same_good_version_again_changes_nothing():
     assert saved.fallbacks("current") == [V1, V2]
 
 
-def test_a_good_version_that_was_set_aside_comes_last():
+def test_a_good_version_that_was_set_aside_is_a_last_resort():
     saved = set_aside(V2)
     saved.alias("current").good = [V2, V1]
     saved.begin_run()
-    assert saved.fallbacks("current") == [V1, V2]
+    assert saved.fallbacks("current") == [V1]
+    assert list(saved.last_resorts("current")) == [V2]
 
 
 def test_each_alias_has_its_own_good_versions():

@@ -13,7 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from zwatch import __version__
-from zwatch.api import views
+from zwatch.api.health import HEALTH_STATES, health
 from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
 from zwatch.generation.history import History
 from zwatch.generation.job import Job, JobState
@@ -202,9 +202,9 @@ class Gauges(Collector):
 
     def _serving_gauges(self) -> Iterator[Metric]:
         supervisor, engines = self._supervisor, self._engines
-        present, _ = views.health(supervisor, engines)
+        present, _ = health(supervisor, engines, None if self._history is None else self._history.fault)
         status = GaugeMetricFamily("zwatch_status", "1 for the present status, 0 for the others.", labels=["status"])
-        for name in ("ok", "degraded", "unavailable"):
+        for name in HEALTH_STATES:
             status.add_metric([name], int(name == present))
         serving = GaugeMetricFamily(
             "zwatch_serving_info",

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, Time, VersionName, choice
 from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import REJECTION_CODES
@@ -15,8 +16,6 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
-
-HEALTH_STATES = ("ok", "degraded", "unavailable")
 
 
 class AttemptView(TypedDict):
@@ -155,7 +154,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
         "digest": attempt.key.digest,
         "state": attempt.state.value,
         "code": None if rejection is None else rejection.code,
-        "reason": None if rejection is None else rejection.reason,
+        "reason": attempt.abandoned if rejection is None else rejection.reason,
         "started": time_text(attempt.started),
         "seconds": round(attempt.seconds, 4),
         "bytes": done,
@@ -200,33 +199,6 @@ def queue_view(queue: GenerationQueue) -> QueueView:
     return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
 
 
-def health(supervisor: Supervisor, engines: EngineRegistry) -> tuple[str, list[str]]:
-    """Return the health state and its reasons: `ok`; `degraded`, an alias does not serve what its link asks for; or
-    `unavailable`, `current` serves nothing."""
-    reasons = [
-        reason for alias in supervisor.aliases if (reason := _health_problem(supervisor, engines, alias)) is not None
-    ]
-    if engines.serving(PRIMARY) is None:
-        return "unavailable", reasons
-    return ("degraded" if reasons else "ok"), reasons
-
-
-def _health_problem(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> str | None:
-    """Return why an alias does not serve what its link asks for, or None."""
-    fault, wish, serving = supervisor.seen.faults.get(alias), supervisor.wish(alias), engines.serving(alias)
-    if supervisor.is_unloaded(alias):
-        return f"{alias} is unloaded; POST /api/load_model loads it"
-    if fault is not None:
-        return fault.message
-    if wish is not None and (serving is None or serving.key != wish):
-        serves = "nothing serves" if serving is None else f"{serving.key.version} serves"
-        attempt = supervisor.attempt(alias)
-        if attempt is not None and attempt.rejection is not None:
-            return f"{alias} asks for {wish.version}, {serves}: {attempt.rejection.reason}"
-        return f"{alias} asks for {wish.version}, which is not ready; {serves}"
-    return f"{alias} has not been looked at yet" if wish is None and serving is None else None
-
-
 def status_view(
     supervisor: Supervisor,
     engines: EngineRegistry,
@@ -236,7 +208,7 @@ def status_view(
     uptime: float,
 ) -> StatusView:
     """Return the whole status. `memory` is the device's (free, total) bytes, None before the device is opened."""
-    state, reasons = health(supervisor, engines)
+    state, reasons = health(supervisor, engines, None if history is None else history["fault"])
     device = supervisor.factory.device.name if supervisor.factory is not None else None
     free, total = memory or (None, None)
     return {

@@ -27,3 +27,13 @@ def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600)
         os.fsync(directory_fd)
     finally:
         os.close(directory_fd)
+
+
+def remove_leftovers(directory: Path, name: str) -> None:
+    """Remove what a crash in the middle of `write_durably` left. Call it only where no other process writes this file."""
+    for entry in os.scandir(directory):
+        if entry.name.startswith(f".{name}.") and not entry.is_dir(follow_symlinks=False):
+            try:
+                os.unlink(entry.path)
+            except OSError:
+                pass  # without effect, and the write that follows tells what is wrong

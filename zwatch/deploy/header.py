@@ -157,7 +157,7 @@ def write_version(path: Path, version: str, advance: Callable[[int], None] = lam
         if len(text) + _DATA_ALIGNMENT > MAX_HEADER:
             raise _bad(str(path), f"the header has no room for the version, the limit is {MAX_HEADER} bytes")
         text += b" " * (-(LENGTH_BYTES + len(text)) % _DATA_ALIGNMENT)
-        temporary = path.with_name(f".{path.name}{WRITING_SUFFIX}")
+        temporary = _temporary(path)
         try:
             with open(temporary, "wb") as sink:
                 sink.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
@@ -247,3 +247,12 @@ def _check_coverage(tensors: dict[str, TensorInfo], data_start: int, file_size: 
         raise Rejection(
             "size_mismatch", f"{path}: {file_size} bytes, its header accounts for {position}; is the copy complete?"
         )
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove what a crash in the middle of `write_version` left."""
+    _temporary(path).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}{WRITING_SUFFIX}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from zwatch.deploy import header
-from zwatch.deploy.durable import write_durably
+from zwatch.deploy.durable import remove_leftovers, write_durably
 from zwatch.errors import Rejection
 
 SEAL_NAME = "BLAKE3SUMS"
@@ -172,6 +172,7 @@ def write_seal(directory: Path, version: str, progress: Progress = lambda path, 
         )
     for path in weights:
         header.write_version(directory / path, version, partial(progress, path))
+        header.remove_leftover(directory / path)
     hashes: dict[str, str] = {}
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -179,6 +180,7 @@ def write_seal(directory: Path, version: str, progress: Progress = lambda path, 
             with opened_file(fd, path) as file:
                 hashes[path] = hash_file(file, partial(progress, path))
         data = format_seal(hashes)
+        remove_leftovers(directory, SEAL_NAME)
         write_durably(directory, SEAL_NAME, data, mode=0o644)
     finally:
         os.close(fd)

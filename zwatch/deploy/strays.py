@@ -33,11 +33,12 @@ class StrayFacts:
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """A stray link that was not taken for a wish, and why."""
+    """A stray link that was not followed, and why. `is_wish`: it is a wish, but could not be carried out."""
 
     path: str
     text: str
     reason: str
+    is_wish: bool = False
 
 
 def judge(
@@ -98,9 +99,9 @@ class FoundStray:
         """Where it lies, below the models root."""
         return f"{self.facts.directory}/{self.facts.name}"
 
-    def stray(self, reason: str) -> Stray:
+    def stray(self, reason: str, *, is_wish: bool = False) -> Stray:
         """Return it as one that was not followed, for this reason."""
-        return Stray(self.path, self.facts.text, reason)
+        return Stray(self.path, self.facts.text, reason, is_wish)
 
 
 def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:

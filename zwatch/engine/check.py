@@ -6,6 +6,7 @@ from pathlib import Path
 from zwatch.deploy.look import open_version
 from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import read_seal
+from zwatch.engine.opening import open_factory
 from zwatch.errors import Rejection
 
 
@@ -16,6 +17,7 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
 
     Raises:
         OSError: the directory cannot be read.
+        FatalError: a library cannot be imported, or the device cannot be opened.
     """
     opened = open_version(directory.parent, directory.name)
     try:
@@ -27,12 +29,8 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
 
 
 def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
-    # Importing torch takes seconds: only for a version with a seal.
     report(0, 0, "opening the device")
-    from zwatch.engine.factory import EngineFactory
-    from zwatch.shadow.device import Device
-
-    factory = EngineFactory(Device(device))
+    factory = open_factory(device)
     warming = False
 
     def report_load() -> None:

@@ -70,15 +70,20 @@ class ImageIndex:
         return len(self._names)
 
     def open(self) -> None:
-        """Create the directory, remove files that a crash left incomplete, and read the list of images.
+        """Create the directory, remove files that a crash left incomplete, read the list of images, and try to write.
 
         Call `keep_limits` afterwards.
 
         Raises:
-            OSError: the directory cannot be created or read.
+            OSError: the directory cannot be created, read or written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._look()
+        trial = self.directory / f".{secrets.token_hex(8)}{_PART}"
+        try:
+            self._write(trial, b"0")  # a full disk takes an empty file
+        finally:
+            trial.unlink(missing_ok=True)
 
     def save(self, file: bytes, seed: int, suffix: str, moment: datetime) -> str:
         """Write an image under a new name; return the name.

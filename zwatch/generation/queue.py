@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,9 @@ class GenerationQueue:
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
         """Called with each job when it ends, in any state."""
+        self.judge: Callable[[Exception], Awaitable[RequestError | None]] | None = None
+        """Called with each unexpected error of the device or the model, before the next job runs; the error that it returns is
+        answered instead."""
         self.on_refuse: list[Callable[[RequestError], None]] = []
         """Called with the error of each request that did not become a job."""
         self._engines = engines
@@ -198,6 +201,13 @@ class GenerationQueue:
         while (self._waiting or self.running is not None or self._finishing) and not given_up():
             await self._changes.wait()
 
+    def refuse_waiting(self, error: RequestError) -> None:
+        """Fail all jobs that wait."""
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            self._release(job)
+            job.fail(error)
+
     def abandon(self, error: RequestError) -> None:
         """Fail all jobs that have not ended, when the service stops."""
         for job in self.jobs.unsettled:
@@ -224,7 +234,8 @@ class GenerationQueue:
         except RequestError as error:
             job.fail(error)
         except Exception as error:
-            job.fail(_failure(error))
+            other = None if self.judge is None else await self.judge(error)
+            job.fail(other or _failure(error))
         return None
 
     def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":

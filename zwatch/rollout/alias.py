@@ -10,7 +10,7 @@ from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, Resident, VersionKey
 from zwatch.rollout.refusals import BACKOFF_FIRST, Refusals
-from zwatch.rollout.state import SavedAlias
+from zwatch.rollout.saved import SavedAlias
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Alias:
 
     def view(self, running: Attempt | None, fallbacks: Iterable[VersionKey], now: float) -> policy.AliasView:
         """Return the facts that the policy decides by. `running` is the attempt that loads, `fallbacks` are
-        last-known-good versions in the order to try them, `now` is a time of the monotonic clock."""
+        the versions that can serve instead, in the order to try them, `now` is a time of the monotonic clock."""
         serving, refusal = self.serving, self.refusals.find(self.wish)
         fallback_loads = running is not None and running.alias == self.name and running.fallback
         return policy.AliasView(
@@ -108,19 +108,24 @@ class Alias:
         if saved.previous is not None:
             self._engines.remember_previous(self.name, saved.previous)
 
-    def note_look(self, target: Target | None, fault: Fault | None) -> None:
-        """Note what a look saw. A link made again, or a version sealed again, clears its refusals."""
-        self.target, self.fault = target, fault
+    def note_look(self, target: Target | None, fault: Fault | None) -> bool:
+        """Note what a look saw. A link made again, or a version sealed again, clears its refusals. Return whether the wish was
+        sealed again with the same content, which is the same wish."""
+        before, self.target, self.fault = self.target, target, fault
+        if target is not None or fault is not None:
+            self.saved.wish = self.wish
+            self.saved.link_stamp = None if self.link_stamp == _NO_LINK else self.link_stamp
         if target is None:
-            return
+            return False
         self.refusals.keep_only(VersionKey(target.version, target.digest), target.link_stamp)
         if self.saved.unloaded is not None and self.saved.unloaded != target.link_stamp:
             self.saved.unloaded = None
-
-    def note_trying(self, key: VersionKey, link_stamp: LinkStamp | None) -> None:
-        """Note in the saved state what is about to be loaded; None is the link stamp of last-known-good."""
-        self.saved.trying = key
-        self.saved.link_stamp = link_stamp or self.saved.link_stamp
+        if before is None or before.seal_stamp == target.seal_stamp or before.identity != target.identity:
+            return False
+        refusal = self.refusals.find(self.wish)
+        if refusal is not None and refusal.rejection.code == "set_aside":
+            self.refusals.clear()
+        return True
 
     def promote(self, attempt: Attempt) -> None:
         """Serve the resident engine of an attempt's version from now on."""
@@ -131,8 +136,11 @@ class Alias:
             self._engines.remember_previous(self.name, before)
         attempt.promote()
         self.refusals.forget(key, fallback=attempt.fallback)
-        self.saved.serving, self.saved.previous = key, self._engines.previous(self.name)
-        self.saved.link_stamp = None if self.target is None else self.target.link_stamp
+        if key == self.wish:  # also of a last resort: what the link asks for serves, so it is not refused
+            self.attempt = attempt
+            self.refusals.forget(key)
+        self.saved.note_promoted(key)
+        self.saved.previous = self._engines.previous(self.name)
         _log.info("%s serves %s (%s, %.2f s)", self.name, key.version, attempt.way.value, attempt.seconds)
 
     def refuse(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Awaited, await_files, open_version
 from zwatch.deploy.resolving import Directory, LinkStamp
-from zwatch.errors import Abandoned, Rejection
+from zwatch.errors import Abandoned, FatalError, Rejection
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.exchange import Exchanger
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 KEPT_ATTEMPTS = 100
+_OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image")
+"""Codes of rejections that a device may cause which does not work any more."""
 
 
 class AbandonReason(Enum):
@@ -63,7 +65,8 @@ class Load:
 class AttemptRunner:
     """Carries out attempts: promotions of resident engines immediately, loads one at a time in a separate task.
 
-    `wake` is called when a load has ended, so that the next action is decided.
+    `wake` is called when a load has ended, so that the next action is decided; `fail` when something failed for good;
+    `judge`, after an error of the device, returns whether it is lost.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class AttemptRunner:
         changes: Pulse,
         wake: Callable[[], None],
         make_factory: Callable[[], "EngineFactory"],
+        fail: Callable[[FatalError], None],
+        judge: Callable[[], Awaitable[bool]],
     ) -> None:
         self.running: Load | None = None
         self.factory: EngineFactory | None = None
@@ -94,6 +99,10 @@ class AttemptRunner:
         self._changes = changes
         self._wake = wake
         self._make_factory = make_factory
+        self._fail = fail
+        self._judge = judge
+        self.keeps_trying = False
+        """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
         self.preparation = Preparation(bridge, engines, changes.fire)
         self._exchanger = Exchanger(aliases, bridge, engines, self.preparation, changes)
         self._task: asyncio.Task[None] | None = None
@@ -148,13 +157,19 @@ class AttemptRunner:
         try:
             await self._load_and_promote(load)
         except Abandoned:
-            attempt.abandon()
             reason = load.abandoned or AbandonReason.SUPERSEDED
+            attempt.abandon(reason.value)
             _log.info("%s is abandoned after %.2f s: %s", attempt.key.version, attempt.seconds, reason.value)
+        except FatalError as error:  # not a fault of this version
+            attempt.abandon(str(error))
+            self._fail(error)
         except Rejection as rejection:
+            if rejection.code in _OF_THE_DEVICE:
+                await self._judge()
             alias.refuse(attempt, rejection, load.link_stamp, load.awaited)
         except Exception as error:  # an attempt without an end would begin again at once, in an endless loop
             _log.exception("load failed unexpectedly")
+            await self._judge()
             unexpected = Rejection("internal_error", f"{type(error).__name__}: {error}")
             alias.refuse(attempt, unexpected, load.link_stamp, load.awaited)
         finally:
@@ -163,22 +178,21 @@ class AttemptRunner:
                 await self._closer.close(load.to_close.pop())
             if load.directory is not None:
                 load.directory.close()
-            alias.saved.trying = None
+            if not self.keeps_trying:
+                alias.saved.trying = None
             await self._state.save()
 
     async def _load_and_promote(self, load: Load) -> None:
         alias, attempt = load.alias, load.attempt
-        if not attempt.fallback and self._state.saved.is_set_aside(attempt.key, load.link_stamp):
-            raise Rejection(
-                "set_aside", f"{attempt.key.version} served or was tried at two crashes in a row; link it again"
-            )
+        if not attempt.fallback and self._state.saved.is_set_aside(attempt.key):
+            raise Rejection("set_aside", self._state.saved.why_set_aside(alias.name, attempt.key))
         if alias.target is not None and not attempt.fallback:
             load.directory = alias.target.directory.duplicate()
         else:
             load.directory = await self._bridge.run("look", _open_fallback, self._root, attempt.key)
         load.awaited = await self._bridge.run("look", await_files, load.directory)
         # Before the first byte is loaded: if this version kills the process, the next run must know.
-        alias.note_trying(attempt.key, load.link_stamp)
+        alias.saved.trying = attempt.key
         await self._state.save()
         # Requests wait during an exchange: they may go on only after the promotion.
         with ExitStack() as after_promotion:

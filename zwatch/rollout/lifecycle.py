@@ -88,6 +88,8 @@ class Attempt:
     fallback: bool = False
     state: AttemptState = AttemptState.LOADING
     rejection: Rejection | None = None
+    abandoned: str | None = None
+    """Why it was abandoned."""
     requests_waited: float = 0.0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _begun: float = field(default_factory=time.monotonic)
@@ -116,8 +118,9 @@ class Attempt:
         self.rejection = rejection
         self._to(AttemptState.REJECTED)
 
-    def abandon(self) -> None:
-        """End it because its version is not wanted any more."""
+    def abandon(self, reason: str | None = None) -> None:
+        """End it because its version is not wanted any more, or cannot be loaded by this process."""
+        self.abandoned = reason
         self._to(AttemptState.ABANDONED)
 
     def _to(self, state: AttemptState) -> None:

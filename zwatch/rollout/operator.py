@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.errors import RequestError
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason
 from zwatch.rollout.lifecycle import Attempt
@@ -48,6 +49,7 @@ class Operator:
         record = self._supervisor.records[alias]
         await self._supervisor.look_now()
         while True:
+            self._check_running(f"the link stays, and the next start loads {version}")
             if record.target is None or record.target.link_stamp != link_stamp:
                 return Outcome(False, f"superseded: {alias} was linked again before {version} was decided")
             decided = self._decided(record)
@@ -70,6 +72,7 @@ class Operator:
             record.forced = True
             self._supervisor.ring()
         while True:
+            self._check_running("the next start loads what the link points to")
             if record.fault is not None:
                 return Outcome(False, record.fault.message)
             decided = self._decided(record)
@@ -81,6 +84,13 @@ class Operator:
         assert record.target is not None  # it has a wish
         stamps = await self._bridge.run("look", record.target.directory.file_stamps, list(engine.plan.stamps))
         return stamps != engine.plan.stamps
+
+    def _check_running(self, then: str) -> None:
+        """Raise RequestError if nothing is decided any more."""
+        if self._supervisor.is_stopping:
+            failure = self._supervisor.failure
+            why = "" if failure is None else f" ({failure})"
+            raise RequestError("shutting_down", f"the service stops{why}: {then}", headers={"Retry-After": "5"})
 
     def _decided(self, record: Alias) -> Outcome | None:
         """Return how the alias's present wish ended, or None while it is not decided."""
@@ -126,6 +136,7 @@ class Operator:
         await supervisor.state.save()
         supervisor.ring()
         while not supervisor.is_empty:
+            self._check_running("nothing is loaded until a load is requested")
             if self.moment() != asked:
                 return False
             supervisor.ring()

@@ -1,212 +1,163 @@
-"""What is saved across restarts: last-known-good, what was being tried, crashes in a row, what an operator unloaded."""
+"""The file in which the state is saved, whatever else lies in its directory, and the keeping of it."""
 
+import asyncio
+import errno
 import fcntl
 import logging
+import math
 import os
 import stat
-from dataclasses import dataclass, field
-from functools import cache
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.durable import write_durably
-from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import LinkStamp
-from zwatch.deploy.versions import is_version_name
+from zwatch.deploy.durable import remove_leftovers, write_durably
 from zwatch.errors import UsageError
-from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.saved import SavedState, schema, serialise
 
 _log = logging.getLogger(__name__)
 
-CRASHES_TO_SET_ASIDE = 2
-KEPT_GOOD = 2
-"""How many last-known-good versions are saved, so that if one is set aside there is another."""
-_FILE = "state.json"
+_FILE, _LOCK = "state.json", "lock"
 _MOST_BYTES = 2**20
 """More than any state file needs: a version, its digest and a link stamp take 300 bytes."""
-
-
-def _checked(key: VersionKey) -> VersionKey:
-    if not is_version_name(key.version):
-        raise ValueError(f"{key.version!r} is not a version name")
-    return key
-
-
-def _has_keys(*names: str) -> BeforeValidator:
-    """Return a check that an object has all these keys. Defaults of fields are for new records, not for the file."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, dict) and (missing := [name for name in names if name not in value]):
-            raise ValueError(f"missing: {', '.join(missing)}")
-        return value
-
-    return BeforeValidator(check)
-
-
-_SavedKey = Annotated[VersionKey, AfterValidator(_checked)]
-
-
-@dataclass(slots=True)
-class SavedAlias:
-    """One alias's part. `good` is newest first; `unloaded` is the link's stamp when an operator unloaded the alias."""
-
-    serving: _SavedKey | None = None
-    trying: _SavedKey | None = None
-    previous: _SavedKey | None = None
-    good: list[_SavedKey] = field(default_factory=list)
-    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")] = None
-    unloaded: LinkStamp | None = None
-
-
-@dataclass(slots=True)
-class Crash:
-    """How many runs in a row crashed while this version served or was tried, and the link's stamp then."""
-
-    key: _SavedKey
-    count: Annotated[int, Field(ge=1, lt=2**31)]
-    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")]
-
-
-@dataclass(slots=True)
-class SavedState:
-    """Everything that is in the state file."""
-
-    format: Literal[1] = field(default=1, kw_only=True)
-    running: bool = False
-    aliases: dict[
-        str, Annotated[SavedAlias, _has_keys("serving", "trying", "previous", "good", "stamp", "unloaded")]
-    ] = field(default_factory=dict)
-    crashes: list[Crash] = field(default_factory=list)
-    refused: list[RefusedStray] = field(default_factory=list)
-    """Stray links that were refused and still exist, see `Look.refused`."""
-
-    def alias(self, name: str) -> SavedAlias:
-        """Return an alias's part, made on first use."""
-        return self.aliases.setdefault(name, SavedAlias())
-
-    def begin_run(self) -> list[VersionKey]:
-        """Note the start of a run; if the previous run crashed, return what served or was tried then."""
-        crashed: dict[VersionKey, LinkStamp | None] = {}
-        if self.running:
-            for part in self.aliases.values():
-                crashed |= {key: part.link_stamp for key in (part.serving, part.trying) if key is not None}
-        counts = {crash.key: crash.count for crash in self.crashes}
-        self.crashes = [
-            *(Crash(key, counts.get(key, 0) + 1, link_stamp) for key, link_stamp in crashed.items()),
-            *(crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in crashed),
-        ]
-        self.running = True
-        for part in self.aliases.values():
-            part.serving = part.trying = None
-        return list(crashed)
-
-    def end_run(self) -> None:
-        """Note that this run ended without a crash."""
-        self.running = False
-        proved = {part.serving for part in self.aliases.values()}
-        self.crashes = [
-            crash for crash in self.crashes if crash.count >= CRASHES_TO_SET_ASIDE and crash.key not in proved
-        ]
-
-    def is_set_aside(self, key: VersionKey, link_stamp: LinkStamp | None) -> bool:
-        """Say whether this version crashed too often since it was last linked (`link_stamp`) and sealed (its key)."""
-        return any(
-            crash.key == key
-            and crash.count >= CRASHES_TO_SET_ASIDE
-            and (link_stamp is None or crash.link_stamp == link_stamp)
-            for crash in self.crashes
-        )
-
-    def note_good(self, alias: str, key: VersionKey) -> bool:
-        """Note that a version has proved itself; return whether that is new."""
-        good = self.alias(alias).good
-        if good and good[0] == key:
-            return False
-        self.alias(alias).good = [key, *(other for other in good if other != key)][:KEPT_GOOD]
-        return True
-
-    def fallbacks(self, alias: str) -> list[VersionKey]:
-        """Return last-known-good versions in the order to try them; versions that were set aside come last."""
-        return sorted(self.alias(alias).good, key=lambda key: self.is_set_aside(key, None))
-
-
-@cache
-def _schema() -> TypeAdapter[SavedState]:
-    # At the first use, in a thread: building it takes some 30 ms, which the first answer would wait for.
-    return TypeAdapter(Annotated[SavedState, _has_keys("format", "running", "aliases", "crashes")])
-
-
-def serialise(saved: SavedState) -> bytes:
-    """Return the bytes of the state file for this state."""
-    return _schema().dump_json(saved, by_alias=True, indent=1)
+_FAULTS_OF_THE_DISK = frozenset(
+    getattr(errno, name)
+    for name in ("EROFS", "ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM")
+)
+"""Errors that may heal without another configuration: the service starts, and tries again."""
+_READ_TRIES, _READ_PAUSE = 5, 0.2
+_CHECK_SECONDS, _LONGEST_CHECK_SECONDS = 1.0, 10.0
+SAVE_SECONDS = 5.0
+"""Longest time that a save is waited for: a file system that does not answer must not hold up deploys."""
 
 
 class StateFile:
     """The file in the state directory, which this process owns while it holds the lock there."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the state directory, making it if it is not there.
+        """Open the state directory, making it if it is not there. If its disk is full, read-only or broken, that is logged,
+        and the next write tries again.
 
         Raises:
-            UsageError: it cannot be written, or another process uses it.
+            UsageError: it cannot be used, or another process uses it.
         """
-        self._directory = directory
+        self.directory = directory
+        self._lock: int | None = None
+        self._written: tuple[int, int] | None = None
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UsageError(
-                f"the state directory {directory} cannot be used: {error.strerror}; see --state-dir"
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
+            self._open()
+        except BlockingIOError:
             raise UsageError(f"another zwatch uses the state directory {directory}; see --state-dir") from None
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_THE_DISK:
+                raise UsageError(
+                    f"the state directory {directory} cannot be used: {error.strerror}; see --state-dir"
+                ) from None
+            _log.warning("the state directory %s cannot be used: %s; retrying", directory, error.strerror)
+
+    def _open(self) -> None:
+        """Make the directory, take the lock, and remove what a crash in the middle of a write left.
+
+        Raises:
+            BlockingIOError: another process has the lock.
+            OSError: the directory cannot be used.
+        """
+        self.close()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = _open_lock(self.directory / _LOCK)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise
+        except OSError as error:  # such a file system
+            _log.warning("%s cannot be locked: %s", self.directory / _LOCK, error.strerror)
+        self._lock = lock
+        remove_leftovers(self.directory, _FILE)
 
     def read(self) -> SavedState:
         """Return what was written last. A file that cannot be used is renamed, and the state starts empty."""
-        path = self._directory / _FILE
+        path = self.directory / _FILE
         try:
-            return _schema().validate_json(_read_regular(path), strict=True)
+            return schema().validate_json(_read_patiently(path), strict=True)
         except FileNotFoundError:
             return SavedState()
         except (OSError, ValueError) as error:
-            _log.warning(
-                "%s cannot be used (%s); it is renamed to %s.bad, and the service starts without saved state",
-                path, _described(error), _FILE,
-            )  # fmt: skip
-            try:
-                path.replace(path.with_name(f"{_FILE}.bad"))
-            except OSError as failure:
-                _log.warning("%s could not be renamed: %s", path, failure.strerror)
+            what, aside = _described(error), _put_aside(path)
+            how = "could not be renamed" if aside is None else f"is renamed to {aside}"
+            _log.warning("%s cannot be used (%s); it %s, and the service starts without saved state", path, what, how)
             return SavedState()
 
     def write(self, data: bytes) -> None:
-        """Replace the file, durably: after a crash it has the new bytes or the old ones, never a part.
+        """Replace the file, durably: after a crash it has the new bytes or the old ones, never a part. A directory that was
+        removed is made again.
 
         Raises:
-            OSError: the directory could not be written.
+            OSError: the directory could not be written, or another process uses it.
         """
-        write_durably(self._directory, _FILE, data)
+        if not self._is_locked():
+            self._open()
+        try:
+            write_durably(self.directory, _FILE, data)
+        except IsADirectoryError:
+            if not _put_aside(self.directory / _FILE):
+                raise
+            write_durably(self.directory, _FILE, data)
+        self._written = _identity(self.directory / _FILE)
+
+    def is_sound(self) -> bool:
+        """Say whether the file is the one that was written last, and nothing is seen that would prevent the next write."""
+        try:
+            if self._written is None or self._written != _identity(self.directory / _FILE) or not self._is_locked():
+                return False
+            system = os.statvfs(self.directory)
+            return (
+                not system.f_flag & os.ST_RDONLY
+                and not (system.f_blocks and (system.f_bfree if os.geteuid() == 0 else system.f_bavail) == 0)
+                and os.access(self.directory, os.W_OK | os.X_OK)
+            )
+        except OSError:
+            return False
+
+    def _is_locked(self) -> bool:
+        """Say whether this process holds the lock of the directory that has the name now."""
+        if self._lock is None:
+            return False
+        held = os.fstat(self._lock)
+        return (held.st_dev, held.st_ino) == _identity(self.directory / _LOCK)
 
     def close(self) -> None:
         """Release the lock, so that another process can use the directory."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 class StateKeeper:
-    """The saved state that this run works on, and the writing of it. After a failed write, the next save tries again."""
+    """The saved state that this run works on, and the writing of it. After a failed write, `keep` tries again. `changed` is
+    called when `problem` has changed."""
 
-    def __init__(self, bridge: Bridge, file: StateFile) -> None:
+    def __init__(self, bridge: Bridge, file: StateFile, changed: Callable[[], None] = lambda: None) -> None:
         self.saved = SavedState()
-        self.is_written = True
-        """Whether the last write succeeded."""
+        self.problem: str | None = None
+        """Why the state is not saved; None if the last write succeeded."""
         self._bridge = bridge
         self._file = file
+        self._changed = changed
+        self._writing: asyncio.Task[None] | None = None
+        self._again = False
+        self._checking: asyncio.Task[None] | None = None
+        self._pause = _CHECK_SECONDS
+        self._check_at = 0.0
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the last write succeeded."""
+        return self.problem is None
 
     async def read(self) -> SavedState:
         """Read what the previous run saved."""
@@ -214,15 +165,72 @@ class StateKeeper:
         return self.saved
 
     async def save(self) -> None:
-        """Write the state as it is now; a failure is logged once, until a write succeeds again."""
-        try:
-            await self._bridge.run("state", self._file.write, serialise(self.saved))
-        except OSError as error:
-            if self.is_written:
-                _log.warning("the state directory could not be written; retrying: %s", error.strerror)
-            self.is_written = False
+        """Write the state as it is now; return after `SAVE_SECONDS` at the latest. A failure is logged once, until a write
+        succeeds again."""
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="save state")
         else:
-            self.is_written = True
+            self._again = True  # what is being written may be older
+            if self.problem is not None:
+                return  # it was waited for already
+        await self._answered(self._writing)
+
+    def keep(self) -> None:
+        """Check now and then, in a separate task, that what was saved is still there and can be saved again; save it again
+        if not."""
+        if time.monotonic() >= self._check_at and (self._checking is None or self._checking.done()):
+            self._checking = asyncio.create_task(self._check(), name="check state")
+
+    def stop_keeping(self) -> None:
+        """Check no more."""
+        self._check_at = math.inf
+        if self._checking is not None:
+            self._checking.cancel()
+
+    async def _check(self) -> None:
+        sound = asyncio.create_task(self._bridge.run("state", self._file.is_sound))
+        await self._answered(sound)
+        if self.problem is None and await sound:
+            self._pause = _CHECK_SECONDS
+        else:
+            await self.save()
+            # A file system may be writable although it looks full.
+            self._pause = min(_LONGEST_CHECK_SECONDS, 2 * self._pause) if self.problem is None else _CHECK_SECONDS
+        self._check_at = max(self._check_at, time.monotonic() + self._pause)
+
+    async def _answered(self, task: asyncio.Task[Any]) -> None:
+        await asyncio.wait([task], timeout=SAVE_SECONDS)
+        if not task.done():
+            self._note(f"it has not answered for {SAVE_SECONDS:g} s")
+
+    async def _write(self) -> None:
+        while True:
+            self._again = False
+            try:
+                await self._bridge.run("state", self._file.write, serialise(self.saved))
+            except BlockingIOError:
+                self._note("another zwatch uses it")
+            except OSError as error:
+                self._note(error.strerror or str(error))
+            else:
+                self._note(None)
+            if not self._again:
+                return
+
+    def _note(self, why: str | None) -> None:
+        before, self.problem = self.problem, None
+        if why is not None:
+            self.problem = (
+                f"the state directory {self._file.directory} cannot be written: {why}; a restart would not know what "
+                "happened since"
+            )
+        if self.problem == before:
+            return
+        if before is None:
+            _log.warning("the state directory could not be written; retrying: %s", why)
+        elif why is None:
+            _log.info("the state directory can be written again")
+        self._changed()
 
     def save_blocking(self) -> None:
         """Write the state as it is now, without threads; for a process that exits next."""
@@ -230,6 +238,70 @@ class StateKeeper:
             self._file.write(serialise(self.saved))
         except OSError as error:
             _log.warning("the state directory could not be written: %s", error.strerror)
+
+
+def _open_lock(path: Path) -> int:
+    """Open the lock file, making it if it is not there. Anything else of that name is put aside.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    for again in (True, False):
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno == errno.EROFS and path.is_file():
+                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            reason = error
+        else:
+            if stat.S_ISREG(os.fstat(lock).st_mode):
+                return lock
+            os.close(lock)
+            reason = OSError(errno.EEXIST, "the lock is not a regular file")
+        if not again or reason.errno in _FAULTS_OF_THE_DISK or not os.path.lexists(path):
+            raise reason
+        if (aside := _put_aside(path)) is None:
+            raise reason
+        _log.warning("%s cannot be used (%s); it is renamed to %s", path, reason.strerror, aside)
+    raise AssertionError  # the loop returns or raises
+
+
+def _put_aside(path: Path) -> str | None:
+    """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name which it
+    cannot replace. Return its new name, None if it cannot be renamed."""
+    for suffix in ("bad", *(f"bad-{number}" for number in range(1, 10))):
+        aside = path.with_name(f"{path.name}.{suffix}")
+        try:
+            path.replace(aside)
+        except OSError:
+            continue
+        return aside.name
+    return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return (device, inode) of a file; None if it is not there."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _read_patiently(path: Path) -> bytes:
+    """Return a file's bytes, after some tries if its disk fails for a moment.
+
+    Raises:
+        OSError, ValueError: as `_read_regular`.
+    """
+    for _ in range(_READ_TRIES - 1):
+        try:
+            return _read_regular(path)
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_THE_DISK:
+                raise
+            time.sleep(_READ_PAUSE)
+    return _read_regular(path)
 
 
 def _read_regular(path: Path) -> bytes:

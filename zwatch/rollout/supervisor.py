@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.look import Look, Looker
+from zwatch.deploy.resolving import LinkStamp
+from zwatch.errors import FatalError, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ANSWER_SECONDS = 30.0  # a device that works answers in milliseconds
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 
@@ -54,7 +57,7 @@ class Supervisor:
         self.changes = Pulse()
         self.seen = Look()
         """The latest look."""
-        self.state = StateKeeper(bridge, state_file)
+        self.state = StateKeeper(bridge, state_file, self.changes.fire)
         self._bridge = bridge
         self._engines = engines
         self._make_looker = partial(Looker, root, aliases, strict_links=strict_links)
@@ -70,12 +73,18 @@ class Supervisor:
             changes=self.changes,
             wake=self.ring,
             make_factory=make_factory,
+            fail=self.fail,
+            judge=self.judge,
         )
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing = asyncio.Event()
         self._looks = 0
         self._looked = Pulse()
+        self.failure: FatalError | None = None
+        """Why the service has to stop, see `fail`."""
+        self.has_failed = asyncio.Event()
         self._stopping = False
+        self._begun = time.monotonic()
 
     # --- what others ask
 
@@ -97,6 +106,11 @@ class Supervisor:
     def wish(self, alias: str) -> VersionKey | None:
         """Return what the alias asks for, as last seen."""
         return self.records[alias].wish
+
+    def refusal(self, alias: str) -> Rejection | None:
+        """Return why what the alias asks for was rejected, if it was."""
+        refusal = self.records[alias].refusals.find(self.wish(alias))
+        return None if refusal is None else refusal.rejection
 
     def is_unloaded(self, alias: str) -> bool:
         """Say whether an operator unloaded the alias, and its link was not made again since."""
@@ -121,6 +135,36 @@ class Supervisor:
         """Whether nothing is resident, loads, or is being closed."""
         return not self._engines.residents and self.runner.running is None and not self._closer.is_closing
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing is decided any more: the service stops, or has to."""
+        return self._stopping or self.failure is not None
+
+    def fail(self, error: FatalError) -> None:
+        """Decide nothing more: what failed cannot be repeated in this process. The first error stays."""
+        if self.failure is None:
+            self.failure = error
+            self.runner.keeps_trying = error.is_crash
+            if error.status == 1 and error.__cause__ is not None:
+                _log.error("the service stops: %s", error, exc_info=error.__cause__)
+            self.has_failed.set()
+            self.changes.fire()
+
+    async def judge(self, error: Exception | None = None) -> bool:
+        """Return whether the device is lost to this process, after an error that may have been its; then the service stops."""
+        factory = self.runner.factory
+        why = None
+        if factory is not None:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    why = await self._bridge.run("inspect", factory.device.lost)
+            except TimeoutError:
+                why = f"no answer for {_ANSWER_SECONDS:g} s"
+        if factory is not None and why is not None and self.failure is None:
+            first = "" if error is None else f" after {type(error).__name__}: {str(error)[:300]}"
+            self.fail(FatalError(f"{factory.device.torch_device} does not work any more ({why}){first}", is_crash=True))
+        return why is not None
+
     # --- start, loop, stop
 
     async def start(self) -> None:
@@ -131,7 +175,9 @@ class Supervisor:
             alias.restore(saved.alias(name))
         if crashed := saved.begin_run():
             names = " and ".join(key.version for key in crashed)
-            _log.warning("the previous run crashed while %s served or was tried", names)
+            _log.warning(
+                "the previous run crashed while %s was serving or being tried, and had not proved itself", names
+            )
         await self.state.save()
 
     async def run(self) -> None:
@@ -154,14 +200,16 @@ class Supervisor:
         """Look once, and carry out all actions that follow."""
         await self._look()
         await self._act()
-        if not self._stopping:
+        if not self.is_stopping:
             self.runner.prepare()
 
     async def stop(self) -> None:
-        """Abandon the running load and save that this run did not crash."""
+        """Abandon the running load and save that this run did not crash, unless it failed in a way that counts as one."""
         self._stopping = True
+        self.state.stop_keeping()
         await self.runner.stop()
-        self.state.saved.end_run()
+        if self.failure is None or not self.failure.is_crash:
+            self.state.saved.end_run()
         await self.state.save()
 
     def stop_at_once(self) -> None:
@@ -181,8 +229,7 @@ class Supervisor:
         for position in seen.changed:
             waiting[position].note_change()
         self.seen = seen
-        for name, alias in self.records.items():
-            alias.note_look(seen.targets.get(name), seen.faults.get(name))
+        self._note_links()
         self._looks += 1
         self._looked.fire()
         if list(seen.refused) != self.state.saved.refused:
@@ -196,24 +243,43 @@ class Supervisor:
         ):
             self.changes.fire()
 
+    def _note_links(self) -> None:
+        """Note where the links lead; what was linked or sealed anew is not set aside any more."""
+        links: dict[VersionKey, frozenset[LinkStamp | None]] = {}
+        for name, alias in self.records.items():
+            sealed_again = alias.note_look(self.seen.targets.get(name), self.seen.faults.get(name))
+            if (wish := alias.wish) is not None:
+                links[wish] = links.get(wish, frozenset()) | {alias.link_stamp}
+                if sealed_again:
+                    self.state.saved.note_sealed(wish)
+        self.state.saved.note_links(links)
+
     async def _note_good(self) -> None:
-        """Save which versions have proved themselves since; and what an earlier write failed to save."""
+        """Save which versions have proved themselves since."""
         now, news = time.monotonic(), False
         for name, alias in self.records.items():
             if (key := alias.proved(now)) is not None:
                 news |= self.state.saved.note_good(name, key)
-        if news or not self.state.is_written:
+        if news:
             await self.state.save()
+        if not self._stopping:
+            self.state.keep()
 
     # --- decide
 
     def _next_action(self) -> policy.Action | None:
-        if self._stopping:
+        if self.is_stopping:
             return None
-        now, load, saved = time.monotonic(), self.runner.running, self.state.saved
+        now, load = time.monotonic(), self.runner.running
         attempt = None if load is None else load.attempt
-        aliases = [alias.view(attempt, saved.fallbacks(name), now) for name, alias in self.records.items()]
+        aliases = [alias.view(attempt, self._fallbacks(alias, now), now) for alias in self.records.values()]
         return policy.decide(aliases, self._engines.views(), None if load is None else load.view)
+
+    def _fallbacks(self, alias: Alias, now: float) -> list[VersionKey]:
+        """Return what serves while an alias's wish cannot, in the order to try it."""
+        saved = self.state.saved
+        resorts = saved.last_resorts(alias.name).items()
+        return saved.fallbacks(alias.name, alias.wish) + [key for key, pause in resorts if now >= self._begun + pause]
 
     # --- act
 

@@ -43,6 +43,18 @@ class Cuda:
                 torch.empty(2**power, dtype=torch.uint8, pin_memory=True) for power in range(13) for _ in range(4)
             ]
             del small
+        self._device = device
+
+    def lost(self) -> str | None:
+        """Return why this process cannot use the device any more; see `Device.lost`."""
+        try:
+            torch.ones(1, device=self._device).item()
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
+        except RuntimeError as error:
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            return None if "out of memory" in text else text
+        return None
 
 
 class CudaMemory:

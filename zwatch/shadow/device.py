@@ -112,6 +112,13 @@ class Device:
             return str(torch.cuda.get_device_name(self.torch_device))
         return "CPU"
 
+    def lost(self) -> str | None:
+        """Return why this process cannot use the device any more; None if it can, or if only memory is short. It blocks.
+
+        After some errors, such as an access to a wrong address, CUDA refuses every further call of the process.
+        """
+        return None if self._cuda is None else self._cuda.lost()
+
     # --- memory
 
     @property

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer, json_answer, read_request, scheme_of
 from zwatch.api.auth import AUTHENTICATOR, SESSION_SECONDS, unauthorized
+from zwatch.api.native.status import device_memory
 from zwatch.api.schema import COOKIE, Request, choice
 from zwatch.api.services import SERVICES
 from zwatch.generation.fields import Text
@@ -33,9 +34,7 @@ class Success(TypedDict):
 async def metrics(request: web.Request) -> web.Response:
     """Return all metrics in the Prometheus text format."""
     services = request.app[SERVICES]
-    factory = services.supervisor.factory
-    if factory is not None:
-        services.metrics.device_memory = await services.bridge.run("inspect", factory.device.memory)
+    services.metrics.device_memory = await device_memory(services)
     # In a thread: a thousand lines of counters take milliseconds, which would block the event loop.
     text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
     text += generate_latest(services.metrics.present)

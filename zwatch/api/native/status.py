@@ -8,6 +8,8 @@ from typing_extensions import TypedDict
 
 from zwatch.api import views
 from zwatch.api.answers import answer
+from zwatch.api.health import HEALTH_STATES
+from zwatch.api.health import health as judge_health
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
@@ -31,7 +33,7 @@ class Versions(TypedDict):
 class Health(TypedDict):
     """The health of the service; `reasons` is empty if it is `ok`."""
 
-    status: Annotated[str, choice(*views.HEALTH_STATES)]
+    status: Annotated[str, choice(*HEALTH_STATES)]
     version: VersionName | None
     reasons: list[str]
 
@@ -42,9 +44,19 @@ class Probe(TypedDict):
     status: str
 
 
-async def _status(services: Services) -> views.StatusView:
+async def device_memory(services: Services) -> tuple[int, int] | None:
+    """Return the device's (free, total) bytes; None before it is opened, and if it does not tell."""
     factory = services.supervisor.factory
-    memory = None if factory is None else await services.bridge.run("inspect", factory.device.memory)
+    if factory is None:
+        return None
+    try:
+        return await services.bridge.run("inspect", factory.device.memory)
+    except (OSError, RuntimeError):  # no descriptors for /proc, or a device that is lost
+        return None
+
+
+async def _status(services: Services) -> views.StatusView:
+    memory = await device_memory(services)
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
     return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
@@ -91,7 +103,8 @@ async def events(request: web.Request) -> web.StreamResponse:
 async def health(request: web.Request) -> web.Response:
     """Return the health, for people and load balancers."""
     services = request.app[SERVICES]
-    state, reasons = views.health(services.supervisor, services.engines)
+    fault = None if services.history is None else services.history.fault
+    state, reasons = judge_health(services.supervisor, services.engines, fault)
     serving = services.engines.serving(PRIMARY)
     body: Health = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
     return answer(body, 503 if state == "unavailable" else 200)

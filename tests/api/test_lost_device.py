@@ -1,0 +1,46 @@
+"""A device that this process cannot use any more: nothing is drawn with it, and the service stops."""
+
+import asyncio
+import json
+
+LOST = "CUDA error: an illegal memory access was encountered"
+
+
+async def test_a_request_that_loses_the_device_stops_the_service_and_requests_that_wait_are_answered(start, tmp_path):
+    async with start() as client:
+        await client.serves()
+        supervisor = client.services.supervisor
+        supervisor.factory.device.lost = lambda: LOST
+        with client.failing():
+            body = {"prompt": "a cat"}
+            answers = await asyncio.gather(*(client.call("POST", "/generate", json=body) for _ in range(4)))
+        assert [(status, body["error"]["code"]) for status, _, body in answers] == [(503, "shutting_down")] * 4
+        await asyncio.wait_for(supervisor.has_failed.wait(), 10)
+        assert supervisor.failure.status == 1
+        assert LOST in str(supervisor.failure)
+        _, _, health = await client.call("GET", "/health")
+        assert health["status"] == "degraded"
+        assert health["reasons"][0] == f"the service stops: {supervisor.failure}"
+        status, _, body = await client.call("POST", "/api/load_model")
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+    saved = json.loads((tmp_path / "state/state.json").read_bytes())
+    assert (saved["running"], saved["aliases"]["current"]["serving"]["version"]) == (True, "v1"), "it counts as a crash"
+
+
+async def test_an_error_that_leaves_the_device_whole_stops_nothing(client):
+    with client.failing():
+        status, _, _ = await client.call("POST", "/generate", json={"prompt": "a cat"})
+    assert status == 500
+    assert client.services.supervisor.failure is None
+    await client.png()
+
+
+async def test_the_status_and_the_metrics_do_not_need_the_memory_of_a_lost_device(client):
+    def fail():
+        raise RuntimeError(LOST)
+
+    client.services.supervisor.factory.device.memory = fail
+    status, _, body = await client.call("GET", "/status")
+    assert (status, body["device"]["free"]) == (200, None)
+    async with client.http.get(client.url + "/metrics") as response:
+        assert response.status == 200
