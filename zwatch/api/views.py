@@ -201,10 +201,15 @@ def queue_view(queue: GenerationQueue) -> QueueView:
 
 
 def health(supervisor: Supervisor, engines: EngineRegistry) -> tuple[str, list[str]]:
-    """Return the health state and its reasons: `ok`; `degraded`, an alias does not serve what its link asks for; or
-    `unavailable`, `current` serves nothing."""
+    """Return the health state and its reasons: `ok`; `degraded`, an alias does not serve what its link asks for, or a stray
+    is a wish that could not be carried out; or `unavailable`, `current` serves nothing."""
     reasons = [
         reason for alias in supervisor.aliases if (reason := _health_problem(supervisor, engines, alias)) is not None
+    ]
+    reasons += [
+        f"{stray.path} -> {stray.text} was not followed: {stray.reason}"
+        for stray in supervisor.seen.strays
+        if stray.is_wish
     ]
     if engines.serving(PRIMARY) is None:
         return "unavailable", reasons
