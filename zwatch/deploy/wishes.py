@@ -130,7 +130,7 @@ class WishFollower:
         """Judge the strays in one directory, to which the targets `here` lead, and late ones in those that they left.
         Return wishes by the link to move, each with an alias that leads through it."""
         place, since = Place.of(here[0].directory.fd), max(target.linked_ns for target in here)
-        holders = {target.holder: target for target in here}
+        holders = {target.holder: target for target in sorted(here, key=lambda target: len(target.chain))}
         trail = self._trails.get(here[0].holder)
         if len(holders) == 1 and trail is not None and trail.holds(place):
             since = trail.last_wish_ns  # it left this version, and came back: a late wish may lie in it
