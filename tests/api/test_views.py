@@ -76,6 +76,11 @@ def rejected(key=V2):
             Supervisor(aliases=("current", "stable"), wishes={"current": V1}), (V1,), "degraded",
             ["stable has not been looked at yet"],
         ),
+        (
+            Supervisor(wishes={"current": V1}, strays=[Stray("v1/v2", "v2", "a wish for v2, but…", is_wish=True)]), (V1,),
+            "degraded", ["v1/v2 -> v2 was not followed: a wish for v2, but…"],
+        ),
+        (Supervisor(wishes={"current": V1}, strays=[Stray("v1/v9", "v9", "no version of that name")]), (V1,), "ok", []),
         (Supervisor(wishes={"current": VersionKey("v1", "f" * 64)}), (V1,), "degraded", [
             "current asks for v1, which is not ready; v1 serves"
         ]),
