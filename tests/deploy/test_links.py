@@ -1,5 +1,6 @@
 """Repointing a link safely, and what a crash in the middle of it leaves."""
 
+import errno
 import os
 import threading
 
@@ -93,14 +94,31 @@ class TestRepoint:
         assert not os.path.lexists(root / "current")
         assert temporaries(root) == []
 
-    def test_a_full_disk_leaves_the_alias_and_nothing_else(self, root, root_fd, monkeypatch):
+    @pytest.mark.parametrize("noted", [True, False])
+    def test_a_link_that_is_in_place_but_could_not_be_synced_is_repointed_and_that_is_logged(
+        self, root, root_fd, monkeypatch, caplog, noted
+    ):
         def full(fd):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(RepointError, match="current could not be repointed to v2: No space left"):
-            repoint(root_fd, "current", "v2", note(root_fd))
+        alias = "current" if noted else "canary"
+        placed = repoint(root_fd, alias, "v2", note(root_fd) if noted else None)
+        assert os.readlink(root / alias) == "v2"
+        assert placed == LinkStamp.of((root / alias).lstat())
         assert temporaries(root) == []
+        assert f"{alias} points to v2, but after a power failure it may not" in caplog.text
+        assert "No space left on device" in caplog.text
+
+    @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+    def test_a_file_system_that_cannot_sync_directories_is_no_matter(self, root, root_fd, monkeypatch, caplog, code):
+        def unsupported(fd):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", unsupported)
+        repoint(root_fd, "current", "v2", note(root_fd))
+        assert os.readlink(root / "current") == "v2"
+        assert caplog.text == ""
 
     def test_a_root_that_may_not_be_written_is_reported_with_the_command_to_type(self, root, root_fd, monkeypatch):
         def read_only(*_, **__):

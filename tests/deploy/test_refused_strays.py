@@ -250,11 +250,9 @@ def test_with_three_links_the_reason_names_all(canary):
     }
 
 
-@pytest.mark.parametrize("where", ["root", "outside"])
-def test_an_alias_that_leads_through_a_second_link_is_ambiguous(root, where):
-    stable = root / "stable" if where == "root" else root.parent / "stable"
-    stable.symlink_to(root / "v1")
-    run(root, "ln -sfn stable/ current" if where == "root" else "ln -sfn ../stable current")
+def test_an_alias_that_leads_through_a_second_link_outside_is_ambiguous(root):
+    (root.parent / "stable").symlink_to(root / "v1")
+    run(root, "ln -sfn ../stable current")
     next_tick(root.parent)
     looker = looking(root)
     looker.look()

@@ -1,8 +1,25 @@
 """Files written so that after a crash they have either the old bytes or the new ones, never a part."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems answer that cannot sync a directory: there is nothing to wait for."""
+
+
+def sync_directory(fd: int) -> None:
+    """Wait until the entries of an open directory survive a power failure, if its file system can do that.
+
+    Raises:
+        OSError: it failed. The entries are changed, but may not survive.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600) -> None:
@@ -24,7 +41,7 @@ def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600)
         raise
     directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(directory_fd)
+        sync_directory(directory_fd)
     finally:
         os.close(directory_fd)
 

@@ -1,24 +1,31 @@
 """One look at the models root: what every followed alias asks for, stray links, and changes of awaited files."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
+from zwatch.deploy.chains import ChainLink, LinkStamp, read_chain, stamp_of
+from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
+from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
-from zwatch.deploy.resolving import Directory, Fault, FileStamp, LinkStamp, Target, resolve
+from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
 from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
 
+_log = logging.getLogger(__name__)
+
 MISSING_GRACE = 1.0
 """Seconds that an alias may be missing, as it is between an unlink and a symlink, before that is a fault."""
 SETTLED = 0.25
 """Seconds that awaited files must stay as they are before they count as complete."""
+SWEEP_AFTER = 1.0
+"""Seconds after which a temporary link belongs to no repointing that is still going on: one takes milliseconds."""
 _MAX_ROUNDS = 8
 
 
@@ -27,12 +34,13 @@ class Awaited:
     """Files of a rejected version, as they were when it was tried; the version is tried again when they change."""
 
     directory: Directory
-    stamps: Mapping[str, FileStamp | None]
+    stamps: FileStamps
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen. Each alias is in `targets` or in `faults`, or in neither while it is briefly missing."""
+    """What was seen. Each alias is in `targets` or in `faults`; in neither while it is briefly missing; in both while an I/O
+    error hides where it leads, or what lies there: the target is then that of the look before."""
 
     targets: Mapping[str, Target] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
@@ -66,8 +74,10 @@ class Looker:
         self._wishes = WishFollower(strict=strict_links, refused=refused, clock=clock)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
-        self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
-        self._tidied = False
+        self._unsettled: dict[int, tuple[FileStamps, float]] = {}
+        self._untidy = set(aliases)
+        self._leftovers = Leftovers(SWEEP_AFTER)
+        self._swept_ns: int | None = None
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
         """Look once; follow stray wishes until there are none."""
@@ -75,26 +85,46 @@ class Looker:
             with opened(self._root) as root_fd:
                 return self._look(root_fd, awaited)
         except OSError as error:
-            message = f"{self._root}: {error.strerror}; expected the models root, see --models"
+            return self._without_root(error)
+
+    def _without_root(self, error: OSError) -> Look:
+        self._wishes.forget_links()
+        code, message = "no_root", f"{self._root}: {error.strerror}; expected the models root, see --models"
+        if is_missing(error):
             self._known.clear()
-            self._wishes.forget_links()
-            faults = {alias: Fault(alias, "no_root", message) for alias in self._aliases}
-            return Look(faults=faults, refused=self._wishes.refused)
+        else:  # no descriptors, say: what was known is as good as before
+            code, message = "unreadable", f"{self._root}: {error.strerror}; it is looked at again"
+        faults = {alias: Fault(alias, code, message) for alias in self._aliases}
+        return Look(dict(self._known), faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
         changed_ns = os.fstat(root_fd).st_mtime_ns  # before the tidying, which changes it
-        if not self._tidied:
-            for alias in self._aliases:
-                finish_interrupted(root_fd, alias)
-            self._tidied = True
+        self._tidy(root_fd, changed_ns)
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
-            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
+            try:
+                strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
+            except OSError as error:
+                where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+                message = f"stray links could not be searched for: {where}{error.strerror}; they are searched for again"
+                faults = {alias: Fault(alias, "unreadable", message) for alias in self._known} | faults
+                break
             if not moved:
                 break
         notes, self._wishes.notes = self._wishes.notes, []
         return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
+
+    def _tidy(self, root_fd: int, changed_ns: int) -> None:
+        """Remove temporary links: at the first look what a crash left, later what could not be removed before."""
+        try:
+            for alias in sorted(self._untidy):
+                finish_interrupted(root_fd, alias)
+                self._untidy.discard(alias)
+            if changed_ns != self._swept_ns:
+                self._swept_ns = None if self._leftovers.sweep(root_fd, self._clock()) else changed_ns
+        except OSError:
+            pass  # the models root cannot be listed now; the search for strays says so
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
@@ -103,6 +133,10 @@ class Looker:
             if isinstance(found, Target):
                 self._known[alias] = found
                 self._missing_since.pop(alias, None)
+                continue
+            known = self._known.get(alias)
+            if known is not None and found.may_pass and _may_be(found, known):
+                faults[alias] = found
                 continue
             if found.code == "missing":
                 since = self._missing_since.setdefault(alias, self._clock())
@@ -114,14 +148,17 @@ class Looker:
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
-        unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
+        unsettled: dict[int, tuple[FileStamps, float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
-            stamps = wait.directory.file_stamps(list(wait.stamps))
-            if stamps == wait.stamps:
+            try:
+                stamps = wait.directory.file_stamps(list(wait.stamps))
+            except OSError:
+                continue  # whether they changed is not known
+            if are_unchanged(wait.stamps, stamps):
                 continue
-            seen, since = self._unsettled.get(id(wait), (None, now))
-            since = since if seen == stamps else now
+            seen, since = self._unsettled.get(id(wait), ({}, now))
+            since = since if are_unchanged(seen, stamps) else now
             unsettled[id(wait)] = (stamps, since)
             if now - since >= SETTLED:
                 changed.add(position)
@@ -129,11 +166,20 @@ class Looker:
         return frozenset(changed)
 
 
+def _may_be(fault: Fault, known: Target) -> bool:
+    """Say whether a link that could not be read, or not wholly, may still be the known one."""
+    return fault.link in (None, known.link) and fault.link_stamp in (None, known.link_stamp)
+
+
 def await_files(directory: Directory) -> Awaited:
-    """Note the present state of a version's sealed files; of none if its seal cannot be read (a new seal is a new version)."""
+    """Note the present state of a version's sealed files; of none if it has no valid seal (a new seal is a new version).
+
+    Raises:
+        OSError: the seal or a file could not be looked at.
+    """
     try:
         paths = list(parse_seal(read_seal_bytes(directory.fd)).files)
-    except (Rejection, OSError):
+    except Rejection:
         paths = []
     return Awaited(directory.duplicate(), directory.file_stamps(paths))
 
@@ -151,11 +197,17 @@ def open_version(root: Path, name: str) -> Directory:
 
 
 def has_version(root: Path, name: str) -> bool:
-    """Say whether a version of that name is in the models root."""
+    """Say whether a version of that name is in the models root.
+
+    Raises:
+        OSError: that could not be found out.
+    """
     try:
         with opened(root) as root_fd:
             return is_version_directory(root_fd, name)
-    except OSError:
+    except OSError as error:
+        if not is_missing(error):
+            raise
         return False
 
 
@@ -169,8 +221,28 @@ def summaries(root: Path) -> list[VersionSummary]:
         return [summarise(root_fd, name) for name in version_names(root_fd)]
 
 
+def read_stamps(root: Path, aliases: Sequence[str]) -> list[LinkStamp | None]:
+    """Return the stamp that each alias has now; None for one that cannot be read."""
+    try:
+        with opened(root) as root_fd:
+            return [_read_stamp(root_fd, alias) for alias in aliases]
+    except OSError:
+        return [None for _ in aliases]
+
+
+def _read_stamp(root_fd: int, alias: str) -> LinkStamp | None:
+    try:
+        chain = read_chain(root_fd, alias)
+    except OSError:
+        return None
+    return stamp_of(chain) if chain else None
+
+
 def point(root: Path, alias: str, version: str) -> LinkStamp:
-    """Repoint an alias as an operator requests, or make it; return the new link's stamp.
+    """Repoint an alias as an operator requests, or make it; return the stamp that it has then.
+
+    The last link of a chain is moved: of `current -> stable -> v1` that is `stable`, and `current` leads through it as
+    before.
 
     Raises:
         RepointError: the version does not exist, or the link could not be changed.
@@ -180,9 +252,27 @@ def point(root: Path, alias: str, version: str) -> LinkStamp:
             if not is_version_directory(root_fd, version):
                 raise RepointError(f"there is no version {version!r} under the models root")
             try:
-                note = LinkNote.take(root_fd, alias)
+                chain = read_chain(root_fd, alias)
             except FileNotFoundError:
-                note = None
-            return repoint(root_fd, alias, version, note)
+                return repoint(root_fd, alias, version, None)
+            link = _link_to_move(root, chain, alias, version)
+            placed = repoint(root_fd, link, version, LinkNote.take(root_fd, link))
+            if link == alias:
+                return placed
+            _log.info("%s now points to %s; %s leads through it and is left as it is", link, version, alias)
+            return stamp_of(read_chain(root_fd, alias))
     except OSError as error:
         raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
+
+
+def _link_to_move(root: Path, chain: Sequence[ChainLink], alias: str, version: str) -> str:
+    if not chain:
+        raise RepointError(f"{alias}: expected a symlink, found something else with that name; move it away")
+    last = chain[-1]
+    if last.name is None:
+        raise RepointError(
+            f"{alias} leads through the link {last.path}, which is not in the models root, and is left as it is; type "
+            f"`ln -sfn {root.absolute() / version} {last.path}` in the models root, or, to give up the chain, "
+            f"`ln -sfn {version} {alias}`"
+        )
+    return last.name

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.chains import LinkStamp
 
 MAX_REFUSED = 256
 """How many refusals are kept, the newest strays first. While there are so many, every older stray counts as refused."""
@@ -22,35 +22,44 @@ class RefusedStray:
 
 
 class RefusedStrays:
-    """The refused strays that still exist, by identity."""
+    """The refused strays that still exist, by path and time. Where inode numbers hold still, they too tell which link it is:
+    a directory may be renamed between two looks."""
 
     def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
-        self._strays = {stray.link_stamp: stray for stray in refused}
+        self._keep(refused)
 
-    def reason(self, stamp: LinkStamp) -> str | None:
+    def _keep(self, strays: Iterable[RefusedStray]) -> None:
+        self._strays = {(stray.path, stray.link_stamp): stray for stray in strays}
+        self._by_inode = {_inode(stray.link_stamp): stray for stray in self._strays.values()}
+
+    def reason(self, stamp: LinkStamp, path: str | None = None) -> str | None:
         """Return why this link was refused, or None if it was not."""
-        if (stray := self._strays.get(stamp)) is not None:
+        stray = None if path is None else self._strays.get((path, stamp))
+        if (stray := stray or self._by_inode.get(_inode(stamp))) is not None:
             return stray.reason
         # Its refusal may be one of those that were dropped.
-        if len(self._strays) >= MAX_REFUSED and stamp.ctime_ns <= min(kept.ctime_ns for kept in self._strays):
+        oldest = min((kept.ctime_ns for _, kept in self._strays), default=0)
+        if len(self._strays) >= MAX_REFUSED and stamp.ctime_ns <= oldest:
             return f"{MAX_REFUSED} newer strays were refused, and no more refusals are kept"
         return None
 
     def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
         """Note a refusal; a stray that was refused before keeps its first reason."""
+        if (path, stamp) in self._strays or _inode(stamp) in self._by_inode:
+            return
         # Names in a reason need not be UTF-8; the state file is.
-        reason = reason.encode(errors="backslashreplace").decode()
-        self._strays.setdefault(stamp, RefusedStray(path, stamp, reason))
+        stray = RefusedStray(path, stamp, reason.encode(errors="backslashreplace").decode())
+        self._strays[path, stamp] = self._by_inode[_inode(stamp)] = stray
 
     def prune(self, root_fd: int) -> None:
         """Forget links that are gone, and follow directories that were renamed."""
-        strays: dict[LinkStamp, RefusedStray] = {}
+        strays: list[RefusedStray] = []
         lost = []
         for stray in self._strays.values():
             if _lies_at(root_fd, stray.path, stray.link_stamp) is False:
                 lost.append(stray)
             else:  # it is there, or an I/O error hides whether it is
-                strays[stray.link_stamp] = stray
+                strays.append(stray)
         if lost:
             directories = _directories(root_fd)
             for stray in lost:
@@ -58,15 +67,18 @@ class RefusedStrays:
                 places = (f"{other}/{name}" for other in directories)
                 place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
                 if place is not None:
-                    strays[stray.link_stamp] = replace(stray, path=place)
+                    strays.append(replace(stray, path=place))
                 elif directory not in directories:
-                    strays[stray.link_stamp] = stray  # the whole directory was moved away; it may come back
-        newest = sorted(strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED]
-        self._strays = {stray.link_stamp: stray for stray in newest}
+                    strays.append(stray)  # the whole directory was moved away; it may come back
+        self._keep(sorted(strays, key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED])
 
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""
         return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.link_stamp.ctime_ns)))
+
+
+def _inode(stamp: LinkStamp) -> tuple[int, int, int]:
+    return stamp.device, stamp.inode, stamp.ctime_ns
 
 
 def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:

@@ -4,16 +4,16 @@ A stray link says into which directory it was typed, not through which link. It 
 there, and did when the stray was made.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from zwatch.deploy.chains import ChainLink, LinkStamp, Place, place_of, read_chain
 from zwatch.deploy.links import TEMPORARY_PREFIX
-from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.oserrors import is_missing, leads_nowhere
 from zwatch.deploy.versions import is_version_directory
-
-_MAX_HOPS = 40  # Linux follows no more links than this in one path
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +50,59 @@ class RootLinks:
             try:
                 stamp = LinkStamp.of(os.stat(name, dir_fd=root_fd, follow_symlinks=False))
                 links[name] = RootLink(stamp, os.readlink(name, dir_fd=root_fd))
-            except OSError:
+            except OSError as error:
+                if not is_missing(error) and error.errno != errno.EINVAL:
+                    raise
                 continue  # removed since it was listed, or not a link any more
         return cls(links)
 
-    def leading_to(self, root_fd: int, directory: tuple[int, int]) -> list[str]:
-        """Return the links that resolve to a directory (device, inode), sorted; then those on their chains that lie
-        outside the models root."""
-        names = sorted(name for name in self.links if _identity(root_fd, name) == directory)
+    def stamp(self, name: str) -> LinkStamp | None:
+        """Return the stamp of the link with this name; None if there is none."""
+        link = self.links.get(name)
+        return None if link is None else link.link_stamp
+
+    def leading_to(self, root_fd: int, directory: Place) -> list[str]:
+        """Return the links that resolve to a directory, sorted; then those on their chains that lie outside the models
+        root.
+
+        Raises:
+            OSError: where a link leads could not be found out.
+        """
+        names = sorted(name for name in self.links if _place(root_fd, name) == directory)
         outside = {path for name in names for path in _chain_outside(root_fd, name)}
         return names + sorted(outside)
 
     @staticmethod
-    def nested(root_fd: int, directory: tuple[int, int]) -> list[str]:
+    def nested(root_fd: int, directory: Place) -> list[str]:
         """Return the links one level below the models root that resolve to a directory, sorted. Links that have the form of
         a stray (`v3/v1 -> ../v1`) do not count, nor those in the directory itself.
 
         Raises:
-            OSError: the models root cannot be listed.
+            OSError: the models root or a directory in it cannot be listed, or where a link leads could not be found out.
         """
         found = []
         for folder in sorted(os.listdir(root_fd)):
             try:
                 status = os.stat(folder, dir_fd=root_fd, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) != directory:
+                if stat.S_ISDIR(status.st_mode) and _place(root_fd, folder) != directory:
                     found += [f"{folder}/{name}" for name in _links_in(root_fd, folder)]
-            except OSError:
+            except OSError as error:
+                if not leads_nowhere(error):
+                    raise
                 continue  # removed since it was listed, or not readable
         return [
             path
             for path in found
-            if _identity(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
+            if _place(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
         ]
 
-    def led_to(self, root_fd: int, directory: tuple[int, int]) -> list[str]:
+    def led_to(self, root_fd: int, directory: Place) -> list[str]:
         """Return the links that resolved to a directory when they were read, though they may be changed by now."""
         # A link's text says where it led. If it led through another link that moved since, that one is found.
-        return sorted(name for name, link in self.links.items() if _identity(root_fd, link.text) == directory)
+        return sorted(name for name, link in self.links.items() if _place(root_fd, link.text) == directory)
 
     def moved_from(
-        self, root_fd: int, directory: tuple[int, int], before: "RootLinks", ours: Mapping[str, LinkStamp]
+        self, root_fd: int, directory: Place, before: "RootLinks", ours: Mapping[str, LinkStamp]
     ) -> list[str]:
         """Return the links that led to a directory `before` and were removed or changed since, except those that zwatch
         placed itself (`ours`, the stamps it gave them)."""
@@ -119,34 +132,29 @@ def _links_in(root_fd: int, folder: str) -> list[str]:
         os.close(fd)
 
 
-def _identity(root_fd: int, path: str) -> tuple[int, int] | None:
-    """Return the device and inode that a path resolves to, relative to the models root."""
+def _place(root_fd: int, path: str) -> Place | None:
+    """Return the place that a path resolves to, relative to the models root; None if it leads nowhere.
+
+    Raises:
+        OSError: where it leads could not be found out.
+    """
     try:
-        status = os.stat(path, dir_fd=root_fd)
-    except (OSError, ValueError):
+        return place_of(root_fd, path)
+    except ValueError:
         return None
-    return status.st_dev, status.st_ino
+    except OSError as error:
+        if not leads_nowhere(error):
+            raise
+        return None
+
+
+def _chain(root_fd: int, name: str) -> list[ChainLink]:
+    try:
+        return read_chain(root_fd, name)
+    except FileNotFoundError:
+        return []
 
 
 def _chain_outside(root_fd: int, name: str) -> dict[str, int]:
     """Return the path and ctime (nanoseconds) of each link behind the link `name` that is not in the models root."""
-    root = os.fstat(root_fd)
-    chain: dict[str, int] = {}
-    path = name
-    for _ in range(_MAX_HOPS):
-        try:
-            path = os.path.join(os.path.dirname(path), _without_trailing_dots(os.readlink(path, dir_fd=root_fd)))
-            status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
-            folder = os.stat(os.path.dirname(path) or ".", dir_fd=root_fd)
-        except OSError:
-            break  # the end of the chain: not a link, or nothing there
-        if stat.S_ISLNK(status.st_mode) and not os.path.samestat(folder, root):
-            chain[path] = status.st_ctime_ns
-    return chain
-
-
-def _without_trailing_dots(text: str) -> str:
-    """`stable/` and `stable/.` go through the link `stable`, too."""
-    while text.endswith(("/", "/.")) and text.rstrip("/"):
-        text = text.removesuffix(".").rstrip("/")
-    return text
+    return {link.path: link.stamp.ctime_ns for link in _chain(root_fd, name) if link.name is None}

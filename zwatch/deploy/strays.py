@@ -6,14 +6,20 @@ facts. `wishes` acts on those that are.
 
 import errno
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
-from zwatch.deploy.resolving import Directory, LinkStamp
-from zwatch.deploy.versions import is_version_name
+from zwatch.deploy.chains import LinkStamp, place_of
+from zwatch.deploy.oserrors import is_missing, leads_nowhere
+from zwatch.deploy.resolving import Directory
+from zwatch.deploy.versions import is_version_directory
 from zwatch.errors import Rejection
+
+OLDER = "it is older than the alias"
+"""The reason of a stray that an earlier deploy may have left."""
+AHEAD = "it seems to be older than the alias, whose time lies in the future: a clock was wrong"
+"""The reason of a stray that may be a wish, but whose age cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def judge(
             f"its owner (uid {facts.owner}) is neither root, nor the owner of the models root, nor the service's user"
         )
     if facts.ctime_ns < alias_ctime_ns:
-        return "it is older than the alias"
+        return OLDER
     if facts.text.startswith("/"):
         if not facts.leads_beside:
             return f"its text does not lead to the version {facts.name} beside it"
@@ -105,7 +111,11 @@ class FoundStray:
 
 
 def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
-    """Gather the facts about every symlink directly in a version directory."""
+    """Gather the facts about every symlink directly in a version directory.
+
+    Raises:
+        OSError: they could not be found out; nothing may be judged by a part of them.
+    """
     with os.scandir(directory.fd) as entries:
         names = [entry.name for entry in entries if entry.is_symlink()]
     if not names:
@@ -116,9 +126,12 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
         try:
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
             text = os.readlink(name, dir_fd=directory.fd)
-            is_version, leads_beside = _is_version(root_fd, name), _leads_beside(root_fd, text, name)
-        except OSError:
-            continue  # gone, or not a link any more; or an I/O error, after which nothing may be refused: the next look tells
+            is_version = is_version_directory(root_fd, name)
+            leads_beside = is_version and text.startswith("/") and _leads_beside(root_fd, text, name)
+        except OSError as error:
+            if not is_missing(error) and error.errno != errno.EINVAL:
+                raise
+            continue  # gone, or not a link any more
         facts = StrayFacts(
             directory.version, name, text, status.st_uid, status.st_ctime_ns, name in sealed, is_version, leads_beside
         )
@@ -129,26 +142,16 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
 def _sealed_names(directory_fd: int) -> set[str]:
     try:
         return {path.partition("/")[0] for path in seal.read_seal(directory_fd).files}
-    except (Rejection, OSError):
+    except Rejection:
         return set()
-
-
-def _is_version(root_fd: int, name: str) -> bool:
-    if not is_version_name(name):
-        return False
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _leads_beside(root_fd: int, text: str, name: str) -> bool:
     try:
-        there, beside = os.stat(text), os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+        return place_of(root_fd, text) == place_of(root_fd, name)
     except ValueError:
         return False
     except OSError as error:
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.ENFILE, errno.EMFILE):
-            raise  # this says nothing about where it leads
+        if not leads_nowhere(error):
+            raise
         return False
-    return stat.S_ISDIR(there.st_mode) and (there.st_dev, there.st_ino) == (beside.st_dev, beside.st_ino)

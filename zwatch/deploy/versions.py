@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from zwatch.deploy import header, seal
+from zwatch.deploy.oserrors import is_missing
 from zwatch.errors import Rejection
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -35,18 +36,36 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def is_version_directory(root_fd: int, name: str) -> bool:
-    """Say whether `name` is a real directory directly under the models root, and may name a version."""
+    """Say whether `name` is a real directory directly under the models root, and may name a version.
+
+    Raises:
+        OSError: that could not be found out.
+    """
     if not is_version_name(name):
         return False
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode)
-    except OSError:
+    except OSError as error:
+        if not is_missing(error):
+            raise
         return False
 
 
 def version_names(root_fd: int) -> list[str]:
-    """Return the names of all version directories under the models root, sorted."""
-    return sorted(name for name in os.listdir(root_fd) if is_version_directory(root_fd, name))
+    """Return the names of all version directories under the models root, sorted; one that cannot be looked at is among
+    them, and its summary says why.
+
+    Raises:
+        OSError: the models root cannot be listed.
+    """
+    return sorted(name for name in os.listdir(root_fd) if _may_be_version(root_fd, name))
+
+
+def _may_be_version(root_fd: int, name: str) -> bool:
+    try:
+        return is_version_directory(root_fd, name)
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Alias:
         self.saved = SavedAlias()
         """Its part of the saved state."""
         self._engines = engines
+        self._link_stamp = _NO_LINK
         self._served: VersionKey | None = None  # before an unload, or in the previous run
 
     # --- what is known
@@ -49,9 +50,8 @@ class Alias:
 
     @property
     def link_stamp(self) -> LinkStamp:
-        """The stamp of the link, wherever it leads."""
-        seen = self.target or self.fault
-        return _NO_LINK if seen is None or seen.link_stamp is None else seen.link_stamp
+        """The stamp of the link, wherever it leads; while it cannot be read or is missing, the one that it had last."""
+        return self._link_stamp
 
     @property
     def serving(self) -> Resident | None:
@@ -112,7 +112,8 @@ class Alias:
         """Note what a look saw. A link made again, or a version sealed again, clears its refusals. Return whether the wish was
         sealed again with the same content, which is the same wish."""
         before, self.target, self.fault = self.target, target, fault
-        if target is not None or fault is not None:
+        if (seen := target or fault) is not None:
+            self._link_stamp = seen.link_stamp or self._link_stamp
             self.saved.wish = self.wish
             self.saved.link_stamp = None if self.link_stamp == _NO_LINK else self.link_stamp
         if target is None:

@@ -186,11 +186,15 @@ class AttemptRunner:
         alias, attempt = load.alias, load.attempt
         if not attempt.fallback and self._state.saved.is_set_aside(attempt.key):
             raise Rejection("set_aside", self._state.saved.why_set_aside(alias.name, attempt.key))
-        if alias.target is not None and not attempt.fallback:
-            load.directory = alias.target.directory.duplicate()
-        else:
-            load.directory = await self._bridge.run("look", _open_fallback, self._root, attempt.key)
-        load.awaited = await self._bridge.run("look", await_files, load.directory)
+        try:
+            if alias.target is not None and not attempt.fallback:
+                load.directory = alias.target.directory.duplicate()
+            else:
+                load.directory = await self._bridge.run("look", open_version, self._root, attempt.key.version)
+            load.awaited = await self._bridge.run("look", await_files, load.directory)
+        except OSError as error:
+            where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+            raise Rejection("io_error", f"{attempt.key.version}: {where}{error.strerror}") from None
         # Before the first byte is loaded: if this version kills the process, the next run must know.
         alias.saved.trying = attempt.key
         await self._state.save()
@@ -266,10 +270,3 @@ class AttemptRunner:
     def _end(self, attempt: Attempt) -> None:
         for listener in [] if attempt.running else self.on_end:
             listener(attempt)
-
-
-def _open_fallback(root: Path, key: VersionKey) -> Directory:
-    try:
-        return open_version(root, key.version)
-    except OSError as error:
-        raise Rejection("io_error", f"{key.version}: {error.strerror}") from None

@@ -1,19 +1,24 @@
 """What operators request: loading, unloading, and waiting for what becomes of a link."""
 
+import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.look import read_stamps
+from zwatch.deploy.resolving import LinkStamp, are_unchanged
 from zwatch.errors import RequestError
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason
 from zwatch.rollout.lifecycle import Attempt
-from zwatch.rollout.supervisor import Supervisor
+from zwatch.rollout.supervisor import TICK, Supervisor
 
 if TYPE_CHECKING:
     from zwatch.engine.pipeline import Engine
+
+PATIENCE = 5.0
+"""Seconds that a call waits for a link that cannot be read because of an I/O error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,39 @@ class Operator:
         """Wait until the wish that a link with this stamp expresses is decided."""
         record = self._supervisor.records[alias]
         await self._supervisor.look_now()
+        limit = time.monotonic() + PATIENCE
         while True:
             self._check_running(f"the link stays, and the next start loads {version}")
-            if record.target is None or record.target.link_stamp != link_stamp:
+            target, fault = record.target, record.fault
+            if target is not None and (target.link_stamp, target.version) == (link_stamp, version):
+                decided = self._decided(record)
+                if decided is not None and decided.serves and target.holder != alias:
+                    moved = f"{target.holder} was repointed, through which {alias} leads"
+                    return replace(decided, message=f"{decided.message}; {moved}")
+                if decided is not None:
+                    return decided
+            elif not self._may_come(record):
                 return Outcome(False, f"superseded: {alias} was linked again before {version} was decided")
-            decided = self._decided(record)
-            if decided is not None:
-                return decided
-            await self._supervisor.changes.wait()
+            elif fault is not None and time.monotonic() >= limit:
+                return Outcome(False, f"{version} is linked, but not decided yet: {fault.message}")
+            await self._next_change(record, limit)
+
+    @staticmethod
+    def _may_come(record: Alias) -> bool:
+        """Say whether a later look may show the link that is waited for: this one could not read it, or it is briefly
+        missing."""
+        return record.fault.may_pass if record.fault is not None else record.target is None
+
+    async def _next_change(self, record: Alias, limit: float) -> None:
+        """Return at the next change; if the link cannot be read, at the limit too, and after it a little later."""
+        waiting = self._supervisor.changes.wait()
+        if record.fault is None or not record.fault.may_pass:
+            return await waiting
+        try:
+            async with asyncio.timeout(max(TICK, limit - time.monotonic())):
+                await waiting
+        except TimeoutError:
+            pass
 
     # --- loading
 
@@ -71,19 +101,25 @@ class Operator:
         if serving is not None and serving.key == record.wish and await self._files_changed(record, serving.engine):
             record.forced = True
             self._supervisor.ring()
+        limit = time.monotonic() + PATIENCE
         while True:
             self._check_running("the next start loads what the link points to")
-            if record.fault is not None:
-                return Outcome(False, record.fault.message)
             decided = self._decided(record)
-            if decided is not None and (not record.forced or record.is_unloaded):
+            is_decided = decided is not None and (not record.forced or record.is_unloaded)
+            if record.fault is not None and not (record.fault.may_pass and is_decided):
+                if not record.fault.may_pass or time.monotonic() >= limit:
+                    return Outcome(False, record.fault.message)
+            elif decided is not None and is_decided:
                 return decided
-            await self._supervisor.changes.wait()
+            await self._next_change(record, limit)
 
     async def _files_changed(self, record: Alias, engine: "Engine") -> bool:
         assert record.target is not None  # it has a wish
-        stamps = await self._bridge.run("look", record.target.directory.file_stamps, list(engine.plan.stamps))
-        return stamps != engine.plan.stamps
+        try:
+            stamps = await self._bridge.run("look", record.target.directory.file_stamps, list(engine.plan.stamps))
+        except OSError:
+            return True  # the load will say what cannot be read, or that nothing changed
+        return not are_unchanged(engine.plan.stamps, stamps)
 
     def _check_running(self, then: str) -> None:
         """Raise RequestError if nothing is decided any more."""
@@ -115,10 +151,15 @@ class Operator:
     async def moment_of_call(self) -> Moment:
         """Note what is requested now, including a link made before this call that no look has seen yet. A link made after
         this call is newer: it is left out, so that `moment` differs."""
-        called, before = time.time_ns(), self.moment()
+        before = self.moment()
+        # Read now, and not judged by its time: a file server's clock may differ from this machine's.
+        called = await self._bridge.run("inspect", self._read_stamps)
         await self._supervisor.look_now()
-        seen = zip(before.link_stamps, self.moment().link_stamps, strict=True)
-        return Moment(before.loads, tuple(new if new.ctime_ns <= called else old for old, new in seen))
+        stamps = zip(before.link_stamps, called, strict=True)
+        return Moment(before.loads, tuple(old if new is None else new for old, new in stamps))
+
+    def _read_stamps(self) -> list[LinkStamp | None]:
+        return read_stamps(self._supervisor.root, self._supervisor.aliases)
 
     async def unload(self, asked: Moment | None = None) -> bool:
         """Serve nothing and free everything, until a load is requested or a link is made again.

@@ -52,7 +52,7 @@ class Supervisor:
         make_factory: Callable[[], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
     ) -> None:
-        self.aliases = tuple(aliases)
+        self.root, self.aliases = root, tuple(aliases)
         self.records: Mapping[str, Alias] = {name: Alias(name, engines, first_pause=first_pause) for name in aliases}
         self.changes = Pulse()
         self.seen = Look()

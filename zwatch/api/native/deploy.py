@@ -121,7 +121,11 @@ async def deploy(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     asked = await read_request(request, DeployRequest, may_be_empty=True)
     version, alias = asked.version, _followed(services, asked.alias)
-    if not await services.bridge.run("inspect", has_version, services.models, version):
+    try:
+        is_there = await services.bridge.run("inspect", has_version, services.models, version)
+    except OSError as error:
+        raise _rejected(f"{version} could not be looked at: {error.strerror}; nothing was changed, try again") from None
+    if not is_there:
         raise RequestError("not_found", f"there is no version {version[:100]!r} under the models root", param="version")
     return await _deploy(services, alias, version, wait=asked.wait)
 

@@ -92,7 +92,13 @@ async def _serving_name(services: Services, name: str) -> str:
     """
     if name in services.supervisor.aliases or services.engines.find(name) is not None:
         return name
-    if await services.bridge.run("inspect", has_version, services.models, name):
+    try:
+        is_there = await services.bridge.run("inspect", has_version, services.models, name)
+    except OSError as error:
+        raise RequestError(
+            "model_not_found", f"{name} could not be looked at: {error.strerror}", param="model"
+        ) from None
+    if is_there:
         message = f"version {name} is not loaded; GET /v1/models lists what is, an alias that points to it loads it"
         raise RequestError("model_not_found", message, param="model")
     return PRIMARY
