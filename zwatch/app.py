@@ -26,7 +26,7 @@ from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
-from zwatch.errors import RequestError, UsageError
+from zwatch.errors import FatalError, RequestError, UsageError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -86,6 +86,9 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         url = await _listen(runner, config, backlog)
         await services.supervisor.start()
         tasks += _begin(services, root_watcher, url)
+        for task in tasks:
+            if task.get_name() in ("queue", "supervisor"):
+                task.add_done_callback(lambda ended: _stop_without(services, ended))
         _log.info("serving %s at %s", config.models, url)
         yield Running(url, services, runner.app)
         systemd.notify("STOPPING=1")
@@ -164,6 +167,14 @@ def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyn
         asyncio.create_task(systemd.keep_alive(), name="watchdog"),
         asyncio.create_task(_announce(services, url), name="announce"),
     ]
+
+
+def _stop_without(services: Services, ended: asyncio.Task[None]) -> None:
+    """Stop the service when a task ends without which nothing is drawn, or no link is followed."""
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        failure = FatalError(f"the {ended.get_name()} ended unexpectedly: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        services.supervisor.fail(failure)
 
 
 async def serve(config: Config) -> None:

@@ -29,11 +29,13 @@ class Supervisor:
         refused=None,
         problem=None,
         failure=None,
+        looking=None,
     ):
         self.aliases = ("current",) if canary is None else ("current", "canary")
         self.seen = SimpleNamespace(faults={} if fault is None else {"current": fault}, strays=list(strays))
         self._wishes = {"current": None if fault else current, "canary": canary}
         self.attempts, self.failure, self.state = list(attempts), failure, SimpleNamespace(problem=problem)
+        self.fault = looking
         self._unloaded, self._refused = unloaded, refused
 
     def wish(self, alias):
@@ -137,6 +139,10 @@ CASES = {
     "a state that cannot be saved": (
         Supervisor(problem="the state directory cannot be written"), {"current": V1}, "degraded",
         ["the state directory cannot be written"],
+    ),
+    "the links cannot be looked at": (
+        Supervisor(looking="links are not followed: OSError: no"), {"current": V1}, "degraded",
+        ["links are not followed: OSError: no"],
     ),
     "it has to stop": (
         Supervisor(failure=FatalError("torch cannot be imported")), NOTHING, "unavailable",

@@ -44,3 +44,13 @@ async def test_the_status_and_the_metrics_do_not_need_the_memory_of_a_lost_devic
     assert (status, body["device"]["free"]) == (200, None)
     async with client.http.get(client.url + "/metrics") as response:
         assert response.status == 200
+
+
+async def test_a_queue_that_ends_unexpectedly_stops_the_service(client, monkeypatch):
+    def fail(model):
+        raise LookupError("a defect")
+
+    monkeypatch.setattr(client.services.queue, "_next", lambda: fail(1))
+    client.services.queue.wake()
+    await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 10)
+    assert str(client.services.supervisor.failure) == "the queue ended unexpectedly: LookupError: a defect"

@@ -26,6 +26,7 @@ class Supervisor:
         self.factory = None
         self._wishes, self._attempts, self._unloaded = dict(wishes), dict(attempts), unloaded
         self.attempts, self.failure, self.state = list(self._attempts.values()), None, SimpleNamespace(problem=None)
+        self.fault = None
 
     def wish(self, alias):
         return self._wishes.get(alias)

@@ -469,3 +469,13 @@ def test_hashing_reports_the_bytes_done_and_agrees_with_blake3(tmp_path):
     with open(tmp_path / "x", "rb") as file:
         assert seal.hash_file(file.fileno(), counts.append) == blake3(data).hexdigest()
     assert counts == [seal.CHUNK, 12345]
+
+
+def test_sealing_removes_what_a_crash_in_the_middle_of_an_earlier_one_left(version):
+    transformer = version / "transformer/diffusion_pytorch_model.safetensors"
+    left = [version / f".{SEAL_NAME}.a1b2c3d4", transformer.with_name(f".{transformer.name}{header.WRITING_SUFFIX}")]
+    for path in left:
+        path.write_text("half")
+    seal.write_seal(version, "v2")
+    assert not any(path.exists() for path in left)
+    assert seal.check_directory(version, "v2") == []

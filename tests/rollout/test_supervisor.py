@@ -243,3 +243,15 @@ async def test_a_failed_iteration_does_not_stop_the_supervisor(service, monkeypa
     service.link("v2")
     await service.until_serves("v2")
     assert failures
+
+
+async def test_a_look_that_fails_is_told_until_one_succeeds(service, monkeypatch, caplog):
+    def fail(awaited):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(service.supervisor._looker, "look", fail)
+    await service.until(lambda: service.supervisor.fault)
+    assert service.supervisor.fault == "links are not followed: OSError: [Errno 24] Too many open files"
+    monkeypatch.undo()
+    await service.until(lambda: service.supervisor.fault is None)
+    assert caplog.text.count("supervisor iteration failed") == 1

@@ -212,6 +212,9 @@ class StateKeeper:
                 self._note("another zwatch uses it")
             except OSError as error:
                 self._note(error.strerror or str(error))
+            except Exception as error:
+                _log.exception("the state could not be written")
+                self._note(f"{type(error).__name__}: {error}")
             else:
                 self._note(None)
             if not self._again:

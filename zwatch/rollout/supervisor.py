@@ -6,6 +6,7 @@ what is known of each alias is in `alias`, and the life of an attempt is in `att
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 30.0  # a device that works answers in milliseconds
+_LAST_SAVE_SECONDS = 2.0
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 
@@ -83,6 +85,8 @@ class Supervisor:
         self.failure: FatalError | None = None
         """Why the service has to stop, see `fail`."""
         self.has_failed = asyncio.Event()
+        self.fault: str | None = None
+        """Why the links could not be looked at or followed the last time; None if they were."""
         self._stopping = False
         self._begun = time.monotonic()
 
@@ -185,9 +189,10 @@ class Supervisor:
         while True:
             try:
                 await self.step()
-            except Exception:
+                self._note_fault(None)
+            except Exception as error:
                 # Without this the loop would end, and links would silently not be followed any more.
-                _log.exception("supervisor iteration failed; retrying")
+                self._note_fault(f"links are not followed: {type(error).__name__}: {error}")
                 await asyncio.sleep(TICK)
             try:
                 # Not wait_for: before Python 3.12 it can swallow a cancellation, and this loop would never end.
@@ -195,6 +200,13 @@ class Supervisor:
                     await self._ringing.wait()
             except TimeoutError:
                 pass
+
+    def _note_fault(self, fault: str | None) -> None:
+        if fault is not None and self.fault is None:
+            _log.exception("supervisor iteration failed; retrying")
+        if fault != self.fault:
+            self.fault = fault
+            self.changes.fire()
 
     async def step(self) -> None:
         """Look once, and carry out all actions that follow."""
@@ -215,7 +227,10 @@ class Supervisor:
     def stop_at_once(self) -> None:
         """Save, blocking, that an operator ends this run and it does not crash; the process exits next."""
         self.state.saved.end_run()
-        self.state.save_blocking()
+        # In a thread: a file system that does not answer must not prevent the exit.
+        saving = threading.Thread(target=self.state.save_blocking, daemon=True)
+        saving.start()
+        saving.join(_LAST_SAVE_SECONDS)
 
     # --- look
 
