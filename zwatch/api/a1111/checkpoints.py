@@ -18,7 +18,7 @@ _HASH = 10
 
 
 class Checkpoint(TypedDict):
-    """A loaded version. `hash` is the beginning of its digest; `sha256` is null because the digest is blake3."""
+    """A loaded version, or an alias with the version that it serves. `hash` is the beginning of its digest; `sha256` is null because the digest is blake3."""
 
     title: str
     model_name: str
@@ -46,15 +46,22 @@ def loaded(engines: EngineRegistry) -> list[Resident]:
     return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
 
 
-def checkpoint_view(resident: Resident) -> Checkpoint:
-    """Return a version as an entry of the list of checkpoints."""
-    key = resident.key
+def checkpoint_views(engines: EngineRegistry, aliases: Sequence[str]) -> list[Checkpoint]:
+    """Return the list of checkpoints: the aliases that serve something, `current` first, then the loaded versions."""
+    serving = [
+        (alias, engines.serving(alias)) for alias in sorted(aliases, key=lambda alias: (alias != PRIMARY, alias))
+    ]
+    followed = [_view(alias, alias, resident.key) for alias, resident in serving if resident is not None]
+    return followed + [_view(title(one.key), one.key.version, one.key) for one in loaded(engines)]
+
+
+def _view(shown: str, name: str, key: VersionKey) -> Checkpoint:
     return {
-        "title": title(key),
-        "model_name": key.version,
+        "title": shown,
+        "model_name": name,
         "hash": short_hash(key),
         "sha256": None,
-        "filename": key.version,
+        "filename": name,
         "config": None,
         "digest": str(key.digest),
     }
