@@ -155,7 +155,9 @@ async def test_a_client_that_disconnects_cancels_its_request(client):
     assert job.is_cancelled
 
 
-@pytest.mark.parametrize(("asked", "made"), [(100, 100), (101, 100), (150, 100), ("150", 100), (1e6, 100), (10**40, 100)])
+@pytest.mark.parametrize(
+    ("asked", "made"), [(100, 100), (101, 100), (150, 100), ("150", 100), (1e6, 100), (10**40, 100)]
+)
 def test_more_steps_than_there_may_be_are_as_many_as_there_may_be(asked, made):
     """SillyTavern's slider ends at 150."""
     body = wanted_images(validated(Txt2ImgRequest, {"prompt": "x", "steps": asked}), "current")
