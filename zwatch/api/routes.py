@@ -24,7 +24,7 @@ from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
-from zwatch.generation.image_index import NAME
+from zwatch.generation.image_order import NAME
 from zwatch.generation.request import GenerateRequest, ImageFormat
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -34,6 +34,7 @@ _IMAGE_HEADERS = {
     "X-Zwatch-Seed": "With images: the seed of the first.",
     "X-Zwatch-Job": "With images: the id of the job.",
 }
+_FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
@@ -51,7 +52,7 @@ _GENERATION = (
         {
             200: Answer(
                 "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), _IMAGE_HEADERS,
+                Generated, (*_IMAGES, EVENT_STREAM), {**_IMAGE_HEADERS, **_FILE_NAME},
             )
         },
         errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest,
@@ -76,7 +77,7 @@ _GENERATION = (
     ),
     Call(
         "GET", "/jobs/{id}/images/{number}", jobs.image, "images", "job_image",
-        "Get a picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES)},
+        "Get a picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES, headers=_FILE_NAME)},
         errors=(404,), parameters=(_JOB, Parameter("number", "The index of the picture, from 0.", example="0")),
     ),
 )  # fmt: skip
@@ -96,7 +97,7 @@ _HISTORY = (
     ),
     Call(
         "GET", "/history/{name}", history.picture, "history", "picture", "Get a picture",
-        {200: Answer("The file.", media_types=_IMAGES)}, errors=(404,), parameters=(_NAME,),
+        {200: Answer("The file.", media_types=_IMAGES, headers=_FILE_NAME)}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
