@@ -110,10 +110,12 @@ async def test_an_unknown_checkpoint_is_refused_and_other_options_are_ignored(cl
     assert (await client.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[::2] == (200, None)
 
 
-async def test_without_a_model_the_list_is_empty_and_a_request_is_a_503_with_retry_after(client):
+async def test_without_a_model_current_is_listed_alone_and_a_request_is_a_503_with_retry_after(client):
     await client.call("POST", "/api/unload_model")
-    assert await shown(client) == ""
-    assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == []
+    assert await shown(client) == "current"
+    [listed] = (await client.call("GET", "/sdapi/v1/sd-models"))[2]
+    assert (listed["title"], listed["hash"], listed["digest"]) == ("current", None, None)
+    assert await choose(client, "current") == (200, None)
     assert "loaded: nothing" in (await choose(client, "v1"))[1]["detail"]
     status, headers, body = await client.call("POST", "/sdapi/v1/txt2img", json={"prompt": "x"})
     assert (status, body["error"]["code"]) == (503, "model_not_loaded")

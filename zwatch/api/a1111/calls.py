@@ -66,7 +66,7 @@ class SdProgress(TypedDict):
 
 
 class SdOptions(TypedDict):
-    """The client's own options; the checkpoint is empty if nothing serves."""
+    """The client's own options; the checkpoint's hash is empty while nothing serves."""
 
     samples_format: str
     sd_model_checkpoint: str
@@ -163,10 +163,10 @@ async def options(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     model = request.app[CLIENTS].model(client_of(request), services.engines)
     resident = services.engines.find(model)
-    chosen = model if model in services.supervisor.aliases else None if resident is None else title(resident.key)
+    is_alias = model in services.supervisor.aliases
     body: SdOptions = {
         "samples_format": "png",
-        "sd_model_checkpoint": "" if resident is None or chosen is None else chosen,
+        "sd_model_checkpoint": model if is_alias or resident is None else title(resident.key),
         "sd_checkpoint_hash": "" if resident is None else short_hash(resident.key),
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,

@@ -1,11 +1,10 @@
 """The loaded versions as checkpoints of AUTOMATIC1111, and the names by which clients choose them."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.schema import Digest
 from zwatch.errors import RequestError
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
@@ -22,11 +21,11 @@ class Checkpoint(TypedDict):
 
     title: str
     model_name: str
-    hash: str
+    hash: str | None
     sha256: str | None
     filename: str
     config: str | None
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of the version's seal.")]
+    digest: Digest | None
 
 
 def short_hash(key: VersionKey) -> str:
@@ -47,23 +46,24 @@ def loaded(engines: EngineRegistry) -> list[Resident]:
 
 
 def checkpoint_views(engines: EngineRegistry, aliases: Sequence[str]) -> list[Checkpoint]:
-    """Return the list of checkpoints: the aliases that serve something, `current` first, then the loaded versions."""
+    """Return the list of checkpoints: the aliases, `current` first, then the loaded versions. `current` is there while nothing
+    serves, too: some clients fail on an empty list."""
     serving = [
         (alias, engines.serving(alias)) for alias in sorted(aliases, key=lambda alias: (alias != PRIMARY, alias))
     ]
-    followed = [_view(alias, alias, resident.key) for alias, resident in serving if resident is not None]
+    followed = [_view(alias, alias, None if resident is None else resident.key) for alias, resident in serving]
     return followed + [_view(title(one.key), one.key.version, one.key) for one in loaded(engines)]
 
 
-def _view(shown: str, name: str, key: VersionKey) -> Checkpoint:
+def _view(shown: str, name: str, key: VersionKey | None) -> Checkpoint:
     return {
         "title": shown,
         "model_name": name,
-        "hash": short_hash(key),
+        "hash": None if key is None else short_hash(key),
         "sha256": None,
         "filename": name,
         "config": None,
-        "digest": str(key.digest),
+        "digest": None if key is None else str(key.digest),
     }
 
 
