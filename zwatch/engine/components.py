@@ -228,8 +228,6 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             tokenizer = _panics_as_errors(lambda: _SharedTokenizer.from_pretrained(folder, local_files_only=True))
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
-    with _as_rejection_of("tokenizer"):
-        tokenizer.last_token = _panics_as_errors(lambda: _try_out(tokenizer))
     return tokenizer
 
 
@@ -285,4 +283,7 @@ def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torc
     component = BUILDERS[key.component][key.library, key.class_name](small, tensors, device)
     if isinstance(component, torch.nn.Module):
         adapt(component, device.torch_device)
+    if isinstance(component, Qwen2Tokenizer):
+        with _as_rejection_of("tokenizer"):
+            component.last_token = _panics_as_errors(lambda: _try_out(component))
     return component

@@ -155,9 +155,9 @@ class ComponentStore:
                     buffers = [files[path] for path in parts.paths.get(name, ())]
                     components[name] = self._build(parts.keys[name], _folder(candidate.small, name), buffers)
                 control.check()
+        self._note(components.values())
         size = default_size(candidate.small)
         check_together(candidate.small, min(size, WARM_SIZE), components["tokenizer"].module.last_token)
-        self._note(components.values())
         return Assembly(candidate.plan, components, size)
 
     def put_aside(self, component: Component, exclusive: Collection[FileBuffer]) -> Aside:
