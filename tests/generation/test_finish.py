@@ -98,3 +98,12 @@ async def test_an_error_of_the_encoder_is_raised(bridge, history):
     broken.generation.images[1] = None
     with pytest.raises(AttributeError):
         await Finisher(bridge, history).finish(job_of(), broken)
+
+
+async def test_an_image_that_is_beyond_the_limits_at_once_has_no_name(bridge, tmp_path):
+    history = History(bridge, tmp_path / "out", 1, None)
+    await history.open()
+    finished = await Finisher(bridge, history).finish(job_of(), result())
+    [deleted, kept] = [picture.name for picture in finished.pictures]
+    assert deleted is None
+    assert await history.read(kept) == finished.pictures[1].file

@@ -1,6 +1,7 @@
 """Details in image files: written and read back."""
 
 import io
+import struct
 
 import pytest
 from PIL import Image
@@ -84,3 +85,52 @@ def test_the_byte_order_is_found_for_any_prompt(order, prompt):
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "webp", exif=exif)
     assert read_details(file.getvalue()).parameters == f"{prompt}\nSteps: 4"
+
+
+def tiff_types(block):
+    """Return {tag: (type, bytes)} of the EXIF directory of a block, read as the TIFF standard says."""
+    assert block[:6] == b"Exif\0\0"
+    tiff = block[6:]
+    order = {b"MM": ">", b"II": "<"}[tiff[:2]]
+
+    def directory(offset):
+        count = struct.unpack_from(f"{order}H", tiff, offset)[0]
+        return [struct.unpack_from(f"{order}HHII", tiff, offset + 2 + 12 * number) for number in range(count)]
+
+    [(pointer, _, _, offset)] = directory(struct.unpack_from(f"{order}I", tiff, 4)[0])
+    assert pointer == 0x8769
+    return {tag: (kind, tiff[value : value + length]) for tag, kind, length, value in directory(offset)}
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+def test_the_exif_comment_has_the_type_that_the_standard_demands(image_format):
+    details, file = made("一只戴墨镜的猫 🐱", "", image_format)
+    with Image.open(io.BytesIO(file)) as image:
+        block = image.info["exif"]
+    found = tiff_types(block if block.startswith(b"Exif") else b"Exif\0\0" + block)
+    undefined = 7
+    assert found[0x9286] == (undefined, b"UNICODE\0" + details.parameters.encode("utf-16-be"))
+    assert found[0x927C][0] == undefined
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+@pytest.mark.parametrize(
+    "prompt", ["a cat", "Käfer, naïve", "一只戴墨镜的猫 🐱", "two\nlines\r\nand three", "猫" * 10_000]
+)
+def test_piexif_by_which_a1111_reads_files_reads_the_comment(image_format, prompt):
+    piexif = pytest.importorskip("piexif")
+    helper = pytest.importorskip("piexif.helper")
+    details, file = made(prompt, "blurry", image_format)
+    with Image.open(io.BytesIO(file)) as image:
+        found = piexif.load(image.info["exif"])
+    assert helper.UserComment.load(found["Exif"][piexif.ExifIFD.UserComment]) == details.parameters
+    piexif.dump(found)  # and it can write them again
+
+
+def test_a_comment_that_is_too_long_for_a_jpeg_loses_the_end_of_its_prompts_and_nothing_else():
+    details, file = made("\U0001f431" * 10_000, "\U0001f436" * 10_000, "jpeg")
+    found = read_details(file).parameters
+    prompts, _, rest = found.rpartition("…\nSteps: ")
+    assert details.parameters.startswith(prompts)
+    assert len(prompts) > 15_000
+    assert details.parameters.endswith(f"\nSteps: {rest}")

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from zwatch.generation import image_index as module
-from zwatch.generation.image_index import ImageIndex, created, order
+from zwatch.generation.image_index import ImageIndex
+from zwatch.generation.image_order import created, order
 
 MOMENT = datetime(2026, 11, 21, 14, 22, 31, tzinfo=UTC)
 
@@ -190,3 +191,127 @@ def test_all_images_can_be_deleted_in_batches(index):
     fill(index, 250)
     assert [index.delete_some(120) for _ in range(4)] == [120, 120, 10, 0]
     assert (len(index), index.bytes, files(index)) == (0, 0, [])
+
+
+# --- clocks, and other programs' names
+
+FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
+ABSURD = [
+    "99999999_999999_seed1.png",
+    "00000000_000000_seed9223372036854775807.png",
+    "20990101_000000_seed1_999999999.png",
+]
+
+
+def reopened(index, **limits):
+    again = ImageIndex(index.directory, look_seconds=-1.0, **limits)
+    again.open()
+    again.keep_limits()
+    return again
+
+
+def saved(index, seed, moment):
+    name = index.save(b"x", seed, "png", moment)
+    index.keep_limits()
+    return name
+
+
+def test_files_of_the_future_do_not_push_out_what_is_added_now(tmp_path):
+    for seed in range(5):
+        (tmp_path / f"20990101_000000_seed{seed}.png").write_bytes(b"x")
+        os.utime(tmp_path / f"20990101_000000_seed{seed}.png", (4e9, 4e9))
+    index = ImageIndex(tmp_path, max_images=5, look_seconds=-1.0)
+    index.open()
+    names = []
+    for number in range(5):
+        names.insert(0, saved(index, number, MOMENT + timedelta(seconds=number)))
+        assert index.read(names[0]) == b"x"
+        assert index.page(1, None) == names[:1], "the newest is first"
+    assert index.page(9, None) == names
+
+
+def test_the_order_survives_a_clock_that_jumps_forward_and_back_and_a_restart(index):
+    first = saved(index, 1, MOMENT)
+    ahead = [saved(index, seed, FUTURE) for seed in (2, 3)]
+    back = [saved(index, seed, MOMENT + timedelta(seconds=seed)) for seed in (5, 6)]
+    earlier = [saved(index, seed, MOMENT - timedelta(days=365)) for seed in (7, 8)]
+    newest_first = [*earlier[::-1], *back[::-1], *ahead[::-1], first]
+    for one in (index, reopened(index), reopened(reopened(index))):
+        assert one.page(99, None) == newest_first
+        pages, before = [], None
+        while page := one.page(2, before):
+            pages += page
+            before = page[-1]
+        assert pages == newest_first
+    limited = reopened(index, max_images=4)
+    assert limited.page(99, None) == newest_first[:4]
+    last = saved(limited, 9, MOMENT - timedelta(days=366))
+    assert limited.page(99, None) == [last, *newest_first[:3]]
+
+
+def test_a_page_continues_after_a_deleted_image_of_an_earlier_era(index):
+    ahead = [saved(index, seed, FUTURE) for seed in (1, 2, 3)]
+    now = saved(index, 4, MOMENT)
+    assert index.page(2, None) == [now, ahead[2]]
+    assert index.delete(ahead[2])
+    assert index.page(2, ahead[2]) == [ahead[1], ahead[0]]
+
+
+def test_within_a_second_the_image_that_was_added_first_is_deleted_first(tmp_path):
+    index = ImageIndex(tmp_path, max_images=2)
+    index.open()
+    names = [saved(index, seed, MOMENT) for seed in (900, 50, 7, 3)]
+    assert files(index) == sorted(names[2:])
+
+
+def test_a_clock_that_is_set_back_a_little_repeats_the_newest_time(index):
+    newest = saved(index, 1, MOMENT)
+    name = saved(index, 2, MOMENT - timedelta(seconds=5))
+    assert name == "20261121_142231_seed2.png"
+    assert index.page(9, None) == [name, newest]
+    assert not [file for file in files(index) if file.startswith(".")]
+
+
+def test_names_that_are_no_time_are_listed_and_do_no_harm(index):
+    for name in ABSURD:
+        (index.directory / name).write_bytes(b"x")
+    name = saved(reopened(index), 5, MOMENT)
+    again = reopened(index)
+    assert again.page(9, None) == [name, ABSURD[0], ABSURD[2], ABSURD[1]]
+    assert created(ABSURD[0]) is None
+
+
+def test_old_images_that_another_program_adds_do_not_push_out_what_was_saved_here(tmp_path):
+    index = ImageIndex(tmp_path, max_images=3, look_seconds=-1.0)
+    index.open()
+    own = [saved(index, seed, MOMENT + timedelta(seconds=seed)) for seed in (1, 2, 3)]
+    for name in ("20200101_000000_seed1.png", "20990101_000000_seed1.png"):
+        (tmp_path / name).write_bytes(b"x")
+    index.page(1, None)
+    index.keep_limits()
+    assert files(index) == own
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 100, b"0 ../../x\n1 20261121_142231_seed1.png\nrubbish", b"9" * 999]
+)
+def test_an_order_file_that_says_anything_is_read(index, content):
+    name = saved(index, 1, MOMENT)
+    (index.directory / ".zwatch-order").write_bytes(content)
+    again = reopened(index)
+    assert again.page(9, None) == [name]
+    assert again.page(9, saved(again, 2, MOMENT)) == [name]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_an_order_file_that_is_no_file_does_no_harm(index, make):
+    make(index.directory / ".zwatch-order")
+    saved(index, 1, FUTURE)
+    name = saved(index, 2, MOMENT)
+    assert reopened(index).read(name) == b"x"
+
+
+def test_a_partial_file_of_the_future_is_removed_too(index):
+    (index.directory / ".old.part").write_bytes(b"lost")
+    os.utime(index.directory / ".old.part", (4e9, 4e9))
+    assert files(reopened(index)) == []

@@ -134,6 +134,18 @@ def picture_url(job: Job, number: int, picture: Picture) -> str | None:
     return f"/jobs/{job.id}/images/{number}" if job.keeps_files and picture.file is not None else None
 
 
+def picture_name(job: Job, number: int) -> str:
+    """Return the file name of a picture of a finished job: as in the history, or as it would be there."""
+    assert job.finished is not None  # callers check
+    picture = job.finished.pictures[number]
+    return picture.name or f"{job.created:%Y%m%d_%H%M%S}_seed{picture.seed}.{job.request.format.suffix}"
+
+
+def disposition(name: str) -> dict[str, str]:
+    """Return the header by which clients save an image under this name (`curl -OJ`), and browsers still show it."""
+    return {"Content-Disposition": f'inline; filename="{name}"'}
+
+
 def _result(job: Job, finished: Finished) -> Result:
     timings = finished.timings
     return {

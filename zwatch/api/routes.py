@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import Field, WithJsonSchema
 
 from zwatch.api.a1111 import calls as a1111
+from zwatch.api.a1111 import lists
 from zwatch.api.a1111.checkpoints import Checkpoint
 from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.a1111.pnginfo import MAX_BODY, PngInfo, PngInfoRequest
@@ -23,7 +24,7 @@ from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
-from zwatch.generation.image_index import NAME
+from zwatch.generation.image_order import NAME
 from zwatch.generation.request import GenerateRequest, ImageFormat
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -33,6 +34,7 @@ _IMAGE_HEADERS = {
     "X-Zwatch-Seed": "With images: the seed of the first.",
     "X-Zwatch-Job": "With images: the id of the job.",
 }
+_FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
@@ -50,7 +52,7 @@ _GENERATION = (
         {
             200: Answer(
                 "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), _IMAGE_HEADERS,
+                Generated, (*_IMAGES, EVENT_STREAM), {**_IMAGE_HEADERS, **_FILE_NAME},
             )
         },
         errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest,
@@ -75,7 +77,7 @@ _GENERATION = (
     ),
     Call(
         "GET", "/jobs/{id}/images/{number}", jobs.image, "images", "job_image",
-        "Get a picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES)},
+        "Get a picture that the job keeps because the history does not", {200: Answer("The image.", media_types=_IMAGES, headers=_FILE_NAME)},
         errors=(404,), parameters=(_JOB, Parameter("number", "The index of the picture, from 0.", example="0")),
     ),
 )  # fmt: skip
@@ -95,7 +97,7 @@ _HISTORY = (
     ),
     Call(
         "GET", "/history/{name}", history.picture, "history", "picture", "Get a picture",
-        {200: Answer("The file.", media_types=_IMAGES)}, errors=(404,), parameters=(_NAME,),
+        {200: Answer("The file.", media_types=_IMAGES, headers=_FILE_NAME)}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
@@ -130,7 +132,7 @@ _A1111 = (
     ),
     Call(
         "GET", "/sdapi/v1/progress", a1111.progress, "automatic1111", "sd_progress",
-        "Get the progress of the client's own request, else of the running one",
+        "Get the progress of the client's own requests",
         {200: Answer("The progress.", a1111.SdProgress)},
         parameters=(
             Parameter("skip_current_image", "Whether to omit the image: `true`, `1`, `yes`…", default="false"),
@@ -139,7 +141,7 @@ _A1111 = (
     Call(
         "POST", "/sdapi/v1/interrupt", a1111.interrupt, "automatic1111", "sd_interrupt",
         "Interrupt the running request, if it is the client's own",
-        {200: Answer("It is interrupted, or there is nothing to interrupt.", a1111.EmptyObject)},
+        {200: Answer("It is interrupted, or there is nothing to interrupt.", lists.EmptyObject)},
     ),
     Call(
         "GET", "/sdapi/v1/options", a1111.options, "automatic1111", "sd_options", "Get the client's own options",
@@ -152,7 +154,7 @@ _A1111 = (
     ),
     Call(
         "GET", "/sdapi/v1/sd-models", a1111.checkpoints, "automatic1111", "sd_models",
-        "List the loaded versions; the one that `current` serves is first", {200: Answer("The list.", list[Checkpoint])},
+        "List `current` and the other aliases, then the loaded versions", {200: Answer("The list.", list[Checkpoint])},
     ),
     Call(
         "POST", "/sdapi/v1/png-info", a1111.info, "automatic1111", "sd_png_info", "Get the parameters of an image",
@@ -164,27 +166,51 @@ _A1111 = (
         {200: Answer("The host's and the GPU's memory.", a1111.SdMemory)},
     ),
     Call(
-        "GET", "/sdapi/v1/samplers", a1111.SAMPLERS, "automatic1111", "sd_samplers", "List the only sampler",
-        {200: Answer("The list.", list[a1111.Sampler])},
+        "GET", "/sdapi/v1/samplers", lists.SAMPLERS, "automatic1111", "sd_samplers", "List the only sampler",
+        {200: Answer("The list.", list[lists.Sampler])},
     ),
     Call(
-        "GET", "/sdapi/v1/schedulers", a1111.SCHEDULERS, "automatic1111", "sd_schedulers", "List the only scheduler",
-        {200: Answer("The list.", list[a1111.Scheduler])},
+        "GET", "/sdapi/v1/schedulers", lists.SCHEDULERS, "automatic1111", "sd_schedulers", "List the only scheduler",
+        {200: Answer("The list.", list[lists.Scheduler])},
     ),
     Call(
-        "GET", "/sdapi/v1/upscalers", a1111.UPSCALERS, "automatic1111", "sd_upscalers", "List the only upscaler, `None`",
-        {200: Answer("The list.", list[a1111.Upscaler])},
+        "GET", "/sdapi/v1/upscalers", lists.UPSCALERS, "automatic1111", "sd_upscalers", "List the only upscaler, `None`",
+        {200: Answer("The list.", list[lists.Upscaler])},
+    ),
+    Call(
+        "POST", "/sdapi/v1/skip", a1111.skip, "automatic1111", "sd_skip",
+        "Interrupt the running request, if it is the client's own and of one image",
+        {200: Answer("It is interrupted, or there is nothing to skip.", _Null)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/scripts", lists.SCRIPTS, "automatic1111", "sd_scripts", "List the scripts: there are none",
+        {200: Answer("Empty lists.", lists.Scripts)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/embeddings", lists.EMBEDDINGS, "automatic1111", "sd_embeddings", "List the embeddings: there are none",
+        {200: Answer("Empty objects.", lists.Embeddings)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/cmd-flags", lists.CMD_FLAGS, "automatic1111", "sd_cmd_flags", "Get the command line flags",
+        {200: Answer("The flags that have a meaning here.", lists.CmdFlags)},
+    ),
+    Call(
+        "GET", "/internal/ping", lists.EMPTY, "automatic1111", "sd_ping", "Check that the service answers",
+        {200: Answer("It answers.", lists.EmptyObject)},
     ),
     *(
         Call(
-            "GET", f"/sdapi/v1/{path}", a1111.EMPTY_LIST, "automatic1111", f"sd_{name}", f"List the {kind}: there are none",
-            {200: Answer("An empty list.", list[a1111.EmptyObject])},
+            "GET", f"/sdapi/v1/{path}", lists.EMPTY_LIST, "automatic1111", f"sd_{path.replace('-', '_')}",
+            f"List the {kind}: there are none", {200: Answer("An empty list.", list[lists.EmptyObject])},
         )
-        for path, name, kind in (
-            ("latent-upscale-modes", "latent_upscale_modes", "latent upscale modes"),
-            ("sd-vae", "vaes", "VAEs"),
-            ("loras", "loras", "LoRAs"),
+        for path, kind in lists.NONE
+    ),
+    *(
+        Call(
+            "POST", f"/sdapi/v1/refresh-{name}", lists.NOTHING, "automatic1111", f"sd_refresh_{name}",
+            f"Do nothing: the list of {name} is never old", {200: Answer("Nothing is done.", _Null)},
         )
+        for name in lists.REFRESHED
     ),
 )  # fmt: skip
 

@@ -4,10 +4,10 @@ A component is built on the meta device, which allocates nothing, and its parame
 the shadow buffers: there is no second copy of the weights.
 """
 
-import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
+from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
+from zwatch.engine.configs import config_object
 from zwatch.engine.precision import adapt
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
@@ -41,21 +43,6 @@ class ComponentKey(NamedTuple):
     hashes: tuple[tuple[str, str], ...]
 
 
-def config_object(data: bytes, path: str) -> dict[str, Any]:
-    """Parse a JSON config from verified bytes.
-
-    Raises:
-        Rejection: `config_invalid`.
-    """
-    try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Rejection("config_invalid", f"{path}: not JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise Rejection("config_invalid", f"{path}: expected a JSON object, found {type(parsed).__name__}")
-    return parsed
-
-
 def default_size(small: Mapping[str, bytes]) -> int:
     """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`.
 
@@ -65,10 +52,10 @@ def default_size(small: Mapping[str, bytes]) -> int:
     own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
     vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
     size = own.get("default_size", vae.get("sample_size", 1024))
-    path = "zwatch.json" if "default_size" in own else "vae/config.json"
+    where = "zwatch.json: default_size" if "default_size" in own else "vae/config.json: sample_size"
     if type(size) is not int or not 16 <= size <= 4096 or size % 16:
         raise Rejection(
-            "config_invalid", f"{path}: the default size is {size!r}, expected a multiple of 16 from 16 to 4096"
+            "config_invalid", f"{where}: the default size is {size!r}, expected a multiple of 16 from 16 to 4096"
         )
     return size
 
@@ -86,7 +73,12 @@ def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
         raise Rejection(
             "class_not_allowed", f"{INDEX}: _class_name is {index.get('_class_name')!r}, expected {PIPELINE!r}"
         )
-    entries = {name: entry for name, entry in index.items() if not name.startswith("_")}
+    # Besides components there may be settings, which are no lists, and components that are left out, [null, null].
+    entries = {
+        name: entry
+        for name, entry in index.items()
+        if name in BUILDERS or (isinstance(entry, list) and entry != [None, None] and not name.startswith("_"))
+    }
     if set(entries) != set(BUILDERS):
         raise Rejection("config_invalid", f"{INDEX}: has the components {sorted(entries)}, expected {sorted(BUILDERS)}")
     for name, entry in entries.items():
@@ -185,15 +177,25 @@ def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: D
     return _fill("vae", _on_meta("vae", lambda: AutoencoderKL.from_config(config)), tensors)
 
 
+_CALLING = frozenset({
+    "attn_implementation", "experts_implementation", "chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id",
+    "num_labels", "output_attentions", "output_hidden_states", "problem_type", "return_dict",
+})  # fmt: skip
+"""Fields of every library's config that say how a model is called, not what it computes: the pipeline decides that, and an
+implementation can name code on a hub."""
+
+
 def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
-    config = _config(small, "text_encoder")
+    found = _config(small, "text_encoder")
+    config = {name: value for name, value in found.items() if name not in _CALLING and not name.startswith("_")}
     # No token follows the prompt: a cache of its keys and values would cost time and 72 MiB for Qwen3-4B.
     model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config | {"use_cache": False})))
     # Files saved from Qwen3ForCausalLM have the same tensors under "model.", and a language head, which is not used.
     if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
     # The rotary frequencies are computed, not stored; on the meta device they have no values.
-    model.rotary_emb = type(model.rotary_emb)(model.config).to(device.torch_device)
+    with _as_rejection_of("text_encoder/config.json"):
+        model.rotary_emb = type(model.rotary_emb)(model.config).to(device.torch_device)
     return _fill("text_encoder", model, tensors)
 
 
@@ -223,15 +225,42 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         with _as_rejection_of("tokenizer"):
-            tokenizer = _SharedTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = _panics_as_errors(lambda: _SharedTokenizer.from_pretrained(folder, local_files_only=True))
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
     return tokenizer
 
 
+def _try_out(tokenizer: Any) -> tuple[str, int]:
+    """Encode a prompt as the pipeline does, and return the token with the largest id."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a cat"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    encoded = tokenizer([text], padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True)
+    if not any(encoded.attention_mask[0]):
+        raise ValueError(f"a prompt has no tokens: the chat template makes {text[:100]!r} of it")
+    last: tuple[str, int] = max(tokenizer.get_vocab().items(), key=itemgetter(1))
+    return last
+
+
+def _panics_as_errors(call: Callable[[], Any]) -> Any:
+    """Call the tokenizers library, whose panics are not exceptions, only `BaseException`s.
+
+    Raises:
+        ValueError: it panicked.
+    """
+    try:
+        return call()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        failure = str(error)
+    raise ValueError(failure)
+
+
 def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
     config = _config(small, "scheduler", "scheduler_config.json")
-    with _as_rejection_of("scheduler"):
+    with _as_rejection_of("scheduler/scheduler_config.json"):
         return FlowMatchEulerDiscreteScheduler.from_config(config)
 
 
@@ -254,4 +283,7 @@ def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torc
     component = BUILDERS[key.component][key.library, key.class_name](small, tensors, device)
     if isinstance(component, torch.nn.Module):
         adapt(component, device.torch_device)
+    if isinstance(component, Qwen2Tokenizer):
+        with _as_rejection_of("tokenizer"):
+            component.last_token = _panics_as_errors(lambda: _try_out(component))
     return component

@@ -139,6 +139,7 @@ class EngineFactory:
             control.phase("warm"),
             self.device.beside(),
             self.device.giving_way(control.check),
+            Translating(_config_fault),
         ):
             warm(engine, cancelled=lambda: control.is_abandoned)
 
@@ -151,6 +152,21 @@ def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
         return None if isinstance(error, Abandoned | Rejection) else _rejection_of(error)
 
     return Translating(translate)
+
+
+_PROGRAMMING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
+def _config_fault(error: Exception) -> Exception | None:
+    """Return the rejection for an error of a library that computes the warm-up's image: neither the device nor memory
+    failed, so the configs ask for what the library cannot do, though each of their known fields is right."""
+    if not isinstance(error, _PROGRAMMING):
+        return None
+    _log.error("the warm-up failed", exc_info=error)
+    return Rejection(
+        "config_invalid",
+        f"the configs of this version cannot make an image together: {type(error).__name__}: {_first_line(error)}",
+    )
 
 
 def _rejection_of(error: Exception) -> Rejection:

@@ -12,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from PIL import Image
 
+from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
 from zwatch.engine.preview import LatentColours, Preview
 from zwatch.engine.store import Aside, Assembly, Component, ComponentStore
 from zwatch.errors import GenerationCancelled
@@ -19,9 +20,6 @@ from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
 
 _log = logging.getLogger(__name__)
-
-MAX_PROMPT_TOKENS = 512
-"""`max_sequence_length` of ZImagePipeline; longer prompts are truncated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from zwatch.engine.components import (
     default_size,
     weight_files,
 )
+from zwatch.engine.config_fields import WARM_SIZE
+from zwatch.engine.configs import check_configs, check_together
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
@@ -126,6 +128,8 @@ class ComponentStore:
 
     def _parts(self, planned: Plan, small: Mapping[str, bytes]) -> Parts:
         classes = component_classes(small)
+        check_configs(small)
+        default_size(small)
         keys = {name: ComponentKey(name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
         components = {name: found for name, key in keys.items() if (found := self._components.get(key)) is not None}
         paths = {name: weight_files(name, planned, small) for name in WEIGHED if name not in components}
@@ -152,7 +156,9 @@ class ComponentStore:
                     components[name] = self._build(parts.keys[name], _folder(candidate.small, name), buffers)
                 control.check()
         self._note(components.values())
-        return Assembly(candidate.plan, components, default_size(candidate.small))
+        size = default_size(candidate.small)
+        check_together(candidate.small, min(size, WARM_SIZE), components["tokenizer"].module.last_token)
+        return Assembly(candidate.plan, components, size)
 
     def put_aside(self, component: Component, exclusive: Collection[FileBuffer]) -> Aside:
         """Copy to host memory those buffers that only this component holds, so that it can be freed and built again.

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.pipeline import Engine, GenerationParameters
 from zwatch.errors import Rejection
 
 PROMPT = "a cat wearing sunglasses"
 SEED = 42
-SIZE = 256
 STEPS = 2
 """Fewer than the model is made for: NaN shows at once, and requests are served at the same time."""
 MIN_DEVIATION = 1.0
@@ -24,7 +24,7 @@ def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
         GenerationCancelled: `cancelled` returned true.
         RuntimeError: the device failed.
     """
-    size = min(SIZE, engine.default_size)
+    size = min(WARM_SIZE, engine.default_size)
     parameters = GenerationParameters(PROMPT, "", size, size, STEPS, 0.0, (SEED,))
     generation = engine.generate(parameters, cancelled=cancelled)
     if not generation.finite:

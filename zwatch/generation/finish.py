@@ -36,7 +36,7 @@ class Finisher:
     async def finish(self, job: Job, result: Result) -> Finished:
         """Encode a job's images and store them in the history, unless the job was cancelled.
 
-        An image that the history could not store has no name.
+        An image that the history could not store, or has deleted again, has no name.
 
         Raises:
             MemoryError: there is not enough memory for the files.
@@ -58,7 +58,8 @@ class Finisher:
         )
         names: list[str | None] = [None] * len(files)
         if self._history is not None and not job.is_cancelled:
-            names = await self._history.save(list(zip(seeds, files, strict=True)), asked.format.suffix)
+            saved = await self._history.save(list(zip(seeds, files, strict=True)), asked.format.suffix)
+            names = [name if self._history.has(name) else None for name in saved]
         timings = {
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip

@@ -11,7 +11,8 @@ from zwatch.bridge import Bridge
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, read_details
-from zwatch.generation.image_index import ImageIndex, created, opened, order
+from zwatch.generation.image_index import ImageIndex, opened
+from zwatch.generation.image_order import created, order
 from zwatch.generation.request import SEEDS
 
 _log = logging.getLogger(__name__)
@@ -90,6 +91,10 @@ class History:
             fault = fault or self._describe("old images cannot be deleted", error)
         self._report(fault)
         return names
+
+    def has(self, name: str | None) -> bool:
+        """Return whether an image is there; of many that were saved together, some may be beyond the limits already."""
+        return name is not None and self._index.has(name)
 
     async def read(self, name: str) -> bytes:
         """Return an image file.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
+_EXIF_VERSION = 0x9000
+_EXIF_HEADER = b"Exif\0\0"
+_TIFF = b"MM\0*\0\0\0\x08"
+"""The header of a big-endian TIFF file whose first directory follows at once."""
+_NO_MORE = b"\0\0\0\0"
+"""The offset of a directory's next one: there is none."""
+_UNDEFINED, _LONG = 7, 4
+"""Types of TIFF tags."""
 _UNICODE = b"UNICODE\0"
 """The EXIF standard's prefix of a comment in UTF-16."""
 _MARK = "Steps: "
@@ -70,7 +79,7 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-def exif(details: Details, *, jpeg: bool) -> Image.Exif:
+def exif(details: Details, *, jpeg: bool) -> bytes:
     """Return the EXIF of JPEG and WebP: AUTOMATIC1111's text as the user comment, where AUTOMATIC1111 writes it too, and the
     rest as JSON in the maker note. If this is too long for a JPEG, the request is left out first: it repeats the prompt."""
     ours: dict[str, Any] = {"version": details.version, "digest": details.digest}
@@ -79,13 +88,42 @@ def exif(details: Details, *, jpeg: bool) -> Image.Exif:
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
         note = _json(ours)
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
-        comment = _UNICODE
-        note = _json({**ours, "request": details.request})
-        if len(note) > _JPEG_EXIF:
-            note = _json({**ours, "request": {**details.request, "negative_prompt": "", "prompt": ""}})
-    found = Image.Exif()
-    found.get_ifd(_EXIF_IFD).update({_USER_COMMENT: comment, _MAKER_NOTE: note})
-    return found
+        note = _json({**ours, "request": {**details.request, "negative_prompt": "", "prompt": ""}})
+        comment = _UNICODE + _cut(details.parameters, _JPEG_EXIF - len(_UNICODE) - len(note))
+    return _exif_block({_MAKER_NOTE: note, _USER_COMMENT: comment})
+
+
+def _cut(parameters: str, most: int) -> bytes:
+    """Return a text in UTF-16 with at most `most` bytes, by leaving out the end of its prompts."""
+    prompts, mark, rest = parameters.rpartition(f"\n{_MARK}")
+    tail = f"…{mark}{rest}".encode("utf-16-be")
+    head = prompts.encode("utf-16-be")[: (most - len(tail)) // 2 * 2]
+    return head.decode("utf-16-be", "ignore").encode("utf-16-be") + tail  # without half of a surrogate pair
+
+
+def _exif_block(tags: dict[int, bytes]) -> bytes:
+    """Return an EXIF block, a TIFF file without an image, with these tags of type UNDEFINED, of more than 4 bytes each.
+
+    By hand: Pillow writes bytes as type BYTE, which the standard does not allow here and piexif reads as a tuple. Big-endian,
+    as the text in the user comment: readers take the byte order of one from the other.
+    """
+    entries = [(_EXIF_VERSION, b"0232"), *sorted(tags.items())]
+    first = len(_TIFF) + _ifd_size(1)
+    place = first + _ifd_size(len(entries))
+    table, data = struct.pack(">H", len(entries)), b""
+    for tag, value in entries:
+        inline = len(value) <= 4
+        table += struct.pack(
+            ">HHI4s", tag, _UNDEFINED, len(value), value if inline else struct.pack(">I", place + len(data))
+        )
+        data += b"" if inline else value + b"\0" * (len(value) % 2)  # values begin at even offsets
+    pointer = struct.pack(">HHHII", 1, _EXIF_IFD, _LONG, 1, first)
+    return b"".join((_EXIF_HEADER, _TIFF, pointer, _NO_MORE, table, _NO_MORE, data))
+
+
+def _ifd_size(entries: int) -> int:
+    """Return the bytes of a TIFF directory: a count, 12 for each entry, and the offset of the next directory."""
+    return 2 + 12 * entries + len(_NO_MORE)
 
 
 def read_details(file: BinaryIO | bytes) -> Details:

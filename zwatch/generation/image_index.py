@@ -1,50 +1,31 @@
-"""The output directory and an index of it in memory: image files whose names sort by time."""
+"""The output directory and an index of it in memory."""
 
-import bisect
 import errno
 import os
-import re
 import secrets
 import stat
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from zwatch.generation.image_order import ImageOrder, order
 
 LOOK_SECONDS = 10.0
 """Longest time until a change that another program makes in the directory is noticed, seconds."""
 _STALE_SECONDS = 3600.0  # a partly written file of this age was left by a process that ended
-NAME = r"([0-9]{8}_[0-9]{6})_seed([0-9]{1,19})(?:_([1-9][0-9]{0,8}))?\.(png|jpg|webp)"
-"""The pattern of a complete file name."""
-_STAMP = "%Y%m%d_%H%M%S"
 _PART = ".part"
-
-_Order = tuple[str, int, int, str]
-
-
-def order(name: str) -> _Order | None:
-    """Return the sort key of a name: second, seed, copy, suffix; None if it is not the name of an image."""
-    found = re.fullmatch(NAME, name)
-    if found is None:
-        return None
-    stamp, seed, copy, suffix = found.groups()
-    return stamp, int(seed), int(copy or 1), suffix
-
-
-def created(name: str) -> datetime | None:
-    """Return the time, in UTC, from the name of an image; None if the name has no valid time."""
-    try:
-        return datetime.strptime(name[:15], _STAMP).replace(tzinfo=UTC)
-    except ValueError:
-        return None
+_ORDER = ".zwatch-order"
+"""The file with `ImageOrder.text`, which is written when the clock was set back."""
+_MAX_ORDER = 64 * 2**20
 
 
 class ImageIndex:
     """All images of one directory. Every method blocks; only one thread at a time may call them.
 
     A file appears under its name complete or not at all. Beyond `max_images` and `max_bytes`, `keep_limits` deletes the
-    oldest images. After `look_seconds`, a page looks for changes that other programs made.
+    images that were added first. After `look_seconds`, a page looks for changes that other programs made.
     """
 
     def __init__(
@@ -62,12 +43,12 @@ class ImageIndex:
         self._max_bytes = max_bytes
         self._look_seconds = look_seconds
         self._sizes: dict[str, int] = {}
-        self._names: list[tuple[_Order, str]] = []
+        self._order = ImageOrder()
         self._seen: int | None = None
         self._looked = 0.0
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._order)
 
     def open(self) -> None:
         """Create the directory, remove files that a crash left incomplete, read the list of images, and try to write.
@@ -78,6 +59,7 @@ class ImageIndex:
             OSError: the directory cannot be created, read or written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._order = ImageOrder(_text(self.directory / _ORDER))
         self._look()
         trial = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
@@ -91,17 +73,24 @@ class ImageIndex:
         Raises:
             OSError: it cannot be written; no partial file remains.
         """
+        era = self._order.era
+        stem, copy = f"{self._order.stamp(moment)}_seed{seed}", 1
+        if self._order.era != era:
+            self._write_order()
+        name = f"{stem}.{suffix}"
         part = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
             self._write(part, file)
-            stem, copy = f"{moment.astimezone(UTC).strftime(_STAMP)}_seed{seed}", 1
-            name = f"{stem}.{suffix}"
             while not _give_name(part, self.directory / name):
                 copy += 1
                 name = f"{stem}_{copy}.{suffix}"
         finally:
             part.unlink(missing_ok=True)
-        self._add([(name, len(file))])
+        # A file that was removed since the last look may have had this name.
+        self.forget([name])
+        self._order.add_saved(name)
+        self._sizes[name] = len(file)
+        self.bytes += len(file)
         return name
 
     def read(self, name: str) -> bytes | None:
@@ -115,11 +104,9 @@ class ImageIndex:
             return None
 
     def page(self, limit: int, before: str | None) -> list[str]:
-        """Return up to `limit` names that sort before `before`, newest first."""
+        """Return up to `limit` names that are older than `before`, newest first."""
         self._look_again()
-        place = order(before) if before is not None else None
-        end = len(self._names) if place is None else bisect.bisect_left(self._names, (place, before or ""))
-        return [name for _, name in self._names[max(0, end - limit) : end][::-1]]
+        return self._order.page(limit, before)
 
     def delete(self, name: str) -> bool:
         """Delete an image; return whether it existed.
@@ -134,12 +121,12 @@ class ImageIndex:
         return was_there
 
     def delete_some(self, limit: int) -> int:
-        """Delete up to `limit` images, the oldest first; return how many were deleted.
+        """Delete up to `limit` images, those that were added first; return how many were deleted.
 
         Raises:
             OSError: an image cannot be deleted.
         """
-        names = [name for _, name in self._names[:limit]]
+        names = self._order.oldest(limit)
         gone: list[str] = []
         try:
             for name in names:
@@ -155,7 +142,7 @@ class ImageIndex:
         return self._max_images is not None or self._max_bytes is not None
 
     def keep_limits(self) -> None:
-        """Delete the oldest images beyond the limits; the newest is always kept, whatever its size.
+        """Delete the images beyond the limits that were added first; the last one is always kept, whatever its size.
 
         Raises:
             OSError: an image cannot be deleted.
@@ -180,13 +167,20 @@ class ImageIndex:
         gone = {name for name in names if name in self._sizes}
         for name in gone:
             self.bytes -= self._sizes.pop(name)
-        if len(gone) > 100:
-            self._names = [entry for entry in self._names if entry[1] not in gone]
-        else:
-            for name in gone:
-                key = order(name)
-                assert key is not None  # no other names are in the index
-                del self._names[bisect.bisect_left(self._names, (key, name))]
+        self._order.remove(gone)
+
+    def has(self, name: str) -> bool:
+        """Return whether an image is known."""
+        return name in self._sizes
+
+    def _write_order(self) -> None:
+        """Keep which images are of earlier eras; without it, a later run goes by their names."""
+        part = self.directory / f".{secrets.token_hex(8)}{_PART}"
+        try:
+            self._write(part, self._order.text().encode())
+            os.replace(part, self.directory / _ORDER)
+        except OSError:
+            part.unlink(missing_ok=True)
 
     def _write(self, part: Path, file: bytes) -> None:
         try:
@@ -210,26 +204,17 @@ class ImageIndex:
         self._seen = self.directory.stat().st_mtime_ns
         found = set(os.listdir(self.directory))
         self.forget([name for name in self._sizes if name not in found])
-        new = []
+        new = {}
         for name in found - self._sizes.keys():
             if order(name) is not None:
                 size = _size(f"{self.directory}/{name}")  # a str: making a Path takes longer than lstat
                 if size is not None:
-                    new.append((name, size))
+                    new[name] = size
             elif name.startswith(".") and name.endswith(_PART):
                 _remove_stale(self.directory / name)
-        self._add(new)
-
-    def _add(self, entries: list[tuple[str, int]]) -> None:
-        for name, size in entries:
-            self.bytes += size - self._sizes.get(name, 0)
-            self._sizes[name] = size
-        new = [(key, name) for name, _ in entries if (key := order(name)) is not None]
-        if len(new) > 100:
-            self._names = sorted([*self._names, *new])
-        else:
-            for entry in new:
-                bisect.insort(self._names, entry)
+        self._sizes |= new
+        self.bytes += sum(new.values())
+        self._order.add_found(new)
 
 
 def opened(path: Path) -> BinaryIO:
@@ -279,7 +264,17 @@ def _remove(path: Path) -> bool:
 
 def _remove_stale(path: Path) -> None:
     try:
-        if time.time() - os.lstat(path).st_mtime > _STALE_SECONDS:
+        # In either direction: it may have been written while the clock was ahead.
+        if abs(time.time() - os.lstat(path).st_mtime) > _STALE_SECONDS:
             path.unlink()
     except OSError:
         pass
+
+
+def _text(path: Path) -> str:
+    """Return the beginning of a text file; empty if it cannot be read."""
+    try:
+        with opened(path) as file:
+            return file.read(_MAX_ORDER).decode("ascii", "replace")
+    except OSError:
+        return ""

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import os
 from types import SimpleNamespace
 
@@ -71,18 +72,34 @@ async def runs(client, job):
 async def test_a_choice_affects_only_its_client_and_never_the_link(both):
     assert await choose(both, "v1") == (200, None)
     assert (await shown(both), await makes(both)) == ("v1", "v1")
-    assert (await shown(both, OTHER), await makes(both, OTHER)) == ("v2", "v2")
+    assert (await shown(both, OTHER), await makes(both, OTHER)) == ("current", "v2")
     async with both.http.post(both.url + "/generate", json={"prompt": "x"}) as response:
         assert response.headers["X-Zwatch-Version"] == "v2", "other calls are not affected"
     assert os.readlink(both.services.models / "current") == "v2"
     assert await choose(both, "current") == (200, None)
-    assert await shown(both) == "v2"
+    assert (await shown(both), await makes(both)) == ("current", "v2")
 
 
 async def test_a_client_that_chooses_the_serving_version_follows_the_next_deploy(client):
     assert await choose(client, "v1") == (200, None)
     await client.call("POST", "/api/deploy", json={"version": "v2"})
-    assert (await shown(client), await makes(client)) == ("v2", "v2")
+    assert (await shown(client), await makes(client)) == ("current", "v2")
+
+
+async def test_a_client_that_sends_all_options_again_still_follows_and_one_that_chooses_does_not(client):
+    """Open WebUI sends the stored checkpoint, with all options that it got, whenever any of its settings is saved."""
+    [_, listed] = (await client.call("GET", "/sdapi/v1/sd-models"))[2]
+    for stored in ("current", listed["title"]):
+        await client.call("POST", "/api/deploy", json={"version": "v1"})
+        _, _, options = await client.call("GET", "/sdapi/v1/options")
+        assert options["sd_model_checkpoint"] == "current"
+        saved = {**options, "sd_model_checkpoint": stored}
+        assert (await client.call("POST", "/sdapi/v1/options", json=saved))[0] == 200
+        await client.call("POST", "/api/deploy", json={"version": "v2"})
+        assert (await client.call("POST", "/sdapi/v1/options", json=saved))[0] == 200
+        assert (await shown(client), await makes(client)) == ("current", "v2"), stored
+    assert await choose(client, listed["title"]) == (200, None)
+    assert (await shown(client), await makes(client)) == ("v1", "v1"), "it named nothing else"
 
 
 async def test_an_unknown_checkpoint_is_refused_and_other_options_are_ignored(client):
@@ -93,10 +110,12 @@ async def test_an_unknown_checkpoint_is_refused_and_other_options_are_ignored(cl
     assert (await client.call("POST", "/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}))[::2] == (200, None)
 
 
-async def test_without_a_model_the_list_is_empty_and_a_request_is_a_503_with_retry_after(client):
+async def test_without_a_model_current_is_listed_alone_and_a_request_is_a_503_with_retry_after(client):
     await client.call("POST", "/api/unload_model")
-    assert await shown(client) == ""
-    assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == []
+    assert await shown(client) == "current"
+    [listed] = (await client.call("GET", "/sdapi/v1/sd-models"))[2]
+    assert (listed["title"], listed["hash"], listed["digest"]) == ("current", None, None)
+    assert await choose(client, "current") == (200, None)
     assert "loaded: nothing" in (await choose(client, "v1"))[1]["detail"]
     status, headers, body = await client.call("POST", "/sdapi/v1/txt2img", json={"prompt": "x"})
     assert (status, body["error"]["code"]) == (503, "model_not_loaded")
@@ -195,16 +214,20 @@ async def test_the_progress_has_the_steps_and_a_preview(client):
     await task
 
 
-async def test_the_progress_is_of_the_clients_own_request_else_of_the_running_one(client):
+async def test_the_progress_is_of_the_clients_own_requests_only(client):
     (one, running), (two, waiting) = await begun(client), await begun(client, OTHER)
     await runs(client, running)
-    assert (await progress(client))["state"]["job"] == running.id
-    assert (await progress(client, headers={"User-Agent": "a third"}))["state"]["job"] == running.id
+    mine = await progress(client)
+    assert (mine["state"]["job"], mine["state"]["job_count"]) == (running.id, 1)
     own = await progress(client, headers=OTHER)
-    assert (own["state"]["job"], own["state"]["job_count"], own["progress"]) == (waiting.id, 2, 0.01)
-    for job in (waiting, running):
+    assert (own["state"]["job"], own["state"]["job_count"], own["progress"]) == (waiting.id, 1, 0.01)
+    third, another = await begun(client, OTHER)
+    assert (await progress(client, headers=OTHER))["state"]["job_count"] == 2
+    # Clients choose a checkpoint and send requests only when nothing runs: others' requests must not hold them up.
+    assert await progress(client, headers={"User-Agent": "a third"}) == IDLE
+    for job in (another, waiting, running):
         client.services.queue.cancel(job)
-    assert [status for status, _, _ in await asyncio.gather(one, two)] == [200, 200]
+    assert [status for status, _, _ in await asyncio.gather(one, two, third)] == [200, 200, 200]
 
 
 async def test_an_interrupted_request_is_answered_without_images(client):
@@ -213,8 +236,37 @@ async def test_an_interrupted_request_is_answered_without_images(client):
     assert (await client.call("POST", "/sdapi/v1/interrupt"))[::2] == (200, {})
     status, headers, body = await task
     assert (status, body["images"], headers["X-Zwatch-Job"]) == (200, [], job.id)
-    assert '"infotexts": []' in body["info"]
+    info = json.loads(body["info"])
+    key = client.services.engines.serving("current").key
+    assert (info["infotexts"], info["sd_model_name"], info["sd_model_hash"]) == ([], "v1", key.digest[:10])
+    assert (info["width"], info["height"]) == (256, 256)
     assert body["zwatch"]["state"] == "cancelled"
+
+
+async def test_a_request_that_is_cancelled_while_it_waits_names_the_version_that_it_waits_for(client):
+    (one, running), (two, waiting) = await begun(client), await begun(client, OTHER, width=None)
+    await runs(client, running)
+    client.services.queue.cancel(waiting)
+    status, _, body = await two
+    info = json.loads(body["info"])
+    assert (status, info["sd_model_name"], info["width"], body["parameters"]["width"]) == (200, "v1", 64, 64)
+    client.services.queue.cancel(running)
+    await one
+
+
+async def test_skip_ends_the_clients_own_request_of_one_image_and_no_other(client):
+    task, batch = await begun(client)
+    await runs(client, batch)
+    assert (await client.call("POST", "/sdapi/v1/skip"))[::2] == (200, None)
+    assert not batch.is_cancelled
+    client.services.queue.cancel(batch)
+    await task
+    task, job = await begun(client, batch_size=1, width=512, height=512)
+    await runs(client, job)
+    await client.call("POST", "/sdapi/v1/skip", headers=OTHER)
+    assert not job.is_cancelled
+    await client.call("POST", "/sdapi/v1/skip")
+    assert (await task)[2]["images"] == []
 
 
 async def test_a_client_cannot_interrupt_another_clients_request(client):

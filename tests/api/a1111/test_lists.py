@@ -26,20 +26,33 @@ async def test_the_lists_have_the_expected_fields(client):
     for name, expected in keys.items():
         _, _, found = await client.call("GET", f"/sdapi/v1/{name}")
         assert [entry.keys() for entry in found] == [expected], name
-    for name in ("latent-upscale-modes", "sd-vae", "loras"):
-        assert (await client.call("GET", f"/sdapi/v1/{name}"))[::2] == (200, [])
+    for name in (
+        "latent-upscale-modes", "sd-vae", "loras", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles",
+        "script-info", "extensions",
+    ):  # fmt: skip
+        assert (await client.call("GET", f"/sdapi/v1/{name}"))[::2] == (200, []), name
+    for name in ("checkpoints", "vae", "loras"):
+        assert (await client.call("POST", f"/sdapi/v1/refresh-{name}"))[::2] == (200, None), name
+    for path, answer in (
+        ("/sdapi/v1/scripts", {"txt2img": [], "img2img": []}),
+        ("/sdapi/v1/embeddings", {"loaded": {}, "skipped": {}}),
+        ("/sdapi/v1/cmd-flags", {"api": True, "nowebui": True}),
+        ("/internal/ping", {}),
+    ):
+        assert (await client.call("GET", path))[::2] == (200, answer), path
     _, _, memory = await client.call("GET", "/sdapi/v1/memory")
     assert memory["ram"]["free"] + memory["ram"]["used"] == memory["ram"]["total"]
     assert memory["cuda"] == {"error": "unavailable"}
     digest = client.services.engines.serving("current").key.digest
     assert (await client.call("GET", "/sdapi/v1/sd-models"))[2] == [
         {
-            "title": f"v1 [{digest[:10]}]", "model_name": "v1", "hash": digest[:10], "sha256": None, "filename": "v1",
-            "config": None, "digest": digest,
+            "title": title, "model_name": name, "hash": digest[:10], "sha256": None, "filename": name, "config": None,
+            "digest": digest,
         }
+        for title, name in (("current", "current"), (f"v1 [{digest[:10]}]", "v1"))
     ]  # fmt: skip
     _, _, options = await client.call("GET", "/sdapi/v1/options")
-    assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == (f"v1 [{digest[:10]}]", digest[:10])
+    assert (options["sd_model_checkpoint"], options["sd_checkpoint_hash"]) == ("current", digest[:10])
 
 
 async def test_png_info_returns_the_parameters_of_a_generated_image(client):

@@ -119,7 +119,7 @@ async def test_errors_have_a_detail(start):
             (b'{"prompt": ""}', "prompt"),
             (b'{"prompt": "x", "batch_size": 5, "n_iter": 5}', "n_iter"),
             (b'{"prompt": "x", "batch_size": 16, "steps": 100}', "n_iter"),
-            (b'{"prompt": "x", "steps": 101}', "steps"),
+            (b'{"prompt": "x", "steps": 0}', "steps"),
             (b'{"prompt": "x", "override_settings": "v1"}', "override_settings"),
         ):
             status, _, body = await client.call("POST", "/sdapi/v1/txt2img", data=sent)
@@ -153,6 +153,15 @@ async def test_a_client_that_disconnects_cancels_its_request(client):
     asking.cancel()
     await until(lambda: job.state.is_final)
     assert job.is_cancelled
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"), [(100, 100), (101, 100), (150, 100), ("150", 100), (1e6, 100), (10**40, 100)]
+)
+def test_more_steps_than_there_may_be_are_as_many_as_there_may_be(asked, made):
+    """SillyTavern's slider ends at 150."""
+    body = wanted_images(validated(Txt2ImgRequest, {"prompt": "x", "steps": asked}), "current")
+    assert (body.request.steps, body.parameters["steps"]) == (made, made)
 
 
 @pytest.mark.parametrize(

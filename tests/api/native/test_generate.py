@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -43,6 +44,65 @@ async def test_jpeg_and_webp_have_the_same_metadata_in_exif(client, image_format
     assert comment[8:].decode("utf-16-be").startswith("a cat\nSteps: 8, ")
     details = read_details(body)
     assert (details.version, details.request["prompt"]) == ("v1", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("accept", "body", "kind"),
+    [
+        ("image/jpeg", {}, "jpeg"), ("image/webp", {}, "webp"), ("image/png", {}, "png"), ("image/*", {}, "png"),
+        ("*/*", {}, "png"), ("image/avif", {}, "png"), ("image/jpg", {}, "jpeg"), ("IMAGE/WebP ; q=1", {}, "webp"),
+        ("image/avif,image/webp,image/*;q=0.8,*/*;q=0.5", {}, "webp"), ("image/png;q=0.5, image/jpeg;q=0.9", {}, "jpeg"),
+        ("image/webp;q=0, image/*", {}, "png"), ("image/jpeg", {"format": "webp"}, "webp"),
+        ("image/jpeg", {"format": "png"}, "png"),
+    ],
+)  # fmt: skip
+async def test_accept_chooses_the_format_that_the_body_does_not(client, accept, body, kind):
+    sent = {"prompt": "a cat", "steps": 1, "seed": 5, **body}
+    async with client.http.post(client.url + "/generate", json=sent, headers={"Accept": accept}) as response:
+        assert (response.status, response.headers["Content-Type"]) == (200, f"image/{kind}")
+        with Image.open(io.BytesIO(await response.read())) as image:
+            assert image.format == kind.upper()
+        suffix = {"jpeg": "jpg"}.get(kind, kind)
+        assert re.fullmatch(
+            rf'inline; filename="[0-9]{{8}}_[0-9]{{6}}_seed5(_[0-9]+)?\.{suffix}"',
+            response.headers["Content-Disposition"],
+        )
+
+
+async def test_an_image_is_saved_under_the_same_name_from_everywhere(client):
+    headers, _ = await client.png(seed=42)
+    [listed] = (await client.call("GET", "/history"))[2]["images"]
+    assert headers["Content-Disposition"] == f'inline; filename="{listed["name"]}"'
+    async with client.http.get(client.url + listed["url"]) as response:
+        assert response.headers["Content-Disposition"] == headers["Content-Disposition"]
+
+
+async def test_an_image_that_no_history_keeps_has_a_name_too(start):
+    async with start(history=False) as client:
+        await client.serves()
+        headers, _ = await client.png(seed=42)
+        assert headers["Content-Disposition"].endswith('_seed42.png"')
+        _, _, job = await client.call("POST", "/jobs", json={"prompt": "a cat", "seed": 7, "n": 2, "format": "jpeg"})
+        while (found := (await client.call("GET", f"/jobs/{job['id']}"))[2])["state"] != "done":
+            await asyncio.sleep(0.01)
+        async with client.http.get(client.url + found["images"][1]["url"]) as response:
+            assert response.headers["Content-Disposition"].endswith('_seed8.jpg"')
+
+
+async def test_curl_saves_an_image_under_its_name(client, tmp_path):
+    command = [
+        "curl",
+        "-sSOJ",
+        "--json",
+        '{"prompt": "a cat", "seed": 42}',
+        "-H",
+        "Accept: image/*",
+        f"{client.url}/generate",
+    ]
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path)
+    assert await process.wait() == 0
+    [name] = [path.name for path in tmp_path.glob("*_seed42.png")]
+    assert name == (await client.call("GET", "/history"))[2]["images"][0]["name"]
 
 
 async def test_the_same_seed_gives_the_same_bytes_and_another_seed_different_bytes(client):

@@ -1,5 +1,6 @@
 """The history over HTTP."""
 
+import base64
 import errno
 import json
 import os
@@ -191,3 +192,20 @@ async def test_the_history_survives_a_restart(start, tmp_path):
         assert len(page["images"]) == 1
         assert json.dumps(page["images"][0]["prompt"]) == '"x"'
     shutil.rmtree(tmp_path / "output")
+
+
+async def test_a_url_that_is_answered_exists_whatever_files_of_the_future_lie_there(start, tmp_path):
+    (tmp_path / "output").mkdir()
+    for seed in range(5):
+        (tmp_path / "output" / f"20990101_000000_seed{seed}.png").write_bytes(b"hello")
+    async with start(history_max_images=5) as client:
+        await client.serves()
+        for seed in (3, 900):
+            _, _, answer = await client.call(
+                "POST", "/generate", json={"prompt": "a cat", "seed": seed}, headers={"Accept": "application/json"}
+            )
+            [image] = answer["images"]
+            status, _, body = await read(client, image["url"])
+            assert (status, body) == (200, base64.b64decode(image["b64_json"]))
+            _, _, page = await client.call("GET", "/history?limit=1")
+            assert (page["images"][0]["name"], page["total"]) == (image["name"], 5)

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from zwatch.api.a1111.checkpoints import checkpoint_view, choice_of, loaded, model_of, short_hash, title
+from zwatch.api.a1111.checkpoints import checkpoint_views, choice_of, model_of, short_hash, title
 from zwatch.api.a1111.clients import CLIENTS, client_of
 from zwatch.api.a1111.pnginfo import MAX_BODY, png_info
 from zwatch.api.a1111.txt2img import (
-    SAMPLER,
     SdOptionsRequest,
     Txt2ImgRequest,
     checkpoint_asked,
@@ -26,13 +24,13 @@ from zwatch.api.a1111.txt2img import (
 )
 from zwatch.api.answers import answer, json_answer, read_body, read_request
 from zwatch.api.results import served_headers
-from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds, choice
+from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
-from zwatch.generation.request import parse_json
+from zwatch.generation.request import MAX_IMAGES, parse_json
 
 _MIN_PROGRESS = 0.01
 """Progress of a job that has not begun: 0 means idle to AUTOMATIC1111's clients."""
@@ -43,7 +41,8 @@ _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
 class SdState(TypedDict):
-    """The state of a client's job: `job` is its id (empty if there is none), `job_count` how many jobs run or wait."""
+    """The state of a client's job: `job` is its id (empty if there is none), `job_count` how many jobs of the client run or
+    wait."""
 
     skipped: bool
     interrupted: bool
@@ -67,7 +66,7 @@ class SdProgress(TypedDict):
 
 
 class SdOptions(TypedDict):
-    """The client's own options; the checkpoint is empty if nothing serves."""
+    """The client's own options; the checkpoint's hash is empty while nothing serves."""
 
     samples_format: str
     sd_model_checkpoint: str
@@ -98,38 +97,6 @@ class SdMemory(TypedDict):
     cuda: CudaMemory
 
 
-class Sampler(TypedDict):
-    """A sampler."""
-
-    name: Annotated[str, choice(SAMPLER)]
-    aliases: list[str]
-    options: dict[str, str]
-
-
-class Scheduler(TypedDict):
-    """A scheduler."""
-
-    name: str
-    label: str
-    aliases: list[str] | None
-    default_rho: float
-    need_inner_model: bool
-
-
-class Upscaler(TypedDict):
-    """An upscaler."""
-
-    name: str
-    model_name: str | None
-    model_path: str | None
-    model_url: str | None
-    scale: float
-
-
-class EmptyObject(TypedDict):
-    """An object without fields."""
-
-
 async def txt2img(request: web.Request) -> web.Response:
     """Generate images. A request that is interrupted, or cancelled as a job, is answered without images."""
     services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
@@ -143,42 +110,63 @@ async def txt2img(request: web.Request) -> web.Response:
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
+    expected = engines.find(wanted.request.model)
+    assert expected is not None  # otherwise the job was not accepted
+    key, size = expected.key, expected.engine.default_size
+    del expected  # its memory may be freed while this waits
     with services.queue.attending(job):
         try:
             finished = await outcome(job, services.timeout)
         except RequestError as error:
             if error.code != "cancelled":
                 raise
-            return json_answer(interrupted_body(wanted, job), {"X-Zwatch-Job": job.id})
+            key = key if job.lease is None else job.lease.key
+            return json_answer(interrupted_body(wanted, job, key, size), {"X-Zwatch-Job": job.id})
         sent = await services.bridge.run("encode", finished_body, wanted, job, finished)
         return json_answer(sent, served_headers(job, finished))
 
 
 async def progress(request: web.Request) -> web.Response:
-    """Return the progress of the client's own request, else of the running one."""
-    queue = request.app[SERVICES].queue
-    job = request.app[CLIENTS].oldest(client_of(request)) or queue.running
+    """Return the progress of the client's own requests.
+
+    Not of other clients': programs wait until nothing runs before they choose a checkpoint or send a request.
+    """
+    own = request.app[CLIENTS].active(client_of(request))
+    job = own[0] if own else None
     with_image = request.query.get("skip_current_image", "").lower() not in _TRUE
     if job is not None and with_image:
         job.note_poll()
-    return answer(progress_view(job, queue.waiting + (queue.running is not None), with_image=with_image))
+    return answer(progress_view(job, len(own), with_image=with_image))
 
 
 async def interrupt(request: web.Request) -> web.Response:
     """Interrupt the running request, if it is the client's own."""
-    queue = request.app[SERVICES].queue
-    if queue.running is not None and request.app[CLIENTS].owns(client_of(request), queue.running):
-        queue.cancel(queue.running)
+    _interrupt(request)
     return answer({})
 
 
+async def skip(request: web.Request) -> web.Response:
+    """Skip the running request, if it is the client's own and of one image: a part of a batch cannot be skipped."""
+    _interrupt(request, most=1)
+    return answer(None)
+
+
+def _interrupt(request: web.Request, most: int = MAX_IMAGES) -> None:
+    queue = request.app[SERVICES].queue
+    job = queue.running
+    if job is not None and job.request.n <= most and request.app[CLIENTS].owns(client_of(request), job):
+        queue.cancel(job)
+
+
 async def options(request: web.Request) -> web.Response:
-    """Return the client's own options, with the checkpoint for its requests that name none."""
+    """Return the client's own options, with the checkpoint for its requests that name none: `current` if it follows that."""
     services = request.app[SERVICES]
-    resident = services.engines.find(request.app[CLIENTS].model(client_of(request), services.engines))
+    model = request.app[CLIENTS].model(client_of(request), services.engines)
+    resident = services.engines.find(model)
+    is_alias = model in services.supervisor.aliases
     body: SdOptions = {
         "samples_format": "png",
-        "sd_model_checkpoint": "" if resident is None else title(resident.key),
+        "sd_model_checkpoint": model if is_alias or resident is None else title(resident.key),
         "sd_checkpoint_hash": "" if resident is None else short_hash(resident.key),
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
@@ -189,15 +177,18 @@ async def options(request: web.Request) -> web.Response:
 async def set_options(request: web.Request) -> web.Response:
     """Set the checkpoint for the client's own later requests. Other options are ignored."""
     services = request.app[SERVICES]
-    name = validated(SdOptionsRequest, parse_json(await read_body(request))).sd_model_checkpoint
+    body = parse_json(await read_body(request))
+    name = validated(SdOptionsRequest, body).sd_model_checkpoint
     if name is not None:
-        request.app[CLIENTS].choose(client_of(request), name, services.engines, services.supervisor.aliases)
+        clients, aliases = request.app[CLIENTS], services.supervisor.aliases
+        clients.choose(client_of(request), name, services.engines, aliases, among_others=len(body) > 1)
     return answer(None)
 
 
 async def checkpoints(request: web.Request) -> web.Response:
-    """List the loaded versions; the serving one is first."""
-    return answer([checkpoint_view(resident) for resident in loaded(request.app[SERVICES].engines)])
+    """List `current` and the other aliases, then the loaded versions, of which the one that `current` serves is first."""
+    services = request.app[SERVICES]
+    return answer(checkpoint_views(services.engines, services.supervisor.aliases))
 
 
 async def info(request: web.Request) -> web.Response:
@@ -247,20 +238,3 @@ def _memory(services: Services) -> SdMemory:
         free, device_total = device.memory()
         cuda = {"system": {"free": free, "used": device_total - free, "total": device_total}}
     return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": cuda}
-
-
-def _constant(*entries: Sampler | Scheduler | Upscaler) -> Handler:
-    """Return the handler of a constant list."""
-
-    async def listing(request: web.Request) -> web.Response:
-        return answer(list(entries))
-
-    return listing
-
-
-SAMPLERS = _constant({"name": SAMPLER, "aliases": ["k_euler"], "options": {}})
-SCHEDULERS = _constant(
-    {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1.0, "need_inner_model": False}
-)
-UPSCALERS = _constant({"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0})
-EMPTY_LIST = _constant()

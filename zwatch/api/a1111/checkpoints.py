@@ -1,11 +1,10 @@
 """The loaded versions as checkpoints of AUTOMATIC1111, and the names by which clients choose them."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.schema import Digest
 from zwatch.errors import RequestError
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
@@ -18,15 +17,15 @@ _HASH = 10
 
 
 class Checkpoint(TypedDict):
-    """A loaded version. `hash` is the beginning of its digest; `sha256` is null because the digest is blake3."""
+    """A loaded version, or an alias with the version that it serves. `hash` is the beginning of its digest; `sha256` is null because the digest is blake3."""
 
     title: str
     model_name: str
-    hash: str
+    hash: str | None
     sha256: str | None
     filename: str
     config: str | None
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of the version's seal.")]
+    digest: Digest | None
 
 
 def short_hash(key: VersionKey) -> str:
@@ -46,17 +45,25 @@ def loaded(engines: EngineRegistry) -> list[Resident]:
     return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
 
 
-def checkpoint_view(resident: Resident) -> Checkpoint:
-    """Return a version as an entry of the list of checkpoints."""
-    key = resident.key
+def checkpoint_views(engines: EngineRegistry, aliases: Sequence[str]) -> list[Checkpoint]:
+    """Return the list of checkpoints: the aliases, `current` first, then the loaded versions. `current` is there while nothing
+    serves, too: some clients fail on an empty list."""
+    serving = [
+        (alias, engines.serving(alias)) for alias in sorted(aliases, key=lambda alias: (alias != PRIMARY, alias))
+    ]
+    followed = [_view(alias, alias, None if resident is None else resident.key) for alias, resident in serving]
+    return followed + [_view(title(one.key), one.key.version, one.key) for one in loaded(engines)]
+
+
+def _view(shown: str, name: str, key: VersionKey | None) -> Checkpoint:
     return {
-        "title": title(key),
-        "model_name": key.version,
-        "hash": short_hash(key),
+        "title": shown,
+        "model_name": name,
+        "hash": None if key is None else short_hash(key),
         "sha256": None,
-        "filename": key.version,
+        "filename": name,
         "config": None,
-        "digest": str(key.digest),
+        "digest": None if key is None else str(key.digest),
     }
 
 

@@ -41,40 +41,62 @@ def client_of(request: web.Request) -> Client:
     return Client(request.remote or "", user, request.headers.get("User-Agent", ""))
 
 
+class Choice(NamedTuple):
+    """A client's checkpoint: its name as the client sent it, and the alias or the version that it stands for."""
+
+    name: str
+    model: VersionKey | str
+
+
 class Clients:
     """The chosen checkpoint and the jobs of each client. Used on the event loop only."""
 
     def __init__(self, max_choices: int = MAX_CHOICES) -> None:
         self._max_choices = max_choices
-        self._choices: OrderedDict[Client, VersionKey | str] = OrderedDict()
+        self._choices: OrderedDict[Client, Choice] = OrderedDict()
         self._owners: WeakKeyDictionary[Job, Client] = WeakKeyDictionary()
 
-    def choose(self, client: Client, name: str, engines: EngineRegistry, aliases: tuple[str, ...]) -> None:
+    def choose(
+        self,
+        client: Client,
+        name: str,
+        engines: EngineRegistry,
+        aliases: tuple[str, ...],
+        *,
+        among_others: bool = False,
+    ) -> None:
         """Remember a checkpoint for a client's later requests. A client that chooses what `current` serves, or an empty
-        name, follows `current`, also after the next deploy.
+        name, follows `current`, also after the next deploy. It still does if it sends that name again `among_others`:
+        programs that store all options send them whenever one of them is changed.
 
         Raises:
             RequestError: 404, no such checkpoint is loaded.
         """
-        choice = choice_of(name, engines, aliases) if name else PRIMARY
+        known = self._choices.get(client)
+        if among_others and known is not None and known == Choice(name, PRIMARY):
+            return
+        model = choice_of(name, engines, aliases) if name else PRIMARY
         serving = engines.serving(PRIMARY)
+        if serving is not None and model == serving.key:
+            model = PRIMARY
         self._choices.pop(client, None)
-        if choice != PRIMARY and (serving is None or choice != serving.key):
-            self._choices[client] = choice
+        if name not in ("", PRIMARY):
+            self._choices[client] = Choice(name, model)
         if len(self._choices) > self._max_choices:
             self._choices.popitem(last=False)
 
     def model(self, client: Client, engines: EngineRegistry) -> str:
         """Return the model for a client's request that names none: its choice while that is loaded, else `current`."""
-        choice = self._choices.get(client, PRIMARY)
-        if isinstance(choice, VersionKey):
-            resident = engines.find(choice.version)
-            if resident is None or resident.key != choice:
+        choice = self._choices.get(client)
+        if choice is None:
+            return PRIMARY
+        if isinstance(choice.model, VersionKey):
+            resident = engines.find(choice.model.version)
+            if resident is None or resident.key != choice.model:
                 del self._choices[client]
                 return PRIMARY
-        if choice != PRIMARY:
-            self._choices.move_to_end(client)
-        return model_of(choice)
+        self._choices.move_to_end(client)
+        return model_of(choice.model)
 
     def own(self, client: Client, job: Job) -> None:
         """Record that a job is this client's."""
@@ -84,10 +106,10 @@ class Clients:
         """Return whether a job is this client's."""
         return self._owners.get(job) == client
 
-    def oldest(self, client: Client) -> Job | None:
-        """Return this client's job that is running, or that will run next."""
+    def active(self, client: Client) -> list[Job]:
+        """Return this client's jobs that run or wait: first the one that runs, or that will run next."""
         own = [job for job, owner in self._owners.items() if owner == client and not job.state.is_final]
-        return min(own, key=lambda job: job.created, default=None)
+        return sorted(own, key=lambda job: -job.age)
 
 
 CLIENTS = web.AppKey("clients", Clients)

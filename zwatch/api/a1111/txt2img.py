@@ -31,6 +31,7 @@ from zwatch.generation.request import (
     OptionalText,
     RequiredText,
 )
+from zwatch.rollout.lifecycle import VersionKey
 
 SAMPLER = "Euler"
 _CFG_SCALE = 7.0
@@ -45,7 +46,14 @@ def _form_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _form_steps(value: Any) -> Any:
+    """Return a number of steps, at most `MAX_STEPS`: the sliders of some clients end at 150."""
+    number = _form_number(value)
+    return min(number, MAX_STEPS) if type(number) is int else number
+
+
 _FORM = Converted(_form_number, ({"type": "string", "pattern": r"^\s*-?[0-9]{1,19}\s*$"},))
+_STEPS = Converted(_form_steps, (*_FORM.schemas, {"type": "integer", "minimum": MAX_STEPS}))
 _SIDE = Field(description=f"In pixels, rounded to a multiple of {SIDE_STEP}. The version's default size if left out.")
 _COUNT = Field(description=f"batch_size x n_iter may be {MAX_IMAGES} at most.")
 _ECHO = Field(description="Has no effect; repeated in the answer.")
@@ -100,7 +108,9 @@ class Txt2ImgRequest(LenientRequest):
     negative_prompt: OptionalText = ""
     width: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
     height: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
-    steps: Annotated[int, Whole(1, MAX_STEPS), _FORM] = DEFAULT_STEPS
+    steps: Annotated[
+        int, Whole(1, MAX_STEPS), _STEPS, Field(description=f"More than {MAX_STEPS} stand for {MAX_STEPS}.")
+    ] = DEFAULT_STEPS
     batch_size: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
     n_iter: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
     seed: Annotated[int, Whole(-1, SEEDS - 1), _FORM, Field(description="Random if -1; image i uses seed + i.")] = -1
@@ -225,16 +235,23 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [details_of(asked.request, finished.parameters, finished.key, seed).parameters for seed in seeds]
     width, height = finished.parameters.width, finished.parameters.height
-    model = {"sd_model_name": finished.key.version, "sd_model_hash": short_hash(finished.key)}
+    model = _model(finished.key)
     files = [picture.file or b"" for picture in finished.pictures] if asked.send_images else []
     parameters: Txt2ImgParameters = {**asked.parameters, "width": width, "height": height}
     info = {**_info(asked, job, seeds, infotexts), "width": width, "height": height, **model}
     return _body(asked, job, files, parameters, info)
 
 
-def interrupted_body(asked: Txt2Img, job: Job) -> bytes:
-    """Return the answer of an interrupted request: it has no images, and is not an error."""
-    return _body(asked, job, [], asked.parameters, _info(asked, job, [], []))
+def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey, size: int) -> bytes:
+    """Return the answer of an interrupted request: it has no images, and is not an error. `key` is the version that was
+    drawing, or would have been, `size` its default side length in pixels."""
+    sides: Sides = {"width": asked.request.width or size, "height": asked.request.height or size}
+    info = {**_info(asked, job, [], []), **sides, **_model(key)}
+    return _body(asked, job, [], {**asked.parameters, **sides}, info)
+
+
+def _model(key: VersionKey) -> dict[str, str]:
+    return {"sd_model_name": key.version, "sd_model_hash": short_hash(key)}
 
 
 def _body(asked: Txt2Img, job: Job, files: list[bytes], parameters: Txt2ImgParameters, info: dict[str, Any]) -> bytes:
@@ -264,8 +281,6 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
         "batch_size": asked.batch_size,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": None,
-        "sd_model_hash": None,
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

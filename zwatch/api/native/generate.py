@@ -1,15 +1,21 @@
 """`POST /generate`: answers with the image, with JSON, or with a stream of events."""
 
+import re
+from operator import itemgetter
+
 from aiohttp import web
 
 from zwatch.api.answers import json_answer, read_request
-from zwatch.api.results import finished_body, served_headers
+from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, stream_job
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import GenerateRequest, ImageFormat
+
+_QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
+"""The quality in the parameters of a media type in `Accept`."""
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
@@ -18,6 +24,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
     services.queue.refuse_if_full()
     wanted = await read_request(request, GenerateRequest)
     accepted = _accepted(request)
+    if accepted == "image" and "format" not in wanted.model_fields_set:
+        wanted = wanted.model_copy(update={"format": _image_format(request.headers.get("Accept", ""))})
     if wanted.n > 1 and accepted == "image":
         raise RequestError(
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
@@ -29,12 +37,26 @@ async def generate(request: web.Request) -> web.StreamResponse:
         finished = await outcome(job, services.timeout)
         if accepted == JSON:
             return json_answer(await _body(services, job, finished))
-        headers = served_headers(job, finished)
+        headers = {**served_headers(job, finished), **disposition(picture_name(job, 0))}
         return web.Response(body=finished.pictures[0].file, content_type=wanted.format.media_type, headers=headers)
 
 
 async def _body(services: Services, job: Job, finished: Finished) -> bytes:
     return await services.bridge.run("encode", finished_body, job, finished)
+
+
+def _image_format(accept: str) -> ImageFormat:
+    """Return the format that an `Accept` prefers: the one with the highest quality, of several the first; PNG if it names
+    none that there is."""
+    formats = {image_format.media_type: image_format for image_format in ImageFormat} | {"image/jpg": ImageFormat.JPEG}
+    ranked = []
+    for part in accept.lower().split(","):
+        media_type, _, parameters = part.partition(";")
+        found = _QUALITY.search(parameters)
+        quality = float(found[1]) if found is not None else 1.0
+        if quality > 0 and media_type.strip() in formats:
+            ranked.append((quality, formats[media_type.strip()]))
+    return max(ranked, key=itemgetter(0), default=(1.0, ImageFormat.PNG))[1]
 
 
 def _accepted(request: web.Request) -> str:

@@ -6,6 +6,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
+from zwatch.api.results import disposition
 from zwatch.api.schema import Number
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
@@ -40,6 +41,7 @@ async def picture(request: web.Request) -> web.Response:
     headers = {
         "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
         "X-Content-Type-Options": "nosniff",
+        **disposition(name),
     }
     return web.Response(body=file, content_type=ImageFormat.of_name(name).media_type, headers=headers)
 

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from zwatch.api.answers import answer, encoded, read_request
-from zwatch.api.results import Accepted, job_view
+from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import stream_job
 from zwatch.errors import RequestError
@@ -53,7 +53,8 @@ async def image(request: web.Request) -> web.Response:
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
     if file is None or not job.keeps_files:
         raise RequestError("not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
-    return web.Response(body=file, content_type=job.request.format.media_type)
+    headers = disposition(picture_name(job, int(text)))
+    return web.Response(body=file, content_type=job.request.format.media_type, headers=headers)
 
 
 def _job(request: web.Request) -> Job:
