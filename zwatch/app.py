@@ -5,11 +5,12 @@ import gc
 import logging
 import os
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
 
 from aiohttp import web
 
@@ -22,7 +23,7 @@ from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import RequestError, UsageError
@@ -44,6 +45,9 @@ MAX_BODY = 2**20
 SHORT_TOKEN = 16
 """A token with fewer characters causes a warning: tokens in headers can be tried without limit."""
 
+SAVE_SECONDS = 1.0
+"""Seconds that a stop at once waits for the state to be saved, and for the log."""
+
 STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
 
 
@@ -54,6 +58,8 @@ class Running:
     url: str
     services: Services
     app: web.Application
+    lingering: list[str] = field(default_factory=list)
+    """After the end: the lanes with calls that do not return. Their threads end with the process."""
 
 
 @asynccontextmanager
@@ -66,8 +72,8 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     config.check()
     if not config.models.is_dir():
         raise UsageError(f"--models {config.models}: there is no such directory")
-    state_file = StateFile(config.state_dir)
     bridge = Bridge()
+    state_file = await _state_file(config, bridge)
     services = _wired(config, bridge, state_file)
     max_connections, backlog = connection_limits()
     runner = Runner(
@@ -80,13 +86,14 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     )
     root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
+    lingering: list[str] = []
     try:
         await runner.setup()
         url = await _listen(runner, config, backlog)
         await services.supervisor.start()
         tasks += _begin(services, root_watcher, url)
         _log.info("serving %s at %s", config.models, url)
-        yield Running(url, services, runner.app)
+        yield Running(url, services, runner.app, lingering)
         systemd.notify("STOPPING=1")
         await _drain(services, limits.drain)
         await services.supervisor.stop()
@@ -98,9 +105,27 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         runner.app[CLOSING].set()
         services.supervisor.changes.fire()
         await runner.cleanup()
-        await asyncio.to_thread(root_watcher.stop)
-        await asyncio.to_thread(bridge.close)
+        lingering += await _close(bridge, root_watcher)
         state_file.close()
+
+
+async def _state_file(config: Config, bridge: Bridge) -> StateFile:
+    try:
+        return await bridge.run("state", StateFile, config.state_dir)
+    except NoAnswer as error:
+        raise UsageError(
+            f"the state directory {config.state_dir} cannot be used: {error.strerror}; see --state-dir"
+        ) from None
+
+
+async def _close(bridge: Bridge, root_watcher: RootWatcher) -> list[str]:
+    """End all threads; return the lanes of those that do not end."""
+    with suppress(NoAnswer):
+        await bridge.run("watch", root_watcher.stop)
+    lingering = await asyncio.to_thread(bridge.close)
+    if lingering:
+        _log.warning("not waiting for calls that do not return: %s", ", ".join(lingering))
+    return lingering
 
 
 def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
@@ -157,17 +182,13 @@ def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyn
     ]
 
 
-async def serve(config: Config) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP (the terminal was closed); a second signal does not wait for requests.
+async def serve(config: Config) -> list[str]:
+    """Serve until SIGINT, SIGTERM or SIGHUP (the terminal was closed); a second signal does not wait for requests. Return
+    `Running.lingering`: if it is not empty, the caller ends the process without waiting for threads.
 
     Raises:
         UsageError: see `running`.
     """
-    if config.token is not None and len(config.token) < SHORT_TOKEN:
-        _log.warning(
-            "the token has only %d characters; `openssl rand -hex 32` makes one that cannot be guessed",
-            len(config.token),
-        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     services: list[Services] = []
@@ -176,17 +197,37 @@ async def serve(config: Config) -> None:
         if stop.is_set():
             _log.warning("second signal: stopping without waiting for requests")
             for started in services:
-                started.supervisor.stop_at_once()
-            os._exit(130)
+                _within(SAVE_SECONDS, started.supervisor.stop_at_once)
+            end_at_once(130)
         stop.set()
+        _log.info("stopping: accepted requests finish first; a second signal stops at once")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             loop.add_signal_handler(number, on_signal)
+    if config.token is not None and len(config.token) < SHORT_TOKEN:
+        _log.warning(
+            "the token has only %d characters; `openssl rand -hex 32` makes one that cannot be guessed",
+            len(config.token),
+        )
     async with running(config) as service:
         services.append(service.services)
         await stop.wait()
-        _log.info("stopping: accepted requests finish first")
+    return service.lingering
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End the process without waiting for its threads: the interpreter would wait for those of calls that do not return, or
+    crash in them."""
+    _within(SAVE_SECONDS, logging.shutdown)  # what was logged is written, if anybody reads it
+    os._exit(status)
+
+
+def _within(seconds: float, function: Callable[[], object]) -> None:
+    """Call a function that may never return, for a process that ends next."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _make_factory(config: Config) -> "EngineFactory":
@@ -237,7 +278,8 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
 async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
     """Check every second that the models root is still watched."""
     while True:
-        await bridge.run("inspect", root_watcher.ensure_running)
+        with suppress(NoAnswer):  # the look says so
+            await bridge.run("watch", root_watcher.ensure_running)
         await asyncio.sleep(1.0)
 
 

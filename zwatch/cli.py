@@ -90,7 +90,7 @@ def _serve(port: int | None, **settings: Any) -> int:
 
     gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
     from zwatch import logs
-    from zwatch.app import serve
+    from zwatch.app import end_at_once, serve
 
     gc.enable()
     logs.set_up(settings["log"])
@@ -101,7 +101,8 @@ def _serve(port: int | None, **settings: Any) -> int:
             os.environ["ZWATCH_PORT"],
             port,
         )
-    asyncio.run(serve(config.Config(port=port, **settings)))
+    if asyncio.run(serve(config.Config(port=port, **settings))):
+        end_at_once(0)
     return 0
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,10 +65,12 @@ class Directory:
     def __del__(self) -> None:
         self.close()
 
-    def file_stamps(self, paths: list[str]) -> dict[str, FileStamp | None]:
-        """Return the stamp of each path below the directory, None for one that is not there."""
+    def file_stamps(self, paths: list[str], check: Callable[[], None] = lambda: None) -> dict[str, FileStamp | None]:
+        """Return the stamp of each path below the directory, None for one that is not there. `check` is called before each,
+        and may raise to stop."""
         stamps: dict[str, FileStamp | None] = {}
         for path in paths:
+            check()
             try:
                 stamps[path] = FileStamp.of(os.stat(path, dir_fd=self.fd, follow_symlinks=False))
             except OSError:

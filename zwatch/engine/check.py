@@ -29,10 +29,11 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
 def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
     # Importing torch takes seconds: only for a version with a seal.
     from zwatch.engine.factory import EngineFactory
+    from zwatch.shadow.control import LoadControl
     from zwatch.shadow.device import Device
 
     factory = EngineFactory(Device(device))
-    control = factory.control(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
-    engine = factory.build(opened, factory.plan(opened, digest), control)
+    control = LoadControl(lambda: report(control.bytes_done, control.bytes_total, ", ".join(control.phases)))
+    engine = factory.build(opened, factory.plan(opened, digest, control), control)
     factory.warm(engine, control)
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in control.phases.items())

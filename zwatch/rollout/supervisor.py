@@ -19,6 +19,7 @@ from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, VersionKey
+from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.state import StateFile, StateKeeper
 
@@ -48,6 +49,7 @@ class Supervisor:
         state_file: StateFile,
         make_factory: Callable[[], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
+        limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
         self.aliases = tuple(aliases)
         self.records: Mapping[str, Alias] = {name: Alias(name, engines, first_pause=first_pause) for name in aliases}
@@ -70,6 +72,7 @@ class Supervisor:
             changes=self.changes,
             wake=self.ring,
             make_factory=make_factory,
+            limits=limits,
         )
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing = asyncio.Event()

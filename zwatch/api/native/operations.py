@@ -35,7 +35,7 @@ async def metrics(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     factory = services.supervisor.factory
     if factory is not None:
-        services.metrics.device_memory = await services.bridge.run("inspect", factory.device.memory)
+        services.metrics.device_memory = await services.bridge.run("memory", factory.device.memory)
     # In a thread: a thousand lines of counters take milliseconds, which would block the event loop.
     text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
     text += generate_latest(services.metrics.present)

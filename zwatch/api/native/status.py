@@ -44,7 +44,7 @@ class Probe(TypedDict):
 
 async def _status(services: Services) -> views.StatusView:
     factory = services.supervisor.factory
-    memory = None if factory is None else await services.bridge.run("inspect", factory.device.memory)
+    memory = None if factory is None else await services.bridge.run("memory", factory.device.memory)
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
     return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
