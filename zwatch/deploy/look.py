@@ -4,8 +4,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Unanswered
 from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import Directory, Fault, FileStamp, LinkStamp, Target, resolve
@@ -58,22 +60,27 @@ class Looker:
         strict_links: bool,
         refused: Iterable[RefusedStray] = (),
         clock: Callable[[], float] = time.monotonic,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds."""
+        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; after
+        `answer_seconds` a look goes on without what does not answer."""
         self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._wishes = WishFollower(strict=strict_links, refused=refused, clock=clock)
+        self._make_wishes = partial(WishFollower, strict=strict_links, clock=clock)
+        self._wishes = self._make_wishes(refused=refused)
+        self._wishes_lost = 0  # followers that did not return from a look
+        self._asker = Asker(answer_seconds)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         self._tidied = False
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
-        """Look once; follow stray wishes until there are none."""
+        """Look once; follow stray wishes until there are none. What does not answer holds up nothing else."""
         try:
-            with opened(self._root) as root_fd:
-                return self._look(root_fd, awaited)
+            root = self._asker.ask("root", _opened_root, self._root)
+            return self._look(root.fd, awaited)
         except OSError as error:
             message = f"{self._root}: {error.strerror}; expected the models root, see --models"
             self._known.clear()
@@ -82,24 +89,30 @@ class Looker:
             return Look(faults=faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
-        changed_ns = os.fstat(root_fd).st_mtime_ns  # before the tidying, which changes it
-        if not self._tidied:
-            for alias in self._aliases:
-                finish_interrupted(root_fd, alias)
-            self._tidied = True
+        changed_ns = self._asker.ask_in("root", root_fd, self._tidy)
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
-            strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
+            strays, moved = self._take_wishes(root_fd, changed_ns)
             if not moved:
                 break
         notes, self._wishes.notes = self._wishes.notes, []
         return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
 
+    def _tidy(self, root_fd: int) -> int:
+        """Tidy up once; return the models root's mtime from before, in nanoseconds."""
+        changed_ns = os.fstat(root_fd).st_mtime_ns
+        if not self._tidied:
+            for alias in self._aliases:
+                finish_interrupted(root_fd, alias)
+            self._tidied = True
+        return changed_ns
+
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
+        links = self._asker.ask_in("root", root_fd, _links, self._aliases)
         for alias in self._aliases:
-            found = resolve(root_fd, alias, self._known.get(alias))
+            found = self._resolve(root_fd, alias, links.get(alias))
             if isinstance(found, Target):
                 self._known[alias] = found
                 self._missing_since.pop(alias, None)
@@ -112,12 +125,39 @@ class Looker:
             self._known.pop(alias, None)
         return faults
 
+    def _resolve(self, root_fd: int, alias: str, link: tuple[LinkStamp, str] | None) -> Target | Fault:
+        """Resolve an alias. One that does not answer is asked again when it has, or when its link was made again."""
+        try:
+            return self._asker.ask_in((alias, link), root_fd, resolve, alias, self._known.get(alias))
+        except Unanswered as error:
+            stamp, text = link or (None, "?")
+            return Fault(alias, "unreadable", f"{alias} -> {text}: {error.strerror}", text, stamp)
+
+    def _take_wishes(self, root_fd: int, changed_ns: int) -> tuple[list[Stray], bool]:
+        subject = ("wishes", self._wishes_lost % 2)
+        is_new = not self._asker.is_waiting(subject)
+        try:
+            return self._asker.ask_in(
+                subject, root_fd, self._wishes.take_wishes, list(self._known.values()), changed_ns
+            )
+        except Unanswered as error:
+            if is_new:
+                # The thread that does not return still works on it. A new one may get on: it knows no directory that an
+                # alias has left. If it does not either, that is all until one of them returns.
+                self._wishes_lost += 1
+                self._wishes = self._make_wishes(refused=self._wishes.refused)
+                self._wishes.notes.append(f"links inside versions of {self._root} are not followed: {error.strerror}")
+            return [], False
+
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
         unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
-            stamps = wait.directory.file_stamps(list(wait.stamps))
+            try:
+                stamps = self._asker.ask(id(wait), wait.directory.file_stamps, list(wait.stamps))
+            except Unanswered:
+                continue
             if stamps == wait.stamps:
                 continue
             seen, since = self._unsettled.get(id(wait), (None, now))
@@ -127,6 +167,22 @@ class Looker:
                 changed.add(position)
         self._unsettled = unsettled
         return frozenset(changed)
+
+
+def _opened_root(root: Path) -> Directory:
+    return Directory(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "")
+
+
+def _links(root_fd: int, names: Sequence[str]) -> dict[str, tuple[LinkStamp, str]]:
+    """Return the stamp and the text of each of these links that is there. It follows none."""
+    links = {}
+    for name in names:
+        try:
+            stamp = LinkStamp.of(os.stat(name, dir_fd=root_fd, follow_symlinks=False))
+            links[name] = stamp, os.readlink(name, dir_fd=root_fd)
+        except OSError:
+            continue
+    return links
 
 
 def await_files(directory: Directory) -> Awaited:

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from zwatch.engine.precision import adapt
+from zwatch.engine.template_proof import prove
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
@@ -226,6 +227,8 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             tokenizer = _SharedTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
+    if isinstance(tokenizer.chat_template, str):
+        prove(tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
     return tokenizer
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zwatch.bridge import Bridge, Pulse
+from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.deploy.look import Look, Looker
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
@@ -79,6 +79,7 @@ class Supervisor:
         self._looks = 0
         self._looked = Pulse()
         self._stopping = False
+        self._is_blind = False
 
     # --- what others ask
 
@@ -179,7 +180,15 @@ class Supervisor:
         self._ringing.clear()
         waiting = [refusal for alias in self.records.values() for refusal in alias.refusals.awaiting()]
         awaited = [refusal.awaited for refusal in waiting if refusal.awaited is not None]
-        seen, before = await self._bridge.run("look", self._looker.look, awaited), self.seen
+        try:
+            seen, before = await self._bridge.run("look", self._looker.look, awaited), self.seen
+        except NoAnswer as error:  # what was decided is still carried out, by what was seen last
+            if not self._is_blind:
+                _log.error("looking at the models root does not end: %s", error.strerror)
+            self._is_blind = True
+            self._looked.fire()
+            return
+        self._is_blind = False
         _log_news(seen, before)
         for position in seen.changed:
             waiting[position].note_change()

@@ -11,6 +11,7 @@ from zwatch.api.answers import answer
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
+from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import summaries
 from zwatch.errors import RequestError
 from zwatch.generation.request import PRIMARY
@@ -67,6 +68,8 @@ async def versions(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     try:
         found = await services.bridge.run("inspect", summaries, services.models)
+    except NoAnswer:
+        raise
     except OSError as error:
         raise RequestError("internal_error", f"the models root cannot be read: {error.strerror}") from None
     body: Versions = {"versions": [views.version_view(one, services.supervisor, services.engines) for one in found]}
