@@ -123,13 +123,14 @@ def _zwatch(device: str) -> Load:
     from zwatch.deploy.look import open_version
     from zwatch.deploy.seal import read_seal
     from zwatch.engine.factory import EngineFactory
+    from zwatch.shadow.control import LoadControl
     from zwatch.shadow.device import Device
 
     factory = EngineFactory(Device(device))
 
     def load(directory: Path, files: list[str], variant: str) -> "_Held":
         opened = open_version(directory.parent, directory.name)
-        control = factory.control(lambda: None)
+        control = LoadControl()
         try:
             planned = factory.plan(opened, read_seal(opened.fd).digest)
             before = _allocations(device)

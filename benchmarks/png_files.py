@@ -23,6 +23,7 @@ from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.pipeline import GenerationParameters
 from zwatch.generation.png import write_png
+from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
 
 PROMPTS = ("a red fish", "a cat wearing sunglasses", "a house by the sea", "一只猫")
@@ -46,7 +47,7 @@ def made(models: Path, sizes: list[int]) -> dict[int, list[Image.Image]]:
     """Generate images of these sizes with a version."""
     factory = EngineFactory(Device("cpu"))
     opened = open_version(models, "v1")
-    engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), factory.control(lambda: None))
+    engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), LoadControl())
     opened.close()
     return {
         size: [

@@ -77,7 +77,7 @@ def test_modules_and_functions_are_short_or_say_why_not(path):
     [
         ("zwatch", ["torch", "aiohttp", "watchdog"]),
         ("zwatch.deploy.look", ["torch", "aiohttp", "numpy", "pydantic"]),
-        ("zwatch.app", ["torch", "diffusers", "transformers", "numpy"]),
+        ("zwatch.serving", ["torch", "diffusers", "transformers", "numpy"]),
         ("zwatch.cli", ["torch", "aiohttp", "diffusers", "pydantic"]),
         ("zwatch.config", ["torch", "aiohttp", "pydantic"]),
     ],

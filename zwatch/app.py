@@ -4,11 +4,10 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -23,7 +22,7 @@ from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import FatalError, RequestError, UsageError
@@ -42,8 +41,7 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
-SHORT_TOKEN = 16
-"""A token with fewer characters causes a warning: tokens in headers can be tried without limit."""
+
 
 STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
 
@@ -55,6 +53,8 @@ class Running:
     url: str
     services: Services
     app: web.Application
+    lingering: list[str] = field(default_factory=list)
+    """After the end: the lanes with calls that do not return. Their threads end with the process."""
 
 
 @asynccontextmanager
@@ -67,8 +67,8 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     config.check()
     if not config.models.is_dir():
         raise UsageError(f"--models {config.models}: there is no such directory")
-    state_file = StateFile(config.state_dir)
     bridge = Bridge()
+    state_file = await _state_file(config, bridge)
     services = _wired(config, bridge, state_file)
     max_connections, backlog = connection_limits()
     runner = Runner(
@@ -81,6 +81,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     )
     root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
+    lingering: list[str] = []
     try:
         await runner.setup()
         url = await _listen(runner, config, backlog)
@@ -90,7 +91,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
             if task.get_name() in ("queue", "supervisor"):
                 task.add_done_callback(lambda ended: _stop_without(services, ended))
         _log.info("serving %s at %s", config.models, url)
-        yield Running(url, services, runner.app)
+        yield Running(url, services, runner.app, lingering)
         systemd.notify("STOPPING=1")
         await _drain(services, limits.drain if services.supervisor.failure is None else 0.0)
         await services.supervisor.stop()
@@ -102,9 +103,27 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         runner.app[CLOSING].set()
         services.supervisor.changes.fire()
         await runner.cleanup()
-        await asyncio.to_thread(root_watcher.stop)
-        await asyncio.to_thread(bridge.close)
+        lingering += await _close(bridge, root_watcher)
         state_file.close()
+
+
+async def _state_file(config: Config, bridge: Bridge) -> StateFile:
+    try:
+        return await bridge.run("state", StateFile, config.state_dir)
+    except NoAnswer as error:
+        raise UsageError(
+            f"the state directory {config.state_dir} cannot be used: {error.strerror}; see --state-dir"
+        ) from None
+
+
+async def _close(bridge: Bridge, root_watcher: RootWatcher) -> list[str]:
+    """End all threads; return the lanes of those that do not end."""
+    with suppress(NoAnswer):
+        await bridge.run("watch", root_watcher.stop)
+    lingering = await asyncio.to_thread(bridge.close)
+    if lingering:
+        _log.warning("not waiting for calls that do not return: %s", ", ".join(lingering))
+    return lingering
 
 
 def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
@@ -177,53 +196,6 @@ def _stop_without(services: Services, ended: asyncio.Task[None]) -> None:
         services.supervisor.fail(failure)
 
 
-async def serve(config: Config) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP (the terminal was closed); a second signal does not wait for requests.
-
-    Raises:
-        UsageError: see `running`.
-        FatalError: something failed for good, and the service has stopped.
-    """
-    if config.token is not None and len(config.token) < SHORT_TOKEN:
-        _log.warning(
-            "the token has only %d characters; `openssl rand -hex 32` makes one that cannot be guessed",
-            len(config.token),
-        )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    services: list[Services] = []
-
-    def on_signal() -> None:
-        if stop.is_set():
-            _log.warning("second signal: stopping without waiting for requests")
-            for started in services:
-                started.supervisor.stop_at_once()
-            os._exit(130)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            loop.add_signal_handler(number, on_signal)
-    async with running(config) as service:
-        supervisor = service.services.supervisor
-        services.append(service.services)
-        await _first_of(stop, supervisor.has_failed)
-        if supervisor.failure is None:
-            _log.info("stopping: accepted requests finish first")
-    if supervisor.failure is not None:
-        raise supervisor.failure
-
-
-async def _first_of(*events: asyncio.Event) -> None:
-    """Return when one of these events is set."""
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
 def _make_factory(config: Config) -> "EngineFactory":
     """Import torch and open the device; called in a thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -271,7 +243,8 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
 async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
     """Check every second that the models root is still watched."""
     while True:
-        await bridge.run("inspect", root_watcher.ensure_running)
+        with suppress(NoAnswer):  # the look says so
+            await bridge.run("watch", root_watcher.ensure_running)
         await asyncio.sleep(1.0)
 
 

@@ -1,39 +1,164 @@
 """The one bridge between the event loop and threads.
 
 The event loop alone changes what serves and every state, so none of that needs a lock. Whatever blocks (disk, hashing,
-imports, the device, image encoding) runs in a lane: a thread pool of its own, so that a slow disk read never waits
-behind a generation. Results come back as awaited values; progress comes through `post`.
+imports, the device, image encoding) runs in a lane: threads of its own, so that a slow disk read never waits behind a
+generation. Results come back as awaited values; progress comes through `post`.
+
+Nothing waits for ever: a call that does not return within its lane's limit is left. Its thread lingers, and another takes
+its place.
 """
 
 import asyncio
 import contextvars
+import errno
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, ParamSpec, TypeVar, TypeVarTuple
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Literal, ParamSpec, TypeVar, TypeVarTuple
+
+from zwatch.lanes import Lane as Threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-Lane = Literal["look", "state", "load", "pin", "generate", "encode", "history", "inspect", "close"]
-_WIDTHS: dict[Lane, int] = {
-    "look": 1, "state": 1, "load": 1, "pin": 1, "generate": 1, "encode": 2, "history": 1, "inspect": 2, "close": 1,
-}  # fmt: skip
+Lane = Literal[
+    "look",
+    "state",
+    "import",
+    "load",
+    "pin",
+    "generate",
+    "encode",
+    "history",
+    "inspect",
+    "memory",
+    "verify",
+    "watch",
+    "close",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """How many threads a lane has; the seconds after which a call is left (None: its caller decides); and how many calls
+    that were left may linger before new ones are refused. It is 1 where no two calls may run at the same time."""
+
+    width: int = 1
+    seconds: float | None = None
+    most_left: int = 1
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no two calls may run at the same time."""
+        return self.width == self.most_left == 1
+
+
+LANES: dict[Lane, LaneLimits] = {
+    "look": LaneLimits(seconds=60.0),
+    "state": LaneLimits(seconds=5.0),
+    "import": LaneLimits(),
+    "load": LaneLimits(most_left=4),
+    "pin": LaneLimits(),
+    "generate": LaneLimits(most_left=4),
+    "encode": LaneLimits(width=2),
+    "history": LaneLimits(seconds=20.0),
+    "inspect": LaneLimits(width=4, seconds=10.0, most_left=8),
+    "memory": LaneLimits(seconds=10.0),
+    "verify": LaneLimits(seconds=600.0),
+    "watch": LaneLimits(seconds=3.0),
+    "close": LaneLimits(seconds=30.0, most_left=8),
+}
+CLOSE_SECONDS = 2.0
+"""Seconds that a stop waits for calls that have begun."""
+
+
+class NoAnswer(TimeoutError):
+    """A call did not return in time. An `OSError`: what it waited for, a disk or a device, does not answer."""
+
+    def __init__(self, lane: str, seconds: float | None) -> None:
+        within = "an earlier call still waits" if seconds is None else f"nothing came back within {seconds:g} s"
+        super().__init__(errno.ETIMEDOUT, f"no answer: {within}")
+        self.lane = lane
+
+
+class Begun(Generic[R]):
+    """A call that was begun in a lane; `future` gets its result. Its caller may leave it."""
+
+    def __init__(self, threads: Threads, future: Future[R]) -> None:
+        self.future = asyncio.wrap_future(future)
+        self._threads = threads
+        self._in_thread = future
+
+    def interrupt(self) -> None:
+        """End a loop of Python code in the call, see `Lane.interrupt`."""
+        self._threads.interrupt(self._in_thread)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it waits for no other call."""
+        return self._in_thread.running() or self._in_thread.done()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its thread is done with it."""
+        return self._in_thread.done()
+
+    def leave(self, late: Callable[[R | None], object] = lambda result: None) -> None:
+        """Stop waiting, and let others run in the lane. When the call ends, `late` gets its result, or None if it has none;
+        in the call's thread, or at once if it has ended."""
+        self._threads.leave(self._in_thread)
+        self._in_thread.add_done_callback(partial(_give, late))
+        self.future.cancel()
 
 
 class Bridge:
-    """Runs functions in threads for the event loop that made it."""
+    """Runs functions in threads for the event loop that made it. `limits` replaces those of some lanes."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: dict[Lane, LaneLimits] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._limits = LANES | (limits or {})
         self._lanes = {
-            lane: ThreadPoolExecutor(width, thread_name_prefix=f"zwatch-{lane}") for lane, width in _WIDTHS.items()
+            lane: Threads(lane, limits.width, is_exclusive=limits.is_exclusive) for lane, limits in self._limits.items()
         }
 
-    async def run(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a blocking function in a lane and return what it returns."""
+    def begin(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Begun[R]:
+        """Run a blocking function in a lane; for callers that decide themselves how long to wait.
+
+        Raises:
+            NoAnswer: too many earlier calls of this lane have not returned.
+        """
+        threads = self._lanes[lane]
+        if threads.left >= self._limits[lane].most_left:
+            raise NoAnswer(lane, None)
         context = contextvars.copy_context()
-        return await self._loop.run_in_executor(self._lanes[lane], lambda: context.run(function, *args, **kwargs))
+        return Begun(threads, threads.submit(partial(context.run, partial(function, *args, **kwargs))))
+
+    async def run(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking function in a lane and return what it returns.
+
+        Raises:
+            NoAnswer: it did not return within the lane's limit, or too many earlier calls did not.
+        """
+        begun, seconds = self.begin(lane, function, *args, **kwargs), self._limits[lane].seconds
+        try:
+            done, _ = await asyncio.wait([begun.future], timeout=seconds)
+        except asyncio.CancelledError:
+            begun.future.cancel()  # it does not run if it has not begun
+            raise
+        try:
+            if not done:
+                begun.leave()
+                raise NoAnswer(lane, seconds)
+            return begun.future.result()
+        finally:
+            del begun, done  # an error's frames, of which this is one, hold the memory of a failed load
+
+    def left(self, lane: Lane) -> int:
+        """Return how many calls of a lane were left and have not returned."""
+        return self._lanes[lane].left
 
     def post(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
         """Call a function on the event loop soon; any thread may call this. Ignored if the loop has ended."""
@@ -42,10 +167,18 @@ class Bridge:
         except RuntimeError:
             pass
 
-    def close(self) -> None:
-        """Wait for running functions to finish and accept no more."""
-        for pool in self._lanes.values():
-            pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float = CLOSE_SECONDS) -> list[str]:
+        """Accept no more functions, wait for those that run, and return the lanes of those that do not end in time."""
+        for threads in self._lanes.values():
+            threads.close()
+        end = time.monotonic() + seconds
+        while any(threads.running for threads in self._lanes.values()) and time.monotonic() < end:
+            time.sleep(0.005)
+        return [lane for lane, threads in self._lanes.items() if threads.running or threads.left]
+
+
+def _give(late: Callable[[R | None], object], future: Future[R]) -> None:
+    late(None if future.cancelled() or future.exception() is not None else future.result())
 
 
 class Pulse:

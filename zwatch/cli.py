@@ -94,7 +94,7 @@ def _serve(port: int | None, **settings: Any) -> int:
 
     gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
     from zwatch import logs
-    from zwatch.app import serve
+    from zwatch.serving import end_at_once, serve
 
     gc.enable()
     logs.set_up(settings["log"])
@@ -105,8 +105,11 @@ def _serve(port: int | None, **settings: Any) -> int:
             os.environ["ZWATCH_PORT"],
             port,
         )
-    asyncio.run(serve(config.Config(port=port, **settings)))
-    return 0
+    ended = asyncio.run(serve(config.Config(port=port, **settings)))
+    status = 0 if ended.failure is None else _failed(str(ended.failure), ended.failure.status)
+    if ended.lingering:
+        end_at_once(status)
+    return status
 
 
 _json_option = _switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON: what the HTTP call answers, or the findings.")  # fmt: skip

@@ -36,6 +36,7 @@ _RETRY = {
     "insufficient_memory": Retry.BACKOFF,
     "out_of_memory": Retry.BACKOFF,
     "io_error": Retry.BACKOFF,
+    "stalled": Retry.BACKOFF,
     "device_error": Retry.BACKOFF,
     "internal_error": Retry.BACKOFF,
 }

@@ -6,13 +6,14 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """Send lines to systemd's notification socket, if there is one. See sd_notify(3)."""
+    """Send lines to systemd's notification socket, if there is one and it takes them now. See sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):  # an abstract socket
         address = f"\0{address[1:]}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.setblocking(False)  # the event loop must not wait for a listener that does not read
         try:
             channel.connect(address)
             channel.sendall("\n".join(lines).encode())

@@ -66,10 +66,10 @@ async def test_a_file_that_changes_ends_the_pause(services):
     readable.set()
 
     class RefusingFactory(HeldFactory):
-        def plan(self, directory, digest):
+        def plan(self, directory, digest, control):
             if not readable.is_set():
                 raise Rejection("io_error", f"{TRANSFORMER}: Permission denied")
-            return super().plan(directory, digest)
+            return super().plan(directory, digest, control)
 
     service = await services(make_factory=RefusingFactory).start()
     await service.until_serves("v1")

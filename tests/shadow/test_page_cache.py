@@ -7,7 +7,7 @@ import pytest
 
 from zwatch.shadow import page_cache
 from zwatch.shadow.page_cache import cached_share, unbuffered
-from zwatch.shadow.reader import BLOCK
+from zwatch.shadow.read_threads import BLOCK
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from functools import partial
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from tests.shadow.conftest import rejection_of
 from zwatch.errors import Abandoned
 from zwatch.shadow import reader
 from zwatch.shadow.page_cache import cached_share
-from zwatch.shadow.reader import Filling, HostReader, PinnedReader
+from zwatch.shadow.read_threads import BLOCK, Filling, Order
+from zwatch.shadow.reader import HostReader, PinnedReader
 
 
 @pytest.fixture
@@ -130,14 +132,14 @@ def test_if_unbuffered_reads_fail_buffered_reads_are_used(opened, monkeypatch, s
     (filling,) = opened(data)
     memory, direct = memoryview(bytearray(8192)), os.dup(filling.fd)
     failing_reads(monkeypatch, direct, errno.EINVAL)
-    reader._Order(filling, 0, 0, size, memory, direct).read()
+    Order(filling, 0, 0, size, memory, direct).read()
     assert bytes(memory[:size]) == data
     os.close(direct)
 
 
 def test_an_error_of_a_thread_does_not_keep_itself_alive():
     """Its frames hold the buffers of the load that failed."""
-    done = reader.SimpleQueue()
+    done = SimpleQueue()
     done.put(OSError())
     gc.collect()
     gc.disable()
@@ -204,14 +206,14 @@ def test_prefixes_grow_without_gaps_whatever_the_order_of_the_pieces(lengths, or
 
     for number, begin in pieces:
         seen.add((number, begin))
-        prefixes.grow(reader._Order(None, number, begin, 10, memoryview(b"")), landed)
+        prefixes.grow(Order(None, number, begin, 10, memoryview(b"")), landed)
     assert told == {number: 10 * count for number, count in enumerate(lengths)}
 
 
 @pytest.fixture(scope="module")
 def small():
     """A reader with many small chunks of whole blocks."""
-    return PinnedReader(torch.cuda.Stream(), threads=4, chunk=2 * reader.BLOCK)
+    return PinnedReader(torch.cuda.Stream(), threads=4, chunk=2 * BLOCK)
 
 
 @pytest.mark.gpu

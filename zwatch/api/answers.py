@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.schema import DetailedError, Error, ErrorObject, has_detail
 from zwatch.api.services import TIME_LIMITS
+from zwatch.bridge import NoAnswer
 from zwatch.errors import REQUEST_ERRORS, Fault, RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.request import parse_json
@@ -126,6 +127,10 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     except RequestError as error:
         return error_answer(error, request.path)
+    except NoAnswer as error:
+        _log.warning("%s %s: %s", request.method, route_of(request), error.strerror)
+        message = f"{error.strerror}; a disk, a file server or the device may be gone"
+        return error_answer(RequestError("timeout", message), request.path)
     except web.HTTPException as error:
         code = _CODES.get(error.status)
         if code is None:

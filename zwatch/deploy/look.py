@@ -5,8 +5,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Unanswered
 from zwatch.deploy.chains import ChainLink, LinkStamp, read_chain, stamp_of
 from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.oserrors import is_missing
@@ -27,6 +29,7 @@ SETTLED = 0.25
 SWEEP_AFTER = 1.0
 """Seconds after which a temporary link belongs to no repointing that is still going on: one takes milliseconds."""
 _MAX_ROUNDS = 8
+_MOST_HOPS = 40  # Linux follows no more links in one path
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,17 @@ class Looker:
         strict_links: bool,
         refused: Iterable[RefusedStray] = (),
         clock: Callable[[], float] = time.monotonic,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds."""
+        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; after
+        `answer_seconds` a look goes on without what does not answer."""
         self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._wishes = WishFollower(strict=strict_links, refused=refused, clock=clock)
+        self._make_wishes = partial(WishFollower, strict=strict_links, clock=clock)
+        self._wishes = self._make_wishes(refused=refused)
+        self._wishes_lost = 0  # followers that did not return from a look
+        self._asker = Asker(answer_seconds)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[FileStamps, float]] = {}
@@ -80,10 +88,10 @@ class Looker:
         self._swept_ns: int | None = None
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
-        """Look once; follow stray wishes until there are none."""
+        """Look once; follow stray wishes until there are none. What does not answer holds up nothing else."""
         try:
-            with opened(self._root) as root_fd:
-                return self._look(root_fd, awaited)
+            root = self._asker.ask("root", _opened_root, self._root)
+            return self._look(root.fd, awaited)
         except OSError as error:
             return self._without_root(error)
 
@@ -98,13 +106,12 @@ class Looker:
         return Look(dict(self._known), faults, refused=self._wishes.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
-        changed_ns = os.fstat(root_fd).st_mtime_ns  # before the tidying, which changes it
-        self._tidy(root_fd, changed_ns)
+        changed_ns = self._asker.ask_in("root", root_fd, self._tidy)
         strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
             try:
-                strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
+                strays, moved = self._take_wishes(root_fd, changed_ns)
             except OSError as error:
                 where = f"{error.filename}: " if isinstance(error.filename, str) else ""
                 message = f"stray links could not be searched for: {where}{error.strerror}; they are searched for again"
@@ -115,8 +122,10 @@ class Looker:
         notes, self._wishes.notes = self._wishes.notes, []
         return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
 
-    def _tidy(self, root_fd: int, changed_ns: int) -> None:
-        """Remove temporary links: at the first look what a crash left, later what could not be removed before."""
+    def _tidy(self, root_fd: int) -> int:
+        """Remove temporary links: at the first look what a crash left, later what could not be removed before. Return the models
+        root's mtime from before, in nanoseconds."""
+        changed_ns = os.fstat(root_fd).st_mtime_ns
         try:
             for alias in sorted(self._untidy):
                 finish_interrupted(root_fd, alias)
@@ -125,11 +134,13 @@ class Looker:
                 self._swept_ns = None if self._leftovers.sweep(root_fd, self._clock()) else changed_ns
         except OSError:
             pass  # the models root cannot be listed now; the search for strays says so
+        return changed_ns
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
+        links = self._asker.ask_in("root", root_fd, _links, self._aliases)
         for alias in self._aliases:
-            found = resolve(root_fd, alias, self._known.get(alias))
+            found = self._resolve(root_fd, alias, links.get(alias, ()))
             if isinstance(found, Target):
                 self._known[alias] = found
                 self._missing_since.pop(alias, None)
@@ -146,13 +157,37 @@ class Looker:
             self._known.pop(alias, None)
         return faults
 
+    def _resolve(self, root_fd: int, alias: str, chain: tuple[tuple[LinkStamp, str], ...]) -> Target | Fault:
+        """Resolve an alias. One that does not answer is asked again when it has, or when one of its links was made again."""
+        try:
+            return self._asker.ask_in((alias, chain), root_fd, resolve, alias, self._known.get(alias))
+        except Unanswered as error:
+            stamp, text = chain[0] if chain else (None, "?")
+            return Fault(alias, "unreadable", f"{alias} -> {text}: {error.strerror}", text, stamp)
+
+    def _take_wishes(self, root_fd: int, changed_ns: int) -> tuple[list[Stray], bool]:
+        subject = ("wishes", self._wishes_lost % 2)
+        is_new = not self._asker.is_waiting(subject)
+        try:
+            return self._asker.ask_in(
+                subject, root_fd, self._wishes.take_wishes, list(self._known.values()), changed_ns
+            )
+        except Unanswered as error:
+            if is_new:
+                # The thread that does not return still works on it. A new one may get on: it knows no directory that an
+                # alias has left. If it does not either, that is all until one of them returns.
+                self._wishes_lost += 1
+                self._wishes = self._make_wishes(refused=self._wishes.refused)
+                self._wishes.notes.append(f"links inside versions of {self._root} are not followed: {error.strerror}")
+            return [], False
+
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
         unsettled: dict[int, tuple[FileStamps, float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
             try:
-                stamps = wait.directory.file_stamps(list(wait.stamps))
+                stamps = self._asker.ask(id(wait), wait.directory.file_stamps, list(wait.stamps))
             except OSError:
                 continue  # whether they changed is not known
             if are_unchanged(wait.stamps, stamps):
@@ -169,6 +204,29 @@ class Looker:
 def _may_be(fault: Fault, known: Target) -> bool:
     """Say whether a link that could not be read, or not wholly, may still be the known one."""
     return fault.link in (None, known.link) and fault.link_stamp in (None, known.link_stamp)
+
+
+def _opened_root(root: Path) -> Directory:
+    return Directory(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "")
+
+
+def _links(root_fd: int, names: Sequence[str]) -> dict[str, tuple[tuple[LinkStamp, str], ...]]:
+    """Return the stamp and the text of each of these links that is there, and of the links beside it to which it leads. It
+    opens nothing that may not answer."""
+    links = {}
+    for name in names:
+        chain: list[tuple[LinkStamp, str]] = []
+        following = name
+        try:
+            while "/" not in following and len(chain) < _MOST_HOPS:
+                stamp = LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False))
+                following = os.readlink(following, dir_fd=root_fd)
+                chain.append((stamp, following))
+        except OSError:
+            pass  # no link
+        if chain:
+            links[name] = tuple(chain)
+    return links
 
 
 def await_files(directory: Directory) -> Awaited:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
@@ -71,13 +71,18 @@ class Directory:
     def __del__(self) -> None:
         self.close()
 
-    def file_stamps(self, paths: list[str]) -> dict[str, FileStamp | None]:
-        """Return the stamp of each path below the directory, None for one that is not there.
+    def file_stamps(self, paths: list[str], check: Callable[[], None] = lambda: None) -> dict[str, FileStamp | None]:
+        """Return the stamp of each path below the directory, None for one that is not there. `check` is called before each,
+        and may raise to stop.
 
         Raises:
             OSError: whether one is there could not be found out.
         """
-        return {path: _stamp(self.fd, path) for path in paths}
+        stamps = {}
+        for path in paths:
+            check()
+            stamps[path] = _stamp(self.fd, path)
+        return stamps
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.opening import open_factory
 from zwatch.errors import Rejection
+from zwatch.shadow.control import LoadControl
 
 
 def check_version(directory: Path, device: str, report: Callable[[int, int, str], None]) -> tuple[list[str], str]:
@@ -37,8 +38,8 @@ def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable
         read_all = 0 < control.bytes_done == control.bytes_total
         report(control.bytes_done, control.bytes_total, "warming" if warming else "building" if read_all else "reading")
 
-    control = factory.control(report_load)
-    engine = factory.build(opened, factory.plan(opened, digest), control)
+    control = LoadControl(report_load)
+    engine = factory.build(opened, factory.plan(opened, digest, control), control)
     warming = True
     report_load()
     factory.warm(engine, control)

@@ -18,6 +18,7 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
 from zwatch.engine.configs import config_object
 from zwatch.engine.precision import adapt
+from zwatch.engine.template_proof import prove
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
@@ -228,6 +229,8 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             tokenizer = _panics_as_errors(lambda: _SharedTokenizer.from_pretrained(folder, local_files_only=True))
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
+    if isinstance(tokenizer.chat_template, str):
+        prove(tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
     return tokenizer
 
 

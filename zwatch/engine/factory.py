@@ -4,7 +4,7 @@ Every error that a library raises in them is translated into a rejection, so tha
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.warmup import warm
 from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
+from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
 
 _log = logging.getLogger(__name__)
@@ -26,24 +27,20 @@ class EngineFactory:
         self.device = device
         self._store = ComponentStore(self.device)
 
-    def control(self, report: Callable[[], None]) -> loader.LoadControl:
-        """Return the control of a load that is about to begin; `report` is called in the loading thread on progress."""
-        return loader.LoadControl(report)
-
-    def plan(self, directory: Directory, digest: str | None) -> loader.Plan:
+    def plan(self, directory: Directory, digest: str | None, control: LoadControl | None = None) -> loader.Plan:
         """Read a version's seal and weight headers.
 
         Raises:
-            Rejection: as `zwatch.shadow.loader.plan`.
+            Rejection, Abandoned: as `zwatch.shadow.loader.plan`.
         """
-        with _only_rejections():
-            return loader.plan(directory, digest)
+        with _only_rejections(control):
+            return loader.plan(directory, digest, control)
 
     def lacks(self, planned: loader.Plan) -> bool:
         """Return whether the device has too little free memory for this version in addition to the resident ones."""
         return not self.device.has_room([self._store.needed(planned)])
 
-    def build(self, directory: Directory, planned: loader.Plan, control: loader.LoadControl) -> Engine:
+    def build(self, directory: Directory, planned: loader.Plan, control: LoadControl) -> Engine:
         """Load, verify and assemble a version.
 
         Raises:
@@ -63,7 +60,7 @@ class EngineFactory:
         self,
         directory: Directory,
         planned: loader.Plan,
-        control: loader.LoadControl,
+        control: LoadControl,
         old: Engine,
         others: Sequence[Engine],
     ) -> Staged:
@@ -85,7 +82,7 @@ class EngineFactory:
                 )
             return staged
 
-    def exchange(self, old: Engine, others: Sequence[Engine], staged: Staged, control: loader.LoadControl) -> Engine:
+    def exchange(self, old: Engine, others: Sequence[Engine], staged: Staged, control: LoadControl) -> Engine:
         """Put `old` aside in host memory, build the staged version on the device, and warm it; `old` must not be in use.
 
         If that fails, `old` is restored; if restoring fails too, `old` is not complete.
@@ -94,6 +91,7 @@ class EngineFactory:
             Rejection, Abandoned: as `build` and `warm`.
         """
         with _only_rejections(control):
+            control.begin(f"exchanging {old.version}", is_slow=True)
             exclusive = old.exclusive_buffers(others, staged.candidate.plan.seal.files.values())
             kept = {component.key for component in staged.parts.components.values()}
             leaving = [
@@ -117,7 +115,7 @@ class EngineFactory:
             finally:
                 del failure  # else it holds the frame that holds it, and with it the staged buffers
 
-    def _enter(self, staged: Staged, control: loader.LoadControl) -> Engine:
+    def _enter(self, staged: Staged, control: LoadControl) -> Engine:
         engine = Engine(self._store.assemble(staged, control), self.device)
         try:
             self.warm(engine, control)
@@ -127,7 +125,7 @@ class EngineFactory:
             raise
         return engine
 
-    def warm(self, engine: Engine, control: loader.LoadControl) -> None:
+    def warm(self, engine: Engine, control: LoadControl) -> None:
         """Make the warm-up image with an engine.
 
         Raises:
@@ -141,10 +139,11 @@ class EngineFactory:
             self.device.giving_way(control.check),
             Translating(_config_fault),
         ):
+            control.begin("making the warm-up image", is_slow=True)
             warm(engine, cancelled=lambda: control.is_abandoned)
 
 
-def _only_rejections(control: loader.LoadControl | None = None) -> Translating:
+def _only_rejections(control: LoadControl | None) -> Translating:
     def translate(error: Exception) -> Exception | None:
         # Abandoned is raised inside calls of torch, and a library may have translated it into its own error.
         if isinstance(error, GenerationCancelled) or (control is not None and control.is_abandoned):

@@ -21,8 +21,9 @@ from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.configs import check_configs, check_together
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
+from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import Candidate, LoadControl, Plan, VerifiedFiles, load
+from zwatch.shadow.loader import Candidate, Plan, VerifiedFiles, load
 
 
 @dataclass(eq=False)
@@ -147,14 +148,15 @@ class ComponentStore:
         with control.phase("build"), self.device.beside(), self.device.giving_way(control.check):
             files = dict(parts.buffers)
             for path, buffer in candidate.weights.items():
+                control.begin(f"copying {path} to the device")
                 files[path] = self._on_device(buffer)
-                control.check()
             components = dict(parts.components)
             for name in BUILDERS:
+                control.begin(f"building {name}")
                 if name not in components:
                     buffers = [files[path] for path in parts.paths.get(name, ())]
                     components[name] = self._build(parts.keys[name], _folder(candidate.small, name), buffers)
-                control.check()
+            control.check()  # a load that was left gets here late, and must leave nothing behind
         self._note(components.values())
         size = default_size(candidate.small)
         check_together(candidate.small, min(size, WARM_SIZE), components["tokenizer"].module.last_token)

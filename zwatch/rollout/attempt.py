@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zwatch.bridge import Bridge, Pulse
+from zwatch.bridge import Begun, Bridge, Pulse
 from zwatch.deploy.look import Awaited, await_files, open_version
 from zwatch.deploy.resolving import Directory, LinkStamp
 from zwatch.errors import Abandoned, FatalError, Rejection
@@ -18,9 +18,11 @@ from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.exchange import Exchanger
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
+from zwatch.rollout.load_thread import CHECK_SECONDS, LoadLimits, LoadThread
 from zwatch.rollout.policy import LoadView
 from zwatch.rollout.prepare import Preparation
 from zwatch.rollout.state import StateKeeper
+from zwatch.shadow.control import LoadControl
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -83,6 +85,7 @@ class AttemptRunner:
         make_factory: Callable[[], "EngineFactory"],
         fail: Callable[[FatalError], None],
         judge: Callable[[], Awaitable[bool]],
+        limits: LoadLimits,
     ) -> None:
         self.running: Load | None = None
         self.factory: EngineFactory | None = None
@@ -103,8 +106,10 @@ class AttemptRunner:
         self._judge = judge
         self.keeps_trying = False
         """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
+        self._making: Begun[EngineFactory] | None = None
+        self._thread = LoadThread(bridge, limits, self._renew_reader)
         self.preparation = Preparation(bridge, engines, changes.fire)
-        self._exchanger = Exchanger(aliases, bridge, engines, self.preparation, changes)
+        self._exchanger = Exchanger(aliases, self._thread, engines, self.preparation, changes)
         self._task: asyncio.Task[None] | None = None
 
     # --- what the supervisor and operators ask for
@@ -121,6 +126,7 @@ class AttemptRunner:
     def begin_load(self, alias: Alias, key: VersionKey, *, fallback: bool) -> None:
         """Start to load a version, as the alias's wish or as its fallback; no other load may be running."""
         attempt = self._new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
+        attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
         link_stamp = None if fallback or alias.target is None else alias.target.link_stamp
         self.running = Load(alias, attempt, alias.forced, link_stamp)
         alias.forced = False
@@ -143,10 +149,13 @@ class AttemptRunner:
             self.preparation.begin(self.factory.device)
 
     async def stop(self) -> None:
-        """Abandon the running load and wait for its end."""
+        """Abandon the running load, and wait for its end as long as `LoadLimits` says."""
+        self._thread.is_stopping = True
         if self._task is not None:
             self.abandon(AbandonReason.STOPPING)
             await asyncio.wait([self._task])
+        if self._making is not None:
+            self._making.leave()
         self.preparation.cancel()
 
     # --- the life of a load
@@ -166,7 +175,7 @@ class AttemptRunner:
         except Rejection as rejection:
             if rejection.code in _OF_THE_DEVICE:
                 await self._judge()
-            alias.refuse(attempt, rejection, load.link_stamp, load.awaited)
+            alias.refuse(attempt, self._thread.explained(rejection), load.link_stamp, load.awaited)
         except Exception as error:  # an attempt without an end would begin again at once, in an endless loop
             _log.exception("load failed unexpectedly")
             await self._judge()
@@ -176,8 +185,9 @@ class AttemptRunner:
             self._end(attempt)
             while load.to_close:
                 await self._closer.close(load.to_close.pop())
-            if load.directory is not None:
-                load.directory.close()
+            if load.directory is not None and not (attempt.control is not None and attempt.control.is_left):
+                load.directory.close()  # else it is closed when the thread that uses it has ended
+            load.directory = None
             if not self.keeps_trying:
                 alias.saved.trying = None
             await self._state.save()
@@ -190,8 +200,8 @@ class AttemptRunner:
             if alias.target is not None and not attempt.fallback:
                 load.directory = alias.target.directory.duplicate()
             else:
-                load.directory = await self._bridge.run("look", open_version, self._root, attempt.key.version)
-            load.awaited = await self._bridge.run("look", await_files, load.directory)
+                load.directory = await self._thread.run(attempt, open_version, self._root, attempt.key.version)
+            load.awaited = await self._thread.run(attempt, await_files, load.directory)
         except OSError as error:
             where = f"{error.filename}: " if isinstance(error.filename, str) else ""
             raise Rejection("io_error", f"{attempt.key.version}: {where}{error.strerror}") from None
@@ -205,30 +215,45 @@ class AttemptRunner:
 
     async def _make_engine(self, load: Load, directory: Directory, after_promotion: ExitStack) -> "Engine":
         """Load, verify, assemble and warm, in a thread."""
-        if self.factory is None:
-            self.factory = await self._bridge.run("load", self._make_factory)
-        attempt, factory = load.attempt, self.factory
-        control = attempt.control = factory.control(lambda: self._bridge.post(self._changes.fire))
-        if load.abandoned:  # before there was a control to tell it to
-            raise Abandoned
-        planned = await self._bridge.run("load", factory.plan, directory, attempt.key.digest)
-        if await self._bridge.run("load", factory.lacks, planned):
+        attempt, factory, run = load.attempt, await self._get_factory(load), self._thread.run
+        control = attempt.control
+        assert control is not None  # it is made with the attempt of a load
+        control.check()
+        planned = await run(attempt, factory.plan, directory, attempt.key.digest, control)
+        if await run(attempt, factory.lacks, planned):
             await self._closer.free_warm()
             old = load.alias.serving
-            if old is not None and await self._exchanger.is_needed(factory, load.alias, planned, old):
+            if old is not None and await self._exchanger.is_needed(factory, load.alias, attempt, planned, old):
                 return await self._exchanger.exchange(
                     factory, load.alias, attempt, directory, planned, old, after_promotion
                 )
-        engine = await self._bridge.run("load", factory.build, directory, planned, control)
+        engine = await run(attempt, factory.build, directory, planned, control)
         attempt.begin_warming()
         self._changes.fire()
         try:
-            await self._bridge.run("load", factory.warm, engine, control)
+            await run(attempt, factory.warm, engine, control)
             control.check()
         except BaseException:
             await self._closer.close(engine)
             raise
         return engine
+
+    async def _get_factory(self, load: Load) -> "EngineFactory":
+        """Return the factory; the first load imports torch for it. A load that is abandoned does not wait for that."""
+        while self.factory is None:
+            if self._making is None:
+                self._making = self._bridge.begin("import", self._make_factory)
+            await asyncio.wait([self._making.future], timeout=CHECK_SECONDS)
+            if self._making.future.done():
+                made, self._making = self._making, None
+                self.factory = made.future.result()
+            elif load.abandoned:
+                raise Abandoned
+        return self.factory
+
+    def _renew_reader(self) -> None:
+        if self.factory is not None:
+            self.factory.device.reader.renew()
 
     def _finish(self, load: Load, engine: "Engine") -> "list[Engine]":
         """Promote a warmed engine, with no await from the check of the wish to the assignment. Return the

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, NoAnswer
 from zwatch.rollout import policy
 from zwatch.rollout.lifecycle import EngineState, Resident, VersionKey
 
@@ -204,5 +204,7 @@ class EngineCloser:
         self._closing += 1
         try:
             await self._bridge.run("close", engine.close)
+        except NoAnswer as error:
+            _log.warning("%s does not release its memory (%s); going on without it", engine.version, error.strerror)
         finally:
             self._closing -= 1

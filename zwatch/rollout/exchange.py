@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from zwatch.bridge import Bridge, Pulse
+from zwatch.bridge import Pulse
 from zwatch.deploy.resolving import Directory
 from zwatch.errors import Rejection
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, LoadWay, Resident
+from zwatch.rollout.load_thread import LoadThread
 from zwatch.rollout.prepare import Preparation
 
 if TYPE_CHECKING:
@@ -28,24 +29,27 @@ class Exchanger:
     def __init__(
         self,
         aliases: Sequence[Alias],
-        bridge: Bridge,
+        thread: LoadThread,
         engines: EngineRegistry,
         preparation: Preparation,
         changes: Pulse,
     ) -> None:
         self._aliases = aliases
-        self._bridge = bridge
+        self._thread = thread
         self._engines = engines
         self._preparation = preparation
         self._changes = changes
 
-    async def is_needed(self, factory: "EngineFactory", alias: Alias, planned: "Plan", old: Resident) -> bool:
+    async def is_needed(
+        self, factory: "EngineFactory", alias: Alias, attempt: Attempt, planned: "Plan", old: Resident
+    ) -> bool:
         """Say whether a version fits only if what the alias serves, and no other alias does, releases its memory."""
         if self._sharers(alias, old):
             return False
-        if not await self._bridge.run("load", factory.lacks, planned):
+        run = self._thread.run
+        if not await run(attempt, factory.lacks, planned):
             return False
-        return await self._bridge.run("load", factory.fits_instead, planned, old.engine, self._others(old))
+        return await run(attempt, factory.fits_instead, planned, old.engine, self._others(old))
 
     async def exchange(
         self,
@@ -71,8 +75,8 @@ class Exchanger:
         while self._preparation.is_running:
             control.check()
             await self._changes.wait()
-        staged = await self._bridge.run(
-            "load", factory.stage, directory, planned, control, old.engine, self._others(old)
+        staged = await self._thread.run(
+            attempt, factory.stage, directory, planned, control, old.engine, self._others(old)
         )
         control.check()
         if sharers := self._sharers(alias, old):
@@ -89,7 +93,7 @@ class Exchanger:
         begun = time.monotonic()
         after_promotion.callback(lambda: setattr(attempt, "requests_waited", time.monotonic() - begun))
         try:
-            return await self._bridge.run("load", factory.exchange, old.engine, self._others(old), staged, control)
+            return await self._thread.run(attempt, factory.exchange, old.engine, self._others(old), staged, control)
         except BaseException:
             if not old.engine.is_complete:
                 _log.error("%s could not be restored; it no longer serves", old.key.version)

@@ -11,7 +11,7 @@ from zwatch.errors import Rejection
 
 if TYPE_CHECKING:  # torch is imported by the first load, not by the service's start
     from zwatch.engine.pipeline import Engine
-    from zwatch.shadow.loader import LoadControl
+    from zwatch.shadow.control import LoadControl
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -59,7 +59,7 @@ class Preparation:
         files = [buffer.size for component in engine.components for buffer in component.buffers]
         try:
             reserved = await self._bridge.run("load", device.reserve, sizes)
-            if not reserved and alone and not await self._bridge.run("inspect", device.has_room, sizes):
+            if not reserved and alone and not await self._bridge.run("memory", device.has_room, sizes):
                 await self._bridge.run("pin", device.host.reserve, files * 2)
         except Exception:
             _log.exception("memory for the next version could not be reserved; its load will be slower")

@@ -6,14 +6,13 @@ what is known of each alias is in `alias`, and the life of an attempt is in `att
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zwatch.bridge import Bridge, Pulse
+from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.deploy.look import Look, Looker
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import FatalError, Rejection
@@ -22,6 +21,7 @@ from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, VersionKey
+from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.state import StateFile, StateKeeper
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 30.0  # a device that works answers in milliseconds
-_LAST_SAVE_SECONDS = 2.0
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 
@@ -53,6 +52,7 @@ class Supervisor:
         state_file: StateFile,
         make_factory: Callable[[], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
+        limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
         self.root, self.aliases = root, tuple(aliases)
         self.records: Mapping[str, Alias] = {name: Alias(name, engines, first_pause=first_pause) for name in aliases}
@@ -77,6 +77,7 @@ class Supervisor:
             make_factory=make_factory,
             fail=self.fail,
             judge=self.judge,
+            limits=limits,
         )
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing = asyncio.Event()
@@ -188,9 +189,10 @@ class Supervisor:
         """Look and act until cancelled."""
         while True:
             try:
-                await self.step()
-                self._note_fault(None)
+                self._note_fault(await self.step())
             except Exception as error:
+                if self.fault is None:
+                    _log.exception("supervisor iteration failed; retrying")
                 # Without this the loop would end, and links would silently not be followed any more.
                 self._note_fault(f"links are not followed: {type(error).__name__}: {error}")
                 await asyncio.sleep(TICK)
@@ -202,18 +204,17 @@ class Supervisor:
                 pass
 
     def _note_fault(self, fault: str | None) -> None:
-        if fault is not None and self.fault is None:
-            _log.exception("supervisor iteration failed; retrying")
         if fault != self.fault:
             self.fault = fault
             self.changes.fire()
 
-    async def step(self) -> None:
-        """Look once, and carry out all actions that follow."""
-        await self._look()
+    async def step(self) -> str | None:
+        """Look once, and carry out all actions that follow; return why the look was not possible, or None."""
+        fault = await self._look()
         await self._act()
         if not self.is_stopping:
             self.runner.prepare()
+        return fault
 
     async def stop(self) -> None:
         """Abandon the running load and save that this run did not crash, unless it failed in a way that counts as one."""
@@ -227,19 +228,24 @@ class Supervisor:
     def stop_at_once(self) -> None:
         """Save, blocking, that an operator ends this run and it does not crash; the process exits next."""
         self.state.saved.end_run()
-        # In a thread: a file system that does not answer must not prevent the exit.
-        saving = threading.Thread(target=self.state.save_blocking, daemon=True)
-        saving.start()
-        saving.join(_LAST_SAVE_SECONDS)
+        self.state.save_blocking()
 
     # --- look
 
-    async def _look(self) -> None:
+    async def _look(self) -> str | None:
+        """Look once; return why that was not possible, or None."""
         # Cleared before the look: a ring while it runs is for what it may have missed.
         self._ringing.clear()
         waiting = [refusal for alias in self.records.values() for refusal in alias.refusals.awaiting()]
         awaited = [refusal.awaited for refusal in waiting if refusal.awaited is not None]
-        seen, before = await self._bridge.run("look", self._looker.look, awaited), self.seen
+        try:
+            seen, before = await self._bridge.run("look", self._looker.look, awaited), self.seen
+        except NoAnswer as error:  # what was decided is still carried out, by what was seen last
+            fault = f"links cannot be looked at: {error.strerror}"
+            if self.fault is None:
+                _log.error("%s", fault)
+            self._looked.fire()
+            return fault
         _log_news(seen, before)
         for position in seen.changed:
             waiting[position].note_change()
@@ -257,6 +263,7 @@ class Supervisor:
             before.strays,
         ):
             self.changes.fire()
+        return None
 
     def _note_links(self) -> None:
         """Note where the links lead; what was linked or sealed anew is not set aside any more."""

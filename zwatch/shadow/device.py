@@ -14,7 +14,8 @@ from zwatch.shadow.hashing import Hasher, HostHasher
 from zwatch.shadow.host import HostShadow, host_pool, system_memory
 from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.pool import Pool
-from zwatch.shadow.reader import Filling, HostReader, Reader
+from zwatch.shadow.read_threads import Filling
+from zwatch.shadow.reader import HostReader, Reader
 
 SPARE = 2 * 2**30
 """Bytes that a reserved shadow leaves free, beyond the peak of a request: that may still grow."""
@@ -243,7 +244,7 @@ class Device:
                 done = prefix
                 hashing.advance(prefix)
 
-            self.reader.fill([Filling(fd, path, data)], landed)
+            self.reader.fill([Filling(fd, path, data, scratch)], landed)
             return hashing.hexdigest()
 
     # --- streams

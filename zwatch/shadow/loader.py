@@ -4,7 +4,6 @@ A `Candidate` is the proof: `load` alone makes one, so code that has one has ver
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,82 +13,18 @@ from blake3 import blake3
 
 from zwatch.deploy import header, seal
 from zwatch.deploy.resolving import Directory, FileStamp
-from zwatch.errors import Abandoned, Rejection
+from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer, Footprint
+from zwatch.shadow.control import LoadControl
 from zwatch.shadow.hashing import host_view
 from zwatch.shadow.host import Shadow
-from zwatch.shadow.reader import Filling
+from zwatch.shadow.read_threads import Filling
 
 WEIGHTS_SUFFIX = ".safetensors"
-REPORT_SECONDS = 0.02
-"""Least time between two reports: a report wakes the event loop, and a fast load has thousands of chunks a second."""
 RACY_NS = 10**9
 """A file that changed so short a time ago may change again without a new time stamp; many times the clock's 4 ms tick."""
 MAX_SMALL_FILE = 256 * 2**20
 """Largest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the largest known, has 11 MB."""
-
-
-class LoadControl:
-    """What a load and its caller share: progress, and whether the load is still wanted.
-
-    `report` is called in the loading thread after progress, every `report_seconds` at most, and after each phase.
-    """
-
-    def __init__(self, report: Callable[[], None] = lambda: None, *, report_seconds: float = REPORT_SECONDS) -> None:
-        self.phases: dict[str, float] = {}
-        self.bytes_total = 0
-        self.bytes_done = 0
-        self.shared: list[str] = []
-        self._report = report
-        self._report_seconds = report_seconds
-        self._reported = 0.0
-        self._abandoned = threading.Event()
-
-    def abandon(self) -> None:
-        """Stop the load at its next chunk."""
-        self._abandoned.set()
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether `abandon` was called."""
-        return self._abandoned.is_set()
-
-    def check(self) -> None:
-        """Raise Abandoned if `abandon` was called."""
-        if self._abandoned.is_set():
-            raise Abandoned("superseded by a newer target")
-
-    def advance(self, count: int) -> None:
-        """Count `count` more bytes as done, and raise Abandoned if `abandon` was called."""
-        self.bytes_done += count
-        if (now := time.monotonic()) - self._reported >= self._report_seconds:
-            self._reported = now
-            self._report()
-        self.check()
-
-    def phase(self, name: str) -> "_Phase":
-        """Return a context manager that adds the time spent inside to the phase `name`, in seconds, and reports."""
-        return _Phase(self, name)
-
-    def end_phase(self, name: str, seconds: float) -> None:
-        """Add time to a phase, and report."""
-        self.phases[name] = self.phases.get(name, 0.0) + seconds
-        self._report()
-
-
-class _Phase:
-    """One stay in a phase. Not a generator, for the reason that `Translating` gives: a report may raise."""
-
-    def __init__(self, control: LoadControl, name: str) -> None:
-        self._control = control
-        self._name = name
-        self._begun = 0.0
-
-    def __enter__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._control.end_phase(self._name, time.perf_counter() - self._begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,26 +68,31 @@ class Candidate:
             raise TypeError("a Candidate is made by zwatch.shadow.loader.load alone, from verified bytes")
 
 
-def plan(directory: Directory, digest: str | None) -> Plan:
+def plan(directory: Directory, digest: str | None, control: LoadControl | None = None) -> Plan:
     """Read a version's seal and weight headers, and check what can be checked from them alone.
 
     `digest` is the seal's digest when the target was resolved; None if the seal could not be read then.
 
     Raises:
         Rejection: the seal or a header is wrong, a file is missing, or the seal's digest is not `digest`.
+        Abandoned: `control` was told to abandon the load.
         OSError: a file could not be read.
     """
+    control = control or LoadControl()
+    control.begin(f"reading {seal.SEAL_NAME}")
     sealed = seal.read_seal(directory.fd)
     if sealed.digest != digest:
         found = f"its digest is {sealed.digest}, expected {digest or 'no seal'}"
         raise Rejection("seal_changed", f"{seal.SEAL_NAME} was rewritten after the link was resolved: {found}")
-    stamps = directory.file_stamps(list(sealed.files))
+    control.begin(f"looking at the files that {seal.SEAL_NAME} names")
+    stamps = directory.file_stamps(list(sealed.files), control.check)
     for path, stamp in stamps.items():
         if stamp is None:
             raise Rejection("file_missing", f"{path}: the seal names it, it is not there")
     headers = {}
     for path in sealed.files:
         if path.endswith(WEIGHTS_SUFFIX):
+            control.begin(f"reading the header of {path}")
             with seal.opened_sealed(directory.fd, sealed, path) as fd:
                 headers[path] = header.read_header(fd, path)
             if header.carries_version(path):
@@ -202,6 +142,7 @@ def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dic
     for path, expected in planned.seal.files.items():
         if path.endswith(WEIGHTS_SUFFIX):
             continue
+        control.begin(f"reading {path}")
         with (
             control.phase("read"),
             seal.opened_sealed(directory.fd, planned.seal, path) as fd,
@@ -244,19 +185,23 @@ def load_weights(
             with ExitStack() as opened:
                 fillings, stamps = [], []
                 for buffer in buffers:
+                    control.begin(f"opening {buffer.path}")
                     fd = opened.enter_context(seal.opened_sealed(directory.fd, planned.seal, buffer.path))
                     stamps.append(verified.stamp(fd))
                     _check_size(buffer, stamps[-1].file.size)
-                    fillings.append(Filling(fd, buffer.path, buffer.data))
+                    fillings.append(Filling(fd, buffer.path, buffer.data, buffer))
                 done = [0] * len(buffers)
 
                 def landed(number: int, prefix: int) -> None:
                     control.advance(prefix - done[number])
                     done[number] = prefix
+                    control.activity = _reading(buffers, done)
                     hashings[number].advance(prefix)
 
+                control.begin(_reading(buffers, done))
                 shadow.reader.fill(fillings, landed)
         with control.phase("verify"):
+            control.begin("hashing the weights", is_slow=True)  # the hash kernel may have to be compiled first
             for hashing in hashings:
                 hashing.finish()
             for buffer, hashing, stamp in zip(buffers, hashings, stamps, strict=True):
@@ -318,7 +263,7 @@ class VerifiedFiles:
             OSError: a read failed.
         """
         for path in paths:
-            control.check()
+            control.begin(f"reading {path}")
             with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
                 stamp = self.stamp(fd)
                 digest = self._digests.get((stamp.device, stamp.file))
@@ -327,6 +272,12 @@ class VerifiedFiles:
                     digest = hash_file(fd, path, stamp.file.size, control.advance)
                     self.note(stamp, digest)
             seal.check_hash(path, digest, planned.seal.files[path])
+
+
+def _reading(buffers: list[FileBuffer], done: list[int]) -> str:
+    """Return what is being done while files arrive: the first that is not complete is waited for."""
+    waiting = (buffer.path for buffer, count in zip(buffers, done, strict=True) if count < buffer.header.file_size)
+    return f"reading {next(waiting, 'the end of the weights')}"
 
 
 def _check_size(buffer: FileBuffer, size: int) -> None:

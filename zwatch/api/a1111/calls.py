@@ -203,7 +203,7 @@ async def info(request: web.Request) -> web.Response:
 
 async def memory(request: web.Request) -> web.Response:
     """Return the amounts of memory, in bytes."""
-    return answer(await request.app[SERVICES].bridge.run("inspect", _memory, request.app[SERVICES]))
+    return answer(await request.app[SERVICES].bridge.run("memory", _memory, request.app[SERVICES]))
 
 
 def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgress:

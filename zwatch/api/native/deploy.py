@@ -180,7 +180,7 @@ async def verify(request: web.Request) -> web.Response:
         raise RequestError("model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})
     begun = time.monotonic()
     with lease:
-        count, problems = await services.bridge.run("inspect", lease.engine.verify_resident)
+        count, problems = await services.bridge.run("verify", lease.engine.verify_resident)
     if problems:
         raise _rejected("; ".join(problems), {"files": problems})
     body: Verified = {

@@ -13,6 +13,7 @@ from zwatch.api.health import health as judge_health
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
+from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import summaries
 from zwatch.errors import RequestError
 from zwatch.generation.request import PRIMARY
@@ -50,7 +51,7 @@ async def device_memory(services: Services) -> tuple[int, int] | None:
     if factory is None:
         return None
     try:
-        return await services.bridge.run("inspect", factory.device.memory)
+        return await services.bridge.run("memory", factory.device.memory)
     except (OSError, RuntimeError):  # no descriptors for /proc, or a device that is lost
         return None
 
@@ -79,6 +80,8 @@ async def versions(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     try:
         found = await services.bridge.run("inspect", summaries, services.models)
+    except NoAnswer:
+        raise
     except OSError as error:
         raise RequestError("internal_error", f"the models root cannot be read: {error.strerror}") from None
     body: Versions = {"versions": [views.version_view(one, services.supervisor, services.engines) for one in found]}

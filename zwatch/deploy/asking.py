@@ -1,0 +1,75 @@
+"""Asking file systems that may not answer: a file server that is gone, an automount that never comes."""
+
+import errno
+import os
+import weakref
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from zwatch.lanes import Lane
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ANSWER_SECONDS = 3.0
+"""Seconds to wait for an answer. A look takes a millisecond, and a slow file server some hundred."""
+_MOST_WAITING = 32
+"""Most questions without an answer: each holds a thread."""
+
+
+class Unanswered(OSError):
+    """A file system did not answer in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            errno.ETIMEDOUT, f"nothing came back within {seconds:g} s; its disk or file server may be gone"
+        )
+
+
+class Asker:
+    """Calls functions in a thread, and goes on without those that do not return. For one caller at a time."""
+
+    def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
+        self.seconds = seconds
+        self._lane = Lane("ask")
+        self._waiting: dict[Hashable, Future[Any]] = {}
+        weakref.finalize(self, self._lane.close)
+
+    def is_waiting(self, subject: Hashable) -> bool:
+        """Whether an earlier call about a subject has not returned."""
+        return subject in self._waiting and not self._waiting[subject].done()
+
+    def ask(self, subject: Hashable, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function that asks about a subject. While an earlier call about it has not returned, none is made.
+
+        Raises:
+            Unanswered: it did not return in time. A late result is dropped.
+        """
+        self._waiting = {key: future for key, future in self._waiting.items() if not future.done()}
+        if subject in self._waiting or len(self._waiting) >= _MOST_WAITING:
+            raise Unanswered(self.seconds)
+        future = self._lane.submit(partial(function, *args, **kwargs))
+        try:
+            return future.result(self.seconds)
+        except TimeoutError:
+            if future.done():  # the function's own
+                raise
+            self._lane.leave(future)
+            self._waiting[subject] = future
+            raise Unanswered(self.seconds) from None
+        finally:
+            del future
+
+    def ask_in(self, subject: Hashable, root_fd: int, function: Callable[..., R], *args: object) -> R:
+        """As `ask`, for a function whose first argument is a directory's descriptor: it gets one of its own, which stays
+        open until it returns."""
+        return self.ask(subject, _with_own, os.dup(root_fd), function, *args)
+
+
+def _with_own(fd: int, function: Callable[..., R], *args: object) -> R:
+    try:
+        return function(fd, *args)
+    finally:
+        os.close(fd)
