@@ -8,9 +8,10 @@ from pathlib import Path
 
 from zwatch.deploy.links import LinkNote, finish_interrupted, repoint
 from zwatch.deploy.refused import RefusedStray
+from zwatch.deploy.reread import Reread, stamp_of
 from zwatch.deploy.resolving import Directory, Fault, FileStamp, LinkStamp, Target, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
-from zwatch.deploy.strays import Stray
+from zwatch.deploy.strays import Stray, misplaced, shortened
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
 from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
@@ -29,6 +30,12 @@ class Awaited:
     directory: Directory
     stamps: Mapping[str, FileStamp | None]
 
+    @property
+    def folders(self) -> list[str]:
+        """The directories below the version that hold them, as paths below the models root."""
+        folders = {path.rpartition("/")[0] for path in self.stamps} - {""}
+        return [f"{self.directory.version}/{folder}" for folder in sorted(folders)]
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -42,6 +49,9 @@ class Look:
     """Which of the awaited are worth another try, by position."""
     refused: tuple[RefusedStray, ...] = ()
     """All strays refused so far that still exist, for the next run's `Looker`."""
+    folders: tuple[str, ...] = ()
+    """The directories beside the models root in which a change may matter, the most important first: paths below it, or
+    absolute ones."""
 
 
 class Looker:
@@ -68,6 +78,8 @@ class Looker:
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         self._tidied = False
+        self._reread, self._restat = Reread(clock), Reread(clock)
+        self._strays: list[Stray] = []
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
         """Look once; follow stray wishes until there are none."""
@@ -78,6 +90,7 @@ class Looker:
             message = f"{self._root}: {error.strerror}; expected the models root, see --models"
             self._known.clear()
             self._wishes.forget_links()
+            self._reread = Reread(self._clock)
             faults = {alias: Fault(alias, "no_root", message) for alias in self._aliases}
             return Look(faults=faults, refused=self._wishes.refused)
 
@@ -87,14 +100,33 @@ class Looker:
             for alias in self._aliases:
                 finish_interrupted(root_fd, alias)
             self._tidied = True
-        strays: list[Stray] = []
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
+            if not self._reread.due(self._stamps(root_fd, faults)) and not self._wishes.is_following:
+                break
+            self._reread.begin()
             strays, moved = self._wishes.take_wishes(root_fd, list(self._known.values()), changed_ns)
+            self._strays = shortened([*strays, *misplaced(root_fd, faults.values())])
+            self._reread.done()
             if not moved:
                 break
         notes, self._wishes.notes = self._wishes.notes, []
-        return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
+        changed, folders = self._changed(awaited), self._folders(faults, awaited)
+        return Look(dict(self._known), faults, self._strays, notes, changed, self._wishes.refused, folders)
+
+    def _stamps(self, root_fd: int, faults: Mapping[str, Fault]) -> object:
+        """Return what changes if a link in the models root does, or a stray is made."""
+        directories = [fault.directory for fault in faults.values() if fault.directory is not None]
+        directories += [target.directory for target in self._known.values()]
+        links = [(target.alias, target.link_stamp) for target in self._known.values()]
+        return links, stamp_of(root_fd), [stamp_of(directory.fd) for directory in directories]
+
+    def _folders(self, faults: Mapping[str, Fault], awaited: Sequence[Awaited]) -> tuple[str, ...]:
+        folders = [target.version for target in self._known.values()]
+        folders += [fault.directory.version for fault in faults.values() if fault.directory is not None]
+        for wait in awaited:
+            folders += [wait.directory.version, *wait.folders]
+        return tuple(dict.fromkeys(folders))
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
@@ -114,6 +146,9 @@ class Looker:
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
+        if not self._restat.due(now):  # the version may have 100,000 files
+            return frozenset()
+        self._restat.begin()
         unsettled: dict[int, tuple[Mapping[str, FileStamp | None], float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
@@ -126,6 +161,7 @@ class Looker:
             if now - since >= SETTLED:
                 changed.add(position)
         self._unsettled = unsettled
+        self._restat.done()
         return frozenset(changed)
 
 

@@ -26,13 +26,14 @@ class RefusedStrays:
 
     def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
         self._strays = {stray.link_stamp: stray for stray in refused}
+        self._full_since = self._oldest_if_full()
 
     def reason(self, stamp: LinkStamp) -> str | None:
         """Return why this link was refused, or None if it was not."""
         if (stray := self._strays.get(stamp)) is not None:
             return stray.reason
         # Its refusal may be one of those that were dropped.
-        if len(self._strays) >= MAX_REFUSED and stamp.ctime_ns <= min(kept.ctime_ns for kept in self._strays):
+        if self._full_since is not None and stamp.ctime_ns <= self._full_since:
             return f"{MAX_REFUSED} newer strays were refused, and no more refusals are kept"
         return None
 
@@ -63,6 +64,11 @@ class RefusedStrays:
                     strays[stray.link_stamp] = stray  # the whole directory was moved away; it may come back
         newest = sorted(strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED]
         self._strays = {stray.link_stamp: stray for stray in newest}
+        self._full_since = self._oldest_if_full()
+
+    def _oldest_if_full(self) -> int | None:
+        """Return the ctime of the oldest refused stray if others may have been dropped."""
+        return min(stamp.ctime_ns for stamp in self._strays) if len(self._strays) >= MAX_REFUSED else None
 
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""

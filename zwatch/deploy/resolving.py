@@ -105,6 +105,8 @@ class Fault:
     message: str
     link: str | None = None
     link_stamp: LinkStamp | None = None
+    directory: Directory | None = field(default=None, compare=False)
+    """The directory that it leads to, if that is one but no version: named by its path, below the models root or absolute."""
 
 
 def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
@@ -152,9 +154,10 @@ def _resolve_once(root_fd: int, alias: str, stamp: LinkStamp, known: Target | No
     name = _name_under_root(root_fd, fd, status)
     if name is None:
         where = os.readlink(f"/proc/self/fd/{fd}")
-        return Fault(
-            alias, "outside", f"{alias} -> {link}: {where} is not a version directly under the models root", link
-        )
+        root = os.readlink(f"/proc/self/fd/{root_fd}")
+        directory.version = os.path.relpath(where, root) if where.startswith(f"{root}/") else where
+        message = f"{alias} -> {link}: {where} is not a version directly under the models root"
+        return Fault(alias, "outside", message, link, directory=directory)
     directory.version = name
     seal_stamp, digest = _read_digest(fd)
     return Target(alias, link, stamp, directory, (status.st_dev, status.st_ino), seal_stamp, digest)

@@ -99,15 +99,10 @@ class RootLinks:
             if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.link_stamp)
         ]
 
-    def newer_than(self, ctime_ns: int) -> list[str]:
-        """Return the links that were made or moved at this time or later."""
-        return sorted(name for name, link in self.links.items() if link.link_stamp.ctime_ns >= ctime_ns)
-
-    def newer_outside(self, root_fd: int, ctime_ns: int) -> list[str]:
-        """Return the links outside the models root, on the chains of those in it, that were changed at this time or later.
-        No earlier look knows where those led."""
-        chains = {path: at for name in self.links for path, at in _chain_outside(root_fd, name).items()}
-        return sorted(path for path, at in chains.items() if at >= ctime_ns)
+    def outside(self, root_fd: int) -> dict[str, int]:
+        """Return the ctime (nanoseconds) of each link outside the models root, by path, on the chains of those in it. No
+        earlier look knows where those led."""
+        return {path: at for name in self.links for path, at in _chain_outside(root_fd, name).items()}
 
 
 def _links_in(root_fd: int, folder: str) -> list[str]:

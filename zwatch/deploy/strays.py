@@ -5,15 +5,22 @@ facts. `wishes` acts on those that are.
 """
 
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
-from zwatch.deploy.resolving import Directory, LinkStamp
+from zwatch.deploy.resolving import Directory, Fault, LinkStamp
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import Rejection
+
+MAX_REPORTED = 100
+"""How many strays are reported at most."""
+_MAX_ENTRIES = 10_000
+"""How many entries of a directory that is no version are looked at."""
+_NO_VERSION = "no version of that name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ def judge(
     if facts.sealed:
         return "the version's seal names it"
     if not facts.is_version:
-        return "no version of that name"
+        return _NO_VERSION
     if facts.owner not in trusted_owners:
         return (
             f"its owner (uid {facts.owner}) is neither root, nor the owner of the models root, nor the service's user"
@@ -105,8 +112,7 @@ class FoundStray:
 
 def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
     """Gather the facts about every symlink directly in a version directory."""
-    with os.scandir(directory.fd) as entries:
-        names = [entry.name for entry in entries if entry.is_symlink()]
+    names = _links_in(directory)
     if not names:
         return []
     sealed = _sealed_names(directory.fd)
@@ -115,7 +121,8 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
         try:
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
             text = os.readlink(name, dir_fd=directory.fd)
-            is_version, leads_beside = _is_version(root_fd, name), _leads_beside(root_fd, text, name)
+            is_version = _is_version(root_fd, name)
+            leads_beside = is_version and text.startswith("/") and _leads_beside(root_fd, text, name)
         except OSError:
             continue  # gone, or not a link any more; or an I/O error, after which nothing may be refused: the next look tells
         facts = StrayFacts(
@@ -123,6 +130,49 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
         )
         found.append(FoundStray(facts, LinkStamp.of(status), directory))
     return found
+
+
+def misplaced(root_fd: int, faults: Iterable[Fault]) -> list[Stray]:
+    """Return the links that `ln -sf` dropped into directories which aliases lead to but which are no versions: nobody
+    follows them, and one deep in a version cannot be sealed."""
+    found = []
+    for fault in faults:
+        directory = fault.directory
+        if directory is None:
+            continue
+        for name in _links_in(directory, most=_MAX_ENTRIES):
+            try:
+                text = os.readlink(name, dir_fd=directory.fd)
+                # A directory elsewhere may be full of links that have nothing to do with versions.
+                if text.rstrip("/").rpartition("/")[2] != name or not _is_version(root_fd, name):
+                    continue
+            except OSError:
+                continue
+            path, advice = f"{directory.version}/{name}", f"`ln -sfn {name} {fault.alias}`"
+            reason = (
+                f"{fault.alias} -> {fault.link} leads to no version, so `ln -sf {name} {fault.alias}` made this link there; "
+                f"remove it (`rm {path}`) and type {advice}"
+            )
+            found.append(Stray(path, text, reason))
+    return found
+
+
+def shortened(strays: Sequence[Stray]) -> list[Stray]:
+    """Return these strays, or the first of very many and how many more there are."""
+    if len(strays) <= MAX_REPORTED:
+        return list(strays)
+    # First those that somebody may wait for: a name of a version.
+    first = sorted(strays, key=lambda stray: stray.reason == _NO_VERSION)[:MAX_REPORTED]
+    more = len(strays) - MAX_REPORTED
+    return [*first, Stray("...", "", f"{more} more links were not followed; only {MAX_REPORTED} are reported")]
+
+
+def _links_in(directory: Directory, most: int | None = None) -> list[str]:
+    try:
+        with os.scandir(directory.fd) as entries:
+            return [entry.name for entry in itertools.islice(entries, most) if entry.is_symlink()]
+    except OSError:
+        return []  # the next look tells
 
 
 def _sealed_names(directory_fd: int) -> set[str]:

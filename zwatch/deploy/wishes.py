@@ -4,7 +4,7 @@ repoints the alias for which one was made, and cleans up.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy.links import LinkNote, repoint
@@ -44,6 +44,25 @@ class _Scene:
     before: RootLinks | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Led:
+    """The links that lead to a directory (`here`), those that `left` it since the look before, those that may have left it
+    when they changed (ctime by path), and when one may have been removed; times are nanoseconds."""
+
+    here: list[str]
+    left: list[str]
+    changed: Mapping[str, int]
+    removed_ns: int | None
+
+    def moved(self, ctime_ns: int) -> list[str]:
+        """Return links that do not lead there now, but may have when a stray was made."""
+        changed = sorted(name for name, at in self.changed.items() if at >= ctime_ns)
+        moved = [name for name in [*self.left, *changed] if name not in self.here]
+        if not moved and self.removed_ns is not None and self.removed_ns >= ctime_ns:
+            return ["a link that was removed"]
+        return moved
+
+
 class WishFollower:
     """Finds strays in the versions that the followed aliases resolve to, and acts on those that are wishes."""
 
@@ -64,6 +83,11 @@ class WishFollower:
     def refused(self) -> tuple[RefusedStray, ...]:
         """The strays that were refused and still exist, to be kept across restarts."""
         return self._refused.all()
+
+    @property
+    def is_following(self) -> bool:
+        """Whether a wish was followed a moment ago: late ones may come where no stamp tells."""
+        return bool(self._trails)
 
     def forget_links(self) -> None:
         """Forget where links led, because the models root could not be read for a while: they may have moved unseen."""
@@ -125,41 +149,36 @@ class WishFollower:
         if not found:
             return []
         identity = _identity(directory)
-        others = [name for name in scene.links.leading_to(scene.root_fd, identity) if name not in aliases]
-        links_here = [*aliases, *others]
+        led: _Led | None = None
         judged = []
         for stray in found:
-            moved = self._may_have_led(scene, identity, stray.facts.ctime_ns, links_here)
-            before = (
-                None if self._strict else self._refused.reason(stray.link_stamp)
-            )  # strict: _follow gives the reason
-            reason = judge(stray.facts, since, scene.trusted, links_here, moved, before)
-            if reason is None:  # looked for last, and seldom: the models root may have thousands of directories
-                nested = scene.links.nested(scene.root_fd, identity)
-                reason = judge(stray.facts, since, scene.trusted, [*links_here, *nested], moved, before)
+            reason = judge(stray.facts, since, scene.trusted, aliases[:1])
+            if reason is None:  # the models root may have thousands of links: they are asked only now, and once
+                led = led or self._led(scene, identity, aliases)
+                moved = led.moved(stray.facts.ctime_ns)
+                # strict: _follow gives the reason
+                before = None if self._strict else self._refused.reason(stray.link_stamp)
+                reason = judge(stray.facts, since, scene.trusted, led.here, moved, before)
+                if reason is None:  # looked for last, and seldom: the models root may have thousands of directories
+                    nested = scene.links.nested(scene.root_fd, identity)
+                    reason = judge(stray.facts, since, scene.trusted, [*led.here, *nested], moved, before)
             if reason is not None:
                 self._refuse(stray, reason)
             judged.append((stray, reason))
         return judged
 
-    def _may_have_led(
-        self, scene: _Scene, identity: tuple[int, int], ctime_ns: int, links_here: Sequence[str]
-    ) -> list[str]:
-        """Return links that do not lead to a directory now, but may have when a stray was made there.
-
-        While zwatch runs, it knows from the look before where every link led. At its start it knows nothing of the kind:
-        any link that is newer than the stray may have been repointed by hand after the stray had failed to do so, and if
-        the models root changed since the stray was made, a link may have been removed from it.
-        """
-        if scene.before is None:
-            moved = scene.links.newer_than(ctime_ns)
-        else:
-            moved = scene.links.moved_from(scene.root_fd, identity, scene.before, self._placed)
-        moved += scene.links.newer_outside(scene.root_fd, ctime_ns)
-        moved = [name for name in moved if name not in links_here]
-        if scene.before is None and not moved and scene.changed_ns >= ctime_ns:
-            return ["a link that was removed"]
-        return moved
+    def _led(self, scene: _Scene, identity: tuple[int, int], aliases: Sequence[str]) -> _Led:
+        """Return which links lead to a directory, and which may have. While zwatch runs, it knows from the look before where
+        every link led. At its start it knows nothing of the kind: any link that is newer than a stray may have been repointed
+        by hand after the stray had failed to do so, and if the models root changed since the stray was made, a link may have
+        been removed from it."""
+        others = [name for name in scene.links.leading_to(scene.root_fd, identity) if name not in aliases]
+        outside = scene.links.outside(scene.root_fd)
+        if scene.before is not None:
+            left = scene.links.moved_from(scene.root_fd, identity, scene.before, self._placed)
+            return _Led([*aliases, *others], left, outside, None)
+        changed = {name: link.link_stamp.ctime_ns for name, link in scene.links.links.items()}
+        return _Led([*aliases, *others], [], {**changed, **outside}, scene.changed_ns)
 
     def _refuse(self, found: FoundStray, reason: str) -> None:
         if is_version_name(found.facts.name):  # others can never become a wish
@@ -211,12 +230,16 @@ class WishFollower:
                 *scene.links.leading_to(scene.root_fd, last.identity),
             }
             links = [target.alias, *sorted(others - {target.alias})]
+            since, outside = last.link_stamp.ctime_ns, scene.links.outside(scene.root_fd)
             for found in find_strays(scene.root_fd, last.directory):
-                if found.facts.ctime_ns > target.link_stamp.ctime_ns:
+                if (
+                    found.facts.ctime_ns > target.link_stamp.ctime_ns
+                    or judge(found.facts, since, scene.trusted, links[:1]) is not None
+                ):
                     continue
-                moved = scene.links.newer_outside(scene.root_fd, found.facts.ctime_ns)
+                moved = [path for path, at in outside.items() if at >= found.facts.ctime_ns]
                 before = self._refused.reason(found.link_stamp)
-                if judge(found.facts, last.link_stamp.ctime_ns, scene.trusted, links, moved, before) is None:
+                if judge(found.facts, since, scene.trusted, links, moved, before) is None:
                     self._remove(found)
 
     def _leave(self, target: Target, placed: LinkStamp, wish_ns: int) -> None:

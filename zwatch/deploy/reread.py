@@ -1,0 +1,59 @@
+"""When a directory's entries must be read again: thousands of them are not read at every tick if nothing changed."""
+
+import os
+import time
+from collections.abc import Callable
+
+_SETTLED = 0.1
+"""Seconds that time stamps must be known before a reading counts for good: two changes within one tick of a file system's
+clock (4-10 ms) leave the same stamp."""
+_LONGEST = 2.0
+"""Seconds after which everything is read again in any case: an owner that changes leaves no trace in the directory, and some
+file systems keep no times of directories."""
+_SHARE, _IDLE_SHARE = 0.1, 0.02
+"""The shares of one core that reading may take: while something changes at every look, and while nothing does."""
+_CHEAP = 0.02
+"""A reading that costs at most this many seconds of a core is never put off."""
+
+Stamp = tuple[int, int, int, int]
+"""A directory's device, inode, mtime and ctime (nanoseconds): they change when an entry is made, removed or replaced."""
+
+
+def stamp_of(fd: int) -> Stamp:
+    """Return the stamp of an opened directory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+class Reread:
+    """Decides by stamps when to read again; `clock` returns seconds. One reading: `due`, then `begin`, then `done`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stamps: object = None
+        self._since = self._begun = self._begun_cpu = 0.0
+        self._final = False
+        self._rested = self._again = float("-inf")
+
+    def due(self, stamps: object) -> bool:
+        """Say whether to read now, where the stamps of all that is to be read are these."""
+        now = self._clock()
+        if stamps != self._stamps:
+            self._stamps, self._since, self._final = stamps, now, False
+        return now >= (self._again if self._final else self._rested)
+
+    def begin(self) -> None:
+        """Note that a reading begins, in this thread."""
+        self._begun, self._begun_cpu = self._clock(), time.thread_time()
+
+    def done(self) -> None:
+        """Note that it ended."""
+        cost = time.thread_time() - self._begun_cpu
+        now = self._clock()
+        self._final = self._begun - self._since >= _SETTLED
+        self._rested = now + (cost / _SHARE if cost > _CHEAP else 0.0)
+        self._again = now + max(_LONGEST, cost / _IDLE_SHARE)
