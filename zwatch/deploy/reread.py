@@ -12,8 +12,8 @@ _LONGEST = 2.0
 file systems keep no times of directories."""
 _SHARE, _IDLE_SHARE = 0.1, 0.02
 """The shares of one core that reading may take: while something changes at every look, and while nothing does."""
-_CHEAP = 0.02
-"""A reading that costs at most this many seconds of a core is never put off."""
+_BURST = 0.5
+"""Seconds of a core that readings may take at once before they are put off."""
 
 Stamp = tuple[int, int, int, int]
 """A directory's device, inode, mtime and ctime (nanoseconds): they change when an entry is made, removed or replaced."""
@@ -37,14 +37,17 @@ class Reread:
         self._stamps: object = None
         self._since = self._begun = self._begun_cpu = 0.0
         self._final = False
-        self._rested = self._again = float("-inf")
+        self._again = float("-inf")
+        self._spent = self._spent_at = 0.0
 
     def due(self, stamps: object) -> bool:
         """Say whether to read now, where the stamps of all that is to be read are these."""
         now = self._clock()
         if stamps != self._stamps:
             self._stamps, self._since, self._final = stamps, now, False
-        return now >= (self._again if self._final else self._rested)
+        self._spent = max(0.0, self._spent - (now - self._spent_at) * _SHARE)
+        self._spent_at = now
+        return now >= self._again if self._final else self._spent < _BURST
 
     def begin(self) -> None:
         """Note that a reading begins, in this thread."""
@@ -55,5 +58,5 @@ class Reread:
         cost = time.thread_time() - self._begun_cpu
         now = self._clock()
         self._final = self._begun - self._since >= _SETTLED
-        self._rested = now + (cost / _SHARE if cost > _CHEAP else 0.0)
+        self._spent += cost
         self._again = now + max(_LONGEST, cost / _IDLE_SHARE)
