@@ -747,3 +747,39 @@ def test_a_change_in_the_root_or_the_version_is_read_at_the_next_look(root, cloc
     listings = Listings(monkeypatch)
     looker.look()
     assert str(root) in listings.take()
+
+
+def in_a_loop(root, number, count):
+    (root / f"link{number}").symlink_to(f"link{(number + 1) % count}")
+
+
+def in_a_loop_with_dots(root, number, count):
+    (root / f"link{number}").symlink_to(f".//link{(number + 1) % count}/.")
+
+
+def to_a_link(root, number, count):
+    (root / f"link{number}").symlink_to("stable")
+
+
+def in_a_chain(root, number, count):
+    (root / f"link{number}").symlink_to(f"link{number + 1}" if number % 30 else "v2")
+
+
+@pytest.mark.parametrize("kind", [in_a_loop, in_a_loop_with_dots, to_a_link, in_a_chain])
+def test_thousands_of_links_in_the_root_are_each_asked_a_few_times_when_the_alias_moves(root, monkeypatch, kind):
+    count = 1000
+    (root / "stable").symlink_to("v3")
+    for number in range(count):
+        kind(root, number, count)
+    looker = Looker(root, ["current"], strict_links=False)
+    looker.look()
+    calls = []
+    for name in ("stat", "readlink"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, call=call, **k: calls.append(a) or call(*a, **k))
+    (root / "v1" / "v2").symlink_to("v2")
+    assert looker.look().targets["current"].version == "v2"
+    (root / "new").symlink_to("v1")
+    (root / "new").replace(root / "current")
+    assert looker.look().targets["current"].version == "v1"
+    assert len(calls) < 4 * 4 * count  # four rounds: each link's stamp, its text, and where it leads

@@ -6,7 +6,7 @@ there, and did when the stray was made.
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from zwatch.deploy.links import TEMPORARY_PREFIX
@@ -57,9 +57,8 @@ class RootLinks:
     def leading_to(self, root_fd: int, directory: tuple[int, int]) -> list[str]:
         """Return the links that resolve to a directory (device, inode), sorted; then those on their chains that lie
         outside the models root."""
-        names = sorted(name for name in self.links if _identity(root_fd, name) == directory)
-        outside = {path for name in names for path in _chain_outside(root_fd, name)}
-        return names + sorted(outside)
+        names = self._leading(root_fd, directory, {name: name for name in self.links})
+        return names + sorted(self._outside(root_fd, names))
 
     @staticmethod
     def nested(root_fd: int, directory: tuple[int, int]) -> list[str]:
@@ -83,10 +82,29 @@ class RootLinks:
             if _identity(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
         ]
 
-    def led_to(self, root_fd: int, directory: tuple[int, int]) -> list[str]:
-        """Return the links that resolved to a directory when they were read, though they may be changed by now."""
+    def led_to(self, root_fd: int, directory: tuple[int, int], before: "RootLinks") -> list[str]:
+        """Return the links of an earlier reading that resolved to a directory then, though they may be changed since."""
         # A link's text says where it led. If it led through another link that moved since, that one is found.
-        return sorted(name for name, link in self.links.items() if _identity(root_fd, link.text) == directory)
+        return self._leading(root_fd, directory, {name: link.text for name, link in before.links.items()})
+
+    def _leading(self, root_fd: int, directory: tuple[int, int], paths: Mapping[str, str]) -> list[str]:
+        """Return the names, sorted, of those paths that resolve to a directory."""
+        # Links to links in the models root are followed by what was read: thousands of them, or a loop, cost no system call.
+        found: dict[str, tuple[int, int] | None] = {}
+        names = []
+        for name, start in paths.items():
+            end: str = _tidied(start)
+            for _ in range(_MAX_HOPS):
+                if (link := self.links.get(end)) is None:
+                    break
+                end = _tidied(link.text)
+            else:
+                continue  # a loop, or more than Linux follows
+            if end not in found:
+                found[end] = _identity(root_fd, end)
+            if found[end] == directory:
+                names.append(name)
+        return sorted(names)
 
     def moved_from(
         self, root_fd: int, directory: tuple[int, int], before: "RootLinks", ours: Mapping[str, LinkStamp]
@@ -95,14 +113,41 @@ class RootLinks:
         placed itself (`ours`, the stamps it gave them)."""
         return [
             name
-            for name in before.led_to(root_fd, directory)
+            for name in self.led_to(root_fd, directory, before)
             if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.link_stamp)
         ]
 
     def outside(self, root_fd: int) -> dict[str, int]:
         """Return the ctime (nanoseconds) of each link outside the models root, by path, on the chains of those in it. No
         earlier look knows where those led."""
-        return {path: at for name in self.links for path, at in _chain_outside(root_fd, name).items()}
+        return self._outside(root_fd, self.links)
+
+    def _outside(self, root_fd: int, names: Iterable[str]) -> dict[str, int]:
+        """Return what `outside` does, for the chains of these links."""
+        root = os.fstat(root_fd)
+        chains: dict[str, int] = {}
+        seen: set[str] = set()
+        for name in names:
+            path = name
+            for _ in range(_MAX_HOPS):
+                if path in seen:
+                    break
+                seen.add(path)
+                try:
+                    link = self.links.get(path)
+                    text = os.readlink(path, dir_fd=root_fd) if link is None else link.text
+                    path = _tidied(os.path.join(os.path.dirname(path), text))
+                    if path in self.links:
+                        continue
+                    status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+                    folder = os.stat(os.path.dirname(path) or ".", dir_fd=root_fd)
+                except (OSError, ValueError):
+                    break  # the end of the chain: not a link, or nothing there
+                if not stat.S_ISLNK(status.st_mode):
+                    break
+                if not os.path.samestat(folder, root):
+                    chains[path] = status.st_ctime_ns
+        return chains
 
 
 def _links_in(root_fd: int, folder: str) -> list[str]:
@@ -123,25 +168,8 @@ def _identity(root_fd: int, path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _chain_outside(root_fd: int, name: str) -> dict[str, int]:
-    """Return the path and ctime (nanoseconds) of each link behind the link `name` that is not in the models root."""
-    root = os.fstat(root_fd)
-    chain: dict[str, int] = {}
-    path = name
-    for _ in range(_MAX_HOPS):
-        try:
-            path = os.path.join(os.path.dirname(path), _without_trailing_dots(os.readlink(path, dir_fd=root_fd)))
-            status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
-            folder = os.stat(os.path.dirname(path) or ".", dir_fd=root_fd)
-        except OSError:
-            break  # the end of the chain: not a link, or nothing there
-        if stat.S_ISLNK(status.st_mode) and not os.path.samestat(folder, root):
-            chain[path] = status.st_ctime_ns
-    return chain
-
-
-def _without_trailing_dots(text: str) -> str:
-    """`stable/` and `stable/.` go through the link `stable`, too."""
-    while text.endswith(("/", "/.")) and text.rstrip("/"):
-        text = text.removesuffix(".").rstrip("/")
-    return text
+def _tidied(path: str) -> str:
+    """Return a path without `.` and empty parts: `./stable/` and `stable/.` go through the link `stable`, too. `..` stays: what
+    it means depends on the links before it."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."

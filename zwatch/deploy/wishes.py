@@ -225,18 +225,22 @@ class WishFollower:
                 continue
             if trail is not None and trail.placed == target.link_stamp:
                 continue  # zwatch moved it: what lies there now came later, see _late_wishes
+            since = last.link_stamp.ctime_ns
+            swept = [
+                found
+                for found in find_strays(scene.root_fd, last.directory)
+                if found.facts.ctime_ns <= target.link_stamp.ctime_ns
+                and judge(found.facts, since, scene.trusted, [target.alias]) is None
+            ]
+            if not swept:
+                continue  # which links led there is asked only now: the models root may have thousands
             others = {
-                *scene.before.led_to(scene.root_fd, last.identity),
+                *scene.links.led_to(scene.root_fd, last.identity, scene.before),
                 *scene.links.leading_to(scene.root_fd, last.identity),
             }
             links = [target.alias, *sorted(others - {target.alias})]
-            since, outside = last.link_stamp.ctime_ns, scene.links.outside(scene.root_fd)
-            for found in find_strays(scene.root_fd, last.directory):
-                if (
-                    found.facts.ctime_ns > target.link_stamp.ctime_ns
-                    or judge(found.facts, since, scene.trusted, links[:1]) is not None
-                ):
-                    continue
+            outside = scene.links.outside(scene.root_fd)
+            for found in swept:
                 moved = [path for path, at in outside.items() if at >= found.facts.ctime_ns]
                 before = self._refused.reason(found.link_stamp)
                 if judge(found.facts, since, scene.trusted, links, moved, before) is None:
