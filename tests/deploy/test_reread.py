@@ -50,8 +50,8 @@ def spend(monkeypatch):
     return spend
 
 
-@pytest.mark.parametrize(("cost", "most"), [(0.001, 400), (0.03, 90), (0.1, 27), (1.0, 4)])
-def test_readings_at_changes_without_end_take_a_tenth_of_a_core(clock, spend, cost, most):
+@pytest.mark.parametrize(("cost", "most"), [(0.001, 400), (0.03, 150), (0.1, 45), (1.0, 5)])
+def test_readings_at_changes_without_end_take_a_fifth_of_a_core(clock, spend, cost, most):
     reread, count = Reread(clock), 0
     for look in range(400):  # 20 s
         if reread.due(look):
@@ -60,7 +60,19 @@ def test_readings_at_changes_without_end_take_a_tenth_of_a_core(clock, spend, co
             reread.done()
             count += 1
         clock.forward(0.05)
-    assert most * 0.7 <= count <= most
+    assert most * 0.8 <= count <= most
+
+
+def test_a_costly_reading_waits_for_the_one_before_only(clock, spend):
+    reread = Reread(clock)
+    for look in range(100):
+        clock.forward(0.05)
+        if reread.due(look):
+            reread.begin()
+            spend(0.2)
+            reread.done()
+    clock.forward(1.1)
+    assert reread.due("a wish")
 
 
 @pytest.mark.parametrize(("cost", "pause"), [(0.001, 2.0), (0.04, 2.0), (0.1, 5.0), (3.0, 150.0)])

@@ -39,6 +39,8 @@ class RefusedStrays:
 
     def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
         """Note a refusal; a stray that was refused before keeps its first reason."""
+        if stamp not in self._strays and self._full_since is not None and stamp.ctime_ns <= self._full_since:
+            return  # it would be dropped at once, see `reason`
         # Names in a reason need not be UTF-8; the state file is.
         reason = reason.encode(errors="backslashreplace").decode()
         self._strays.setdefault(stamp, RefusedStray(path, stamp, reason))
@@ -46,24 +48,18 @@ class RefusedStrays:
     def prune(self, root_fd: int) -> None:
         """Forget links that are gone, and follow directories that were renamed."""
         strays: dict[LinkStamp, RefusedStray] = {}
-        lost = []
-        for stray in self._strays.values():
+        directories: list[str] | None = None
+        for stray in sorted(self._strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path)):
+            if len(strays) == MAX_REFUSED:
+                break
+            found: RefusedStray | None = stray
+            # If it lies there no more: its directory may be renamed. An I/O error that hides it does not lose it.
             if _lies_at(root_fd, stray.path, stray.link_stamp) is False:
-                lost.append(stray)
-            else:  # it is there, or an I/O error hides whether it is
-                strays[stray.link_stamp] = stray
-        if lost:
-            directories = _directories(root_fd)
-            for stray in lost:
-                directory, _, name = stray.path.rpartition("/")
-                places = (f"{other}/{name}" for other in directories)
-                place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
-                if place is not None:
-                    strays[stray.link_stamp] = replace(stray, path=place)
-                elif directory not in directories:
-                    strays[stray.link_stamp] = stray  # the whole directory was moved away; it may come back
-        newest = sorted(strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED]
-        self._strays = {stray.link_stamp: stray for stray in newest}
+                directories = _directories(root_fd) if directories is None else directories
+                found = _found_in(root_fd, directories, stray)
+            if found is not None:
+                strays[stray.link_stamp] = found
+        self._strays = strays
         self._full_since = self._oldest_if_full()
 
     def _oldest_if_full(self) -> int | None:
@@ -73,6 +69,16 @@ class RefusedStrays:
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""
         return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.link_stamp.ctime_ns)))
+
+
+def _found_in(root_fd: int, directories: list[str], stray: RefusedStray) -> RefusedStray | None:
+    """Return a stray that lies no more where it was as it lies now; None if it was removed."""
+    directory, _, name = stray.path.rpartition("/")
+    places = (f"{other}/{name}" for other in directories)
+    place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
+    if place is not None:
+        return replace(stray, path=place)
+    return stray if directory not in directories else None  # the whole directory was moved away; it may come back
 
 
 def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:

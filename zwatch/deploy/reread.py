@@ -10,10 +10,10 @@ clock (4-10 ms) leave the same stamp."""
 _LONGEST = 2.0
 """Seconds after which everything is read again in any case: an owner that changes leaves no trace in the directory, and some
 file systems keep no times of directories."""
-_SHARE, _IDLE_SHARE = 0.1, 0.02
+_SHARE, _IDLE_SHARE = 0.2, 0.02
 """The shares of one core that reading may take: while something changes at every look, and while nothing does."""
-_BURST = 0.5
-"""Seconds of a core that readings may take at once before they are put off."""
+_CHEAP, _BURST = 0.005, 0.5
+"""Seconds of a core that a reading may always take, and that costlier ones may take at once before they are put off."""
 
 Stamp = tuple[int, int, int, int]
 """A directory's device, inode, mtime and ctime (nanoseconds): they change when an entry is made, removed or replaced."""
@@ -58,5 +58,7 @@ class Reread:
         cost = time.thread_time() - self._begun_cpu
         now = self._clock()
         self._final = self._begun - self._since >= _SETTLED
-        self._spent += cost
+        self._spent = min(self._spent, _BURST) + (
+            cost if cost > _CHEAP else 0.0
+        )  # so that the next one waits for this one only
         self._again = now + max(_LONGEST, cost / _IDLE_SHARE)

@@ -20,6 +20,7 @@ MAX_REPORTED = 100
 """How many strays are reported at most."""
 _MAX_ENTRIES = 10_000
 """How many entries of a directory that is no version are looked at."""
+_FEW = 50
 _NO_VERSION = "no version of that name"
 
 
@@ -110,18 +111,27 @@ class FoundStray:
         return Stray(self.path, self.facts.text, reason)
 
 
-def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
-    """Gather the facts about every symlink directly in a version directory."""
+def find_strays(root_fd: int, directory: Directory, *, only_versions: bool = False) -> list[FoundStray]:
+    """Gather the facts about every symlink directly in a version directory, or about those with a version's name."""
     names = _links_in(directory)
+    if len(names) > _FEW:  # one listing is cheaper than to ask for each
+        beside = set(os.listdir(root_fd))
+        unknown = {name for name in names if name not in beside}
+    else:
+        unknown = set()
+    if only_versions:
+        names = [name for name in names if name not in unknown]
     if not names:
         return []
     sealed = _sealed_names(directory.fd)
     found = []
     for name in names:
         try:
+            is_version = name not in unknown and _is_version(root_fd, name)
+            if only_versions and not is_version:
+                continue
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
             text = os.readlink(name, dir_fd=directory.fd)
-            is_version = _is_version(root_fd, name)
             leads_beside = is_version and text.startswith("/") and _leads_beside(root_fd, text, name)
         except OSError:
             continue  # gone, or not a link any more; or an I/O error, after which nothing may be refused: the next look tells

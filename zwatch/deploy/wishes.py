@@ -228,7 +228,7 @@ class WishFollower:
             since = last.link_stamp.ctime_ns
             swept = [
                 found
-                for found in find_strays(scene.root_fd, last.directory)
+                for found in find_strays(scene.root_fd, last.directory, only_versions=True)
                 if found.facts.ctime_ns <= target.link_stamp.ctime_ns
                 and judge(found.facts, since, scene.trusted, [target.alias]) is None
             ]
