@@ -127,6 +127,22 @@ def test_a_reader_that_ends_early_is_no_error_message(server, versions):
         assert process.wait(60) in (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        ({"versions": []}, ["there are no versions"]),
+        ({"versions": [], "problem": "/models: no"}, ["/models: no"]),
+        ({"versions": [VERSION], "problem": "/models: no"}, ["/models: no", VERSION["name"]]),
+        ({"versions": [VERSION], "problem": None}, [VERSION["name"]]),
+    ],
+)
+def test_the_list_of_versions_says_that_the_models_root_cannot_be_read(server, capsys, body, lines):
+    server.body = json.dumps(body).encode()
+    assert main(["list", "--url", server.url]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() if line.startswith(VERSION["name"]) else line for line in printed] == lines
+
+
 @pytest.mark.parametrize("arguments", [["deploy", "v2"], ["rollback"]])
 def test_an_interrupted_change_says_that_it_continues(server, arguments):
     with start(*arguments, "--url", server.url) as process:

@@ -181,7 +181,7 @@ def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyn
     return [
         asyncio.create_task(services.queue.run(), name="queue"),
         *([asyncio.create_task(services.history.open(), name="history")] if services.history is not None else []),
-        asyncio.create_task(_keep_watching(root_watcher, services.bridge), name="root watcher"),
+        asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
         asyncio.create_task(systemd.keep_alive(), name="watchdog"),
         asyncio.create_task(_announce(services, url), name="announce"),
@@ -240,12 +240,19 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _keep_watching(root_watcher: RootWatcher, bridge: Bridge) -> None:
-    """Check every second that the models root is still watched."""
+async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
+    """See to it every second, and whenever other folders matter, that they and the models root are watched."""
+    supervisor = services.supervisor
     while True:
+        folders = supervisor.seen.folders
         with suppress(NoAnswer):  # the look says so
-            await bridge.run("watch", root_watcher.ensure_running)
-        await asyncio.sleep(1.0)
+            await services.bridge.run("watch", root_watcher.ensure_running, folders)
+        try:
+            async with asyncio.timeout(1.0):
+                while supervisor.seen.folders == folders:
+                    await supervisor.changes.wait()
+        except TimeoutError:
+            pass
 
 
 async def _announce(services: Services, url: str) -> None:

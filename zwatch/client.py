@@ -151,7 +151,8 @@ def _version_lines(body: dict[str, Any]) -> list[str]:
         ]
         seal = one["digest"][:12] if one["sealed"] else one["problem"] or "not sealed"
         lines.append(f"{one['name']:<20} {one['bytes']:>16,} bytes  {seal}  {' '.join(marks)}".rstrip())
-    return lines or ["there are no versions"]
+    problem = [body["problem"]] if body.get("problem") else []  # an older service has none
+    return problem + lines or ["there are no versions"]
 
 
 def _attempt_lines(body: dict[str, Any]) -> list[str]:

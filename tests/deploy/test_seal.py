@@ -167,7 +167,10 @@ def test_a_symlink_directly_in_a_version_is_left_out_of_its_seal(fs, text):
 def test_a_symlink_deeper_in_a_version_cannot_be_sealed(fs, text):
     fs.create_file("/models/v1/a")
     fs.create_symlink("/models/v1/transformer/link", text)
-    with pytest.raises(Rejection, match="transformer/link: a symlink cannot be sealed; put the file itself there"):
+    with pytest.raises(
+        Rejection,
+        match=r"transformer/link -> .*: a symlink cannot be sealed; if it stands for a file, put the file itself",
+    ):
         seal.sealable_files(Path("/models/v1"))
 
 

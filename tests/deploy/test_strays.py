@@ -14,8 +14,9 @@ from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, writ
 from zwatch.deploy import links
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import Looker
-from zwatch.deploy.seal import SEAL_NAME
-from zwatch.deploy.strays import StrayFacts, judge
+from zwatch.deploy.seal import SEAL_NAME, write_seal
+from zwatch.deploy.strays import MAX_REPORTED, StrayFacts, judge
+from zwatch.errors import Rejection
 
 # The rule.
 
@@ -627,3 +628,158 @@ def test_a_wish_that_a_later_move_by_the_operator_overtook_is_removed(root, look
     os.replace(root / "next", root / "current")
     assert version(looker.look()) == "v3"
     assert strays_in(root) == []
+
+
+# Directories that are no versions.
+
+
+def fault_strays(root, text):
+    """Return what a look reports after `ln -sf v2 current` where the alias has this text."""
+    (root / "current").unlink()
+    (root / "current").symlink_to(text)
+    looker = Looker(root, ["current"], strict_links=False)
+    looker.look()
+    subprocess.run(["ln", "-sf", "v2", "current"], cwd=root, check=True)
+    look = looker.look()
+    assert look.faults["current"].link == str(text)
+    assert os.readlink(root / "current") == str(text)
+    return [(stray.path, stray.text, stray.reason) for stray in look.strays]
+
+
+@pytest.mark.parametrize("text", ["v1/transformer", "v1/transformer/", "v1/../v1/transformer", "parts"])
+def test_a_stray_in_a_directory_deep_in_a_version_is_reported_with_what_to_type(root, text):
+    (root / "parts").symlink_to("v1/transformer")
+    [(path, link, reason)] = fault_strays(root, text)
+    assert (path, link) == ("v1/transformer/v2", "v2")
+    assert "leads to no version" in reason
+    assert "`rm v1/transformer/v2`" in reason
+    assert "`ln -sfn v2 current`" in reason
+
+
+def test_a_stray_in_a_directory_outside_the_models_root_is_reported_and_other_links_there_are_not(root, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name, text in [("v3", "../blobs/123"), ("v9", "v9"), ("latest", "v2")]:
+        (outside / name).symlink_to(text)
+    [(path, _, reason)] = fault_strays(root, outside)
+    assert path == f"{outside}/v2"
+    assert f"`rm {outside}/v2`" in reason
+
+
+def test_a_stray_that_is_removed_from_a_directory_that_is_no_version_is_reported_no_more(root):
+    looker = Looker(root, ["current"], strict_links=False)
+    (root / "current").unlink()
+    (root / "current").symlink_to("v1/transformer")
+    (root / "v1" / "transformer" / "v2").symlink_to("v2")
+    assert [stray.path for stray in looker.look().strays] == ["v1/transformer/v2"]
+    with pytest.raises(Rejection, match=r"transformer/v2 -> v2: a symlink cannot be sealed; .* remove it: rm "):
+        write_seal(root / "v1", "v1")
+    (root / "v1" / "transformer" / "v2").unlink()
+    assert list(looker.look().strays) == []
+    write_seal(root / "v1", "v1")
+
+
+# Thousands of links.
+
+
+def test_of_thousands_of_strays_the_first_are_reported_and_how_many_more(root, looker):
+    for number in range(1000):
+        (root / "v1" / f"x{number}").symlink_to(f"x{number}")
+    (root / "v1" / "v3").symlink_to("elsewhere")
+    strays = looker.look().strays
+    assert len(strays) == MAX_REPORTED + 1
+    assert "v1/v3" in [stray.path for stray in strays]
+    assert strays[-1].reason == f"{1001 - MAX_REPORTED} more links were not followed; only {MAX_REPORTED} are reported"
+
+
+def test_a_wish_among_thousands_of_links_is_followed(root, looker):
+    for number in range(1000):
+        (root / "v1" / f"x{number}").symlink_to(f"x{number}")
+    looker.look()
+    (root / "v1" / "v2").symlink_to("v2")
+    assert looker.look().targets["current"].version == "v2"
+
+
+class Listings:
+    """Counts how often directories were listed, by path."""
+
+    def __init__(self, monkeypatch):
+        self.paths = []
+        scandir = os.scandir
+
+        def counted(fd):
+            self.paths.append(os.readlink(f"/proc/self/fd/{fd}"))
+            return scandir(fd)
+
+        monkeypatch.setattr(os, "scandir", counted)
+
+    def take(self):
+        taken, self.paths = self.paths, []
+        return taken
+
+
+@pytest.mark.parametrize("text", ["v1", "v1/transformer"])
+def test_looks_at_a_root_where_nothing_changes_list_no_directory(root, clock, monkeypatch, text):
+    (root / "current").unlink()
+    (root / "current").symlink_to(text)
+    looker = Looker(root, ["current"], strict_links=False, clock=clock)
+    for _ in range(3):
+        looker.look()
+        clock.forward(0.25)
+    listings = Listings(monkeypatch)
+    for _ in range(4):
+        looker.look()
+        clock.forward(0.25)
+    assert listings.take() == []
+    for _ in range(4):
+        looker.look()
+        clock.forward(0.25)
+    assert sorted(listings.take()) == sorted([str(root), str(root / text)])  # once in two seconds
+
+
+@pytest.mark.parametrize("where", ["", "v1"])
+def test_a_change_in_the_root_or_the_version_is_read_at_the_next_look(root, clock, monkeypatch, where):
+    looker = Looker(root, ["current"], strict_links=False, clock=clock)
+    for _ in range(3):
+        looker.look()
+        clock.forward(0.25)
+    (root / where / "other").symlink_to("v3")
+    listings = Listings(monkeypatch)
+    looker.look()
+    assert str(root) in listings.take()
+
+
+def in_a_loop(root, number, count):
+    (root / f"link{number}").symlink_to(f"link{(number + 1) % count}")
+
+
+def in_a_loop_with_dots(root, number, count):
+    (root / f"link{number}").symlink_to(f".//link{(number + 1) % count}/.")
+
+
+def to_a_link(root, number, count):
+    (root / f"link{number}").symlink_to("stable")
+
+
+def in_a_chain(root, number, count):
+    (root / f"link{number}").symlink_to(f"link{number + 1}" if number % 30 else "v2")
+
+
+@pytest.mark.parametrize("kind", [in_a_loop, in_a_loop_with_dots, to_a_link, in_a_chain])
+def test_thousands_of_links_in_the_root_are_each_asked_a_few_times_when_the_alias_moves(root, monkeypatch, kind):
+    count = 1000
+    (root / "stable").symlink_to("v3")
+    for number in range(count):
+        kind(root, number, count)
+    looker = Looker(root, ["current"], strict_links=False)
+    looker.look()
+    calls = []
+    for name in ("stat", "readlink"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, call=call, **k: calls.append(a) or call(*a, **k))
+    (root / "v1" / "v2").symlink_to("v2")
+    assert looker.look().targets["current"].version == "v2"
+    (root / "new").symlink_to("v1")
+    (root / "new").replace(root / "current")
+    assert looker.look().targets["current"].version == "v1"
+    assert len(calls) < 4 * 4 * count  # four rounds: each link's stamp, its text, and where it leads

@@ -3,11 +3,12 @@
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from zwatch.deploy.oserrors import leads_nowhere
 
-_MAX_HOPS = 40  # Linux follows no more links than this in one path
+MAX_HOPS = 40  # Linux follows no more links than this in one path
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class ChainLink:
     stamp: LinkStamp
 
 
-def read_chain(root_fd: int, name: str, hops: int = _MAX_HOPS) -> list[ChainLink]:
+def read_chain(root_fd: int, name: str, hops: int = MAX_HOPS) -> list[ChainLink]:
     """Read the links, at most `hops`, from `name`, directly under the models root, to what they lead to; none if it is no
     link.
 
@@ -115,6 +116,25 @@ def path_of(fd: int) -> str:
         OSError: the system does not tell.
     """
     return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def read_beside(root_fd: int, names: Sequence[str]) -> dict[str, tuple[tuple[LinkStamp, str], ...]]:
+    """Return the stamp and the text of each of these links that is there, and of the links beside it to which it leads. It
+    opens nothing that may not answer."""
+    links = {}
+    for name in names:
+        chain: list[tuple[LinkStamp, str]] = []
+        following = name
+        try:
+            while "/" not in following and len(chain) < MAX_HOPS:
+                stamp = LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False))
+                following = os.readlink(following, dir_fd=root_fd)
+                chain.append((stamp, following))
+        except OSError:
+            pass  # no link
+        if chain:
+            links[name] = tuple(chain)
+    return links
 
 
 def stamp_of(chain: list[ChainLink]) -> LinkStamp:

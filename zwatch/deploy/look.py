@@ -4,20 +4,20 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Unanswered
-from zwatch.deploy.chains import ChainLink, LinkStamp, read_chain, stamp_of
+from zwatch.deploy.chains import ChainLink, LinkStamp, read_beside, read_chain, stamp_of
 from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
+from zwatch.deploy.reread import Reread
 from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
+from zwatch.deploy.searching import StraySearch
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
-from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import Rejection, RepointError
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ SETTLED = 0.25
 SWEEP_AFTER = 1.0
 """Seconds after which a temporary link belongs to no repointing that is still going on: one takes milliseconds."""
 _MAX_ROUNDS = 8
-_MOST_HOPS = 40  # Linux follows no more links in one path
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,12 @@ class Awaited:
 
     directory: Directory
     stamps: FileStamps
+
+    @property
+    def folders(self) -> list[str]:
+        """The directories below the version that hold them, as paths below the models root."""
+        folders = {path.rpartition("/")[0] for path in self.stamps} - {""}
+        return [f"{self.directory.version}/{folder}" for folder in sorted(folders)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,9 @@ class Look:
     """Which of the awaited are worth another try, by position."""
     refused: tuple[RefusedStray, ...] = ()
     """All strays refused so far that still exist, for the next run's `Looker`."""
+    folders: tuple[str, ...] = ()
+    """The directories beside the models root in which a change may matter, the most important first: paths below it, or
+    absolute ones."""
 
 
 class Looker:
@@ -76,16 +84,15 @@ class Looker:
         self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._make_wishes = partial(WishFollower, strict=strict_links, clock=clock)
-        self._wishes = self._make_wishes(refused=refused)
-        self._wishes_lost = 0  # followers that did not return from a look
         self._asker = Asker(answer_seconds)
+        self._search = StraySearch(root, self._asker, strict_links=strict_links, refused=refused, clock=clock)
         self._known: dict[str, Target] = {}
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[FileStamps, float]] = {}
         self._untidy = set(aliases)
         self._leftovers = Leftovers(SWEEP_AFTER)
         self._swept_ns: int | None = None
+        self._resweep, self._restat = Reread(clock), Reread(clock)
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
         """Look once; follow stray wishes until there are none. What does not answer holds up nothing else."""
@@ -96,22 +103,22 @@ class Looker:
             return self._without_root(error)
 
     def _without_root(self, error: OSError) -> Look:
-        self._wishes.forget_links()
+        self._search.forget_links()
         code, message = "no_root", f"{self._root}: {error.strerror}; expected the models root, see --models"
         if is_missing(error):
             self._known.clear()
         else:  # no descriptors, say: what was known is as good as before
             code, message = "unreadable", f"{self._root}: {error.strerror}; it is looked at again"
         faults = {alias: Fault(alias, code, message) for alias in self._aliases}
-        return Look(dict(self._known), faults, refused=self._wishes.refused)
+        return Look(dict(self._known), faults, refused=self._search.refused)
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
         changed_ns = self._asker.ask_in("root", root_fd, self._tidy)
-        strays: list[Stray] = []
+        strays: Sequence[Stray] = ()
         for _ in range(_MAX_ROUNDS):
             faults = self._resolve_all(root_fd)
             try:
-                strays, moved = self._take_wishes(root_fd, changed_ns)
+                strays, moved = self._search.search(root_fd, self._known, faults, changed_ns)
             except OSError as error:
                 where = f"{error.filename}: " if isinstance(error.filename, str) else ""
                 message = f"stray links could not be searched for: {where}{error.strerror}; they are searched for again"
@@ -119,8 +126,18 @@ class Looker:
                 break
             if not moved:
                 break
-        notes, self._wishes.notes = self._wishes.notes, []
-        return Look(dict(self._known), faults, strays, notes, self._changed(awaited), self._wishes.refused)
+        changed, folders = self._changed(awaited), self._folders(faults, awaited)
+        faults = {alias: replace(fault, directory=None) for alias, fault in faults.items()}
+        return Look(
+            dict(self._known), faults, strays, self._search.take_notes(), changed, self._search.refused, folders
+        )
+
+    def _folders(self, faults: Mapping[str, Fault], awaited: Sequence[Awaited]) -> tuple[str, ...]:
+        folders = [target.version for target in self._known.values()]
+        folders += [fault.directory.version for fault in faults.values() if fault.directory is not None]
+        for wait in awaited:
+            folders += [wait.directory.version, *wait.folders]
+        return tuple(dict.fromkeys(folders))
 
     def _tidy(self, root_fd: int) -> int:
         """Remove temporary links: at the first look what a crash left, later what could not be removed before. Return the models
@@ -130,15 +147,17 @@ class Looker:
             for alias in sorted(self._untidy):
                 finish_interrupted(root_fd, alias)
                 self._untidy.discard(alias)
-            if changed_ns != self._swept_ns:
+            if changed_ns != self._swept_ns and self._resweep.due(changed_ns):
+                self._resweep.begin()
                 self._swept_ns = None if self._leftovers.sweep(root_fd, self._clock()) else changed_ns
+                self._resweep.done()
         except OSError:
             pass  # the models root cannot be listed now; the search for strays says so
         return changed_ns
 
     def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
         faults = {}
-        links = self._asker.ask_in("root", root_fd, _links, self._aliases)
+        links = self._asker.ask_in("root", root_fd, read_beside, self._aliases)
         for alias in self._aliases:
             found = self._resolve(root_fd, alias, links.get(alias, ()))
             if isinstance(found, Target):
@@ -165,31 +184,18 @@ class Looker:
             stamp, text = chain[0] if chain else (None, "?")
             return Fault(alias, "unreadable", f"{alias} -> {text}: {error.strerror}", text, stamp)
 
-    def _take_wishes(self, root_fd: int, changed_ns: int) -> tuple[list[Stray], bool]:
-        subject = ("wishes", self._wishes_lost % 2)
-        is_new = not self._asker.is_waiting(subject)
-        try:
-            return self._asker.ask_in(
-                subject, root_fd, self._wishes.take_wishes, list(self._known.values()), changed_ns
-            )
-        except Unanswered as error:
-            if is_new:
-                # The thread that does not return still works on it. A new one may get on: it knows no directory that an
-                # alias has left. If it does not either, that is all until one of them returns.
-                self._wishes_lost += 1
-                self._wishes = self._make_wishes(refused=self._wishes.refused)
-                self._wishes.notes.append(f"links inside versions of {self._root} are not followed: {error.strerror}")
-            return [], False
-
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
+        if not self._restat.due(None):  # the version may have 100,000 files
+            return frozenset()
         unsettled: dict[int, tuple[FileStamps, float]] = {}
         changed = set()
         for position, wait in enumerate(awaited):
             try:
-                stamps = self._asker.ask(id(wait), wait.directory.file_stamps, list(wait.stamps))
+                stamps, cost = self._asker.ask(id(wait), _timed_stamps, wait)
             except OSError:
                 continue  # whether they changed is not known
+            self._restat.spend(cost)
             if are_unchanged(wait.stamps, stamps):
                 continue
             seen, since = self._unsettled.get(id(wait), ({}, now))
@@ -206,27 +212,15 @@ def _may_be(fault: Fault, known: Target) -> bool:
     return fault.link in (None, known.link) and fault.link_stamp in (None, known.link_stamp)
 
 
+def _timed_stamps(wait: Awaited) -> tuple[FileStamps, float]:
+    """Return the present stamps of awaited files, and how long a core worked for that, in seconds."""
+    begun = time.thread_time()
+    stamps = wait.directory.file_stamps(list(wait.stamps))
+    return stamps, time.thread_time() - begun
+
+
 def _opened_root(root: Path) -> Directory:
     return Directory(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "")
-
-
-def _links(root_fd: int, names: Sequence[str]) -> dict[str, tuple[tuple[LinkStamp, str], ...]]:
-    """Return the stamp and the text of each of these links that is there, and of the links beside it to which it leads. It
-    opens nothing that may not answer."""
-    links = {}
-    for name in names:
-        chain: list[tuple[LinkStamp, str]] = []
-        following = name
-        try:
-            while "/" not in following and len(chain) < _MOST_HOPS:
-                stamp = LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False))
-                following = os.readlink(following, dir_fd=root_fd)
-                chain.append((stamp, following))
-        except OSError:
-            pass  # no link
-        if chain:
-            links[name] = tuple(chain)
-    return links
 
 
 def await_files(directory: Directory) -> Awaited:

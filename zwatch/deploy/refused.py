@@ -31,6 +31,8 @@ class RefusedStrays:
     def _keep(self, strays: Iterable[RefusedStray]) -> None:
         self._strays = {(stray.path, stray.link_stamp): stray for stray in strays}
         self._by_inode = {_inode(stray.link_stamp): stray for stray in self._strays.values()}
+        times = [stamp.ctime_ns for _, stamp in self._strays]
+        self._full_since = min(times) if len(times) >= MAX_REFUSED else None  # others may have been dropped
 
     def reason(self, stamp: LinkStamp, path: str | None = None) -> str | None:
         """Return why this link was refused, or None if it was not."""
@@ -38,8 +40,7 @@ class RefusedStrays:
         if (stray := stray or self._by_inode.get(_inode(stamp))) is not None:
             return stray.reason
         # Its refusal may be one of those that were dropped.
-        oldest = min((kept.ctime_ns for _, kept in self._strays), default=0)
-        if len(self._strays) >= MAX_REFUSED and stamp.ctime_ns <= oldest:
+        if self._full_since is not None and stamp.ctime_ns <= self._full_since:
             return f"{MAX_REFUSED} newer strays were refused, and no more refusals are kept"
         return None
 
@@ -47,6 +48,8 @@ class RefusedStrays:
         """Note a refusal; a stray that was refused before keeps its first reason."""
         if (path, stamp) in self._strays or _inode(stamp) in self._by_inode:
             return
+        if self._full_since is not None and stamp.ctime_ns <= self._full_since:
+            return  # it would be dropped at once, see `reason`
         # Names in a reason need not be UTF-8; the state file is.
         stray = RefusedStray(path, stamp, reason.encode(errors="backslashreplace").decode())
         self._strays[path, stamp] = self._by_inode[_inode(stamp)] = stray
@@ -54,23 +57,18 @@ class RefusedStrays:
     def prune(self, root_fd: int) -> None:
         """Forget links that are gone, and follow directories that were renamed."""
         strays: list[RefusedStray] = []
-        lost = []
-        for stray in self._strays.values():
+        directories: list[str] | None = None
+        for stray in sorted(self._strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path)):
+            if len(strays) == MAX_REFUSED:
+                break
+            found: RefusedStray | None = stray
+            # If it lies there no more: its directory may be renamed. An I/O error that hides it does not lose it.
             if _lies_at(root_fd, stray.path, stray.link_stamp) is False:
-                lost.append(stray)
-            else:  # it is there, or an I/O error hides whether it is
-                strays.append(stray)
-        if lost:
-            directories = _directories(root_fd)
-            for stray in lost:
-                directory, _, name = stray.path.rpartition("/")
-                places = (f"{other}/{name}" for other in directories)
-                place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
-                if place is not None:
-                    strays.append(replace(stray, path=place))
-                elif directory not in directories:
-                    strays.append(stray)  # the whole directory was moved away; it may come back
-        self._keep(sorted(strays, key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path))[:MAX_REFUSED])
+                directories = _directories(root_fd) if directories is None else directories
+                found = _found_in(root_fd, directories, stray)
+            if found is not None:
+                strays.append(found)
+        self._keep(strays)
 
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""
@@ -79,6 +77,16 @@ class RefusedStrays:
 
 def _inode(stamp: LinkStamp) -> tuple[int, int, int]:
     return stamp.device, stamp.inode, stamp.ctime_ns
+
+
+def _found_in(root_fd: int, directories: list[str], stray: RefusedStray) -> RefusedStray | None:
+    """Return a stray that lies no more where it was as it lies now; None if it was removed."""
+    directory, _, name = stray.path.rpartition("/")
+    places = (f"{other}/{name}" for other in directories)
+    place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
+    if place is not None:
+        return replace(stray, path=place)
+    return stray if directory not in directories else None  # the whole directory was moved away; it may come back
 
 
 def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:

@@ -133,6 +133,9 @@ class Fault:
     message: str
     link: str | None = None
     link_stamp: LinkStamp | None = None
+    directory: Directory | None = field(default=None, compare=False)
+    """The directory that it leads to, if that is one but no version: named by its path, below the models root or absolute.
+    Only during the look: one kept open would keep its file system from being unmounted."""
 
     @property
     def may_pass(self) -> bool:
@@ -182,8 +185,10 @@ def _resolve_once(root_fd: int, alias: str, chain: list[ChainLink], known: Targe
     status = os.fstat(fd)
     name = _name_under_root(root_fd, fd, status)
     if name is None:
-        message = f"{alias} -> {link}: {path_of(fd)} is not a version directly under the models root"
-        return Fault(alias, "outside", message, link, stamp)
+        where, root = path_of(fd), path_of(root_fd)
+        directory.version = os.path.relpath(where, root) if where.startswith(f"{root}/") else where
+        message = f"{alias} -> {link}: {where} is not a version directly under the models root"
+        return Fault(alias, "outside", message, link, stamp, directory)
     directory.version = name
     seal_stamp, digest = _read_digest(fd)
     found = Target(alias, link, stamp, directory, (status.st_dev, status.st_ino), seal_stamp, digest, tuple(chain))

@@ -7,10 +7,10 @@ there, and did when the stray was made.
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from zwatch.deploy.chains import ChainLink, LinkStamp, Place, place_of, read_chain
+from zwatch.deploy.chains import MAX_HOPS, LinkStamp, Place, path_of, place_of
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.oserrors import is_missing, leads_nowhere
 from zwatch.deploy.versions import is_version_directory
@@ -68,9 +68,8 @@ class RootLinks:
         Raises:
             OSError: where a link leads could not be found out.
         """
-        names = sorted(name for name in self.links if _place(root_fd, name) == directory)
-        outside = {path for name in names for path in _chain_outside(root_fd, name)}
-        return names + sorted(outside)
+        names = self._leading(root_fd, directory, {name: name for name in self.links})
+        return names + sorted(self._outside(root_fd, names))
 
     @staticmethod
     def nested(root_fd: int, directory: Place) -> list[str]:
@@ -81,10 +80,12 @@ class RootLinks:
             OSError: the models root or a directory in it cannot be listed, or where a link leads could not be found out.
         """
         found = []
+        root = path_of(root_fd)
         for folder in sorted(os.listdir(root_fd)):
             try:
                 status = os.stat(folder, dir_fd=root_fd, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode) and _place(root_fd, folder) != directory:
+                place = Place((status.st_dev, status.st_ino), os.path.join(root, folder))
+                if stat.S_ISDIR(status.st_mode) and place != directory:
                     found += [f"{folder}/{name}" for name in _links_in(root_fd, folder)]
             except OSError as error:
                 if not leads_nowhere(error):
@@ -96,31 +97,80 @@ class RootLinks:
             if _place(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
         ]
 
-    def led_to(self, root_fd: int, directory: Place) -> list[str]:
-        """Return the links that resolved to a directory when they were read, though they may be changed by now."""
+    def led_to(self, root_fd: int, directory: Place, before: "RootLinks") -> list[str]:
+        """Return the links of an earlier reading that resolved to a directory then, though they may be changed since.
+
+        Raises:
+            OSError: where a link leads could not be found out.
+        """
         # A link's text says where it led. If it led through another link that moved since, that one is found.
-        return sorted(name for name, link in self.links.items() if _place(root_fd, link.text) == directory)
+        return self._leading(root_fd, directory, {name: link.text for name, link in before.links.items()})
+
+    def _leading(self, root_fd: int, directory: Place, paths: Mapping[str, str]) -> list[str]:
+        """Return the names, sorted, of those paths that resolve to a directory."""
+        # Links to links in the models root are followed by what was read: thousands of them, or a loop, cost no system call.
+        leads: dict[str, bool] = {}
+        names = []
+        for name, start in paths.items():
+            end = _tidied(start)
+            for _ in range(MAX_HOPS):
+                if (link := self.links.get(end)) is None:
+                    break
+                end = _tidied(link.text)
+            else:
+                continue  # a loop, or more than Linux follows
+            if end not in leads:
+                leads[end] = _place(root_fd, end) == directory
+            if leads[end]:
+                names.append(name)
+        return sorted(names)
 
     def moved_from(
         self, root_fd: int, directory: Place, before: "RootLinks", ours: Mapping[str, LinkStamp]
     ) -> list[str]:
         """Return the links that led to a directory `before` and were removed or changed since, except those that zwatch
-        placed itself (`ours`, the stamps it gave them)."""
+        placed itself (`ours`, the stamps it gave them).
+
+        Raises:
+            OSError: where a link leads could not be found out.
+        """
         return [
             name
-            for name in before.led_to(root_fd, directory)
+            for name in self.led_to(root_fd, directory, before)
             if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.link_stamp)
         ]
 
-    def newer_than(self, ctime_ns: int) -> list[str]:
-        """Return the links that were made or moved at this time or later."""
-        return sorted(name for name, link in self.links.items() if link.link_stamp.ctime_ns >= ctime_ns)
+    def outside(self, root_fd: int) -> dict[str, int]:
+        """Return the ctime (nanoseconds) of each link outside the models root, by path, on the chains of those in it. No
+        earlier look knows where those led.
 
-    def newer_outside(self, root_fd: int, ctime_ns: int) -> list[str]:
-        """Return the links outside the models root, on the chains of those in it, that were changed at this time or later.
-        No earlier look knows where those led."""
-        chains = {path: at for name in self.links for path, at in _chain_outside(root_fd, name).items()}
-        return sorted(path for path, at in chains.items() if at >= ctime_ns)
+        Raises:
+            OSError: a link could not be read.
+        """
+        return self._outside(root_fd, self.links)
+
+    def _outside(self, root_fd: int, names: Iterable[str]) -> dict[str, int]:
+        """Return what `outside` does, for the chains of these links."""
+        root = Place.of(root_fd)
+        chains: dict[str, int] = {}
+        seen: set[str] = set()
+        for name in names:
+            path = name
+            for _ in range(MAX_HOPS):
+                if path in seen:
+                    break
+                seen.add(path)
+                if (known := self.links.get(path)) is not None:
+                    path = _tidied(known.text)
+                    continue
+                if (link := _read_link(root_fd, path)) is None:
+                    break  # the end of the chain
+                text, ctime_ns = link
+                folder = os.path.dirname(path)
+                if _place(root_fd, folder or ".") != root:
+                    chains[path] = ctime_ns
+                path = _tidied(os.path.join(folder, text))
+        return chains
 
 
 def _links_in(root_fd: int, folder: str) -> list[str]:
@@ -148,13 +198,25 @@ def _place(root_fd: int, path: str) -> Place | None:
         return None
 
 
-def _chain(root_fd: int, name: str) -> list[ChainLink]:
+def _read_link(root_fd: int, path: str) -> tuple[str, int] | None:
+    """Return a link's text and ctime (nanoseconds); None if there is no link.
+
+    Raises:
+        OSError: that could not be found out.
+    """
     try:
-        return read_chain(root_fd, name)
-    except FileNotFoundError:
-        return []
+        text = os.readlink(path, dir_fd=root_fd)
+        return text, os.stat(path, dir_fd=root_fd, follow_symlinks=False).st_ctime_ns
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL and not leads_nowhere(error):
+            raise
+        return None
 
 
-def _chain_outside(root_fd: int, name: str) -> dict[str, int]:
-    """Return the path and ctime (nanoseconds) of each link behind the link `name` that is not in the models root."""
-    return {link.path: link.stamp.ctime_ns for link in _chain(root_fd, name) if link.name is None}
+def _tidied(path: str) -> str:
+    """Return a path without `.` and empty parts: `./stable/` and `stable/.` go through the link `stable`, too. `..` stays: what
+    it means depends on the links before it."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(parts) or "."

@@ -207,10 +207,15 @@ def sealable_files(directory: Path) -> list[str]:
                 here == directory and (name in (SEAL_NAME, SIGNATURE_NAME) or stat.S_ISLNK(mode))
             ):
                 continue
-            if not stat.S_ISREG(mode):
+            if stat.S_ISLNK(mode):
+                text = os.readlink(path)
                 raise Rejection(
-                    "file_not_regular", f"{relative}: {_kind(mode)} cannot be sealed; put the file itself there (cp -L)"
+                    "file_not_regular",
+                    f"{relative} -> {text}: a symlink cannot be sealed; if it stands for a file, put the file itself there "
+                    f"(cp -L), and if `ln -sf` left it there, remove it: rm {path}",
                 )
+            if not stat.S_ISREG(mode):
+                raise Rejection("file_not_regular", f"{relative}: {_kind(mode)} cannot be sealed; remove it: rm {path}")
             problem = _path_problem(relative)
             if problem is not None:
                 raise Rejection("seal_invalid", f"{relative!r} {problem}; rename it")

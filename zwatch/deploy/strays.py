@@ -5,17 +5,24 @@ facts. `wishes` acts on those that are.
 """
 
 import errno
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
 from zwatch.deploy.chains import LinkStamp, place_of
 from zwatch.deploy.oserrors import is_missing, leads_nowhere
-from zwatch.deploy.resolving import Directory
+from zwatch.deploy.resolving import Directory, Fault
 from zwatch.deploy.versions import is_version_directory
 from zwatch.errors import Rejection
 
+MAX_REPORTED = 100
+"""How many strays are reported at most."""
+_MAX_ENTRIES = 10_000
+"""How many entries of a directory that is no version are looked at."""
+_FEW = 50
+_NO_VERSION = "no version of that name"
 OLDER = "it is older than the alias"
 """The reason of a stray that an earlier deploy may have left."""
 AHEAD = "it seems to be older than the alias, whose time lies in the future: a clock was wrong"
@@ -63,7 +70,7 @@ def judge(
     if facts.sealed:
         return "the version's seal names it"
     if not facts.is_version:
-        return "no version of that name"
+        return _NO_VERSION
     if facts.owner not in trusted_owners:
         return (
             f"its owner (uid {facts.owner}) is neither root, nor the owner of the models root, nor the service's user"
@@ -110,23 +117,29 @@ class FoundStray:
         return Stray(self.path, self.facts.text, reason, is_wish)
 
 
-def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
-    """Gather the facts about every symlink directly in a version directory.
+def find_strays(root_fd: int, directory: Directory, *, only_versions: bool = False) -> list[FoundStray]:
+    """Gather the facts about every symlink directly in a version directory, or about those with a version's name.
 
     Raises:
         OSError: they could not be found out; nothing may be judged by a part of them.
     """
-    with os.scandir(directory.fd) as entries:
-        names = [entry.name for entry in entries if entry.is_symlink()]
+    names = _links_in(directory)
+    unknown: set[str] = set()
+    if len(names) > _FEW:  # one listing is cheaper than to ask for each
+        unknown = set(names).difference(os.listdir(root_fd))
+    if only_versions:
+        names = [name for name in names if name not in unknown]
     if not names:
         return []
     sealed = _sealed_names(directory.fd)
     found = []
     for name in names:
         try:
+            is_version = name not in unknown and is_version_directory(root_fd, name)
+            if only_versions and not is_version:
+                continue
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
             text = os.readlink(name, dir_fd=directory.fd)
-            is_version = is_version_directory(root_fd, name)
             leads_beside = is_version and text.startswith("/") and _leads_beside(root_fd, text, name)
         except OSError as error:
             if not is_missing(error) and error.errno != errno.EINVAL:
@@ -137,6 +150,49 @@ def find_strays(root_fd: int, directory: Directory) -> list[FoundStray]:
         )
         found.append(FoundStray(facts, LinkStamp.of(status), directory))
     return found
+
+
+def misplaced(root_fd: int, faults: Iterable[Fault]) -> list[Stray]:
+    """Return the links that `ln -sf` dropped into directories which aliases lead to but which are no versions: nobody
+    follows them, and one deep in a version cannot be sealed. What cannot be read is left out."""
+    found = []
+    for fault in faults:
+        if fault.directory is None:
+            continue
+        try:
+            names = _links_in(fault.directory, most=_MAX_ENTRIES)
+        except OSError:
+            continue
+        for name in names:
+            try:
+                text = os.readlink(name, dir_fd=fault.directory.fd)
+                # A directory elsewhere may be full of links that have nothing to do with versions.
+                if text.rstrip("/").rpartition("/")[2] != name or not is_version_directory(root_fd, name):
+                    continue
+            except OSError:
+                continue
+            path, advice = f"{fault.directory.version}/{name}", f"`ln -sfn {name} {fault.alias}`"
+            reason = (
+                f"{fault.alias} -> {fault.link} leads to no version, so `ln -sf {name} {fault.alias}` made this link there; "
+                f"remove it (`rm {path}`) and type {advice}"
+            )
+            found.append(Stray(path, text, reason))
+    return found
+
+
+def shortened(strays: Sequence[Stray]) -> list[Stray]:
+    """Return these strays, or the first of very many and how many more there are."""
+    if len(strays) <= MAX_REPORTED:
+        return list(strays)
+    # First the wishes, then those that somebody may wait for: a name of a version.
+    first = sorted(strays, key=lambda stray: (not stray.is_wish, stray.reason == _NO_VERSION))[:MAX_REPORTED]
+    more = len(strays) - MAX_REPORTED
+    return [*first, Stray("...", "", f"{more} more links were not followed; only {MAX_REPORTED} are reported")]
+
+
+def _links_in(directory: Directory, most: int | None = None) -> list[str]:
+    with os.scandir(directory.fd) as entries:
+        return [entry.name for entry in itertools.islice(entries, most) if entry.is_symlink()]
 
 
 def _sealed_names(directory_fd: int) -> set[str]:

@@ -1,149 +1,241 @@
 """Watching the models root with watchdog. An event only means "look again"."""
 
+import ctypes
+import errno
 import logging
 import os
+import select
 import threading
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.polling import PollingObserverVFS
+from watchdog.events import DirModifiedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.api import BaseObserver, EventEmitter, EventQueue, ObservedWatch
+from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init, inotify_rm_watch
+
+if TYPE_CHECKING:
+    from watchdog.observers.inotify_c import WatchDescriptor
 
 _log = logging.getLogger(__name__)
 
-# Not FileModified: a copy of 20 GB makes one event a write. Not FileOpened and FileClosedNoWrite: our own reading does.
-_EVENTS: list[type[FileSystemEvent]] = [
-    FileCreatedEvent, FileDeletedEvent, FileMovedEvent, FileClosedEvent, DirCreatedEvent, DirDeletedEvent, DirMovedEvent,
-]  # fmt: skip
-_POLL_SECONDS = 1.0
-_STOP_SECONDS = 2 * _POLL_SECONDS
+# What the kernel reports of a directory and the entries in it, not of what lies deeper. Not IN_MODIFY: a copy of 20 GB makes
+# one event a write. Not IN_ACCESS, IN_OPEN and IN_CLOSE_NOWRITE: our own reading does.
+_EVENTS = (
+    InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_DELETE
+    | InotifyConstants.IN_MOVE
+    | InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_ONLYDIR
+)
+_MAX_FOLDERS = 512
+"""How many directories are watched at most; changes in others are seen by the tick."""
+_PAUSE_SECONDS = 0.05
+"""The time between two calls of `on_change` while events keep coming."""
+_READ_BYTES = 2**16
+_MAX_READS = 256
+"""Reads of one draining: more than an inotify queue holds (16,384 events of at most 272 bytes)."""
+_STOP_SECONDS = 2.0
+_LOG_SECONDS = 60.0
+"""The time between two log lines about an observer that ends again and again."""
 
 
 class RootWatcher:
-    """Calls `on_change` from the observer's thread after a change under `root`.
+    """Calls `on_change` from the observer's thread after a change in the models root or in one of the given folders.
 
-    Nothing relies on it: the supervisor looks at every tick as well. `ensure_running` replaces an observer that died, or
-    that watches a directory which was moved away; it is called every second.
+    Nothing relies on it: the supervisor looks at every tick as well. So it watches only directories in which a change may
+    matter, each without its subdirectories, and where inotify is not available it watches nothing. `ensure_running` is
+    called every second: it replaces an observer that ended, and watches what has the folders' names by then.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        on_change: Callable[[], None],
-        *,
-        poll_seconds: float = _POLL_SECONDS,
-        stop_seconds: float = _STOP_SECONDS,
-    ) -> None:
-        """`poll_seconds` is the time between two looks without inotify; `stop_seconds` limits how long a stop waits for the
-        observer's threads.
-        """
-        self._poll_seconds = poll_seconds
-        self._stop_seconds = stop_seconds
+    def __init__(self, root: Path, on_change: Callable[[], None], *, pause_seconds: float = _PAUSE_SECONDS) -> None:
+        """`pause_seconds` is the shortest time between two calls of `on_change`."""
         self._root = root
         self._handler = _Handler(on_change)
+        self._pause_seconds = pause_seconds
         self._observer: BaseObserver | None = None
-        self._watched: tuple[int, int] | None = None
-        self._logged_polling = False
-        self._logged_failure = False
+        self._problem: str | None = None
+        self._log_next = 0.0
         self._lock = threading.Lock()
 
     @property
     def kind(self) -> str:
-        """The observer's kind: `native` (inotify on Linux), `polling`, or `none`."""
-        if self._observer is None:
-            return "none"
-        return "polling" if isinstance(self._observer, PollingObserverVFS) else "native"
+        """`native` while inotify watches the models root, else `none`: only the tick sees changes."""
+        with self._lock:
+            emitter = self._emitter()
+            return "native" if emitter is not None and emitter.watches(str(self._root)) else "none"
 
-    def ensure_running(self) -> None:
-        """Start the observer, or replace one that died or watches what is no longer the models root."""
+    def ensure_running(self, folders: Iterable[str] = ()) -> None:
+        """Watch the models root and these folders, paths below it or absolute ones; start or replace the observer if there
+        is none that works. Never raises."""
+        paths = [str(self._root), *(os.path.join(self._root, folder) for folder in folders)][:_MAX_FOLDERS]
         with self._lock:
             try:
-                status = os.stat(self._root)
-            except OSError:
-                self._stop()
-                return
-            identity = (status.st_dev, status.st_ino)
-            if self._observer is not None and self._alive(self._observer) and identity == self._watched:
-                return
-            if self._observer is not None:
-                _log.warning("the observer of %s stopped or lost its directory; replacing it", self._root)
-            self._stop()
-            self._start(identity)
+                emitter = self._emitter()
+                if emitter is None:
+                    emitter = self._start()
+                new, problem = emitter.watch_only(paths)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
+                new, problem = False, str(getattr(error, "strerror", None) or error)
+            if problem is not None and self._problem is None:
+                _log.warning(
+                    "inotify is not available (%s); changes in %s are seen by the check every 250 ms. Raise the limits "
+                    "with `sysctl fs.inotify.max_user_instances fs.inotify.max_user_watches`",
+                    problem,
+                    self._root,
+                )
+            self._problem = problem
+        if new:
+            self._handler.report()  # for what changed before the watch was set up
 
     def stop(self) -> None:
         """Stop the observer's threads."""
         with self._lock:
             self._stop()
 
-    @staticmethod
-    def _alive(observer: BaseObserver) -> bool:
-        # A root that is removed ends the emitter, and one made again may have the same inode number.
-        return observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
+    def _emitter(self) -> "_Emitter | None":
+        """Return the thread that reads events, if it works."""
+        if self._observer is None or not self._observer.is_alive():
+            return None
+        return next((one for one in self._observer.emitters if isinstance(one, _Emitter) and one.is_alive()), None)
 
-    def _start(self, identity: tuple[int, int]) -> None:
-        # A symlinked root gives no events: watch what it resolves to.
-        where = os.path.realpath(self._root)
-        for make in (Observer, partial(_polling, self._poll_seconds)):
-            observer = None
-            try:
-                observer = make()  # takes an inotify instance already
-                observer.schedule(self._handler, where, recursive=True, event_filter=_EVENTS)
-                observer.start()
-            except OSError as error:
-                if observer is not None:
-                    observer.stop()
-                self._log_polling(error)
-                continue
-            self._observer, self._watched, self._logged_failure = observer, identity, False
-            self._handler.report()  # for what changed before the watch was set up
-            return
-        if not self._logged_failure:
-            _log.warning("%s cannot be watched; checking every 250 ms", self._root)
-        self._logged_failure = True
+    def _start(self) -> "_Emitter":
+        if self._observer is not None and time.monotonic() >= self._log_next:
+            _log.warning("the observer of %s ended; replacing it", self._root)
+            self._log_next = time.monotonic() + _LOG_SECONDS
+        self._stop()
+        emitters: list[_Emitter] = []
 
-    def _log_polling(self, error: OSError) -> None:
-        if not self._logged_polling:
-            _log.warning(
-                "inotify is not available (%s); polling %s instead. Raise the limits with "
-                "`sysctl fs.inotify.max_user_instances fs.inotify.max_user_watches`",
-                error.strerror or error,
-                self._root,
-            )
-        self._logged_polling = True
+        def make(queue: EventQueue, watch: ObservedWatch, **_: object) -> _Emitter:
+            emitters.append(_Emitter(queue, watch, self._pause_seconds))
+            return emitters[0]
+
+        observer = BaseObserver(make)  # type: ignore[arg-type] # a class, or what makes its objects
+        # The path is a label only, see `_Emitter.watch_only`. watchdog would take one that is a file for a moment for a file.
+        observer.schedule(self._handler, os.sep)
+        observer.start()
+        self._observer = observer
+        return emitters[0]
 
     def _stop(self) -> None:
-        if self._observer is not None:
-            # `stop` waits for the observer's threads, without a limit if one hangs; all of them end with the process.
-            stopping = threading.Thread(target=_stopped, args=(self._observer,), name="zwatch-unwatch", daemon=True)
-            stopping.start()
-            stopping.join(self._stop_seconds)
-            if stopping.is_alive():
-                _log.warning("the observer of %s does not stop; abandoning it", self._root)
-        self._observer = self._watched = None
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            if observer.is_alive():
+                observer.join(_STOP_SECONDS)
 
 
-def _stopped(observer: BaseObserver) -> None:
-    observer.stop()
-    if observer.is_alive():
-        observer.join()
+class _Emitter(EventEmitter):
+    """Reads from one inotify instance that something changed, and drops what.
 
+    watchdog's own emitter makes Python objects of every event, adds a watch for each subdirectory, and keeps to the
+    directories that had the names when it started. This one empties the queue unread, at most once in `pause` seconds:
+    thousands of events cost as much as one, and events that do not fit into the queue are not missed.
+    """
 
-def _polling(seconds: float) -> BaseObserver:
-    # PollingObserver follows links: it does not see strays (`v1/v2 -> v2` leads nowhere), and links in a circle never end.
-    return PollingObserverVFS(stat=os.lstat, listdir=os.scandir, polling_interval=seconds)
+    def __init__(self, queue: EventQueue, watch: ObservedWatch, pause: float) -> None:
+        super().__init__(queue, watch)
+        self._pause = pause
+        self._inotify = self._wake = -1
+        self._watches: dict[str, int] = {}
+        self._using = threading.Lock()  # the descriptors
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            OSError, RuntimeError: there is no inotify instance, descriptor or thread left.
+        """
+        try:
+            super().start()
+        except BaseException:
+            self._close()
+            raise
+
+    def on_thread_start(self) -> None:
+        """Make the inotify instance."""
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inotify = _checked(inotify_init())
+        os.set_inheritable(self._inotify, False)
+        os.set_blocking(self._inotify, False)
+
+    def on_thread_stop(self) -> None:
+        """Wake the thread; it ends."""
+        with self._using:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Read until stopped, or until the instance cannot be read."""
+        try:
+            super().run()
+        except OSError:
+            pass  # the next `ensure_running` replaces and logs it
+        finally:
+            self._close()
+
+    def queue_events(self, timeout: float) -> None:
+        """Wait for events, drop them, and report one change."""
+        poll = select.poll()
+        poll.register(self._inotify, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        poll.poll()
+        if self.stopped_event.is_set():
+            return
+        # Before the report: what happens after it must be reported anew.
+        for _ in range(_MAX_READS):
+            try:
+                os.read(self._inotify, _READ_BYTES)
+            except BlockingIOError:
+                break
+        self.queue_event(DirModifiedEvent(self.watch.path))
+        self.stopped_event.wait(self._pause)
+
+    def watch_only(self, paths: Sequence[str]) -> tuple[bool, str | None]:
+        """Watch what these paths lead to now and nothing else; return whether a directory is new among them, and why one
+        that is there cannot be watched.
+
+        Done again and again: a directory that was moved away and made again is another one with the same path. The kernel
+        returns the number that it has already if it is not.
+
+        Raises:
+            OSError: the thread has ended.
+        """
+        with self._using:
+            if self._inotify < 0:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            watches: dict[str, int] = {}
+            problem = None
+            for path in paths:
+                try:
+                    watches[path] = _checked(inotify_add_watch(self._inotify, os.fsencode(path), _EVENTS))
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.ENOMEM):  # not: it is missing, a file, or not readable
+                        problem = error.strerror if error.errno == errno.ENOMEM else "no more watches"
+                        break
+                except ValueError:
+                    continue
+            before, now = set(self._watches.values()), set(watches.values())
+            for number in before - now:
+                inotify_rm_watch(
+                    self._inotify, cast("WatchDescriptor", number)
+                )  # fails if the directory is gone, and the watch with it
+            self._watches = watches
+            return bool(now - before), problem
+
+    def watches(self, path: str) -> bool:
+        """Say whether the directory with this path is watched."""
+        return path in self._watches
+
+    def _close(self) -> None:
+        with self._using:
+            for fd in (self._inotify, self._wake):
+                if fd >= 0:
+                    os.close(fd)
+            self._inotify = self._wake = -1
+            self._watches = {}
 
 
 class _Handler(FileSystemEventHandler):
@@ -158,3 +250,15 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         self.report()
+
+
+def _checked(result: int) -> int:
+    """Return what a system call returned.
+
+    Raises:
+        OSError: it failed.
+    """
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

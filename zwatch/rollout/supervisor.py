@@ -257,10 +257,11 @@ class Supervisor:
             self.state.saved.refused = list(seen.refused)
             await self.state.save()
         await self._note_good()
-        if self._looks == 1 or (seen.targets, seen.faults, seen.strays) != (
+        if self._looks == 1 or (seen.targets, seen.faults, seen.strays, seen.folders) != (
             before.targets,
             before.faults,
             before.strays,
+            before.folders,
         ):
             self.changes.fire()
         return None

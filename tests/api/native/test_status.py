@@ -1,7 +1,11 @@
 """The status, events and health checks, over HTTP, with real engines."""
 
 import asyncio
+import errno
 import json
+import os
+
+import pytest
 
 
 async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start):
@@ -53,6 +57,51 @@ async def test_the_status_has_every_field_that_the_interface_shows(client):
     }
     assert all(fields <= one.keys() for one in versions["versions"])
     assert [one["header_version"] for one in versions["versions"]] == ["v1", "v2"]
+
+
+@pytest.mark.parametrize(
+    "instead", ["nothing", "a file", "a dangling link", "a loop", "a directory that cannot be read"]
+)
+async def test_while_the_models_root_is_away_every_call_answers_and_what_serves_is_listed(
+    client, models, tmp_path, monkeypatch, instead
+):
+    _, _, before = await client.call("GET", "/versions")
+    assert before["problem"] is None
+    away = tmp_path / "away"
+    models.rename(away)
+    match instead:
+        case "a file":
+            models.touch()
+        case "a dangling link":
+            models.symlink_to("nowhere")
+        case "a loop":
+            models.symlink_to(models)
+        case "a directory that cannot be read":
+            models.mkdir()
+
+            def refused(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+            monkeypatch.setattr(os, "listdir", refused)
+    await client.services.supervisor.look_now()
+    status, _, found = await client.call("GET", "/versions")
+    assert status == 200
+    assert found["problem"].startswith(f"{models}: ")
+    [one], [was] = found["versions"], [one for one in before["versions"] if one["serving"]]
+    same = ("name", "digest", "header_version", "bytes", "files", "serving", "resident", "sealed")
+    assert {field: one[field] for field in same} == {field: was[field] for field in same}
+    assert one["problem"] == found["problem"]
+    assert (await client.call("GET", "/status"))[0] == 200
+    assert (await client.call("POST", "/api/load_model"))[0] in (200, 409)
+    assert (await client.call("POST", "/api/deploy", json={"version": "v2"}))[0] in (404, 409)
+    assert (await client.png())[0]["X-Zwatch-Version"] == "v1"
+    monkeypatch.undo()
+    if models.is_dir():
+        models.rmdir()
+    models.unlink(missing_ok=True)
+    away.rename(models)
+    assert (await client.call("POST", "/api/deploy", json={"version": "v2"}))[0] == 200
+    assert (await client.call("GET", "/versions"))[2]["problem"] is None
 
 
 async def test_the_status_can_be_read_while_the_load_begins_another_phase(client):

@@ -15,7 +15,7 @@ from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
 from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import summaries
-from zwatch.errors import RequestError
+from zwatch.deploy.versions import VersionSummary
 from zwatch.generation.request import PRIMARY
 
 
@@ -26,9 +26,10 @@ class Attempts(TypedDict):
 
 
 class Versions(TypedDict):
-    """All version directories."""
+    """All version directories; only resident versions while the models root cannot be read, and `problem` says why."""
 
     versions: list[views.VersionView]
+    problem: str | None
 
 
 class Health(TypedDict):
@@ -78,14 +79,29 @@ async def attempts(request: web.Request) -> web.Response:
 async def versions(request: web.Request) -> web.Response:
     """List the version directories."""
     services = request.app[SERVICES]
+    problem = None
     try:
         found = await services.bridge.run("inspect", summaries, services.models)
     except NoAnswer:
         raise
     except OSError as error:
-        raise RequestError("internal_error", f"the models root cannot be read: {error.strerror}") from None
-    body: Versions = {"versions": [views.version_view(one, services.supervisor, services.engines) for one in found]}
+        problem = f"{services.models}: {error.strerror}; expected the models root, see --models"
+        found = _resident(services, problem)
+    listed = [views.version_view(one, services.supervisor, services.engines) for one in found]
+    body: Versions = {"versions": listed, "problem": problem}
     return answer(body)
+
+
+def _resident(services: Services, problem: str) -> list[VersionSummary]:
+    """Describe the resident versions without their files: the digest and the sizes are those that were loaded."""
+    found = {}
+    for resident in services.engines.residents:
+        key, sizes = resident.key, [stamp.size for stamp in resident.engine.plan.stamps.values() if stamp is not None]
+        sealed = key.digest is not None
+        found[key.version] = VersionSummary(
+            key.version, sealed, key.digest, key.version, sum(sizes), len(sizes), None, problem
+        )
+    return [found[name] for name in sorted(found)]
 
 
 async def events(request: web.Request) -> web.StreamResponse:
