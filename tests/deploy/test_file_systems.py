@@ -3,6 +3,7 @@ wrong."""
 
 import errno
 import os
+import stat
 import subprocess
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from tests.deploy.factory import AS_ROOT, WEIGHTS, next_tick, weights
 from tests.deploy.faulty import change_inodes
 from zwatch.deploy import links
+from zwatch.deploy.durable import write_durably
 from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, repoint
 from zwatch.deploy.look import SETTLED, SWEEP_AFTER, Looker, await_files, open_version, point
 from zwatch.deploy.resolving import LinkStamp, are_unchanged, resolve
@@ -397,3 +399,16 @@ def test_a_wish_that_may_not_be_carried_out_is_reported_as_one_until_it_is(root,
             assert "`ln -sfn v2 current`" in stray.reason
     look = looker.look()
     assert (version(look), list(look.strays)) == ("v2", [])
+
+
+def test_a_file_is_written_durably_on_a_file_system_that_cannot_sync_directories(tmp_path, monkeypatch):
+    genuine = os.fsync
+
+    def unsupported(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        genuine(descriptor)
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    write_durably(tmp_path, "state.json", b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
