@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Unanswered
-from zwatch.deploy.chains import ChainLink, LinkStamp, read_beside, read_chain, stamp_of
+from zwatch.deploy.chains import LinkStamp, read_beside, read_chain, stamp_of
 from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
@@ -291,10 +291,9 @@ def _read_stamp(root_fd: int, alias: str) -> LinkStamp | None:
 
 
 def point(root: Path, alias: str, version: str) -> LinkStamp:
-    """Repoint an alias as an operator requests, or make it; return the stamp that it has then.
+    """Repoint an alias as an operator requests, or make it; return its new stamp.
 
-    The last link of a chain is moved: of `current -> stable -> v1` that is `stable`, and `current` leads through it as
-    before.
+    The alias itself is moved and no other link: of `current -> stable -> v1`, a deploy to `current` leaves `stable` alone.
 
     Raises:
         RepointError: the version does not exist, or the link could not be changed.
@@ -305,26 +304,15 @@ def point(root: Path, alias: str, version: str) -> LinkStamp:
                 raise RepointError(f"there is no version {version!r} under the models root")
             try:
                 chain = read_chain(root_fd, alias)
+                note = LinkNote.take(root_fd, alias)
             except FileNotFoundError:
                 return repoint(root_fd, alias, version, None)
-            link = _link_to_move(root, chain, alias, version)
-            placed = repoint(root_fd, link, version, LinkNote.take(root_fd, link))
-            if link == alias:
-                return placed
-            _log.info("%s now points to %s; %s leads through it and is left as it is", link, version, alias)
-            return stamp_of(read_chain(root_fd, alias))
+            placed = repoint(root_fd, alias, version, note)
+            if len(chain) > 1:
+                _log.warning(
+                    "%s led through %s and now points to %s itself, because %s was named; `ln -sfn %s %s` restores the chain",
+                    alias, chain[0].text, version, alias, chain[0].text, alias,
+                )  # fmt: skip
+            return placed
     except OSError as error:
         raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
-
-
-def _link_to_move(root: Path, chain: Sequence[ChainLink], alias: str, version: str) -> str:
-    if not chain:
-        raise RepointError(f"{alias}: expected a symlink, found something else with that name; move it away")
-    last = chain[-1]
-    if last.name is None:
-        raise RepointError(
-            f"{alias} leads through the link {last.path}, which is not in the models root, and is left as it is; type "
-            f"`ln -sfn {root.absolute() / version} {last.path}` in the models root, or, to give up the chain, "
-            f"`ln -sfn {version} {alias}`"
-        )
-    return last.name

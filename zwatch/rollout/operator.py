@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
@@ -59,9 +59,6 @@ class Operator:
             target, fault = record.target, record.fault
             if target is not None and (target.link_stamp, target.version) == (link_stamp, version):
                 decided = self._decided(record)
-                if decided is not None and decided.serves and target.holder != alias:
-                    moved = f"{target.holder} was repointed, through which {alias} leads"
-                    return replace(decided, message=f"{decided.message}; {moved}")
                 if decided is not None:
                     return decided
             elif not self._may_come(record):
