@@ -1,12 +1,15 @@
 """The check of configs: what models have passes, and what no model can mean is refused with the file and the field."""
 
 import copy
+import errno
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.editing import TRANSFORMER, build, edit_json, edit_tensors, parameters, rejection_of, seal_again
+from zwatch.engine.components import _as_rejection_of
 from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import check_configs
 from zwatch.engine.factory import EngineFactory
@@ -276,6 +279,27 @@ def test_how_a_library_is_called_is_not_the_configs_to_say(factory, models):
 def test_a_setting_of_the_pipeline_besides_its_components_is_left_alone(factory, models, extra):
     edit_json(models / "v1/model_index.json", lambda index: index.update(a_setting=extra))
     warmed(factory, models)
+
+
+def chained(error, cause):
+    """Return an error that a library raised because of another."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (TypeError("dim"), Rejection), (OSError("can't load the tokenizer"), Rejection),
+        (OSError(errno.ENOENT, "No such file"), Rejection), (OSError(errno.EMFILE, "Too many open files"), OSError),
+        (MemoryError(), MemoryError), (torch.OutOfMemoryError("CUDA"), torch.OutOfMemoryError),
+        (chained(OSError("can't load"), OSError(errno.EIO, "Input/output error")), OSError),
+        (chained(RuntimeError("tokenizer"), MemoryError()), RuntimeError),
+    ],
+)  # fmt: skip
+def test_a_lack_of_memory_or_descriptors_while_a_component_is_built_is_not_the_configs_fault(error, raised):
+    with pytest.raises(raised), _as_rejection_of("vae/config.json"):
+        raise error
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% if %}", "", "{{ messages | no_such_filter }}"])

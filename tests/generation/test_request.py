@@ -26,6 +26,13 @@ def test_without_a_seed_each_request_draws_another():
     assert parse_generate({**GOOD, "seed": None}).seed != parse_generate({**GOOD, "seed": None}).seed
 
 
+@pytest.mark.parametrize("asked", [{}, {"seed": None}, {"n": 16}, {"seed": None, "n": 16}])
+def test_every_seed_that_is_chosen_here_is_a_number_that_javascript_has(monkeypatch, asked):
+    monkeypatch.setattr("secrets.randbelow", lambda end: end - 1)
+    request = parse_generate({**GOOD, **asked})
+    assert request.seed + request.n <= 2**32
+
+
 @pytest.mark.parametrize("seed", [0, 42, 2**63 - 1])
 def test_a_given_seed_is_kept(seed):
     assert parse_generate({**GOOD, "seed": seed}).seed == seed

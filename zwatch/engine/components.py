@@ -4,6 +4,7 @@ A component is built on the meta device, which allocates nothing, and its parame
 the shadow buffers: there is no second copy of the weights.
 """
 
+import errno
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -160,7 +161,22 @@ def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
 
 def _as_rejection_of(path: str) -> Translating:
     """Translate every error that a library raises because of a config into a rejection of that config."""
-    return Translating(lambda error: Rejection("config_invalid", f"{path}: {type(error).__name__}: {error}"))
+
+    def translate(error: Exception) -> Exception | None:
+        return None if _may_pass(error) else Rejection("config_invalid", f"{path}: {type(error).__name__}: {error}")
+
+    return Translating(translate)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Return whether an error, or what it was raised because of, says that memory, descriptors or a disk failed."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _on_meta(component: str, make: Callable[[], Any]) -> Any:
