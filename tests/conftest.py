@@ -50,3 +50,23 @@ def models(tiny_versions, tmp_path):
     shutil.copytree(tiny_versions, root)
     (root / "current").symlink_to("v1")
     return root
+
+
+@pytest.fixture
+def hanging_mount():
+    """Mount such file systems over directories; skipped where that is not allowed."""
+    from tests.hanging import HangingMount
+
+    mounts = []
+
+    def mount(directory):
+        try:
+            mounts.append(HangingMount(directory))
+        except OSError as error:
+            pytest.skip(f"FUSE cannot be mounted: {error}")
+        return mounts[-1]
+
+    yield mount
+    for one in mounts:
+        one.heal()
+        one.close()

@@ -7,13 +7,11 @@ import struct
 import threading
 from pathlib import Path
 
-import pytest
-
 _DETACH = 2  # MNT_DETACH
 _HEADER = struct.Struct("<IIQQIIII")  # struct fuse_in_header
 _ANSWER = struct.Struct("<IiQ")  # struct fuse_out_header
-_LOOKUP, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE, _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR = (
-    1, 3, 14, 15, 17, 18, 25, 26, 27, 28, 29,
+_LOOKUP, _GETATTR, _OPEN, _READ, _RELEASE, _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT = (
+    1, 3, 14, 15, 18, 25, 26, 27, 28, 29, 36,
 )  # fmt: skip
 _SILENT = (2, 42)  # FORGET and BATCH_FORGET have no answer
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,11 +66,20 @@ class HangingMount:
                 path = f"{path}/{os.fsdecode(body[:-1])}".lstrip("/")
             if operation in _SILENT:
                 continue
+            if operation == _INTERRUPT:  # the process is killed: as NFS, let it go
+                self._interrupt(struct.unpack_from("<Q", body)[0])
+                continue
             if self.hangs is not None and operation != _INIT and f"{path}/".startswith(self.hangs and f"{self.hangs}/"):
                 self._held.append((operation, unique, node, body))
                 self.waiting.set()
                 continue
             self._answer(operation, unique, node, body)
+
+    def _interrupt(self, unique: int) -> None:
+        for request in [request for request in self._held if request[1] == unique]:
+            self._held.remove(request)
+            with contextlib.suppress(OSError):
+                os.write(self._fuse, _ANSWER.pack(_ANSWER.size, -4, unique))
 
     def _answer(self, operation: int, unique: int, node: int, body: bytes) -> None:
         try:
@@ -133,21 +140,3 @@ class HangingMount:
                 break
             data += entry
         return data
-
-
-@pytest.fixture
-def hanging_mount():
-    """Mount such file systems over directories; skipped where that is not allowed."""
-    mounts: list[HangingMount] = []
-
-    def mount(directory: Path) -> HangingMount:
-        try:
-            mounts.append(HangingMount(directory))
-        except OSError as error:
-            pytest.skip(f"FUSE cannot be mounted: {error}")
-        return mounts[-1]
-
-    yield mount
-    for one in mounts:
-        one.heal()
-        one.close()

@@ -91,6 +91,15 @@ class Server:
 
         await self.until(check, f"{version} serves", deadline)
 
+    async def serves_current(self, version: str, deadline: float = DEADLINE):
+        """Wait until a version serves `current`, whatever becomes of other aliases."""
+
+        async def check():
+            serving = (await self.status())["serving"]
+            return serving and serving["version"] == version
+
+        await self.until(check, f"{version} serves current", deadline)
+
     async def rejected(self, code: str, deadline: float = DEADLINE):
         """Wait until current's attempt is rejected with this code; return the attempt."""
 

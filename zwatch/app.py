@@ -22,7 +22,7 @@ from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
-from zwatch.bridge import Bridge, NoAnswer
+from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import FatalError, RequestError, UsageError
@@ -120,8 +120,12 @@ async def _close(bridge: Bridge, root_watcher: RootWatcher) -> list[str]:
     """End all threads; return the lanes of those that do not end."""
     with suppress(NoAnswer):
         await bridge.run("watch", root_watcher.stop)
-    lingering = await asyncio.to_thread(bridge.close)
-    if lingering:
+    bridge.close(0.0)
+    # Not in a thread of asyncio's: that would import a module, for which another import may have to end first.
+    end = time.monotonic() + CLOSE_SECONDS
+    while bridge.is_busy and time.monotonic() < end:  # noqa: ASYNC110 (threads set no event)
+        await asyncio.sleep(0.005)
+    if lingering := bridge.close(0.0):
         _log.warning("not waiting for calls that do not return: %s", ", ".join(lingering))
     return lingering
 

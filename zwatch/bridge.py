@@ -167,12 +167,17 @@ class Bridge:
         except RuntimeError:
             pass
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call runs that was not left."""
+        return any(threads.running for threads in self._lanes.values())
+
     def close(self, seconds: float = CLOSE_SECONDS) -> list[str]:
         """Accept no more functions, wait for those that run, and return the lanes of those that do not end in time."""
         for threads in self._lanes.values():
             threads.close()
         end = time.monotonic() + seconds
-        while any(threads.running for threads in self._lanes.values()) and time.monotonic() < end:
+        while self.is_busy and time.monotonic() < end:
             time.sleep(0.005)
         return [lane for lane, threads in self._lanes.items() if threads.running or threads.left]
 

@@ -143,7 +143,11 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     "shutting_down": RequestErrorKind(503, Fault.SERVICE, "The service stops.", is_outcome=True),
     "too_many_connections": RequestErrorKind(503, Fault.SERVICE, "Too many connections are open."),
     "timeout": RequestErrorKind(
-        504, Fault.SERVICE, "The request's own limit has passed.", retry=False, is_outcome=True
+        504,
+        Fault.SERVICE,
+        "The request's own limit has passed, or a disk did not answer.",
+        retry=False,
+        is_outcome=True,
     ),
 }
 """Every error that a request can get, by its code: the one place that knows statuses and faults."""

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal_again
+from zwatch.engine import pipeline
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.precision import adapt
 from zwatch.errors import GenerationCancelled
@@ -344,3 +345,13 @@ def test_an_image_on_cuda_equals_diffusers_own_on_cuda(tiny_versions, wanted):
     image = library_image(library_pipeline(tiny_versions / "v1", "cuda"), wanted, wanted.seeds[0], "cuda")
     assert np.array_equal(images(engine, wanted)[0], pixels(image))
     assert engine.verify_resident()[1] == []
+
+
+def test_an_engine_whose_image_never_comes_back_says_so_and_can_be_closed(factory, tiny_versions, monkeypatch):
+    engine = build(factory, tiny_versions, "v1")
+    monkeypatch.setattr(pipeline, "LOCK_SECONDS", 0.05)
+    with engine._lock:
+        with pytest.raises(RuntimeError, match="does not come back; deploy another version"):
+            images(engine, parameters())
+        engine.close()
+    assert not engine.is_complete

@@ -1,6 +1,7 @@
 """The queue: order, limit, leases, cancellation, failures, closing, and its listeners."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -474,3 +475,33 @@ async def test_on_refuse_gets_each_refusal(queue):
     refused(queue)
     refused(queue, limit_only=True)
     assert refusals == ["model_not_found", "invalid_value", "shutting_down", "shutting_down"]
+
+
+async def test_a_generation_that_never_comes_back_is_answered_and_holds_up_no_other(engine, queue, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(engine, "serve", lambda *args, **kwargs: go.wait())
+    queue.stall = queue.stall_after_end = 0.1
+    hung = submit(queue)
+    await end_of(hung)
+    assert (hung.error.code, hung.error.status) == ("generation_failed", 500)
+    assert "did not get on" in hung.error.message
+    monkeypatch.undo()
+    queue.stall = 600.0
+    after = submit(queue)
+    await end_of(after)
+    assert after.state is JobState.DONE
+    go.set()
+
+
+async def test_a_generation_whose_client_has_gone_does_not_keep_the_device_for_ever(engine, queue, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(engine, "serve", lambda *args, **kwargs: go.wait())
+    queue.stall_after_end = 0.1
+    hung = submit(queue)
+    while queue.running is None:
+        await asyncio.sleep(0)
+    queue.cancel(hung)
+    while queue.running is hung:
+        await asyncio.sleep(0.01)
+    assert hung.state is JobState.CANCELLED
+    go.set()

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, quick_retries, reached
-from zwatch.errors import Rejection
+from zwatch.errors import Rejection, Retry
 from zwatch.rollout.lifecycle import EngineState, LoadWay
+from zwatch.rollout.load_thread import LoadLimits
 
 
 @pytest.mark.parametrize("stage", ["build", "warm"])
@@ -163,3 +164,40 @@ async def test_the_log_says_why_a_load_was_abandoned(service, caplog, how, reaso
     await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
     (line,) = [record.message for record in caplog.records if "is abandoned" in record.message]
     assert line.endswith(f"s: {reason}")
+
+
+def impatient(service):
+    """Give up loads soon, from now on."""
+    service.supervisor.runner._thread._limits = LoadLimits(stalled=2.0, slow=2.0, unwinding=0.5)
+
+
+@quick_retries
+async def test_a_read_that_never_returns_is_given_up_named_and_tried_again(service, hanging_mount):
+    mount = hanging_mount(service.root / "v2")
+    impatient(service)
+    mount.hangs = TRANSFORMER
+    service.link("v2")
+    await service.until_rejected("v2", "stalled")
+    rejection = service.supervisor.attempts[0].rejection
+    assert rejection.retry is Retry.BACKOFF
+    assert "did not get on for 2 s" in rejection.reason
+    assert service.serves() == "v1"
+    mount.heal()
+    await service.until(lambda: service.serves() == "v2")
+    await service.until(lambda: not service.supervisor.runner._thread.lingering)
+
+
+async def test_a_load_that_loops_in_python_code_is_ended(services):
+    class LoopingFactory(HeldFactory):
+        def warm(self, engine, control):
+            while engine.version == "v2":
+                pass
+            super().warm(engine, control)
+
+    service = await services(make_factory=LoopingFactory).start()
+    await service.until_serves("v1")
+    impatient(service)
+    service.link("v2")
+    await service.until_rejected("v2", "stalled")
+    await service.until(lambda: service.bridge.left("load") == 0)
+    assert service.serves() == "v1"

@@ -220,7 +220,7 @@ _STATUS = (
         "GET", "/attempts", status.attempts, "status", "attempts", "List the last attempts, newest first",
         {200: Answer("At most 100 attempts.", status.Attempts)},
     ),
-    Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}),
+    Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}, errors=(504,)),
     Call(
         "GET", "/events", status.events, "status", "events",
         "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`", _EVENTS,
@@ -246,12 +246,12 @@ _DEPLOY = (
         "POST", "/api/deploy", deploy.deploy, "deploying", "deploy",
         "Repoint an alias, and wait until the version serves or is rejected",
         {200: _DEPLOYED, 202: Answer("With `wait` false: the alias points to the version.", deploy.Linked)},
-        errors=(404, 409), body=deploy.DeployRequest,
+        errors=(404, 409, 504), body=deploy.DeployRequest,
     ),
     Call(
         "POST", "/api/rollback", deploy.rollback, "deploying", "rollback",
         "Repoint an alias to the version that it served before", {200: _DEPLOYED},
-        errors=(404, 409), body=deploy.AliasRequest, body_required=False,
+        errors=(404, 409, 504), body=deploy.AliasRequest, body_required=False,
     ),
     Call(
         "POST", "/api/load_model", deploy.load_model, "deploying", "load_model",

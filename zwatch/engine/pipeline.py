@@ -21,6 +21,9 @@ from zwatch.shadow.device import Device
 
 _log = logging.getLogger(__name__)
 
+LOCK_SECONDS = 30.0
+"""Seconds to wait for another image by the same engine: the queue runs one at a time, so that there is none to wait for."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
@@ -104,7 +107,7 @@ class Engine:
             RuntimeError: the device failed.
         """
         timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
-        with self._lock, self.device.measured_request(), torch.inference_mode():
+        with self._exclusively(), self.device.measured_request(), torch.inference_mode():
             with _timed(timings, "encode"), self.device.launching():
                 truncated = self.is_truncated(parameters.prompt)
                 positive, negative = self._encode(parameters)
@@ -168,11 +171,26 @@ class Engine:
             problems = [problem for check in checks if (problem := check()) is not None]
         return sum(buffer.nbytes for buffer in buffers), problems
 
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Make one image at a time. A generation that was given up and does not come back keeps the engine for itself."""
+        if not self._lock.acquire(timeout=LOCK_SECONDS):
+            raise RuntimeError(
+                f"an image that version {self.version} makes does not come back; deploy another version or restart the service"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def close(self) -> None:
-        """Release all components; those that no other engine shares are freed."""
-        with self._lock:
-            self._pipeline = None
-            self.components = ()
+        """Release all components; those that no other engine shares are freed, when an image that is being made by a
+        generation that does not come back ends."""
+        is_ours = self._lock.acquire(timeout=LOCK_SECONDS)
+        self._pipeline = None
+        self.components = ()
+        if is_ours:
+            self._lock.release()
 
     def exclusive_buffers(self, others: Collection["Engine"], digests: Collection[str]) -> set[FileBuffer]:
         """Return the buffers that none of the other engines holds and whose digest is not among `digests`."""

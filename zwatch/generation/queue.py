@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from zwatch.bridge import Bridge, Pulse
+from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
@@ -28,6 +28,17 @@ _FIRST_GUESS = 2.0  # seconds per request, until one was measured
 _WEIGHT = 0.2  # of the newest request in the moving average
 _FINISHING = 4
 """Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
+STALL = 600.0
+"""Seconds after which a generation that makes no step is given up: a step may take minutes on a slow processor."""
+STALL_AFTER_END = 120.0
+"""The same for one whose client was answered (time limit, cancelled, gone): others wait for the device."""
+
+
+class _SignOfLife:
+    """When a generation last got on, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
 
 
 class GenerationQueue:
@@ -51,6 +62,7 @@ class GenerationQueue:
         self.max_work = max_work
         self.preview_share = SHARE
         """Largest share of a run's time that its previews may take."""
+        self.stall, self.stall_after_end = STALL, STALL_AFTER_END
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -223,7 +235,7 @@ class GenerationQueue:
                 raise self._not_served(job.request.model)
             engine, key = job.lease.engine, job.lease.key
             parameters = fitted(job.request, engine, self.max_work)
-            generation = await self._bridge.run("generate", self._generate, engine, parameters, job)
+            generation = await self._in_thread(engine, parameters, job)
             if not generation.finite:
                 raise RequestError("generation_failed", "the model made NaN or infinite pixels")
             job.lease.count_images(len(generation.images))
@@ -238,9 +250,45 @@ class GenerationQueue:
             job.fail(other or _failure(error))
         return None
 
-    def _generate(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
+    async def _in_thread(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
+        """Generate in a thread; leave it if it does not come back.
+
+        Raises:
+            RequestError: 500, it did not come back, or an earlier one has not yet.
+            GenerationCancelled: the job has ended, and its thread did not come back.
+        """
+        sign = _SignOfLife()
+        try:
+            begun = self._bridge.begin("generate", self._generate, engine, parameters, job, sign)
+        except NoAnswer as error:
+            raise RequestError(
+                "generation_failed", f"earlier generations have not come back: {error.strerror}"
+            ) from None
+        try:
+            while not begun.future.done():
+                await asyncio.wait([begun.future], timeout=1.0)
+                limit = self.stall_after_end if job.state.is_final else self.stall
+                if not begun.future.done() and time.monotonic() - sign.at > limit:
+                    begun.interrupt()
+                    begun.leave()
+                    _log.error("a generation by %s does not come back; going on without it", engine.version)
+                    if job.state.is_final:
+                        raise GenerationCancelled
+                    raise RequestError("generation_failed", f"the generation did not get on for {limit:g} s")
+            return begun.future.result()
+        finally:
+            del begun  # an error's frames, of which this is one, hold the memory of a failed generation
+
+    def _generate(
+        self, engine: "Engine", parameters: "GenerationParameters", job: Job, sign: "_SignOfLife"
+    ) -> "Generation":
         reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
-        return engine.serve(parameters, on_step=reporter.report, cancelled=lambda: job.is_cancelled)
+
+        def cancelled() -> bool:
+            sign.at = time.monotonic()
+            return job.is_cancelled
+
+        return engine.serve(parameters, on_step=reporter.report, cancelled=cancelled)
 
     async def _finish(self, job: Job, result: Result) -> None:
         try:

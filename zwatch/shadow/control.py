@@ -21,7 +21,7 @@ class LoadControl:
         self.bytes_total = 0
         self.bytes_done = 0
         self.shared: list[str] = []
-        self.activity = "beginning the load"
+        self.activity = "looking at the version's files"
         """What it does now, as the beginning of a sentence that says that it does not end."""
         self.is_slow = False
         """Whether that may take minutes without a sign of progress: compiling kernels, an image on a slow processor."""
