@@ -239,7 +239,10 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
     supervisor = services.supervisor
     while True:
         folders = supervisor.seen.folders
-        await services.bridge.run("inspect", root_watcher.ensure_running, folders)
+        try:
+            await services.bridge.run("inspect", root_watcher.ensure_running, folders)
+        except Exception:  # without this the watching would end for good
+            _log.exception("watching %s failed; retrying", services.models)
         try:
             async with asyncio.timeout(1.0):
                 while supervisor.seen.folders == folders:

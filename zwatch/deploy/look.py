@@ -112,6 +112,9 @@ class Looker:
                 break
         notes, self._wishes.notes = self._wishes.notes, []
         changed, folders = self._changed(awaited), self._folders(faults, awaited)
+        for fault in faults.values():
+            if fault.directory is not None:
+                fault.directory.close()  # one kept open would keep its file system from being unmounted
         return Look(dict(self._known), faults, self._strays, notes, changed, self._wishes.refused, folders)
 
     def _stamps(self, root_fd: int, faults: Mapping[str, Fault]) -> object:

@@ -106,7 +106,8 @@ class Fault:
     link: str | None = None
     link_stamp: LinkStamp | None = None
     directory: Directory | None = field(default=None, compare=False)
-    """The directory that it leads to, if that is one but no version: named by its path, below the models root or absolute."""
+    """The directory that it leads to, if that is one but no version: named by its path, below the models root or absolute.
+    Closed after the look."""
 
 
 def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
