@@ -89,19 +89,24 @@ class RootLinks:
 
     def _leading(self, root_fd: int, directory: tuple[int, int], paths: Mapping[str, str]) -> list[str]:
         """Return the names, sorted, of those paths that resolve to a directory."""
-        # Links to links in the models root are followed by what was read: thousands of them, or a loop, cost no system call.
-        found: dict[str, tuple[int, int] | None] = {}
+        # Links to links in the models root are followed by what was read, each once: thousands of them, or a loop, cost no
+        # system call.
+        ends: dict[str, str | None] = {}
+        found: dict[str | None, tuple[int, int] | None] = {None: None}  # None: a loop
         names = []
         for name, start in paths.items():
-            end: str = _tidied(start)
-            for _ in range(_MAX_HOPS):
-                if (link := self.links.get(end)) is None:
+            end: str | None = _tidied(start)
+            passed: list[str] = []
+            while end is not None and (link := self.links.get(end)) is not None:
+                if end in ends:
+                    end = ends[end]
                     break
+                passed.append(end)
+                ends[end] = None  # until its end is known: who comes here again went in a loop
                 end = _tidied(link.text)
-            else:
-                continue  # a loop, or more than Linux follows
+            ends.update(dict.fromkeys(passed, end))
             if end not in found:
-                found[end] = _identity(root_fd, end)
+                found[end] = _identity(root_fd, end) if end is not None else None
             if found[end] == directory:
                 names.append(name)
         return sorted(names)
