@@ -127,6 +127,7 @@ class Looker:
             if not moved:
                 break
         changed, folders = self._changed(awaited), self._folders(faults, awaited)
+        # Not closed, but let go: a thread that does not return may still use a directory.
         faults = {alias: replace(fault, directory=None) for alias, fault in faults.items()}
         return Look(
             dict(self._known), faults, strays, self._search.take_notes(), changed, self._search.refused, folders
