@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from zwatch import systemd
+from zwatch import logwriter, systemd
 from zwatch.api.answers import add_id, identify, shape_errors
 from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
 from zwatch.api.metrics import Gauges, Metrics
@@ -177,6 +177,7 @@ async def serve(config: Config) -> None:
             _log.warning("second signal: stopping without waiting for requests")
             for started in services:
                 started.supervisor.stop_at_once()
+            logwriter.flush()
             os._exit(130)
         stop.set()
 
@@ -246,13 +247,13 @@ async def _announce(services: Services, url: str) -> None:
     supervisor = services.supervisor
     while not supervisor.settled_once:
         await supervisor.changes.wait()
-    systemd.notify("READY=1")
+    await systemd.tell("READY=1")
     said: str | None = None
     while True:
         serving = services.engines.serving("current")
         line = f"{url} serves {serving.key.version}" if serving is not None else f"{url} serves nothing, see /status"
         if line != said:
-            systemd.notify(f"STATUS={line}")
+            await systemd.tell(f"STATUS={line}")
             said = line
         await supervisor.changes.wait()
 

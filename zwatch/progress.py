@@ -13,7 +13,7 @@ class Progress:
     def __init__(self, title: str, total: int | None) -> None:
         self._bar = tqdm(
             total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=sys.stderr,
-            disable=not sys.stderr.isatty(),
+            disable=sys.stderr is None or not sys.stderr.isatty(),
         )  # fmt: skip
 
     def advance(self, path: str, count: int) -> None:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from zwatch import __version__
+from zwatch import __version__, logwriter
 from zwatch.api import views
 from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
 from zwatch.generation.history import History
@@ -193,6 +193,12 @@ class Gauges(Collector):
         yield from self._engine_gauges()
         yield from self._device_gauges()
         yield from self._history_gauges()
+        lines = CounterMetricFamily(
+            "zwatch_log_lines_dropped",
+            "Log lines that were not written: standard error took none, or too many in a second.",
+        )
+        lines.add_metric([], logwriter.unwritten())
+        yield lines
 
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue
