@@ -118,9 +118,9 @@ def command(models, tmp_path):
 
 
 @asynccontextmanager
-async def serving(models, tmp_path, stderr, before=()):
+async def serving(models, tmp_path, stderr):
     """Run a service with this standard error; yield (process, a function that calls it). Its address is found in /proc."""
-    process = subprocess.Popen([*before, *command(models, tmp_path)], stderr=stderr, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(models, tmp_path), stderr=stderr, stdout=subprocess.DEVNULL)
     try:
         async with asyncio.timeout(DEADLINE), aiohttp.ClientSession() as http:
             while (port := _port(process.pid)) is None:
@@ -166,13 +166,6 @@ async def test_a_service_whose_log_nobody_reads_goes_on_and_stops(models, tmp_pa
         waiting = bytearray(4)
         fcntl.ioctl(read, 0x541B, waiting)  # FIONREAD
         assert int.from_bytes(waiting, sys.byteorder) > 3000, "the pipe is full"
-
-
-@pytest.mark.slow
-async def test_a_service_whose_standard_error_is_closed_goes_on_and_stops(models, tmp_path):
-    async with serving(models, tmp_path, None, ["sh", "-c", 'exec "$@" 2>&-', "sh"]) as (_, call):
-        assert (await call("POST", "/generate", json={"prompt": "x"}))[0] == 200
-        assert (await call("GET", "/nothing"))[0] == 404
 
 
 def test_what_a_thread_or_a_library_writes_to_standard_error_is_a_log_line():

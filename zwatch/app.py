@@ -18,6 +18,7 @@ from zwatch.api.answers import add_id, identify, shape_errors
 from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
 from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
+from zwatch.api.refusals import Refusals
 from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
@@ -25,7 +26,7 @@ from zwatch.api.streams import CLOSING
 from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
-from zwatch.errors import RequestError, UsageError
+from zwatch.errors import RequestError, UsageError, retry_after
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -44,7 +45,7 @@ MAX_BODY = 2**20
 SHORT_TOKEN = 16
 """A token with fewer characters causes a warning: tokens in headers can be tried without limit."""
 
-STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
+STOPPING = RequestError("shutting_down", "the service stops", headers=retry_after(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     bridge = Bridge()
     services = _wired(config, bridge, state_file)
     max_connections, backlog = connection_limits()
+    refusals = Refusals()
     runner = Runner(
-        _application(config, services, limits),
+        _application(config, services, limits, refusals),
         max_connections=max_connections,
         limits=limits,
+        refusals=refusals,
         handler_cancellation=True,
         shutdown_timeout=2.0,
         access_log=None,
@@ -98,6 +101,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         runner.app[CLOSING].set()
         services.supervisor.changes.fire()
         await runner.cleanup()
+        refusals.flush()
         await asyncio.to_thread(root_watcher.stop)
         await asyncio.to_thread(bridge.close)
         state_file.close()
@@ -204,13 +208,13 @@ def _make_factory(config: Config) -> "EngineFactory":
     return factory
 
 
-def _application(config: Config, services: Services, limits: TimeLimits) -> web.Application:
+def _application(config: Config, services: Services, limits: TimeLimits, refusals: Refusals) -> web.Application:
     authenticator = Authenticator(config.token)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[
             identify,
-            observer(services.metrics),
+            observer(services.metrics, refusals),
             shape_errors,
             authorizing(authenticator, config.host, config.allowed_hosts),
         ],

@@ -1,5 +1,6 @@
 """Every error that zwatch raises deliberately, and whose fault it is."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -133,6 +134,15 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     ),
 }
 """Every error that a request can get, by its code: the one place that knows statuses and faults."""
+
+
+MOST_RETRY_AFTER = 60
+"""Seconds: clients such as the `openai` package do not wait longer, but give up at once."""
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that tells a client when to try again: whole seconds, 1 to 60."""
+    return {"Retry-After": str(math.ceil(min(max(seconds, 1), MOST_RETRY_AFTER)))}
 
 
 class RequestError(ZwatchError):

@@ -6,7 +6,6 @@ Failed logins are limited per client address.
 import base64
 import hashlib
 import hmac
-import ipaddress
 import logging
 import math
 import time
@@ -18,14 +17,13 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from zwatch.api.answers import Handler, route_of
+from zwatch.api.refusals import HEALTH, network_of
 from zwatch.api.schema import COOKIE
 from zwatch.config import is_loopback
-from zwatch.errors import RequestError
+from zwatch.errors import RequestError, retry_after
 
 _log = logging.getLogger(__name__)
 
-HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
-"""Routes that need no token and accept any Host: a load balancer has no token and may connect by IP address."""
 OPEN = HEALTH | {"/", "/page", "/login"}
 """Routes that need no token: the health checks, the page, its files below `/page/`, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -79,16 +77,16 @@ class LoginAttempts:
         Raises:
             RequestError: 429 with `Retry-After`, the address made too many failed logins.
         """
-        if (seconds := self._wait(_network(address))) > 0:
+        if (seconds := self._wait(network_of(address))) > 0:
             wait = math.ceil(seconds)
             raise RequestError(
                 "too_many_guesses", f"too many wrong tokens came from your address: try again in {wait} s",
-                headers={"Retry-After": str(wait)},
+                headers=retry_after(wait),
             )  # fmt: skip
 
     def count_failure(self, address: str) -> None:
         """Record a failed login."""
-        network, now = _network(address), self._clock()
+        network, now = network_of(address), self._clock()
         self._free_at[network] = max(now, self._free_at.pop(network, now)) + FAILURE_SECONDS
         if self._wait(network) > 0:
             _log.warning("too many wrong tokens from %s: /login rejects this address temporarily", network)
@@ -98,19 +96,6 @@ class LoginAttempts:
     def _wait(self, network: str) -> float:
         """Return the seconds until the next login may be tried; 0 or less if it may be now."""
         return self._free_at.get(network, 0.0) - self._clock() - (MAX_FAILURES - 1) * FAILURE_SECONDS
-
-
-def _network(address: str) -> str:
-    """Return what is limited together: an IPv4 address, or an IPv6 /64 network, all of which one client usually has."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return (
-        found.ipv4_mapped.compressed if found.ipv4_mapped else str(ipaddress.ip_network((int(found), 64), strict=False))
-    )
 
 
 class Authenticator:

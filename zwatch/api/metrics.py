@@ -160,7 +160,7 @@ class Metrics:
     def http_ended(self, route: str | None, method: str, status: int, seconds: float | None) -> None:
         """Count an HTTP request; `seconds` is None for a stream."""
         route = route or NO_ROUTE
-        self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._http.labels(route, method_name(method), str(status)).inc()
         if seconds is not None:
             self._http_seconds.labels(route).observe(seconds)
 
@@ -274,6 +274,11 @@ class Gauges(Collector):
         yield _gauge("zwatch_history_bytes", "Total size of the images in the output directory.", view["bytes"])
         fault = int(view["fault"] is not None)
         yield _gauge("zwatch_history_fault", "Whether images cannot be written, or old ones cannot be deleted.", fault)
+
+
+def method_name(method: str) -> str:
+    """Return a method's name, `other` for one that HTTP does not have: it is the client's text."""
+    return method if method in _METHODS else "other"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

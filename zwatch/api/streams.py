@@ -7,6 +7,7 @@ from contextlib import aclosing, suppress
 from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
+from zwatch.api.connection import beats
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
@@ -15,6 +16,8 @@ from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Queued,
 
 _PAUSE = 0.1
 """Least seconds between two comparisons of the state, so that many small changes are sent as one."""
+
+_COMMENT = b": still here\n\n"
 
 SendEvent = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
 """Sends an event of a job, in the format of the client's API."""
@@ -55,6 +58,7 @@ async def open_stream(request: web.Request) -> web.StreamResponse:
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
+    beats(request, response, _COMMENT)
     return response
 
 
@@ -65,7 +69,7 @@ async def send(response: web.StreamResponse, event: str, data: bytes) -> None:
 
 async def beat(response: web.StreamResponse) -> None:
     """Send a comment, which clients ignore."""
-    await response.write(b": still here\n\n")
+    await response.write(_COMMENT)
 
 
 async def outcome(job: Job, limit: float | None) -> Finished:
