@@ -140,6 +140,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
 
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
+    queue.is_unloaded = supervisor.is_unloaded
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
@@ -209,7 +210,7 @@ def _make_factory(config: Config) -> "EngineFactory":
 
 
 def _application(config: Config, services: Services, limits: TimeLimits, refusals: Refusals) -> web.Application:
-    authenticator = Authenticator(config.token)
+    authenticator = Authenticator(config.token, config.state_dir)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[

@@ -97,7 +97,7 @@ class RequestErrorKind:
 
 
 REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
-    "invalid_json": RequestErrorKind(400, Fault.CLIENT, "The body is not a JSON object."),
+    "invalid_json": RequestErrorKind(400, Fault.CLIENT, "The body is neither a JSON object nor a form."),
     "invalid_value": RequestErrorKind(
         400, Fault.CLIENT, "A field has a wrong value; `param` names it.", is_outcome=True
     ),
@@ -117,6 +117,7 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     "cancelled": RequestErrorKind(409, Fault.CLIENT, "The job was cancelled.", retry=False, is_outcome=True),
     "length_required": RequestErrorKind(411, Fault.CLIENT, "The request has a body without a length."),
     "payload_too_large": RequestErrorKind(413, Fault.CLIENT, "The body is longer than 1 MiB."),
+    "unsupported_encoding": RequestErrorKind(415, Fault.CLIENT, "The body's `Content-Encoding` is not known."),
     "queue_full": RequestErrorKind(429, Fault.CLIENT, "No more requests may wait.", is_outcome=True),
     "too_many_guesses": RequestErrorKind(429, Fault.CLIENT, "Too many wrong tokens came from this address."),
     "internal_error": RequestErrorKind(

@@ -4,13 +4,13 @@ Failed logins are limited per client address.
 """
 
 import base64
-import hashlib
 import hmac
 import logging
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from aiohttp.typedefs import Middleware
 from zwatch.api.answers import Handler, route_of
 from zwatch.api.refusals import HEALTH, network_of
 from zwatch.api.schema import COOKIE
+from zwatch.api.sessions import Sessions
 from zwatch.config import is_loopback
 from zwatch.errors import RequestError, retry_after
 
@@ -27,39 +28,12 @@ _log = logging.getLogger(__name__)
 OPEN = HEALTH | {"/", "/page", "/login"}
 """Routes that need no token: the health checks, the page, its files below `/page/`, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
-SESSION_SECONDS = 30 * 86400
-_ROUNDS = 200_000
-"""PBKDF2 iterations: the cost of each guess at the token for an attacker who has a cookie."""
 MAX_FAILURES = 10
 """Failed logins in a row that an address may make before it has to wait."""
 FAILURE_SECONDS = 6.0
 """Time after which one failed login no longer counts."""
 MAX_ADDRESSES = 1000
 """Addresses that are remembered; the one with the oldest failure is dropped first."""
-
-
-class Sessions:
-    """Issues and checks session cookies. A cookie's value is its expiry time, signed with a key derived from the token:
-    it stays valid across restarts, becomes invalid with a new token, and does not reveal the token."""
-
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
-        self._key = hashlib.pbkdf2_hmac("sha256", token.encode(), b"zwatch: the page's cookie", _ROUNDS)
-        self._clock = clock
-
-    def begin(self) -> str:
-        """Return a value that is valid for 30 days."""
-        return self._signed(str(int(self._clock()) + SESSION_SECONDS))
-
-    def is_valid(self, value: str) -> bool:
-        """Return whether a value was issued with this token and has not expired."""
-        expiry = value.partition(".")[0]
-        if not (expiry.isascii() and expiry.isdecimal() and len(expiry) < 16):
-            return False
-        is_ours = hmac.compare_digest(value.encode("utf-8", "surrogateescape"), self._signed(expiry).encode())
-        return is_ours and int(expiry) > self._clock()
-
-    def _signed(self, expiry: str) -> str:
-        return f"{expiry}.{hmac.new(self._key, expiry.encode(), 'sha256').hexdigest()}"
 
 
 class LoginAttempts:
@@ -101,9 +75,9 @@ class LoginAttempts:
 class Authenticator:
     """Checks the token, or the session cookie in its place. Without a configured token every request is allowed."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, state_dir: Path) -> None:
         self._token = token
-        self.sessions = None if token is None else Sessions(token)
+        self.sessions = None if token is None else Sessions(token, state_dir=state_dir)
         """None without a token: then no cookie is needed."""
         self.login_attempts = LoginAttempts()
 
@@ -130,7 +104,8 @@ def authorizing(authenticator: Authenticator, host: str, allowed_hosts: Iterable
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        route = route_of(request)
+        # OPTIONS has no routes of its own.
+        route = request.path if request.method == "OPTIONS" else route_of(request)
         if route not in HEALTH:
             _check_host(request, hosts)
             _check_origin(request, allowed)

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from zwatch.api.answers import ID_HEADER, encoded, error_answer, error_object, route_of
+from zwatch.api.bodies import unsupported
 from zwatch.api.refusals import Bucket, Refusals, Slowdown
 from zwatch.api.services import TimeLimits
 from zwatch.errors import RequestError, retry_after
@@ -226,7 +227,7 @@ class Connection(web.RequestHandler):
         if status == 400:
             text = " ".join((message or "").split())[:300]
             if isinstance(exc, ContentEncodingError):
-                error = RequestError("invalid_http", f"{text}; send the body with gzip, deflate or no Content-Encoding")
+                error = unsupported("br" if "(br)" in text else "zstd" if "(zstd)" in text else text)
             else:
                 error = RequestError("invalid_http", f"this is not HTTP: {text}")
             self._server.refusals.count("invalid HTTP")

@@ -2,7 +2,8 @@
 
 from aiohttp import web
 
-from zwatch.api.answers import json_answer, read_request
+from zwatch.api.answers import json_answer
+from zwatch.api.bodies import read_request
 from zwatch.api.results import finished_body, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services

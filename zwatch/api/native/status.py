@@ -12,7 +12,7 @@ from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
 from zwatch.deploy.look import summaries
-from zwatch.errors import RequestError
+from zwatch.errors import RequestError, retry_after
 from zwatch.generation.request import PRIMARY
 
 
@@ -43,8 +43,7 @@ class Probe(TypedDict):
 
 
 async def _status(services: Services) -> views.StatusView:
-    factory = services.supervisor.factory
-    memory = None if factory is None else await services.bridge.run("inspect", factory.device.memory)
+    memory = await services.device_memory()
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
     return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
@@ -94,7 +93,7 @@ async def health(request: web.Request) -> web.Response:
     state, reasons = views.health(services.supervisor, services.engines)
     serving = services.engines.serving(PRIMARY)
     body: Health = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
-    return answer(body, 503 if state == "unavailable" else 200)
+    return answer(body, 503, retry_after(2)) if state == "unavailable" else answer(body)
 
 
 async def live(request: web.Request) -> web.Response:
@@ -107,4 +106,4 @@ async def ready(request: web.Request) -> web.Response:
     """Return whether `current` serves."""
     serves = request.app[SERVICES].engines.serving(PRIMARY) is not None
     body: Probe = {"status": "ready" if serves else "unavailable"}
-    return answer(body, 200 if serves else 503)
+    return answer(body) if serves else answer(body, 503, retry_after(2))
