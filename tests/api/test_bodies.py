@@ -152,6 +152,22 @@ async def test_calls_that_clients_probe_with_and_bodies_as_they_send_them(lonely
         assert "'br'" in json.loads(text)["error"]["message"]
 
 
+async def test_bodies_that_are_half_sent_delay_no_other(lonely):
+    writers = []
+    for path in ["/sdapi/v1/png-info", "/sdapi/v1/txt2img"] * 10:
+        _, writer = await lonely.connect()
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n".encode() + b"{" * 50_000
+        )
+        writers.append(writer)
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(50):  # a body may take 60 s
+        status, _, body = await lonely.call("POST", "/sdapi/v1/png-info", json={"image": "no image"})
+    assert (status, body["error"]["param"]) == (400, "image")
+    for writer in writers:
+        writer.close()
+
+
 class Named(BaseModel):
     name: str = ""
 
