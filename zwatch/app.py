@@ -18,6 +18,7 @@ from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
 from zwatch.api.health import health
 from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
+from zwatch.api.refusals import Refusals
 from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
@@ -25,7 +26,7 @@ from zwatch.api.streams import CLOSING
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.deploy.watch import RootWatcher
-from zwatch.errors import FatalError, RequestError, UsageError
+from zwatch.errors import FatalError, RequestError, UsageError, retry_after
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -43,7 +44,7 @@ MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 
 
-STOPPING = RequestError("shutting_down", "the service stops", headers={"Retry-After": "5"})
+STOPPING = RequestError("shutting_down", "the service stops", headers=retry_after(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,12 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
     state_file = await _state_file(config, bridge)
     services = _wired(config, bridge, state_file)
     max_connections, backlog = connection_limits()
+    refusals = Refusals()
     runner = Runner(
-        _application(config, services, limits),
+        _application(config, services, limits, refusals),
         max_connections=max_connections,
         limits=limits,
+        refusals=refusals,
         handler_cancellation=True,
         shutdown_timeout=2.0,
         access_log=None,
@@ -103,6 +106,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         runner.app[CLOSING].set()
         services.supervisor.changes.fire()
         await runner.cleanup()
+        refusals.flush()
         lingering += await _close(bridge, root_watcher)
         state_file.close()
 
@@ -171,6 +175,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.judge = judge
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
+    queue.is_unloaded = supervisor.is_unloaded
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
@@ -213,13 +218,13 @@ def _make_factory(config: Config) -> "EngineFactory":
     return factory
 
 
-def _application(config: Config, services: Services, limits: TimeLimits) -> web.Application:
-    authenticator = Authenticator(config.token)
+def _application(config: Config, services: Services, limits: TimeLimits, refusals: Refusals) -> web.Application:
+    authenticator = Authenticator(config.token, config.state_dir)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[
             identify,
-            observer(services.metrics),
+            observer(services.metrics, refusals),
             shape_errors,
             authorizing(authenticator, config.host, config.allowed_hosts),
         ],
@@ -269,7 +274,7 @@ async def _announce(services: Services, url: str) -> None:
     while not supervisor.settled_once:
         await supervisor.changes.wait()
     if supervisor.failure is None:
-        systemd.notify("READY=1")
+        await systemd.tell("READY=1")
     said: str | None = None
     while True:
         serving = services.engines.serving("current")
@@ -279,7 +284,7 @@ async def _announce(services: Services, url: str) -> None:
         what = "nothing" if serving is None else serving.key.version
         line = f"{url} serves {what}" + (f"; {state}: {'; '.join(reasons)}" if reasons else "")
         if line != said:
-            systemd.notify(f"STATUS={line}".replace("\n", " "))
+            await systemd.tell(f"STATUS={line}".replace("\n", " "))
             said = line
         await supervisor.changes.wait()
 

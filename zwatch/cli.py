@@ -4,6 +4,7 @@ Each option is declared once: its flag, variable, default, check and help. What 
 torch) is imported by the command that needs it.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -92,20 +93,21 @@ def _serve(port: int | None, **settings: Any) -> int:
     import asyncio
     import logging
 
-    gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
-    from zwatch import logs
-    from zwatch.serving import end_at_once, serve
+    from zwatch import logwriter
 
-    gc.enable()
-    logs.set_up(settings["log"])
-    if port is None:
-        port = config.DEFAULT_PORT
-        logging.getLogger(__name__).warning(
-            "ZWATCH_PORT=%s is ignored, because Kubernetes sets it for a Service named zwatch; the port is %d",
-            os.environ["ZWATCH_PORT"],
-            port,
-        )
-    ended = asyncio.run(serve(config.Config(port=port, **settings)))
+    with logwriter.queued(settings["log"]):
+        gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
+        from zwatch.serving import end_at_once, serve
+
+        gc.enable()
+        if port is None:
+            port = config.DEFAULT_PORT
+            logging.getLogger(__name__).warning(
+                "ZWATCH_PORT=%s is ignored, because Kubernetes sets it for a Service named zwatch; the port is %d",
+                os.environ["ZWATCH_PORT"],
+                port,
+            )
+        ended = asyncio.run(serve(config.Config(port=port, **settings)))
     status = 0 if ended.failure is None else _failed(str(ended.failure), ended.failure.status)
     if ended.lingering:
         end_at_once(status)
@@ -267,5 +269,6 @@ def _report(directory: Path, findings: list[str], good: str, *, as_json: bool) -
 
 def _failed(reason: str, status: int) -> int:
     """Say why on standard error, and return the exit status."""
-    print(f"zwatch: {reason}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # it may be a pipe that nobody reads any more, or a full disk
+        print(f"zwatch: {reason}", file=sys.stderr)
     return status

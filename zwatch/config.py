@@ -79,7 +79,7 @@ def state_directory() -> Path:
 
 def default_log() -> str:
     """Return the default log format: text on a terminal, else JSON."""
-    return "text" if sys.stderr.isatty() else "json"
+    return "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def read_token(file: Path | None) -> str | None:

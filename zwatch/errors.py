@@ -1,5 +1,6 @@
 """Every error that zwatch raises deliberately, and whose fault it is."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -110,7 +111,7 @@ class RequestErrorKind:
 
 
 REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
-    "invalid_json": RequestErrorKind(400, Fault.CLIENT, "The body is not a JSON object."),
+    "invalid_json": RequestErrorKind(400, Fault.CLIENT, "The body is neither a JSON object nor a form."),
     "invalid_value": RequestErrorKind(
         400, Fault.CLIENT, "A field has a wrong value; `param` names it.", is_outcome=True
     ),
@@ -130,6 +131,7 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     "cancelled": RequestErrorKind(409, Fault.CLIENT, "The job was cancelled.", retry=False, is_outcome=True),
     "length_required": RequestErrorKind(411, Fault.CLIENT, "The request has a body without a length."),
     "payload_too_large": RequestErrorKind(413, Fault.CLIENT, "The body is longer than 1 MiB."),
+    "unsupported_encoding": RequestErrorKind(415, Fault.CLIENT, "The body's `Content-Encoding` is not known."),
     "queue_full": RequestErrorKind(429, Fault.CLIENT, "No more requests may wait.", is_outcome=True),
     "too_many_guesses": RequestErrorKind(429, Fault.CLIENT, "Too many wrong tokens came from this address."),
     "internal_error": RequestErrorKind(
@@ -151,6 +153,15 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     ),
 }
 """Every error that a request can get, by its code: the one place that knows statuses and faults."""
+
+
+MOST_RETRY_AFTER = 60
+"""Seconds: clients such as the `openai` package do not wait longer, but give up at once."""
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that tells a client when to try again: whole seconds, 1 to 60."""
+    return {"Retry-After": str(math.ceil(min(max(seconds, 1), MOST_RETRY_AFTER)))}
 
 
 class RequestError(ZwatchError):

@@ -1,4 +1,4 @@
-"""Logging to standard error, as text or as JSON."""
+"""Logging to standard error, as text or as JSON. How a service's lines get there is in `logwriter`."""
 
 import json
 import logging
@@ -45,10 +45,10 @@ def formatter(style: str) -> logging.Formatter:
     return _Json() if style == "json" else _Text()
 
 
-def set_up(style: str) -> None:
-    """Send all log records of INFO and above to standard error, as `text` or `json`. Python's warnings become records too;
-    otherwise they would be plain text among lines of JSON."""
-    handler = logging.StreamHandler(sys.stderr)
+def set_up(style: str, handler: logging.Handler | None = None) -> None:
+    """Send all log records of INFO and above to standard error or to a handler, as `text` or `json`. Python's warnings become
+    records too; otherwise they would be plain text among lines of JSON."""
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(style))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

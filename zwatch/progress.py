@@ -25,7 +25,7 @@ class Progress:
         # Without tqdm's monitor thread: the thread below refreshes more often.
         self._bar = tqdm(
             total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=stream,
-            disable=not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=_BYTES if total else _NO_BYTES,
+            disable=stream is None or not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=_BYTES if total else _NO_BYTES,
         )  # fmt: skip
         self._ended = threading.Event()
         self._refreshing = threading.Thread(target=self._refresh, name="zwatch-progress", daemon=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from zwatch import logwriter
 from zwatch.api.services import Services
 from zwatch.app import running
 from zwatch.config import Config
@@ -79,7 +80,7 @@ async def _first_of(*events: asyncio.Event) -> None:
 def end_at_once(status: int) -> NoReturn:
     """End the process without waiting for its threads: the interpreter would wait for those of calls that do not return, or
     crash in them."""
-    _within(SAVE_SECONDS, logging.shutdown)  # what was logged is written, if anybody reads it
+    logwriter.flush()
     os._exit(status)
 
 

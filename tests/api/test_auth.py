@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from tests.api.conftest import tiny_config
-from zwatch.api.auth import SESSION_SECONDS, Sessions
+from zwatch.api.sessions import SESSION_SECONDS, Sessions
 from zwatch.config import is_loopback, read_token
 from zwatch.errors import UsageError
 

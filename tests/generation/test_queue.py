@@ -129,6 +129,22 @@ async def test_beyond_the_limit_a_request_is_refused_with_retry_after(start, eng
     assert queue.waiting == 2
 
 
+async def test_retry_after_grows_with_the_work_that_waits_up_to_a_minute(start, engine):
+    queue = start(limit=2)
+    engine.hold()
+    submit(queue)
+    await running(engine)
+    jobs = [submit(queue) for _ in range(2)]
+    seconds = []
+    for work in (0.1, 10.0, 200.0, 1e6):
+        for job in jobs:
+            job.work = work
+        seconds.append(int(refused(queue).headers["Retry-After"]))
+    assert seconds == sorted(seconds)
+    assert 1 <= seconds[0] < seconds[1] < seconds[2]
+    assert seconds[3] == 60
+
+
 async def test_before_the_first_job_runs_there_is_room_for_one_more(start):
     queue = start(limit=1)
     submit(queue)

@@ -1,23 +1,17 @@
-"""What all requests and answers have in common: bodies, request ids, JSON, and the shape of errors."""
+"""What all answers have in common: request ids, JSON, and the shape of errors."""
 
-import asyncio
 import json
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
-from pydantic import BaseModel
 
 from zwatch.api.schema import DetailedError, Error, ErrorObject, has_detail
-from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import NoAnswer
-from zwatch.errors import REQUEST_ERRORS, Fault, RequestError
-from zwatch.generation.fields import validated
-from zwatch.generation.request import parse_json
+from zwatch.errors import REQUEST_ERRORS, Fault, RequestError, retry_after
 from zwatch.logs import request_id
 
 _log = logging.getLogger(__name__)
@@ -27,12 +21,13 @@ _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's types of errors, by status."""
+_RETRY_SECONDS = 5.0
+"""In `Retry-After` where the error itself says nothing."""
 _FAULTS = {Fault.CLIENT: "invalid_request_error", Fault.SERVICE: "server_error"}
 """The types of all other errors."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
 """Codes for the errors that aiohttp raises, by status."""
 
-M = TypeVar("M", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -49,30 +44,6 @@ def scheme_of(request: web.Request) -> str:
     """
     forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
     return forwarded if forwarded in ("http", "https") else request.scheme
-
-
-async def read_request(request: web.Request, model: type[M], *, may_be_empty: bool = False) -> M:
-    """Return a request's validated body. With `may_be_empty`, an empty body stands for `{}`.
-
-    Raises:
-        RequestError: 400 with the field's name; 408, the body took too long.
-    """
-    raw = await read_body(request)
-    return validated(model, {} if may_be_empty and not raw.strip() else parse_json(raw))
-
-
-async def read_body(request: web.Request) -> bytes:
-    """Return a request's body, which must arrive within `TimeLimits.body`.
-
-    Raises:
-        RequestError: 408, it took longer.
-    """
-    seconds = request.app[TIME_LIMITS].body
-    try:
-        async with asyncio.timeout(seconds):
-            return await request.read()
-    except TimeoutError:
-        raise RequestError("request_timeout", f"the body did not arrive within {seconds:g} s") from None
 
 
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -98,7 +69,8 @@ def error_answer(error: RequestError, path: str = "") -> web.Response:
     body: Error | DetailedError = {"error": error_object(error)}
     if has_detail(path):
         body = {**body, "detail": error.message}
-    return answer({**body, **error.extra}, error.status, error.headers)
+    waiting = retry_after(_RETRY_SECONDS) if error.status in (429, 503) else {}
+    return answer({**body, **error.extra}, error.status, {**waiting, **error.headers})
 
 
 def error_object(error: RequestError) -> ErrorObject:
@@ -132,6 +104,8 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         message = f"{error.strerror}; a disk, a file server or the device may be gone"
         return error_answer(RequestError("timeout", message), request.path)
     except web.HTTPException as error:
+        if request.method == "OPTIONS" and (error.status == 405 or request.path in ("*", "/*")):
+            return web.Response(status=204, headers={"Allow": _allowed(error)})
         code = _CODES.get(error.status)
         if code is None:
             raise
@@ -144,6 +118,12 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         _log.exception("%s %s failed", request.method, route_of(request))
         message = "unexpected error; see the log entry with this answer's X-Request-Id"
         return error_answer(RequestError("internal_error", message), request.path)
+
+
+def _allowed(error: web.HTTPException) -> str:
+    """Return the methods of a known path, or of the whole service."""
+    methods = error.headers["Allow"].split(",") if "Allow" in error.headers else ["GET", "HEAD", "POST", "DELETE"]
+    return ", ".join(sorted({*methods, "OPTIONS"}))
 
 
 def _sentence(request: web.Request, error: web.HTTPException) -> str:

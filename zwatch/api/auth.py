@@ -4,64 +4,36 @@ Failed logins are limited per client address.
 """
 
 import base64
-import hashlib
 import hmac
-import ipaddress
 import logging
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from zwatch.api.answers import Handler, route_of
+from zwatch.api.refusals import HEALTH, network_of
 from zwatch.api.schema import COOKIE
+from zwatch.api.sessions import Sessions
 from zwatch.config import is_loopback
-from zwatch.errors import RequestError
+from zwatch.errors import RequestError, retry_after
 
 _log = logging.getLogger(__name__)
 
-HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
-"""Routes that need no token and accept any Host: a load balancer has no token and may connect by IP address."""
 OPEN = HEALTH | {"/", "/page", "/login"}
 """Routes that need no token: the health checks, the page, its files below `/page/`, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
-SESSION_SECONDS = 30 * 86400
-_ROUNDS = 200_000
-"""PBKDF2 iterations: the cost of each guess at the token for an attacker who has a cookie."""
 MAX_FAILURES = 10
 """Failed logins in a row that an address may make before it has to wait."""
 FAILURE_SECONDS = 6.0
 """Time after which one failed login no longer counts."""
 MAX_ADDRESSES = 1000
 """Addresses that are remembered; the one with the oldest failure is dropped first."""
-
-
-class Sessions:
-    """Issues and checks session cookies. A cookie's value is its expiry time, signed with a key derived from the token:
-    it stays valid across restarts, becomes invalid with a new token, and does not reveal the token."""
-
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
-        self._key = hashlib.pbkdf2_hmac("sha256", token.encode(), b"zwatch: the page's cookie", _ROUNDS)
-        self._clock = clock
-
-    def begin(self) -> str:
-        """Return a value that is valid for 30 days."""
-        return self._signed(str(int(self._clock()) + SESSION_SECONDS))
-
-    def is_valid(self, value: str) -> bool:
-        """Return whether a value was issued with this token and has not expired."""
-        expiry = value.partition(".")[0]
-        if not (expiry.isascii() and expiry.isdecimal() and len(expiry) < 16):
-            return False
-        is_ours = hmac.compare_digest(value.encode("utf-8", "surrogateescape"), self._signed(expiry).encode())
-        return is_ours and int(expiry) > self._clock()
-
-    def _signed(self, expiry: str) -> str:
-        return f"{expiry}.{hmac.new(self._key, expiry.encode(), 'sha256').hexdigest()}"
 
 
 class LoginAttempts:
@@ -79,16 +51,16 @@ class LoginAttempts:
         Raises:
             RequestError: 429 with `Retry-After`, the address made too many failed logins.
         """
-        if (seconds := self._wait(_network(address))) > 0:
+        if (seconds := self._wait(network_of(address))) > 0:
             wait = math.ceil(seconds)
             raise RequestError(
                 "too_many_guesses", f"too many wrong tokens came from your address: try again in {wait} s",
-                headers={"Retry-After": str(wait)},
+                headers=retry_after(wait),
             )  # fmt: skip
 
     def count_failure(self, address: str) -> None:
         """Record a failed login."""
-        network, now = _network(address), self._clock()
+        network, now = network_of(address), self._clock()
         self._free_at[network] = max(now, self._free_at.pop(network, now)) + FAILURE_SECONDS
         if self._wait(network) > 0:
             _log.warning("too many wrong tokens from %s: /login rejects this address temporarily", network)
@@ -100,25 +72,12 @@ class LoginAttempts:
         return self._free_at.get(network, 0.0) - self._clock() - (MAX_FAILURES - 1) * FAILURE_SECONDS
 
 
-def _network(address: str) -> str:
-    """Return what is limited together: an IPv4 address, or an IPv6 /64 network, all of which one client usually has."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if found.version == 4:
-        return address
-    return (
-        found.ipv4_mapped.compressed if found.ipv4_mapped else str(ipaddress.ip_network((int(found), 64), strict=False))
-    )
-
-
 class Authenticator:
     """Checks the token, or the session cookie in its place. Without a configured token every request is allowed."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, state_dir: Path) -> None:
         self._token = token
-        self.sessions = None if token is None else Sessions(token)
+        self.sessions = None if token is None else Sessions(token, state_dir=state_dir)
         """None without a token: then no cookie is needed."""
         self.login_attempts = LoginAttempts()
 
@@ -145,7 +104,8 @@ def authorizing(authenticator: Authenticator, host: str, allowed_hosts: Iterable
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        route = route_of(request)
+        # OPTIONS has no routes of its own.
+        route = request.path if request.method == "OPTIONS" else route_of(request)
         if route not in HEALTH:
             _check_host(request, hosts)
             _check_origin(request, allowed)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from zwatch import __version__
+from zwatch import __version__, logwriter
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
 from zwatch.generation.history import History
@@ -160,7 +160,7 @@ class Metrics:
     def http_ended(self, route: str | None, method: str, status: int, seconds: float | None) -> None:
         """Count an HTTP request; `seconds` is None for a stream."""
         route = route or NO_ROUTE
-        self._http.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._http.labels(route, method_name(method), str(status)).inc()
         if seconds is not None:
             self._http_seconds.labels(route).observe(seconds)
 
@@ -193,6 +193,12 @@ class Gauges(Collector):
         yield from self._engine_gauges()
         yield from self._device_gauges()
         yield from self._history_gauges()
+        lines = CounterMetricFamily(
+            "zwatch_log_lines_dropped",
+            "Log lines that were not written: standard error took none, or too many in a second.",
+        )
+        lines.add_metric([], logwriter.unwritten())
+        yield lines
 
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue
@@ -268,6 +274,11 @@ class Gauges(Collector):
         yield _gauge("zwatch_history_bytes", "Total size of the images in the output directory.", view["bytes"])
         fault = int(view["fault"] is not None)
         yield _gauge("zwatch_history_fault", "Whether images cannot be written, or old ones cannot be deleted.", fault)
+
+
+def method_name(method: str) -> str:
+    """Return a method's name, `other` for one that HTTP does not have: it is the client's text."""
+    return method if method in _METHODS else "other"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

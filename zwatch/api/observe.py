@@ -7,8 +7,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from zwatch.api.answers import Handler, route_of
-from zwatch.api.auth import HEALTH
-from zwatch.api.metrics import NO_ROUTE, Metrics
+from zwatch.api.metrics import NO_ROUTE, Metrics, method_name
+from zwatch.api.refusals import HEALTH, Refusals
 from zwatch.generation.job import Job, JobState, jobs_of_request
 from zwatch.logs import request_id, with_fields
 
@@ -20,8 +20,8 @@ _UNLOGGED = HEALTH | {"/metrics"}
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
-def observer(metrics: Metrics) -> Middleware:
-    """Return the middleware that counts and logs each request. It must be outside of `shape_errors`, to see statuses."""
+def observer(metrics: Metrics, refusals: Refusals) -> Middleware:
+    """Return the middleware that counts and logs each request, refusals in numbers. It must be outside of `shape_errors`, to see statuses."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -41,7 +41,7 @@ def observer(metrics: Metrics) -> Middleware:
                 seconds = time.perf_counter() - begun
                 measured = not streamed and status != CLIENT_LEFT
                 metrics.http_ended(route_of(request), request.method, status, seconds if measured else None)
-                _log_request(request, status, seconds, jobs)
+                _log_request(request, status, seconds, jobs, refusals)
 
     return observe
 
@@ -58,15 +58,20 @@ def log_job(job: Job) -> None:
         request_id.reset(token)
 
 
-def _log_request(request: web.Request, status: int, seconds: float, jobs: list[Job]) -> None:
+def _log_request(request: web.Request, status: int, seconds: float, jobs: list[Job], refusals: Refusals) -> None:
     route = route_of(request) or NO_ROUTE  # not the path: it is the client's text
     level = _level(request.method, route, status, jobs)
     if not _log.isEnabledFor(level):
         return
+    method = method_name(request.method)
     facts = _facts(jobs[-1]) if jobs else {}
-    fields = with_fields(method=request.method, route=route, status=status, seconds=round(seconds, 4), **facts)
+    fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4), **facts}
     words = "".join(f", {_summary(job)}" for job in jobs)
-    _log.log(level, "%s %s %d in %.3f s%s", request.method, route, status, seconds, words, extra=fields)
+    line = f"{method} {route} {status} in {seconds:.3f} s{words}"
+    if 400 <= status < 500 or status == 503:
+        refusals.count(f"{method} {route} {status}", line, level, **fields)
+    else:
+        _log.log(level, "%s", line, extra=with_fields(**fields))
 
 
 def _level(method: str, route: str, status: int, jobs: list[Job]) -> int:

@@ -114,7 +114,7 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     shared = [500]
     shared += [] if call.is_open else [401]
     shared += [403] if call.checks_host else []
-    shared += [400, 408, 413] if call.body is not None else []
+    shared += [400, 408, 413, 415] if call.body is not None else []
     responses: dict[str, Any] = {str(status): _success(answer, schemas) for status, answer in call.answers.items()}
     for status in sorted({*call.errors, *shared} - call.answers.keys()):
         if status in call.error_texts:

@@ -15,6 +15,7 @@ from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.a1111.pnginfo import MAX_BODY, PngInfo, PngInfoRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.answers import encoded
+from zwatch.api.bodies import BODIES, Bodies
 from zwatch.api.native import deploy, generate, history, jobs, operations, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
@@ -72,7 +73,8 @@ _GENERATION = (
     ),
     Call(
         "GET", "/jobs/{id}/events", jobs.events, "images", "job_events",
-        "Stream a job's events from its present state on: `queued`, `step`, and `done` or `error`", _EVENTS,
+        "Stream a job's events from its present state on: `queued`, `step`, and `done`, or `failed` and `error`",
+        {**_EVENTS, 204: Answer("`Last-Event-ID` is that of the last event: nothing follows.")},
         errors=(404,), parameters=(_JOB,),
     ),
     Call(
@@ -296,6 +298,7 @@ CALLS: tuple[Call, ...] = (*_GENERATION, *_HISTORY, *_OPENAI, *_A1111, *_STATUS,
 
 def add_calls(app: web.Application, *, needs_token: bool) -> None:
     """Add the routes of all calls to an application, and the state that their handlers keep in it."""
+    app.router.add_get("/", operations.root)
     for call in CALLS:
         if call.method == "GET":
             app.router.add_get(call.path, call.handler, allow_head=not call.streams)
@@ -304,6 +307,7 @@ def add_calls(app: web.Application, *, needs_token: bool) -> None:
     encode_document: Callable[[], bytes] = cache(partial(_encoded_document, needs_token=needs_token))
     app[operations.DOCUMENT] = encode_document
     app[CLIENTS] = Clients()
+    app[BODIES] = Bodies()
     app[a1111.READERS] = asyncio.Semaphore(a1111.MAX_READERS)
 
 

@@ -154,8 +154,8 @@ class Call:
 
     @property
     def streams(self) -> bool:
-        """Whether every answer is a stream of server-sent events; then HEAD is not allowed."""
-        return all(answer.media_types == (EVENT_STREAM,) for answer in self.answers.values())
+        """Whether it answers with nothing but a stream of server-sent events; then HEAD is not allowed."""
+        return any(answer.media_types == (EVENT_STREAM,) for answer in self.answers.values())
 
 
 def has_detail(path: str) -> bool:

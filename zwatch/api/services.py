@@ -1,5 +1,6 @@
 """What the application gives to its handlers: the parts of the service, and the time limits for clients."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.supervisor import Supervisor
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,18 @@ class Services:
     timeout: float
     started: float
     metrics: Metrics
+
+    async def device_memory(self) -> tuple[int, int] | None:
+        """Return (free, total) bytes of the device's memory; None before it is opened, or if it cannot be read now, for example
+        for want of file descriptors."""
+        factory = self.supervisor.factory
+        if factory is None:
+            return None
+        try:
+            return await self.bridge.run("memory", factory.device.memory)
+        except Exception as error:  # of /proc, of torch, of the driver: never a reason to show nothing at all
+            _log.debug("the device's memory cannot be read: %s", error)
+            return None
 
 
 SERVICES = web.AppKey("services", Services)

@@ -7,14 +7,19 @@ from contextlib import aclosing, suppress
 from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
+from zwatch.api.connection import beats
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Queued, Quiet, Stepped
 
+LAST_EVENT = "end"
+"""The id of the last event of a job's stream."""
 _PAUSE = 0.1
 """Least seconds between two comparisons of the state, so that many small changes are sent as one."""
+
+_COMMENT = b": still here\n\n"
 
 SendEvent = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
 """Sends an event of a job, in the format of the client's API."""
@@ -55,17 +60,20 @@ async def open_stream(request: web.Request) -> web.StreamResponse:
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
+    beats(request, response, _COMMENT)
     return response
 
 
-async def send(response: web.StreamResponse, event: str, data: bytes) -> None:
-    """Send one event; `data` is JSON without line breaks."""
-    await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), data))
+async def send(response: web.StreamResponse, event: str, data: bytes, identity: str | None = None) -> None:
+    """Send one event; `data` is JSON without line breaks. Its `identity` is what `EventSource` sends as `Last-Event-ID` when it
+    connects again."""
+    line = b"" if identity is None else b"id: %b\n" % identity.encode()
+    await response.write(b"event: %b\ndata: %b\n%b\n" % (event.encode(), data, line))
 
 
 async def beat(response: web.StreamResponse) -> None:
     """Send a comment, which clients ignore."""
-    await response.write(b": still here\n\n")
+    await response.write(_COMMENT)
 
 
 async def outcome(job: Job, limit: float | None) -> Finished:
@@ -91,22 +99,29 @@ def too_late(limit: float | None) -> RequestError:
 async def stream_job(
     request: web.Request, job: Job, body: Callable[[Finished], Awaitable[bytes]], limit: float | None
 ) -> web.StreamResponse:
-    """Stream a job's progress as `queued`, `step`, and at the end `done` (with the JSON that `body` returns) or `error`.
+    """Stream a job's progress as `queued`, `step`, and at the end `done` (with the JSON that `body` returns), or `failed` and
+    `error`, which are the same: `EventSource` has an event `error` of its own. The event that a client names in `Last-Event-ID`
+    is not sent again.
 
     After `limit` seconds (None: never) the stream ends with a timeout error.
     """
+    known = request.headers.get("Last-Event-ID")
 
     async def send_event(response: web.StreamResponse, event: JobEvent) -> None:
         match event:
             case Queued(position):
-                await send(response, "queued", encoded({"position": position}))
+                if (identity := f"queued-{position}") != known:
+                    await send(response, "queued", encoded({"position": position}), identity)
             case Stepped(step, steps, preview):
                 shown = None if preview is None else data_url(preview)
-                await send(response, "step", encoded({"step": step, "steps": steps, "preview": shown}))
+                if (identity := f"step-{step}") != known or shown is not None:
+                    await send(response, "step", encoded({"step": step, "steps": steps, "preview": shown}), identity)
             case Done(finished):
-                await send(response, "done", await body(finished))
+                await send(response, "done", await body(finished), LAST_EVENT)
             case Failed(error):
-                await send(response, "error", encoded({"error": error_object(error), **error.extra}))
+                data = encoded({"error": error_object(error), **error.extra})
+                for name in ("failed", "error"):
+                    await send(response, name, data, LAST_EVENT)
 
     return await relay(request, job, send_event, limit)
 

@@ -104,6 +104,8 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
         problem = rejection.reason
     except OSError as error:
         problem = f"{name}: {error.strerror}"
+    except (OverflowError, ValueError):  # the seal's time is no date
+        pass
     finally:
         os.close(fd)
     return VersionSummary(name, digest is not None, digest, header_version, size, count, sealed_at, problem)

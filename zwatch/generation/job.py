@@ -129,6 +129,8 @@ class Job:
         self.position = 0
         self.step = 0
         self.steps = request.steps * request.n
+        self.work = 0.0
+        """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
         self.finished: Finished | None = None
         self.error: RequestError | None = None

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, NoAnswer, Pulse
-from zwatch.errors import GenerationCancelled, RequestError
+from zwatch.errors import GenerationCancelled, RequestError, retry_after
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIRST_GUESS = 2.0  # seconds per request, until one was measured
-_WEIGHT = 0.2  # of the newest request in the moving average
+_FIRST_GUESS = (2.0, 8.4)
+"""Seconds, and megapixels x steps, of a request, until one was measured: 1024 x 1024 in 8 steps."""
+_WEIGHT = 0.2  # by which older requests count less at each newer one, in the estimate of how long waiting work takes
 _FINISHING = 4
 """Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
 STALL = 600.0
@@ -72,6 +72,8 @@ class GenerationQueue:
         answered instead."""
         self.on_refuse: list[Callable[[RequestError], None]] = []
         """Called with the error of each request that did not become a job."""
+        self.is_unloaded: Callable[[str], bool] = lambda alias: False
+        """Says whether an alias serves nothing because it was unloaded."""
         self._engines = engines
         self._bridge = bridge
         self._finisher = finisher
@@ -83,7 +85,7 @@ class GenerationQueue:
         self._arrived = asyncio.Event()
         self._closed: RequestError | None = None
         self._is_permanent = False
-        self._seconds = _FIRST_GUESS
+        self._recent_seconds, self._recent_work = _FIRST_GUESS
         self._preview_cost = PreviewCost()
 
     @property
@@ -117,7 +119,7 @@ class GenerationQueue:
         # While nothing runs, the first waiting job is about to run.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
-                "queue_full", f"{self.limit} requests wait already", headers={"Retry-After": self._retry_after()}
+                "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
 
     def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
@@ -132,10 +134,11 @@ class GenerationQueue:
             self._check_room()
             resident = self._engines.find(request.model)
             if resident is None:
-                raise self._not_served(request.model)
-            fitted(request, resident.engine, self.max_work)
+                raise self.not_served(request.model)
+            parameters = fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._engines.lease(request.model)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        job.work = parameters.width * parameters.height / 1e6 * parameters.steps * len(parameters.seeds)
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
             of_request.append(job)
@@ -232,14 +235,15 @@ class GenerationQueue:
         try:
             job.lease = job.lease or self._engines.lease(job.request.model)
             if job.lease is None:
-                raise self._not_served(job.request.model)
+                raise self.not_served(job.request.model)
             engine, key = job.lease.engine, job.lease.key
             parameters = fitted(job.request, engine, self.max_work)
             generation = await self._in_thread(engine, parameters, job)
             if not generation.finite:
                 raise RequestError("generation_failed", "the model made NaN or infinite pixels")
             job.lease.count_images(len(generation.images))
-            self._seconds += _WEIGHT * (time.monotonic() - begun - self._seconds)
+            self._recent_seconds = (1 - _WEIGHT) * self._recent_seconds + time.monotonic() - begun
+            self._recent_work = (1 - _WEIGHT) * self._recent_work + job.work
             return Result(key, parameters, generation, queued)
         except GenerationCancelled:
             job.cancel()  # usually it is in its final state already
@@ -315,19 +319,26 @@ class GenerationQueue:
         for position, job in enumerate(self._waiting):
             job.set_position(position)
 
-    def _not_served(self, model: str) -> RequestError:
+    def not_served(self, model: str) -> RequestError:
+        """Return the error for a request for what serves nothing."""
+        if model in self._aliases and self.is_unloaded(model):
+            message = f"{model} is unloaded; POST /api/load_model loads it"
+            return RequestError("model_not_loaded", message, headers=retry_after(10))
         if model in self._aliases:
-            return RequestError(
-                "model_not_loaded", f"{model} serves nothing at present, see /status", headers={"Retry-After": "2"}
-            )
+            message = f"{model} serves nothing at present, see /status"
+            return RequestError("model_not_loaded", message, headers=retry_after(2))
         return RequestError(
             "model_not_found",
             f"{model[:100]!r} is neither an alias nor a resident version, see /status",
             param="model",
         )
 
-    def _retry_after(self) -> str:
-        return str(max(1, math.ceil(self._seconds * (len(self._waiting) + 1) / 2)))
+    def _seconds_until_room(self) -> float:
+        """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""
+        pace = self._recent_seconds / self._recent_work
+        running = self.running
+        rest = 0.0 if running is None else running.remaining or pace * running.work
+        return rest + pace * sum(job.work for job in self._waiting) / 2
 
 
 def _failure(error: Exception) -> RequestError:

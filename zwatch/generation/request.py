@@ -117,8 +117,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
         RequestError: 400 `invalid_json`.
     """
     try:
-        parsed = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        parsed = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
+        if not (encoding := json.detect_encoding(body)).startswith("utf-8"):
+            raise RequestError("invalid_json", f"the body seems to be {encoding.upper()}, expected UTF-8") from None
         raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise RequestError("invalid_json", f"the body must be a JSON object, got {kind_of(parsed)}")

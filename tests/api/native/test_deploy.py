@@ -27,7 +27,7 @@ async def test_a_newer_link_ends_an_unload_immediately_while_requests_still_run(
         await asyncio.sleep(0.01)
     kept = set()
     for _ in range(3):
-        assert (await client.error("/generate", {"prompt": "x"}, 503))["message"] == "the model is unloaded"
+        assert (await client.error("/generate", {"prompt": "x"}, 503))["message"] == str(UNLOADING)
         kept.add(len(traceback.extract_tb(UNLOADING.__traceback__)))
     assert len(kept) == 1, "an error that is raised repeatedly must not keep the frames of every request"
     (client.services.models / ".new").symlink_to("v2")

@@ -89,6 +89,46 @@ async def test_waiting_jobs_report_their_position(client):
     await reaches(client, second["id"], "done")
 
 
+async def stream(client, job, last=None):
+    """Return the status, and the events of a job's stream as (id, event)."""
+    headers = {} if last is None else {"Last-Event-ID": last}
+    async with client.http.get(f"{client.url}/jobs/{job}/events", headers=headers) as response:
+        blocks = [
+            dict(line.split(": ", 1) for line in block.splitlines()) for block in (await response.text()).split("\n\n")
+        ]
+    return response.status, [(one.get("id"), one["event"]) for one in blocks if "event" in one]
+
+
+async def test_an_event_source_that_connects_again_gets_what_it_missed_and_204_after_the_end(client):
+    job = (await submit(client, steps=3))["id"]
+    status, seen = await stream(client, job)
+    assert status == 200
+    assert all(identity for identity, _ in seen)
+    assert seen[-1][1] == "done"
+    assert await stream(client, job, last=seen[-1][0]) == (204, [])
+    for last in (None, "queued-0", "step-2", "unknown"):
+        assert (await stream(client, job, last=last))[1][-1] == seen[-1], "it missed the end"
+    with client.failing():
+        job = (await submit(client))["id"]
+        await reaches(client, job, "failed")
+    _, seen = await stream(client, job)
+    assert [event for _, event in seen] == ["failed", "error"]
+    assert (await stream(client, job, last=seen[0][0]))[0] == 204
+
+
+async def test_the_event_that_a_client_has_is_not_sent_again(client):
+    running = await submit(client, **SLOW)
+    await reaches(client, running["id"], "running")
+    waiting = (await submit(client))["id"]
+    async with client.http.get(
+        f"{client.url}/jobs/{waiting}/events", headers={"Last-Event-ID": "queued-0"}
+    ) as response:
+        await client.call("DELETE", f"/jobs/{running['id']}")
+        names = [name async for name, _ in events(response)]
+    assert "queued" not in names
+    assert names[-1] == "done"
+
+
 async def test_a_running_job_is_cancelled_between_two_steps(client):
     body = await submit(client, **SLOW)
     await reaches(client, body["id"], "running")
@@ -114,7 +154,10 @@ async def test_a_failed_job_reports_its_error(client):
     assert job["error"]["code"] == "generation_failed"
     async with client.http.get(f"{client.url}/jobs/{body['id']}/events") as response:
         seen = [event async for event in events(response)]
-    assert [(name, data["error"]["code"]) for name, data in seen] == [("error", "generation_failed")]
+    assert [(name, data["error"]["code"]) for name, data in seen] == [
+        ("failed", "generation_failed"),
+        ("error", "generation_failed"),
+    ]
 
 
 @pytest.mark.usefixtures("_unlimited")
@@ -154,7 +197,7 @@ async def test_a_stream_ends_with_an_error_at_the_timeout(start):
 
 
 async def test_a_client_that_does_not_read_its_stream_does_not_occupy_the_device_beyond_the_timeout(start, monkeypatch):
-    async def stuck(response, event, data):
+    async def stuck(response, event, data, identity=None):
         await asyncio.Event().wait()
 
     monkeypatch.setattr("zwatch.api.streams.send", stuck)

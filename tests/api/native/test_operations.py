@@ -1,13 +1,14 @@
 """Login and logout, and which calls need the token."""
 
 import asyncio
+import os
 import re
 
 import pytest
 
 from tests.harness import Server
-from zwatch.api.auth import Sessions
 from zwatch.api.schema import COOKIE
+from zwatch.api.sessions import Sessions
 
 TOKEN = "correct horse"
 
@@ -30,6 +31,32 @@ async def test_a_login_sets_a_cookie_that_authorizes_every_call(locked):
     headers = {"Cookie": f"{COOKIE}={cookie.value}"}
     assert (await locked.call("GET", "/status", headers=headers))[0] == 200
     assert (await locked.call("POST", "/api/rollback", headers=headers))[0] == 409, "nothing to roll back to"
+
+
+async def test_a_logout_ends_the_session_on_the_server_also_after_a_restart(start):
+    async with start(token=TOKEN) as client:
+        cookie, other = (await logged_in(client)).value, (await logged_in(client)).value
+        sent = {"Cookie": f"{COOKIE}={cookie}"}
+        assert (await client.call("GET", "/attempts", headers=sent))[0] == 200
+        assert (await client.call("DELETE", "/login", headers=sent))[0] == 200
+        assert (await client.call("GET", "/attempts", headers=sent))[0] == 401
+        assert (await client.call("GET", "/attempts", headers={"Cookie": f"{COOKIE}={other}"}))[0] == 200
+    async with start(token=TOKEN) as client:
+        assert (await client.call("GET", "/attempts", headers=sent))[0] == 401
+        assert (await client.call("GET", "/attempts", headers={"Cookie": f"{COOKIE}={other}"}))[0] == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"x": []}', b'{"x": 1e999}', b"\xff", b"[" * 100_000, None])
+def test_whatever_lies_in_place_of_the_ended_sessions_is_ignored(tmp_path, content):
+    path = tmp_path / "ended-sessions.json"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    sessions = Sessions(TOKEN, state_dir=tmp_path)
+    value = sessions.begin()
+    assert sessions.is_valid(value)
+    assert not sessions.end("1.x.y"), "only a session of ours can be ended"
+    assert sessions.end(value)
+    sessions.save()
+    assert not Sessions(TOKEN, state_dir=tmp_path).is_valid(value)
 
 
 async def test_the_cookie_authorizes_an_event_stream(locked):

@@ -22,7 +22,8 @@ from zwatch.api.a1111.txt2img import (
     renamed,
     wanted_images,
 )
-from zwatch.api.answers import answer, json_answer, read_body, read_request
+from zwatch.api.answers import answer, json_answer
+from zwatch.api.bodies import read_body, read_request, received
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES, Services
@@ -36,7 +37,7 @@ _MIN_PROGRESS = 0.01
 """Progress of a job that has not begun: 0 means idle to AUTOMATIC1111's clients."""
 READERS = web.AppKey("readers", asyncio.Semaphore)
 MAX_READERS = 4
-"""Images that are read at a time: each may take 32 MiB as base64, and nearly as much again decoded."""
+"""Images that are decoded at a time: each may take nearly as much memory as its body."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -196,14 +197,14 @@ async def info(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
     is_compressed = "Content-Encoding" in request.headers
-    async with request.app[READERS]:
-        raw = await read_body(request if is_compressed else request.clone(client_max_size=MAX_BODY))
+    async with received(request, request.client_max_size if is_compressed else MAX_BODY) as raw, request.app[READERS]:
         return answer(await services.bridge.run("encode", png_info, raw))
 
 
 async def memory(request: web.Request) -> web.Response:
     """Return the amounts of memory, in bytes."""
-    return answer(await request.app[SERVICES].bridge.run("memory", _memory, request.app[SERVICES]))
+    services = request.app[SERVICES]
+    return answer(await services.bridge.run("memory", _memory, services))
 
 
 def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgress:

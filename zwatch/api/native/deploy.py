@@ -8,16 +8,19 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api import views
-from zwatch.api.answers import answer, read_request
+from zwatch.api.answers import answer
+from zwatch.api.bodies import read_request
 from zwatch.api.schema import ByteCount, Digest, Request, Seconds, VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.deploy.look import has_version, point
-from zwatch.errors import RepointError, RequestError
+from zwatch.errors import RepointError, RequestError, retry_after
 from zwatch.generation.fields import Flag, Text
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.operator import Outcome
 
-UNLOADING = RequestError("model_not_loaded", "the model is unloaded", headers={"Retry-After": "10"})
+UNLOADING = RequestError(
+    "model_not_loaded", "the model is unloaded; POST /api/load_model loads it", headers=retry_after(10)
+)
 _Alias = Annotated[str, Text(), Field(examples=[PRIMARY])]
 
 
@@ -177,7 +180,7 @@ async def verify(request: web.Request) -> web.Response:
     while (lease := services.engines.lease(alias)) is None and services.engines.being_exchanged is not None:
         await services.supervisor.changes.wait()  # two versions are being exchanged: wait, as requests do
     if lease is None:
-        raise RequestError("model_not_loaded", f"{alias} serves nothing at present", headers={"Retry-After": "2"})
+        raise services.queue.not_served(alias)
     begun = time.monotonic()
     with lease:
         count, problems = await services.bridge.run("verify", lease.engine.verify_resident)

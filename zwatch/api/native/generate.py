@@ -5,7 +5,8 @@ from operator import itemgetter
 
 from aiohttp import web
 
-from zwatch.api.answers import json_answer, read_request
+from zwatch.api.answers import json_answer
+from zwatch.api.bodies import read_request
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services

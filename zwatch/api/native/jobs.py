@@ -2,10 +2,11 @@
 
 from aiohttp import web
 
-from zwatch.api.answers import answer, encoded, read_request
+from zwatch.api.answers import answer, encoded
+from zwatch.api.bodies import read_request
 from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
-from zwatch.api.streams import stream_job
+from zwatch.api.streams import LAST_EVENT, stream_job
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job
 from zwatch.generation.request import GenerateRequest
@@ -29,8 +30,11 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream a job's events, from its present state on. A client that disconnects does not cancel the job."""
+    """Stream a job's events, from its present state on. A client that disconnects does not cancel the job. One that connects
+    again after the last event gets 204, which tells `EventSource` to stop."""
     job = _job(request)
+    if request.headers.get("Last-Event-ID") == LAST_EVENT:
+        return web.Response(status=204)
 
     async def body(finished: Finished) -> bytes:
         return encoded(job_view(job))

@@ -7,11 +7,13 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from typing_extensions import TypedDict
 
-from zwatch.api.answers import answer, json_answer, read_request, scheme_of
-from zwatch.api.auth import AUTHENTICATOR, SESSION_SECONDS, unauthorized
-from zwatch.api.native.status import device_memory
+from zwatch import __version__
+from zwatch.api.answers import answer, json_answer, scheme_of
+from zwatch.api.auth import AUTHENTICATOR, unauthorized
+from zwatch.api.bodies import read_request
 from zwatch.api.schema import COOKIE, Request, choice
 from zwatch.api.services import SERVICES
+from zwatch.api.sessions import SESSION_SECONDS
 from zwatch.generation.fields import Text
 
 DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
@@ -34,11 +36,17 @@ class Success(TypedDict):
 async def metrics(request: web.Request) -> web.Response:
     """Return all metrics in the Prometheus text format."""
     services = request.app[SERVICES]
-    services.metrics.device_memory = await device_memory(services)
+    services.metrics.device_memory = await services.device_memory()
     # In a thread: a thousand lines of counters take milliseconds, which would block the event loop.
     text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
     text += generate_latest(services.metrics.present)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+async def root(request: web.Request) -> web.Response:
+    """Say what this is; clients ask for `/` to find out whether the service is there."""
+    text = f"zwatch {__version__}: see /status, /openapi.json and POST /generate\n"
+    return web.Response(text=text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def openapi(request: web.Request) -> web.Response:
@@ -63,7 +71,10 @@ async def login(request: web.Request) -> web.Response:
 
 
 async def logout(request: web.Request) -> web.Response:
-    """Delete the session cookie."""
+    """End the session and delete its cookie."""
+    authenticator = request.app[AUTHENTICATOR]
+    if authenticator.sessions is not None and authenticator.sessions.end(request.cookies.get(COOKIE, "")):
+        await request.app[SERVICES].bridge.run("inspect", authenticator.sessions.save)
     body: Success = {"status": "success", "message": "logged out"}
     response = answer(body)
     _set_cookie(request, response, "", 0)

@@ -16,6 +16,7 @@ from zwatch.api.streams import stream_changes
 from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import summaries
 from zwatch.deploy.versions import VersionSummary
+from zwatch.errors import retry_after
 from zwatch.generation.request import PRIMARY
 
 
@@ -46,19 +47,8 @@ class Probe(TypedDict):
     status: str
 
 
-async def device_memory(services: Services) -> tuple[int, int] | None:
-    """Return the device's (free, total) bytes; None before it is opened, and if it does not tell."""
-    factory = services.supervisor.factory
-    if factory is None:
-        return None
-    try:
-        return await services.bridge.run("memory", factory.device.memory)
-    except (OSError, RuntimeError):  # no descriptors for /proc, or a device that is lost
-        return None
-
-
 async def _status(services: Services) -> views.StatusView:
-    memory = await device_memory(services)
+    memory = await services.device_memory()
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
     return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
@@ -126,7 +116,7 @@ async def health(request: web.Request) -> web.Response:
     state, reasons = judge_health(services.supervisor, services.engines, fault)
     serving = services.engines.serving(PRIMARY)
     body: Health = {"status": state, "version": None if serving is None else serving.key.version, "reasons": reasons}
-    return answer(body, 503 if state == "unavailable" else 200)
+    return answer(body, 503, retry_after(2)) if state == "unavailable" else answer(body)
 
 
 async def live(request: web.Request) -> web.Response:
@@ -139,4 +129,4 @@ async def ready(request: web.Request) -> web.Response:
     """Return whether `current` serves."""
     serves = request.app[SERVICES].engines.serving(PRIMARY) is not None
     body: Probe = {"status": "ready" if serves else "unavailable"}
-    return answer(body, 200 if serves else 503)
+    return answer(body) if serves else answer(body, 503, retry_after(2))

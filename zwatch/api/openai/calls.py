@@ -2,7 +2,8 @@
 
 from aiohttp import web
 
-from zwatch.api.answers import answer, json_answer, read_request, scheme_of
+from zwatch.api.answers import answer, json_answer, scheme_of
+from zwatch.api.bodies import read_request
 from zwatch.api.openai.answers import (
     COMPLETED,
     ERROR,
