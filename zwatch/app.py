@@ -245,8 +245,12 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
     supervisor = services.supervisor
     while True:
         folders = supervisor.seen.folders
-        with suppress(NoAnswer):  # the look says so
+        try:
             await services.bridge.run("watch", root_watcher.ensure_running, folders)
+        except NoAnswer:
+            pass  # the look says so
+        except Exception:  # without this the watching would end for good
+            _log.exception("watching %s failed; retrying", services.models)
         try:
             async with asyncio.timeout(1.0):
                 while supervisor.seen.folders == folders:

@@ -663,6 +663,7 @@ def test_a_stray_in_a_directory_outside_the_models_root_is_reported_and_other_li
         (outside / name).symlink_to(text)
     [(path, _, reason)] = fault_strays(root, outside)
     assert path == f"{outside}/v2"
+    assert str(outside) not in [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     assert f"`rm {outside}/v2`" in reason
 
 

@@ -108,18 +108,23 @@ class RootLinks:
 
     def _leading(self, root_fd: int, directory: Place, paths: Mapping[str, str]) -> list[str]:
         """Return the names, sorted, of those paths that resolve to a directory."""
-        # Links to links in the models root are followed by what was read: thousands of them, or a loop, cost no system call.
-        leads: dict[str, bool] = {}
+        # Links to links in the models root are followed by what was read, each once: thousands of them, or a loop, cost no
+        # system call.
+        ends: dict[str, str | None] = {}
+        leads: dict[str | None, bool] = {None: False}  # None: a loop
         names = []
         for name, start in paths.items():
-            end = _tidied(start)
-            for _ in range(MAX_HOPS):
-                if (link := self.links.get(end)) is None:
+            end: str | None = _tidied(start)
+            passed: list[str] = []
+            while end is not None and (link := self.links.get(end)) is not None:
+                if end in ends:
+                    end = ends[end]
                     break
+                passed.append(end)
+                ends[end] = None  # until its end is known: who comes here again went in a loop
                 end = _tidied(link.text)
-            else:
-                continue  # a loop, or more than Linux follows
-            if end not in leads:
+            ends.update(dict.fromkeys(passed, end))
+            if end is not None and end not in leads:
                 leads[end] = _place(root_fd, end) == directory
             if leads[end]:
                 names.append(name)
