@@ -305,6 +305,10 @@ def point(root: Path, alias: str, version: str) -> LinkStamp:
                 raise RepointError(f"there is no version {version!r} under the models root")
             try:
                 chain = read_chain(root_fd, alias)
+                if not chain:
+                    raise RepointError(
+                        f"{alias}: expected a symlink, found something else with that name; move it away"
+                    )
                 note = LinkNote.take(root_fd, alias)
             except FileNotFoundError:
                 return repoint(root_fd, alias, version, None)
