@@ -1,6 +1,5 @@
 """The lists, and `png-info`."""
 
-import asyncio
 import base64
 import io
 import json
@@ -10,7 +9,6 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from zwatch.api.a1111.calls import MAX_READERS, READERS
 from zwatch.api.a1111.pnginfo import parse_infotext, png_info
 from zwatch.errors import RequestError
 
@@ -82,20 +80,6 @@ async def test_a_compressed_image_has_the_limit_of_other_request_bodies(client):
     assert (await client.call("POST", "/sdapi/v1/png-info", data=small, headers=headers))[0] == 400
     large = zlib.compress(b'{"image": "%b"}' % (b"A" * 2**21))
     assert (await client.call("POST", "/sdapi/v1/png-info", data=large, headers=headers))[0] == 413
-
-
-async def test_the_number_of_images_in_memory_is_bounded_and_the_others_wait(client):
-    held = [await client.connect() for _ in range(MAX_READERS)]
-    for _, writer in held:
-        writer.write(b"POST /sdapi/v1/png-info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{")
-    while not client.app[READERS].locked():
-        await asyncio.sleep(0.01)
-    waiting = asyncio.create_task(client.call("POST", "/sdapi/v1/png-info", json={"image": "aGVsbG8="}))
-    assert (await client.call("GET", "/health/live"))[0] == 200
-    assert not waiting.done()
-    for _, writer in held:
-        writer.close()
-    assert (await asyncio.wait_for(waiting, 10))[0] == 400
 
 
 @pytest.mark.parametrize(
