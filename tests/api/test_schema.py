@@ -117,7 +117,7 @@ def test_parameters_are_in_the_path_or_in_the_query():
 
 def test_a_call_has_its_own_errors_and_the_shared_ones():
     assert references("/things") == {"401": "Error401", "403": "Error403", "500": "Error500"}
-    assert references("/things", "post").keys() == {"400", "401", "403", "408", "413", "429", "500"}
+    assert references("/things", "post").keys() == {"400", "401", "403", "408", "413", "415", "429", "500"}
     own = operation("/things", "post")["responses"]["404"]
     assert own["description"] == "No such thing."
     assert references("/health") == {"500": "Error500"}
@@ -125,7 +125,7 @@ def test_a_call_has_its_own_errors_and_the_shared_ones():
 
 def test_the_errors_below_sdapi_have_a_detail():
     assert set(references("/sdapi/things", "post").values()) == {
-        f"Error{status}Detailed" for status in (400, 401, 403, 408, 413, 500)
+        f"Error{status}Detailed" for status in (400, 401, 403, 408, 413, 415, 500)
     }
 
 

@@ -111,7 +111,7 @@ async def test_an_invalid_query_is_a_400(client, query):
     assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_value", query.partition("=")[0])
 
 
-@pytest.mark.parametrize("name", ["..%2F..%2Fetc%2Fpasswd", "%2e%2e", "x.png", "20260101_000000_seed1.png", "%00"])
+@pytest.mark.parametrize("name", ["..%2F..%2Fetc%2Fpasswd", "..%2F", "x.png", "20260101_000000_seed1.png", "%00"])
 async def test_only_pictures_can_be_fetched_or_deleted(client, name):
     assert (await read(client, f"/history/{name}"))[0] == 404
     assert (await client.call("DELETE", f"/history/{name}"))[0] == 404

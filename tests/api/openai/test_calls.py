@@ -202,7 +202,7 @@ async def test_an_alias_that_serves_nothing_is_a_model_too(client):
     nothing = {"id": "current", "object": "model", "created": 0, "owned_by": "zwatch", "version": None, "digest": None}
     assert body["data"] == [nothing]
     status, headers, body = await client.call("POST", PATH, json={"prompt": "x", "model": "gpt-image-1"})
-    assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "2")
+    assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "10")
 
 
 async def test_a_stream_has_event_lines_types_and_comments_while_it_waits(start):
