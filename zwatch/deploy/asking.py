@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -28,6 +29,22 @@ class Unanswered(OSError):
         )
 
 
+class Direct:
+    """Calls functions as they are, in the caller's thread: for a caller that is asked itself, see `Asker`."""
+
+    def is_waiting(self, subject: Hashable) -> bool:
+        """Return False: nothing is left."""
+        return False
+
+    def ask(self, subject: Hashable, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function."""
+        return function(*args, **kwargs)
+
+    def ask_in(self, subject: Hashable, root_fd: int, function: Callable[..., R], *args: object) -> R:
+        """Call a function whose first argument is a directory's descriptor."""
+        return function(root_fd, *args)
+
+
 class Asker:
     """Calls functions in a thread, and goes on without those that do not return. For one caller at a time."""
 
@@ -35,6 +52,8 @@ class Asker:
         self.seconds = seconds
         self._lane = Lane("ask")
         self._waiting: dict[Hashable, Future[Any]] = {}
+        self.unanswered_at = float("-inf")
+        """When a call did not return the last time, or was not made for that reason, on the monotonic clock."""
         weakref.finalize(self, self._lane.close)
 
     def is_waiting(self, subject: Hashable) -> bool:
@@ -49,6 +68,7 @@ class Asker:
         """
         self._waiting = {key: future for key, future in self._waiting.items() if not future.done()}
         if subject in self._waiting or len(self._waiting) >= _MOST_WAITING:
+            self.unanswered_at = time.monotonic()
             raise Unanswered(self.seconds)
         future = self._lane.submit(partial(function, *args, **kwargs))
         try:
@@ -58,6 +78,7 @@ class Asker:
                 raise
             self._lane.leave(future)
             self._waiting[subject] = future
+            self.unanswered_at = time.monotonic()
             raise Unanswered(self.seconds) from None
         finally:
             del future

@@ -127,9 +127,10 @@ def read_beside(root_fd: int, names: Sequence[str]) -> dict[str, tuple[tuple[Lin
         following = name
         try:
             while "/" not in following and len(chain) < MAX_HOPS:
-                stamp = LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False))
-                following = os.readlink(following, dir_fd=root_fd)
-                chain.append((stamp, following))
+                # First the text: it asks nothing of a directory on which a file system that does not answer is mounted.
+                text = os.readlink(following, dir_fd=root_fd)
+                chain.append((LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False)), text))
+                following = text
         except OSError:
             pass  # no link
         if chain:

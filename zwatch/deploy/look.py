@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Unanswered
+from zwatch.deploy.asking import Asker, Direct, Unanswered
 from zwatch.deploy.chains import LinkStamp, read_beside, read_chain, stamp_of
 from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.oserrors import is_missing
@@ -77,22 +77,33 @@ class Looker:
         strict_links: bool,
         refused: Iterable[RefusedStray] = (),
         clock: Callable[[], float] = time.monotonic,
-        answer_seconds: float = ANSWER_SECONDS,
+        asker: Asker | Direct | None = None,
+        known: Mapping[str, Target] | None = None,
     ) -> None:
-        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; after
-        `answer_seconds` a look goes on without what does not answer."""
+        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; through `asker`
+        goes what may not answer; `known` is what another looker saw last."""
         self._clock = clock
         self._root = root
         self._aliases = aliases
-        self._asker = Asker(answer_seconds)
+        self._asker = asker or Asker()
         self._search = StraySearch(root, self._asker, strict_links=strict_links, refused=refused, clock=clock)
-        self._known: dict[str, Target] = {}
+        self._known: dict[str, Target] = dict(known or {})
         self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[FileStamps, float]] = {}
         self._untidy = set(aliases)
         self._leftovers = Leftovers(SWEEP_AFTER)
         self._swept_ns: int | None = None
         self._resweep, self._restat = Reread(clock), Reread(clock)
+
+    @property
+    def known(self) -> Mapping[str, Target]:
+        """What each alias resolved to when that was seen last."""
+        return self._known
+
+    @property
+    def refused(self) -> tuple[RefusedStray, ...]:
+        """See `Look.refused`."""
+        return self._search.refused
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:
         """Look once; follow stray wishes until there are none. What does not answer holds up nothing else."""

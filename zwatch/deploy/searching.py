@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from zwatch.deploy.asking import Asker, Unanswered
+from zwatch.deploy.asking import Asker, Direct, Unanswered
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.reread import Reread, stamp_of
 from zwatch.deploy.resolving import Fault, Target
@@ -23,7 +23,7 @@ class StraySearch:
     def __init__(
         self,
         root: Path,
-        asker: Asker,
+        asker: Asker | Direct,
         *,
         strict_links: bool,
         refused: Iterable[RefusedStray],

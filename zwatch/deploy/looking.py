@@ -1,0 +1,53 @@
+"""Looking quickly: as one call while everything answers, and question by question while something does not."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Direct, Unanswered
+from zwatch.deploy.look import Awaited, Look, Looker
+from zwatch.deploy.refused import RefusedStray
+
+CAREFUL_SECONDS = 60.0
+"""How long looks go on question by question after everything answered again."""
+
+
+class QuickLooker:
+    """Looks repeatedly, as `Looker`; a whole look is one call in a thread that can be left.
+
+    A look question by question changes threads a dozen times, each of which may wait for the interpreter's lock while images
+    are made. So that is done only after a look did not return.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        aliases: Sequence[str],
+        *,
+        strict_links: bool,
+        refused: Iterable[RefusedStray] = (),
+        clock: Callable[[], float] = time.monotonic,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        """As of `Looker`; after `answer_seconds` a look goes on without what does not answer."""
+        self._make = partial(Looker, root, aliases, strict_links=strict_links, clock=clock)
+        self._asker = Asker(answer_seconds)
+        self._looker = self._make(refused=refused, asker=Direct())
+        self._is_careful = False
+
+    def look(self, awaited: Sequence[Awaited] = ()) -> Look:
+        """Look once; follow stray wishes until there are none. What does not answer holds up nothing else."""
+        if self._is_careful and time.monotonic() - self._asker.unanswered_at > CAREFUL_SECONDS:
+            self._go_on(is_careful=False)
+        if not self._is_careful:
+            try:
+                return self._asker.ask("look", self._looker.look, awaited)
+            except Unanswered:  # the thread that does not return keeps its looker
+                self._go_on(is_careful=True)
+        return self._looker.look(awaited)
+
+    def _go_on(self, *, is_careful: bool) -> None:
+        before, self._is_careful = self._looker, is_careful
+        asker = self._asker if is_careful else Direct()
+        self._looker = self._make(refused=before.refused, asker=asker, known=before.known)
