@@ -12,6 +12,7 @@ from zwatch.api.answers import answer
 from zwatch.api.bodies import read_request
 from zwatch.api.schema import ByteCount, Digest, Request, Seconds, VersionName, choice
 from zwatch.api.services import SERVICES, Services
+from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import has_version, point
 from zwatch.errors import RepointError, RequestError, retry_after
 from zwatch.generation.fields import Flag, Text
@@ -126,6 +127,8 @@ async def deploy(request: web.Request) -> web.Response:
     version, alias = asked.version, _followed(services, asked.alias)
     try:
         is_there = await services.bridge.run("inspect", has_version, services.models, version)
+    except NoAnswer:
+        raise
     except OSError as error:
         raise _rejected(f"{version} could not be looked at: {error.strerror}; nothing was changed, try again") from None
     if not is_there:
