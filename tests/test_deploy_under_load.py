@@ -104,9 +104,8 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_versions(three_
             for number in range(FLIPS):
                 last = draw.choice([name for name in goldens if name != last])
                 await asyncio.to_thread(draw.choice(list(ways.values())), models, last)
-                # Between 50 ms (faster than any load) and longer than a load. Of two changes within one look, which takes some
-                # 10 ms while images are made, a stray of the first one may stay where it is.
-                await asyncio.sleep(draw.choice((0.05, 0.1, 0.3 if device == "cpu" else 1.2)))
+                # Between 6 ms (faster than any load; below that, wishes have no order) and longer than a load.
+                await asyncio.sleep(draw.choice((0.006, 0.03, 0.1, 0.3 if device == "cpu" else 1.2)))
                 assert not clients.done(), clients.exception()
                 if number == FLIPS // 4:
                     early = server.resident_memory

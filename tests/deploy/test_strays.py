@@ -158,6 +158,27 @@ def test_ln_sf_deploys_whatever_the_text(root, looker, text):
     assert looker.look().notes == []
 
 
+def test_a_wish_made_where_zwatch_has_just_moved_the_link_is_swept_if_the_operator_moves_it_on(
+    root, looker, monkeypatch
+):
+    looker.look()
+    run(root, "ln", "-sf", "v2", "current")
+    fsync = os.fsync
+
+    def operator_is_faster(fd):
+        monkeypatch.setattr(os, "fsync", fsync)
+        fsync(fd)
+        assert os.readlink(root / "current") == "v2"  # zwatch has moved it, and has not looked since
+        run(root, "ln", "-sf", "v1", "current")
+        next_tick(root)
+        run(root, "ln", "-sfn", "v3", "current")
+
+    monkeypatch.setattr(os, "fsync", operator_is_faster)
+    looker.look()
+    assert version(looker.look()) == "v3"
+    assert_clean(root)
+
+
 @pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
 def test_busybox_ln_sf_deploys(root, looker):
     looker.look()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zwatch.deploy.chains import LinkStamp, Place
 from zwatch.deploy.refused import RefusedStrays
-from zwatch.deploy.resolving import Target
+from zwatch.deploy.resolving import Directory, Target
 from zwatch.deploy.root_links import RootLinks
 from zwatch.deploy.strays import AHEAD, OLDER, FoundStray, find_strays, judge
 from zwatch.deploy.versions import is_version_name
@@ -154,22 +154,22 @@ class StrayJudge:
             first = self._first[here[0].version] = _FirstSight(key, keys)
         return set(keys - first.strays)
 
-    def overtaken(self, scene: Scene, last: Target, target: Target) -> list[FoundStray]:
-        """Return the wishes for an alias in the directory of its `last` target that are older than its present one. One that
-        may have been for another link is not among them.
+    def overtaken(self, scene: Scene, directory: Directory, since: int, target: Target) -> list[FoundStray]:
+        """Return the wishes for an alias in a directory to which it led `since` then (ctime, nanoseconds) that are older than
+        its present target. One that may have been for another link is not among them.
 
         Raises:
             OSError: what decides could not be read.
         """
         found = [
             stray
-            for stray in find_strays(scene.root_fd, last.directory, only_versions=True)
+            for stray in find_strays(scene.root_fd, directory, only_versions=True)
             if stray.facts.ctime_ns <= target.linked_ns
-            and judge(stray.facts, last.linked_ns, scene.trusted, [target.alias]) is None
+            and judge(stray.facts, since, scene.trusted, [target.alias]) is None
         ]
         if not found:
             return []
-        place = Place.of(last.directory.fd)
+        place = Place.of(directory.fd)
         others = set(scene.links.leading_to(scene.root_fd, place))
         if scene.before is not None:
             others.update(scene.links.led_to(scene.root_fd, place, scene.before))
@@ -179,6 +179,6 @@ class StrayJudge:
         for stray in found:
             moved = sorted(path for path, at in outside.items() if at >= stray.facts.ctime_ns)
             before = self.refused.reason(stray.link_stamp, stray.path)
-            if judge(stray.facts, last.linked_ns, scene.trusted, links, moved, before) is None:
+            if judge(stray.facts, since, scene.trusted, links, moved, before) is None:
                 overtaken.append(stray)
         return overtaken

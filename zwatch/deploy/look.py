@@ -13,7 +13,7 @@ from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.reread import Reread
-from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, resolve
+from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, opened_version, resolve
 from zwatch.deploy.seal import parse_seal, read_seal_bytes
 from zwatch.deploy.searching import StraySearch
 from zwatch.deploy.strays import Stray
@@ -255,9 +255,7 @@ def open_version(root: Path, name: str) -> Directory:
         OSError: there is none, or it may not be read.
     """
     with opened(root) as root_fd:
-        return Directory(
-            os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), name
-        )
+        return opened_version(root_fd, name)
 
 
 def has_version(root: Path, name: str) -> bool:

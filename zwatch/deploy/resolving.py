@@ -143,6 +143,15 @@ class Fault:
         return self.code in ("unreadable", "unsettled")
 
 
+def opened_version(root_fd: int, name: str) -> Directory:
+    """Open a version by its name, directly under the models root.
+
+    Raises:
+        OSError: there is none, or it may not be read.
+    """
+    return Directory(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), name)
+
+
 def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
     """Resolve an alias to the opened version directory that it points to.
 

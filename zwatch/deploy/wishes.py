@@ -11,7 +11,7 @@ from zwatch.deploy.chains import LinkStamp, Place
 from zwatch.deploy.judging import Scene, StrayJudge
 from zwatch.deploy.links import LinkNote, repoint
 from zwatch.deploy.refused import RefusedStray, RefusedStrays
-from zwatch.deploy.resolving import Directory, Target
+from zwatch.deploy.resolving import Directory, Target, opened_version
 from zwatch.deploy.root_links import RootLinks
 from zwatch.deploy.strays import AHEAD, FoundStray, Stray, find_strays
 from zwatch.errors import RepointError
@@ -51,6 +51,9 @@ class WishFollower:
         self._judge = StrayJudge(strict=strict, refused=self._refused, wall_ns=wall_ns)
         self._trails: dict[str, _Trail] = {}
         self._last: dict[str, Target] = {}
+        self._passed: dict[
+            str, tuple[Directory, int]
+        ] = {}  # by link, where zwatch moved it in the last round, and the wish's ctime
         self._links: RootLinks | None = None
         self.notes: list[str] = []
         """What was done since the caller last emptied it, a sentence each, for the log."""
@@ -145,10 +148,12 @@ class WishFollower:
             return False
         try:
             left = target.directory.duplicate()  # before anything is changed: there may be no descriptor for it
+            passed = opened_version(scene.root_fd, version), newest.facts.ctime_ns
             note = LinkNote.take(scene.root_fd, link)
             now = LinkStamp.of(os.stat(link, dir_fd=scene.root_fd, follow_symlinks=False))
             if link not in scene.links.links or now != scene.links.links[link].link_stamp:
                 return True  # the operator moved it since the look; look again
+            self._passed[link] = passed  # before: it may be moved on in the very moment in which it arrives there
             placed = repoint(scene.root_fd, link, version, note)
         except (RepointError, OSError) as error:  # not refused: the wish is right, and is tried again
             why = error if isinstance(error, RepointError) else error.strerror
@@ -170,8 +175,8 @@ class WishFollower:
     def _sweep_overtaken(self, scene: Scene, targets: Sequence[Target]) -> None:
         """Remove wishes for an alias that the operator moved before they were seen: they mean nothing any more, and
         would stay in the version that the alias left. One that may have been for another link stays."""
-        known = self._last
-        self._last = {target.alias: target for target in targets}
+        known, passed = self._last, self._passed
+        self._last, self._passed = {target.alias: target for target in targets}, {}
         if self._strict or scene.before is None:
             return
         for target in targets:
@@ -180,8 +185,12 @@ class WishFollower:
                 continue
             if trail is not None and trail.placed == scene.links.stamp(target.holder):
                 continue  # zwatch moved it: what lies there now came later, see _late_wishes
-            for stray in self._judge.overtaken(scene, last, target):
-                self._remove(stray)
+            left = [(last.directory, last.linked_ns)]
+            # The operator may have moved it again before it was seen where zwatch had moved it.
+            left += [passed[target.holder]] if target.holder in passed else []
+            for directory, since in left:
+                for stray in self._judge.overtaken(scene, directory, since, target):
+                    self._remove(stray)
 
     def _leave(self, link: str, directory: Directory, placed: LinkStamp, wish_ns: int) -> None:
         trail = self._trails.get(link)
