@@ -26,7 +26,7 @@ from zwatch.api.answers import answer, json_answer
 from zwatch.api.bodies import read_body, read_request, received
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
-from zwatch.api.services import SERVICES, Services
+from zwatch.api.services import SERVICES
 from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
@@ -204,7 +204,14 @@ async def info(request: web.Request) -> web.Response:
 async def memory(request: web.Request) -> web.Response:
     """Return the amounts of memory, in bytes."""
     services = request.app[SERVICES]
-    return answer(await services.bridge.run("memory", _memory, services))
+    factory = services.supervisor.factory
+    is_gpu = factory is not None and factory.device.torch_device.type == "cuda"
+    cuda: CudaMemory = {"error": "unavailable"}
+    if is_gpu and (found := await services.device_memory()) is not None:
+        free, total = found
+        cuda = {"system": {"free": free, "used": total - free, "total": total}}
+    body: SdMemory = {"ram": await services.bridge.run("memory", _host_memory), "cuda": cuda}
+    return answer(body)
 
 
 def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgress:
@@ -229,13 +236,8 @@ def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgres
     }
 
 
-def _memory(services: Services) -> SdMemory:
-    """Read the amounts of memory. To be called in a thread."""
+def _host_memory() -> MemoryView:
+    """Read how much memory the host has, and how much of it this process uses. To be called in a thread."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, used = os.sysconf("SC_PHYS_PAGES") * page, int(Path("/proc/self/statm").read_text().split()[1]) * page
-    device = None if services.supervisor.factory is None else services.supervisor.factory.device
-    cuda: CudaMemory = {"error": "unavailable"}
-    if device is not None and device.torch_device.type == "cuda":
-        free, device_total = device.memory()
-        cuda = {"system": {"free": free, "used": device_total - free, "total": device_total}}
-    return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": cuda}
+    return {"free": total - used, "used": used, "total": total}
