@@ -1,21 +1,13 @@
 """Chains, `current -> stable -> v1`: the last link is moved, and the others lead through it as before."""
 
 import os
-import subprocess
 
 import pytest
 
 from tests.deploy.factory import next_tick
+from tests.deploy.typed import looking, run
 from zwatch.deploy.chains import read_chain
-from zwatch.deploy.look import Looker, point, read_stamps
-
-
-def run(root, line):
-    subprocess.run(line.split(), cwd=root, check=True)
-
-
-def looking(root, *aliases, **options):
-    return Looker(root, ["current", *aliases], strict_links=options.pop("strict", False), **options)
+from zwatch.deploy.look import point, read_stamps
 
 
 def texts(root, *names):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.deploy.factory import AS_ROOT, WEIGHTS, next_tick, weights
 from tests.deploy.faulty import change_inodes
+from tests.deploy.typed import looking, relink, run, temporaries
 from zwatch.deploy import links
 from zwatch.deploy.durable import write_durably
 from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, repoint
@@ -23,23 +24,6 @@ from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import RepointError
 
 HOUR_NS = 3600 * 10**9
-
-
-def relink(root, text, alias="current"):
-    (root / "operators-own").symlink_to(text)
-    (root / "operators-own").replace(root / alias)
-
-
-def run(root, line):
-    subprocess.run(line.split(), cwd=root, check=True)
-
-
-def temporaries(root):
-    return sorted(name for name in os.listdir(root) if name.startswith(TEMPORARY_PREFIX))
-
-
-def looking(root, *aliases, **options):
-    return Looker(root, ["current", *aliases], strict_links=False, **options)
 
 
 def version(look, alias="current"):

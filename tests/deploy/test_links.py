@@ -7,21 +7,11 @@ import threading
 import pytest
 
 from tests.deploy.factory import next_tick, until
+from tests.deploy.typed import relink, temporaries
 from zwatch.deploy import links
 from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.resolving import LinkStamp, resolve
 from zwatch.errors import RepointError
-
-
-def relink(root, text, alias="current"):
-    """Repoint as `ln -sfn` does: a temporary link, renamed over the alias."""
-    temporary = root / "operators-own"
-    temporary.symlink_to(text)
-    temporary.replace(root / alias)
-
-
-def temporaries(root):
-    return sorted(name for name in os.listdir(root) if name.startswith(TEMPORARY_PREFIX))
 
 
 def note(root_fd, alias="current"):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.deploy.factory import WEIGHTS, next_tick, reseal_by_hand, until, weights, write_version
+from tests.deploy.typed import relink
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point, summaries
 from zwatch.deploy.resolving import LinkStamp
@@ -16,11 +17,6 @@ from zwatch.errors import RepointError
 @pytest.fixture
 def looker(root, clock):
     return Looker(root, ["current"], strict_links=False, clock=clock)
-
-
-def relink(root, text, alias="current"):
-    (root / "operators-own").symlink_to(text)
-    (root / "operators-own").replace(root / alias)
 
 
 # What an alias asks for.

@@ -3,12 +3,12 @@ neither lost nor followed for the wrong link, and the next look finds what is ri
 
 import errno
 import os
-import subprocess
 
 import pytest
 
 from tests.deploy.factory import WEIGHTS, next_tick
 from tests.deploy.faulty import READS, FailingCalls, free_descriptors
+from tests.deploy.typed import relink, run
 from zwatch.deploy import links
 from zwatch.deploy.look import SETTLED, Looker, await_files, has_version, open_version, point, read_stamps
 from zwatch.deploy.resolving import LinkStamp
@@ -17,15 +17,6 @@ from zwatch.deploy.versions import opened, version_names
 from zwatch.errors import RepointError
 
 PASSING = [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE]
-
-
-def relink(root, text, alias="current"):
-    (root / "operators-own").symlink_to(text)
-    (root / "operators-own").replace(root / alias)
-
-
-def run(root, line):
-    subprocess.run(line.split(), cwd=root, check=True)
 
 
 def digests(root):

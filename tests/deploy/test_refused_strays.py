@@ -1,30 +1,22 @@
 """A wish for one link never moves another: every link counts, and a refused stray stays refused."""
 
 import os
-import subprocess
 
 import pytest
 
 from tests.deploy.factory import next_tick, write_version
+from tests.deploy.typed import looking, run
 from zwatch.deploy.links import TEMPORARY_PREFIX
-from zwatch.deploy.look import Looker, point
+from zwatch.deploy.look import point
 from zwatch.deploy.refused import MAX_REFUSED, RefusedStray, RefusedStrays
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.root_links import RootLinks
-
-
-def run(root, line):
-    subprocess.run(line.split(), cwd=root, check=True)
 
 
 def link(root, name, text):
     """Make a link, and let the file system's clock move on."""
     (root / name).symlink_to(text)
     next_tick(root.parent)
-
-
-def looking(root, *aliases, strict=False, refused=()):
-    return Looker(root, ["current", *aliases], strict_links=strict, refused=refused)
 
 
 def versions(look):

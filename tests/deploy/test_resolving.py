@@ -10,16 +10,9 @@ import pytest
 from blake3 import blake3
 
 from tests.deploy.factory import next_tick, write_version
+from tests.deploy.typed import relink
 from zwatch.deploy.resolving import Directory, Fault, LinkStamp, Target, resolve
 from zwatch.deploy.seal import SEAL_NAME, write_seal
-
-
-def relink(root, text, alias="current"):
-    """Repoint as `ln -sfn` does: a temporary link, renamed over the alias."""
-    temporary = root / "operators-own"
-    temporary.symlink_to(text)
-    temporary.replace(root / alias)
-
 
 # Resolving.
 

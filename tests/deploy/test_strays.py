@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, write_version
+from tests.deploy.typed import temporaries
 from zwatch.deploy import links
-from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import Looker
 from zwatch.deploy.seal import SEAL_NAME, write_seal
 from zwatch.deploy.strays import MAX_REPORTED, StrayFacts, judge
@@ -127,10 +127,6 @@ def strays_in(root):
         for entry in directory.iterdir()
         if entry.is_symlink()
     )
-
-
-def temporaries(root):
-    return sorted(name for name in os.listdir(root) if name.startswith(TEMPORARY_PREFIX))
 
 
 def assert_clean(root):
