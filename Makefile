@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -17,8 +18,9 @@ serve: install keep-link
 keep-link:
 	@git update-index --skip-worktree models/current 2>/dev/null || true
 
+# Two processes, since many tests wait; a file's tests stay together and share its servers. One: make test WORKERS=0
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Fast tests for development: those that need no server and no long stress, about two minutes.
 quick: $(VENV)/.test

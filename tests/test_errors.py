@@ -1,6 +1,6 @@
 """Errors that are translated into other errors.
 
-The ring that a generator makes here holds what it held from CPython 3.12 on only; tests/engine/test_full_card.py meets it.
+The ring that a generator makes here holds what it held from CPython 3.12 on only; tests/engine/full_card.py meets it.
 """
 
 import gc
