@@ -121,8 +121,9 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
     import torch
     from diffusers import ZImagePipeline
 
+    from zwatch.engine.config_fields import WARM_SIZE
     from zwatch.engine.precision import adapt
-    from zwatch.engine.warmup import PROMPT, SEED, SIZE, STEPS
+    from zwatch.engine.warmup import PROMPT, SEED, STEPS
 
     spent = []
     for _ in range(times):
@@ -132,7 +133,8 @@ def from_pretrained(directory: Path, times: int) -> list[float]:
         for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
             adapt(module, torch.device("cpu"))  # as zwatch computes on a processor without bfloat16
         generator = torch.Generator().manual_seed(SEED)
-        pipeline(PROMPT, width=SIZE, height=SIZE, num_inference_steps=STEPS, guidance_scale=0.0, generator=generator)
+        sides = {"width": WARM_SIZE, "height": WARM_SIZE}
+        pipeline(PROMPT, **sides, num_inference_steps=STEPS, guidance_scale=0.0, generator=generator)
         spent.append(time.perf_counter() - begun)
     return spent
 
