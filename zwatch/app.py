@@ -82,7 +82,7 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         shutdown_timeout=2.0,
         access_log=None,
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring), config.aliases)
     tasks: list[asyncio.Task[None]] = []
     lingering: list[str] = []
     try:

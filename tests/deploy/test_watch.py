@@ -201,6 +201,21 @@ def test_thousands_of_changes_are_one_call(root, changes, folder):
     assert (observers(), emitters()) == ([], [])
 
 
+def test_a_followed_name_does_not_wait_for_the_pause(root, changes):
+    watcher = RootWatcher(root, changes, ["canary", "current"], pause_seconds=3600)
+    try:
+        watcher.ensure_running()
+        changes.settle()
+        for _ in range(3):  # a link is made under another name, and renamed while the pause after that lasts
+            (root / "other").touch()
+            changes.settle()
+            calls = changes.count
+            flip(root)
+            until(lambda calls=calls: changes.count > calls, "the rename to be reported")
+    finally:
+        watcher.stop()
+
+
 def test_a_change_is_reported_after_a_queue_that_overflowed(root, changes, watcher):
     watcher.ensure_running()
     for number in range(20_000):  # the queue holds 16,384 events

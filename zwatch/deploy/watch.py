@@ -34,6 +34,8 @@ _MAX_FOLDERS = 512
 """How many directories are watched at most; changes in others are seen by the tick."""
 _PAUSE_SECONDS = 0.05
 """The time between two calls of `on_change` while events keep coming."""
+_FIRST_PEEK, _LONGEST_PEEK = 0.0005, 0.005
+"""Seconds between two looks at the names of events within that time; doubled each time while only others' events come."""
 _READ_BYTES = 2**16
 _MAX_READS = 256
 """Reads of one draining: more than an inotify queue holds (16,384 events of at most 272 bytes)."""
@@ -50,10 +52,19 @@ class RootWatcher:
     called every second: it replaces an observer that ended, and watches what has the folders' names by then.
     """
 
-    def __init__(self, root: Path, on_change: Callable[[], None], *, pause_seconds: float = _PAUSE_SECONDS) -> None:
-        """`pause_seconds` is the shortest time between two calls of `on_change`."""
+    def __init__(
+        self,
+        root: Path,
+        on_change: Callable[[], None],
+        names: Iterable[str] = (),
+        *,
+        pause_seconds: float = _PAUSE_SECONDS,
+    ) -> None:
+        """`pause_seconds` is the shortest time between two calls of `on_change`, except for events of these names: the links
+        that are followed. A link is made under another name and renamed: without this, the rename would wait for the pause."""
         self._root = root
         self._handler = _Handler(on_change)
+        self._names = [os.fsencode(name) + b"\0" for name in names]
         self._pause_seconds = pause_seconds
         self._observer: BaseObserver | None = None
         self._problem: str | None = None
@@ -109,7 +120,7 @@ class RootWatcher:
         emitters: list[_Emitter] = []
 
         def make(queue: EventQueue, watch: ObservedWatch, **_: object) -> _Emitter:
-            emitters.append(_Emitter(queue, watch, self._pause_seconds))
+            emitters.append(_Emitter(queue, watch, self._pause_seconds, self._names))
             return emitters[0]
 
         observer = BaseObserver(make)  # type: ignore[arg-type] # a class, or what makes its objects
@@ -131,13 +142,15 @@ class _Emitter(EventEmitter):
     """Reads from one inotify instance that something changed, and drops what.
 
     watchdog's own emitter makes Python objects of every event, adds a watch for each subdirectory, and keeps to the
-    directories that had the names when it started. This one empties the queue unread, at most once in `pause` seconds:
-    thousands of events cost as much as one, and events that do not fit into the queue are not missed.
+    directories that had the names when it started. This one empties the queue, and reports at most once in `pause` seconds,
+    unless one of `names` (each with the NUL that ends it) is among the events: thousands of others cost as much as one, and
+    events that do not fit into the queue are not missed.
     """
 
-    def __init__(self, queue: EventQueue, watch: ObservedWatch, pause: float) -> None:
+    def __init__(self, queue: EventQueue, watch: ObservedWatch, pause: float, names: Sequence[bytes]) -> None:
         super().__init__(queue, watch)
         self._pause = pause
+        self._names = names
         self._inotify = self._wake = -1
         self._watches: dict[str, int] = {}
         self._using = threading.Lock()  # the descriptors
@@ -177,21 +190,46 @@ class _Emitter(EventEmitter):
             self._close()
 
     def queue_events(self, timeout: float) -> None:
-        """Wait for events, drop them, and report one change."""
+        """Wait for events and report one change for all of them; within the pause after it, report only the given names."""
+        self._wait(None)
+        if self.stopped_event.is_set():
+            return
+        self._read()
+        self._report()
+        end, peek, pending = time.monotonic() + self._pause, _FIRST_PEEK, False
+        while (left := end - time.monotonic()) > 0:
+            if self.stopped_event.wait(min(peek, left)):
+                return
+            if not self._wait(max(0.0, end - time.monotonic())):
+                break
+            if self._read():
+                self._report()
+                return
+            pending, peek = True, min(2 * peek, _LONGEST_PEEK)
+        if pending and not self.stopped_event.is_set():
+            self._report()
+
+    def _report(self) -> None:
+        self.queue_event(DirModifiedEvent(self.watch.path))
+
+    def _wait(self, seconds: float | None) -> bool:
+        """Wait for an event or the end; return whether one of them is there."""
         poll = select.poll()
         poll.register(self._inotify, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        poll.poll()
-        if self.stopped_event.is_set():
-            return
-        # Before the report: what happens after it must be reported anew.
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+    def _read(self) -> bool:
+        """Empty the queue; return whether one of the names is in it. Done before the report: what happens after it must be
+        reported anew."""
+        found = False
         for _ in range(_MAX_READS):
             try:
-                os.read(self._inotify, _READ_BYTES)
+                raw = os.read(self._inotify, _READ_BYTES)
             except BlockingIOError:
                 break
-        self.queue_event(DirModifiedEvent(self.watch.path))
-        self.stopped_event.wait(self._pause)
+            found = found or any(name in raw for name in self._names)
+        return found
 
     def watch_only(self, paths: Sequence[str]) -> tuple[bool, str | None]:
         """Watch what these paths lead to now and nothing else; return whether a directory is new among them, and why one
