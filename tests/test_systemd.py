@@ -94,7 +94,10 @@ def test_the_wheel_has_the_unit_and_the_documentation(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source], check=True)
     [wheel] = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--prefix", tmp_path / "installed", wheel], check=True)
+    # Without --ignore-installed, pip would remove zwatch from the environment that the tests run in.
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--ignore-installed", "--prefix", tmp_path / "installed", wheel], check=True
+    )
     share = tmp_path / "installed" / "share"
     assert (share / "doc/zwatch/docs/operations.md").read_bytes() == (REPOSITORY / "docs/operations.md").read_bytes()
     for page in (share / "doc" / "zwatch").rglob("*.md"):
