@@ -1,5 +1,6 @@
 """A request for images: what a client may ask for, and how the version that serves it completes and limits it."""
 
+import encodings.utf_8_sig  # noqa: F401 (else `decode` imports it, for which there may be no file descriptor)
 import json
 import secrets
 from collections.abc import Mapping
