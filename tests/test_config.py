@@ -229,6 +229,7 @@ def test_a_port_like_that_of_kubernetes_in_the_flag_is_an_error(capsys):
         (["serve", "--port"], "'--port' requires an argument"),
         (["deploy"], "missing argument 'VERSION'"),
         (["status", "v2"], "unexpected extra argument"),
+        (["verify", "/"], "DIRECTORY: expected a version's directory, got '/'"),
         (["check", "nowhere"], "DIRECTORY: there is no such directory: 'nowhere' (see zwatch check --help)"),
     ],
 )

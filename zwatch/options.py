@@ -115,8 +115,11 @@ def directory(text: str) -> Path:
 
 
 def named_directory(text: str) -> Path:
-    """Return the absolute path of a directory that exists, so that `.` has a name too."""
-    return directory(text).resolve()
+    """Return the absolute path of a directory that exists, so that `.` has a name too; `/` has none."""
+    found = directory(text).resolve()
+    if not found.name:
+        raise ValueError(f"expected a version's directory, got {text!r}")
+    return found
 
 
 def version_name(text: str) -> str:

@@ -111,6 +111,12 @@ class GenerateRequest(BaseModel):
         return self
 
 
+def unloaded(alias: str) -> str:
+    """Return the sentence about an alias that an operator unloaded. The call loads `current` if it names no other."""
+    body = "" if alias == PRIMARY else f' with {{"alias": "{alias}"}}'
+    return f"{alias} is unloaded; POST /api/load_model{body} loads it"
+
+
 def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a request body, whatever its content type says.
 
