@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.paths.append(self.path)
+        server.sent = self.headers
         self.send_response(server.status)
         self.send_header("Content-Length", str(len(server.body) + server.missing))
         self.end_headers()
@@ -103,6 +104,12 @@ def test_an_error_answer_is_its_message_and_status_1(server, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(server.body)
 
 
+@pytest.mark.parametrize("token", ["secret", "ключ", "é"])
+def test_a_token_is_sent_in_utf_8(server, token):
+    assert Service(server.url, token).get("/status") == (200, {})
+    assert server.sent["Authorization"].encode("latin-1") == f"Bearer {token}".encode()
+
+
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_proxy_is_used_for_a_service_on_this_machine(server, monkeypatch, name, host):
@@ -150,4 +157,5 @@ def test_an_interrupted_change_says_that_it_continues(server, arguments):
         process.send_signal(2)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err == f"zwatch: interrupted; the {arguments[0]} goes on without this command: see `zwatch status`\n"
+    seen = f"see `zwatch status --url {server.url}`"
+    assert err == f"zwatch: interrupted; a {arguments[0]} that has begun goes on without this command: {seen}\n"

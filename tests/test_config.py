@@ -28,14 +28,17 @@ SIZE = (
     ],
     ["much", "60X", "0", "-5", "0.1", "nan", "inf", "5iB", "5i", "G", "1 2", "60 GBs", "1KiKB"],
 )  # fmt: skip
-COUNT = ([("1", 1), ("64", 64), (" 7 ", 7)], ["0", "-1", "1.5", "many", "1e3", "inf"])
+COUNT = ([("1", 1), ("64", 64), (" 7 ", 7)], ["0", "-1", "1.5", "many", "1e3", "inf", "1_0", "9" * 5000])
 POSITIVE = ([("600", 600.0), ("0.5", 0.5), ("inf", float("inf"))], ["0", "-1", "nan", "soon", "1s"])
-DIRECTORY = ([("models", Path("models")), (".", Path())], ["nowhere", "file"])
+DIRECTORY = ([("models", Path("models")), (".", Path())], ["nowhere", "file", "file/x", "x" * 300])
 PATH = ([("some/where", Path("some/where")), ("/x y", Path("/x y"))], [])
-TOKEN = ([("token", "secret")], ["nowhere", "empty", "models"])
+TOKEN = (
+    [("token", "secret"), ("marked", "ключ")],
+    ["nowhere", "empty", "models", "lines", "latin", "nul", "/dev/zero"],
+)
 HOST = (
     [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("[::1]", "::1"), ("models.example", "models.example")],
-    ["http://x", "x:80", "a b", "x/", "*", "[::1]:80", "[x]"],
+    ["http://x", "x:80", "a b", "x/", "*", "[::1]:80", "[x]", "a..b", ".", "a" * 64],
 )
 PORT = ([("7860", 7860), ("0", 0), ("65535", 65535)], ["65536", "-1", "many", "80.5", "tcp:", "udp://10.96.0.17:7860"])
 DEVICE = ([(name, name) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:15")], ["gpu", "mps", "cuda:x", "cuda:", "CUDA", "cuda:01", "cpu:0", "cuda:-1"])  # fmt: skip
@@ -82,6 +85,10 @@ def _place(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + "ключ\r\n".encode())
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    (tmp_path / "latin").write_bytes(b"\xe9\n")
+    (tmp_path / "nul").write_bytes(b"a\0b")
 
 
 def parsed(command, *arguments):
@@ -222,6 +229,7 @@ def test_a_port_like_that_of_kubernetes_in_the_flag_is_an_error(capsys):
         (["serve", "--port"], "'--port' requires an argument"),
         (["deploy"], "missing argument 'VERSION'"),
         (["status", "v2"], "unexpected extra argument"),
+        (["verify", "/"], "DIRECTORY: expected a version's directory, got '/'"),
         (["check", "nowhere"], "DIRECTORY: there is no such directory: 'nowhere' (see zwatch check --help)"),
     ],
 )
@@ -242,6 +250,19 @@ def test_a_credential_that_is_empty_is_an_error(monkeypatch, capsys, tmp_path, c
     (tmp_path / "zwatch-token").touch()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert refused(capsys, command).endswith("zwatch-token is empty")
+
+
+@pytest.mark.parametrize("command", ["serve", "status"])
+@pytest.mark.parametrize("token", ["a\nb", "a\tb", "\udcff"])  # the last is a byte that is not UTF-8
+def test_a_token_that_no_header_can_have_is_an_error_that_names_its_variable(monkeypatch, capsys, command, token):
+    monkeypatch.setenv("ZWATCH_TOKEN", token)
+    assert refused(capsys, command) == "ZWATCH_TOKEN: the token must be one line of printable characters, in UTF-8"
+
+
+def test_a_host_that_cannot_be_resolved_is_one_line_with_the_resolvers_reason(tmp_path):
+    [said] = failed_start(tmp_path, ZWATCH_HOST="nowhere.invalid", ZWATCH_INSECURE_NO_TOKEN="on")
+    assert said.startswith("zwatch: nowhere.invalid:7860 cannot be bound: ")
+    assert "Unknown error" not in said
 
 
 def test_the_state_directory_is_systemds_if_none_is_given(monkeypatch):

@@ -3,10 +3,14 @@
 import asyncio
 import json
 import os
+import resource
 import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -164,6 +168,83 @@ async def test_a_stop_in_the_middle_of_a_load_is_answered_as_a_stop(models, tmp_
         assert "the next start loads what the link points to" in body["error"]["message"]
         assert "v1 is abandoned" in server.log.read_text()
         assert "the service is stopping" in server.log.read_text()
+
+
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path(__file__).with_suffix(".begun").touch()
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("library", ["click", "aiohttp", "numpy"])  # of the command line, the server, the first load
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130)])
+def test_a_stop_does_not_wait_for_a_library_that_is_being_imported(models, tmp_path, library, number, status):
+    (tmp_path / f"{library}.py").write_text(SLOW_IMPORT)
+    arguments = ["serve", "--models", models, "--state-dir", tmp_path / "state", "--no-history", "--port", "0"]
+    with begun(tmp_path, library, *arguments) as process:
+        process.send_signal(getattr(signal, number))
+        err = process.communicate(timeout=60)[1]
+    # Once the service runs, Ctrl-C is the ordinary way to stop it.
+    assert process.returncode == (0 if library == "numpy" else status)
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_command_ends_with_130_although_its_libraries_are_still_being_imported(tmp_path):
+    (tmp_path / "click.py").write_text(SLOW_IMPORT)
+    with begun(tmp_path, "click", "status") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 130
+
+
+def begun(directory, library, *arguments):
+    """Start a command, and return it while it imports a library from this directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zwatch", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": f"{directory}:{os.getcwd()}"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (directory / f"{library}.begun").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+# --- no file descriptors
+
+
+async def test_no_call_fails_for_want_of_a_detail_while_no_file_descriptor_is_left(models, tmp_path):
+    reads = [
+        "/status",
+        "/health",
+        "/metrics",
+        "/versions",
+        "/attempts",
+        "/v1/models",
+        "/sdapi/v1/memory",
+        "/sdapi/v1/sd-models",
+    ]
+    posts = {"/generate": {"prompt": "x"}, "/v1/images/generations": {"prompt": "x"}, "/sdapi/v1/txt2img": {"prompt": "x"},
+             "/jobs": {"prompt": "x"}, "/api/verify": {}, "/api/load_model": {}, "/api/rollback": {}, "/api/deploy": {"version": "v2"},
+             "/sdapi/v1/options": {}, "/sdapi/v1/png-info": {"image": "iVBORw0KGgo="}}  # fmt: skip
+    async with Server(models, tmp_path / "state", "--no-history") as server:
+        await server.serves("v1")
+        await server.get("/health/live")  # the connection stays open: another one could not be made
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        for path in reads:
+            async with server.http.get(server.url + path) as response:
+                assert response.status == 200, (path, await response.text())
+        statuses = {}
+        for path, body in posts.items():
+            async with server.http.post(server.url + path, json=body) as response:
+                statuses[path] = response.status, (await response.read())[:300]
+        failed = {path: found for path, found in statuses.items() if found[0] == 500}
+        assert not failed, failed
+        assert "Traceback" not in server.log.read_text()
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
 
 
 # --- crashes

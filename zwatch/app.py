@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -243,7 +244,10 @@ async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
     try:
         await site.start()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno is None or isinstance(error, socket.gaierror):  # the resolver has numbers of its own
+            reason = error.strerror or str(error)
+        else:
+            reason = os.strerror(error.errno)  # asyncio's own text is a long sentence
         raise UsageError(f"{config.host}:{config.port} cannot be bound: {reason}; see --host and --port") from None
     host, port = runner.addresses[0][:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -234,8 +234,11 @@ def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_
         with client.followed(service, body["alias"]):
             status, found = service.post(path, body)
     except KeyboardInterrupt:
-        what = path.rpartition("/")[2]
-        return _failed(f"interrupted; the {what} goes on without this command: see `zwatch status`", 130)
+        # Whether the service has the request already is not known here.
+        what, where = path.rpartition("/")[2], "" if url == config.DEFAULT_URL else f" --url {url}"
+        return _failed(
+            f"interrupted; a {what} that has begun goes on without this command: see `zwatch status{where}`", 130
+        )
     return _answer(path, status, found, as_json=as_json)
 
 

@@ -26,7 +26,9 @@ class Service:
         self._url = url.rstrip("/")
         local = is_loopback(urlsplit(url).hostname or "")
         self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
-        self._headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._headers: dict[str, Any] = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}".encode()  # `http.client` would take it for Latin-1
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Return (status, body) of a GET.

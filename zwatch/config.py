@@ -13,6 +13,8 @@ DEFAULT_PORT = 7860
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 TOKEN_CREDENTIAL = "zwatch-token"  # noqa: S105 (a name)
 """The name of the systemd credential (`LoadCredential=`) that holds the token."""
+MOST_TOKEN_BYTES = 4096
+"""A header line, in which clients send the token, may have 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +88,12 @@ def read_token(file: Path | None) -> str | None:
     """Return the token from a file, else from the environment, else from systemd's credential; None if none is set.
 
     Raises:
-        UsageError: the file cannot be read or is empty.
+        UsageError: the file cannot be read or is empty, or no client could send the token.
     """
     if file is not None:
         return _token_in(file)
     if token := os.environ.get("ZWATCH_TOKEN", "").strip():
-        return token
+        return _sendable(token, "ZWATCH_TOKEN")
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     credential = Path(directory, TOKEN_CREDENTIAL) if directory else None
     return _token_in(credential) if credential is not None and credential.exists() else None
@@ -99,9 +101,24 @@ def read_token(file: Path | None) -> str | None:
 
 def _token_in(file: Path) -> str:
     try:
-        token = file.read_text().strip()
+        with file.open("rb") as opened:
+            raw = opened.read(MOST_TOKEN_BYTES + 1)  # it may be a device without an end
+        token = raw.decode("utf-8-sig").strip()  # Notepad begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the token file {file} cannot be read: {error}") from None
     if not token:
         raise UsageError(f"the token file {file} is empty")
+    if len(raw) > MOST_TOKEN_BYTES:
+        raise UsageError(f"the token file {file} has more than {MOST_TOKEN_BYTES} bytes, expected one line")
+    return _sendable(token, f"the token file {file}")
+
+
+def _sendable(token: str, where: str) -> str:
+    """Return the token if a client can send it in a header.
+
+    Raises:
+        UsageError: it has a line break or another character that no header may have, or is not UTF-8.
+    """
+    if not token.isprintable():
+        raise UsageError(f"{where}: the token must be one line of printable characters, in UTF-8")
     return token

@@ -15,6 +15,7 @@ from zwatch import config
 from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -58,10 +59,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
+        number = int(text) if _WHOLE.fullmatch(str(text)) else least - 1
         if number < least or (most is not None and number > most):
             raise ValueError(f"expected a whole number {allowed}, got {str(text)!r}")
         return number
@@ -107,14 +105,21 @@ def path(text: str) -> Path:
 
 def directory(text: str) -> Path:
     """Return the path of a directory that exists."""
-    if not path(text).is_dir():
+    try:
+        is_there = path(text).is_dir()
+    except OSError as error:  # too long, or in a directory that this user may not search
+        raise ValueError(f"{error.strerror}: {text!r}") from None
+    if not is_there:
         raise ValueError(f"there is no such directory: {text!r}")
     return Path(text)
 
 
 def named_directory(text: str) -> Path:
-    """Return the absolute path of a directory that exists, so that `.` has a name too."""
-    return directory(text).resolve()
+    """Return the absolute path of a directory that exists, so that `.` has a name too; `/` has none."""
+    found = directory(text).resolve()
+    if not found.name:
+        raise ValueError(f"expected a version's directory, got {text!r}")
+    return found
 
 
 def version_name(text: str) -> str:
@@ -139,9 +144,18 @@ def host_name(text: str) -> str:
     try:
         ipaddress.ip_address(bare)
     except ValueError:
-        if not _HOST_NAME.fullmatch(text):
+        if not _HOST_NAME.fullmatch(text) or not _is_resolvable(text):
             raise ValueError(f"expected a host name or an address, without scheme and port, got {text!r}") from None
     return bare
+
+
+def _is_resolvable(name: str) -> bool:
+    """Say whether a name has the form of a host name: labels of 1 to 63 characters between its dots."""
+    try:
+        name.encode("idna")  # as `socket` does
+    except UnicodeError:
+        return False
+    return True
 
 
 def device(text: str) -> str:

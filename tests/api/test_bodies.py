@@ -196,3 +196,17 @@ async def test_an_unloaded_alias_names_what_loads_it_and_details_that_fail_are_n
         status, headers, body = await client.call("POST", path, json=sent)
         assert (status, "/api/load_model" in body["error"]["message"]) == (503, True), path
         assert 1 <= int(headers["Retry-After"]) <= 60
+
+
+async def test_the_call_that_an_unloaded_alias_names_loads_that_alias(start, models):
+    (models / "canary").symlink_to("v1")
+    async with start(aliases=("current", "canary")) as client:
+        await client.serves()
+        assert (await client.call("POST", "/api/unload_model"))[0] == 200
+        for alias in ("canary", "current"):
+            asked = {"prompt": "x", "model": alias}
+            said = (await client.error("/generate", asked, 503))["message"].removeprefix(f"{alias} is unloaded; POST ")
+            path, _, advised = said.removesuffix(" loads it").partition(" with ")
+            assert (await client.call("POST", path, json=json.loads(advised or "{}")))[0] == 200
+            accept = {"Accept": "application/json"}
+            assert (await client.call("POST", "/generate", json=asked, headers=accept))[0] == 200

@@ -126,6 +126,10 @@ CASES = {
         Supervisor(unloaded=("current",)), NOTHING, "unavailable",
         ["current is unloaded; POST /api/load_model loads it"],
     ),
+    "another alias is unloaded": (
+        Supervisor(canary=V1, unloaded=("canary",)), {"current": V1}, "degraded",
+        ['canary is unloaded; POST /api/load_model with {"alias": "canary"} loads it'],
+    ),
     "before the first look": (Supervisor(current=None), NOTHING, "unavailable", ["current has not been looked at yet"]),
     "the link is missing for a moment": (Supervisor(current=None), {"current": V1}, "ok", []),
     "another alias": (

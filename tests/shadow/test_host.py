@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zwatch.shadow.host import HOST_SPARE, HostShadow
+from zwatch.shadow.host import HOST_SPARE, HostShadow, system_memory
 from zwatch.shadow.pool import GRAIN, Pool
 from zwatch.shadow.reader import HostReader
 
@@ -67,3 +67,20 @@ def test_memory_that_runs_out_during_a_reserve_is_no_reserve(memory):
 
     host = HostShadow(HostReader(), Pool(none_left), memory.available)
     assert not host.reserve([GRAIN])
+
+
+@pytest.mark.parametrize("content", [None, "", "MemTotal: 1 kB\n", "MemTotal: x kB\nMemAvailable: y kB\n", "no table"])
+def test_the_hosts_memory_is_known_where_meminfo_is_hidden_or_says_something_else(tmp_path, monkeypatch, content):
+    total = system_memory()[1]
+    monkeypatch.setattr("zwatch.shadow.host._MEMINFO", tmp_path / "meminfo")
+    if content is not None:
+        (tmp_path / "meminfo").write_text(content)
+    free, found = system_memory()
+    assert found == pytest.approx(total, rel=0.01)
+    assert 0 < free <= found
+
+
+def test_a_passing_fault_of_meminfo_is_an_error_that_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("zwatch.shadow.host._MEMINFO", tmp_path)
+    with pytest.raises(OSError, match="directory"):
+        system_memory()

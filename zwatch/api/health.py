@@ -1,7 +1,7 @@
 """The health of the service: one judgement for `/health`, `/status`, the metrics, `zwatch status` and systemd."""
 
 from zwatch.errors import Retry
-from zwatch.generation.request import PRIMARY
+from zwatch.generation.request import PRIMARY, unloaded
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState
 from zwatch.rollout.supervisor import Supervisor
@@ -30,7 +30,7 @@ def _alias_problem(supervisor: Supervisor, engines: EngineRegistry, alias: str) 
     """Return why an alias does not serve what its link asks for, or could not serve it again; else None."""
     fault, wish, serving = supervisor.seen.faults.get(alias), supervisor.wish(alias), engines.serving(alias)
     if supervisor.is_unloaded(alias):
-        return f"{alias} is unloaded; POST /api/load_model loads it"
+        return unloaded(alias)
     now = _at_work(supervisor.attempts[0] if supervisor.attempts else None, alias)
     if fault is not None:
         return _joined(fault.message, now)

@@ -1,5 +1,6 @@
 """Session cookies of the page, which stand for the token, and those that were ended by a logout."""
 
+import errno
 import hashlib
 import hmac
 import json
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zwatch.deploy.durable import write_durably
+from zwatch.deploy.durable import put_aside, remove_leftovers, write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -82,20 +83,31 @@ class Sessions:
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Return what a file remembers; nothing if it is not there or is not one of ours."""
+    """Return what a file remembers; nothing if it is not there. One that cannot be used is renamed."""
+    remove_leftovers(path.parent, path.name)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        _log.warning("%s cannot be read: %s; sessions that were ended may be valid again", path, error)
-        return {}
-    with open(fd, "rb") as file:
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ValueError("it is not a regular file")
+        return _without(path, error, is_ours=error.errno not in (errno.ELOOP, errno.ENXIO))  # a symlink, a socket
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is not a regular file")
+        with open(fd, "rb", closefd=False) as file:
             found = json.loads(file.read(_MOST_BYTES))
-            return {str(name): int(expiry) for name, expiry in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            _log.warning("%s is ignored: %s; sessions that were ended may be valid again", path, error)
-            return {}
+        return {str(name): int(expiry) for name, expiry in found.items()}
+    except OSError as error:
+        return _without(path, error, is_ours=True)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        return _without(path, error, is_ours=False)
+    finally:
+        os.close(fd)
+
+
+def _without(path: Path, error: Exception, *, is_ours: bool) -> dict[str, int]:
+    """Return nothing, and log why; what is not ours is renamed, so that the next logout can be saved."""
+    aside = None if is_ours else put_aside(path)
+    how = "" if aside is None else f"; it is renamed to {aside}"
+    _log.warning("%s cannot be used (%s)%s; sessions that were ended may be valid again", path, error, how)
+    return {}

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -48,9 +49,23 @@ def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600)
 
 def remove_leftovers(directory: Path, name: str) -> None:
     """Remove what a crash in the middle of `write_durably` left. Call it only where no other process writes this file."""
-    for entry in os.scandir(directory):
-        if entry.name.startswith(f".{name}.") and not entry.is_dir(follow_symlinks=False):
-            try:
-                os.unlink(entry.path)
-            except OSError:
-                pass  # without effect, and the write that follows tells what is wrong
+    try:
+        left = [entry.path for entry in os.scandir(directory) if entry.name.startswith(f".{name}.")]
+    except OSError:
+        return  # the write that follows tells what is wrong
+    for path in left:
+        with suppress(OSError):  # a directory, or it may not be removed
+            os.unlink(path)
+
+
+def put_aside(path: Path) -> str | None:
+    """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name which it
+    cannot replace. Return its new name, None if it cannot be renamed."""
+    for suffix in ("bad", *(f"bad-{number}" for number in range(1, 10))):
+        aside = path.with_name(f"{path.name}.{suffix}")
+        try:
+            path.replace(aside)
+        except OSError:
+            continue
+        return aside.name
+    return None

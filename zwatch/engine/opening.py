@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("numpy", "PIL.Image", "safetensors", "torch", "tokenizers", "jinja2", "transformers", "diffusers")
 """What is needed sooner or later, imported one by one so that the first failure has the right name."""
+_AT_FIRST_USE = ("_strptime", "encodings.utf_16_be", "encodings.utf_16_le")
+"""What Python itself would import at a request: by then there may be no file descriptor for it."""
 
 _CONFIGURATION = (
     "driver on your system is too old",
@@ -41,8 +43,11 @@ def open_factory(device: str, *, budget: int | None = None) -> "EngineFactory":
         FatalError: a library cannot be imported, or the device cannot be opened by this process.
         Rejection: `out_of_memory` or `device_error`, other programs hold the device; it can be tried again.
     """
-    for library in (*_LIBRARIES, "zwatch.engine.factory"):
+    for library in (*_LIBRARIES, *_AT_FIRST_USE, "zwatch.engine.factory"):
         import_library(library)
+    from PIL import Image
+
+    Image.init()  # its file formats, for the same reason
     from zwatch.engine.factory import EngineFactory
     from zwatch.shadow.device import Device
 

@@ -14,7 +14,7 @@ from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
-from zwatch.generation.request import GenerateRequest, fitted
+from zwatch.generation.request import GenerateRequest, fitted, unloaded
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 
@@ -322,8 +322,7 @@ class GenerationQueue:
     def not_served(self, model: str) -> RequestError:
         """Return the error for a request for what serves nothing."""
         if model in self._aliases and self.is_unloaded(model):
-            message = f"{model} is unloaded; POST /api/load_model loads it"
-            return RequestError("model_not_loaded", message, headers=retry_after(10))
+            return RequestError("model_not_loaded", unloaded(model), headers=retry_after(10))
         if model in self._aliases:
             message = f"{model} serves nothing at present, see /status"
             return RequestError("model_not_loaded", message, headers=retry_after(2))

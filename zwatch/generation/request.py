@@ -1,5 +1,6 @@
 """A request for images: what a client may ask for, and how the version that serves it completes and limits it."""
 
+import encodings.utf_8_sig  # noqa: F401 (else `decode` imports it, for which there may be no file descriptor)
 import json
 import secrets
 from collections.abc import Mapping
@@ -108,6 +109,12 @@ class GenerateRequest(BaseModel):
         if self.seed + self.n > SEEDS:
             raise invalid("seed", f"seed + n - 1 must stay below 2^63, got {self.seed} with n = {self.n}")
         return self
+
+
+def unloaded(alias: str) -> str:
+    """Return the sentence about an alias that an operator unloaded. The call loads `current` if it names no other."""
+    body = "" if alias == PRIMARY else f' with {{"alias": "{alias}"}}'
+    return f"{alias} is unloaded; POST /api/load_model{body} loads it"
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.durable import remove_leftovers, write_durably
+from zwatch.deploy.durable import put_aside, remove_leftovers, write_durably
 from zwatch.errors import UsageError
 from zwatch.rollout.saved import SavedState, schema, serialise
 
@@ -87,7 +87,7 @@ class StateFile:
         except FileNotFoundError:
             return SavedState()
         except (OSError, ValueError) as error:
-            what, aside = _described(error), _put_aside(path)
+            what, aside = _described(error), put_aside(path)
             how = "could not be renamed" if aside is None else f"is renamed to {aside}"
             _log.warning("%s cannot be used (%s); it %s, and the service starts without saved state", path, what, how)
             return SavedState()
@@ -104,7 +104,7 @@ class StateFile:
         try:
             write_durably(self.directory, _FILE, data)
         except IsADirectoryError:
-            if not _put_aside(self.directory / _FILE):
+            if not put_aside(self.directory / _FILE):
                 raise
             write_durably(self.directory, _FILE, data)
         self._written = _identity(self.directory / _FILE)
@@ -263,23 +263,10 @@ def _open_lock(path: Path) -> int:
             reason = OSError(errno.EEXIST, "the lock is not a regular file")
         if not again or reason.errno in _FAULTS_OF_THE_DISK or not os.path.lexists(path):
             raise reason
-        if (aside := _put_aside(path)) is None:
+        if (aside := put_aside(path)) is None:
             raise reason
         _log.warning("%s cannot be used (%s); it is renamed to %s", path, reason.strerror, aside)
     raise AssertionError  # the loop returns or raises
-
-
-def _put_aside(path: Path) -> str | None:
-    """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name which it
-    cannot replace. Return its new name, None if it cannot be renamed."""
-    for suffix in ("bad", *(f"bad-{number}" for number in range(1, 10))):
-        aside = path.with_name(f"{path.name}.{suffix}")
-        try:
-            path.replace(aside)
-        except OSError:
-            continue
-        return aside.name
-    return None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

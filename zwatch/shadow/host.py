@@ -1,6 +1,7 @@
 """The memories that a version can be loaded into: the device that serves, or host memory on the way there."""
 
 import mmap
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,11 +21,22 @@ COPY_PIECE = 64 * 2**20
 HOST_SPARE = 4 * 2**30
 """Bytes of host memory left free for everything else, above all the page cache."""
 
+_MEMINFO = Path("/proc/meminfo")
+
 
 def system_memory() -> tuple[int, int]:
-    """Return (available, total) bytes of the host's memory, as Linux counts them."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    """Return (available, total) bytes of the host's memory, as Linux counts them. Where `/proc/meminfo` is hidden (systemd's
+    `ProcSubset=pid`) or says something else, only what is free counts as available.
+
+    Raises:
+        OSError: it cannot be read now, for example for want of file descriptors.
+    """
+    try:
+        fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    except (FileNotFoundError, PermissionError, LookupError, ValueError):
+        pages = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
+        available, total = (number * os.sysconf("SC_PAGE_SIZE") for number in pages)
     return available, total
 
 

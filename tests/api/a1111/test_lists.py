@@ -137,3 +137,13 @@ def test_the_infotext_of_other_programs_is_read_too():
     Image.new("RGB", (8, 8)).save(file, "png", pnginfo=chunks)
     found = png_info(json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
     assert (found["parameters"]["Sampler"], found["items"]) == ("DPM++ 2M", {})
+
+
+@pytest.mark.parametrize("content", [None, "", "1", "a b"])
+async def test_memory_that_cannot_be_read_is_answered_as_automatic1111_does(client, monkeypatch, tmp_path, content):
+    if content is not None:
+        (tmp_path / "statm").write_text(content)
+    monkeypatch.setattr("zwatch.api.a1111.calls._STATM", tmp_path / "statm")
+    status, _, body = await client.call("GET", "/sdapi/v1/memory")
+    assert (status, body["cuda"]) == (200, {"error": "unavailable"})
+    assert body["ram"]["error"].startswith("unavailable: ")

@@ -46,17 +46,38 @@ async def test_a_logout_ends_the_session_on_the_server_also_after_a_restart(star
         assert (await client.call("GET", "/attempts", headers={"Cookie": f"{COOKIE}={other}"}))[0] == 200
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"x": []}', b'{"x": 1e999}', b"\xff", b"[" * 100_000, None])
-def test_whatever_lies_in_place_of_the_ended_sessions_is_ignored(tmp_path, content):
-    path = tmp_path / "ended-sessions.json"
-    os.mkfifo(path) if content is None else path.write_bytes(content)
-    sessions = Sessions(TOKEN, state_dir=tmp_path)
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"x": []}', b'{"x": 1e999}', b"\xff", b"[" * 100_000])
+def test_whatever_lies_in_place_of_the_ended_sessions_is_put_aside(tmp_path, content, caplog):
+    (tmp_path / "ended-sessions.json").write_bytes(content)
+    ends_sessions_for_good(tmp_path, caplog)
+    assert (tmp_path / "ended-sessions.json.bad").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: (path / "x").mkdir(parents=True), lambda path: path.symlink_to("nothing")]
+)
+def test_anything_but_a_file_in_place_of_the_ended_sessions_is_put_aside(tmp_path, make, caplog):
+    make(tmp_path / "ended-sessions.json")
+    ends_sessions_for_good(tmp_path, caplog)
+    assert os.path.lexists(tmp_path / "ended-sessions.json.bad")
+
+
+def ends_sessions_for_good(state_dir, caplog):
+    """Check that a session which is ended stays ended, and that the log says what was wrong."""
+    sessions = Sessions(TOKEN, state_dir=state_dir)
+    assert "it is renamed to ended-sessions.json.bad" in caplog.text
     value = sessions.begin()
     assert sessions.is_valid(value)
     assert not sessions.end("1.x.y"), "only a session of ours can be ended"
     assert sessions.end(value)
     sessions.save()
-    assert not Sessions(TOKEN, state_dir=tmp_path).is_valid(value)
+    assert not Sessions(TOKEN, state_dir=state_dir).is_valid(value)
+
+
+def test_what_a_crash_in_the_middle_of_a_logout_left_is_removed_at_the_start(tmp_path):
+    (tmp_path / ".ended-sessions.json.x1").touch()
+    Sessions(TOKEN, state_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 async def test_the_cookie_authorizes_an_event_stream(locked):

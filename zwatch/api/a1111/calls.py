@@ -33,6 +33,7 @@ from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
 from zwatch.generation.request import MAX_IMAGES, parse_json
 
+_STATM = Path("/proc/self/statm")
 _MIN_PROGRESS = 0.01
 """Progress of a job that has not begun: 0 means idle to AUTOMATIC1111's clients."""
 READERS = web.AppKey("readers", asyncio.Semaphore)
@@ -84,6 +85,15 @@ class MemoryView(TypedDict):
     total: ByteCount
 
 
+class HostMemory(TypedDict, total=False):
+    """The host's memory in bytes, or why it is unknown."""
+
+    free: ByteCount
+    used: ByteCount
+    total: ByteCount
+    error: str
+
+
 class CudaMemory(TypedDict, total=False):
     """The GPU's memory, or why it is unknown."""
 
@@ -94,7 +104,7 @@ class CudaMemory(TypedDict, total=False):
 class SdMemory(TypedDict):
     """The host's and the GPU's memory."""
 
-    ram: MemoryView
+    ram: HostMemory
     cuda: CudaMemory
 
 
@@ -210,7 +220,11 @@ async def memory(request: web.Request) -> web.Response:
     if is_gpu and (found := await services.device_memory()) is not None:
         free, total = found
         cuda = {"system": {"free": free, "used": total - free, "total": total}}
-    body: SdMemory = {"ram": await services.bridge.run("memory", _host_memory), "cuda": cuda}
+    try:
+        ram = await services.bridge.run("memory", _host_memory)
+    except (OSError, ValueError, LookupError) as error:  # no descriptors, or no such /proc; as AUTOMATIC1111 answers
+        ram = {"error": f"unavailable: {error}"}
+    body: SdMemory = {"ram": ram, "cuda": cuda}
     return answer(body)
 
 
@@ -236,8 +250,12 @@ def progress_view(job: Job | None, count: int, *, with_image: bool) -> SdProgres
     }
 
 
-def _host_memory() -> MemoryView:
-    """Read how much memory the host has, and how much of it this process uses. To be called in a thread."""
+def _host_memory() -> HostMemory:
+    """Read how much memory the host has, and how much of it this process uses. To be called in a thread.
+
+    Raises:
+        OSError, ValueError, LookupError: it cannot be read, or is not as Linux writes it.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
-    total, used = os.sysconf("SC_PHYS_PAGES") * page, int(Path("/proc/self/statm").read_text().split()[1]) * page
+    total, used = os.sysconf("SC_PHYS_PAGES") * page, int(_STATM.read_text().split()[1]) * page
     return {"free": total - used, "used": used, "total": total}
