@@ -151,6 +151,19 @@ def test_a_session_ends_after_30_days_and_with_the_token():
     assert not sessions.is_valid(value)
 
 
+def test_a_session_that_was_ended_is_not_revived_by_a_clock_that_was_ahead(tmp_path):
+    now = [1000.0]
+    sessions = Sessions(TOKEN, lambda: now[0], tmp_path)
+    value = sessions.begin()
+    assert sessions.end(value)
+    now[0] += 2 * SESSION_SECONDS
+    assert sessions.end(sessions.begin()), "another logout, while the clock is ahead"
+    sessions.save()
+    now[0] -= 2 * SESSION_SECONDS
+    assert not sessions.is_valid(value)
+    assert not Sessions(TOKEN, lambda: now[0], tmp_path).is_valid(value), "nor by a restart"
+
+
 @pytest.mark.parametrize(
     "value", ["", ".", "1.2", "-1.x", "9" * 15 + ".00", "9" * 400 + ".00", "\u00b2." + "0" * 64, "\udcff"]
 )

@@ -1,13 +1,19 @@
 """Bodies: forms, encodings, byte order marks, and clients that send half of one. Also paths and methods that clients probe."""
 
 import asyncio
+import base64
 import gzip
+import io
 import json
+from urllib.parse import urlencode
 
 import pytest
+from PIL import Image, PngImagePlugin
 from pydantic import BaseModel
 
-from zwatch.api.bodies import Bodies, _parts, _typed
+from zwatch.api.a1111.pnginfo import PngInfoRequest
+from zwatch.api.a1111.txt2img import SdOptionsRequest
+from zwatch.api.bodies import Bodies, fields_of
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.request import GenerateRequest, parse_generate, parse_json
 
@@ -26,7 +32,7 @@ def test_the_fields_of_a_form_become_numbers_where_no_text_is_expected():
         ('name="prompt"', "7 日本".encode()), ('name="steps"', b"3"), ('name="guidance_scale"', b"1.5"), ('name="seed"', b""),
         ('name="format"', b"webp"), ('name="negative_prompt"', b"42"),
     )  # fmt: skip
-    asked = parse_generate(_typed(_parts(form, BOUNDARY), GenerateRequest))
+    asked = parse_generate(fields_of(BOUNDARY, form, GenerateRequest))
     found = (asked.prompt, asked.steps, asked.guidance_scale, asked.format.value, asked.negative_prompt)
     assert found == ("7 日本", 3, 1.5, "webp", "42")
 
@@ -47,7 +53,7 @@ def test_the_fields_of_a_form_become_numbers_where_no_text_is_expected():
 )
 def test_a_form_that_cannot_be_used_says_why(form, content_type, param, words):
     with pytest.raises(RequestError, match=words) as caught:
-        parse_generate(_typed(_parts(form, content_type), GenerateRequest))
+        parse_generate(fields_of(content_type, form, GenerateRequest))
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
@@ -57,8 +63,49 @@ def test_json_in_another_encoding_is_named(encoding):
         parse_json('{"prompt": "x"}'.encode(encoding))
 
 
+def _image() -> bytes:
+    """Return an image with the text of AUTOMATIC1111, in base64."""
+    chunks, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    chunks.add_text("parameters", "a cat\nSteps: 1, Sampler: Euler")
+    Image.new("RGB", (8, 8)).save(file, "png", pnginfo=chunks)
+    return base64.b64encode(file.getvalue())
+
+
+IMAGE = _image()
+FORM = "application/x-www-form-urlencoded"
+MARK = b"\xef\xbb\xbf"
+
+
 def test_a_byte_order_mark_is_taken():
-    assert parse_json(b'\xef\xbb\xbf{"prompt": "x"}') == {"prompt": "x"}
+    assert parse_json(MARK + b'{"prompt": "x"}') == {"prompt": "x"}
+    for content_type, body in (
+        ("application/json", b'{"prompt": "x"}'),
+        (FORM, b"prompt=x"),
+        (FORM, b'{"prompt": "x"}'),
+    ):
+        assert fields_of(content_type, MARK + body, GenerateRequest) == {"prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (GenerateRequest, '{"prompt": "a cat"}'),
+        (PngInfoRequest, '{"image": "the file in base64"}'),
+        (SdOptionsRequest, '{"sd_model_checkpoint": "current"}'),
+    ],
+)
+def test_a_body_that_is_neither_json_nor_a_form_gets_an_example_of_this_calls_body(model, example):
+    for content_type, body in (
+        ("", b"a cat"),
+        ("text/plain", b"name=value"),
+        (FORM, b"a cat"),
+        ("no media type", b""),
+        (BOUNDARY, multipart(('name="prompt"; filename="x.png"', b"\x89PNG"))),
+        (BOUNDARY, b"a cat"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            fields_of(content_type, body, model)
+        assert example in caught.value.message, (content_type, body)
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.2, "1"), (1.2, "2"), (59.5, "60"), (7200, "60")])
@@ -134,6 +181,18 @@ async def test_calls_that_clients_probe_with_and_bodies_as_they_send_them(lonely
         status, answered, text = await status_of("POST", "/generate", data=data, headers=headers)
         assert (status, json.loads(text)["error"]["code"]) == (503, "model_not_loaded"), text
         assert 1 <= int(answered["Retry-After"]) <= 60
+    for path, answered in (("/sdapi/v1/options", "null"), ("/sdapi/v1/png-info", '"Sampler": "Euler"')):
+        for data, headers in (
+            (
+                multipart(('name="sd_model_checkpoint"', b"current"), ('name="image"', IMAGE)),
+                {"Content-Type": BOUNDARY},
+            ),
+            (MARK + urlencode({"sd_model_checkpoint": "current", "image": IMAGE}).encode(), form),
+        ):
+            status, _, text = await status_of("POST", path, data=data, headers=headers)
+            assert status == 200, text
+            assert answered in text
+    assert (await status_of("POST", "/api/unload_model", data=MARK))[0] == 200
     for data, headers, status, words in (
         (b"hello", form, 400, 'such as {"prompt": "a cat"}'),
         (b"{'prompt': 1}", {}, 400, "send a JSON object"),
@@ -173,7 +232,7 @@ class Named(BaseModel):
 
 
 def test_a_field_of_plain_text_stays_text():
-    assert _typed([("name", "7")], Named) == {"name": "7"}
+    assert fields_of(FORM, b"name=7", Named) == {"name": "7"}
 
 
 async def test_an_unloaded_alias_names_what_loads_it_and_details_that_fail_are_null(client, monkeypatch):

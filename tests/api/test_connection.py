@@ -1,6 +1,7 @@
 """Clients that close their sending side, that leave, that send more than is read, and that are refused again and again."""
 
 import asyncio
+import heapq
 import json
 import logging
 import socket
@@ -166,6 +167,24 @@ def test_connections_of_one_address_are_told_apart_and_new_ones_count_together()
     for number in range(3000):
         slowdown.delay(Line(), f"10.1.{number // 250}.{number % 250}", 1.0, 0.0)
     assert len(slowdown._addresses) <= 1000
+
+
+@pytest.mark.parametrize("weight", [1.0, 1 / 50], ids=["429", "404"])
+@pytest.mark.parametrize("keeps_connection", [True, False], ids=["same connection", "new connections"])
+@pytest.mark.parametrize("addresses", [1, 128])
+def test_many_clients_that_ask_again_at_once_are_slowed_down_together(addresses, keeps_connection, weight):
+    """Each is refused, and asks again as soon as it has the answer, which takes 2 ms; 20 seconds in a simulation."""
+    slowdown, lines = Slowdown(1000), [Line() for _ in range(128)]
+    asking, refused = [(0.0, number) for number in range(128)], [0, 0]
+    while asking[0][0] < 20.0:
+        now, number = heapq.heappop(asking)
+        line = lines[number] if keeps_connection else Line()
+        again = now + 0.002 + slowdown.delay(line, f"10.0.0.{number % addresses}", weight, now)
+        heapq.heappush(asking, (again, number))
+        refused[now >= 10.0] += 1
+    assert refused[0] < 4000, "in the first ten seconds"
+    assert refused[1] <= 1300, "later, about one a second for each client"
+    assert slowdown.delay(Line(), "10.9.9.9", weight, 20.0) == 0.0, "another address's first refusal"
 
 
 async def test_a_limited_number_of_answers_is_delayed_at_a_time():

@@ -25,6 +25,11 @@ _ENCODINGS = ("", "identity", "gzip", "deflate", "br", "zstd")
 """What aiohttp decodes; of `br` and `zstd` it says itself if it cannot."""
 _MOST_PARTS = 100
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+_MARK = b"\xef\xbb\xbf"
+"""A byte order mark in UTF-8, with which some programs begin every text."""
+
+_EXAMPLES = {"prompt": "a cat", "image": "the file in base64", "sd_model_checkpoint": "current"}
+"""What an error shows as an example of a field."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -87,9 +92,9 @@ async def read_request(request: web.Request, model: type[M], *, may_be_empty: bo
         RequestError: 400 with the field's name; 408, the body took too long; 415.
     """
     raw = await read_body(request)
-    if may_be_empty and not raw.strip():
+    if may_be_empty and not raw.removeprefix(_MARK).strip():
         return validated(model, {})
-    return validated(model, _fields(request, raw, model))
+    return validated(model, fields_of(request.headers.get("Content-Type", ""), raw, model))
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -141,12 +146,23 @@ def unsupported(encoding: str) -> RequestError:
     return RequestError("unsupported_encoding", message, headers={"Accept-Encoding": "gzip, deflate"})
 
 
-def _fields(request: web.Request, raw: bytes, model: type[BaseModel]) -> dict[str, Any]:
-    kind = request.content_type
+def fields_of(content_type: str, raw: bytes, model: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields in a body, unchecked: JSON, or a form if the content type says so. `model` says which fields are text.
+
+    Raises:
+        RequestError: 400, it is neither; the message has an example.
+    """
+    head = Message()
+    head["Content-Type"] = content_type
+    kind, raw = head.get_content_type(), raw.removeprefix(_MARK)
     if kind == _MULTIPART:
-        return _typed(_parts(raw, request.headers["Content-Type"]), model)
+        try:
+            parts = _parts(raw, head)
+        except RequestError as error:
+            raise RequestError(error.code, f"{error.message}; {_advice(model)}", param=error.param) from None
+        return _typed(parts, model)
     # `curl -d` calls JSON a form.
-    if kind == _FORM and b"=" in raw and raw.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in b'{["':
+    if kind == _FORM and b"=" in raw and raw.lstrip()[:1] not in b'{["':
         try:
             pairs = parse_qsl(
                 raw.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=_MOST_PARTS, errors="strict"
@@ -161,18 +177,17 @@ def _fields(request: web.Request, raw: bytes, model: type[BaseModel]) -> dict[st
 
 
 def _advice(model: type[BaseModel]) -> str:
-    example = """, such as {"prompt": "a cat"}""" if "prompt" in model.model_fields else ""
+    name = next((name for name in _EXAMPLES if name in model.model_fields), None)
+    example = "" if name is None else f""", such as {{"{name}": "{_EXAMPLES[name]}"}}"""
     return f"send a JSON object{example}, or its fields as a form (curl -F name=value)"
 
 
-def _parts(raw: bytes, content_type: str) -> list[tuple[str, str]]:
+def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
     """Return the fields of a multipart body as text.
 
     Raises:
         RequestError: 400, it is not valid, or a part is a file.
     """
-    head = Message()
-    head["Content-Type"] = content_type
     boundary = head.get_boundary()
     if not boundary:
         raise RequestError("invalid_json", "Content-Type multipart/form-data has no boundary: let the client set it")
@@ -191,7 +206,7 @@ def _parts(raw: bytes, content_type: str) -> list[tuple[str, str]]:
         except UnicodeDecodeError:
             raise invalid(name[:100], f"{name[:100]} is not UTF-8") from None
         if is_file:
-            raise invalid(name[:100], f"{name[:100]} is a file: no field takes a file, send text")
+            raise invalid(name[:100], f"{name[:100]} is a file: no field takes a file")
     return found
 
 

@@ -28,6 +28,10 @@ MOST_ADDRESSES = 1000
 _WEIGHTS = {401: 1.0, 403: 1.0, 429: 1.0, 503: 1.0}
 _OTHER_WEIGHT = 1 / 50
 """Of the other 4xx: a page or a test may well meet many of them in a second."""
+_PRESSED_WEIGHT = 1.0
+"""Of the other 4xx while all clients together are refused too often."""
+_PRESSED_FACTOR = 8.0
+"""How much more a refusal counts for an address meanwhile: each of many addresses is refused at a rate that is harmless alone."""
 
 
 def network_of(address: str) -> str:
@@ -67,12 +71,14 @@ class Refused(Protocol):
 
 
 class Slowdown:
-    """Delays the refusals of connections, and of addresses that make new connections, which are refused again and again.
-    `most` answers are delayed at a time; the connections beyond are answered at once."""
+    """Delays the refusals of connections, and of addresses that make new connections, which are refused again and again; sooner
+    while everybody together is refused too often. `most` answers are delayed at a time; the connections beyond are answered
+    at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._delayed = 0
+        self._all = Bucket(rate=64.0, free=64.0, most=1.0)
         self._addresses: OrderedDict[str, Bucket] = OrderedDict()
 
     async def wait(self, connection: Refused, address: str, route: str | None, status: int) -> None:
@@ -92,6 +98,9 @@ class Slowdown:
     def delay(self, connection: Refused, address: str, weight: float, now: float) -> float:
         """Count a refusal; return by how many seconds its answer is delayed. The first one of a connection counts for the
         address, because other clients behind the same proxy have their own connections."""
+        is_pressed = self._all.delay(1.0, now) > 0
+        if is_pressed:
+            weight = max(weight, _PRESSED_WEIGHT)
         if connection.bucket is not None:
             return connection.bucket.delay(weight, now)
         connection.bucket = Bucket(rate=1.0, free=4.0, most=1.0)
@@ -101,7 +110,7 @@ class Slowdown:
         self._addresses[network] = shared
         if len(self._addresses) > MOST_ADDRESSES:
             self._addresses.popitem(last=False)
-        return shared.delay(weight, now)
+        return shared.delay(weight * _PRESSED_FACTOR if is_pressed else weight, now)
 
 
 class Refusals:

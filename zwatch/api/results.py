@@ -124,13 +124,14 @@ def picture_view(job: Job, number: int) -> PictureView:
     """Return picture `number` of a finished job, without its file."""
     assert job.finished is not None  # callers check
     picture = job.finished.pictures[number]
-    return {"seed": picture.seed, "name": picture.name, "url": picture_url(job, number, picture)}
+    return {"seed": picture.seed, "name": job.stored_name(picture), "url": picture_url(job, number, picture)}
 
 
 def picture_url(job: Job, number: int, picture: Picture) -> str | None:
-    """Return the path of a picture: in the history, else of the job while it keeps the file, else None."""
-    if picture.name is not None:
-        return f"/history/{picture.name}"
+    """Return the path of a picture: in the history, else of the job while it keeps the file, else None. What is answered exists
+    at that moment."""
+    if (name := job.stored_name(picture)) is not None:
+        return f"/history/{name}"
     return f"/jobs/{job.id}/images/{number}" if job.keeps_files and picture.file is not None else None
 
 

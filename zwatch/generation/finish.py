@@ -60,6 +60,7 @@ class Finisher:
         if self._history is not None and not job.is_cancelled:
             saved = await self._history.save(list(zip(seeds, files, strict=True)), asked.format.suffix)
             names = [name if self._history.has(name) else None for name in saved]
+            job.has_image = self._history.has
         timings = {
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip

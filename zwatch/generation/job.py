@@ -138,6 +138,8 @@ class Job:
         self.seconds: float | None = None
         """Seconds from acceptance to the end; None before the end."""
         self.changes = Pulse()
+        self.has_image: Callable[[str], bool] = lambda name: True
+        """Says whether the history still has the image of a name: it deletes those beyond its limits."""
         self._ended = ended
         self._clock = clock
         self._accepted = clock()
@@ -273,11 +275,15 @@ class Job:
         error = RequestError("cancelled", "the job was cancelled")
         self._end(JobState.CANCELLED, None, error)
 
+    def stored_name(self, picture: Picture) -> str | None:
+        """Return the name under which the history has one of the job's images now; None if it has it not, or not any more."""
+        return picture.name if picture.name is not None and self.has_image(picture.name) else None
+
     def drop_files(self, *, also_unsaved: bool) -> None:
-        """Drop the bytes of the images that the history has stored, or of all images."""
+        """Drop the bytes of the images that the history has, or of all images."""
         if self.finished is not None:
             pictures = tuple(
-                replace(picture, file=None) if also_unsaved or picture.name is not None else picture
+                replace(picture, file=None) if also_unsaved or self.stored_name(picture) is not None else picture
                 for picture in self.finished.pictures
             )
             self.finished = replace(self.finished, pictures=pictures)

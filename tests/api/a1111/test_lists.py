@@ -91,7 +91,7 @@ async def test_a_compressed_image_has_the_limit_of_other_request_bodies(client):
 )  # fmt: skip
 def test_a_value_that_is_not_an_image_is_refused(image, message):
     with pytest.raises(RequestError, match=message) as caught:
-        png_info(json.dumps({"image": image}).encode())
+        png_info("application/json", json.dumps({"image": image}).encode())
     assert (caught.value.status, caught.value.param) == (400, "image")
 
 
@@ -99,7 +99,7 @@ def test_a_decompression_bomb_is_refused():
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "png")
     with pytest.raises(RequestError, match="no PNG"):
-        png_info(json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
+        png_info("application/json", json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_infotext_of_other_programs_is_read_too():
     chunks.add_text("parameters", "a dog\nSteps: 20, Sampler: DPM++ 2M, Seed: 1")
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png", pnginfo=chunks)
-    found = png_info(json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
+    found = png_info("application/json", json.dumps({"image": base64.b64encode(file.getvalue()).decode()}).encode())
     assert (found["parameters"]["Sampler"], found["items"]) == ("DPM++ 2M", {})
 
 

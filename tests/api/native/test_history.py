@@ -1,5 +1,6 @@
 """The history over HTTP."""
 
+import asyncio
 import base64
 import errno
 import json
@@ -209,3 +210,15 @@ async def test_a_url_that_is_answered_exists_whatever_files_of_the_future_lie_th
             assert (status, body) == (200, base64.b64decode(image["b64_json"]))
             _, _, page = await client.call("GET", "/history?limit=1")
             assert (page["images"][0]["name"], page["total"]) == (image["name"], 5)
+        _, _, job = await client.call("POST", "/jobs", json={"prompt": "x", "steps": 1, "n": 3})
+        while (done := (await client.call("GET", f"/jobs/{job['id']}"))[2])["state"] != "done":
+            await asyncio.sleep(0.02)
+        assert [(await read(client, image["url"]))[0] for image in done["images"]] == [200] * 3
+        await client.call(
+            "POST", "/generate", json={"prompt": "x", "steps": 1, "n": 4}, headers={"Accept": "application/json"}
+        )
+        await client.call("DELETE", f"/history/{done['images'][2]['name']}")
+        _, _, later = await client.call("GET", f"/jobs/{job['id']}")
+        assert [(image["name"], image["url"]) for image in later["images"]] == [(None, None)] * 3, (
+            "none exists any more"
+        )

@@ -23,7 +23,7 @@ from zwatch.api.a1111.txt2img import (
     wanted_images,
 )
 from zwatch.api.answers import answer, json_answer
-from zwatch.api.bodies import read_body, read_request, received
+from zwatch.api.bodies import fields_of, read_body, read_request, received
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES
@@ -31,7 +31,7 @@ from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
-from zwatch.generation.request import MAX_IMAGES, parse_json
+from zwatch.generation.request import MAX_IMAGES
 
 _STATM = Path("/proc/self/statm")
 _MIN_PROGRESS = 0.01
@@ -188,7 +188,7 @@ async def options(request: web.Request) -> web.Response:
 async def set_options(request: web.Request) -> web.Response:
     """Set the checkpoint for the client's own later requests. Other options are ignored."""
     services = request.app[SERVICES]
-    body = parse_json(await read_body(request))
+    body = fields_of(request.headers.get("Content-Type", ""), await read_body(request), SdOptionsRequest)
     name = validated(SdOptionsRequest, body).sd_model_checkpoint
     if name is not None:
         clients, aliases = request.app[CLIENTS], services.supervisor.aliases
@@ -208,7 +208,7 @@ async def info(request: web.Request) -> web.Response:
     # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
     is_compressed = "Content-Encoding" in request.headers
     async with received(request, request.client_max_size if is_compressed else MAX_BODY) as raw, request.app[READERS]:
-        return answer(await services.bridge.run("encode", png_info, raw))
+        return answer(await services.bridge.run("encode", png_info, request.headers.get("Content-Type", ""), raw))
 
 
 async def memory(request: web.Request) -> web.Response:

@@ -9,10 +9,10 @@ from PIL import Image
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.bodies import fields_of
 from zwatch.api.schema import LenientRequest
 from zwatch.generation.fields import Rule, invalid, refused, validated
 from zwatch.generation.image_details import read_details
-from zwatch.generation.request import parse_json
 
 MAX_BODY = 32 * 2**20
 """Longest accepted request body, bytes: enough for the base64 of the largest image that can be generated."""
@@ -59,13 +59,13 @@ class PngInfo(TypedDict):
     parameters: dict[str, str]
 
 
-def png_info(raw: bytes) -> PngInfo:
+def png_info(content_type: str, raw: bytes) -> PngInfo:
     """Return the answer to a request's body. To be called in a thread.
 
     Raises:
-        RequestError: 400, the body is not JSON or `image` is not an image.
+        RequestError: 400, the body is neither JSON nor a form, or `image` is not an image.
     """
-    body = parse_json(raw)
+    body = fields_of(content_type, raw, PngInfoRequest)
     if body.get("image") is None:
         body["image"] = ""  # refused like an empty one: the message says what is expected
     image = validated(PngInfoRequest, body).image
