@@ -11,6 +11,8 @@ from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Rejection
 from zwatch.shadow.device import Device
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+"""Given up for its characters, long before its time."""
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
 
 
@@ -55,12 +57,12 @@ def template_beside_others(tokenizer, template):
 
 @pytest.mark.parametrize("place", [template_in_the_config, templates_in_the_config, template_beside_others])
 def test_a_template_that_never_ends_is_refused_wherever_it_is(tokenizer, refused, place):
-    place(tokenizer, NESTED)
+    place(tokenizer, ENDLESS)
     assert "rendering its chat template in" in refused()
 
 
 def test_a_template_that_never_ends_in_this_century_is_refused(tokenizer, refused):
-    (tokenizer / "chat_template.jinja").write_text("{% if strftime_now('%Y')[0] == '2' %}" + NESTED + "{% endif %}")
+    (tokenizer / "chat_template.jinja").write_text("{% if strftime_now('%Y')[0] == '2' %}" + ENDLESS + "{% endif %}")
     assert "rendering its chat template in chat_template.jinja was given up" in refused()
 
 

@@ -46,7 +46,8 @@ class ComponentKey(NamedTuple):
 
 
 def default_size(small: Mapping[str, bytes]) -> int:
-    """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`.
+    """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`, which may
+    be a height and a width, of which the height counts.
 
     Raises:
         Rejection: `config_invalid`.
@@ -54,6 +55,8 @@ def default_size(small: Mapping[str, bytes]) -> int:
     own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
     vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
     size = own.get("default_size", vae.get("sample_size", 1024))
+    if isinstance(size, list) and "default_size" not in own:
+        size = size[0]
     where = "zwatch.json: default_size" if "default_size" in own else "vae/config.json: sample_size"
     if type(size) is not int or not 16 <= size <= 4096 or size % 16:
         raise Rejection(
