@@ -32,12 +32,20 @@ class Server:
         self.process: subprocess.Popen | None = None
         self.url = ""
 
-    async def __aenter__(self):
+    def start(self) -> None:
+        """Start the process; `connect` comes next."""
         with open(self.log, "ab") as log:
-            begin = log.tell()
+            self._begin = log.tell()
             self.process = subprocess.Popen(self._command, stderr=log, stdout=log, env=self._environment)
+
+    async def connect(self) -> None:
+        """Open a client on this event loop; `http.close()` ends it."""
         self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        await self.until(lambda: self._find_url(begin), "it logs its address")
+        await self.until(lambda: self._find_url(self._begin), "it logs its address")
+
+    async def __aenter__(self):
+        self.start()
+        await self.connect()
         return self
 
     async def __aexit__(self, *error):

@@ -97,19 +97,44 @@ async def test_a_version_on_a_file_server_that_is_gone_is_a_fault_of_its_alias_a
         assert await asyncio.wait_for(asyncio.to_thread(server.stop), SOON) == 0
 
 
-@pytest.mark.parametrize(
-    "template",
-    [NESTED, "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}", "{{ 'x' * 10**12 }}"],
-)
-async def test_a_chat_template_that_never_ends_is_rejected_and_the_serving_version_goes_on(models, tmp_path, template):
-    (models / "v2/tokenizer/chat_template.jinja").write_text(template)
-    write_seal(models / "v2", "v2")
+ENDLESS = {
+    "v2": NESTED,
+    "v3": "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    "v4": "{{ 'x' * 10**12 }}",
+}
+
+
+@pytest.mark.slow
+async def test_a_chat_template_that_never_ends_is_rejected_and_the_serving_version_goes_on(models, tmp_path):
+    for version, template in ENDLESS.items():
+        if version != "v2":
+            shutil.copytree(models / "v2", models / version)
+        (models / version / "tokenizer/chat_template.jinja").write_text(template)
+        write_seal(models / version, version)
+    shutil.copytree(models / "v1", models / "v5")
+    at_dogs = models / "v5/tokenizer/chat_template.jinja"
+    at_dogs.write_text(f"{{% if 'dog' in messages[0]['content'] %}}{NESTED}{{% endif %}}" + at_dogs.read_text())
+    write_seal(models / "v5", "v5")
     async with Server(models, tmp_path / "state") as server:
         await server.serves("v1")
-        flip(models, "v2")
-        attempt = await server.rejected("config_invalid")
-        assert "chat template" in attempt["reason"]
-        assert (await server.generate())[0] == "v1"
+        for version in ENDLESS:
+            flip(models, version)
+
+            async def is_rejected(version=version):
+                attempt = (await server.status())["aliases"]["current"]["attempt"]
+                return (
+                    attempt["reason"] if (attempt["version"], attempt["code"]) == (version, "config_invalid") else None
+                )
+
+            assert "chat_template.jinja" in await server.until(is_rejected, f"{version} is rejected")
+            assert (await server.generate())[0] == "v1"
+        flip(models, "v5")  # no proof can find what one prompt alone shows
+        await server.serves("v5")
+        async with asyncio.timeout(SOON):
+            status, body = await server.post("/generate", {"prompt": "a dog"})
+            assert (status, body["error"]["code"]) == (500, "generation_failed")
+            assert "chat template" in body["error"]["message"]
+            assert (await server.generate())[0] == "v5"
         assert server.stop() == 0
 
 

@@ -28,25 +28,48 @@ def other_weights(models, version: str, source: str) -> None:
     shutil.copyfile(models / source / WEIGHTS, models / version / WEIGHTS)
 
 
-async def test_a_version_that_rsync_copies_in_slowly_after_the_flip_deploys_automatically(models, tmp_path):
+@pytest.fixture(scope="module")
+def started(tiny_versions, tmp_path_factory):
+    """A service for all tests that neither stop it nor need options: a start takes longer than most of them."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "models").mkdir()
+    server = Server(folder / "models", folder / "state")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def shared(started, tiny_versions):
+    """That service as after its start: new copies of v1 and v2, and v1 serves."""
+    await started.connect()
+    await started.post("/api/unload_model")  # 409 if the test before has just made a link: then that is loaded
+    for entry in started.models.iterdir():
+        entry.unlink() if entry.is_symlink() else shutil.rmtree(entry)
+    shutil.copytree(tiny_versions, started.models, dirs_exist_ok=True)
+    (started.models / "current").symlink_to("v1")
+    assert (await started.post("/api/load_model"))[0] == 200
+    await started.serves("v1")
+    yield started
+    await started.http.close()
+
+
+async def test_a_version_that_rsync_copies_in_slowly_after_the_flip_deploys_automatically(shared, tmp_path):
+    server, models = shared, shared.models
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     source = tmp_path / "elsewhere"
     shutil.copytree(models / "v2", source / "v3")
     write_seal(source / "v3", "v3")
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        flip(models, "v3")
-        await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
-        subprocess.run(
-            ["rsync", "-a", "--include=BLAKE3SUMS", "--exclude=*", f"{source}/v3/", models / "v3/"], check=True
-        )
-        await server.rejected("file_missing")
-        copy = await asyncio.create_subprocess_exec("rsync", "-a", "--bwlimit=300", f"{source}/v3/", f"{models}/v3/")
-        while copy.returncode is None:
-            assert (await server.generate())[0] in ("v1", "v3")
-            await asyncio.sleep(0)
-        await server.serves("v3")
+    flip(models, "v3")
+    await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
+    subprocess.run(["rsync", "-a", "--include=BLAKE3SUMS", "--exclude=*", f"{source}/v3/", models / "v3/"], check=True)
+    await server.rejected("file_missing")
+    copy = await asyncio.create_subprocess_exec("rsync", "-a", "--bwlimit=300", f"{source}/v3/", f"{models}/v3/")
+    while copy.returncode is None:
+        assert (await server.generate())[0] in ("v1", "v3")
+        await asyncio.sleep(0)
+    await server.serves("v3")
 
 
 async def _has_fault(server, code: str) -> bool:
@@ -54,34 +77,32 @@ async def _has_fault(server, code: str) -> bool:
     return fault is not None and fault["code"] == code
 
 
-async def test_sealing_the_serving_version_again_deploys_the_new_content(models, tmp_path):
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        _, digest, before = await server.generate(seed=3)
-        other_weights(models, "v1", "v2")
-        write_seal(models / "v1", "v1")
+async def test_sealing_the_serving_version_again_deploys_the_new_content(shared):
+    server, models = shared, shared.models
+    _, digest, before = await server.generate(seed=3)
+    other_weights(models, "v1", "v2")
+    write_seal(models / "v1", "v1")
 
-        async def replaced():
-            return (await server.status())["serving"]["digest"] != digest
+    async def replaced():
+        return (await server.status())["serving"]["digest"] != digest
 
-        await server.until(replaced, "the new content serves")
-        version, new_digest, after = await server.generate(seed=3)
-        assert (version, after != before, new_digest != digest) == ("v1", True, True)
+    await server.until(replaced, "the new content serves")
+    version, new_digest, after = await server.generate(seed=3)
+    assert (version, after != before, new_digest != digest) == ("v1", True, True)
 
 
-async def test_an_overwritten_file_is_deployed_by_copy_seal_and_load(models, tmp_path):
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        before = await server.generate(seed=3)
-        assert (await server.post("/api/load_model"))[1]["message"] == "Model loaded successfully"
-        other_weights(models, "v1", "v2")
-        status, body = await server.post("/api/load_model")
-        assert (status, body["error"]["code"], body["reason"]["code"]) == (409, "rejected", "version_mismatch")
-        assert await server.generate(seed=3) == before, "what serves is not touched"
-        write_seal(models / "v1", "v1")
-        status, body = await server.post("/api/load_model")
-        assert (status, body["status"], body["version"]) == (200, "success", "v1")
-        assert (await server.generate(seed=3))[2] != before[2]
+async def test_an_overwritten_file_is_deployed_by_copy_seal_and_load(shared):
+    server, models = shared, shared.models
+    before = await server.generate(seed=3)
+    assert (await server.post("/api/load_model"))[1]["message"] == "Model loaded successfully"
+    other_weights(models, "v1", "v2")
+    status, body = await server.post("/api/load_model")
+    assert (status, body["error"]["code"], body["reason"]["code"]) == (409, "rejected", "version_mismatch")
+    assert await server.generate(seed=3) == before, "what serves is not touched"
+    write_seal(models / "v1", "v1")
+    status, body = await server.post("/api/load_model")
+    assert (status, body["status"], body["version"]) == (200, "success", "v1")
+    assert (await server.generate(seed=3))[2] != before[2]
 
 
 async def test_a_restart_with_a_bad_link_serves_last_known_good(models, tmp_path):
@@ -192,31 +213,30 @@ async def _is_running(server) -> bool:
     return (await server.status())["queue"]["running"] == 1
 
 
-async def test_deployments_by_http_wait_and_report_the_outcome(models, tmp_path):
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        status, body = await server.post("/api/deploy", {"version": "v2"})
-        assert (status, body["status"], body["message"], body["version"]) == (200, "success", "v2 is serving", "v2")
-        assert os.readlink(models / "current") == "v2"
-        status, body = await server.post("/api/rollback")
-        assert (status, body["version"]) == (200, "v1")
-        attempt = (await server.status())["aliases"]["current"]["attempt"]
-        assert (attempt["way"], attempt["bytes"]) == ("resident", 0), "rolling back reads nothing"
-        status, body = await server.post("/api/deploy", {"version": "v9"})
-        assert (status, body["error"]["param"]) == (404, "version")
-        (models / "v2" / WEIGHTS).write_bytes(b"nonsense")
-        shutil.copytree(models / "v2", models / "v3")
-        status, body = await server.post("/api/deploy", {"version": "v3"})
-        assert (status, body["reason"]["state"], body["reason"]["code"]) == (409, "REJECTED", "header_invalid")
-        assert (await server.post("/api/verify"))[1]["version"] == "v1"
-        listed = {one["name"]: one for one in (await server.get("/versions"))["versions"]}
-        assert (listed["v1"]["serving"], listed["v3"]["aliases"], listed["v3"]["resident"]) == (
-            True,
-            ["current"],
-            False,
-        )
-        states = [(one["version"], one["state"]) for one in (await server.get("/attempts"))["attempts"]]
-        assert states[0] == ("v3", "REJECTED")
+async def test_deployments_by_http_wait_and_report_the_outcome(shared):
+    server, models = shared, shared.models
+    status, body = await server.post("/api/deploy", {"version": "v2"})
+    assert (status, body["status"], body["message"], body["version"]) == (200, "success", "v2 is serving", "v2")
+    assert os.readlink(models / "current") == "v2"
+    status, body = await server.post("/api/rollback")
+    assert (status, body["version"]) == (200, "v1")
+    attempt = (await server.status())["aliases"]["current"]["attempt"]
+    assert (attempt["way"], attempt["bytes"]) == ("resident", 0), "rolling back reads nothing"
+    status, body = await server.post("/api/deploy", {"version": "v9"})
+    assert (status, body["error"]["param"]) == (404, "version")
+    (models / "v2" / WEIGHTS).write_bytes(b"nonsense")
+    shutil.copytree(models / "v2", models / "v3")
+    status, body = await server.post("/api/deploy", {"version": "v3"})
+    assert (status, body["reason"]["state"], body["reason"]["code"]) == (409, "REJECTED", "header_invalid")
+    assert (await server.post("/api/verify"))[1]["version"] == "v1"
+    listed = {one["name"]: one for one in (await server.get("/versions"))["versions"]}
+    assert (listed["v1"]["serving"], listed["v3"]["aliases"], listed["v3"]["resident"]) == (
+        True,
+        ["current"],
+        False,
+    )
+    states = [(one["version"], one["state"]) for one in (await server.get("/attempts"))["attempts"]]
+    assert states[0] == ("v3", "REJECTED")
 
 
 async def test_two_aliases_serve_two_versions_and_a_request_names_one(models, tmp_path):
@@ -273,38 +293,36 @@ async def test_a_terminated_service_finishes_accepted_requests(models, tmp_path)
         assert server.process.wait(60) == 0
 
 
-async def test_a_link_made_while_unloaded_is_the_newer_wish(models, tmp_path):
+async def test_a_link_made_while_unloaded_is_the_newer_wish(shared):
     """Regression: the unload waited without end, and every request was refused meanwhile."""
-    async with Server(models, tmp_path / "state") as server:
+    server, models = shared, shared.models
+    for number in range(6):
+        flip(models, "v2")
+        await asyncio.sleep(0.03 + 0.02 * number)
+        unloading = asyncio.create_task(server.post("/api/unload_model"))
+        # Only a link made after the service began to unload is surely the newer wish.
+        await server.until(partial(_unload_begun, server, unloading), "the unload has begun")
+        flip(models, "v1")
+        status, _ = await asyncio.wait_for(unloading, 30)
+        assert status in (200, 409)
         await server.serves("v1")
-        for number in range(6):
-            flip(models, "v2")
-            await asyncio.sleep(0.03 + 0.02 * number)
-            unloading = asyncio.create_task(server.post("/api/unload_model"))
-            # Only a link made after the service began to unload is surely the newer wish.
-            await server.until(partial(_unload_begun, server, unloading), "the unload has begun")
-            flip(models, "v1")
-            status, _ = await asyncio.wait_for(unloading, 30)
-            assert status in (200, 409)
-            await server.serves("v1")
-            assert (await server.generate())[0] == "v1"
+        assert (await server.generate())[0] == "v1"
 
 
 async def _unload_begun(server, unloading) -> bool:
     return unloading.done() or (await server.status())["aliases"]["current"]["unloaded"]
 
 
-async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(models, tmp_path):
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
-        await server.until(lambda: _is_running(server), "it runs")
-        unloading = asyncio.create_task(server.post("/api/unload_model"))
-        await server.until(lambda: _refuses(server), "requests are refused")
-        flip(models, "v2")
-        await making
-        assert (await unloading)[0] == 409
-        await server.serves("v2")
+async def test_a_link_made_while_an_unload_waits_for_requests_is_the_newer_wish(shared):
+    server, models = shared, shared.models
+    making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
+    await server.until(lambda: _is_running(server), "it runs")
+    unloading = asyncio.create_task(server.post("/api/unload_model"))
+    await server.until(lambda: _refuses(server), "requests are refused")
+    flip(models, "v2")
+    await making
+    assert (await unloading)[0] == 409
+    await server.serves("v2")
 
 
 async def _refuses(server) -> bool:
@@ -326,10 +344,9 @@ async def test_a_rollback_goes_to_the_previous_version_after_an_unload_or_a_rest
         assert (await server.post("/api/rollback"))[1]["version"] == "v2"
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)])
-async def test_a_second_signal_and_a_closed_terminal_are_not_crashes(models, tmp_path, numbers):
+async def test_a_second_signal_and_a_closed_terminal_are_not_crashes(models, tmp_path):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the server leaves it so
-    for times in (1, 2):
+    for times, numbers in enumerate([(signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)], 1):
         async with Server(models, tmp_path / "state") as server:
             await server.serves("v1")
             making = asyncio.create_task(server.generate(steps=100, width=192, height=192))
@@ -360,15 +377,14 @@ async def test_no_request_is_accepted_while_the_service_stops_even_after_a_load(
         await making
 
 
-async def test_links_whose_text_is_not_utf_8_are_in_the_status(models, tmp_path):
-    async with Server(models, tmp_path / "state") as server:
-        await server.serves("v1")
-        os.symlink(b"x", os.fsencode(models / "v1") + b"/\xff")
-        await server.until(lambda: _has_strays(server), "the stray is seen")
-        os.unlink(models / "current")
-        os.symlink(b"\xff", os.fsencode(models / "current"))
-        await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
-        assert (await server.get("/health"))["status"] == "degraded"
+async def test_links_whose_text_is_not_utf_8_are_in_the_status(shared):
+    server, models = shared, shared.models
+    os.symlink(b"x", os.fsencode(models / "v1") + b"/\xff")
+    await server.until(lambda: _has_strays(server), "the stray is seen")
+    os.unlink(models / "current")
+    os.symlink(b"\xff", os.fsencode(models / "current"))
+    await server.until(lambda: _has_fault(server, "dangling"), "the link dangles")
+    assert (await server.get("/health"))["status"] == "degraded"
 
 
 async def _has_strays(server) -> bool:

@@ -19,7 +19,7 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
 from zwatch.engine.configs import config_object
 from zwatch.engine.precision import adapt
-from zwatch.engine.template_proof import prove
+from zwatch.engine.tokenizer_proof import bounded, prove
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
@@ -46,7 +46,8 @@ class ComponentKey(NamedTuple):
 
 
 def default_size(small: Mapping[str, bytes]) -> int:
-    """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`.
+    """Return a version's default side length, pixels: `default_size` in `zwatch.json`, or the VAE's `sample_size`, which may
+    be a height and a width, of which the height counts.
 
     Raises:
         Rejection: `config_invalid`.
@@ -54,6 +55,8 @@ def default_size(small: Mapping[str, bytes]) -> int:
     own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
     vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
     size = own.get("default_size", vae.get("sample_size", 1024))
+    if isinstance(size, list) and "default_size" not in own:
+        size = size[0]
     where = "zwatch.json: default_size" if "default_size" in own else "vae/config.json: sample_size"
     if type(size) is not int or not 16 <= size <= 4096 or size % 16:
         raise Rejection(
@@ -226,6 +229,10 @@ class _SharedTokenizer(Qwen2Tokenizer):  # type: ignore[misc]
         self._lock = threading.Lock()
         super().__init__(*args, **kwargs)
 
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        with bounded():
+            return super().apply_chat_template(*args, **kwargs)
+
     def __call__(self, text: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
         with self._lock:
             encoded = super().__call__(text, *args, **kwargs)
@@ -241,12 +248,11 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], dev
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        prove(folder)
         with _as_rejection_of("tokenizer"):
             tokenizer = _panics_as_errors(lambda: _SharedTokenizer.from_pretrained(folder, local_files_only=True))
     if not tokenizer.chat_template:
         raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
-    if isinstance(tokenizer.chat_template, str):
-        prove(tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
     return tokenizer
 
 

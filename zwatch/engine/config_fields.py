@@ -78,6 +78,16 @@ _THETA = _number(1, 1e10)
 _TOKEN_ID = _whole(0, 2**24)
 _POSITIVE = _number(1e-6, 1e6)
 _ACTIVATION = _one_of("silu", "swish", "mish", "gelu", "relu")
+_ANY_CASE = Rule(
+    f"{_ACTIVATION.expected}, in any case", lambda value: isinstance(value, str) and _ACTIVATION.accepts(value.lower())
+)
+"""As diffusers takes it."""
+_TEXT_ACTIVATION = _one_of(
+    "silu", "swish", "mish", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "quick_gelu", "relu", "relu2", "relu6", "sigmoid",
+    "sqrtsoftplus", "tanh",
+)  # fmt: skip
+"""Of transformers, those without weights of their own."""
 _ADDED = "AddedToken"
 _TOKEN = Rule(
     "a string or an AddedToken with its content",
@@ -146,13 +156,13 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "num_attention_heads": _whole(1, 4096),
         "num_key_value_heads": _either(_whole(1, 4096), _NULL),
         "head_dim": _whole(2, 4096),
-        "hidden_act": _ACTIVATION,
+        "hidden_act": _TEXT_ACTIVATION,
         "max_position_embeddings": _whole(MAX_PROMPT_TOKENS, 2**24),
         "initializer_range": _number(0, 100),
         "rms_norm_eps": _EPSILON,
         "use_cache": _FLAG,
         "tie_word_embeddings": _FLAG,
-        "rope_theta": _THETA,
+        "rope_theta": _either(_THETA, _NULL),
         "rope_scaling": _either(_ROPE, _NULL),
         "rope_parameters": _either(_ROPE, _NULL),
         "partial_rotary_factor": _number(0.01, 1),
@@ -175,10 +185,10 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "up_block_types": _required(_levels(_one_of("UpDecoderBlock2D", "AttnUpDecoderBlock2D"))),
         "block_out_channels": _required(_levels(_whole(1, 2**16))),
         "layers_per_block": _whole(1, 64),
-        "act_fn": _ACTIVATION,
+        "act_fn": _ANY_CASE,
         "latent_channels": _whole(1, 1024),
         "norm_num_groups": _whole(1, 2**16),
-        "sample_size": _whole(1, 2**16),
+        "sample_size": _either(_whole(1, 2**16), _list_of(_whole(1, 2**16), 2, 2)),
         "scaling_factor": _number(1e-3, 1e3),
         "shift_factor": _required(_number(-1e3, 1e3)),
         **dict.fromkeys(("latents_mean", "latents_std"), _either(_list_of(_number(-1e6, 1e6), 1, 1024), _NULL)),
@@ -188,17 +198,21 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         **_class("FlowMatchEulerDiscreteScheduler"),
         "num_train_timesteps": _whole(2, 100_000),
         "shift": _number(1e-3, 1e3),
-        "use_dynamic_shifting": _FLAG,
         **dict.fromkeys(("base_shift", "max_shift"), _either(_number(-MOST_SHIFT, MOST_SHIFT), _NULL)),
         **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), _either(_whole(1, 2**24), _NULL)),
         "shift_terminal": _either(_number(0, 0.99), _NULL),
         "time_shift_type": _one_of("exponential", "linear"),
         **dict.fromkeys(
-            ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling"), _FLAG
+            (
+                "use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+                "stochastic_sampling",
+            ),
+            _either(_FLAG, _NULL),
         ),
     },
     "tokenizer/tokenizer_config.json": {
-        "model_max_length": _either(_number(MAX_PROMPT_TOKENS, 1e31), _NULL),
+        # Not used: the pipeline says how long a prompt may be.
+        "model_max_length": _either(_number(1, 1e31), _NULL),
         "chat_template": _either(_TEXT, _list_of(_OBJECT), _NULL),
         "add_prefix_space": _either(_FLAG, _NULL),
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), _either(_TOKEN, _NULL)),

@@ -18,6 +18,9 @@ _MOST_PATCHES = (2048 // (_LATENT * _PATCH)) ** 2
 """Of the largest image that a request may ask for."""
 _LEAST_SHIFT = 1e-3
 """A linear shift divides by it."""
+MAX_CONFIG = 2 * 2**20
+"""Largest accepted config, bytes: the interpreter's lock is held while JSON is parsed. Known ones have some kilobytes, the
+index of a thousand shards a hundred."""
 _SHOWN = 80
 """Most characters of a wrong value that a reason repeats."""
 
@@ -30,6 +33,10 @@ def config_object(data: bytes, path: str) -> dict[str, Any]:
     Raises:
         Rejection: `config_invalid`.
     """
+    if len(data) > MAX_CONFIG:
+        raise Rejection(
+            "config_invalid", f"{path}: found {len(data)} bytes, expected at most {MAX_CONFIG} for a config"
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:

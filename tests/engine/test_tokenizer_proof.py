@@ -1,0 +1,125 @@
+"""A tokenizer that never ends, or needs all memory, is refused before the service itself reads it."""
+
+import json
+
+import pytest
+
+from tests.engine.editing import build, edit_json, parameters, rejection_of, seal_again
+from zwatch.engine import tokenizer_proof
+from zwatch.engine.configs import MAX_CONFIG
+from zwatch.engine.factory import EngineFactory
+from zwatch.errors import Rejection
+from zwatch.shadow.device import Device
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+"""Given up for its characters, long before its time."""
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def factory():
+    return EngineFactory(Device("cpu"))
+
+
+@pytest.fixture
+def tokenizer(models):
+    """The tokenizer of v1, to be changed."""
+    return models / "v1" / "tokenizer"
+
+
+@pytest.fixture
+def refused(factory, models):
+    """Seal v1 again, and return why it is refused."""
+
+    def refuse():
+        seal_again(models / "v1")
+        code, reason = rejection_of(lambda: build(factory, models, "v1"))
+        assert code == "config_invalid"
+        return reason
+
+    return refuse
+
+
+def template_in_the_config(tokenizer, template):
+    (tokenizer / "chat_template.jinja").unlink()
+    edit_json(tokenizer / "tokenizer_config.json", lambda config: config.update(chat_template=template))
+
+
+def templates_in_the_config(tokenizer, template):
+    template_in_the_config(tokenizer, [{"name": "default", "template": template}])
+
+
+def template_beside_others(tokenizer, template):
+    (tokenizer / "additional_chat_templates").mkdir()
+    (tokenizer / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    (tokenizer / "chat_template.jinja").write_text(template)
+
+
+@pytest.mark.parametrize("place", [template_in_the_config, templates_in_the_config, template_beside_others])
+def test_a_template_that_never_ends_is_refused_wherever_it_is(tokenizer, refused, place):
+    place(tokenizer, ENDLESS)
+    assert "rendering its chat template in" in refused()
+
+
+def test_a_template_that_never_ends_in_this_century_is_refused(tokenizer, refused):
+    (tokenizer / "chat_template.jinja").write_text("{% if strftime_now('%Y')[0] == '2' %}" + ENDLESS + "{% endif %}")
+    assert "rendering its chat template in chat_template.jinja was given up" in refused()
+
+
+def test_a_template_that_never_ends_for_one_prompt_fails_that_prompt_alone(tokenizer, factory, models, monkeypatch):
+    monkeypatch.setattr(tokenizer_proof, "MOST_STEPS", 20_000)
+    template = (tokenizer / "chat_template.jinja").read_text()
+    (tokenizer / "chat_template.jinja").write_text(
+        "{% if 'dog' in messages[0]['content'] %}" + NESTED + "{% endif %}" + template
+    )
+    seal_again(models / "v1")
+    engine = build(factory, models, "v1")
+    with pytest.raises(tokenizer_proof.TemplateTooLong, match="20000 steps"):
+        engine.generate(parameters("a dog"))
+    assert engine.generate(parameters("a cat")).finite
+
+
+def test_a_template_may_look_at_each_character_of_the_longest_prompt(tokenizer, factory, models):
+    template = (tokenizer / "chat_template.jinja").read_text()
+    loop = "{% for one in messages[0]['content'] %}{% if one | upper == 'Q' %}{{ one.lower() }}{% endif %}{% endfor %}"
+    (tokenizer / "chat_template.jinja").write_text(loop + template)
+    seal_again(models / "v1")
+    assert build(factory, models, "v1").is_truncated("ab \n" * 2500)
+
+
+def test_a_post_processor_that_repeats_the_prompt_until_no_memory_is_left_is_refused(tokenizer, refused):
+    def repeat(tokens):
+        tokens["post_processor"]["single"] = [{"Sequence": {"id": "A", "type_id": 0}}] * 100_000
+
+    edit_json(tokenizer / "tokenizer.json", repeat)
+    assert "encoding a prompt with tokenizer.json was given up: it needs more than" in refused()
+
+
+def test_a_file_of_a_tokenizer_that_takes_long_to_read_is_refused_unread(tokenizer, refused):
+    with open(tokenizer / "vocab.json", "ab") as file:
+        file.truncate(tokenizer_proof.MAX_FILE + 1)
+    assert refused() == (
+        f"tokenizer/vocab.json: found {tokenizer_proof.MAX_FILE + 1} bytes, expected at most {tokenizer_proof.MAX_FILE}"
+    )
+
+
+@pytest.mark.parametrize(
+    "path", ["vae/config.json", "model_index.json", "tokenizer/tokenizer_config.json", "zwatch.json"]
+)
+def test_a_config_that_takes_long_to_parse_is_refused_unparsed(models, refused, path):
+    file = models / "v1" / path
+    config = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(config | {"more": [[]] * (MAX_CONFIG // 4)}))
+    reason = refused()
+    assert reason.startswith(f"{path}: found ")
+    assert reason.endswith(f"expected at most {MAX_CONFIG} for a config")
+
+
+def test_a_proof_that_ends_by_a_signal_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_proof.sys, "executable", str(tmp_path / "crashing"))
+    (tmp_path / "crashing").write_text("#!/bin/sh\necho 'encoding a prompt with tokenizer.json'\nkill -SEGV $$\n")
+    (tmp_path / "crashing").chmod(0o700)
+    with pytest.raises(
+        Rejection, match=r"encoding a prompt with tokenizer\.json was given up: it ended the process by signal 11"
+    ):
+        tokenizer_proof.prove(str(tmp_path))
