@@ -98,6 +98,13 @@ def copied(root):
     run(root, "mv copy v1")
 
 
+def unpacked(root):
+    """Replace v1 by what tar kept of it."""
+    run(root, "tar cf v1.tar v1")
+    run(root, "rm -r v1")
+    run(root, "tar xf v1.tar")
+
+
 def renamed(root, looker):
     run(root, "mv v1/v2 v1/x")
     looker.look()
@@ -111,6 +118,7 @@ TOUCHED = {
     "a hard link": lambda root, looker: run(root, "ln v1/v2 v3/v2"),
     "renamed to and fro": renamed,
     "restored": lambda root, looker: copied(root),
+    "unpacked": lambda root, looker: unpacked(root),
 }
 
 
@@ -125,6 +133,16 @@ def test_a_refused_stray_is_the_same_whatever_is_done_to_it(canary, refused, tou
     assert versions(look) == {"current": "v1", "canary": "v2"}
     assert "v1/v2" in reasons(look)
     assert os.readlink(canary / "current") == "v1"
+
+
+def test_a_refused_stray_is_the_same_after_one_thing_after_another(canary, refused):
+    run(canary, "ln -sfn v2 canary")
+    for touch in [*TOUCHED.values(), *reversed(TOUCHED.values())]:
+        refused.look()
+        next_tick(canary.parent)
+        run(canary, "rm -f v3/v2 v1.tar")
+        touch(canary, refused)
+        assert versions(refused.look()) == {"current": "v1", "canary": "v2"}
 
 
 def test_a_refused_stray_of_an_earlier_release_learns_when_it_was_made(canary, refused):

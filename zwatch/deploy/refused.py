@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from zwatch.deploy.chains import LinkStamp
 from zwatch.deploy.made import Made
 
+_SECOND = 10**9
 _Key = tuple[str | tuple[int, int], str, int]
 
 MAX_REFUSED = 256
@@ -28,7 +29,9 @@ class RefusedStray:
     @property
     def keys(self) -> Iterator[_Key]:
         """What tells that a stray is this one: its place or its inode, and one of its times."""
-        return _keys(self.path, self.link_stamp, self.made)
+        yield from _keys(self.path, self.link_stamp, self.made)
+        if self.made.mtime_ns is not None:
+            yield self.path, "second", self.made.mtime_ns // _SECOND
 
     @property
     def since_ns(self) -> int:
@@ -67,7 +70,7 @@ class RefusedStrays:
         known = self._find(path, stamp, made)
         if known is None and self.reason(path, stamp, made) is not None:
             return  # it would be dropped at once
-        if known is not None and known.path == path and (known.made != Made() or made == Made()):
+        if known is not None and (known.path, known.link_stamp, known.made) == (path, stamp, made):
             return
         # Names in a reason need not be UTF-8; the state file is.
         reason = reason.encode(errors="backslashreplace").decode() if known is None else known.reason
@@ -103,6 +106,8 @@ def _keys(path: str, stamp: LinkStamp, made: Made) -> Iterator[_Key]:
     for time in (("ctime", stamp.ctime_ns), *made.marks()):
         yield path, *time
         yield (stamp.device, stamp.inode), *time
+    if made.mtime_ns is not None and made.mtime_ns % _SECOND == 0:  # restored by tar, which keeps whole seconds
+        yield path, "second", made.mtime_ns // _SECOND
 
 
 def _found_in(root_fd: int, directories: list[str], stray: RefusedStray) -> RefusedStray | None:
@@ -119,12 +124,12 @@ def _lies_at(root_fd: int, path: str, stray: RefusedStray) -> bool | None:
     """Say whether what lies at a path is that very link; None if it cannot be read."""
     try:
         status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
-        now = RefusedStray(stray.path, LinkStamp.of(status), "", Made.of(root_fd, path, status))
+        now = _keys(stray.path, LinkStamp.of(status), Made.of(root_fd, path, status))
+        return not set(stray.keys).isdisjoint(now)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:
         return None
-    return not set(stray.keys).isdisjoint(now.keys)
 
 
 def _directories(root_fd: int) -> list[str]:
