@@ -185,7 +185,22 @@ def test_a_repeated_flag_is_a_list_and_its_items_are_not_split(capsys):
     assert "'a,b'" in refused(capsys, "serve", "--alias", "a,b")
 
 
-@pytest.mark.parametrize(("given", "version"), [("v3", "v3"), ("v3/", "v3"), ("../v3", "../v3"), ("/", "/"), ("", "")])
+@pytest.mark.parametrize(
+    ("given", "version"),
+    [
+        ("v3", "v3"),
+        ("v3/", "v3"),
+        ("v3//", "v3"),
+        ("./v3", "v3"),
+        (".//v3/", "v3"),
+        ("v3/.", "v3"),
+        ("../v3", "../v3"),
+        ("models/v3", "models/v3"),
+        ("/", "/"),
+        ("./", "."),
+        ("", ""),
+    ],
+)
 def test_a_slash_after_a_version_is_dropped_and_the_rest_is_left_to_the_service(given, version):
     with commands.commands["deploy"].make_context("deploy", [given]) as context:
         assert context.params["version"] == version

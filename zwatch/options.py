@@ -134,8 +134,11 @@ def version_name(text: str) -> str:
 
 
 def version_argument(text: str) -> str:
-    """Return a version's name as the service shall judge it, without the slash that a shell's completion appends."""
-    return text.rstrip("/") or text
+    """Return a version's name as the service shall judge it, without what a shell's completion puts around it: `v3/`, `./v3`."""
+    name = text.removesuffix("/.").rstrip("/")
+    while name.startswith("./"):
+        name = name.removeprefix("./").lstrip("/")
+    return name or text
 
 
 def host_name(text: str) -> str:

@@ -139,7 +139,7 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
     supervisor = Supervisor(aliases=("current", "stable"), targets=targets)
     sealed_at = datetime(2026, 11, 21, tzinfo=UTC)
     summary = VersionSummary(name, True, "a" * 64, name, 10, 2, sealed_at, None)
-    assert views.version_view(summary, supervisor, serving(V1, V2)) == {
+    assert views.version_view(summary, views.version_marks(supervisor, serving(V1, V2))) == {
         "name": name, "sealed": True, "digest": "a" * 64, "header_version": name, "bytes": 10, "files": 2,
         "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "problem": None,
     }  # fmt: skip
@@ -147,5 +147,5 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
 
 def test_a_version_that_is_not_sealed_shows_its_problem():
     summary = VersionSummary("v3", False, None, None, 0, 0, None, "there is no seal")
-    view = views.version_view(summary, Supervisor(), serving())
+    view = views.version_view(summary, views.version_marks(Supervisor(), serving()))
     assert (view["sealed"], view["sealed_at"], view["problem"]) == (False, None, "there is no seal")

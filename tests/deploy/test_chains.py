@@ -1,10 +1,12 @@
 """Chains, `current -> stable -> v1`: the last link is moved, and the others lead through it as before."""
 
+import errno
 import os
 
 import pytest
 
 from tests.deploy.factory import next_tick
+from tests.deploy.faulty import FailingCalls
 from tests.deploy.typed import looking, run
 from zwatch.deploy.chains import read_chain
 from zwatch.deploy.look import point, read_stamps
@@ -148,3 +150,51 @@ def test_links_in_a_circle_are_read_once(root, root_fd):
     run(root, "ln -s a b")
     assert [link.name for link in read_chain(root_fd, "current")] == ["current", "a", "b"]
     assert looking(root).look().faults["current"].code == "loop"
+
+
+CHAINS = {
+    "none": {"current": "v1"},
+    "in the root": {"current": "stable", "stable": "v1"},
+    "with another spelling": {"current": "./stable", "stable": "v1"},
+    "outside the root": {"current": "../stable", "../stable": "models/v1"},
+}
+
+
+@pytest.mark.parametrize("links", CHAINS.values(), ids=CHAINS)
+def test_whatever_the_chain_a_change_of_it_or_of_its_end_is_seen_at_the_next_look(root, links):
+    for path, text in links.items():
+        (root / path).unlink(missing_ok=True)
+        (root / path).symlink_to(text)
+    next_tick(root.parent)
+    looker = looking(root)
+    first = looker.look().targets["current"]
+    assert looker.look().targets["current"] is first
+    for path, text in links.items():
+        run(root, f"ln -sfn {text} {path}")
+        again = looker.look().targets["current"]
+        assert again.version == "v1"
+        assert again.link_stamp != first.link_stamp
+        first = again
+    run(root, "mv v1 old")
+    assert looker.look().faults["current"].code == "dangling"
+    run(root, "cp -a old v1")
+    again = looker.look().targets["current"]
+    assert again.directory is not first.directory
+    (root / "v1" / "BLAKE3SUMS").write_text("another seal")
+    assert looker.look().targets["current"].seal_stamp != again.seal_stamp
+
+
+def test_a_look_at_many_aliases_that_did_not_change_asks_little_for_each(root, clock, monkeypatch):
+    aliases = [f"a{number}" for number in range(50)]
+    for alias in aliases:
+        (root / alias).symlink_to("v1")
+    next_tick(root.parent)
+    looker = looking(root, *aliases, clock=clock)
+    for _ in range(2):
+        looker.look()
+        clock.forward(0.5)
+    calls = FailingCalls(monkeypatch, errno.EIO)
+    with calls.at(None):
+        looker.look()
+        count = calls.count
+    assert count < 7 * len(aliases)

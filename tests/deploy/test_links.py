@@ -9,7 +9,7 @@ import pytest
 from tests.deploy.factory import next_tick, until
 from tests.deploy.typed import relink, temporaries
 from zwatch.deploy import links
-from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, finish_interrupted, repoint
+from zwatch.deploy.links import TEMPORARY_PREFIX, Leftovers, LinkNote, finish_interrupted, repoint
 from zwatch.deploy.resolving import LinkStamp, resolve
 from zwatch.errors import RepointError
 
@@ -258,6 +258,18 @@ def test_a_link_left_for_another_alias_is_not_touched(root, root_fd):
     finish_interrupted(root_fd, "current")
     assert os.readlink(root / "current") == "v1"
     assert temporaries(root) == [crashed(root, "current-canary").name]
+
+
+@pytest.mark.parametrize("kind", ["a file", "a directory"])
+def test_what_is_no_link_never_takes_the_alias_s_place_nor_is_it_removed(root, root_fd, kind):
+    next_tick(root)
+    planted = crashed(root, "current")
+    planted.touch() if kind == "a file" else planted.mkdir()
+    finish_interrupted(root_fd, "current")
+    leftovers = Leftovers(0.0)
+    assert [leftovers.sweep(root_fd, now) for now in (1.0, 2.0)] == [False, False]
+    assert os.readlink(root / "current") == "v1"
+    assert planted.exists()
 
 
 def test_without_a_left_link_nothing_is_changed(root, root_fd):

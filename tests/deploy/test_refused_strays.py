@@ -1,6 +1,7 @@
 """A wish for one link never moves another: every link counts, and a refused stray stays refused."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.deploy.factory import next_tick, write_version
 from tests.deploy.typed import looking, run
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import point
+from zwatch.deploy.made import Made
 from zwatch.deploy.refused import MAX_REFUSED, RefusedStray, RefusedStrays
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.root_links import RootLinks
@@ -87,6 +89,87 @@ def test_a_refusal_survives_a_restart(canary, refused, change, aliases):
     look = looking(canary, *aliases, refused=saved).look()
     assert versions(look)["current"] == "v1"
     assert look.refused == saved
+
+
+def copied(root):
+    """Replace v1 by its own copy, as a restored backup does."""
+    run(root, "cp -a v1 copy")
+    run(root, "rm -r v1")
+    run(root, "mv copy v1")
+
+
+def unpacked(root):
+    """Replace v1 by what tar kept of it."""
+    run(root, "tar cf v1.tar v1")
+    run(root, "rm -r v1")
+    run(root, "tar xf v1.tar")
+
+
+def renamed(root, looker):
+    run(root, "mv v1/v2 v1/x")
+    looker.look()
+    run(root, "mv v1/x v1/v2")
+
+
+TOUCHED = {
+    "another owner": lambda root, looker: run(root, "chown -h --reference=v1 v1/v2"),
+    "owners below": lambda root, looker: run(root, "chown -R --reference=v1 v1"),
+    "another time": lambda root, looker: run(root, "touch -h -d 2001-01-01 v1/v2"),
+    "a hard link": lambda root, looker: run(root, "ln v1/v2 v3/v2"),
+    "renamed to and fro": renamed,
+    "restored": lambda root, looker: copied(root),
+    "unpacked": lambda root, looker: unpacked(root),
+}
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "after a restart"])
+@pytest.mark.parametrize("touch", TOUCHED.values(), ids=TOUCHED)
+def test_a_refused_stray_is_the_same_whatever_is_done_to_it(canary, refused, touch, running):
+    run(canary, "ln -sfn v2 canary")
+    saved = refused.look().refused
+    next_tick(canary.parent)
+    touch(canary, refused)
+    look = (refused if running else looking(canary, "canary", refused=saved)).look()
+    assert versions(look) == {"current": "v1", "canary": "v2"}
+    assert "v1/v2" in reasons(look)
+    assert os.readlink(canary / "current") == "v1"
+
+
+def test_a_refused_stray_is_the_same_after_one_thing_after_another(canary, refused):
+    run(canary, "ln -sfn v2 canary")
+    for touch in [*TOUCHED.values(), *reversed(TOUCHED.values())]:
+        refused.look()
+        next_tick(canary.parent)
+        run(canary, "rm -f v3/v2 v1.tar")
+        touch(canary, refused)
+        assert versions(refused.look()) == {"current": "v1", "canary": "v2"}
+
+
+def test_a_refused_stray_of_an_earlier_release_learns_when_it_was_made(canary, refused):
+    run(canary, "ln -sfn v2 canary")
+    saved = [replace(stray, made=Made()) for stray in refused.look().refused]
+    assert looking(canary, "canary", refused=saved).look().refused == refused.refused != tuple(saved)
+
+
+def test_at_the_start_a_stray_is_as_old_as_when_it_was_made(canary):
+    run(canary, "ln -sf v2 canary")
+    next_tick(canary.parent)
+    run(canary, "ln -sfn v2 canary")
+    next_tick(canary.parent)
+    run(canary, "chown -R --reference=v1 v1")
+    look = looking(canary, "canary").look()
+    assert versions(look)["current"] == "v1"
+    assert "canary may have pointed to v1 when it was made" in reasons(look)["v1/v2"]
+
+
+def test_on_a_file_system_without_birth_times_the_mtime_tells_a_link(root, root_fd, monkeypatch):
+    run(root, "ln -s v2 v1/v2")
+    status = (root / "v1" / "v2").lstat()
+    assert Made.of(root_fd, "v1/v2", status).since(status.st_ctime_ns) == status.st_ctime_ns
+    monkeypatch.setattr("zwatch.deploy.made._libc", object)
+    assert Made.of(root_fd, "v1/v2", status) == Made(None, status.st_mtime_ns)
+    assert Made(None, 1).since(2) == 2
+    assert Made(1, 1).since(2) == 1
 
 
 def test_a_stray_that_is_made_again_is_judged_again(canary, refused):
@@ -182,7 +265,7 @@ def test_the_number_of_refusals_is_limited(root, root_fd):
     for number in range(MAX_REFUSED + 5):
         path = root / "v1" / f"x{number}"
         path.symlink_to("y")
-        strays.add(f"v1/x{number}", LinkStamp.of(path.lstat()), "a reason")
+        strays.add(f"v1/x{number}", LinkStamp.of(path.lstat()), "a reason", Made())
     strays.prune(root_fd)
     assert len(strays.all()) == MAX_REFUSED
 
@@ -193,15 +276,15 @@ def test_a_refusal_in_a_directory_that_was_moved_away_is_kept(root, root_fd):
     strays = RefusedStrays([RefusedStray("v1/v2", stamp, "a reason")])
     (root / "v1").rename(root.parent / "v1")
     strays.prune(root_fd)
-    assert strays.reason(stamp) == "a reason"
+    assert strays.reason("v1/v2", stamp, Made()) == "a reason"
 
 
 def test_the_first_reason_of_a_refusal_is_kept_as_valid_text(root):
     strays = RefusedStrays()
     stamp = LinkStamp(1, 2, 3)
-    strays.add("v1/v2", stamp, "current and \udcff both point to v1")
-    strays.add("v1/v2", stamp, "it is older than the alias")
-    assert strays.reason(stamp) == "current and \\udcff both point to v1"
+    strays.add("v1/v2", stamp, "current and \udcff both point to v1", Made())
+    strays.add("v1/v2", stamp, "it is older than the alias", Made())
+    assert strays.reason("v1/v2", stamp, Made()) == "current and \\udcff both point to v1"
 
 
 # Every link counts.
@@ -311,6 +394,31 @@ def test_a_link_outside_the_root_that_is_newer_than_the_stray_may_have_been_mean
     assert "stable" in reasons(look)["v1/v2"]
 
 
+COME_AND_GONE = {
+    "new, moved": (None, "ln -sfn v2 canary"),
+    "known, removed": ("v3", "rm canary"),
+    "known, moved away": ("v3", "mv canary v2/x"),
+}
+"""Where a link led before, if it was there, and how it left v1. One that leads from v3 over v1 to v2, or that no look ever saw,
+leaves no trace."""
+
+
+@pytest.mark.parametrize(("before", "leave"), COME_AND_GONE.values(), ids=COME_AND_GONE)
+def test_a_link_that_came_and_left_between_two_looks_may_have_been_meant(root, before, leave):
+    if before is not None:
+        link(root, "canary", before)
+    looker = looking(root)
+    looker.look()
+    run(root, "ln -sfn v1 canary")
+    next_tick(root.parent)
+    run(root, "ln -sf v2 canary")
+    next_tick(root.parent)
+    run(root, leave)
+    look = looker.look()
+    assert versions(look) == {"current": "v1"}
+    assert "canary may have pointed to v1 when it was made" in reasons(look)["v1/v2"]
+
+
 def test_a_link_that_moved_between_other_versions_makes_no_wish_ambiguous(root):
     link(root, "canary", "v3")
     looker = looking(root, "canary")
@@ -351,16 +459,28 @@ def test_at_the_start_a_stray_newer_than_every_change_of_the_root_is_followed(ca
     assert versions(looking(canary).look()) == {"current": "v2"}
 
 
-def test_a_link_below_another_directory_counts(root):
-    (root / "live").mkdir()
-    (root / "live" / "prod").symlink_to("../v1")
+BELOW = {
+    "live/prod": "../v1",
+    "hosts/eu/prod": "../../v1",
+    "a/b/c/d/prod": "../../../../v1",
+    ".hidden/prod": "../v1",
+    "live/v1": "../v1",
+    "v1/latest": ".",
+    "v3/transformer/prod": "../../v1",
+}
+
+
+@pytest.mark.parametrize("path", BELOW)
+def test_a_link_anywhere_below_the_root_counts(root, path):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).symlink_to(BELOW[path])
     looker = looking(root)
     looker.look()
     next_tick(root)
-    run(root, "ln -sf v2 live/prod")
+    run(root, f"ln -sf v2 {path}")
     look = looker.look()
     assert versions(look) == {"current": "v1"}
-    assert reasons(look)["v1/v2"] == "current and live/prod both point to v1; it is not clear which link was meant"
+    assert reasons(look)["v1/v2"] == f"current and {path} both point to v1; it is not clear which link was meant"
 
 
 def test_a_refused_stray_in_another_version_is_no_link_that_counts(root):

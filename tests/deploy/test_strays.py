@@ -23,7 +23,7 @@ from zwatch.errors import Rejection
 ALIAS_CTIME = 1000
 TRUSTED = frozenset({0, 1000})
 WISH = {
-    "directory": "v1", "name": "v2", "text": "v2", "owner": 1000, "ctime_ns": 1001,
+    "directory": "v1", "name": "v2", "text": "v2", "owner": 1000, "since_ns": 1001,
     "sealed": False, "is_version": True, "leads_beside": False,
 }  # fmt: skip
 
@@ -55,9 +55,9 @@ def test_a_link_to_itself_is_a_wish_for_the_version_it_lies_in():
     assert judged(name="v1", text="v1") is None
 
 
-@pytest.mark.parametrize(("ctime_ns", "wish"), [(999, False), (1000, True), (1001, True)])
-def test_a_wish_is_not_older_than_the_alias(ctime_ns, wish):
-    assert judged(ctime_ns=ctime_ns) == (None if wish else "it is older than the alias")
+@pytest.mark.parametrize(("since_ns", "wish"), [(999, False), (1000, True), (1001, True)])
+def test_a_wish_is_not_older_than_the_alias(since_ns, wish):
+    assert judged(since_ns=since_ns) == (None if wish else "it is older than the alias")
 
 
 @pytest.mark.parametrize(("owner", "wish"), [(0, True), (1000, True), (1001, False), (65534, False)])
@@ -92,7 +92,7 @@ SPOILS = {
     "sealed": {"sealed": True},
     "name": {"is_version": False},
     "owner": {"owner": 7},
-    "age": {"ctime_ns": 1},
+    "age": {"since_ns": 1},
     "text": {"text": "v3"},
     "links": {"links_here": ("a", "b")},
     "moved": {"moved": ("a",)},

@@ -1,7 +1,8 @@
 """The state of the service as JSON objects."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -236,10 +237,29 @@ def status_view(
     }
 
 
-def version_view(summary: VersionSummary, supervisor: Supervisor, engines: EngineRegistry) -> VersionView:
+class VersionMarks(NamedTuple):
+    """What the service does with a version."""
+
+    resident: bool = False
+    serving: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
+    """Return the marks of each version that is resident or that an alias points to, by name."""
+    resident = {resident.key.version for resident in engines.residents}
+    serving = {found.key.version for name in supervisor.aliases if (found := engines.serving(name)) is not None}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for alias in supervisor.aliases:
+        if (target := supervisor.seen.targets.get(alias)) is not None:
+            aliases[target.version] = (*aliases.get(target.version, ()), alias)
+    names = resident | aliases.keys()
+    return {name: VersionMarks(name in resident, name in serving, aliases.get(name, ())) for name in names}
+
+
+def version_view(summary: VersionSummary, marks: Mapping[str, VersionMarks]) -> VersionView:
     """Return a version directory, with its residency and its aliases."""
-    residents = [resident for resident in engines.residents if resident.key.version == summary.name]
-    targets = supervisor.seen.targets
+    mark = marks.get(summary.name, VersionMarks())
     return {
         "name": summary.name,
         "sealed": summary.sealed,
@@ -247,11 +267,9 @@ def version_view(summary: VersionSummary, supervisor: Supervisor, engines: Engin
         "header_version": summary.header_version,
         "bytes": summary.bytes,
         "files": summary.files,
-        "resident": bool(residents),
-        "serving": any(engines.serving(alias) in residents for alias in supervisor.aliases) if residents else False,
-        "aliases": [
-            alias for alias in supervisor.aliases if alias in targets and targets[alias].version == summary.name
-        ],
+        "resident": mark.resident,
+        "serving": mark.serving,
+        "aliases": list(mark.aliases),
         "sealed_at": None if summary.sealed_at is None else time_text(summary.sealed_at),
         "problem": summary.problem,
     }

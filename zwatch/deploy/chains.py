@@ -122,17 +122,18 @@ def read_beside(root_fd: int, names: Sequence[str]) -> dict[str, tuple[tuple[Lin
     """Return the stamp and the text of each of these links that is there, and of the links beside it to which it leads. It
     opens nothing that may not answer."""
     links = {}
+    ends: set[str] = set()  # no links: hundreds of aliases may lead to one version
     for name in names:
         chain: list[tuple[LinkStamp, str]] = []
         following = name
         try:
-            while "/" not in following and len(chain) < MAX_HOPS:
+            while "/" not in following and following not in ends and len(chain) < MAX_HOPS:
                 # First the text: it asks nothing of a directory on which a file system that does not answer is mounted.
                 text = os.readlink(following, dir_fd=root_fd)
                 chain.append((LinkStamp.of(os.stat(following, dir_fd=root_fd, follow_symlinks=False)), text))
                 following = text
         except OSError:
-            pass  # no link
+            ends.add(following)
         if chain:
             links[name] = tuple(chain)
     return links

@@ -39,26 +39,30 @@ class _FirstSight:
     """The strays in a directory when certain links (`key`) were first seen to lead there."""
 
     key: tuple[object, tuple[int, int]]
-    strays: frozenset[StrayKey]
+    times: frozenset[tuple[str, str, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Led:
     """The links that lead to a directory (`here`), and the `places` that a wish there may be for: one link if all belong to
-    one chain. Those that `left` it since the look before, those that may have left it when they changed (ctime by path), and
-    when one may have been removed; times are nanoseconds."""
+    one chain. Those that `left` it since the look before, those that may have left it when they changed (ctime by path), those
+    that were made or removed between two looks and may have led there meanwhile (`passed`, likewise), and when one may have
+    been removed; times are nanoseconds."""
 
     here: list[str]
     places: list[str]
     left: list[str]
     changed: Mapping[str, int]
+    passed: Mapping[str, int]
     removed_ns: int | None
 
-    def moved(self, ctime_ns: int) -> list[str]:
+    def moved(self, since_ns: int) -> list[str]:
         """Return links that do not lead there now, but may have when a stray was made."""
-        changed = sorted(name for name, at in self.changed.items() if at >= ctime_ns)
+        changed = sorted(name for name, at in self.changed.items() if at >= since_ns)
+        # Not in the same clock tick: to lead there, to make a stray and to leave takes three commands.
+        changed += sorted(name for name, at in self.passed.items() if at > since_ns)
         moved = [name for name in dict.fromkeys([*self.left, *changed]) if name not in self.here]
-        if not moved and self.removed_ns is not None and self.removed_ns >= ctime_ns:
+        if not moved and self.removed_ns is not None and self.removed_ns >= since_ns:
             return ["a link that was removed"]
         return moved
 
@@ -78,7 +82,7 @@ class StrayJudge:
     def refuse(self, found: FoundStray, reason: str) -> None:
         """Remember that a stray was refused."""
         if is_version_name(found.facts.name):  # others can never become a wish
-            self.refused.add(found.path, found.link_stamp, reason)
+            self.refused.add(found.path, found.link_stamp, reason, found.made)
 
     def judged(
         self,
@@ -116,8 +120,8 @@ class StrayJudge:
 
     def _reason(self, scene: Scene, stray: FoundStray, led: _Led, after: int, nested: Sequence[str] = ()) -> str | None:
         # With strict links, the follower gives the reason.
-        before = None if self._strict else self.refused.reason(stray.link_stamp, stray.path)
-        moved = led.moved(stray.facts.ctime_ns)
+        before = None if self._strict else self.refused.reason(stray.path, stray.link_stamp, stray.made)
+        moved = led.moved(stray.facts.since_ns)
         return judge(stray.facts, after, scene.trusted, [*led.places, *nested], moved, before)
 
     def _led(self, scene: Scene, place: Place, here: Sequence[Target | str]) -> _Led:
@@ -136,9 +140,10 @@ class StrayJudge:
         outside = scene.links.outside(scene.root_fd)
         if scene.before is not None:
             left = scene.links.moved_from(scene.root_fd, place, scene.before, self.placed)
-            return _Led(links_here, places, left, outside, None)
+            passed = scene.links.come_and_gone(scene.before, self.placed, scene.changed_ns)
+            return _Led(links_here, places, left, outside, passed, None)
         changed = {name: link.link_stamp.ctime_ns for name, link in scene.links.links.items()}
-        return _Led(links_here, places, [], {**changed, **outside}, scene.changed_ns)
+        return _Led(links_here, places, [], {**changed, **outside}, {}, scene.changed_ns)
 
     def keep_first(self, versions: Collection[str]) -> None:
         """Forget what lay in other versions than these when an alias came there."""
@@ -148,11 +153,11 @@ class StrayJudge:
         """Return the strays that were not there when the present links were first seen to lead to this directory. They
         are newer than these links, whatever their times say: a clock may have been wrong when a link was made."""
         key = (tuple((target.alias, target.link_stamp) for target in here), here[0].identity)
-        keys = frozenset((stray.facts.name, stray.link_stamp) for stray in found)
         first = self._first.get(here[0].version)
         if first is None or first.key != key:
-            first = self._first[here[0].version] = _FirstSight(key, keys)
-        return set(keys - first.strays)
+            times = frozenset(time for stray in found for time in stray.times)
+            first = self._first[here[0].version] = _FirstSight(key, times)
+        return {(stray.facts.name, stray.link_stamp) for stray in found if first.times.isdisjoint(stray.times)}
 
     def overtaken(self, scene: Scene, directory: Directory, since: int, target: Target) -> list[FoundStray]:
         """Return the wishes for an alias in a directory to which it led `since` then (ctime, nanoseconds) that are older than
@@ -164,7 +169,7 @@ class StrayJudge:
         found = [
             stray
             for stray in find_strays(scene.root_fd, directory, only_versions=True)
-            if stray.facts.ctime_ns <= target.linked_ns
+            if stray.facts.since_ns <= target.linked_ns
             and judge(stray.facts, since, scene.trusted, [target.alias]) is None
         ]
         if not found:
@@ -177,8 +182,8 @@ class StrayJudge:
         outside = scene.links.outside(scene.root_fd)
         overtaken = []
         for stray in found:
-            moved = sorted(path for path, at in outside.items() if at >= stray.facts.ctime_ns)
-            before = self.refused.reason(stray.link_stamp, stray.path)
+            moved = sorted(path for path, at in outside.items() if at >= stray.facts.since_ns)
+            before = self.refused.reason(stray.path, stray.link_stamp, stray.made)
             if judge(stray.facts, since, scene.trusted, links, moved, before) is None:
                 overtaken.append(stray)
         return overtaken

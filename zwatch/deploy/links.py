@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ def finish_interrupted(root_fd: int, alias: str) -> None:
     for name in sorted(name for name in os.listdir(root_fd) if _alias_of(name) == alias):
         try:
             left = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+            if not stat.S_ISLNK(left.st_mode):
+                continue  # not zwatch's: it would take the alias's place
             try:
                 placed = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -123,12 +126,17 @@ class Leftovers:
         Raises:
             OSError: the models root could not be listed.
         """
+        with os.scandir(root_fd) as entries:
+            links = [
+                (entry.name, alias)
+                for entry in entries
+                if (alias := _alias_of(entry.name)) is not None and entry.is_symlink()
+            ]
         seen = {}
-        for name in os.listdir(root_fd):
-            alias, since = _alias_of(name), self._first_seen.get(name, now)
-            if alias is None or (now - since >= self._seconds and _removed(root_fd, name, alias)):
-                continue
-            seen[name] = since
+        for name, alias in links:
+            since = self._first_seen.get(name, now)
+            if now - since < self._seconds or not _removed(root_fd, name, alias):
+                seen[name] = since
         self._first_seen = seen
         return bool(seen)
 

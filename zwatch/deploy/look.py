@@ -1,5 +1,6 @@
 """One look at the models root: what every followed alias asks for, stray links, and changes of awaited files."""
 
+import errno
 import logging
 import os
 import time
@@ -191,7 +192,7 @@ class Looker:
     def _resolve(self, root_fd: int, alias: str, chain: tuple[tuple[LinkStamp, str], ...]) -> Target | Fault:
         """Resolve an alias. One that does not answer is asked again when it has, or when one of its links was made again."""
         try:
-            return self._asker.ask_in((alias, chain), root_fd, resolve, alias, self._known.get(alias))
+            return self._asker.ask_in((alias, chain), root_fd, resolve, alias, self._known.get(alias), chain)
         except Unanswered as error:
             stamp, text = chain[0] if chain else (None, "?")
             return Fault(alias, "unreadable", f"{alias} -> {text}: {error.strerror}", text, stamp)
@@ -262,15 +263,17 @@ def has_version(root: Path, name: str) -> bool:
     """Say whether a version of that name is in the models root.
 
     Raises:
-        OSError: that could not be found out.
+        OSError: that could not be found out; while the models root is away, too.
     """
-    try:
-        with opened(root) as root_fd:
-            return is_version_directory(root_fd, name)
-    except OSError as error:
-        if not is_missing(error):
-            raise
-        return False
+    with opened(root) as root_fd:
+        return is_version_directory(root_fd, name)
+
+
+def without_root(root: Path, error: OSError) -> str | None:
+    """Return the sentence for an error that says that the models root itself is not there; None for every other error."""
+    if not (is_missing(error) or error.errno == errno.ELOOP) or error.filename not in (root, str(root)):
+        return None
+    return f"{error.strerror}: the models root {root} is away; nothing was changed, try again when it is back"
 
 
 def summaries(root: Path) -> list[VersionSummary]:
@@ -329,4 +332,5 @@ def point(root: Path, alias: str, version: str) -> LinkStamp:
                 )  # fmt: skip
             return placed
     except OSError as error:
-        raise RepointError(f"{alias} could not be repointed to {version}: {error.strerror}") from None
+        why = without_root(root, error) or error.strerror
+        raise RepointError(f"{alias} could not be repointed to {version}: {why}") from None

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from pathlib import Path
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Direct, Unanswered
 from zwatch.deploy.look import Awaited, Look, Looker
@@ -22,18 +20,16 @@ class QuickLooker:
 
     def __init__(
         self,
-        root: Path,
-        aliases: Sequence[str],
+        make: Callable[..., Looker],
         *,
-        strict_links: bool,
         refused: Iterable[RefusedStray] = (),
-        clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """As of `Looker`; after `answer_seconds` a look goes on without what does not answer."""
-        self._make = partial(Looker, root, aliases, strict_links=strict_links, clock=clock)
+        """`make` is `Looker` without `refused`, `asker` and `known`; `refused` are the strays that an earlier run refused; after
+        `answer_seconds` a look goes on without what does not answer."""
+        self._make = make
         self._asker = Asker(answer_seconds)
-        self._looker = self._make(refused=refused, asker=Direct())
+        self._looker = make(refused=refused, asker=Direct())
         self._is_careful = False
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:

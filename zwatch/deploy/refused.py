@@ -3,10 +3,14 @@ reasons, would turn an old stray into a wish for another."""
 
 import os
 import stat
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from zwatch.deploy.chains import LinkStamp
+from zwatch.deploy.made import Made
+
+_SECOND = 10**9
+_Key = tuple[str | tuple[int, int], str, int]
 
 MAX_REFUSED = 256
 """How many refusals are kept, the newest strays first. While there are so many, every older stray counts as refused."""
@@ -14,85 +18,114 @@ MAX_REFUSED = 256
 
 @dataclass(frozen=True, slots=True)
 class RefusedStray:
-    """A refused stray link: its identity, where it lies (`v1/v2`, below the models root), and the first reason."""
+    """A refused stray link: its identity, where it lies (`v1/v2`, below the models root), the first reason, and when it was
+    made (an earlier release saved none)."""
 
     path: str
     link_stamp: LinkStamp
     reason: str
+    made: Made = field(default_factory=Made)
+
+    @property
+    def keys(self) -> Iterator[_Key]:
+        """What tells that a stray is this one: its place or its inode, and one of its times."""
+        yield from _keys(self.path, self.link_stamp, self.made)
+        if self.made.mtime_ns is not None:
+            yield self.path, "second", self.made.mtime_ns // _SECOND
+
+    @property
+    def since_ns(self) -> int:
+        """Since when it has existed, nanoseconds."""
+        return self.made.since(self.link_stamp.ctime_ns)
 
 
 class RefusedStrays:
     """The refused strays that still exist, by path and time. Where inode numbers hold still, they too tell which link it is:
-    a directory may be renamed between two looks."""
+    a directory may be renamed between two looks. Each time tells it: one that has another owner (`chown -R`), another mtime
+    (`touch -h`) or was restored from a copy is not one that was made again by `ln -sf`."""
 
     def __init__(self, refused: Iterable[RefusedStray] = ()) -> None:
         self._keep(refused)
 
     def _keep(self, strays: Iterable[RefusedStray]) -> None:
-        self._strays = {(stray.path, stray.link_stamp): stray for stray in strays}
-        self._by_inode = {_inode(stray.link_stamp): stray for stray in self._strays.values()}
-        times = [stamp.ctime_ns for _, stamp in self._strays]
-        self._full_since = min(times) if len(times) >= MAX_REFUSED else None  # others may have been dropped
+        self._strays = list(strays)
+        self._by_key = {key: stray for stray in self._strays for key in stray.keys}
+        is_full = len(self._strays) >= MAX_REFUSED  # others may have been dropped
+        self._full_since = min(stray.since_ns for stray in self._strays) if is_full else None
 
-    def reason(self, stamp: LinkStamp, path: str | None = None) -> str | None:
+    def reason(self, path: str, stamp: LinkStamp, made: Made) -> str | None:
         """Return why this link was refused, or None if it was not."""
-        stray = None if path is None else self._strays.get((path, stamp))
-        if (stray := stray or self._by_inode.get(_inode(stamp))) is not None:
+        if (stray := self._find(path, stamp, made)) is not None:
             return stray.reason
         # Its refusal may be one of those that were dropped.
-        if self._full_since is not None and stamp.ctime_ns <= self._full_since:
+        if self._full_since is not None and made.since(stamp.ctime_ns) <= self._full_since:
             return f"{MAX_REFUSED} newer strays were refused, and no more refusals are kept"
         return None
 
-    def add(self, path: str, stamp: LinkStamp, reason: str) -> None:
-        """Note a refusal; a stray that was refused before keeps its first reason."""
-        if (path, stamp) in self._strays or _inode(stamp) in self._by_inode:
-            return
-        if self._full_since is not None and stamp.ctime_ns <= self._full_since:
-            return  # it would be dropped at once, see `reason`
-        # Names in a reason need not be UTF-8; the state file is.
-        stray = RefusedStray(path, stamp, reason.encode(errors="backslashreplace").decode())
-        self._strays[path, stamp] = self._by_inode[_inode(stamp)] = stray
+    def _find(self, path: str, stamp: LinkStamp, made: Made) -> RefusedStray | None:
+        return next((self._by_key[key] for key in _keys(path, stamp, made) if key in self._by_key), None)
 
-    def prune(self, root_fd: int) -> None:
-        """Forget links that are gone, and follow directories that were renamed."""
+    def add(self, path: str, stamp: LinkStamp, reason: str, made: Made) -> None:
+        """Note a refusal; a stray that was refused before keeps its first reason, also under another name."""
+        known = self._find(path, stamp, made)
+        if known is None and self.reason(path, stamp, made) is not None:
+            return  # it would be dropped at once
+        if known is not None and (known.path, known.link_stamp, known.made) == (path, stamp, made):
+            return
+        # Names in a reason need not be UTF-8; the state file is.
+        reason = reason.encode(errors="backslashreplace").decode() if known is None else known.reason
+        stray = RefusedStray(path, stamp, reason, made)
+        if known is not None and known.path == path:
+            self._strays.remove(known)
+        self._strays.append(stray)
+        self._by_key |= dict.fromkeys(stray.keys, stray)
+
+    def prune(self, root_fd: int, *, forget: bool = True) -> None:
+        """Follow directories that were renamed, and forget links that are gone, unless they may be found again under another
+        name."""
         strays: list[RefusedStray] = []
         directories: list[str] | None = None
-        for stray in sorted(self._strays.values(), key=lambda stray: (-stray.link_stamp.ctime_ns, stray.path)):
+        for stray in sorted(self._strays, key=lambda stray: (-stray.since_ns, stray.path)):
             if len(strays) == MAX_REFUSED:
                 break
             found: RefusedStray | None = stray
             # If it lies there no more: its directory may be renamed. An I/O error that hides it does not lose it.
-            if _lies_at(root_fd, stray.path, stray.link_stamp) is False:
+            if _lies_at(root_fd, stray.path, stray) is False:
                 directories = _directories(root_fd) if directories is None else directories
-                found = _found_in(root_fd, directories, stray)
+                found = _found_in(root_fd, directories, stray) or (None if forget else stray)
             if found is not None:
                 strays.append(found)
         self._keep(strays)
 
     def all(self) -> tuple[RefusedStray, ...]:
         """Return all of them, sorted by path."""
-        return tuple(sorted(self._strays.values(), key=lambda stray: (stray.path, stray.link_stamp.ctime_ns)))
+        return tuple(sorted(self._strays, key=lambda stray: (stray.path, stray.since_ns)))
 
 
-def _inode(stamp: LinkStamp) -> tuple[int, int, int]:
-    return stamp.device, stamp.inode, stamp.ctime_ns
+def _keys(path: str, stamp: LinkStamp, made: Made) -> Iterator[_Key]:
+    for time in (("ctime", stamp.ctime_ns), *made.marks()):
+        yield path, *time
+        yield (stamp.device, stamp.inode), *time
+    if made.mtime_ns is not None and made.mtime_ns % _SECOND == 0:  # restored by tar, which keeps whole seconds
+        yield path, "second", made.mtime_ns // _SECOND
 
 
 def _found_in(root_fd: int, directories: list[str], stray: RefusedStray) -> RefusedStray | None:
     """Return a stray that lies no more where it was as it lies now; None if it was removed."""
     directory, _, name = stray.path.rpartition("/")
     places = (f"{other}/{name}" for other in directories)
-    place = next((place for place in places if _lies_at(root_fd, place, stray.link_stamp)), None)
+    place = next((place for place in places if _lies_at(root_fd, place, stray)), None)
     if place is not None:
         return replace(stray, path=place)
     return stray if directory not in directories else None  # the whole directory was moved away; it may come back
 
 
-def _lies_at(root_fd: int, path: str, stamp: LinkStamp) -> bool | None:
-    """Say whether a path is that very link; None if it cannot be read."""
+def _lies_at(root_fd: int, path: str, stray: RefusedStray) -> bool | None:
+    """Say whether what lies at a path is that very link; None if it cannot be read."""
     try:
-        return LinkStamp.of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)) == stamp
+        status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+        now = _keys(stray.path, LinkStamp.of(status), Made.of(root_fd, path, status))
+        return not set(stray.keys).isdisjoint(now)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:

@@ -117,6 +117,13 @@ class Target:
         """When a link of the chain was last made or moved: ctime in nanoseconds."""
         return max((link.stamp.ctime_ns for link in self.chain), default=self.link_stamp.ctime_ns)
 
+    def has_links(self, beside: Sequence[tuple[LinkStamp, str]]) -> bool:
+        """Say whether its links are these, all of them directly under the models root."""
+        return 0 < len(beside) == len(self.chain) and all(
+            link.name == link.path and (link.stamp, link.text) == found
+            for link, found in zip(self.chain, beside, strict=True)
+        )
+
     def is_reached_by(self, links: Sequence[str]) -> bool:
         """Say whether these links are those of the alias's chain and no others, all of them directly under the models
         root."""
@@ -152,11 +159,20 @@ def opened_version(root_fd: int, name: str) -> Directory:
     return Directory(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd), name)
 
 
-def resolve(root_fd: int, alias: str, known: Target | None = None) -> Target | Fault:
+def resolve(
+    root_fd: int, alias: str, known: Target | None = None, beside: Sequence[tuple[LinkStamp, str]] = ()
+) -> Target | Fault:
     """Resolve an alias to the opened version directory that it points to.
 
-    `known` is returned unchanged, unopened, if nothing about it has changed.
+    `known` is returned unchanged, unopened, if nothing about it has changed; `beside` are its links as `read_beside` has just
+    read them.
     """
+    if known is not None and known.has_links(beside):
+        try:
+            if _unchanged(root_fd, alias, known):
+                return known
+        except OSError:
+            pass  # below it is said which one
     for _ in range(_RESOLVE_TRIES):
         try:
             chain = read_chain(root_fd, alias)

@@ -6,14 +6,18 @@ there, and did when the stray was made.
 
 import errno
 import os
-import stat
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from zwatch.deploy.chains import MAX_HOPS, LinkStamp, Place, path_of, place_of
+from zwatch.deploy.chains import MAX_HOPS, LinkStamp, Place, place_of
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.oserrors import is_missing, leads_nowhere
+from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.versions import is_version_directory
+
+_MOST_FOLDERS = 20_000
+"""How many directories are searched at most for links that lead to a stray's directory: half a second of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +77,18 @@ class RootLinks:
 
     @staticmethod
     def nested(root_fd: int, directory: Place) -> list[str]:
-        """Return the links one level below the models root that resolve to a directory, sorted. Links that have the form of
-        a stray (`v3/v1 -> ../v1`) do not count, nor those in the directory itself.
+        """Return the links deeper below the models root that resolve to a directory, sorted. Links that have the form of a
+        stray do not count: in a version, one with a version's name (`v3/v1 -> ../v1`).
 
         Raises:
-            OSError: the models root or a directory in it cannot be listed, or where a link leads could not be found out.
+            OSError: a directory cannot be listed, or where a link leads could not be found out.
         """
-        found = []
-        root = path_of(root_fd)
-        for folder in sorted(os.listdir(root_fd)):
-            try:
-                status = os.stat(folder, dir_fd=root_fd, follow_symlinks=False)
-                place = Place((status.st_dev, status.st_ino), os.path.join(root, folder))
-                if stat.S_ISDIR(status.st_mode) and place != directory:
-                    found += [f"{folder}/{name}" for name in _links_in(root_fd, folder)]
-            except OSError as error:
-                if not leads_nowhere(error):
-                    raise
-                continue  # removed since it was listed, or not readable
-        return [
+        return sorted(
             path
-            for path in found
-            if _place(root_fd, path) == directory and not is_version_directory(root_fd, os.path.basename(path))
-        ]
+            for path in _links_below(root_fd)
+            if _place(root_fd, path) == directory
+            and not (is_version_directory(root_fd, os.path.basename(path)) and _is_in_version(root_fd, path))
+        )
 
     def led_to(self, root_fd: int, directory: Place, before: "RootLinks") -> list[str]:
         """Return the links of an earlier reading that resolved to a directory then, though they may be changed since.
@@ -145,6 +138,14 @@ class RootLinks:
             if (now := self.links.get(name)) != before.links[name] and (now is None or ours.get(name) != now.link_stamp)
         ]
 
+    def come_and_gone(self, before: "RootLinks", ours: Mapping[str, LinkStamp], changed_ns: int) -> dict[str, int]:
+        """Return the links that were made or removed since `before`, except those that zwatch made itself (`ours`, the stamps
+        it gave them), with their ctime (nanoseconds). That of a removed one is not known: it is `changed_ns`, when the models
+        root changed."""
+        gone = dict.fromkeys(before.links.keys() - self.links.keys(), changed_ns)
+        new = {name: self.links[name].link_stamp for name in self.links.keys() - before.links.keys()}
+        return gone | {name: stamp.ctime_ns for name, stamp in new.items() if ours.get(name) != stamp}
+
     def outside(self, root_fd: int) -> dict[str, int]:
         """Return the ctime (nanoseconds) of each link outside the models root, by path, on the chains of those in it. No
         earlier look knows where those led.
@@ -178,13 +179,45 @@ class RootLinks:
         return chains
 
 
-def _links_in(root_fd: int, folder: str) -> list[str]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+def _links_below(root_fd: int) -> Iterator[str]:
+    """Yield the links deeper below the models root, the less deep ones first, through no link. Of a very large tree, those in
+    the first directories."""
+    folders = deque([""])
+    for _ in range(_MOST_FOLDERS):
+        if not folders:
+            return
+        folder = folders.popleft()
+        try:
+            fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+        except OSError as error:
+            if not leads_nowhere(error):
+                raise
+            continue  # removed since it was listed, or not readable
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}{entry.name}/")
+                    elif folder and entry.is_symlink():
+                        yield f"{folder}{entry.name}"
+        finally:
+            os.close(fd)
+
+
+def _is_in_version(root_fd: int, path: str) -> bool:
+    """Say whether a path below the models root lies in a version, complete or not."""
+    top = path.partition("/")[0]
+    return any(_lies_there(root_fd, f"{top}/{name}") for name in (SEAL_NAME, "model_index.json"))
+
+
+def _lies_there(root_fd: int, path: str) -> bool:
     try:
-        with os.scandir(fd) as entries:
-            return sorted(entry.name for entry in entries if entry.is_symlink())
-    finally:
-        os.close(fd)
+        os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+    except OSError as error:
+        if not is_missing(error):
+            raise
+        return False
+    return True
 
 
 def _place(root_fd: int, path: str) -> Place | None:

@@ -69,6 +69,11 @@ def format_seal(files: Mapping[str, str]) -> bytes:
     return "".join(f"{files[path]}  {path}\n" for path in sorted(files)).encode()
 
 
+def seal_missing() -> Rejection:
+    """Return the rejection of a version without a seal."""
+    return Rejection("seal_missing", f"there is no {SEAL_NAME}; run `zwatch seal`")
+
+
 def read_seal(directory_fd: int) -> Seal:
     """Read and parse the seal of an opened version directory.
 
@@ -91,7 +96,7 @@ def read_seal_bytes(directory_fd: int) -> bytes:
             data = file.read(MAX_SEAL + 1)
     except Rejection as rejection:
         if rejection.code == "file_missing":
-            raise Rejection("seal_missing", f"there is no {SEAL_NAME}; run `zwatch seal`") from None
+            raise seal_missing() from None
         raise Rejection("seal_invalid", rejection.reason) from None
     if len(data) > MAX_SEAL:
         raise Rejection("seal_invalid", f"{SEAL_NAME} is longer than {MAX_SEAL} bytes")

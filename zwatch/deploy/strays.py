@@ -7,11 +7,12 @@ facts. `wishes` acts on those that are.
 import errno
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from zwatch.deploy import seal
 from zwatch.deploy.chains import LinkStamp, place_of
+from zwatch.deploy.made import Made
 from zwatch.deploy.oserrors import is_missing, leads_nowhere
 from zwatch.deploy.resolving import Directory, Fault
 from zwatch.deploy.versions import is_version_directory
@@ -31,13 +32,14 @@ AHEAD = "it seems to be older than the alias, whose time lies in the future: a c
 
 @dataclass(frozen=True, slots=True)
 class StrayFacts:
-    """A symlink found directly in a version directory. Times are nanoseconds."""
+    """A symlink found directly in a version directory. `since_ns` is since when it has existed: its birth time, or its ctime on
+    a file system that keeps none. Times are nanoseconds."""
 
     directory: str
     name: str
     text: str
     owner: int
-    ctime_ns: int
+    since_ns: int
     sealed: bool
     is_version: bool
     leads_beside: bool
@@ -75,7 +77,7 @@ def judge(
         return (
             f"its owner (uid {facts.owner}) is neither root, nor the owner of the models root, nor the service's user"
         )
-    if facts.ctime_ns < alias_ctime_ns:
+    if facts.since_ns < alias_ctime_ns:
         return OLDER
     if facts.text.startswith("/"):
         if not facts.leads_beside:
@@ -105,12 +107,19 @@ class FoundStray:
 
     facts: StrayFacts
     link_stamp: LinkStamp
+    made: Made
     directory: Directory
 
     @property
     def path(self) -> str:
         """Where it lies, below the models root."""
         return f"{self.facts.directory}/{self.facts.name}"
+
+    @property
+    def times(self) -> Iterator[tuple[str, str, int]]:
+        """Its name with each of its times. One that is made again shares none of them."""
+        for kind, at in (("ctime", self.link_stamp.ctime_ns), *self.made.marks()):
+            yield self.facts.name, kind, at
 
     def stray(self, reason: str, *, is_wish: bool = False) -> Stray:
         """Return it as one that was not followed, for this reason."""
@@ -141,14 +150,16 @@ def find_strays(root_fd: int, directory: Directory, *, only_versions: bool = Fal
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
             text = os.readlink(name, dir_fd=directory.fd)
             leads_beside = is_version and text.startswith("/") and _leads_beside(root_fd, text, name)
+            made = Made.of(directory.fd, name, status)
         except OSError as error:
             if not is_missing(error) and error.errno != errno.EINVAL:
                 raise
             continue  # gone, or not a link any more
+        since = made.since(status.st_ctime_ns)
         facts = StrayFacts(
-            directory.version, name, text, status.st_uid, status.st_ctime_ns, name in sealed, is_version, leads_beside
+            directory.version, name, text, status.st_uid, since, name in sealed, is_version, leads_beside
         )
-        found.append(FoundStray(facts, LinkStamp.of(status), directory))
+        found.append(FoundStray(facts, LinkStamp.of(status), made, directory))
     return found
 
 

@@ -68,6 +68,15 @@ def _may_be_version(root_fd: int, name: str) -> bool:
         return True
 
 
+def _has_seal(root_fd: int, name: str) -> bool:
+    try:
+        os.stat(f"{name}/{seal.SEAL_NAME}", dir_fd=root_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        # The directory itself may be gone by now.
+        return not is_version_directory(root_fd, name)
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class VersionSummary:
     """What a look at a version's seal and headers tells, without reading its weights. `bytes` counts sealed files."""
@@ -87,6 +96,8 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
     digest = header_version = sealed_at = problem = None
     size = count = 0
     try:
+        if not _has_seal(root_fd, name):  # at once: most of thousands of directories may be no versions at all
+            return VersionSummary(name, False, None, None, 0, 0, None, seal.seal_missing().reason)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
     except OSError as error:
         return VersionSummary(name, False, None, None, 0, 0, None, f"{name}: {error.strerror}")

@@ -53,7 +53,7 @@ class WishFollower:
         self._last: dict[str, Target] = {}
         self._passed: dict[
             str, tuple[Directory, int]
-        ] = {}  # by link, where zwatch moved it in the last round, and the wish's ctime
+        ] = {}  # by link, where zwatch moved it in the last round, and since when the wish existed
         self._links: RootLinks | None = None
         self.notes: list[str] = []
         """What was done since the caller last emptied it, a sentence each, for the log."""
@@ -93,7 +93,7 @@ class WishFollower:
         scene = Scene(root_fd, root.st_mtime_ns if changed_ns is None else changed_ns, trusted, links, self._links)
         self._links = links
         strays: list[Stray] = []
-        self._refused.prune(root_fd)
+        self._refused.prune(root_fd, forget=False)
         self._sweep_overtaken(scene, targets)
         self._drop_old_trails(links)
         present = [target for target in targets if target.alias in links.links]  # others are missing for a moment
@@ -137,7 +137,7 @@ class WishFollower:
 
     def _follow(self, scene: Scene, link: str, target: Target, wishes: list[FoundStray], strays: list[Stray]) -> bool:
         """Repoint a link to the newest of its wishes and remove the strays that said so. `target` leads through it."""
-        newest = max(wishes, key=lambda found: found.facts.ctime_ns)
+        newest = max(wishes, key=lambda found: found.facts.since_ns)
         version = newest.facts.name
         advice = f"`ln -sfn {version} {link}` is the form that needs no help"
         if self._strict:
@@ -148,7 +148,7 @@ class WishFollower:
             return False
         try:
             left = target.directory.duplicate()  # before anything is changed: there may be no descriptor for it
-            passed = opened_version(scene.root_fd, version), newest.facts.ctime_ns
+            passed = opened_version(scene.root_fd, version), newest.facts.since_ns
             note = LinkNote.take(scene.root_fd, link)
             now = LinkStamp.of(os.stat(link, dir_fd=scene.root_fd, follow_symlinks=False))
             if link not in scene.links.links or now != scene.links.links[link].link_stamp:
@@ -161,7 +161,7 @@ class WishFollower:
                 found.stray(f"a wish for {found.facts.name}, but {why}; {advice}", is_wish=True) for found in wishes
             )
             return False
-        self._leave(link, left, placed, newest.facts.ctime_ns)
+        self._leave(link, left, placed, newest.facts.since_ns)
         for found in wishes:
             self._remove(found)
         chain = ""
@@ -224,7 +224,7 @@ class WishFollower:
                     continue
                 if reason != AHEAD:
                     self._judge.refuse(stray, reason)
-                if stray.facts.ctime_ns >= trail.last_wish_ns and (refused := stray.stray(reason)) not in strays:
+                if stray.facts.since_ns >= trail.last_wish_ns and (refused := stray.stray(reason)) not in strays:
                     strays.append(refused)
         return list(late.values())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, NoAnswer, Pulse
-from zwatch.deploy.look import Look
+from zwatch.deploy.look import Look, Looker
 from zwatch.deploy.looking import QuickLooker
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import FatalError, Rejection
@@ -63,7 +63,7 @@ class Supervisor:
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
         self._bridge = bridge
         self._engines = engines
-        self._make_looker = partial(QuickLooker, root, aliases, strict_links=strict_links)
+        self._make_looker = partial(QuickLooker, partial(Looker, root, aliases, strict_links=strict_links))
         self._looker = self._make_looker()
         self._closer = EngineCloser(bridge, engines)
         self.runner = AttemptRunner(

@@ -7,6 +7,9 @@ import os
 
 import pytest
 
+from zwatch.deploy.look import point
+from zwatch.errors import RepointError
+
 
 async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start):
     async with start() as client:
@@ -93,7 +96,17 @@ async def test_while_the_models_root_is_away_every_call_answers_and_what_serves_
     assert one["problem"] == found["problem"]
     assert (await client.call("GET", "/status"))[0] == 200
     assert (await client.call("POST", "/api/load_model"))[0] in (200, 409)
-    assert (await client.call("POST", "/api/deploy", json={"version": "v2"}))[0] in (404, 409)
+    if instead == "a directory that cannot be read":  # an empty one
+        await client.error("/api/deploy", {"version": "v2"}, 404)
+    else:
+        assert (
+            f"the models root {models} is away"
+            in (await client.error("/api/deploy", {"version": "v2"}, 409))["message"]
+        )
+        with pytest.raises(RepointError, match=f"the models root {models} is away"):
+            point(models, "current", "v2")
+    body = {"model": "gpt-image-1", "prompt": "x"}
+    assert (await client.call("POST", "/v1/images/generations", json=body))[0] == 200
     assert (await client.png())[0]["X-Zwatch-Version"] == "v1"
     monkeypatch.undo()
     if models.is_dir():
@@ -102,6 +115,34 @@ async def test_while_the_models_root_is_away_every_call_answers_and_what_serves_
     away.rename(models)
     assert (await client.call("POST", "/api/deploy", json={"version": "v2"}))[0] == 200
     assert (await client.call("GET", "/versions"))[2]["problem"] is None
+
+
+async def test_a_deploy_tries_again_by_itself_after_an_error_that_passes(client, monkeypatch):
+    genuine, failures = os.stat, [errno.EIO, errno.EACCES, errno.ENOMEM]
+
+    def failing(path, **where):
+        if path == "v2" and failures:
+            raise OSError(code := failures.pop(), os.strerror(code), path)
+        return genuine(path, **where)
+
+    monkeypatch.setattr(os, "stat", failing)
+    status, _, body = await client.call("POST", "/api/deploy", json={"version": "v2"})
+    assert (status, body.get("version"), failures) == (200, "v2", [])
+
+
+async def test_an_error_that_stays_is_named_by_a_deploy_which_changes_nothing(client, monkeypatch):
+    genuine = os.stat
+
+    def failing(path, **where):
+        if path == "v2":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return genuine(path, **where)
+
+    monkeypatch.setattr(os, "stat", failing)
+    monkeypatch.setattr("zwatch.api.native.deploy.PATIENCE", 0)
+    error = await client.error("/api/deploy", {"version": "v2"}, 409)
+    assert error["message"] == "v2 could not be looked at: Input/output error; nothing was changed, try again"
+    assert os.readlink(client.services.models / "current") == "v1"
 
 
 async def test_the_status_can_be_read_while_the_load_begins_another_phase(client):

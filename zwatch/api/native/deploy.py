@@ -1,5 +1,6 @@
 """Deploy, roll back, load, unload and verify versions."""
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -13,11 +14,12 @@ from zwatch.api.bodies import read_request
 from zwatch.api.schema import ByteCount, Digest, Request, Seconds, VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.bridge import NoAnswer
-from zwatch.deploy.look import has_version, point
+from zwatch.deploy.look import has_version, point, without_root
 from zwatch.errors import RepointError, RequestError, retry_after
 from zwatch.generation.fields import Flag, Text
 from zwatch.generation.request import PRIMARY
-from zwatch.rollout.operator import Outcome
+from zwatch.rollout.operator import PATIENCE, Outcome
+from zwatch.rollout.supervisor import TICK
 
 UNLOADING = RequestError(
     "model_not_loaded", "the model is unloaded; POST /api/load_model loads it", headers=retry_after(10)
@@ -125,15 +127,30 @@ async def deploy(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     asked = await read_request(request, DeployRequest, may_be_empty=True)
     version, alias = asked.version, _followed(services, asked.alias)
-    try:
-        is_there = await services.bridge.run("inspect", has_version, services.models, version)
-    except NoAnswer:
-        raise
-    except OSError as error:
-        raise _rejected(f"{version} could not be looked at: {error.strerror}; nothing was changed, try again") from None
-    if not is_there:
+    if not await _is_there(services, version):
         raise RequestError("not_found", f"there is no version {version[:100]!r} under the models root", param="version")
     return await _deploy(services, alias, version, wait=asked.wait)
+
+
+async def _is_there(services: Services, version: str) -> bool:
+    """Say whether there is such a version; an I/O error may pass, so ask again for a while.
+
+    Raises:
+        RequestError: 409, that could not be found out.
+    """
+    limit = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await services.bridge.run("inspect", has_version, services.models, version)
+        except NoAnswer:
+            raise
+        except OSError as error:
+            if (away := without_root(services.models, error)) is not None:
+                raise _rejected(f"{version} could not be looked at: {away}") from None
+            if time.monotonic() >= limit:
+                why = f"{version} could not be looked at: {error.strerror}; nothing was changed, try again"
+                raise _rejected(why) from None
+            await asyncio.sleep(TICK)
 
 
 async def rollback(request: web.Request) -> web.Response:

@@ -1,13 +1,14 @@
 """The state of the service: status, attempts, versions, events and health checks."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from aiohttp import web
 from typing_extensions import TypedDict
 
 from zwatch.api import views
-from zwatch.api.answers import answer
+from zwatch.api.answers import answer, encoded, json_answer
 from zwatch.api.health import HEALTH_STATES
 from zwatch.api.health import health as judge_health
 from zwatch.api.schema import VersionName, choice
@@ -77,9 +78,14 @@ async def versions(request: web.Request) -> web.Response:
     except OSError as error:
         problem = f"{services.models}: {error.strerror}; expected the models root, see --models"
         found = _resident(services, problem)
-    listed = [views.version_view(one, services.supervisor, services.engines) for one in found]
-    body: Versions = {"versions": listed, "problem": problem}
-    return answer(body)
+    marks = views.version_marks(services.supervisor, services.engines)
+    # In a thread: there may be tens of thousands of directories.
+    return json_answer(await services.bridge.run("inspect", _versions, found, marks, problem))
+
+
+def _versions(found: Sequence[VersionSummary], marks: Mapping[str, views.VersionMarks], problem: str | None) -> bytes:
+    body: Versions = {"versions": [views.version_view(one, marks) for one in found], "problem": problem}
+    return encoded(body)
 
 
 def _resident(services: Services, problem: str) -> list[VersionSummary]:

@@ -21,7 +21,7 @@ from zwatch.api.openai.requests import ImagesRequest, images_of, with_client_nam
 from zwatch.api.results import picture_url, served_headers
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, relay, send
-from zwatch.deploy.look import has_version
+from zwatch.deploy.look import has_version, without_root
 from zwatch.errors import RequestError
 from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Stepped
 from zwatch.generation.request import PRIMARY
@@ -96,6 +96,8 @@ async def _serving_name(services: Services, name: str) -> str:
     try:
         is_there = await services.bridge.run("inspect", has_version, services.models, name)
     except OSError as error:
+        if without_root(services.models, error):
+            return PRIMARY  # what serves keeps serving
         raise RequestError(
             "model_not_found", f"{name} could not be looked at: {error.strerror}", param="model"
         ) from None
