@@ -1,0 +1,2 @@
+// Chinese: the history, the detail view, the comparison, the versions and dropped files.
+export default {};
