@@ -32,7 +32,7 @@ export function follow(store, { onHistory = () => {}, onOpen = () => {} } = {}) 
       part({ history: { ...store.get("status")?.history, ...history } });
       onHistory(history);
     });
-    on("jobs", ({ jobs }) => store.set("jobs", jobs));
+    on("jobs", ({ jobs }) => store.set("jobs", reconciled(store.get("jobs"), jobs)));
     on("job", (job) => store.set("jobs", merged(store.get("jobs"), job)));
   }
 
@@ -74,3 +74,16 @@ export function merged(jobs, job) {
   const preview = job.preview ?? known.preview ?? null;
   return jobs.map((one) => (one === known ? { ...known, ...job, preview } : one));
 }
+
+/**
+ * Returns the server's jobs after a connection, with those that it no longer knows: a restart ended them, and the page says
+ * so instead of dropping them.
+ */
+export function reconciled(known, jobs) {
+  const ids = new Set(jobs.map((job) => job.id));
+  const gone = known.filter((job) => !ids.has(job.id) && (isUnfinished(job) || job.error?.code === "restarted"));
+  return [...gone.map((job) => ({ ...job, state: "failed", error: { code: "restarted", message: "" } })), ...jobs];
+}
+
+/** Whether a job waits or runs. */
+export const isUnfinished = (job) => job.state === "queued" || job.state === "running";
