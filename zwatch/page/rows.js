@@ -21,6 +21,17 @@ export class HistoryRows {
     this._era = 0; // answers to an earlier filter are dropped
     this._turn = Promise.resolve();
     this._texts = new Map();
+    this._places = new Map();
+    this._placed = null;
+  }
+
+  /** Returns where a picture is in the list, or -1. */
+  indexOf(name) {
+    if (this._placed !== this.rows || this._places.size !== this.rows.length) {
+      this._places = new Map(this.rows.map((row, index) => [row.name, index]));
+      this._placed = this.rows;
+    }
+    return this._places.get(name) ?? -1;
   }
 
   /** Whether older pictures can be loaded. */
@@ -28,14 +39,14 @@ export class HistoryRows {
     return this._next !== null;
   }
 
-  /** Load the first page, with another filter if one is given. */
+  /** Loads the first page, with another filter if one is given. */
   reset(filter = this._filter) {
     this._filter = filter;
     const era = ++this._era;
     return this._run(era, () => this._first(era, PAGE));
   }
 
-  /** Load the next page. */
+  /** Loads the next page. */
   more() {
     if (this.loading || !this.hasMore) return this._turn;
     const era = this._era;
@@ -43,13 +54,13 @@ export class HistoryRows {
       if (this._next === null) return;
       const page = await this._page(PAGE, this._next);
       if (era !== this._era) return;
-      this.rows.push(...page.rows);
+      this.rows = [...this.rows, ...page.rows];
       this._take(page);
       this._tell({});
     });
   }
 
-  /** Add what is new, and drop what was deleted elsewhere. */
+  /** Adds what is new, and drops what was deleted elsewhere. */
   refresh() {
     const era = this._era;
     return this._run(era, async () => {
@@ -62,14 +73,14 @@ export class HistoryRows {
       if (met !== added.length || page.total !== this.total + added.length) {
         return this._first(era, Math.min(MOST, Math.max(PAGE, this.rows.length + added.length)));
       }
-      this.rows.unshift(...added);
+      this.rows = [...added, ...this.rows];
       this.total = page.total;
       this.indexed = page.indexed;
       return this._tell({ added: added.length });
     });
   }
 
-  /** Take rows out of the list: they are deleted, or will be unless that is undone. */
+  /** Takes rows out of the list: they are deleted, or will be unless that is undone. */
   remove(names) {
     const gone = new Set(names);
     const before = this.rows.length;

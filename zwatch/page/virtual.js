@@ -4,8 +4,8 @@ const SETTLE_MS = 70;
 
 /**
  * Shows `count` items of one size in `list`, which lies in `scroller`. `options`:
- * `horizontal`; `layout() → {columns, width, height, gap}` in pixels; `keyOf(index)`, a name that stays with its item;
- * `make(index) → <li>` with one `.thumb` button; `update(item, index)` when its number changes; `settled(item)` once it has
+ * `horizontal`; `layout() → {columns, width, height, gap}` in pixels; `keyOf(index)`, a name that stays with its item, and
+ * `indexOf(key)`; `make(index) → <li>` with one `.thumb` button; `update(item, index)` when its number changes; `settled(item)` once it has
  * stayed in view; `onEnd()` near the end; `onActive(index)` when the keyboard moves to an item.
  */
 export class VirtualList {
@@ -21,7 +21,7 @@ export class VirtualList {
     new ResizeObserver(() => this._resized()).observe(scroller);
   }
 
-  /** Show another number of items; `added` of them came in before those that were there. */
+  /** Shows another number of items; `added` of them came in before those that were there. */
   setCount(count, added = 0) {
     this.count = count;
     const offset = this._offset();
@@ -35,12 +35,12 @@ export class VirtualList {
     this.render();
   }
 
-  /** Draw at the next frame. */
+  /** Draws at the next frame. */
   schedule() {
     if (!this._frame) this._frame = requestAnimationFrame(() => this.render());
   }
 
-  /** Draw now: add the items that came into view, take out those that left it. */
+  /** Draws now: adds the items that came into view, takes out those that left it. */
   render() {
     cancelAnimationFrame(this._frame);
     this._frame = 0;
@@ -60,7 +60,7 @@ export class VirtualList {
     if (end + this._size.columns * 20 >= this.count) this.options.onEnd();
   }
 
-  /** Bring an item into view and, with `focus`, give it the focus. */
+  /** Brings an item into view and, with `focus`, gives it the focus. */
   reveal(index, focus = false) {
     if (index < 0 || index >= this.count) return;
     this.active = this.options.keyOf(index);
@@ -76,7 +76,7 @@ export class VirtualList {
     if (focus) this._items.get(this.active)?.querySelector(".thumb").focus({ preventScroll: true });
   }
 
-  /** Make every item again, because what they show has changed. */
+  /** Makes every item again, because what they show has changed. */
   rebuild() {
     for (const item of this._items.values()) item.remove();
     this._items.clear();
