@@ -60,7 +60,7 @@ export function initForm(ctx) {
       el("details", { class: "advanced" }, el("summary", { text: t("advanced") }),
         field("negative_prompt", negative), field("guidance_scale", numberInput("guidance_scale")),
         el("div", { class: "pair" }, field("format", format), field("quality", numberInput("quality"))))),
-    el("div", { class: "generate" }, generate, failure));
+    el("div", { class: "generate" }, failure, generate));
   section.append(form);
 
   function choose(value) {
