@@ -39,12 +39,14 @@ class AttemptView(TypedDict):
 
 
 class ServingView(TypedDict):
-    """The version that an alias serves, and how many images it has made."""
+    """The version that an alias serves, how many images it has made, and its default and its largest side, pixels."""
 
     version: VersionName
     digest: Digest | None
     since: Time
     images: Number
+    default_size: Number
+    max_size: Number
 
 
 class FaultView(TypedDict):
@@ -172,8 +174,15 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
     resident = engines.serving(alias)
     if resident is None:
         return None
-    key = resident.key
-    return {"version": key.version, "digest": key.digest, "since": time_text(resident.since), "images": resident.images}
+    key, engine = resident.key, resident.engine
+    return {
+        "version": key.version,
+        "digest": key.digest,
+        "since": time_text(resident.since),
+        "images": resident.images,
+        "default_size": engine.default_size,
+        "max_size": engine.max_side,
+    }
 
 
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:

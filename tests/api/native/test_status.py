@@ -23,7 +23,7 @@ async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start
 async def test_the_status_has_every_field_that_the_interface_shows(client):
     _, _, status = await client.call("GET", "/status")
     assert {"status", "serving", "aliases", "engines", "strays", "queue", "device", "uptime"} <= status.keys()
-    assert status["serving"].keys() == {"version", "digest", "since", "images"}
+    assert status["serving"].keys() == {"version", "digest", "since", "images", "default_size", "max_size"}
     attempt = status["aliases"]["current"]["attempt"]
     fields = {
         "version",

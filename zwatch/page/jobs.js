@@ -1,0 +1,189 @@
+// The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all.
+
+import { byId, el, iconButton, setText, show } from "./dom.js";
+import { has, number } from "./i18n.js";
+import { isUnfinished, merged } from "./stream.js";
+
+/** From so many jobs in a row on, their end is worth a notification. */
+const LONG_LIST = 3;
+const BELL = "zwatch.notify";
+
+/** Builds the list, and defines `actions.cancel`, `actions.jobAdded`, `actions.again`, `actions.progressText`, `actions.sentence`. */
+export function initJobs(ctx) {
+  const { store, t, announce, api, actions } = ctx;
+  const dismissed = new Set();
+  const items = new Map();
+  const title = el("h2", { text: t("queue") });
+  const bell = iconButton("bell", t("notify"), toggleBell);
+  const cancelAll = el("button", { type: "button", class: "small quiet", text: t("cancel.all"), on: { click: () => cancelEach(active()) } });
+  const retryAll = el("button", { type: "button", class: "small quiet", text: t("retry.all"), on: { click: () => againEach() } });
+  const list = el("ul", { class: "jobs", "aria-label": t("queue") });
+  const empty = el("p", { class: "hint", text: t("queue.empty") });
+  byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, retryAll, cancelAll, bell)), list, empty);
+
+  const active = () => store.get("jobs").filter(isUnfinished);
+  const visible = () => store.get("jobs").filter((job) => (isUnfinished(job) || job.state === "failed") && !dismissed.has(job.id));
+  const lost = () => visible().filter((job) => job.error?.code === "restarted");
+
+  actions.jobAdded = (job) => {
+    // The event stream may have been faster than the answer.
+    if (!store.get("jobs").some((one) => one.id === job.id)) store.set("jobs", [...store.get("jobs"), job]);
+    actions.followJob(job.id);
+  };
+
+  /** Cancels a job; what it has made stays in the history. */
+  actions.cancel = async (job) => {
+    try {
+      store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
+      announce(t("job.cancelled"));
+    } catch (error) {
+      announce(actions.sentence(error));
+    }
+  };
+
+  async function cancelEach(jobs) {
+    // The last first, so that none of the others begins meanwhile.
+    for (const job of jobs.reverse()) await actions.cancel(job);
+  }
+
+  /** Adds a job like this one in its place. */
+  actions.again = async (job) => {
+    try {
+      await actions.submit({ ...store.get("settings"), ...job.request, width: job.request.width ?? null, height: job.request.height ?? null });
+      dismissed.add(job.id);
+      render();
+    } catch (error) {
+      announce(actions.sentence(error));
+      setText(items.get(job.id).error, actions.sentence(error));
+    }
+  };
+
+  async function againEach() {
+    for (const job of lost()) await actions.again(job);
+  }
+
+  /** Returns an error as a sentence in the page's language. */
+  actions.sentence = (error) => {
+    const key = `error.code.${error.code}`;
+    if (!has(key)) return error.message;
+    return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
+  };
+
+  /** Returns where a job stands, in words. */
+  actions.progressText = (job) => {
+    const count = job.request?.n ?? 1;
+    if (job.state === "queued") return job.position ? t("job.before", { count: job.position }) : t("job.next");
+    if (job.state !== "running") return "";
+    const parts = [];
+    if (count > 1) parts.push(t("job.picture", { number: Math.min(count, (job.images?.length ?? 0) + 1), count }));
+    parts.push(job.step === 0 ? t("job.prompt") : job.step >= job.steps ? t("job.decoding") : t("job.step", { step: number(job.step), steps: number(job.steps) }));
+    return parts.join(" · ");
+  };
+
+  function makeItem(job) {
+    const prompt = el("button", { type: "button", class: "job-prompt", on: { click: () => actions.followJob(job.id) } });
+    const state = el("span", { class: "job-state" });
+    const bar = el("progress", { max: 1, value: 0, "aria-hidden": "true" });
+    const error = el("p", { class: "field-error" });
+    const cancel = iconButton("close", t("cancel"), () => actions.cancel(find(job.id)));
+    const retry = el("button", { type: "button", class: "small", text: t("retry"), on: { click: () => actions.again(find(job.id)) } });
+    const dismiss = iconButton("close", t("dismiss"), () => {
+      dismissed.add(job.id);
+      render();
+    });
+    const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, dismiss), bar, error);
+    return { item, prompt, state, bar, error, cancel, retry, dismiss };
+  }
+
+  const find = (id) => store.get("jobs").find((job) => job.id === id);
+
+  function updateItem(parts, job) {
+    const text = job.request?.prompt ?? job.id;
+    const isFailed = job.state === "failed";
+    setText(parts.prompt, text);
+    parts.prompt.title = text;
+    for (const [button, name] of [[parts.cancel, "cancel.job"], [parts.dismiss, "dismiss.job"], [parts.retry, "retry.job"]]) {
+      button.setAttribute("aria-label", t(name, { prompt: text.slice(0, 80) }));
+    }
+    setText(parts.state, isFailed ? "" : actions.progressText(job));
+    parts.bar.value = job.steps ? job.step / job.steps : 0;
+    show(parts.bar, job.state === "running");
+    show(parts.cancel, !isFailed);
+    show(parts.dismiss, isFailed);
+    show(parts.retry, isFailed && job.request !== undefined);
+    show(parts.error, isFailed);
+    setText(parts.error, isFailed ? actions.sentence(job.error) : "");
+    parts.item.classList.toggle("running", job.state === "running");
+  }
+
+  function render() {
+    const jobs = visible();
+    const ids = new Set(jobs.map((job) => job.id));
+    for (const [id, parts] of items) {
+      if (ids.has(id)) continue;
+      const hadFocus = parts.item.contains(document.activeElement);
+      const neighbour = parts.item.nextElementSibling ?? parts.item.previousElementSibling;
+      parts.item.remove();
+      items.delete(id);
+      // The focus goes on to the next job, not to the top of the page.
+      if (hadFocus) (neighbour?.querySelector("button:not([hidden]).icon-button") ?? byId("generate")).focus();
+    }
+    jobs.forEach((job, place) => {
+      if (!items.has(job.id)) items.set(job.id, makeItem(job));
+      const parts = items.get(job.id);
+      updateItem(parts, job);
+      if (list.children[place] !== parts.item) list.insertBefore(parts.item, list.children[place] ?? null);
+    });
+    const count = active().length;
+    setText(title, count ? t("queue.count", { count: number(count) }) : t("queue"));
+    show(empty, jobs.length === 0);
+    show(cancelAll, count > 1);
+    show(retryAll, lost().length > 1);
+  }
+
+  /** How many jobs were made since the list was last empty. */
+  let run = new Set();
+  function noteEnd(jobs) {
+    for (const job of jobs) if (isUnfinished(job)) run.add(job.id);
+    if (run.size === 0 || jobs.some(isUnfinished)) return;
+    const made = jobs.filter((job) => run.has(job.id) && job.state === "done");
+    const failed = jobs.filter((job) => run.has(job.id) && job.state === "failed");
+    if (run.size >= LONG_LIST && made.length + failed.length > 0) notify(made, failed);
+    run = new Set();
+  }
+
+  function notify(made, failed) {
+    const count = made.reduce((sum, job) => sum + (job.images?.length ?? 1), 0);
+    const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
+    announce(text);
+    if (!isBellOn()) return;
+    const notification = new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" });
+    notification.addEventListener("click", () => {
+      focus();
+      notification.close();
+    });
+  }
+
+  const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
+
+  async function toggleBell() {
+    const wasOn = isBellOn();
+    if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
+    if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
+    announce(t(Notification.permission === "denied" ? "notify.denied" : isBellOn() ? "notify.on" : "notify.off"));
+    renderBell();
+  }
+
+  function renderBell() {
+    show(bell, "Notification" in window);
+    if (!("Notification" in window)) return;
+    bell.setAttribute("aria-pressed", String(isBellOn()));
+    bell.title = t(Notification.permission === "denied" ? "notify.denied" : "notify");
+  }
+
+  renderBell();
+  store.on("jobs", (jobs) => {
+    render();
+    noteEnd(jobs);
+  });
+}
