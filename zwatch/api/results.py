@@ -7,10 +7,13 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, VersionName, choice
+from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, Time, VersionName, choice
+from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Finished, Job, JobState, Picture
+from zwatch.generation.request import ImageFormat
 
+FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -64,12 +67,30 @@ class Accepted(TypedDict):
     position: Number
 
 
+class AskedView(TypedDict):
+    """What a job was asked for; the sides are null until it is known which version draws it."""
+
+    prompt: str
+    negative_prompt: str
+    width: Number | None
+    height: Number | None
+    steps: Number
+    guidance_scale: float
+    seed: Number
+    n: Number
+    format: FormatName
+    quality: Number
+    model: str
+
+
 class JobView(TypedDict):
     """The state of a job: `position` while it waits, `preview` (a data URL of a JPEG) while it runs, `error` if it failed
     or was cancelled, the other optional fields when it is done."""
 
     id: str
     state: JobStateName
+    created: Time
+    request: AskedView
     step: Number
     steps: Annotated[int, Field(ge=1)]
     position: NotRequired[Number]
@@ -105,13 +126,16 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     }
 
 
-def job_view(job: Job) -> JobView:
+def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     """Return the state of a job, and its result with pictures by URL."""
-    view: JobView = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}
+    view: JobView = {
+        "id": job.id, "state": job.state.value, "created": time_text(job.created), "request": _asked(job),
+        "step": job.step, "steps": job.steps,
+    }  # fmt: skip
     if job.state is JobState.QUEUED:
         view["position"] = job.position
     if job.state is JobState.RUNNING:
-        view["preview"] = None if job.preview is None else data_url(job.preview)
+        view["preview"] = None if job.preview is None or not with_preview else data_url(job.preview)
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -144,6 +168,23 @@ def picture_name(job: Job, number: int) -> str:
 def disposition(name: str) -> dict[str, str]:
     """Return the header by which clients save an image under this name (`curl -OJ`), and browsers still show it."""
     return {"Content-Disposition": f'inline; filename="{name}"'}
+
+
+def _asked(job: Job) -> AskedView:
+    asked = job.request
+    return {
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+        "width": asked.width,
+        "height": asked.height,
+        "steps": asked.steps,
+        "guidance_scale": asked.guidance_scale,
+        "seed": asked.seed,
+        "n": asked.n,
+        "format": asked.format.value,
+        "quality": asked.quality,
+        "model": asked.model,
+    }
 
 
 def _result(job: Job, finished: Finished) -> Result:

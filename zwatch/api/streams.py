@@ -1,7 +1,7 @@
 """Server-sent events: changes of the service's state, and the progress of a job."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 
 from aiohttp import web
@@ -28,9 +28,14 @@ CLOSING = web.AppKey("closing", asyncio.Event)
 
 
 async def stream_changes(
-    request: web.Request, first: Awaitable[object], parts: Callable[[], Mapping[str, object]], changes: Pulse
+    request: web.Request,
+    first: Awaitable[object],
+    parts: Callable[[], Mapping[str, object]],
+    changes: Pulse,
+    send_others: Callable[[web.StreamResponse], Coroutine[object, object, None]] | None = None,
 ) -> web.StreamResponse:
-    """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects.
+    """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects; beside them what
+    `send_others` sends, which is cancelled at the end.
 
     A part's event type is the first word of its name. A part that is gone (nothing serves) is None, sent as null.
     """
@@ -38,6 +43,27 @@ async def stream_changes(
     status = await first
     response = await open_stream(request)
     await send(response, "status", encoded(status))
+    async with asyncio.TaskGroup() as tasks:
+        others = None if send_others is None else tasks.create_task(_unless_gone(send_others(response)))
+        await _unless_gone(_send_changes(request, response, parts, known, changes, coming))
+        if others is not None:
+            others.cancel()
+    return response
+
+
+async def _unless_gone(sending: Coroutine[object, object, None]) -> None:
+    with suppress(ConnectionResetError):  # the client disconnected
+        await sending
+
+
+async def _send_changes(
+    request: web.Request,
+    response: web.StreamResponse,
+    parts: Callable[[], Mapping[str, object]],
+    known: Mapping[str, object],
+    changes: Pulse,
+    coming: asyncio.Future[None],
+) -> None:
     closing = request.app[CLOSING]
     while not closing.is_set():
         try:
@@ -52,7 +78,6 @@ async def stream_changes(
                 await send(response, name.partition(" ")[0], encoded(value))
         known = found
         await asyncio.sleep(_PAUSE)
-    return response
 
 
 async def open_stream(request: web.Request) -> web.StreamResponse:

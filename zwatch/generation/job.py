@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
 """The jobs that the current HTTP request created, for its log line."""
+client_of_request: ContextVar[str | None] = ContextVar("client_of_request", default=None)
+"""The name that the client of the current HTTP request gave itself."""
 POLL_SECONDS = 10.0
 """How long after a poll a client counts as watching the job."""
 
@@ -101,6 +103,14 @@ class Quiet:
 JobEvent = Queued | Stepped | Done | Failed | Quiet
 
 
+@dataclass(eq=False)
+class Audience:
+    """Those who follow all jobs of one client: how many, and what wakes them."""
+
+    followers: int = 0
+    changes: Pulse = field(default_factory=Pulse)
+
+
 class Job:
     """One request, from its acceptance until it is forgotten some time after its end. Used on the event loop only, except
     `is_cancelled` and `is_watched`, which other threads read.
@@ -125,6 +135,9 @@ class Job:
         self.attended = attended
         self.keeps_files = keeps_files
         self.request_id = request_id.get()
+        self.client = client_of_request.get()
+        self.audience = Audience()
+        """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = 0
         self.step = 0
@@ -138,11 +151,14 @@ class Job:
         self.seconds: float | None = None
         """Seconds from acceptance to the end; None before the end."""
         self.changes = Pulse()
+        self.revision = 0
+        """Counts the changes."""
+        self.previews = 0
+        """Counts the previews."""
         self._ended = ended
         self._clock = clock
         self._accepted = clock()
         self._begun = 0.0
-        self._previews = 0
         self._followers = 0
         self._polled: float | None = None
         self._cancelled = threading.Event()
@@ -167,8 +183,11 @@ class Job:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a client would see a preview: one follows the job, or polled it in the last `POLL_SECONDS`."""
-        return self._followers > 0 or (self._polled is not None and self._clock() - self._polled < POLL_SECONDS)
+        """Whether a client would see a preview: one follows the job or all jobs of its client, or polled it in the last
+        `POLL_SECONDS`."""
+        if self._followers > 0 or self.audience.followers > 0:
+            return True
+        return self._polled is not None and self._clock() - self._polled < POLL_SECONDS
 
     def note_poll(self) -> None:
         """Note that a client polled the job and will probably poll again: previews are made for `POLL_SECONDS`."""
@@ -199,7 +218,7 @@ class Job:
         try:
             while True:
                 coming = self.changes.next()
-                now = (self.state, self.position, self.step, self._previews)
+                now = (self.state, self.position, self.step, self.previews)
                 if now != sent:
                     sent = now
                     yield self._event(previews)
@@ -225,7 +244,7 @@ class Job:
             return Failed(self.error)
         if self.state is JobState.QUEUED:
             return Queued(self.position)
-        return Stepped(self.step, self.steps, self.preview if self._previews > previews else None)
+        return Stepped(self.step, self.steps, self.preview if self.previews > previews else None)
 
     # --- state changes, made by the queue
 
@@ -233,13 +252,13 @@ class Job:
         """Set the number of jobs that wait before this one."""
         if position != self.position:
             self.position = position
-            self.changes.fire()
+            self._changed()
 
     def begin(self) -> None:
         """Change to `RUNNING`."""
         self.state = JobState.RUNNING
         self._begun = self._clock()
-        self.changes.fire()
+        self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:
         """Set the number of steps that are done, and the preview after that step (a JPEG file)."""
@@ -248,8 +267,8 @@ class Job:
         self.step = max(self.step, step)
         if preview is not None:
             self.preview = preview
-            self._previews += 1
-        self.changes.fire()
+            self.previews += 1
+        self._changed()
 
     def note_timeout(self, error: RequestError) -> None:
         """Note that the client got this error because the time limit passed: the cancellation that follows ends the job
@@ -287,11 +306,16 @@ class Job:
         """Bytes of the images that the job itself keeps."""
         return sum(len(picture.file or b"") for picture in self.finished.pictures) if self.finished is not None else 0
 
+    def _changed(self) -> None:
+        self.revision += 1
+        self.changes.fire()
+        self.audience.changes.fire()
+
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:
         if self.state.is_final:
             return
         self.state, self.finished, self.error = state, finished, error
         self.preview = None
         self.seconds = self.age
-        self.changes.fire()
+        self._changed()
         self._ended(self)

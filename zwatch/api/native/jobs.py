@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, encoded
 from zwatch.api.bodies import read_request
+from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import LAST_EVENT, stream_job
@@ -16,6 +17,7 @@ async def submit(request: web.Request) -> web.Response:
     """Accept a job, and answer with its URL."""
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
+    note_client(request)
     wanted = await read_request(request, GenerateRequest)
     job = queue.submit(wanted, attended=False, keeps_files=True)
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}

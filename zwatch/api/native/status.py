@@ -10,6 +10,7 @@ from zwatch.api import views
 from zwatch.api.answers import answer
 from zwatch.api.health import HEALTH_STATES
 from zwatch.api.health import health as judge_health
+from zwatch.api.native.client_jobs import client_in_query, send_jobs
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
@@ -95,8 +96,8 @@ def _resident(services: Services, problem: str) -> list[VersionSummary]:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream changes: the whole status first, then each part that changes."""
-    services = request.app[SERVICES]
+    """Stream changes: the whole status first, then each part that changes, and each job of the client if it names itself."""
+    services, client = request.app[SERVICES], client_in_query(request)
     supervisor, engines, queue = services.supervisor, services.engines, services.queue
 
     def parts() -> dict[str, object]:
@@ -106,7 +107,8 @@ async def events(request: web.Request) -> web.StreamResponse:
             found[f"alias {alias}"] = {"alias": alias, **views.alias_state(supervisor, engines, alias)}
         return found
 
-    return await stream_changes(request, _status(services), parts, supervisor.changes)
+    send_others = None if client is None else lambda response: send_jobs(request, response, client)
+    return await stream_changes(request, _status(services), parts, supervisor.changes, send_others)
 
 
 async def health(request: web.Request) -> web.Response:
