@@ -73,7 +73,7 @@ class Comparison {
   caption(side) {
     const title = el("strong");
     const text = el("span");
-    const button = el("button", { type: "button", class: `caption ${side}`, title: t("compare.choose"), on: { click: () => this.choose(side) } }, title, text);
+    const button = el("button", { type: "button", class: `pane-caption ${side}`, title: t("compare.choose"), on: { click: () => this.choose(side) } }, title, text);
     return { button, title, text };
   }
 
@@ -170,6 +170,7 @@ class Comparison {
     const row = this.rows.left;
     this.rows.right = null;
     this.drawAll();
+    setText(this.captions.right.title, other.version);
     this.panes.set("right", { text: other.version, content: [el("p", { text: t("compare.asked", { version: other.version }) })] });
     const stop = await draw(this.ctx, row, other, (job, made) => {
       if (turn !== this.turn) return;

@@ -41,8 +41,7 @@ export async function findInHistory(ctx, row, other) {
 
 /** Asks for the picture on the other version. `onJob(job)` follows the job; returns a function that stops following. */
 export async function draw(ctx, row, other, onJob) {
-  const settings = { ...settingsOf(row), n: 1, model: other.model };
-  const { id } = await ctx.actions.submit(settings);
+  const { id } = await ctx.api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
   let last = null;
   return ctx.store.on("jobs", (jobs) => {
     const job = jobs.find((one) => one.id === id);

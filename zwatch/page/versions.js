@@ -181,7 +181,10 @@ class Panel {
       const { version, message } = await this.ctx.api.call("POST", path, body);
       this.say(version ? t("versions.done", { version, time: dateTime(new Date()) }) : message);
     } catch (error) {
-      this.say(t("versions.refused", { reason: error.message }), true);
+      const { serving } = this.ctx.store.get("status")?.aliases?.[this.alias] ?? {};
+      // The reason is in the version's row: here it says what matters most.
+      const isRejected = error.body?.reason?.version && serving;
+      this.say(isRejected ? t("versions.rejected", { version: error.body.reason.version, serving }) : t("versions.refused", { reason: error.message }), true);
     }
     this.busy = null;
     await this.load();
