@@ -42,13 +42,20 @@ export function initStage(ctx) {
   function pictureOf(job) {
     const made = job.images?.at(-1);
     if (!made?.url) return null;
-    const kept = store.get("rows").find((row) => row.name === made.name);
-    return kept ?? { ...job.request, version: job.version, digest: job.digest, created: job.created, ...made };
+    return kept({ ...job.request, ...sizeOf(job), version: job.version, digest: job.digest, created: job.created, ...made });
   }
+
+  /** Returns a picture as the history has it, if it has it already. */
+  const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
+
+  const sizeOf = ({ request }) => ({
+    width: request?.width ?? actions.defaultSide() ?? undefined, height: request?.height ?? actions.defaultSide() ?? undefined,
+  });
 
   const pictureNow = () => {
     const shown = store.get("shown");
-    return shown?.picture ?? (shownJob() ? pictureOf(shownJob()) : null);
+    if (shown?.picture) return kept(shown.picture);
+    return shownJob() ? pictureOf(shownJob()) : null;
   };
 
   /** Shows a picture of the history. */
@@ -125,7 +132,7 @@ export function initStage(ctx) {
       if (isForming) image.alt = t("result.waiting");
       return;
     }
-    const size = preview ? job.request : (picture ?? job?.request);
+    const size = preview ? sizeOf(job) : picture;
     if (size?.width && size?.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
     if (image.getAttribute("src") !== source) image.src = source;
     image.alt = preview ? t("result.forming") : t("result", { prompt: picture?.prompt ?? "" });
@@ -144,7 +151,7 @@ export function initStage(ctx) {
 
   function renderCaption(job, picture) {
     const isForming = job && isUnfinished(job);
-    const about = isForming ? { ...job.request, version: job.version } : picture;
+    const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
     setText(title, about?.prompt ?? "");
     title.title = about?.prompt ?? "";
     const parts = [];
