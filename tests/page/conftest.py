@@ -117,7 +117,9 @@ async def new_page(browser):
     contexts, pages = [], []
 
     async def make(url: str, **options) -> Page:
-        context = await browser.new_context(**{"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options})
+        context = await browser.new_context(
+            **{"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
+        )
         context.set_default_timeout(WAIT)
         contexts.append(context)
         page = await context.new_page()
