@@ -36,9 +36,10 @@ class FakeEngine:
     def preview(self):
         return None
 
-    def serve(self, parameters, *, on_step, cancelled):
+    def serve(self, parameters, *, on_step, on_image, cancelled):
         self.prompts.append(parameters.prompt)
         self.started.set()
+        size, images = (parameters.width, parameters.height), []
         for step in range(1, parameters.steps * len(parameters.seeds) + 1):
             while not self._go.wait(0.005):
                 if cancelled():
@@ -48,8 +49,10 @@ class FakeEngine:
             if self.error is not None:
                 raise self.error
             on_step(step)
-        size = (parameters.width, parameters.height)
-        images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in parameters.seeds]
+            if step % parameters.steps == 0 and self.finite:
+                number = len(images)
+                images.append(Image.new("RGB", size, (parameters.seeds[number] % 256, 0, 0)))
+                on_image(number, images[-1])
         return Generation(images, False, self.finite, {"encode": 0.25, "denoise": 0.5, "decode": 0.125})
 
 

@@ -29,6 +29,7 @@ from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
 from zwatch.generation.request import GenerateRequest, ImageFormat
+from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
 _IMAGE_HEADERS = {
@@ -116,6 +117,11 @@ _HISTORY = (
     Call(
         "GET", "/history/{name}", history.picture, "history", "picture", "Get a picture",
         {200: Answer("The file.", media_types=_IMAGES, headers=_FILE_NAME)}, errors=(404,), parameters=(_NAME,),
+    ),
+    Call(
+        "GET", "/history/{name}/thumbnail", history.thumbnail, "history", "thumbnail",
+        f"Get a small copy of a picture, of at most {SIDE} pixels on the longer side",
+        {200: Answer("The file.", media_types=("image/webp", "image/jpeg"))}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",

@@ -145,6 +145,10 @@ class Job:
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
+        self.parameters: GenerationParameters | None = None
+        """What its images are made from; None before it runs."""
+        self.pictures: tuple[Picture, ...] = ()
+        """Those that are stored so far, in the order of their seeds; a job that is cancelled or fails keeps them."""
         self.finished: Finished | None = None
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
@@ -270,6 +274,15 @@ class Job:
             self.previews += 1
         self._changed()
 
+    def add_picture(self, picture: Picture) -> None:
+        """Add a picture that is stored. After the job's end (it was cancelled), one that only the job would have is dropped."""
+        if self.state.is_final:
+            if picture.name is None:
+                return
+            picture = replace(picture, file=None)
+        self.pictures = (*self.pictures, picture)
+        self._changed()
+
     def note_timeout(self, error: RequestError) -> None:
         """Note that the client got this error because the time limit passed: the cancellation that follows ends the job
         as `FAILED` with this error."""
@@ -277,6 +290,8 @@ class Job:
 
     def finish(self, finished: Finished) -> None:
         """Change to `DONE`; ignored if the job has ended."""
+        if not self.state.is_final:
+            self.pictures = finished.pictures
         self._end(JobState.DONE, finished, None)
 
     def fail(self, error: RequestError) -> None:
@@ -294,17 +309,17 @@ class Job:
 
     def drop_files(self, *, also_unsaved: bool) -> None:
         """Drop the bytes of the images that the history has stored, or of all images."""
+        self.pictures = tuple(
+            replace(picture, file=None) if also_unsaved or picture.name is not None else picture
+            for picture in self.pictures
+        )
         if self.finished is not None:
-            pictures = tuple(
-                replace(picture, file=None) if also_unsaved or picture.name is not None else picture
-                for picture in self.finished.pictures
-            )
-            self.finished = replace(self.finished, pictures=pictures)
+            self.finished = replace(self.finished, pictures=self.pictures)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the images that the job itself keeps."""
-        return sum(len(picture.file or b"") for picture in self.finished.pictures) if self.finished is not None else 0
+        return sum(len(picture.file or b"") for picture in self.pictures)
 
     def _changed(self) -> None:
         self.revision += 1

@@ -55,7 +55,7 @@ async def image(request: web.Request) -> web.Response:
     """Return a picture that the job keeps, because the history is off or could not store it."""
     job = _job(request)
     text = request.match_info["number"]
-    pictures = job.finished.pictures if job.finished is not None else ()
+    pictures = job.pictures
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
     if file is None or not job.keeps_files:
         raise RequestError("not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")
