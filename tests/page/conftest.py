@@ -17,7 +17,7 @@ from playwright.async_api import Page, async_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 MODELS = Path(__file__).parent.parent.parent / "models"
-WAIT = 30_000
+WAIT = 60_000
 """How long an expectation waits, milliseconds: for a loaded machine, never a measurement."""
 
 

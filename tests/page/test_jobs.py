@@ -102,7 +102,7 @@ async def test_cancel_all_empties_the_queue(page):
 
 async def test_several_pictures_come_one_by_one_and_a_cancelled_job_keeps_them(page, server):
     before = (await server.status())["history"]["images"]
-    await generate(page, "one by one", Steps=60, Images=3, Seed=100)
+    await generate(page, "one by one", Steps=25, Images=3, Seed=100)
     await expect(page.locator(".progress-text")).to_contain_text("picture 2 of 3")
     await server.until(lambda: images_are(server, before + 1), "the first picture is in the history")
     await page.get_by_role("button", name="Cancel", exact=True).click()
@@ -137,7 +137,7 @@ async def test_the_last_picture_is_there_when_the_page_is_opened(page, new_page,
 async def test_a_link_flipped_during_a_generation_disturbs_nothing(page, server):
     page.on("framenavigated", lambda frame: page.problems.found.append(f"navigated to {frame.url}"))
     await expect(page.get_by_role("status")).to_contain_text("Model: v1 ·")
-    await generate(page, "drawn by v1", Steps=LONG, Seed=1)
+    await generate(page, "drawn by v1", Steps=40, Seed=1)
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("what I am writing now")
     await page.get_by_role("textbox", name="Prompt", exact=True).evaluate("area => area.setSelectionRange(4, 8)")
     os.symlink("v2", server.models / "v1" / "v2")  # what `ln -sf v2 current` does
@@ -162,7 +162,7 @@ async def test_a_notification_tells_that_a_long_queue_is_done(new_page, server):
     )
     for seed in range(3):
         await generate(page, Steps=1, Seed=seed)
-    await page.wait_for_function("told.length")
+    await server.until(lambda: page.evaluate("told.length"), "the notification is shown")
     assert await page.evaluate("told") == ["The queue is done: 3 pictures"]
 
 

@@ -102,12 +102,15 @@ export function initForm(ctx) {
     actions.generate();
   });
 
-  /** Adds a job with these settings. Returns its JobView. */
-  actions.submit = async (settings) => {
-    const job = await ctx.api.call("POST", "/jobs", requestOf(settings));
-    actions.jobAdded({ step: 0, steps: settings.steps * settings.n, created: new Date().toISOString(), request: requestOf(settings), ...job });
+  /** Adds a job with this body of a request. Returns its JobView. */
+  actions.add = async (request) => {
+    const job = await ctx.api.call("POST", "/jobs", request);
+    actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
     return job;
   };
+
+  /** Adds a job with these settings. Returns its JobView. */
+  actions.submit = (settings) => actions.add(requestOf(settings));
 
   /** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
   actions.generate = async () => {

@@ -49,7 +49,8 @@ export function initJobs(ctx) {
   /** Adds a job like this one in its place. */
   actions.again = async (job) => {
     try {
-      await actions.submit({ ...store.get("settings"), ...job.request, width: job.request.width ?? null, height: job.request.height ?? null });
+      // Sides that were left to the version are left out again; `model` stays.
+      await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
       dismissed.add(job.id);
       render();
     } catch (error) {
