@@ -84,7 +84,7 @@ async def running(directory: Path, *options: str, version: str | None = "v1"):
     shutil.copytree(MODELS, models, symlinks=True)
     async with Service(models, directory / "state", *options) as service:
         if version is not None:
-            await service.until(lambda: _serves(service, version), f"{version} serves")
+            await service.until(lambda: _serves(service, version), f"{version} serves", 240)
         yield service
 
 

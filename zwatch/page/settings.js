@@ -1,6 +1,5 @@
 // The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before.
 
-import { byId } from "./dom.js";
 import { fromJson } from "./api.js";
 
 const KEPT = "zwatch.settings";
@@ -133,7 +132,7 @@ export function promptHistory() {
   };
 }
 
-/** Loads the settings, keeps them at each change, and makes the link. */
+/** Loads the settings, keeps them at each change, and defines `actions.use`. */
 export function initSettings({ store, t, announce, actions }) {
   const kept = read(KEPT) ?? {};
   const side = Number.isInteger(kept.side) ? kept.side : null;
@@ -157,14 +156,6 @@ export function initSettings({ store, t, announce, actions }) {
     store.set("settings", { ...now, ...changes });
     announce(t(seedOnly ? "used.seed" : "used.all"));
   };
-
-  byId("share").addEventListener("click", async () => {
-    const link = location.origin + location.pathname + toFragment(store.get("settings"));
-    const done = await copy(link);
-    announce(t(done ? "share.done" : "share.failed"));
-    byId("share").textContent = t(done ? "share.done" : "share.failed");
-    setTimeout(() => (byId("share").textContent = t("share")), 2000);
-  });
 }
 
 /** Copies a text to the clipboard. Returns whether that worked. */
