@@ -9,10 +9,6 @@ export default {
   "share.done": "Link copied",
   "versions": "Versions",
   "keys": "Keys",
-  "stage": "Picture",
-  "form": "Settings",
-  "strip": "Pictures",
-  "queue.section": "Jobs",
 
   "field.prompt": "Prompt",
   "field.negative_prompt": "Negative prompt",
@@ -39,14 +35,12 @@ export default {
   "used.seed": "Seed taken over",
 
   "error.prompt": "Describe the picture first.",
-  "error.long": "{most} characters at most; this has {found}.",
-  "error.number": "A number from {least} to {most}.",
-  "error.range": "From {least} to {most}; this is {found}.",
-  "error.whole": "A whole number; this is {found}.",
+  "error.number": "A number from {least} to {most}, not {found}.",
+  "error.whole": "A whole number from {least} to {most}, not {found}.",
   "error.multiple": "A multiple of {step}: {below} or {above}.",
   "error.seed": "A whole number from 0 to 2⁶³ − 1, or empty for a random one.",
-  "error.code.unreachable": "The server does not answer. Your settings are kept; try again when the connection is back.",
-  "error.code.model_not_loaded": "The model is not loaded. Generate works again as soon as it is.",
+  "error.code.unreachable": "The server does not answer. Generate works again as soon as it does.",
+  "error.code.model_not_loaded": "Model not loaded. Generate works again as soon as it is.",
   "error.code.queue_full": "The queue is full. Try again in {seconds} s.",
   "error.code.shutting_down": "The server is stopping. Try again in a moment.",
   "error.code.restarted": "The server was started again before this was made.",
@@ -55,9 +49,7 @@ export default {
   "error.code.generation_failed": "The picture could not be made. ({message})",
 
   "obstacle.lost": "no connection",
-  "obstacle.lost.long": "The server does not answer. Generate works again as soon as it does.",
   "obstacle.unloaded": "model not loaded",
-  "obstacle.unloaded.long": "Model not loaded. Generate works again as soon as it is.",
   "obstacle.loading": "model is loading",
   "obstacle.loading.long": "The model is still loading. Generate works as soon as it is ready.",
 
@@ -84,8 +76,7 @@ export default {
   "job.done": "The picture is done: version {version}, seed {seed}",
   "notify": "Notify me when a long queue is done",
   "notify.on": "Notifications are on",
-  "notify.off": "Notifications are off",
-  "notify.denied": "The browser blocks notifications of this page",
+  "notify.off": "Notifications are off here, or blocked by the browser",
   "notify.done": ["The queue is done: 1 picture", "The queue is done: {count} pictures"],
   "notify.failed": ["The queue is done: 1 picture, {failed} failed", "The queue is done: {count} pictures, {failed} failed"],
 
@@ -98,9 +89,7 @@ export default {
   "caption.seed": "seed {seed}",
   "caption.steps": ["1 step", "{count} steps"],
   "use.all": "Use settings",
-  "use.all.title": "Fill in all settings of this picture",
   "use.seed": "Use seed",
-  "use.seed.title": "Fill in only the seed of this picture",
 
   "model": "Model: {name}",
   "model.since": "since {time}",
@@ -116,7 +105,6 @@ export default {
 
   "token.title": "Token",
   "token.text": "This server asks for its token, once in this browser.",
-  "token.label": "Token",
   "token.ok": "Continue",
   "token.wrong": "This is not the server's token.",
 

@@ -118,8 +118,8 @@ export function initForm(ctx) {
       return;
     }
     const obstacle = obstacleOf(store);
-    if (obstacle?.isFinal) {
-      setText(failure, t(`${obstacle.key}.long`));
+    if (obstacle !== null) {
+      setText(failure, t(obstacle.sentence));
       return;
     }
     const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
@@ -164,12 +164,13 @@ export function initForm(ctx) {
   store.on("status", renderGenerate);
 }
 
-/** Returns why no picture can be made now: {key, isFinal}, or null. One that is not final can still be tried. */
-export function obstacleOf(store) {
+/** Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can. */
+function obstacleOf(store) {
   const status = store.get("status");
-  if (store.get("connection") === "lost") return { key: "obstacle.lost", isFinal: true };
+  if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
   if (status === null || status.serving) return null;
-  return { key: status.aliases?.current?.unloaded ? "obstacle.unloaded" : "obstacle.loading", isFinal: true };
+  if (status.aliases?.current?.unloaded) return { key: "obstacle.unloaded", sentence: "error.code.model_not_loaded" };
+  return { key: "obstacle.loading", sentence: "obstacle.loading.long" };
 }
 
 function plusOne(text) {

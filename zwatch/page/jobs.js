@@ -4,6 +4,7 @@ import { byId, el, iconButton, setText, show } from "./dom.js";
 import { has, number, percent } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { isUnfinished, merged } from "./stream.js";
+import { toast } from "./toast.js";
 
 /** From so many jobs in a row on, their end is worth a notification. */
 const LONG_LIST = 3;
@@ -162,11 +163,11 @@ export function initJobs(ctx) {
     const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
     announce(text);
     if (!isBellOn()) return;
-    const notification = new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" });
-    notification.addEventListener("click", () => {
-      focus();
-      notification.close();
-    });
+    try {
+      new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" }).onclick = () => focus();
+    } catch {
+      // Android's browsers allow them to service workers only.
+    }
   }
 
   const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
@@ -175,15 +176,13 @@ export function initJobs(ctx) {
     const wasOn = isBellOn();
     if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
     if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
-    announce(t(Notification.permission === "denied" ? "notify.denied" : isBellOn() ? "notify.on" : "notify.off"));
+    toast(t(isBellOn() ? "notify.on" : "notify.off"));
     renderBell();
   }
 
   function renderBell() {
     show(bell, "Notification" in window);
-    if (!("Notification" in window)) return;
     bell.setAttribute("aria-pressed", String(isBellOn()));
-    bell.title = t(Notification.permission === "denied" ? "notify.denied" : "notify");
   }
 
   renderBell();

@@ -24,7 +24,7 @@ export function initStage(ctx) {
   const progressRow = el("div", { class: "progress-row" }, progress, progressText, cancel);
   const title = el("p", { class: "caption-prompt" });
   const details = el("p", { class: "caption-details" });
-  const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small", title: t(`use.${name}.title`) });
+  const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small" });
   const buttons = el("div", { id: "stage-actions" }, use("all", {}), use("seed", { seedOnly: true }));
   const caption = el("div", { class: "caption" }, el("div", { class: "caption-text" }, title, details), buttons);
   section.append(canvas, progressRow, caption);

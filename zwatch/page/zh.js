@@ -9,10 +9,6 @@ export default {
   "share.done": "链接已复制",
   "versions": "版本",
   "keys": "快捷键",
-  "stage": "图片",
-  "form": "设置",
-  "strip": "历史图片",
-  "queue.section": "任务",
 
   "field.prompt": "提示词",
   "field.negative_prompt": "反向提示词",
@@ -39,13 +35,11 @@ export default {
   "used.seed": "已填入种子",
 
   "error.prompt": "请先描述画面。",
-  "error.long": "最多 {most} 个字符，现有 {found} 个。",
-  "error.number": "请输入 {least} 到 {most} 之间的数字。",
-  "error.range": "应在 {least} 到 {most} 之间，现为 {found}。",
-  "error.whole": "应为整数，现为 {found}。",
+  "error.number": "应为 {least} 到 {most} 之间的数字，而不是 {found}。",
+  "error.whole": "应为 {least} 到 {most} 之间的整数，而不是 {found}。",
   "error.multiple": "应为 {step} 的倍数：{below} 或 {above}。",
   "error.seed": "应为 0 到 2⁶³ − 1 的整数；留空则随机。",
-  "error.code.unreachable": "服务器没有响应。设置已保留，连接恢复后请重试。",
+  "error.code.unreachable": "服务器没有响应。恢复后即可生成。",
   "error.code.model_not_loaded": "模型未加载。加载后即可生成。",
   "error.code.queue_full": "队列已满，请在 {seconds} 秒后重试。",
   "error.code.shutting_down": "服务器正在停止，请稍后重试。",
@@ -55,9 +49,7 @@ export default {
   "error.code.generation_failed": "图片生成失败。（{message}）",
 
   "obstacle.lost": "未连接",
-  "obstacle.lost.long": "服务器没有响应。恢复后即可生成。",
   "obstacle.unloaded": "模型未加载",
-  "obstacle.unloaded.long": "模型未加载。加载后即可生成。",
   "obstacle.loading": "模型加载中",
   "obstacle.loading.long": "模型仍在加载，就绪后即可生成。",
 
@@ -84,8 +76,7 @@ export default {
   "job.done": "图片已完成：版本 {version}，种子 {seed}",
   "notify": "长队列完成时通知我",
   "notify.on": "通知已开启",
-  "notify.off": "通知已关闭",
-  "notify.denied": "浏览器禁止了本页的通知",
+  "notify.off": "通知已关闭，或被浏览器禁止",
   "notify.done": "队列已完成：{count} 张图片",
   "notify.failed": "队列已完成：{count} 张图片，{failed} 个失败",
 
@@ -98,9 +89,7 @@ export default {
   "caption.seed": "种子 {seed}",
   "caption.steps": "{count} 步",
   "use.all": "使用全部设置",
-  "use.all.title": "填入这张图片的全部设置",
   "use.seed": "使用种子",
-  "use.seed.title": "只填入这张图片的种子",
 
   "model": "模型：{name}",
   "model.since": "自 {time} 起",
@@ -116,7 +105,6 @@ export default {
 
   "token.title": "令牌",
   "token.text": "服务器需要令牌，每个浏览器只需输入一次。",
-  "token.label": "令牌",
   "token.ok": "继续",
   "token.wrong": "令牌不正确。",
 
