@@ -171,6 +171,8 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         return STOPPING
 
     queue.judge = judge
+    if history is not None:
+        history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
     queue.is_unloaded = supervisor.is_unloaded

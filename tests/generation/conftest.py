@@ -12,7 +12,8 @@ from zwatch.errors import GenerationCancelled
 
 
 class FakeEngine:
-    """Generates images of one colour. `hold` stops it before a step until `resume`; `error` is raised if it is set."""
+    """Generates images of one colour. `hold` stops it before a step until `resume`, `hold_before` says before which one;
+    `error` is raised if it is set."""
 
     is_complete = True
     default_size = 64
@@ -23,6 +24,7 @@ class FakeEngine:
         self.prompts = []
         self.finite = True
         self.error = None
+        self.hold_before = None
         self.started = threading.Event()
         self._go = threading.Event()
         self._go.set()
@@ -41,6 +43,8 @@ class FakeEngine:
         self.started.set()
         size, images = (parameters.width, parameters.height), []
         for step in range(1, parameters.steps * len(parameters.seeds) + 1):
+            if step == self.hold_before:
+                self.hold()
             while not self._go.wait(0.005):
                 if cancelled():
                     break

@@ -247,7 +247,7 @@ _STATUS = (
     Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}, errors=(504,)),
     Call(
         "GET", "/events", status.events, "status", "events",
-        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`; with `client` also its "
+        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `history`; with `client` also its "
         "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(_CLIENT,),
     ),
     Call(

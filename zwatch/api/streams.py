@@ -32,10 +32,12 @@ async def stream_changes(
     first: Awaitable[object],
     parts: Callable[[], Mapping[str, object]],
     changes: Pulse,
+    patience: Callable[[], float | None] = lambda: None,
     send_others: Callable[[web.StreamResponse], Coroutine[object, object, None]] | None = None,
 ) -> web.StreamResponse:
     """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects; beside them what
-    `send_others` sends, which is cancelled at the end.
+    `send_others` sends, which is cancelled at the end. `patience` says after how many seconds to look at the parts without a
+    change, None: not at all.
 
     A part's event type is the first word of its name. A part that is gone (nothing serves) is None, sent as null.
     """
@@ -45,7 +47,7 @@ async def stream_changes(
     await send(response, "status", encoded(status))
     async with asyncio.TaskGroup() as tasks:
         others = None if send_others is None else tasks.create_task(_unless_gone(send_others(response)))
-        await _unless_gone(_send_changes(request, response, parts, known, changes, coming))
+        await _unless_gone(_send_changes(request, response, parts, known, changes, coming, patience))
         if others is not None:
             others.cancel()
     return response
@@ -63,14 +65,17 @@ async def _send_changes(
     known: Mapping[str, object],
     changes: Pulse,
     coming: asyncio.Future[None],
+    patience: Callable[[], float | None],
 ) -> None:
-    closing = request.app[CLOSING]
+    closing, heartbeat = request.app[CLOSING], request.app[TIME_LIMITS].heartbeat
     while not closing.is_set():
+        wait = patience()
         try:
-            async with asyncio.timeout(request.app[TIME_LIMITS].heartbeat):
+            async with asyncio.timeout(heartbeat if wait is None else wait):
                 await asyncio.shield(coming)
         except TimeoutError:
-            await beat(response)
+            if wait is None:
+                await beat(response)
         # In this order: a change while this is sent, or in the pause, is then found in the next round.
         coming, found = changes.next(), parts()
         for name, value in found.items():

@@ -98,6 +98,13 @@ class QueueView(TypedDict):
     limit: Number
 
 
+class HistoryChange(TypedDict):
+    """How many images the history has, and the name of the newest."""
+
+    images: Number
+    newest: str | None
+
+
 class DeviceView(TypedDict):
     """The device and its memory in bytes; null before the device is opened."""
 
@@ -206,6 +213,11 @@ def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> A
 def queue_view(queue: GenerationQueue) -> QueueView:
     """Return the queue's length."""
     return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
+
+
+def history_change(history: HistoryView) -> HistoryChange:
+    """Return what of the history an event says."""
+    return {"images": history["images"], "newest": history["newest"]}
 
 
 def status_view(

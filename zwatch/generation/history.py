@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +32,12 @@ class HistoryPage(TypedDict):
 
 
 class HistoryView(TypedDict):
-    """The history's part of the status; `fault` says why images cannot be kept, or old ones not be deleted."""
+    """The history's part of the status; `newest` is the name of an image, `fault` says why images cannot be kept, or old ones
+    not be deleted."""
 
     directory: str
     images: int
+    newest: str | None
     bytes: int
     fault: str | None
 
@@ -54,6 +56,8 @@ class History:
     ) -> None:
         self.fault: str | None = None
         """Why the last images could not be stored, or old images not be deleted; None if neither failed."""
+        self.on_change: Callable[[], object] = lambda: None
+        """Called on the event loop after images were added or removed, also by other programs."""
         self._bridge = bridge
         self._index = ImageIndex(directory, max_images, max_bytes, on_change=self._note)
         self._thumbnails = Thumbnails(directory, None if cache is None else cache / "thumbnails")
@@ -192,6 +196,7 @@ class History:
         return {
             "directory": str(index.directory),
             "images": len(index),
+            "newest": index.newest,
             "bytes": index.bytes,
             "fault": self.fault,
         }
@@ -206,6 +211,7 @@ class History:
 
     def _note(self, added: Iterable[str], removed: Iterable[str]) -> None:
         """Note a change of the index; called in the thread that made it."""
+        self._bridge.post(self.on_change)
         self._removed.extend(removed)
 
     def _begin_removal(self) -> None:

@@ -54,6 +54,11 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def newest(self) -> str | None:
+        """The name of the newest image. Any thread may ask."""
+        return next(iter(self._order.page(1, None)), None)
+
     def open(self) -> None:
         """Create the directory, remove files that a crash left incomplete, read the list of images, and try to write.
 

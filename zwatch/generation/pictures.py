@@ -55,14 +55,15 @@ class Pictures:
         self._begun(task)
 
     async def written(self) -> tuple[Picture, ...]:
-        """Wait until all are stored, and return them in the order of their seeds. One that the history could not store, or
+        """Wait until none is being stored any more, and return them in the order of their seeds. One that the history could not store, or
         has deleted again, has no name.
 
         Raises:
             MemoryError: there is not enough memory for a file.
         """
-        found = await asyncio.gather(*self._writing)
-        return tuple(self._still_named(picture) for picture in found)
+        if self._writing:
+            await asyncio.wait(self._writing)
+        return tuple(self._still_named(task.result()) for task in self._writing)
 
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
         asked, name = self._job.request, None
