@@ -156,8 +156,9 @@ export function initForm(ctx) {
   function renderGenerate() {
     const obstacle = obstacleOf(store);
     setText(byId("generate-note"), obstacle ? t(obstacle.key) : "");
+    // What the server said of another press stays.
+    if (obstacle === null && generate.classList.contains("blocked")) setText(failure, "");
     generate.classList.toggle("blocked", obstacle !== null);
-    if (obstacle === null) setText(failure, "");
     render(store.get("settings"));
   }
   store.on("connection", renderGenerate);

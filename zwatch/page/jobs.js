@@ -142,6 +142,7 @@ export function initJobs(ctx) {
     });
     const count = active().length;
     setText(title, count ? t("queue.count", { count: number(count) }) : t("queue"));
+    document.title = count ? `(${count}) zwatch` : "zwatch";
     show(empty, jobs.length === 0);
     show(cancelAll, count > 1);
     show(retryAll, lost().length > 1);
