@@ -1,8 +1,8 @@
 // The comparison of two pictures. "Compare" on one picture shows it beside the same prompt and seed on the other version.
 
-import { draw, findInHistory, findOther, isOtherVersion, isSameRequest } from "./counterpart.js";
+import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
-import { el, iconButton, setText, show } from "./dom.js";
+import { el, setText } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { createPanes } from "./panes.js";
 import { textButton, view } from "./parts.js";
@@ -36,15 +36,13 @@ class Comparison {
     });
     this.panes.range.focus();
     this.drawAll();
-    if (this.rows.right) this.offer();
-    else this.showOther();
+    if (!this.rows.right) this.showOther();
   }
 
   build() {
     const { store, actions } = this.ctx;
     const zoom = el("span", { class: "zoom-level" });
     this.panes = createPanes((scale) => setText(zoom, percent(scale)));
-    this.same = textButton("", () => this.showOther(), { hidden: true });
     this.note = el("p", { class: "compare-note", "aria-live": "polite" });
     this.modes = ["over", "beside"].map((mode) =>
       textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
@@ -60,7 +58,7 @@ class Comparison {
       zoomButton("−", "compare.smaller", 1 / 1.5), zoom, zoomButton("+", "compare.larger", 1.5),
       textButton(t("compare.fit"), () => this.panes.fit(), { class: "quiet" }),
       textButton("100 %", () => this.panes.actual(), { class: "quiet" }),
-      iconButton("flip", t("compare.swap"), () => this.swap()), el("span", { class: "space" }), this.same,
+      el("span", { class: "space" }),
     ];
     this.dialog = view("full compare", t("compare"), head, this.panes.element,
       el("div", { class: "compare-foot" }, this.captions.left.button, this.note, this.captions.right.button), this.strip.scroller);
@@ -77,7 +75,7 @@ class Comparison {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { panes } = this;
-    const keys = { "+": () => panes.zoomBy(1.5), "-": () => panes.zoomBy(1 / 1.5), 0: panes.fit, 1: panes.actual, x: () => this.swap() };
+    const keys = { "+": () => panes.zoomBy(1.5), "-": () => panes.zoomBy(1 / 1.5), 0: panes.fit, 1: panes.actual };
     const moves = { ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] };
     const use = event.shiftKey && event.key in moves ? () => panes.move(...moves[event.key]) : keys[event.key];
     if (!use) return;
@@ -90,12 +88,6 @@ class Comparison {
     this.panes.setMode(mode);
   }
 
-  swap() {
-    if (this.stop) return; // one of them is still being drawn
-    this.rows = { left: this.rows.right, right: this.rows.left };
-    this.drawAll();
-  }
-
   choose(side) {
     this.chosen = side;
     this.drawCaptions();
@@ -106,7 +98,6 @@ class Comparison {
     this.leave();
     this.rows[this.chosen] = row;
     this.drawAll();
-    this.offer();
   }
 
   leave() {
@@ -115,20 +106,10 @@ class Comparison {
     return ++this.turn;
   }
 
-  /** Offers the other version, unless the other side shows it. */
-  async offer() {
-    const { turn, rows: { left, right } } = this;
-    const other = left && (await findOther(this.ctx, left).catch(() => null));
-    if (turn !== this.turn) return;
-    show(this.same, Boolean(other) && !(right && isSameRequest(left, right) && isOtherVersion(left, right)));
-    if (other) setText(this.same, t("compare.same", { version: other.version }));
-  }
-
   /** Shows the same prompt and seed on the other version: from the history, or as it is drawn. */
   async showOther() {
     const turn = this.leave();
     const row = this.rows.left;
-    show(this.same, false);
     try {
       const other = await findOther(this.ctx, row);
       const found = await findInHistory(this.ctx, row, other);
@@ -160,7 +141,7 @@ class Comparison {
 
   wait({ version }, text, job = { step: 0, steps: 1 }) {
     setText(this.captions.right.title, version);
-    const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("compare.draws", { version }) });
+    const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("progress") });
     this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
   }
 
@@ -183,7 +164,6 @@ class Comparison {
   fail(reason) {
     this.leave();
     this.panes.set("right", { content: [el("p", { class: "error", role: "alert", text: t("compare.failed", { reason }) })] });
-    this.offer();
   }
 
   drawAll() {

@@ -4,13 +4,12 @@ import { rowOfJob, seedText, settingsOf } from "./picture.js";
 
 const SAME = ["prompt", "width", "height", "steps", "negative_prompt", "guidance_scale"];
 
-/** Returns whether two pictures are of different versions; one that was sealed again under its name is another. */
-export function isOtherVersion(one, other) {
+// A version that was sealed again under its name is another.
+function isOtherVersion(one, other) {
   return one.version !== other.version || Boolean(one.digest && other.digest && one.digest !== other.digest);
 }
 
-/** Returns whether two pictures were asked for in the same words with the same numbers. */
-export function isSameRequest(one, other) {
+function isSameRequest(one, other) {
   return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
 }
 

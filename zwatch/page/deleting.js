@@ -4,7 +4,7 @@ import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
 /** Returns {one(row), all(total)}. `lists` are the HistoryRows that show pictures; `gone(name)` is called, null if all went. */
-export function createDeleting({ api, t, confirm, announce }, lists, gone) {
+export function createDeleting({ api, t, confirm }, lists, gone) {
   let waiting = null;
   const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
 
@@ -34,11 +34,10 @@ export function createDeleting({ api, t, confirm, announce }, lists, gone) {
   /** Deletes all pictures, if the person says so. */
   async function all(total) {
     const count = { count: total, n: number(total) };
-    if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAllShort")))) return;
+    if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAll")))) return;
     waiting?.end();
     try {
       await api.call("DELETE", "/history");
-      announce(t("history.deletedAll"));
     } catch (error) {
       fail(error);
     }

@@ -45,14 +45,14 @@ export function openDetail({ ctx, deleting }, list, name) {
     else dialog.close();
   }
 
-  const copyPrompt = () => copyAndSay(row.prompt ?? "", "detail.promptCopied");
+  const copyPrompt = () => copyAndSay(row.prompt ?? "");
   const use = (options) => leave(() => ctx.actions.use(settingsOf(row), options));
   parts.actions.append(
     textButton(t("use.all"), () => use({}), { class: "primary" }),
     textButton(t("use.seed"), () => use({ seedOnly: true })),
     textButton(t("compare"), () => leave(() => ctx.actions.compare(row))),
     textButton(t("detail.copyPrompt"), copyPrompt),
-    textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson), "detail.curlCopied")),
+    textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),
     parts.download,
     textButton(t("detail.delete"), remove, { class: "danger" }));
   parts.newer.addEventListener("click", () => draw(at(-1)));

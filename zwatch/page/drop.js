@@ -6,6 +6,7 @@ import { settingsOf } from "./picture.js";
 import { DRAGGED } from "./thumbs.js";
 import { toast } from "./toast.js";
 
+const SOURCES = { zwatch: "zwatch", automatic1111: "AUTOMATIC1111", comfyui: "ComfyUI" };
 const MOST_BYTES = 32 * 1024 * 1024; // the most that the server reads
 
 /** Lets a picture be dropped on the page, pasted, or chosen with a button. */
@@ -27,7 +28,7 @@ export function initDrop(ctx) {
     show(shade, false);
     const name = event.dataTransfer.getData(DRAGGED);
     const row = ctx.store.get("rows").find((one) => one.name === name);
-    if (row) fill(ctx, settingsOf(row), t("drop.filled"));
+    if (row) fill(ctx, settingsOf(row), `zwatch ${row.version ?? ""}`);
     else read(ctx, event.dataTransfer.files[0]);
   });
   addEventListener("dragend", () => show(shade, false));
@@ -51,14 +52,14 @@ async function read(ctx, file) {
   try {
     if (file.size > MOST_BYTES) throw new Error(t("drop.tooLarge"));
     const { version, source, settings } = await ctx.api.call("POST", "/api/picture_settings", file);
-    fill(ctx, settings, version ? t("drop.filledVersion", { version }) : t(`drop.filled.${source}`));
+    fill(ctx, settings, `${SOURCES[source]} ${version ?? ""}`);
   } catch (error) {
-    toast(t("drop.failed", { name: file.name || t("drop.picture"), reason: error.message }), { error: true });
+    toast(t("drop.failed", { name: file.name, reason: error.message }), { error: true });
   }
 }
 
-function fill(ctx, settings, text) {
+function fill(ctx, settings, source) {
   closeViews();
   ctx.actions.use(settings, {});
-  toast(text);
+  toast(ctx.t("drop.filled", { source: source.trim() }));
 }

@@ -20,7 +20,6 @@ export class HistoryRows {
     this.era = 0; // an answer to an earlier filter is dropped
     this.turn = Promise.resolve();
     this.isLoading = false;
-    this.texts = new Map();
     this.places = { rows: null, byName: new Map() };
   }
 
@@ -89,17 +88,8 @@ export class HistoryRows {
     const filter = Object.entries(this.filter).filter(([, value]) => value);
     const query = new URLSearchParams([["limit", limit], ...(before ? [["before", before]] : []), ...filter]);
     const page = await this.api.call("GET", `/history?${query}`);
-    const rows = page.images.filter((row) => !this.hidden.has(row.name)).map((row) => this.shared(row));
+    const rows = page.images.filter((row) => !this.hidden.has(row.name));
     return { rows, total: page.total - this.hidden.size, next: page.next, indexed: page.indexed ?? 1 };
-  }
-
-  // Rows repeat a few long texts; one copy of each keeps 100,000 rows small.
-  shared(row) {
-    for (const field of ["digest", "version", "prompt", "negative_prompt"]) {
-      if (!this.texts.has(row[field])) this.texts.set(row[field], row[field]);
-      row[field] = this.texts.get(row[field]);
-    }
-    return row;
   }
 
   // One call after another: two answers that overlap would leave a picture out or list it twice. `work` returns what to do

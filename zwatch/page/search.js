@@ -62,9 +62,9 @@ export function openSearch(gallery) {
 function build() {
   const words = el("input", { type: "search", placeholder: t("search.words"), "aria-label": t("search.words") });
   const version = el("select", { "aria-label": t("detail.version") }, el("option", { value: "", text: t("search.anyVersion") }));
-  const seed = el("input", { inputmode: "numeric", placeholder: t("search.seed"), "aria-label": t("search.seedLabel") });
+  const seed = el("input", { inputmode: "numeric", placeholder: t("search.seedLabel"), "aria-label": t("search.seedLabel") });
   const form = el("form", { class: "search-form", role: "search" }, words, version, seed, el("input", { type: "submit", hidden: true }));
-  const state = el("p", { class: "search-state", "aria-live": "polite" });
+  const state = el("p", { class: "count search-state", "aria-live": "polite" });
   const remove = textButton(t("history.deleteAll"), null, { class: "quiet danger", hidden: true });
   const list = el("ul", { class: "grid-list", "aria-label": t("search.list") });
   const scroller = el("div", { class: "grid-scroller" }, list);
@@ -98,7 +98,7 @@ function buildGrid(gallery, found, { scroller, list }) {
 function drawState({ state, remove }, found) {
   const { total, error, indexed } = found;
   const isFiltered = Object.values(found.filter).some(Boolean);
-  let text = t(isFiltered ? "search.found" : "search.count", { count: total, n: number(total) });
+  let text = t("search.count", { count: total, n: number(total) });
   if (error) text = t("history.failed", { reason: error.message });
   else if (total === 0) text = t(isFiltered ? "search.nothing" : "history.empty");
   if (isFiltered && indexed < 1) text += ` ${t("search.indexing", { percent: percent(indexed) })}`;

@@ -34,7 +34,7 @@ export function toast(text, { action = null, error = false, onEnd = () => {} } =
 }
 
 /** Copies a text and says so. */
-export async function copyAndSay(text, key = "copy.done") {
+export async function copyAndSay(text) {
   const copied = await copy(text);
-  toast(t(copied ? key : "copy.failed"), { error: !copied });
+  toast(t(copied ? "copy.done" : "copy.failed"), { error: !copied });
 }

@@ -16,7 +16,7 @@ export function makeRow(name, deploy) {
     facts: el("p", { class: "count" }),
     problem: el("p", { class: "error" }),
     attempt: el("p", { class: "version-attempt" }),
-    progress: el("progress", { max: 1, "aria-label": t("versions.progress", { version: name }) }),
+    progress: el("progress", { max: 1, "aria-label": t("progress") }),
     command: el("code", { class: "command" }),
   };
   const copyButton = (key, text) => iconButton("copy", t(key, { version: name }), () => copyAndSay(text()));

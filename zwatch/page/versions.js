@@ -44,7 +44,7 @@ class Panel {
   build() {
     this.serving = el("p", { class: "versions-serving" });
     this.problemText = el("p", { class: "error" });
-    this.loadButton = textButton(t("versions.load"), () => this.ask("/api/load_model", {}, t("versions.loadingModel")), { class: "primary" });
+    this.loadButton = textButton(t("versions.load"), () => this.ask("/api/load_model", {}), { class: "primary" });
     this.back = textButton(t("versions.rollback"), () => this.rollBack());
     this.result = el("p", { class: "versions-result", "aria-live": "polite", hidden: true });
     this.table = el("div", { role: "table", class: "versions-list", "aria-label": t("versions") });
@@ -118,20 +118,20 @@ class Panel {
   async deploy(version) {
     const question = t("versions.deployQuestion", { version, alias: ALIAS });
     if (await this.ctx.confirm(question, t("versions.deploy"))) {
-      this.ask("/api/deploy", { version }, t("versions.deploying", { version }));
+      this.ask("/api/deploy", { version });
     }
   }
 
   async rollBack() {
     const { serving } = this.state;
     const before = this.attempts.find((one) => one.alias === ALIAS && one.state === "PROMOTED" && one.version !== serving);
-    const question = t(before ? "versions.rollbackQuestion" : "versions.rollbackAny", { version: before?.version });
-    if (await this.ctx.confirm(question, t("versions.rollback"))) this.ask("/api/rollback", {}, t("versions.rollingBack"));
+    const question = t("versions.rollbackQuestion", { version: before ? ` (${before.version})` : "" });
+    if (await this.ctx.confirm(question, t("versions.rollback"))) this.ask("/api/rollback", {});
   }
 
-  async ask(path, body, text) {
+  async ask(path, body) {
     this.busy = true;
-    this.say(text);
+    this.say(t("versions.working"));
     this.draw();
     try {
       const { version } = await this.ctx.api.call("POST", path, { ...body, alias: ALIAS });

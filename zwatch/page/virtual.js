@@ -20,7 +20,7 @@ export class VirtualList {
     scroller.addEventListener("scroll", () => (this.frame ||= requestAnimationFrame(() => this.render())), { passive: true });
     list.addEventListener("keydown", (event) => this.key(event));
     list.addEventListener("focusin", (event) => this.activate(event.target.closest("li")));
-    new ResizeObserver(() => this.resized()).observe(scroller);
+    new ResizeObserver(() => this.render()).observe(scroller);
   }
 
   get view() {
@@ -110,13 +110,6 @@ export class VirtualList {
       const index = this.options.indexOf(key);
       if (index >= 0) this.options.settled(item, index);
     }
-  }
-
-  resized() {
-    const index = this.size ? Math.floor(this.offset / this.step) * this.size.columns : 0;
-    if (!this.measure()) return;
-    if (this.offset > 0) this.offset = Math.floor(index / this.size.columns) * this.step;
-    this.render();
   }
 
   measure() {
