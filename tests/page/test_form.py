@@ -95,12 +95,17 @@ async def test_what_only_the_server_knows_stands_beside_its_field_too(page):
 
 async def test_a_seed_is_random_until_it_is_typed_or_locked(page):
     bodies = []
-    await page.route("**/jobs", lambda route: (bodies.append(route.request.post_data), route.abort()))
+
+    async def take(route):
+        bodies.append(route.request.post_data)
+        await route.abort()
+
+    await page.route("**/jobs", take)
     page.problems.expect("ERR_FAILED", "/jobs")
     await prompt(page).fill("x")
 
     async def press():
-        async with page.expect_request("**/jobs"):
+        async with page.expect_event("requestfailed"):
             await page.keyboard.press("Control+Enter")
         return re.search(r'"seed":(\d+)', bodies[-1]).group(1)
 
