@@ -85,7 +85,6 @@ export default {
   "result.forming": "Result, still forming",
   "result.waiting": "Result of the last job; the next one has not begun to show",
   "stage.empty": "Describe a picture and press Generate.",
-  "stage.connecting": "Connecting…",
   "caption.seed": "seed {seed}",
   "caption.steps": ["1 step", "{count} steps"],
   "use.all": "Use settings",

@@ -42,7 +42,7 @@ export function problems(settings) {
       found[name] = ["error.multiple", { step, below, above: below + step }];
     }
   }
-  if (settings.seed !== "" && !(/^\d{1,19}$/.test(settings.seed) && BigInt(settings.seed) + BigInt(settings.n || 1) - 1n <= LAST_SEED)) {
+  if (settings.seed !== "" && !(/^\d{1,19}$/.test(settings.seed) && BigInt(settings.seed) + BigInt(Math.trunc(settings.n) || 1) - 1n <= LAST_SEED)) {
     found.seed = ["error.seed", {}];
   }
   return found;

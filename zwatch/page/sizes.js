@@ -21,8 +21,9 @@ export function sides(side, [wide, high]) {
 
 /** Builds the row. `change` alters the settings. */
 export function sizeRow({ store, t, actions }, change) {
-  /** The side of a square of the version that serves; null while it is not known. */
-  actions.defaultSide = () => store.get("status")?.serving?.default_size ?? null;
+  let known = null;
+  /** The side of a square of the version that serves, or served last; null while none is known. */
+  actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
 
   const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
   const current = () => {
@@ -36,7 +37,7 @@ export function sizeRow({ store, t, actions }, change) {
   const isPortrait = () => current()[1] > current()[0];
 
   const presets = RATIOS.map((ratio) => {
-    const shape = el("span", { class: `shape shape-${ratio.join("-")}`, "aria-hidden": "true" });
+    const shape = el("span", { class: "shape" });
     const text = el("span", {});
     const button = el("button", { type: "button", class: "preset", on: { click: () => {
       const [width, height] = sides(squareSide(), ratio);
@@ -69,7 +70,8 @@ export function sizeRow({ store, t, actions }, change) {
     for (const { ratio, button, text, shape } of presets) {
       const [wide, high] = isPortrait() ? [ratio[1], ratio[0]] : ratio;
       text.textContent = `${wide}:${high}`;
-      shape.classList.toggle("portrait", isPortrait());
+      shape.style.width = `${Math.sqrt(wide / high)}rem`;
+      shape.style.height = `${Math.sqrt(high / wide)}rem`;
       button.setAttribute("aria-pressed", String(matches(ratio)));
     }
     flip.disabled = current()[0] === current()[1];

@@ -143,7 +143,7 @@ export function initStage(ctx) {
   function renderMessage(job, picture) {
     let text = "";
     if (job?.state === "failed") text = actions.sentence(job.error);
-    else if (!job && !picture) text = t(store.get("status") === null ? "stage.connecting" : "stage.empty");
+    else if (!job && !picture) text = t(store.get("status") === null ? "connection.connecting" : "stage.empty");
     setText(message, text);
     show(message, text !== "");
     message.classList.toggle("error", job?.state === "failed");

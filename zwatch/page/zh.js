@@ -85,7 +85,6 @@ export default {
   "result.forming": "结果，正在生成",
   "result.waiting": "上一个任务的结果；下一个尚未显示",
   "stage.empty": "描述一个画面，然后按“生成”。",
-  "stage.connecting": "正在连接…",
   "caption.seed": "种子 {seed}",
   "caption.steps": "{count} 步",
   "use.all": "使用全部设置",
