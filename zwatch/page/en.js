@@ -63,7 +63,6 @@ export default {
   "dismiss.job": "Dismiss: {prompt}",
   "retry": "Try again",
   "retry.job": "Try again: {prompt}",
-  "retry.all": "Try all again",
   "job.added": ["Added to the queue, one before it", "Added to the queue, {count} before it"],
   "job.cancelled": "Cancelled",
   "job.next": "next",

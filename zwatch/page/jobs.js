@@ -17,20 +17,21 @@ export function initJobs(ctx) {
   const items = new Map();
   const title = el("h2", { text: t("queue") });
   const bell = iconButton("bell", t("notify"), toggleBell);
-  const cancelAll = textButton(t("cancel.all"), () => cancelEach(active()), { class: "small quiet" });
-  const retryAll = textButton(t("retry.all"), againEach, { class: "small quiet" });
+  const cancelAll = textButton(t("cancel.all"), async () => {
+    // The last first, so that none of the others begins meanwhile.
+    for (const job of active().reverse()) await actions.cancel(job);
+  }, { class: "small quiet" });
   const list = el("ul", { class: "jobs", "aria-label": t("queue") });
   const empty = el("p", { class: "hint", text: t("queue.empty") });
-  byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, retryAll, cancelAll, bell)), list, empty);
+  byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, cancelAll, bell)), list, empty);
 
   const active = () => store.get("jobs").filter(isUnfinished);
   const visible = () => store.get("jobs").filter((job) => (isUnfinished(job) || job.state === "failed") && !dismissed.has(job.id));
-  const lost = () => visible().filter((job) => job.error?.code === "restarted");
 
   actions.jobAdded = (job) => {
     // The event stream may have been faster than the answer.
     if (!store.get("jobs").some((one) => one.id === job.id)) store.set("jobs", [...store.get("jobs"), job]);
-    actions.followJob(job.id);
+    actions.followJob(job.id, { isAdded: true });
   };
 
   /** Cancels a job; what it has made stays in the history. */
@@ -39,14 +40,9 @@ export function initJobs(ctx) {
       store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
       announce(t("job.cancelled"));
     } catch (error) {
-      announce(actions.sentence(error));
+      toast(actions.sentence(error), { error: true });
     }
   };
-
-  async function cancelEach(jobs) {
-    // The last first, so that none of the others begins meanwhile.
-    for (const job of jobs.reverse()) await actions.cancel(job);
-  }
 
   /** Adds a job like this one in its place. */
   actions.again = async (job) => {
@@ -56,14 +52,9 @@ export function initJobs(ctx) {
       dismissed.add(job.id);
       render();
     } catch (error) {
-      announce(actions.sentence(error));
-      setText(items.get(job.id).error, actions.sentence(error));
+      toast(actions.sentence(error), { error: true });
     }
   };
-
-  async function againEach() {
-    for (const job of lost()) await actions.again(job);
-  }
 
   /** Returns an error as a sentence in the page's language. */
   actions.sentence = (error) => {
@@ -87,30 +78,27 @@ export function initJobs(ctx) {
   };
 
   function makeItem(job) {
-    const prompt = textButton("", () => actions.followJob(job.id), { class: "job-prompt" });
+    const text = job.request?.prompt ?? job.id;
+    const named = (name) => ({ "aria-label": t(name, { prompt: text.slice(0, 80) }) });
+    const prompt = textButton(text, () => actions.followJob(job.id), { class: "job-prompt", title: text });
     const state = el("span", { class: "job-state" });
     const bar = el("progress", { max: 1, value: 0, "aria-hidden": "true" });
     const error = el("p", { class: "field-error" });
-    const cancel = iconButton("close", t("cancel"), () => actions.cancel(find(job.id)));
-    const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small" });
+    const cancel = iconButton("close", t("cancel"), () => actions.cancel(job), named("cancel.job"));
+    const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small", ...named("retry.job") });
     const dismiss = iconButton("close", t("dismiss"), () => {
       dismissed.add(job.id);
+      if (store.get("shown")?.job === job.id) store.set("shown", null);
       render();
-    });
+    }, named("dismiss.job"));
     const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, dismiss), bar, error);
-    return { item, prompt, state, bar, error, cancel, retry, dismiss };
+    return { item, state, bar, error, cancel, retry, dismiss };
   }
 
   const find = (id) => store.get("jobs").find((job) => job.id === id);
 
   function updateItem(parts, job) {
-    const text = job.request?.prompt ?? job.id;
     const isFailed = job.state === "failed";
-    setText(parts.prompt, text);
-    parts.prompt.title = text;
-    for (const [button, name] of [[parts.cancel, "cancel.job"], [parts.dismiss, "dismiss.job"], [parts.retry, "retry.job"]]) {
-      button.setAttribute("aria-label", t(name, { prompt: text.slice(0, 80) }));
-    }
     setText(parts.state, isFailed ? "" : job.state === "running" ? percent(job.step / job.steps) : actions.progressText(job));
     parts.bar.value = job.steps ? job.step / job.steps : 0;
     show(parts.bar, job.state === "running");
@@ -145,7 +133,6 @@ export function initJobs(ctx) {
     document.title = count ? `(${count}) zwatch` : "zwatch";
     show(empty, jobs.length === 0);
     show(cancelAll, count > 1);
-    show(retryAll, lost().length > 1);
   }
 
   /** How many jobs were made since the list was last empty. */

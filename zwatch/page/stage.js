@@ -15,7 +15,7 @@ export function initStage(ctx) {
   /** The end of these jobs was noticed. */
   const ended = new Set();
 
-  const image = el("img", { id: "result", alt: "", hidden: true, draggable: true });
+  const image = el("img", { id: "result", alt: "", hidden: true });
   const message = el("div", { class: "stage-message" });
   const canvas = el("div", { class: "canvas" }, image, message);
   const progress = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
@@ -65,10 +65,9 @@ export function initStage(ctx) {
     store.set("shown", { picture: row });
   };
 
-  /** Shows a job, and the ones after it. */
-  actions.followJob = (id) => {
-    const shown = shownJob();
-    const isBusy = isFollowing && shown !== undefined && isUnfinished(shown) && shown.id !== id && find(id)?.state === "queued";
+  /** Shows a job and the ones after it; one that was only added waits until the one in the stage is done. */
+  actions.followJob = (id, { isAdded = false } = {}) => {
+    const isBusy = isAdded && isFollowing && shownJob() && isUnfinished(shownJob());
     isFollowing = true;
     if (!isBusy) store.set("shown", { job: id });
   };

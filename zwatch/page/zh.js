@@ -63,7 +63,6 @@ export default {
   "dismiss.job": "移除：{prompt}",
   "retry": "重试",
   "retry.job": "重试：{prompt}",
-  "retry.all": "全部重试",
   "job.added": "已加入队列，前面有 {count} 个",
   "job.cancelled": "已取消",
   "job.next": "下一个",
