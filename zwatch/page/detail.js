@@ -33,11 +33,6 @@ export function openDetail({ ctx, deleting }, list, name) {
     parts.older.disabled = !at(1);
   }
 
-  function leave(then) {
-    closeViews();
-    then();
-  }
-
   function remove() {
     const [gone, next] = [row, at(1) ?? at(-1)];
     deleting.one(gone);
@@ -46,11 +41,18 @@ export function openDetail({ ctx, deleting }, list, name) {
   }
 
   const copyPrompt = () => copyAndSay(row.prompt ?? "");
-  const use = (options) => leave(() => ctx.actions.use(settingsOf(row), options));
+  const use = (options) => {
+    closeViews();
+    ctx.actions.use(settingsOf(row), options);
+  };
+  const compare = () => {
+    closeViews();
+    ctx.actions.compare(row);
+  };
   parts.actions.append(
     textButton(t("use.all"), () => use({}), { class: "primary" }),
     textButton(t("use.seed"), () => use({ seedOnly: true })),
-    textButton(t("compare"), () => leave(() => ctx.actions.compare(row))),
+    textButton(t("compare"), compare),
     textButton(t("detail.copyPrompt"), copyPrompt),
     textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),
     parts.download,
@@ -59,7 +61,7 @@ export function openDetail({ ctx, deleting }, list, name) {
   parts.older.addEventListener("click", () => draw(at(1)));
   const keys = {
     ArrowLeft: () => draw(at(-1)), ArrowRight: () => draw(at(1)), Home: () => draw(list.rows[0]), Delete: remove,
-    c: copyPrompt, z: parts.zoom,
+    c: copyPrompt,
   };
   dialog.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
@@ -74,8 +76,7 @@ export function openDetail({ ctx, deleting }, list, name) {
 function build() {
   const image = el("img", { class: "detail-image" });
   const stage = el("div", { class: "detail-stage" }, image);
-  const zoom = () => stage.classList.toggle("actual");
-  image.addEventListener("click", zoom);
+  image.addEventListener("click", () => stage.classList.toggle("actual"));
   const arrow = (text, key) => textButton(text, null, { class: "icon-button", title: t(key), "aria-label": t(key) });
   const [newer, older] = [arrow("‹", "detail.newer"), arrow("›", "detail.older")];
   const place = el("span", { class: "count" });
@@ -88,7 +89,7 @@ function build() {
   const dialog = view("full detail", t("detail"), [newer, place, older, el("span", { class: "space" })],
     el("div", { class: "detail-body" }, stage,
       el("div", { class: "detail-side" }, el("h3", { text: t("field.prompt") }), prompt, negativeHead, negative, actions, facts)));
-  return { dialog, stage, image, newer, older, place, prompt, negative, negativeHead, facts, actions, download, zoom };
+  return { dialog, stage, image, newer, older, place, prompt, negative, negativeHead, facts, actions, download };
 }
 
 function drawPicture({ image, stage, prompt, negative, negativeHead, facts, download }, row) {

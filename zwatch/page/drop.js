@@ -2,8 +2,6 @@
 
 import { byId, el, isTyping, show } from "./dom.js";
 import { closeViews, textButton } from "./parts.js";
-import { settingsOf } from "./picture.js";
-import { DRAGGED } from "./thumbs.js";
 import { toast } from "./toast.js";
 
 const SOURCES = { zwatch: "zwatch", automatic1111: "AUTOMATIC1111", comfyui: "ComfyUI" };
@@ -14,24 +12,20 @@ export function initDrop(ctx) {
   const { t } = ctx;
   const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));
   document.body.append(shade);
-  const isPicture = ({ dataTransfer }) => dataTransfer.types.includes("Files") || dataTransfer.types.includes(DRAGGED);
+  const isFile = ({ dataTransfer }) => dataTransfer.types.includes("Files");
 
   addEventListener("dragover", (event) => {
-    if (!isPicture(event)) return;
+    if (!isFile(event)) return;
     event.preventDefault(); // else the browser would leave the page and show the file
     show(shade, true);
   });
   addEventListener("dragleave", (event) => event.relatedTarget ?? show(shade, false)); // null: the pointer left the window
   addEventListener("drop", (event) => {
-    if (!isPicture(event)) return;
+    if (!isFile(event)) return;
     event.preventDefault();
     show(shade, false);
-    const name = event.dataTransfer.getData(DRAGGED);
-    const row = ctx.store.get("rows").find((one) => one.name === name);
-    if (row) fill(ctx, settingsOf(row), `zwatch ${row.version ?? ""}`);
-    else read(ctx, event.dataTransfer.files[0]);
+    read(ctx, event.dataTransfer.files[0]);
   });
-  addEventListener("dragend", () => show(shade, false));
   addEventListener("paste", (event) => {
     const [file] = event.clipboardData?.files ?? [];
     if (!file || (isTyping(event.target) && event.clipboardData.types.includes("text/plain"))) return;
@@ -52,14 +46,10 @@ async function read(ctx, file) {
   try {
     if (file.size > MOST_BYTES) throw new Error(t("drop.tooLarge"));
     const { version, source, settings } = await ctx.api.call("POST", "/api/picture_settings", file);
-    fill(ctx, settings, `${SOURCES[source]} ${version ?? ""}`);
+    closeViews();
+    ctx.actions.use(settings, {});
+    toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
   } catch (error) {
     toast(t("drop.failed", { name: file.name, reason: error.message }), { error: true });
   }
-}
-
-function fill(ctx, settings, source) {
-  closeViews();
-  ctx.actions.use(settings, {});
-  toast(ctx.t("drop.filled", { source: source.trim() }));
 }

@@ -4,6 +4,8 @@ export default {
   "history.all": "All pictures",
   "history.empty": "No pictures yet. What is generated is kept here.",
   "history.failed": "The history cannot be read: {reason}",
+  "history.use": "Fill in all settings",
+  "history.useSeed": "Fill in only the seed",
   "history.picture": "{prompt}, {version}, seed {seed}",
   "history.noPrompt": "Without a prompt",
   "history.changed": "The version changed here from {older} to {newer}",

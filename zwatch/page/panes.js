@@ -29,9 +29,10 @@ export function createPanes(onZoom) {
   }
 
   function draw() {
-    const within = (value, size) => Math.max(-1, Math.min(1, value / ((view.scale - 1) * size / 2 || 1))) * (view.scale - 1) * size / 2;
-    view.x = within(view.x, left.pane.clientWidth);
-    view.y = within(view.y, left.pane.clientHeight);
+    for (const [axis, side] of [["x", "clientWidth"], ["y", "clientHeight"]]) {
+      const most = ((view.scale - 1) * left.pane[side]) / 2;
+      view[axis] = Math.min(most, Math.max(-most, view[axis]));
+    }
     for (const { image } of [left, right]) image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
     element.classList.toggle("zoomed", view.scale > 1);
     onZoom(view.scale * fitted());

@@ -11,7 +11,7 @@ import { thumbOptions } from "./thumbs.js";
 import { VirtualList } from "./virtual.js";
 
 const PAUSE_MS = 200; // between the last key and the search
-const INDEXING_MS = 1000;
+const INDEXING_MS = 3000;
 
 /** Opens the full view. `gallery` is {ctx, main, lists, deleting}. */
 export function openSearch(gallery) {
@@ -21,13 +21,14 @@ export function openSearch(gallery) {
   const { words, version, seed, form, dialog } = parts;
   let grid = null;
   let timer = 0;
+  let again = 0;
   const found = new HistoryRows(ctx.api, (added) => {
-    clearTimeout(timer);
+    clearTimeout(again);
     drawState(parts, found);
     addVersions(version, found.rows.map((row) => row.version));
     grid.setCount(found.rows.length, added);
     // The server is still reading the pictures: what it has not read yet is found a moment later.
-    if (found.indexed < 1) timer = setTimeout(() => found.refresh(), INDEXING_MS);
+    if (found.indexed < 1 && isFiltered(found)) again = setTimeout(() => found.refresh(), INDEXING_MS);
   });
   grid = buildGrid(gallery, found, parts);
 
@@ -52,6 +53,7 @@ export function openSearch(gallery) {
   lists.add(found);
   open(dialog).then(() => {
     clearTimeout(timer);
+    clearTimeout(again);
     lists.delete(found);
   });
   found.reset({});
@@ -97,15 +99,17 @@ function buildGrid(gallery, found, { scroller, list }) {
 
 function drawState({ state, remove }, found) {
   const { total, error, indexed } = found;
-  const isFiltered = Object.values(found.filter).some(Boolean);
+  const filtered = isFiltered(found);
   let text = t("search.count", { count: total, n: number(total) });
   if (error) text = t("history.failed", { reason: error.message });
-  else if (total === 0) text = t(isFiltered ? "search.nothing" : "history.empty");
-  if (isFiltered && indexed < 1) text += ` ${t("search.indexing", { percent: percent(indexed) })}`;
+  else if (total === 0) text = t(filtered ? "search.nothing" : "history.empty");
+  if (filtered && indexed < 1) text += `. ${t("search.indexing", { percent: percent(indexed) })}`;
   setText(state, text);
   state.classList.toggle("error", Boolean(error));
-  show(remove, !isFiltered && total > 0);
+  show(remove, !filtered && total > 0);
 }
+
+const isFiltered = (found) => Object.values(found.filter).some(Boolean);
 
 function addVersions(select, names) {
   const known = new Set([...select.options].map((option) => option.value));

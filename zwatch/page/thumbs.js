@@ -5,8 +5,6 @@ import { t } from "./i18n.js";
 import { describe } from "./picture.js";
 import { VirtualList } from "./virtual.js";
 
-export const DRAGGED = "application/x-zwatch-picture";
-
 /**
  * Returns the options of a `VirtualList` that shows rows of the history: `rows()`, `isShown(row)`, `pick(row, event)` when a
  * picture is pressed, and where they are wanted `use(row, options)`, `broken()` when a thumbnail cannot be loaded, `indexOf(name)`.
@@ -37,13 +35,11 @@ export function createStrip(rows, { label, ...doing }) {
 function makeThumb(row, { pick, use, broken }) {
   const image = el("img", { alt: "", decoding: "async", draggable: false });
   image.fetchPriority = "low"; // a person's own calls go first
-  const button = el("button", {
-    type: "button", class: "thumb", draggable: true, data: { name: row.name },
-    on: { click: (event) => pick(row, event), dragstart: (event) => event.dataTransfer.setData(DRAGGED, row.name) },
-  }, image);
+  const click = (event) => pick(row, event);
+  const button = el("button", { type: "button", class: "thumb", data: { name: row.name }, on: { click } }, image);
   const quick = use && el("span", { class: "quick" },
-    iconButton("again", t("use.all.title"), () => use(row, {}), { tabIndex: -1 }),
-    iconButton("seed", t("use.seed.title"), () => use(row, { seedOnly: true }), { tabIndex: -1 }));
+    iconButton("again", t("history.use"), () => use(row, {}), { tabIndex: -1 }),
+    iconButton("seed", t("history.useSeed"), () => use(row, { seedOnly: true }), { tabIndex: -1 }));
   const item = el("li", { class: "cell" }, el("span", { class: "mark" }), button, quick);
   image.addEventListener("load", () => item.classList.add("seen"));
   image.addEventListener("error", broken);

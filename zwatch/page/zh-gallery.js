@@ -4,6 +4,8 @@ export default {
   "history.all": "全部图片",
   "history.empty": "还没有图片。生成的图片会保存在这里。",
   "history.failed": "无法读取历史记录：{reason}",
+  "history.use": "填入全部设置",
+  "history.useSeed": "只填入种子",
   "history.picture": "{prompt}，{version}，种子 {seed}",
   "history.noPrompt": "没有提示词",
   "history.changed": "版本在此处由 {older} 变为 {newer}",
