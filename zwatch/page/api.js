@@ -1,17 +1,16 @@
 // Calls of the server's API.
 
 const NAME = "zwatch.client";
-const ACCEPTED = /^[A-Za-z0-9._-]{1,64}$/;
 
 /** This browser's name towards the server, under which its jobs are found again when the page is opened again. */
 export const clientId = (() => {
-  const fresh = `page-${Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  const fresh = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
   try {
     const kept = localStorage.getItem(NAME);
-    if (kept !== null && ACCEPTED.test(kept)) return kept;
+    if (kept !== null) return kept;
     localStorage.setItem(NAME, fresh);
   } catch {
-    // Storage is blocked: the name lasts as long as the page.
+    // Storage is blocked.
   }
   return fresh;
 })();
@@ -32,8 +31,8 @@ export function setTokenPrompt(prompt) {
   askToken = prompt;
 }
 
-/** Asks for the token, once at a time however many calls need it. Returns whether the person has logged in. */
-export function login() {
+/** Asks for the token, once at a time however many calls need it. */
+function login() {
   asking ??= askToken().finally(() => {
     asking = null;
   });

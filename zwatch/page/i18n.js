@@ -1,7 +1,7 @@
-// The page's language: strings by key, numbers and times. English and Chinese are complete; a test compares their keys.
+// The page's language: strings by key, numbers and times. a test checks that both languages are complete.
 
-import en from "./en.js";
-import enGallery from "./en-gallery.js";
+import strings from "./strings.js";
+import stringsGallery from "./strings-gallery.js";
 
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
 const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean);
@@ -10,28 +10,23 @@ const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowe
 export const language = known ?? "en";
 const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.test(name ?? "")) ?? "en");
 
-const strings = { ...en, ...enGallery };
-if (language === "zh") {
-  const parts = await Promise.all([import("./zh.js"), import("./zh-gallery.js")]);
-  Object.assign(strings, ...parts.map((part) => part.default));
-}
+const texts = { ...strings, ...stringsGallery };
+const place = language === "zh" ? 1 : 0;
 
 /** Whether there is a string of this key. */
-export const has = (key) => key in strings;
+export const has = (key) => key in texts;
 
-/** Returns a string, its `{name}` parts replaced. A string may be a pair [one, other], chosen by the parameter `count`. */
+/** Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`. */
 export function t(key, parameters = {}) {
-  let text = strings[key] ?? key;
-  if (Array.isArray(text)) text = parameters.count === 1 ? text[0] : text[1];
-  return text.replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
+  const [one, other = one] = (texts[key]?.[place] ?? key).split("|");
+  return (parameters.count === 1 ? one : other).replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
 }
 
-/** Fills in the strings of a part of the document: `data-t` is the text, `data-t-label`, `-title`, `-placeholder` attributes. */
+/** Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes. */
 export function applyTo(root) {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
-  const attributes = [["label", "aria-label"], ["title", "title"], ["placeholder", "placeholder"]];
-  for (const [name, attribute] of attributes) {
+  for (const [name, attribute] of [["label", "aria-label"], ["title", "title"]]) {
     for (const element of root.querySelectorAll(`[data-t-${name}]`)) element.setAttribute(attribute, t(element.getAttribute(`data-t-${name}`)));
   }
 }

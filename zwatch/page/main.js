@@ -1,6 +1,6 @@
 // Wires the page: the store, the event stream, the regions of the screen.
 
-import { ApiError, call, login, setTokenPrompt } from "./api.js";
+import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
 import { askForToken, confirm } from "./dialogs.js";
 import { byId, el, setText } from "./dom.js";
@@ -32,7 +32,7 @@ function announce(text) {
 }
 
 // `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own.
-const ctx = { store, api: { call, login, ApiError }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
+const ctx = { store, api: { call }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
 
 initSettings(ctx);
 initForm(ctx);

@@ -82,7 +82,7 @@ function write(name, value) {
   try {
     localStorage.setItem(name, JSON.stringify(value));
   } catch {
-    // Storage is blocked or full: the settings last as long as the page.
+    // Storage is blocked or full.
   }
 }
 
@@ -135,8 +135,7 @@ export function promptHistory() {
 export function initSettings({ store, t, announce, actions }) {
   const kept = read(KEPT) ?? {};
   const side = Number.isInteger(kept.side) ? kept.side : null;
-  const first = { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true };
-  store.set("settings", first);
+  store.set("settings", { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true });
   store.on("settings", (settings) => write(KEPT, settings));
   const useFragment = () => {
     const linked = fromFragment(location.hash);
