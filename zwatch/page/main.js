@@ -22,13 +22,13 @@ i18n.applyTo(document);
 setTokenPrompt(askForToken);
 
 const store = createStore({
-  connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
+	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
 /** Speaks a text to screen readers. */
 function announce(text) {
-  setText(byId("announcer"), "");
-  setTimeout(() => setText(byId("announcer"), text), 50);
+	setText(byId("announcer"), "");
+	setTimeout(() => setText(byId("announcer"), text), 50);
 }
 
 // `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own.
