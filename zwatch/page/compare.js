@@ -12,7 +12,7 @@ import { createStrip } from "./thumbs.js";
 const SIDES = ["left", "right"];
 const STEP = 40; // pixels that an arrow moves the pictures
 
-/** Adds the action `compare(row, other)`; without `other` it finds or draws the picture on the other version. */
+/** Adds the action `compare(row, other)`; without `other` it is the picture on the other version. */
 export function initCompare(ctx) {
   ctx.actions.compare = (row, other) => {
     if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null).start();
@@ -23,7 +23,6 @@ class Comparison {
   constructor(ctx, left, right) {
     this.ctx = ctx;
     this.rows = { left, right };
-    this.chosen = "right"; // the side that the strip below sets
     this.stop = null; // stops following a job that draws a picture
     this.turn = 0; // an answer about pictures that are no longer compared is dropped
     this.build();
@@ -48,9 +47,9 @@ class Comparison {
       textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
     const zoomButton = (text, label, factor) =>
       textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", title: t(label), "aria-label": t(label) });
-    this.captions = Object.fromEntries(SIDES.map((side) => [side, this.caption(side)]));
+    this.captions = Object.fromEntries(SIDES.map((side) => [side, el("p", { class: `pane-caption ${side}` })]));
     this.strip = createStrip(() => store.get("rows"), {
-      label: t("compare.list"), isShown: (row) => row.name === this.rows[this.chosen]?.name,
+      label: t("compare.list"), isShown: (row) => row.name === this.rows.right?.name,
       pick: (row) => this.set(row), onEnd: () => actions.moreRows(),
     });
     const head = [
@@ -61,15 +60,9 @@ class Comparison {
       el("span", { class: "space" }),
     ];
     this.dialog = view("full compare", t("compare"), head, this.panes.element,
-      el("div", { class: "compare-foot" }, this.captions.left.button, this.note, this.captions.right.button), this.strip.scroller);
+      el("div", { class: "compare-foot" }, this.captions.left, this.note, this.captions.right), this.strip.scroller);
     this.unfollow = store.on("rows", () => this.strip.refresh());
     this.dialog.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  caption(side) {
-    const [title, text] = [el("strong"), el("span")];
-    const button = el("button", { type: "button", class: `pane-caption ${side}`, title: t("compare.choose"), on: { click: () => this.choose(side) } }, title, text);
-    return { button, title, text };
   }
 
   key(event) {
@@ -88,15 +81,9 @@ class Comparison {
     this.panes.setMode(mode);
   }
 
-  choose(side) {
-    this.chosen = side;
-    this.drawCaptions();
-    this.strip.refresh();
-  }
-
   set(row) {
     this.leave();
-    this.rows[this.chosen] = row;
+    this.rows.right = row;
     this.drawAll();
   }
 
@@ -140,7 +127,6 @@ class Comparison {
   }
 
   wait({ version }, text, job = { step: 0, steps: 1 }) {
-    setText(this.captions.right.title, version);
     const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("progress") });
     this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
   }
@@ -171,18 +157,8 @@ class Comparison {
     for (const side of SIDES) {
       const row = this.rows[side];
       this.panes.set(side, row ? { url: row.url, alt: describe(row, t), text: row.version ?? "" } : {});
+      setText(this.captions[side], row ? `${t("caption.seed", { seed: seedText(row) })} · ${row.width ?? "–"} × ${row.height ?? "–"} · ${row.prompt ?? ""}` : "");
     }
-    this.drawCaptions();
     this.strip.refresh();
-  }
-
-  drawCaptions() {
-    for (const side of SIDES) {
-      const { button, title, text } = this.captions[side];
-      const row = this.rows[side];
-      button.setAttribute("aria-pressed", String(this.chosen === side));
-      setText(title, row?.version ?? "–");
-      setText(text, row ? `${t("caption.seed", { seed: seedText(row) })} · ${row.width ?? "–"} × ${row.height ?? "–"} · ${row.prompt ?? ""}` : "");
-    }
   }
 }

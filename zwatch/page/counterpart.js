@@ -13,7 +13,7 @@ function isSameRequest(one, other) {
   return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
 }
 
-/** Returns the version to compare a picture with: the one that serves, else another that is loaded; null if there is none. */
+/** Returns the version to compare a picture with: the one that serves, else another that is loaded, else null. */
 export async function findOther({ api, store }, row) {
   if (!row.prompt) return null;
   const serving = store.get("status")?.serving;
@@ -32,7 +32,7 @@ export async function findInHistory({ api }, row, other) {
   return images.find(fits) ?? null;
 }
 
-/** Asks for the picture on the other version. `onJob(job, made)` follows it; returns a function that stops following. */
+/** Asks the other version for the picture; `onJob(job, made)` follows. Returns what stops following. */
 export async function draw({ api, store }, row, other, onJob) {
   const { id } = await api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
   let last = null;

@@ -3,12 +3,12 @@
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
-/** Returns {one(row), all(total)}. `lists` are the HistoryRows that show pictures; `gone(name)` is called, null if all went. */
+/** Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all. */
 export function createDeleting({ api, t, confirm }, lists, gone) {
   let waiting = null;
   const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
 
-  /** Takes a picture out of the lists. The server is asked only when the message with "Undo" has gone. */
+  // The server is asked only when the message with "Undo" has gone.
   function one(row) {
     const again = () => {
       waiting = null;
@@ -31,7 +31,6 @@ export function createDeleting({ api, t, confirm }, lists, gone) {
     gone(row.name);
   }
 
-  /** Deletes all pictures, if the person says so. */
   async function all(total) {
     const count = { count: total, n: number(total) };
     if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAll")))) return;
@@ -45,7 +44,7 @@ export function createDeleting({ api, t, confirm }, lists, gone) {
     gone(null);
   }
 
-  // The page is closed: what waits for "Undo" is deleted now. `keepalive` lets the call outlive the page.
+  // What waits for "Undo" when the page is closed is deleted then; `keepalive` lets the call outlive the page.
   addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
   return { one, all };

@@ -34,7 +34,6 @@ export function createPanes(onZoom) {
       view[axis] = Math.min(most, Math.max(-most, view[axis]));
     }
     for (const { image } of [left, right]) image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
-    element.classList.toggle("zoomed", view.scale > 1);
     onZoom(view.scale * fitted());
   }
 

@@ -83,7 +83,7 @@ function buildGrid(gallery, found, { scroller, list }) {
       const wanted = width < 600 ? 104 : width < 2000 ? 168 : 240;
       const columns = Math.max(3, Math.floor((width + gap) / (wanted + gap)));
       const side = Math.floor((width - gap * (columns - 1)) / columns);
-      return { columns, width: side, height: side, gap };
+      return { columns, side, gap };
     },
     ...thumbOptions(() => found.rows, {
       isShown: (row) => row.name === shownRow(store)?.name, indexOf: (name) => found.indexOf(name),

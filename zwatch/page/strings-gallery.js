@@ -47,7 +47,6 @@ export default {
   "compare.larger": ["Zoom in (+)", "放大（+）"],
   "compare.fit": ["Fit", "适应"],
   "compare.divider": ["Divider between the pictures", "两张图片之间的分隔线"],
-  "compare.choose": ["Choose another picture for this side below", "在下方为这一侧选择另一张图片"],
   "compare.list": ["Pictures to compare with", "可对比的图片"],
   "compare.asked": ["Asking {version} for the same picture…", "正在请求 {version} 生成相同的图片…"],
   "compare.cancelled": ["the job was cancelled", "任务已取消"],

@@ -6,8 +6,8 @@ import { describe } from "./picture.js";
 import { VirtualList } from "./virtual.js";
 
 /**
- * Returns the options of a `VirtualList` that shows rows of the history: `rows()`, `isShown(row)`, `pick(row, event)` when a
- * picture is pressed, and where they are wanted `use(row, options)`, `broken()` when a thumbnail cannot be loaded, `indexOf(name)`.
+ * Returns the options of a `VirtualList` of rows of the history: `isShown(row)`, `pick(row, event)` when a picture is pressed;
+ * where wanted `use(row, options)`, `broken()` when a thumbnail cannot be loaded, `indexOf(name)`.
  */
 export function thumbOptions(rows, { pick, use, broken = () => {}, isShown, indexOf, ...others }) {
   const place = indexOf ?? ((name) => rows().findIndex((row) => row.name === name));
@@ -27,7 +27,7 @@ export function thumbOptions(rows, { pick, use, broken = () => {}, isShown, inde
 export function createStrip(rows, { label, ...doing }) {
   const list = el("ul", { class: "strip-list", "aria-label": label });
   const scroller = el("div", { class: "strip-scroller" }, list);
-  const layout = () => ({ columns: 1, width: list.clientHeight, height: list.clientHeight, gap: 8 });
+  const layout = () => ({ columns: 1, side: list.clientHeight, gap: 8 });
   const virtual = new VirtualList(scroller, list, { horizontal: true, layout, ...thumbOptions(rows, doing) });
   return { scroller, list, virtual, refresh: (added = 0) => virtual.setCount(rows().length, added) };
 }

@@ -10,7 +10,7 @@ let last = null;
 
 /**
  * Shows a message; a newer one replaces it, an `error` stays until it is closed. `action` is {label, run}; `onEnd` is called
- * when the message goes away without its action. Returns a function that ends it.
+ * when it goes away without its action. Returns a function that ends it.
  */
 export function toast(text, { action = null, error = false, onEnd = () => {} } = {}) {
   last?.();
@@ -23,7 +23,7 @@ export function toast(text, { action = null, error = false, onEnd = () => {} } =
     after();
   };
   const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : null, "aria-live": "polite" },
-    el("p", { text }), action && textButton(action.label, () => end(action.run), { class: "toast-action" }),
+    el("p", { text }), action && textButton(action.label, () => end(action.run)),
     iconButton("close", t("close"), () => end()));
   const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
   // What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen.

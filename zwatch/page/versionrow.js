@@ -55,7 +55,7 @@ function chips(version, alias, serves) {
   return [
     serves && ["serving", t("versions.isServing")],
     !serves && version.resident && ["resident", t("versions.isResident")],
-    version.sealed ? ["", t("versions.isSealed")] : ["unsealed", t("versions.isUnsealed")],
+    ["", t(version.sealed ? "versions.isSealed" : "versions.isUnsealed")],
     ...version.aliases.filter((name) => name !== alias).map((name) => ["", name]),
   ].filter(Boolean);
 }

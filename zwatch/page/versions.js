@@ -80,12 +80,9 @@ class Panel {
 
   draw() {
     const { serving, since, unloaded, fault } = this.state;
-    let text = t("versions.nothing");
-    if (serving) text = t("versions.serving", { version: serving, time: time(since) });
+    const text = serving ? t("versions.serving", { version: serving, time: time(since) }) : t("versions.nothing");
     setText(this.serving, unloaded ? t("versions.unloaded") : text);
-    const problem = fault?.message ?? this.problem ?? (this.versions?.length === 0 ? t("versions.none") : "");
-    setText(this.problemText, problem);
-    show(this.problemText, problem !== "");
+    setText(this.problemText, fault?.message ?? this.problem ?? "");
     show(this.loadButton, Boolean(unloaded));
     this.back.disabled = this.loadButton.disabled = this.busy;
     this.drawRows();

@@ -4,10 +4,9 @@ const SETTLE_MS = 70;
 const AHEAD = 20; // lines before the end at which more is asked for
 
 /**
- * Shows `count` items of one size in `list`, which lies in `scroller`. `options`: `horizontal`; `layout() → {columns, width,
- * height, gap}` in pixels; `keyOf(index)`, a name that stays with its item, and `indexOf(key)`; `make(index) → <li>` with one
- * button `.thumb`; `update(item, index)`; `settled(item, index)` once it has stayed in view; `onEnd()` near the end;
- * `onActive(index)` when the keyboard moves to an item.
+ * Shows items of one size. `options`: `horizontal`; `layout() → {columns, side, gap}` in pixels; `keyOf(index)`, a name that
+ * stays with its item, and `indexOf(key)`; `make(index) → <li>` with a button `.thumb`; `update(item, index)`; `settled(item,
+ * index)` once it has stayed in view; `onEnd()` near the end; `onActive(index)` when the keyboard moves to an item.
  */
 export class VirtualList {
   constructor(scroller, list, options) {
@@ -36,7 +35,7 @@ export class VirtualList {
   }
 
   get step() {
-    return this.size[this.names[2]] + this.size.gap;
+    return this.size.side + this.size.gap;
   }
 
   /** Shows another number of items; `added` of them came in before the others, which stay where they are seen. */
@@ -91,10 +90,10 @@ export class VirtualList {
   place(key, index, previous) {
     const item = this.items.get(key) ?? this.options.make(index);
     this.items.set(key, item);
-    const { columns, width, height, gap } = this.size;
+    const { columns, side } = this.size;
     const [column, line] = this.options.horizontal ? [index, 0] : [index % columns, Math.floor(index / columns)];
-    const style = { transform: `translate(${column * (width + gap)}px, ${line * (height + gap)}px)`, width: `${width}px`, height: `${height}px` };
-    Object.assign(item.style, style);
+    item.style.transform = `translate(${column * this.step}px, ${line * this.step}px)`;
+    item.style.width = item.style.height = `${side}px`;
     item.setAttribute("aria-setsize", this.count);
     item.setAttribute("aria-posinset", index + 1);
     item.querySelector(".thumb").tabIndex = key === this.active ? 0 : -1;
