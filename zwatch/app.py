@@ -153,9 +153,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         state_file=state_file,
         make_factory=lambda: _make_factory(config),
     )
-    history = None
-    if config.history:
-        history = History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes)
+    history = _make_history(config, bridge)
     queue = GenerationQueue(
         engines,
         bridge,
@@ -174,6 +172,8 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         return STOPPING
 
     queue.judge = judge
+    if history is not None:
+        history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
     queue.is_unloaded = supervisor.is_unloaded
@@ -184,6 +184,14 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics
     )
+
+
+def _make_history(config: Config, bridge: Bridge) -> History | None:
+    if not config.history:
+        return None
+    # In the state directory, which only one process uses, and which may be written where the output directory may not.
+    cache = config.state_dir / "history"
+    return History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes, cache)
 
 
 def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyncio.Task[None]]:

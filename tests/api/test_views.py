@@ -45,7 +45,7 @@ def serving(*keys):
     """Return engines of these versions, the last of which serves `current`."""
     engines = EngineRegistry()
     for key in keys:
-        engines.admit(key, SimpleNamespace(is_complete=True, nbytes=1000))
+        engines.admit(key, SimpleNamespace(is_complete=True, nbytes=1000, default_size=256, max_side=512))
         engines.promote("current", key)
     return engines
 
@@ -87,6 +87,7 @@ def test_the_serving_view_is_of_the_version_that_an_alias_serves():
         lease.count_images(3)
     view = views.serving_view(engines)
     assert (view["version"], view["digest"], view["images"]) == ("v1", V1.digest, 3)
+    assert (view["default_size"], view["max_size"]) == (256, 512)
     assert datetime.fromisoformat(view["since"]) <= datetime.now(UTC)
     assert views.serving_view(engines, "stable") is None
 

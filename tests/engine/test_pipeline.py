@@ -148,6 +148,51 @@ def test_every_step_of_every_image_is_reported(v1):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_each_image_is_given_before_the_next_is_begun(v1):
+    seen = []
+    made = v1.generate(
+        parameters("a cat", 1, 2, steps=2),
+        on_step=lambda done: seen.append(("step", done)),
+        on_image=lambda number, image: seen.append(("image", number, image)),
+    )
+    assert [one[:2] for one in seen] == [("step", 1), ("step", 2), ("image", 0), ("step", 3), ("step", 4), ("image", 1)]
+    assert [one[2] for one in seen if one[0] == "image"] == made.images
+
+
+def test_an_image_that_is_not_finite_is_not_given_and_ends_the_request(factory, tiny_versions, monkeypatch):
+    engine, given = build(factory, tiny_versions, "v1"), []
+    decode, decoded = engine._decode, []
+
+    def decode_with_nan(latents):
+        pixels = decode(latents)
+        decoded.append(pixels)
+        return pixels * float("nan") if len(decoded) == 2 else pixels
+
+    monkeypatch.setattr(engine, "_decode", decode_with_nan)
+    made = engine.serve(parameters("a cat", 1, 2, 3, steps=1), on_image=lambda number, image: given.append(number))
+    assert (made.finite, given, len(decoded)) == (False, [0], 2)
+
+
+def test_a_request_that_is_tried_again_for_want_of_memory_gives_each_image_once(factory, tiny_versions, monkeypatch):
+    engine, given, failures = build(factory, tiny_versions, "v1"), [], [torch.OutOfMemoryError("CUDA out of memory")]
+    decode, decoded = engine._decode, []
+
+    def decode_without_room(latents):
+        decoded.append(latents)
+        if len(decoded) == 2:
+            raise failures.pop()
+        return decode(latents)
+
+    monkeypatch.setattr(engine, "_decode", decode_without_room)
+    monkeypatch.setattr(engine.device, "give_room", lambda: 1)
+    made = engine.serve(
+        parameters("a cat", 1, 2, steps=1), on_image=lambda number, image: given.append((number, pixels(image)))
+    )
+    assert not failures
+    assert [number for number, _ in given] == [0, 1]
+    assert all(np.array_equal(given[number][1], pixels(made.images[number])) for number in range(2))
+
+
 def test_each_step_has_a_preview_and_the_last_resembles_the_image(v1):
     v1.generate(parameters("warm", 1))
     looks = []

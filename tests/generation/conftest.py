@@ -12,7 +12,8 @@ from zwatch.errors import GenerationCancelled
 
 
 class FakeEngine:
-    """Generates images of one colour. `hold` stops it before a step until `resume`; `error` is raised if it is set."""
+    """Generates images of one colour. `hold` stops it before a step until `resume`, `hold_before` says before which one;
+    `error` is raised if it is set."""
 
     is_complete = True
     default_size = 64
@@ -23,6 +24,7 @@ class FakeEngine:
         self.prompts = []
         self.finite = True
         self.error = None
+        self.hold_before = None
         self.started = threading.Event()
         self._go = threading.Event()
         self._go.set()
@@ -36,10 +38,13 @@ class FakeEngine:
     def preview(self):
         return None
 
-    def serve(self, parameters, *, on_step, cancelled):
+    def serve(self, parameters, *, on_step, on_image, cancelled):
         self.prompts.append(parameters.prompt)
         self.started.set()
+        size, images = (parameters.width, parameters.height), []
         for step in range(1, parameters.steps * len(parameters.seeds) + 1):
+            if step == self.hold_before:
+                self.hold()
             while not self._go.wait(0.005):
                 if cancelled():
                     break
@@ -48,8 +53,10 @@ class FakeEngine:
             if self.error is not None:
                 raise self.error
             on_step(step)
-        size = (parameters.width, parameters.height)
-        images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in parameters.seeds]
+            if step % parameters.steps == 0 and self.finite:
+                number = len(images)
+                images.append(Image.new("RGB", size, (parameters.seeds[number] % 256, 0, 0)))
+                on_image(number, images[-1])
         return Generation(images, False, self.finite, {"encode": 0.25, "denoise": 0.5, "decode": 0.125})
 
 

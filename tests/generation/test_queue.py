@@ -351,13 +351,13 @@ async def test_nan_pixels_fail_the_job_and_are_not_counted(queue, engine, engine
 
 
 async def test_an_error_while_finishing_fails_the_job_only(start, bridge):
-    class Failing:
+    class Failing(Finisher):
         async def finish(self, job, result):
             if job.request.prompt == "bad":
                 raise MemoryError
-            return await Finisher(bridge, None).finish(job, result)
+            return await super().finish(job, result)
 
-    queue = start(Failing())
+    queue = start(Failing(bridge, None))
     bad, good = submit(queue, "bad"), submit(queue, "good")
     assert await end_of(bad, good) == ["FAILED", "DONE"]
     assert bad.error.code == "out_of_memory"

@@ -25,8 +25,8 @@ from zwatch.errors import RequestError, retry_after
 
 _log = logging.getLogger(__name__)
 
-OPEN = HEALTH | {"/", "/page", "/login"}
-"""Routes that need no token: the health checks, the page, its files below `/page/`, and the login."""
+OPEN = HEALTH | {"/", "/page/{name}", "/login"}
+"""Routes that need no token: the health checks, the page, its files, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_FAILURES = 10
 """Failed logins in a row that an address may make before it has to wait."""

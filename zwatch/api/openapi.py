@@ -161,7 +161,9 @@ def _parameter(call: Call, parameter: Parameter, schemas: _Schemas) -> dict[str,
         schema["default"] = parameter.default
     if parameter.example is not None:
         schema["examples"] = [parameter.example]
-    place: dict[str, Any] = {"in": "path", "required": True} if in_path else {"in": "query"}
+    place: dict[str, Any] = {"in": "path" if in_path else parameter.place}
+    if in_path or parameter.required:
+        place["required"] = True
     return {"name": parameter.name, **place, "description": parameter.description, "schema": schema}
 
 

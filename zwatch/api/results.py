@@ -7,10 +7,13 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, VersionName, choice
+from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, Time, VersionName, choice
+from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Finished, Job, JobState, Picture
+from zwatch.generation.request import ImageFormat
 
+FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -26,7 +29,7 @@ class Timings(TypedDict):
 
 
 class PictureView(TypedDict):
-    """A picture of a finished job; `name` is null if it is not in the history, `url` if it can no longer be fetched."""
+    """A picture of a job; `name` is null if it is not in the history, `url` if it can no longer be fetched."""
 
     seed: Number
     name: str | None
@@ -64,23 +67,43 @@ class Accepted(TypedDict):
     position: Number
 
 
+class AskedView(TypedDict):
+    """What a job was asked for; the sides are null until it is known which version draws it."""
+
+    prompt: str
+    negative_prompt: str
+    width: Number | None
+    height: Number | None
+    steps: Number
+    guidance_scale: float
+    seed: Number
+    n: Number
+    format: FormatName
+    quality: Number
+    model: str
+
+
 class JobView(TypedDict):
-    """The state of a job: `position` while it waits, `preview` (a data URL of a JPEG) while it runs, `error` if it failed
-    or was cancelled, the other optional fields when it is done."""
+    """The state of a job: `position` while it waits; while it runs `preview` (a data URL of a JPEG) and the estimated seconds
+    that are `remaining`, null before the first step; `images` that are stored so far; `error` if it failed or was cancelled; the
+    other optional fields when it is done."""
 
     id: str
     state: JobStateName
+    created: Time
+    request: AskedView
     step: Number
     steps: Annotated[int, Field(ge=1)]
     position: NotRequired[Number]
     preview: NotRequired[str | None]
+    remaining: NotRequired[Seconds | None]
+    images: list[PictureView]
     error: NotRequired[ErrorObject]
     version: NotRequired[VersionName]
     digest: NotRequired[Digest | None]
     model: NotRequired[str]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
-    images: NotRequired[list[PictureView]]
 
 
 def finished_body(job: Job, finished: Finished) -> bytes:
@@ -105,25 +128,27 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     }
 
 
-def job_view(job: Job) -> JobView:
+def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     """Return the state of a job, and its result with pictures by URL."""
-    view: JobView = {"id": job.id, "state": job.state.value, "step": job.step, "steps": job.steps}
+    view: JobView = {
+        "id": job.id, "state": job.state.value, "created": time_text(job.created), "request": _asked(job),
+        "step": job.step, "steps": job.steps, "images": [picture_view(job, number) for number in range(len(job.pictures))],
+    }  # fmt: skip
     if job.state is JobState.QUEUED:
         view["position"] = job.position
     if job.state is JobState.RUNNING:
-        view["preview"] = None if job.preview is None else data_url(job.preview)
+        view["preview"] = None if job.preview is None or not with_preview else data_url(job.preview)
+        view["remaining"] = None if job.remaining is None else round(job.remaining, 2)
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
-        pictures = [picture_view(job, number) for number in range(len(job.finished.pictures))]
-        view = {**view, **_result(job, job.finished), "images": pictures}
+        view = {**view, **_result(job, job.finished)}
     return view
 
 
 def picture_view(job: Job, number: int) -> PictureView:
-    """Return picture `number` of a finished job, without its file."""
-    assert job.finished is not None  # callers check
-    picture = job.finished.pictures[number]
+    """Return picture `number` of a job, without its file."""
+    picture = job.pictures[number]
     return {"seed": picture.seed, "name": job.stored_name(picture), "url": picture_url(job, number, picture)}
 
 
@@ -136,15 +161,31 @@ def picture_url(job: Job, number: int, picture: Picture) -> str | None:
 
 
 def picture_name(job: Job, number: int) -> str:
-    """Return the file name of a picture of a finished job: as in the history, or as it would be there."""
-    assert job.finished is not None  # callers check
-    picture = job.finished.pictures[number]
+    """Return the file name of a picture of a job: as in the history, or as it would be there."""
+    picture = job.pictures[number]
     return picture.name or f"{job.created:%Y%m%d_%H%M%S}_seed{picture.seed}.{job.request.format.suffix}"
 
 
 def disposition(name: str) -> dict[str, str]:
     """Return the header by which clients save an image under this name (`curl -OJ`), and browsers still show it."""
     return {"Content-Disposition": f'inline; filename="{name}"'}
+
+
+def _asked(job: Job) -> AskedView:
+    asked, known = job.request, job.parameters
+    return {
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+        "width": asked.width if known is None else known.width,
+        "height": asked.height if known is None else known.height,
+        "steps": asked.steps,
+        "guidance_scale": asked.guidance_scale,
+        "seed": asked.seed,
+        "n": asked.n,
+        "format": asked.format.value,
+        "quality": asked.quality,
+        "model": asked.model,
+    }
 
 
 def _result(job: Job, finished: Finished) -> Result:

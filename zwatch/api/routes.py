@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Annotated, Any
 
@@ -16,17 +17,19 @@ from zwatch.api.a1111.pnginfo import MAX_BODY, PngInfo, PngInfoRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, Bodies
-from zwatch.api.native import deploy, generate, history, jobs, operations, status
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
 from zwatch.api.openapi import document
+from zwatch.api.page import add_page
 from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
 from zwatch.generation.request import GenerateRequest, ImageFormat
+from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
 _IMAGE_HEADERS = {
@@ -38,6 +41,15 @@ _IMAGE_HEADERS = {
 _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
+_CLIENT_HEADER = Parameter(
+    client_jobs.HEADER, "The client's name: it finds its jobs by it.", client_jobs.ClientName, example="page-1f6c", place="header",
+)  # fmt: skip
+_CLIENT = replace(
+    _CLIENT_HEADER,
+    name=client_jobs.QUERY,
+    description=f"The name that the client sends in `{client_jobs.HEADER}`.",
+    place="query",
+)
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
 _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
@@ -56,12 +68,17 @@ _GENERATION = (
                 Generated, (*_IMAGES, EVENT_STREAM), {**_IMAGE_HEADERS, **_FILE_NAME},
             )
         },
-        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest,
+        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(_CLIENT_HEADER,),
     ),
     Call(
         "POST", "/jobs", jobs.submit, "images", "submit_job", "Generate images without waiting for them",
         {202: Answer("The job is queued.", Accepted, headers={"Location": "The path of the job."}, links=_JOB_CALLS)},
-        errors=(404, 429, 503), body=GenerateRequest,
+        errors=(404, 429, 503), body=GenerateRequest, parameters=(_CLIENT_HEADER,),
+    ),
+    Call(
+        "GET", "/jobs", client_jobs.list_jobs, "images", "jobs", "List a client's jobs, oldest first",
+        {200: Answer("The jobs that are kept: those that wait and run, and those that ended within the last hour.", client_jobs.ClientJobsView)},
+        errors=(400,), parameters=(replace(_CLIENT, required=True),),
     ),
     Call(
         "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: Answer("The job.", JobView)},
@@ -102,6 +119,11 @@ _HISTORY = (
         {200: Answer("The file.", media_types=_IMAGES, headers=_FILE_NAME)}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
+        "GET", "/history/{name}/thumbnail", history.thumbnail, "history", "thumbnail",
+        f"Get a small copy of a picture, of at most {SIDE} pixels on the longer side",
+        {200: Answer("The file.", media_types=("image/webp", "image/jpeg"))}, errors=(404,), parameters=(_NAME,),
+    ),
+    Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
         {200: Answer("The picture is deleted.", history.Deleted)}, errors=(404,), parameters=(_NAME,),
     ),
@@ -113,7 +135,7 @@ _OPENAI = (
         f"Generate images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
         f"`{openai_answers.ERROR}`",
         {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), _IMAGE_HEADERS)},
-        errors=(404, 409, 429, 503, 504), body=ImagesRequest,
+        errors=(404, 409, 429, 503, 504), body=ImagesRequest, parameters=(_CLIENT_HEADER,),
     ),
     Call(
         "GET", "/v1/models", openai.models, "openai", "openai_models", "List the valid names for a request's `model`",
@@ -225,7 +247,8 @@ _STATUS = (
     Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}, errors=(504,)),
     Call(
         "GET", "/events", status.events, "status", "events",
-        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`", _EVENTS,
+        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `history`; with `client` also its "
+        "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(_CLIENT,),
     ),
     Call(
         "GET", "/health", status.health, "status", "health", "Get the health, with reasons",
@@ -298,7 +321,7 @@ CALLS: tuple[Call, ...] = (*_GENERATION, *_HISTORY, *_OPENAI, *_A1111, *_STATUS,
 
 def add_calls(app: web.Application, *, needs_token: bool) -> None:
     """Add the routes of all calls to an application, and the state that their handlers keep in it."""
-    app.router.add_get("/", operations.root)
+    add_page(app)
     for call in CALLS:
         if call.method == "GET":
             app.router.add_get(call.path, call.handler, allow_head=not call.streams)

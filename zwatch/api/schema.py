@@ -114,13 +114,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter in a call's path or query. `rule` is its type."""
+    """A parameter in a call's path, query or headers. `rule` is its type."""
 
     name: str
     description: str
     rule: Any = str
     default: Any = None
     example: str | None = None
+    place: Literal["query", "header"] = "query"
+    """Where it is, unless the call's path has it."""
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

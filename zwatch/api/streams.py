@@ -1,7 +1,7 @@
 """Server-sent events: changes of the service's state, and the progress of a job."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 
 from aiohttp import web
@@ -28,9 +28,16 @@ CLOSING = web.AppKey("closing", asyncio.Event)
 
 
 async def stream_changes(
-    request: web.Request, first: Awaitable[object], parts: Callable[[], Mapping[str, object]], changes: Pulse
+    request: web.Request,
+    first: Awaitable[object],
+    parts: Callable[[], Mapping[str, object]],
+    changes: Pulse,
+    patience: Callable[[], float | None] = lambda: None,
+    send_others: Callable[[web.StreamResponse], Coroutine[object, object, None]] | None = None,
 ) -> web.StreamResponse:
-    """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects.
+    """Send `first` as `status`, then each of `parts` whose value has changed, until the client disconnects; beside them what
+    `send_others` sends, which is cancelled at the end. `patience` says after how many seconds to look at the parts without a
+    change, None: not at all.
 
     A part's event type is the first word of its name. A part that is gone (nothing serves) is None, sent as null.
     """
@@ -38,13 +45,37 @@ async def stream_changes(
     status = await first
     response = await open_stream(request)
     await send(response, "status", encoded(status))
-    closing = request.app[CLOSING]
+    async with asyncio.TaskGroup() as tasks:
+        others = None if send_others is None else tasks.create_task(_unless_gone(send_others(response)))
+        await _unless_gone(_send_changes(request, response, parts, known, changes, coming, patience))
+        if others is not None:
+            others.cancel()
+    return response
+
+
+async def _unless_gone(sending: Coroutine[object, object, None]) -> None:
+    with suppress(ConnectionResetError):  # the client disconnected
+        await sending
+
+
+async def _send_changes(
+    request: web.Request,
+    response: web.StreamResponse,
+    parts: Callable[[], Mapping[str, object]],
+    known: Mapping[str, object],
+    changes: Pulse,
+    coming: asyncio.Future[None],
+    patience: Callable[[], float | None],
+) -> None:
+    closing, heartbeat = request.app[CLOSING], request.app[TIME_LIMITS].heartbeat
     while not closing.is_set():
+        wait = patience()
         try:
-            async with asyncio.timeout(request.app[TIME_LIMITS].heartbeat):
+            async with asyncio.timeout(heartbeat if wait is None else wait):
                 await asyncio.shield(coming)
         except TimeoutError:
-            await beat(response)
+            if wait is None:
+                await beat(response)
         # In this order: a change while this is sent, or in the pause, is then found in the next round.
         coming, found = changes.next(), parts()
         for name, value in found.items():
@@ -52,7 +83,6 @@ async def stream_changes(
                 await send(response, name.partition(" ")[0], encoded(value))
         known = found
         await asyncio.sleep(_PAUSE)
-    return response
 
 
 async def open_stream(request: web.Request) -> web.StreamResponse:

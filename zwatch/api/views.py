@@ -40,12 +40,14 @@ class AttemptView(TypedDict):
 
 
 class ServingView(TypedDict):
-    """The version that an alias serves, and how many images it has made."""
+    """The version that an alias serves, how many images it has made, and its default and its largest side, pixels."""
 
     version: VersionName
     digest: Digest | None
     since: Time
     images: Number
+    default_size: Number
+    max_size: Number
 
 
 class FaultView(TypedDict):
@@ -95,6 +97,13 @@ class QueueView(TypedDict):
     waiting: Number
     running: Number
     limit: Number
+
+
+class HistoryChange(TypedDict):
+    """How many images the history has, and the name of the newest."""
+
+    images: Number
+    newest: str | None
 
 
 class DeviceView(TypedDict):
@@ -173,8 +182,15 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
     resident = engines.serving(alias)
     if resident is None:
         return None
-    key = resident.key
-    return {"version": key.version, "digest": key.digest, "since": time_text(resident.since), "images": resident.images}
+    key, engine = resident.key, resident.engine
+    return {
+        "version": key.version,
+        "digest": key.digest,
+        "since": time_text(resident.since),
+        "images": resident.images,
+        "default_size": engine.default_size,
+        "max_size": engine.max_side,
+    }
 
 
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
@@ -198,6 +214,11 @@ def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> A
 def queue_view(queue: GenerationQueue) -> QueueView:
     """Return the queue's length."""
     return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
+
+
+def history_change(history: HistoryView) -> HistoryChange:
+    """Return what of the history an event says."""
+    return {"images": history["images"], "newest": history["newest"]}
 
 
 def status_view(

@@ -41,7 +41,7 @@ class GenerationParameters:
 @dataclass(slots=True)
 class Generation:
     """The result: images in the order of the seeds, whether the prompt was truncated, whether every pixel was a finite
-    number, and seconds by phase."""
+    number (the images end with the first that has another), and seconds by phase."""
 
     images: list[Image.Image]
     truncated: bool
@@ -98,9 +98,11 @@ class Engine:
         parameters: GenerationParameters,
         *,
         on_step: Callable[[int], None] = lambda done: None,
+        on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generation:
-        """Make one image per seed. `on_step` gets the number of denoising steps done, over all images.
+        """Make one image per seed. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
+        and the image of each seed before the next is begun, if its pixels are finite.
 
         Raises:
             GenerationCancelled: `cancelled` returned true between two steps.
@@ -124,6 +126,9 @@ class Engine:
                         # Run it once now, so that no request waits for the device to load its kernels.
                         self._colours.pixels(latents, latents, *self.pipeline.scheduler.sigmas[:2])
                     images += self.pipeline.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
+                if not finite:
+                    break
+                on_image(number, images[-1])
         return Generation(images, truncated, finite, timings)
 
     def serve(
@@ -131,23 +136,32 @@ class Engine:
         parameters: GenerationParameters,
         *,
         on_step: Callable[[int], None] = lambda done: None,
+        on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generation:
         """Make images for a request: as `generate`, with priority over other work on the device. If memory runs out, it
-        tries once more with the memory that was kept for the next load.
+        tries once more with the memory that was kept for the next load; `on_image` gets each image once.
 
         Raises:
             GenerationCancelled, RuntimeError: as `generate`.
         """
+        given = 0
+
+        def give(number: int, image: Image.Image) -> None:
+            nonlocal given
+            if number == given:
+                given += 1
+                on_image(number, image)
+
         with self.device.serving():
             try:
-                return self.generate(parameters, on_step=on_step, cancelled=cancelled)
+                return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled)
             except torch.OutOfMemoryError as error:
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
             if not self.device.give_room():
                 raise ran_out
             _log.warning("a request needed the memory kept for the next load: the next version will load more slowly")
-            return self.generate(parameters, on_step=on_step, cancelled=cancelled)
+            return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled)
 
     def preview(self) -> Preview | None:
         """Return a preview of the image that is being made, inside `on_step`; None before the first image, the warm-up's,

@@ -1,68 +1,73 @@
-"""Finishing a job: encode its images and store them in the history."""
+"""Finishing a job: its images are encoded and stored while the device generates the next one."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
 from zwatch.generation.history import History
-from zwatch.generation.image_details import details_of
-from zwatch.generation.image_files import encode
 from zwatch.generation.job import Finished, Job, Picture
+from zwatch.generation.pictures import Pictures
 from zwatch.rollout.lifecycle import VersionKey
 
 if TYPE_CHECKING:
     from zwatch.engine.pipeline import Generation, GenerationParameters
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the device generated for a job: `key` comes from the lease, `queued` is in seconds."""
+    """What the device generated for a job; `queued` is in seconds."""
 
-    key: VersionKey
-    parameters: "GenerationParameters"
+    pictures: Pictures
     generation: "Generation"
     queued: float
 
 
 class Finisher:
-    """Encodes and stores the images of a job while the device generates the next one."""
+    """Encodes and stores the images of jobs."""
 
     def __init__(self, bridge: Bridge, history: History | None) -> None:
+        self.on_written: Callable[[], None] = lambda: None
+        """Called when a picture was stored, or could not be."""
         self._bridge = bridge
         self._history = history
+        self._writing: set[asyncio.Task[Picture]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a picture is being encoded or stored."""
+        return bool(self._writing)
+
+    def begin(self, job: Job, key: VersionKey, parameters: "GenerationParameters") -> Pictures:
+        """Begin a job that a version now makes the images of."""
+        return Pictures(job, key, parameters, self._bridge, self._history, self._begun)
 
     async def finish(self, job: Job, result: Result) -> Finished:
-        """Encode a job's images and store them in the history, unless the job was cancelled.
-
-        An image that the history could not store, or has deleted again, has no name.
+        """Wait until all images of a job are encoded and stored.
 
         Raises:
             MemoryError: there is not enough memory for the files.
         """
         begun = time.perf_counter()
-        asked, seeds = job.request, result.parameters.seeds
-        files = await asyncio.gather(
-            *(
-                self._bridge.run(
-                    "encode",
-                    encode,
-                    image,
-                    details_of(asked, result.parameters, result.key, seed),
-                    asked.format,
-                    asked.quality,
-                )
-                for image, seed in zip(result.generation.images, seeds, strict=True)
-            )
-        )
-        names: list[str | None] = [None] * len(files)
-        if self._history is not None and not job.is_cancelled:
-            saved = await self._history.save(list(zip(seeds, files, strict=True)), asked.format.suffix)
-            names = [name if self._history.has(name) else None for name in saved]
-            job.has_image = self._history.has
+        pictures = await result.pictures.written()
         timings = {
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip
-        pictures = tuple(Picture(*values) for values in zip(seeds, files, names, strict=True))
-        return Finished(result.key, result.parameters, result.generation.truncated, timings, pictures)
+        key, parameters = result.pictures.key, result.pictures.parameters
+        return Finished(key, parameters, result.generation.truncated, timings, pictures)
+
+    def _begun(self, task: asyncio.Task[Picture]) -> None:
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[Picture]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # `finish` raises it too; a job that was cancelled has no other place to say so.
+            _log.warning("a picture could not be written: %s: %s", type(error).__name__, error)
+        self.on_written()

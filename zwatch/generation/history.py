@@ -1,40 +1,26 @@
 """The history: every generated image, stored in the output directory; the file operations run in threads."""
 
 import logging
-import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, NoAnswer
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
-from zwatch.generation.image_details import Details, read_details
-from zwatch.generation.image_index import ImageIndex, opened
-from zwatch.generation.image_order import created, order
-from zwatch.generation.request import SEEDS
+from zwatch.generation.image_index import ImageIndex
+from zwatch.generation.image_order import order
+from zwatch.generation.kept_image import KeptImage, read_kept_image
+from zwatch.generation.thumbnails import NoThumbnail, Thumbnail, Thumbnails
 
 _log = logging.getLogger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _BATCH = 500
 """Files deleted per batch when all are deleted; saves run between two batches."""
-
-
-class KeptImage(TypedDict):
-    """An image in the history. If another program wrote the file, all fields but `name` and `url` may be null."""
-
-    name: str
-    url: str
-    version: str | None
-    digest: str | None
-    seed: int | None
-    prompt: str | None
-    width: int | None
-    height: int | None
-    steps: int | None
-    created: str | None
 
 
 class HistoryPage(TypedDict):
@@ -46,23 +32,37 @@ class HistoryPage(TypedDict):
 
 
 class HistoryView(TypedDict):
-    """The history's part of the status; `fault` says why images cannot be kept, or old ones not be deleted."""
+    """The history's part of the status; `newest` is the name of an image, `fault` says why images cannot be kept, or old ones
+    not be deleted."""
 
     directory: str
     images: int
+    newest: str | None
     bytes: int
     fault: str | None
 
 
 class History:
     """The image index, called from the event loop. If images cannot be stored, the request is still answered, and a warning
-    is logged."""
+    is logged. In `cache` is what can be made again from the images."""
 
-    def __init__(self, bridge: Bridge, directory: Path, max_images: int | None, max_bytes: int | None) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        directory: Path,
+        max_images: int | None,
+        max_bytes: int | None,
+        cache: Path | None = None,
+    ) -> None:
         self.fault: str | None = None
         """Why the last images could not be stored, or old images not be deleted; None if neither failed."""
+        self.on_change: Callable[[], object] = lambda: None
+        """Called on the event loop after images were added or removed, also by other programs."""
         self._bridge = bridge
-        self._index = ImageIndex(directory, max_images, max_bytes)
+        self._index = ImageIndex(directory, max_images, max_bytes, on_change=self._note)
+        self._thumbnails = Thumbnails(directory, None if cache is None else cache / "thumbnails")
+        self._removed: deque[str] = deque()
+        """Images that are gone, whose thumbnails are not."""
 
     async def open(self) -> None:
         """Read the directory. Other calls wait until this is done."""
@@ -73,6 +73,8 @@ class History:
         except OSError as error:
             fault = self._describe("images cannot be kept", error)
         self._report(fault)
+        with suppress(NoAnswer):
+            await self._bridge.run("thumbnail", self._thumbnails.open, self._index.has)
 
     async def save(self, files: list[tuple[int, bytes]], suffix: str) -> list[str | None]:
         """Store the files, given as (seed, file); return the name of each, or None if it could not be stored."""
@@ -90,6 +92,7 @@ class History:
         except OSError as error:  # the images that were just saved are unaffected
             fault = fault or self._describe("old images cannot be deleted", error)
         self._report(fault)
+        self._begin_removal()
         return names
 
     def has(self, name: str | None) -> bool:
@@ -106,6 +109,25 @@ class History:
         if file is None:
             raise missing(name)
         return file
+
+    async def thumbnail(self, name: str) -> Thumbnail:
+        """Return the thumbnail of an image.
+
+        Raises:
+            RequestError: 404, there is no image of that name, or it cannot be decoded.
+        """
+        # Those that are there do not wait behind those that are being made.
+        found = await self._bridge.run("inspect", self._thumbnails.cached, name)
+        if found is None:
+            try:
+                found = await self._bridge.run("thumbnail", self._thumbnails.make, name)
+            except NoThumbnail as error:
+                raise RequestError(
+                    "not_found", f"there is no thumbnail of {name}, which cannot be decoded: {error}"
+                ) from None
+        if found is None:
+            raise missing(name)
+        return found
 
     async def page(self, limit: int, before: str | None) -> HistoryPage:
         """Return one page, newest first; its `next` is the `before` of the next page.
@@ -129,6 +151,7 @@ class History:
             if len(names) < wanted:
                 break
             before = names[-1]
+        self._begin_removal()
         more = len(rows) > limit
         return {"images": rows[:limit], "next": rows[limit - 1]["name"] if more else None, "total": len(self._index)}
 
@@ -144,6 +167,7 @@ class History:
             raise _undeletable(error) from None
         if not found:
             raise missing(name)
+        await self._end_removal()
 
     async def clear(self) -> int:
         """Delete all images that exist now; return how many were deleted.
@@ -162,6 +186,8 @@ class History:
                 left -= number
         except OSError as error:
             raise _undeletable(error) from None
+        finally:
+            await self._end_removal()
         return deleted
 
     def view(self) -> HistoryView:
@@ -170,6 +196,7 @@ class History:
         return {
             "directory": str(index.directory),
             "images": len(index),
+            "newest": index.newest,
             "bytes": index.bytes,
             "fault": self.fault,
         }
@@ -182,10 +209,31 @@ class History:
             _log.warning("%s; requests are still answered. See --output-dir and --no-history", fault)
         self.fault = fault
 
+    def _note(self, added: Iterable[str], removed: Iterable[str]) -> None:
+        """Note a change of the index; called in the thread that made it."""
+        self._bridge.post(self.on_change)
+        self._removed.extend(removed)
+
+    def _begin_removal(self) -> None:
+        """Delete the thumbnails of images that are gone, without waiting for it: a generation may wait for the caller."""
+        if self._removed:
+            with suppress(NoAnswer):
+                self._bridge.begin("thumbnail", self._remove_thumbnails)
+
+    async def _end_removal(self) -> None:
+        """Delete the thumbnails of images that are gone, unless their disk does not answer."""
+        with suppress(NoAnswer):
+            await self._bridge.run("thumbnail", self._remove_thumbnails)
+
+    def _remove_thumbnails(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._thumbnails.remove([self._removed.popleft()])
+
     def _rows(self, names: list[str]) -> dict[str, KeptImage]:
         rows: dict[str, KeptImage] = {}
         for name in names:
-            row = _row(self._index.directory / name)
+            row = read_kept_image(self._index.directory / name)
             if row is not None:
                 rows[name] = row
         return rows
@@ -194,35 +242,6 @@ class History:
 def missing(name: str) -> RequestError:
     """Return the error for an image that does not exist."""
     return RequestError("not_found", f"there is no picture {name[:100]!r}, see GET /history")
-
-
-def _row(path: Path) -> KeptImage | None:
-    """Return the list's entry for an image, read from the start of its file; None if the file was removed."""
-    try:
-        with opened(path) as file:
-            details = read_details(file)
-    except FileNotFoundError:
-        return None
-    except Exception:  # the library raises many types for a broken file of another program
-        details = Details("", "", "", {})
-    moment, request, found = created(path.name), details.request, order(path.name)
-    return {
-        "name": path.name,
-        "url": f"/history/{path.name}",
-        "version": details.version or None,
-        "digest": details.digest if _DIGEST.fullmatch(details.digest) else None,
-        "seed": _whole(request.get("seed", found[1] if found else None)),
-        "prompt": prompt if isinstance(prompt := request.get("prompt"), str) else None,
-        "width": _whole(request.get("width")),
-        "height": _whole(request.get("height")),
-        "steps": _whole(request.get("steps")),
-        "created": None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-
-
-def _whole(value: object) -> int | None:
-    """Return a valid whole number; None for any other value that a file contains."""
-    return value if type(value) is int and 0 <= value < SEEDS else None
 
 
 def _undeletable(error: OSError) -> RequestError:

@@ -18,12 +18,12 @@ def encode(image: Image.Image, details: Details, image_format: ImageFormat, qual
     """Return a PNG, JPEG or WebP file that contains its details. `quality` (1 to 100) applies to JPEG and WebP."""
     if image_format == ImageFormat.PNG:
         return _png(image, png_chunks(details))
-    return _saved(image, image_format, quality=quality, exif=exif(details, jpeg=image_format == ImageFormat.JPEG))
+    return saved(image, image_format, quality=quality, exif=exif(details, jpeg=image_format == ImageFormat.JPEG))
 
 
 def preview_file(image: Image.Image) -> bytes:
     """Return a preview as a small JPEG file."""
-    return _saved(image, ImageFormat.JPEG, quality=_PREVIEW_QUALITY)
+    return saved(image, ImageFormat.JPEG, quality=_PREVIEW_QUALITY)
 
 
 def enlarged_preview(jpeg: bytes, image_format: ImageFormat) -> tuple[bytes, tuple[int, int]]:
@@ -32,7 +32,7 @@ def enlarged_preview(jpeg: bytes, image_format: ImageFormat) -> tuple[bytes, tup
         large = preview.resize(
             (preview.width * _PREVIEW_SCALE, preview.height * _PREVIEW_SCALE), Image.Resampling.BICUBIC
         )
-    file = _png(large) if image_format == ImageFormat.PNG else _saved(large, image_format, quality=_PREVIEW_QUALITY)
+    file = _png(large) if image_format == ImageFormat.PNG else saved(large, image_format, quality=_PREVIEW_QUALITY)
     return file, large.size
 
 
@@ -48,7 +48,8 @@ def _png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> byte
     return write_png(image, text)
 
 
-def _saved(image: Image.Image, image_format: ImageFormat, **options: Any) -> bytes:
+def saved(image: Image.Image, image_format: ImageFormat, **options: Any) -> bytes:
+    """Return an image as a file that Pillow writes, with Pillow's options for that format."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()

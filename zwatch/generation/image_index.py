@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,8 @@ class ImageIndex:
 
     A file appears under its name complete or not at all. Beyond `max_images` and `max_bytes`, `keep_limits` deletes the
     images that were added first. After `look_seconds`, a page looks for changes that other programs made.
+
+    `on_change` gets (names added, names removed), in the calling thread.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class ImageIndex:
         max_bytes: int | None = None,
         *,
         look_seconds: float = LOOK_SECONDS,
+        on_change: Callable[[Iterable[str], Iterable[str]], None] = lambda added, removed: None,
     ) -> None:
         self.directory = directory
         self.bytes = 0
@@ -42,6 +45,7 @@ class ImageIndex:
         self._max_images = max_images
         self._max_bytes = max_bytes
         self._look_seconds = look_seconds
+        self._on_change = on_change
         self._sizes: dict[str, int] = {}
         self._order = ImageOrder()
         self._seen: int | None = None
@@ -49,6 +53,11 @@ class ImageIndex:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @property
+    def newest(self) -> str | None:
+        """The name of the newest image. Any thread may ask."""
+        return next(iter(self._order.page(1, None)), None)
 
     def open(self) -> None:
         """Create the directory, remove files that a crash left incomplete, read the list of images, and try to write.
@@ -91,6 +100,7 @@ class ImageIndex:
         self._order.add_saved(name)
         self._sizes[name] = len(file)
         self.bytes += len(file)
+        self._on_change([name], ())
         return name
 
     def read(self, name: str) -> bytes | None:
@@ -168,6 +178,8 @@ class ImageIndex:
         for name in gone:
             self.bytes -= self._sizes.pop(name)
         self._order.remove(gone)
+        if gone:
+            self._on_change((), gone)
 
     def has(self, name: str) -> bool:
         """Return whether an image is known."""
@@ -215,6 +227,8 @@ class ImageIndex:
         self._sizes |= new
         self.bytes += sum(new.values())
         self._order.add_found(new)
+        if new:
+            self._on_change(new, ())
 
 
 def opened(path: Path) -> BinaryIO:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
 """The jobs that the current HTTP request created, for its log line."""
+client_of_request: ContextVar[str | None] = ContextVar("client_of_request", default=None)
+"""The name that the client of the current HTTP request gave itself."""
 POLL_SECONDS = 10.0
 """How long after a poll a client counts as watching the job."""
 
@@ -101,6 +103,14 @@ class Quiet:
 JobEvent = Queued | Stepped | Done | Failed | Quiet
 
 
+@dataclass(eq=False)
+class Audience:
+    """Those who follow all jobs of one client: how many, and what wakes them."""
+
+    followers: int = 0
+    changes: Pulse = field(default_factory=Pulse)
+
+
 class Job:
     """One request, from its acceptance until it is forgotten some time after its end. Used on the event loop only, except
     `is_cancelled` and `is_watched`, which other threads read.
@@ -125,6 +135,9 @@ class Job:
         self.attended = attended
         self.keeps_files = keeps_files
         self.request_id = request_id.get()
+        self.client = client_of_request.get()
+        self.audience = Audience()
+        """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = 0
         self.step = 0
@@ -132,6 +145,10 @@ class Job:
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
+        self.parameters: GenerationParameters | None = None
+        """What its images are made from; None before it runs."""
+        self.pictures: tuple[Picture, ...] = ()
+        """Those that are stored so far, in the order of their seeds; a job that is cancelled or fails keeps them."""
         self.finished: Finished | None = None
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
@@ -140,11 +157,14 @@ class Job:
         self.changes = Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""
+        self.revision = 0
+        """Counts the changes."""
+        self.previews = 0
+        """Counts the previews."""
         self._ended = ended
         self._clock = clock
         self._accepted = clock()
         self._begun = 0.0
-        self._previews = 0
         self._followers = 0
         self._polled: float | None = None
         self._cancelled = threading.Event()
@@ -169,8 +189,11 @@ class Job:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a client would see a preview: one follows the job, or polled it in the last `POLL_SECONDS`."""
-        return self._followers > 0 or (self._polled is not None and self._clock() - self._polled < POLL_SECONDS)
+        """Whether a client would see a preview: one follows the job or all jobs of its client, or polled it in the last
+        `POLL_SECONDS`."""
+        if self._followers > 0 or self.audience.followers > 0:
+            return True
+        return self._polled is not None and self._clock() - self._polled < POLL_SECONDS
 
     def note_poll(self) -> None:
         """Note that a client polled the job and will probably poll again: previews are made for `POLL_SECONDS`."""
@@ -201,7 +224,7 @@ class Job:
         try:
             while True:
                 coming = self.changes.next()
-                now = (self.state, self.position, self.step, self._previews)
+                now = (self.state, self.position, self.step, self.previews)
                 if now != sent:
                     sent = now
                     yield self._event(previews)
@@ -227,7 +250,7 @@ class Job:
             return Failed(self.error)
         if self.state is JobState.QUEUED:
             return Queued(self.position)
-        return Stepped(self.step, self.steps, self.preview if self._previews > previews else None)
+        return Stepped(self.step, self.steps, self.preview if self.previews > previews else None)
 
     # --- state changes, made by the queue
 
@@ -235,13 +258,13 @@ class Job:
         """Set the number of jobs that wait before this one."""
         if position != self.position:
             self.position = position
-            self.changes.fire()
+            self._changed()
 
     def begin(self) -> None:
         """Change to `RUNNING`."""
         self.state = JobState.RUNNING
         self._begun = self._clock()
-        self.changes.fire()
+        self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:
         """Set the number of steps that are done, and the preview after that step (a JPEG file)."""
@@ -250,8 +273,17 @@ class Job:
         self.step = max(self.step, step)
         if preview is not None:
             self.preview = preview
-            self._previews += 1
-        self.changes.fire()
+            self.previews += 1
+        self._changed()
+
+    def add_picture(self, picture: Picture) -> None:
+        """Add a picture that is stored. After the job's end (it was cancelled), one that only the job would have is dropped."""
+        if self.state.is_final:
+            if picture.name is None:
+                return
+            picture = replace(picture, file=None)
+        self.pictures = (*self.pictures, picture)
+        self._changed()
 
     def note_timeout(self, error: RequestError) -> None:
         """Note that the client got this error because the time limit passed: the cancellation that follows ends the job
@@ -260,6 +292,8 @@ class Job:
 
     def finish(self, finished: Finished) -> None:
         """Change to `DONE`; ignored if the job has ended."""
+        if not self.state.is_final:
+            self.pictures = finished.pictures
         self._end(JobState.DONE, finished, None)
 
     def fail(self, error: RequestError) -> None:
@@ -281,17 +315,22 @@ class Job:
 
     def drop_files(self, *, also_unsaved: bool) -> None:
         """Drop the bytes of the images that the history has, or of all images."""
+        self.pictures = tuple(
+            replace(picture, file=None) if also_unsaved or self.stored_name(picture) is not None else picture
+            for picture in self.pictures
+        )
         if self.finished is not None:
-            pictures = tuple(
-                replace(picture, file=None) if also_unsaved or self.stored_name(picture) is not None else picture
-                for picture in self.finished.pictures
-            )
-            self.finished = replace(self.finished, pictures=pictures)
+            self.finished = replace(self.finished, pictures=self.pictures)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the images that the job itself keeps."""
-        return sum(len(picture.file or b"") for picture in self.finished.pictures) if self.finished is not None else 0
+        return sum(len(picture.file or b"") for picture in self.pictures)
+
+    def _changed(self) -> None:
+        self.revision += 1
+        self.changes.fire()
+        self.audience.changes.fire()
 
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:
         if self.state.is_final:
@@ -299,5 +338,5 @@ class Job:
         self.state, self.finished, self.error = state, finished, error
         self.preview = None
         self.seconds = self.age
-        self.changes.fire()
+        self._changed()
         self._ended(self)

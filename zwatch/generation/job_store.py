@@ -2,9 +2,11 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from zwatch.errors import RequestError
+from zwatch.generation.client_jobs import ClientJobs
 from zwatch.generation.job import Job
 
 KEEP_SECONDS = 3600.0
@@ -30,10 +32,13 @@ class JobStore:
         self._open: dict[str, Job] = {}
         self._ended: OrderedDict[str, tuple[float, Job]] = OrderedDict()
         self._bytes = 0
+        self._clients: dict[str, ClientJobs] = {}
 
     def add(self, job: Job) -> None:
         """Add an accepted job."""
         self._open[job.id] = job
+        if job.client is not None:
+            self._clients.setdefault(job.client, ClientJobs()).add(job)
         self._expire()
 
     def find(self, identity: str) -> Job:
@@ -52,6 +57,23 @@ class JobStore:
                 f"there is no job {identity[:100]!r}; ended ones are kept an hour, {self.keep_jobs} at most",
             )
         return job
+
+    def of_client(self, name: str) -> list[Job]:
+        """Return the jobs of a client, oldest first."""
+        self._expire()
+        return list(self._clients[name].jobs.values()) if name in self._clients else []
+
+    @contextmanager
+    def following(self, name: str) -> Iterator[ClientJobs]:
+        """Count as a follower of a client's jobs inside the block."""
+        self._expire()
+        client = self._clients.setdefault(name, ClientJobs())
+        client.audience.followers += 1
+        try:
+            yield client
+        finally:
+            client.audience.followers -= 1
+            self._forget(name)
 
     @property
     def unsettled(self) -> list[Job]:
@@ -77,6 +99,14 @@ class JobStore:
                 return
             self._bytes -= job.kept_bytes
             del self._ended[job.id]
+            if job.client is not None:
+                del self._clients[job.client].jobs[job.id]
+                self._forget(job.client)
+
+    def _forget(self, name: str) -> None:
+        """Forget a client without jobs that nobody follows."""
+        if self._clients[name].is_idle:
+            del self._clients[name]
 
     def _drop_files(self) -> None:
         for _, job in self._ended.values():

@@ -13,13 +13,14 @@ from zwatch.errors import GenerationCancelled, RequestError, retry_after
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
+from zwatch.generation.pictures import Pictures
 from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.generation.request import GenerateRequest, fitted, unloaded
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import Engine, Generation, GenerationParameters
+    from zwatch.engine.pipeline import Engine, Generation
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class GenerationQueue:
         self._engines = engines
         self._bridge = bridge
         self._finisher = finisher
+        finisher.on_written = changes.fire
         self._aliases = aliases
         self._changes = changes
         self._waiting: deque[Job] = deque()
@@ -213,7 +215,7 @@ class GenerationQueue:
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
-        while (self._waiting or self.running is not None or self._finishing) and not given_up():
+        while (self._waiting or self.running or self._finishing or self._finisher.is_busy) and not given_up():
             await self._changes.wait()
 
     def refuse_waiting(self, error: RequestError) -> None:
@@ -236,15 +238,15 @@ class GenerationQueue:
             job.lease = job.lease or self._engines.lease(job.request.model)
             if job.lease is None:
                 raise self.not_served(job.request.model)
-            engine, key = job.lease.engine, job.lease.key
-            parameters = fitted(job.request, engine, self.max_work)
-            generation = await self._in_thread(engine, parameters, job)
+            engine = job.lease.engine
+            job.parameters = fitted(job.request, engine, self.max_work)
+            pictures = self._finisher.begin(job, job.lease.key, job.parameters)
+            generation = await self._in_thread(engine, pictures, job)
             if not generation.finite:
                 raise RequestError("generation_failed", "the model made NaN or infinite pixels")
-            job.lease.count_images(len(generation.images))
             self._recent_seconds = (1 - _WEIGHT) * self._recent_seconds + time.monotonic() - begun
             self._recent_work = (1 - _WEIGHT) * self._recent_work + job.work
-            return Result(key, parameters, generation, queued)
+            return Result(pictures, generation, queued)
         except GenerationCancelled:
             job.cancel()  # usually it is in its final state already
         except RequestError as error:
@@ -254,7 +256,7 @@ class GenerationQueue:
             job.fail(other or _failure(error))
         return None
 
-    async def _in_thread(self, engine: "Engine", parameters: "GenerationParameters", job: Job) -> "Generation":
+    async def _in_thread(self, engine: "Engine", pictures: Pictures, job: Job) -> "Generation":
         """Generate in a thread; leave it if it does not come back.
 
         Raises:
@@ -263,7 +265,7 @@ class GenerationQueue:
         """
         sign = _SignOfLife()
         try:
-            begun = self._bridge.begin("generate", self._generate, engine, parameters, job, sign)
+            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign)
         except NoAnswer as error:
             raise RequestError(
                 "generation_failed", f"earlier generations have not come back: {error.strerror}"
@@ -283,16 +285,14 @@ class GenerationQueue:
         finally:
             del begun  # an error's frames, of which this is one, hold the memory of a failed generation
 
-    def _generate(
-        self, engine: "Engine", parameters: "GenerationParameters", job: Job, sign: "_SignOfLife"
-    ) -> "Generation":
+    def _generate(self, engine: "Engine", pictures: Pictures, job: Job, sign: "_SignOfLife") -> "Generation":
         reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
 
         def cancelled() -> bool:
             sign.at = time.monotonic()
             return job.is_cancelled
 
-        return engine.serve(parameters, on_step=reporter.report, cancelled=cancelled)
+        return engine.serve(pictures.parameters, on_step=reporter.report, on_image=pictures.post, cancelled=cancelled)
 
     async def _finish(self, job: Job, result: Result) -> None:
         try:

@@ -9,8 +9,9 @@ import zlib
 import pytest
 from PIL import Image, PngImagePlugin
 
-from zwatch.api.a1111.pnginfo import parse_infotext, png_info
+from zwatch.api.a1111.pnginfo import png_info
 from zwatch.errors import RequestError
+from zwatch.generation.infotext import parse_infotext
 
 PREFIX = "data:image/png;base64,"
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import io
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ async def read(client, path):
         return response.status, response.headers, await response.read()
 
 
-async def test_every_image_is_listed_with_its_parameters(filled):
+async def test_every_image_is_listed_with_its_parameters(filled, tmp_path):
     client, names = filled
     status, _, page = await client.call("GET", "/history")
     assert (status, page["next"], page["total"]) == (200, None, 3)
@@ -37,7 +38,9 @@ async def test_every_image_is_listed_with_its_parameters(filled):
         assert image.pop("created").startswith(f"{image['name'][:4]}-{image['name'][4:6]}-")
         assert image == {
             "name": image["name"], "url": f"/history/{image['name']}", "version": "v1", "digest": serving.digest,
-            "seed": seed, "prompt": f"cat {seed}", "width": 64, "height": 64, "steps": 8,
+            "seed": seed, "prompt": f"cat {seed}", "negative_prompt": "", "width": 64, "height": 64, "steps": 8,
+            "guidance_scale": 0.0, "model": "current", "format": ("png", "jpeg", "webp")[seed - 1], "quality": 92,
+            "bytes": (tmp_path / "output" / image["name"]).stat().st_size,
         }  # fmt: skip
 
 
@@ -84,7 +87,9 @@ async def test_a_file_that_is_not_an_image_is_listed_without_parameters(start, t
         _, _, page = await client.call("GET", "/history?limit=1")
     assert page["images"][0] == {
         "name": "20990101_000000_seed5.png", "url": "/history/20990101_000000_seed5.png", "version": None, "digest": None,
-        "seed": 5, "prompt": None, "width": None, "height": None, "steps": None, "created": "2099-01-01T00:00:00Z",
+        "seed": 5, "prompt": None, "negative_prompt": None, "width": None, "height": None, "steps": None,
+        "guidance_scale": None, "model": None, "format": "png", "quality": None, "bytes": 5,
+        "created": "2099-01-01T00:00:00Z",
     }  # fmt: skip
 
 
@@ -222,3 +227,60 @@ async def test_a_url_that_is_answered_exists_whatever_files_of_the_future_lie_th
         assert [(image["name"], image["url"]) for image in later["images"]] == [(None, None)] * 3, (
             "none exists any more"
         )
+
+
+async def test_a_picture_has_a_thumbnail_which_is_deleted_with_it(start, tmp_path):
+    async with start() as client:
+        await client.serves()
+        body = {"prompt": "a cat", "width": 512, "height": 256, "steps": 1}
+        _, _, answer = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+        name = answer["images"][0]["name"]
+        status, headers, file = await read(client, f"/history/{name}/thumbnail")
+        assert (status, headers["Content-Type"]) == (200, "image/webp")
+        assert headers["Cache-Control"] == "private, max-age=31536000, immutable"
+        with Image.open(io.BytesIO(file)) as image:
+            assert image.size == (320, 160)
+        [kept] = (tmp_path / "state" / "history" / "thumbnails").iterdir()
+        assert kept.read_bytes() == file
+        assert [path.name for path in (tmp_path / "output").iterdir()] == [name], "none in the directory of pictures"
+        assert (await client.call("DELETE", f"/history/{name}"))[0] == 200
+        assert not kept.exists()
+        assert (await read(client, f"/history/{name}/thumbnail"))[0] == 404
+
+
+async def test_thumbnails_of_pictures_that_went_otherwise_are_deleted_too(start, tmp_path):
+    thumbnails = tmp_path / "state" / "history" / "thumbnails"
+    async with start(history_max_images=2) as client:
+        await client.serves()
+        names = []
+        for seed in (1, 2, 3):
+            body = {"prompt": "a cat", "seed": seed}
+            _, _, answer = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+            names.append(answer["images"][0]["name"])
+            assert (await read(client, f"/history/{names[-1]}/thumbnail"))[0] == 200
+        assert {path.stem for path in thumbnails.iterdir()} == set(names[1:]), "beyond the limit"
+        (tmp_path / "output" / names[1]).unlink()
+        assert (await read(client, f"/history/{names[1]}/thumbnail"))[0] == 404
+    async with start(history_max_images=2) as client:
+        await client.serves()
+        assert (await read(client, f"/history/{names[2]}/thumbnail"))[0] == 200
+        assert {path.stem for path in thumbnails.iterdir()} == {names[2]}, "removed by another program"
+        assert (await client.call("DELETE", "/history"))[2] == {"deleted": 1}
+        assert list(thumbnails.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["20990101_000000_seed5.png", "20990101_000000_seed6.png", "x.png", "..%2Fx.png"])
+async def test_what_is_no_picture_has_no_thumbnail(start, tmp_path, name):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "20990101_000000_seed5.png").write_bytes(b"hello")
+    async with start() as client:
+        status, _, body = await client.call("GET", f"/history/{name}/thumbnail")
+        assert (status, body["error"]["code"]) == (404, "not_found")
+        assert ("cannot be decoded" in body["error"]["message"]) == (name == "20990101_000000_seed5.png")
+
+
+async def test_a_service_that_can_keep_no_thumbnails_makes_them(filled, tmp_path):
+    client, names = filled
+    (tmp_path / "state" / "history").write_text("a file where the directory should be")
+    for _ in range(2):
+        assert (await read(client, f"/history/{names[0]}/thumbnail"))[0] == 200

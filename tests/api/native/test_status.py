@@ -4,10 +4,13 @@ import asyncio
 import errno
 import json
 import os
+import threading
+from itertools import pairwise
 
 import pytest
 
 from zwatch.deploy.look import point
+from zwatch.engine.warmup import warm
 from zwatch.errors import RepointError
 
 
@@ -26,7 +29,7 @@ async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start
 async def test_the_status_has_every_field_that_the_interface_shows(client):
     _, _, status = await client.call("GET", "/status")
     assert {"status", "serving", "aliases", "engines", "strays", "queue", "device", "uptime"} <= status.keys()
-    assert status["serving"].keys() == {"version", "digest", "since", "images"}
+    assert status["serving"].keys() == {"version", "digest", "since", "images", "default_size", "max_size"}
     attempt = status["aliases"]["current"]["attempt"]
     fields = {
         "version",
@@ -174,6 +177,69 @@ async def test_events_begin_with_the_status_and_report_a_deploy(client):
         await deploy
     assert seen[0][0] == "status"
     assert seen[0][1]["serving"]["version"] == "v1"
+
+
+async def events(response):
+    """Give (event, data) of a stream."""
+    while line := (await asyncio.wait_for(response.content.readline(), 30)).decode():
+        if line.startswith("event: "):
+            data = (await response.content.readline()).decode().removeprefix("data: ")
+            yield line.removeprefix("event: ").strip(), json.loads(data)
+
+
+async def test_events_show_how_a_load_gets_on_though_nothing_else_changes(client, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr("zwatch.engine.factory.warm", lambda *given, **options: go.wait(60) and warm(*given, **options))
+    async with asyncio.timeout(60), client.http.get(client.url + "/events") as response:
+        deploy = asyncio.create_task(client.call("POST", "/api/deploy", json={"version": "v2"}))
+        seen = []
+        async for event, data in events(response):
+            if event == "attempt" and (data["version"], data["state"]) == ("v2", "WARMING"):
+                seen.append(data)
+                if len(seen) == 2:
+                    await client.png()  # changes of something else are no reason for more
+                if len(seen) == 5:
+                    break
+        go.set()
+        assert (await deploy)[0] == 200
+    assert all(after["seconds"] - before["seconds"] > 0.2 for before, after in pairwise(seen))
+
+
+async def test_events_report_the_pictures_that_come_and_go(client, tmp_path):
+    async with client.http.get(client.url + "/events") as response:
+        seen = events(response)
+
+        async def change():
+            while (found := await anext(seen))[0] != "history":
+                pass
+            return found[1]
+
+        _, first = await anext(seen)
+        assert (first["history"]["images"], first["history"]["newest"]) == (0, None)
+        await client.png(seed=1)
+        added = await change()
+        assert (added["images"], added.keys()) == (1, {"images", "newest"})
+        assert added["newest"].endswith("_seed1.png")
+        await client.png(seed=2)
+        assert (await change())["images"] == 2
+        [newest, older] = [one["name"] for one in (await client.call("GET", "/history"))[2]["images"]]
+        await client.call("DELETE", f"/history/{newest}")
+        assert await change() == {"images": 1, "newest": older}
+        await client.call("DELETE", "/history")
+        assert await change() == {"images": 0, "newest": None}
+
+
+async def test_a_page_of_the_history_tells_the_others_what_another_program_put_there(client, tmp_path):
+    async with client.http.get(client.url + "/events") as response:
+        seen = events(response)
+        await anext(seen)
+        file = (await client.png())[1]
+        (tmp_path / "output" / "20261121_142231_seed42.png").write_bytes(file)
+        client.services.history._index._looked = -60.0  # the next page looks for changes
+        await client.call("GET", "/history")
+        async with asyncio.timeout(30):
+            while (found := await anext(seen))[0] != "history" or found[1]["images"] != 2:
+                pass
 
 
 async def test_events_report_an_unload_as_null(client):

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from typing import Annotated, Any
 
 from PIL import Image
@@ -13,15 +12,11 @@ from zwatch.api.bodies import fields_of
 from zwatch.api.schema import LenientRequest
 from zwatch.generation.fields import Rule, invalid, refused, validated
 from zwatch.generation.image_details import read_details
+from zwatch.generation.infotext import parse_infotext
 
 MAX_BODY = 32 * 2**20
 """Longest accepted request body, bytes: enough for the base64 of the largest image that can be generated."""
-_LAST_LINE = re.compile(r"Steps: [0-9]+, ")
-_PAIR = re.compile(r'\s*+([\w/-][\w /-]*+):\s*+("(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
-"""Possessive quantifiers: a file may hold a megabyte of text that almost matches, which would backtrack for minutes."""
-_SIZE = re.compile(r"([0-9]+)x([0-9]+)")
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-_NEGATIVE = "Negative prompt:"
 
 
 class File(Rule):
@@ -83,28 +78,3 @@ def png_info(content_type: str, raw: bytes) -> PngInfo:
         "items": {name: value for name, value in items.items() if value},
         "parameters": parse_infotext(details.parameters),
     }
-
-
-def parse_infotext(infotext: str) -> dict[str, str]:
-    """Parse AUTOMATIC1111's text: return the prompts and the pairs of its last line, all as strings."""
-    if not infotext.strip():
-        return {}
-    lines = infotext.strip().split("\n")
-    last = lines.pop() if _LAST_LINE.match(lines[-1]) else ""
-    begin = next((number for number, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
-    negative = "\n".join(lines[begin:]).removeprefix(_NEGATIVE)
-    found = {"Prompt": "\n".join(lines[:begin]).strip(), "Negative prompt": negative.strip()}
-    position = 0
-    while (pair := _PAIR.match(last, position)) is not None:
-        name, value, position = pair[1].strip(), pair[2].strip(), pair.end()
-        found[name] = _unquoted(value)
-        if (size := _SIZE.fullmatch(value)) is not None:
-            found[f"{name}-1"], found[f"{name}-2"] = size.groups()
-    return found
-
-
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value

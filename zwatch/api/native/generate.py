@@ -7,6 +7,7 @@ from aiohttp import web
 
 from zwatch.api.answers import json_answer
 from zwatch.api.bodies import read_request
+from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
@@ -23,6 +24,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """Generate images, and answer in the form that `Accept` asks for."""
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
+    note_client(request)
     wanted = await read_request(request, GenerateRequest)
     accepted = _accepted(request)
     if accepted == "image" and "format" not in wanted.model_fields_set:

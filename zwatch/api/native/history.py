@@ -16,6 +16,10 @@ from zwatch.generation.request import ImageFormat
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
+_KEPT = {
+    "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Deleted(TypedDict):
@@ -38,12 +42,14 @@ async def picture(request: web.Request) -> web.Response:
     """Return an image file."""
     name = request.match_info["name"]
     file = await _history(request).read(name)
-    headers = {
-        "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
-        "X-Content-Type-Options": "nosniff",
-        **disposition(name),
-    }
+    headers = {**_KEPT, **disposition(name)}
     return web.Response(body=file, content_type=ImageFormat.of_name(name).media_type, headers=headers)
+
+
+async def thumbnail(request: web.Request) -> web.Response:
+    """Return a small copy of an image."""
+    found = await _history(request).thumbnail(request.match_info["name"])
+    return web.Response(body=found.file, content_type=found.media_type, headers=_KEPT)
 
 
 async def delete(request: web.Request) -> web.Response:

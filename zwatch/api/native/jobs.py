@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, encoded
 from zwatch.api.bodies import read_request
+from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import LAST_EVENT, stream_job
@@ -16,6 +17,7 @@ async def submit(request: web.Request) -> web.Response:
     """Accept a job, and answer with its URL."""
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
+    note_client(request)
     wanted = await read_request(request, GenerateRequest)
     job = queue.submit(wanted, attended=False, keeps_files=True)
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
@@ -53,7 +55,7 @@ async def image(request: web.Request) -> web.Response:
     """Return a picture that the job keeps, because the history is off or could not store it."""
     job = _job(request)
     text = request.match_info["number"]
-    pictures = job.finished.pictures if job.finished is not None else ()
+    pictures = job.pictures
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
     if file is None or not job.keeps_files:
         raise RequestError("not_found", f"job {job.id} keeps no picture {text[:20]!r}, or not any more")

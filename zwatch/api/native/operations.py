@@ -7,7 +7,6 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from typing_extensions import TypedDict
 
-from zwatch import __version__
 from zwatch.api.answers import answer, json_answer, scheme_of
 from zwatch.api.auth import AUTHENTICATOR, unauthorized
 from zwatch.api.bodies import read_request
@@ -41,12 +40,6 @@ async def metrics(request: web.Request) -> web.Response:
     text = await services.bridge.run("inspect", generate_latest, services.metrics.registry)
     text += generate_latest(services.metrics.present)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
-
-
-async def root(request: web.Request) -> web.Response:
-    """Say what this is; clients ask for `/` to find out whether the service is there."""
-    text = f"zwatch {__version__}: see /status, /openapi.json and POST /generate\n"
-    return web.Response(text=text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def openapi(request: web.Request) -> web.Response:

@@ -11,6 +11,8 @@ from zwatch.api import views
 from zwatch.api.answers import answer, encoded, json_answer
 from zwatch.api.health import HEALTH_STATES
 from zwatch.api.health import health as judge_health
+from zwatch.api.native.client_jobs import client_in_query, send_jobs
+from zwatch.api.native.progress import Progress, next_look
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
@@ -101,18 +103,26 @@ def _resident(services: Services, problem: str) -> list[VersionSummary]:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream changes: the whole status first, then each part that changes."""
-    services = request.app[SERVICES]
+    """Stream changes: the whole status first, then each part that changes, and each job of the client if it names itself."""
+    services, client = request.app[SERVICES], client_in_query(request)
     supervisor, engines, queue = services.supervisor, services.engines, services.queue
+
+    progress = Progress()
 
     def parts() -> dict[str, object]:
         found: dict[str, object] = {"serving": views.serving_view(engines), "queue": views.queue_view(queue)}
         for alias in supervisor.aliases:
-            found[f"attempt {alias}"] = views.attempt_view(supervisor.attempt(alias))
+            found[f"attempt {alias}"] = progress.view(supervisor.attempt(alias))
             found[f"alias {alias}"] = {"alias": alias, **views.alias_state(supervisor, engines, alias)}
+        if services.history is not None:
+            found["history"] = views.history_change(services.history.view())
         return found
 
-    return await stream_changes(request, _status(services), parts, supervisor.changes)
+    def patience() -> float | None:
+        return next_look(map(supervisor.attempt, supervisor.aliases))
+
+    send_others = None if client is None else lambda response: send_jobs(request, response, client)
+    return await stream_changes(request, _status(services), parts, supervisor.changes, patience, send_others)
 
 
 async def health(request: web.Request) -> web.Response:

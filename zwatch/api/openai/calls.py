@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, json_answer, scheme_of
 from zwatch.api.bodies import read_request
+from zwatch.api.native.client_jobs import note_client
 from zwatch.api.openai.answers import (
     COMPLETED,
     ERROR,
@@ -52,6 +53,7 @@ async def model(request: web.Request) -> web.Response:
 
 async def _generate(request: web.Request, services: Services) -> web.StreamResponse:
     services.queue.refuse_if_full()
+    note_client(request)
     asked = await read_request(request, ImagesRequest)
     wanted = images_of(asked, await _serving_name(services, asked.model))
     job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls)

@@ -1,0 +1,99 @@
+"""An image in the history as a list shows it, read from its file."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from zwatch.generation.image_details import Details, read_details
+from zwatch.generation.image_index import opened
+from zwatch.generation.image_order import created, order
+from zwatch.generation.infotext import parse_infotext
+from zwatch.generation.request import SEEDS, ImageFormat
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class KeptImage(TypedDict):
+    """An image in the history, with what it was made from; `model` and `quality` are as requested. If another program wrote the
+    file, all fields but `name`, `url`, `format` and `bytes` may be null."""
+
+    name: str
+    url: str
+    version: str | None
+    digest: str | None
+    seed: int | None
+    prompt: str | None
+    negative_prompt: str | None
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance_scale: float | None
+    model: str | None
+    format: ImageFormat
+    quality: int | None
+    bytes: int
+    created: str | None
+
+
+def read_kept_image(path: Path) -> KeptImage | None:
+    """Return the list's entry for an image, read from the start of its file; None if the file was removed."""
+    size = 0
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            details = read_details(file)
+    except FileNotFoundError:
+        return None
+    except Exception:  # the library raises many types for a broken file of another program
+        details = Details("", "", "", {})
+    return _kept_image(path.name, size, details)
+
+
+def _kept_image(name: str, size: int, details: Details) -> KeptImage:
+    moment, request, found = created(name), details.request, order(name)
+    prompt, negative_prompt = _prompts(details)
+    return {
+        "name": name,
+        "url": f"/history/{name}",
+        "version": details.version or None,
+        "digest": details.digest if _DIGEST.fullmatch(details.digest) else None,
+        "seed": _whole(request.get("seed", found[1] if found else None)),
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "width": _whole(request.get("width")),
+        "height": _whole(request.get("height")),
+        "steps": _whole(request.get("steps")),
+        "guidance_scale": _number(request.get("guidance_scale")),
+        "model": _text(request.get("model")),
+        "format": ImageFormat.of_name(name),
+        "quality": _whole(request.get("quality")),
+        "bytes": size,
+        "created": None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _prompts(details: Details) -> tuple[str | None, str | None]:
+    """Return the prompt and the negative prompt. Where the request has none, because they are too long for a JPEG, the text
+    in AUTOMATIC1111's format has them."""
+    prompt, negative = _text(details.request.get("prompt")), _text(details.request.get("negative_prompt"))
+    if prompt or not details.version:
+        return prompt, negative
+    text = parse_infotext(details.parameters)
+    return text.get("Prompt", prompt), text.get("Negative prompt", negative)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a valid whole number; None for any other value that a file contains."""
+    return value if type(value) is int and 0 <= value < SEEDS else None
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) and math.isfinite(value) else None

@@ -1,0 +1,85 @@
+"""The pictures of one job: each is encoded and stored as soon as its image is made, while the device makes the next one."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Bridge
+from zwatch.generation.history import History
+from zwatch.generation.image_details import details_of
+from zwatch.generation.image_files import encode
+from zwatch.generation.job import Job, Picture
+from zwatch.rollout.lifecycle import VersionKey
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from zwatch.engine.pipeline import GenerationParameters
+
+
+class Pictures:
+    """The pictures of a job in the making. `key` is the version that makes them, taken from the lease. `begun` is called with
+    each task that writes one."""
+
+    def __init__(
+        self,
+        job: Job,
+        key: VersionKey,
+        parameters: "GenerationParameters",
+        bridge: Bridge,
+        history: History | None,
+        begun: Callable[["asyncio.Task[Picture]"], object],
+    ) -> None:
+        self.key = key
+        self.parameters = parameters
+        self._job = job
+        self._bridge = bridge
+        self._history = history
+        self._begun = begun
+        self._writing: list[asyncio.Task[Picture]] = []
+        if history is not None:
+            job.has_image = history.has
+
+    def post(self, number: int, image: "Image") -> None:
+        """Add an image from the generating thread."""
+        self._bridge.post(self.add, number, image)
+
+    def add(self, number: int, image: "Image") -> None:
+        """Encode and store an image, and add it to the job; nothing if the job has ended meanwhile. One that was made before the
+        job is cancelled is kept."""
+        if self._job.state.is_final:
+            return
+        if self._job.lease is not None:
+            self._job.lease.count_images(1)
+        before = self._writing[-1] if self._writing else None
+        task = asyncio.create_task(self._write(self.parameters.seeds[number], image, before), name="write")
+        self._writing.append(task)
+        self._begun(task)
+
+    async def written(self) -> tuple[Picture, ...]:
+        """Wait until none is being stored any more, and return them in the order of their seeds. One that the history could not store, or
+        has deleted again, has no name.
+
+        Raises:
+            MemoryError: there is not enough memory for a file.
+        """
+        if self._writing:
+            await asyncio.wait(self._writing)
+        return tuple(self._still_named(task.result()) for task in self._writing)
+
+    async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
+        asked, name = self._job.request, None
+        details = details_of(asked, self.parameters, self.key, seed)
+        file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
+        if before is not None:  # in the history too, they are in the order of their seeds
+            await asyncio.wait([before])
+        if self._history is not None:
+            [name] = await self._history.save([(seed, file)], asked.format.suffix)
+        picture = Picture(seed, file, name)
+        self._job.add_picture(picture)
+        return picture
+
+    def _still_named(self, picture: Picture) -> Picture:
+        if picture.name is None or (self._history is not None and self._history.has(picture.name)):
+            return picture
+        return Picture(picture.seed, picture.file, None)
