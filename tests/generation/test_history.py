@@ -206,5 +206,7 @@ async def test_a_saved_image_keeps_its_name_if_no_older_one_can_be_deleted(start
 
 
 async def test_the_view_counts_images_and_bytes(history, directory):
-    await filled(history, 3, b"four")
-    assert history.view() == {"directory": str(directory), "images": 3, "bytes": 12, "fault": None}
+    names = await filled(history, 3, b"four")
+    assert history.view() == {
+        "directory": str(directory), "images": 3, "newest": names[0], "bytes": 12, "fault": None,
+    }  # fmt: skip

@@ -185,7 +185,7 @@ async def test_positions_in_the_queue_are_followed(client):
 async def test_previews_are_made_for_a_follower_and_each_is_sent_once(client):
     client.services.queue.preview_share = float("inf")  # a step of the tiny pipeline takes hardly longer than a preview
     async with following(client) as events:
-        identity = await submit(client, **{**SLOW, "n": 1})
+        identity = await submit(client, n=1, steps=20, width=256, height=256)
         job = await events.job(identity, lambda job: job.get("preview"))
         with Image.open(io.BytesIO(base64.b64decode(job["preview"].removeprefix("data:image/jpeg;base64,")))) as shown:
             assert shown.size == (32, 32)
