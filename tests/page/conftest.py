@@ -17,7 +17,7 @@ from playwright.async_api import Page, async_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 MODELS = Path(__file__).parent.parent.parent / "models"
-WAIT = 30_000
+WAIT = 60_000
 """How long an expectation waits, milliseconds: for a loaded machine, never a measurement."""
 
 
@@ -84,7 +84,7 @@ async def running(directory: Path, *options: str, version: str | None = "v1"):
     shutil.copytree(MODELS, models, symlinks=True)
     async with Service(models, directory / "state", *options) as service:
         if version is not None:
-            await service.until(lambda: _serves(service, version), f"{version} serves")
+            await service.until(lambda: _serves(service, version), f"{version} serves", 240)
         yield service
 
 

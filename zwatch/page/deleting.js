@@ -3,62 +3,51 @@
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
-/** Returns {one(row), all(total)}. `lists` are the HistoryRows that show pictures; `names` that vanished are told to `gone`. */
+/** Returns {one(row), all(total)}. `lists` are the HistoryRows that show pictures; `gone(name)` is called, null if all went. */
 export function createDeleting({ api, t, confirm, announce }, lists, gone) {
   let waiting = null;
+  const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
 
   /** Takes a picture out of the lists. The server is asked only when the message with "Undo" has gone. */
   function one(row) {
-    const shown = [...lists];
-    for (const list of shown) {
-      list.hidden.add(row.name);
-      list.remove([row.name]);
-    }
-    gone(row.name);
-    const back = () => {
+    const again = () => {
       waiting = null;
       for (const list of lists) {
         list.hidden.delete(row.name);
         list.refresh();
       }
     };
-    const end = toast(t("history.deleted"), { action: { label: t("history.undo"), run: back }, onEnd: () => send(row) });
+    const send = async () => {
+      try {
+        await api.call("DELETE", row.url);
+      } catch (error) {
+        if (error.status !== 404) fail(error);
+      }
+      again();
+    };
+    const end = toast(t("history.deleted"), { action: { label: t("history.undo"), run: again }, onEnd: send });
     waiting = { row, end };
+    for (const list of lists) list.hide(row.name);
+    gone(row.name);
   }
 
-  async function send(row) {
-    waiting = null;
-    try {
-      await api.call("DELETE", row.url);
-    } catch (error) {
-      if (error.status !== 404) toast(t("history.notDeleted", { reason: error.message }), { error: true });
-    }
-    for (const list of lists) {
-      list.hidden.delete(row.name);
-      list.refresh();
-    }
-  }
-
-  /** Deletes all pictures, if the person says so; returns whether they are deleted. */
+  /** Deletes all pictures, if the person says so. */
   async function all(total) {
-    const question = t("history.deleteAllQuestion", { count: total, n: number(total) });
-    if (!(await confirm(question, t("history.deleteAllShort")))) return false;
+    const count = { count: total, n: number(total) };
+    if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAllShort")))) return;
     waiting?.end();
     try {
-      const { deleted } = await api.call("DELETE", "/history");
-      announce(t("history.deletedAll", { count: deleted, n: number(deleted) }));
+      await api.call("DELETE", "/history");
+      announce(t("history.deletedAll"));
     } catch (error) {
-      toast(t("history.notDeleted", { reason: error.message }), { error: true });
+      fail(error);
     }
     await Promise.all([...lists].map((list) => list.reset()));
     gone(null);
-    return true;
   }
 
   // The page is closed: what waits for "Undo" is deleted now. `keepalive` lets the call outlive the page.
-  addEventListener("pagehide", () => {
-    if (waiting) fetch(waiting.row.url, { method: "DELETE", keepalive: true });
-  });
+  addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
   return { one, all };
 }

@@ -33,7 +33,7 @@ export async function askForToken() {
   const form = el("form", {},
     el("h2", { id: "token-title", text: t("token.title") }),
     el("p", { text: t("token.text") }),
-    el("label", { for: "token", text: t("token.label") }), input, error,
+    el("label", { for: "token", text: t("token.title") }), input, error,
     el("div", { class: "dialog-buttons" },
       el("button", { type: "button", class: "quiet", text: t("cancel"), on: { click: () => dialog.close("") } }),
       el("button", { class: "primary", text: t("token.ok") })));

@@ -1,13 +1,13 @@
 // The left column: what to draw. It shows the store's `settings` and changes them.
 
 import { byId, el, icon, iconButton, setText } from "./dom.js";
+import { textButton } from "./parts.js";
 import { sizeRow } from "./sizes.js";
 import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./settings.js";
 
 /** Builds the form and defines `actions.submit` and `actions.generate`. */
 export function initForm(ctx) {
   const { store, t, announce, actions } = ctx;
-  const section = byId("form");
   const prompts = promptHistory();
   const errors = {};
   const inputs = {};
@@ -16,35 +16,38 @@ export function initForm(ctx) {
 
   const change = (changes) => store.set("settings", { ...store.get("settings"), ...changes });
 
-  function field(name, input, extra = []) {
+  /** Makes a field with its label and its error. `read` returns the changes of the settings that its input means. */
+  function field(name, input, read, ...extra) {
     const id = `field-${name}`;
     input.id = id;
-    errors[name] = el("p", { class: "field-error", id: `${id}-error`, hidden: true });
-    input.setAttribute("aria-describedby", `${id}-error`);
     inputs[name] = input;
-    return el("div", { class: `field field-${name}` },
-      el("label", { for: id, text: t(`field.${name}`) }), extra.length ? el("div", { class: "with-buttons" }, input, ...extra) : input, errors[name]);
-  }
-
-  function numberInput(name) {
-    const { least, most, step } = NUMBERS[name];
-    const input = el("input", { type: "number", min: String(least), max: String(most), step: String(step), inputmode: step === "any" ? "decimal" : "numeric" });
+    errors[name] = el("p", { class: "field-error", id: `${id}-error`, hidden: true });
+    input.setAttribute("aria-describedby", errors[name].id);
     input.addEventListener("input", () => {
-      const isEmpty = input.value === "" && !input.validity.badInput;
-      const value = isEmpty && NUMBERS[name].optional ? null : input.value === "" ? NaN : Number(input.value);
-      change({ [name]: value, ...(name === "width" || name === "height" ? { side: null } : {}) });
+      change(read(input));
       check(name, false);
     });
     input.addEventListener("change", () => check(name, true));
-    return input;
+    return el("div", {}, el("label", { for: id, text: t(`field.${name}`) }), el("div", { class: "with-buttons" }, input, ...extra), errors[name]);
   }
 
-  const prompt = el("textarea", { rows: "3", placeholder: t("prompt.placeholder"), autocomplete: "off", spellcheck: "true", maxlength: "10000" });
-  const negative = el("textarea", { rows: "2", autocomplete: "off", maxlength: "10000" });
+  const textField = (name, input) => field(name, input, () => ({ [name]: input.value }));
+
+  function numberField(name) {
+    const { least, most, step, optional } = NUMBERS[name];
+    const input = el("input", { type: "number", min: String(least), max: String(most), step: String(step), inputmode: step === "any" ? "decimal" : "numeric" });
+    return field(name, input, () => {
+      const value = input.value !== "" ? Number(input.value) : optional && !input.validity.badInput ? null : NaN;
+      return { [name]: value, ...(optional && { side: null }) };
+    });
+  }
+
+  const prompt = el("textarea", { rows: "3", placeholder: t("prompt.placeholder"), maxlength: "10000" });
+  const negative = el("textarea", { rows: "2", maxlength: "10000" });
   const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
   const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
   const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
-  const next = el("button", { type: "button", class: "small", text: "+1", title: t("seed.next"), "aria-label": t("seed.next"), on: { click: () => choose(plusOne(seed.value)) } });
+  const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", title: t("seed.next"), "aria-label": t("seed.next") });
   const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
   const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
     el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));
@@ -52,16 +55,18 @@ export function initForm(ctx) {
 
   const form = el("form", { novalidate: true, autocomplete: "off" },
     el("div", { class: "fields" },
-      field("prompt", prompt),
+      textField("prompt", prompt),
       sizeRow(ctx, change),
-      el("div", { class: "pair" }, field("width", numberInput("width")), field("height", numberInput("height"))),
-      el("div", { class: "pair" }, field("steps", numberInput("steps")), field("n", numberInput("n"))),
-      field("seed", seed, [lock, dice, next]),
+      el("div", { class: "pair" }, numberField("width"), numberField("height"), numberField("steps"), numberField("n")),
+      field("seed", seed, () => {
+        const wrong = seed.validity.badInput;
+        return { seed: wrong ? "?" : seed.value, locked: seed.value !== "" || wrong };
+      }, lock, dice, next),
       el("details", { class: "advanced" }, el("summary", { text: t("advanced") }),
-        field("negative_prompt", negative), field("guidance_scale", numberInput("guidance_scale")),
-        el("div", { class: "pair" }, field("format", format), field("quality", numberInput("quality"))))),
-    el("div", { class: "generate" }, generate, failure));
-  section.append(form);
+        textField("negative_prompt", negative), numberField("guidance_scale"),
+        el("div", { class: "pair" }, textField("format", format), numberField("quality")))),
+    el("div", { class: "generate" }, failure, generate));
+  byId("form").append(form);
 
   function choose(value) {
     isChosen = true;
@@ -83,18 +88,7 @@ export function initForm(ctx) {
     if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
   }
 
-  prompt.addEventListener("input", () => {
-    prompts.reset();
-    change({ prompt: prompt.value });
-    check("prompt", false);
-  });
-  negative.addEventListener("input", () => change({ negative_prompt: negative.value }));
-  format.addEventListener("change", () => change({ format: format.value }));
-  seed.addEventListener("input", () => {
-    change({ seed: seed.validity.badInput ? "?" : seed.value, locked: seed.value !== "" || seed.validity.badInput });
-    check("seed", false);
-  });
-  seed.addEventListener("change", () => check("seed", true));
+  prompt.addEventListener("input", prompts.reset);
   initPromptKeys(prompt, prompts, (text) => change({ prompt: text }));
 
   form.addEventListener("submit", (event) => {
@@ -102,12 +96,15 @@ export function initForm(ctx) {
     actions.generate();
   });
 
-  /** Adds a job with these settings. Returns its JobView. */
-  actions.submit = async (settings) => {
-    const job = await ctx.api.call("POST", "/jobs", requestOf(settings));
-    actions.jobAdded({ step: 0, steps: settings.steps * settings.n, created: new Date().toISOString(), request: requestOf(settings), ...job });
+  /** Adds a job with this body of a request. Returns its JobView. */
+  actions.add = async (request) => {
+    const job = await ctx.api.call("POST", "/jobs", request);
+    actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
     return job;
   };
+
+  /** Adds a job with these settings. Returns its JobView. */
+  actions.submit = (settings) => actions.add(requestOf(settings));
 
   /** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
   actions.generate = async () => {
@@ -121,8 +118,8 @@ export function initForm(ctx) {
       return;
     }
     const obstacle = obstacleOf(store);
-    if (obstacle?.isFinal) {
-      setText(failure, t(`${obstacle.key}.long`));
+    if (obstacle !== null) {
+      setText(failure, t(obstacle.sentence));
       return;
     }
     const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
@@ -141,9 +138,8 @@ export function initForm(ctx) {
   };
 
   function render(settings) {
-    const values = { ...settings, width: settings.width ?? actions.defaultSide?.() ?? null, height: settings.height ?? actions.defaultSide?.() ?? null };
     for (const [name, input] of Object.entries(inputs)) {
-      const value = values[name];
+      const value = settings[name] ?? actions.defaultSide();
       if (Number.isNaN(value) || value === "?") continue; // what is typed is not a number: leave it
       if (name in NUMBERS && document.activeElement === input && (input.value === "" || Number(input.value) === value)) continue;
       const text = value === null ? "" : String(value);
@@ -168,12 +164,13 @@ export function initForm(ctx) {
   store.on("status", renderGenerate);
 }
 
-/** Returns why no picture can be made now: {key, isFinal}, or null. One that is not final can still be tried. */
-export function obstacleOf(store) {
+/** Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can. */
+function obstacleOf(store) {
   const status = store.get("status");
-  if (store.get("connection") === "lost") return { key: "obstacle.lost", isFinal: true };
+  if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
   if (status === null || status.serving) return null;
-  return { key: status.aliases?.current?.unloaded ? "obstacle.unloaded" : "obstacle.loading", isFinal: true };
+  if (status.aliases?.current?.unloaded) return { key: "obstacle.unloaded", sentence: "error.code.model_not_loaded" };
+  return { key: "obstacle.loading", sentence: "obstacle.loading.long" };
 }
 
 function plusOne(text) {

@@ -1,131 +1,114 @@
-// The strip of the history, the newest first, and what can be done with the picture that is shown.
+// The strip of the history, the newest first, and what can be done with the picture in the stage.
 
 import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
-import { byId, el, setText, show } from "./dom.js";
+import { byId, el, icon, iconButton, setText, show } from "./dom.js";
 import { number } from "./i18n.js";
+import { textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
-import { loadThumb, makeThumb, updateThumb } from "./thumbs.js";
-import { initTools } from "./tools.js";
-import { VirtualList } from "./virtual.js";
+import { createStrip } from "./thumbs.js";
 
-/** Builds the strip and the bar of the shown picture; adds the actions `open(name)`, `search()` and `remove(row)`. */
+/** Builds the strip and the stage's buttons; adds the actions `open(name)`, `search()`, `remove(row)` and `moreRows()`. */
 export function initGallery(ctx) {
+  const { store, actions } = ctx;
   const lists = new Set();
-  const main = new HistoryRows(ctx.api, (change) => changed(change));
+  let refresh = () => {};
+  const main = new HistoryRows(ctx.api, (added) => {
+    store.set("rows", main.rows);
+    refresh(added);
+  });
   lists.add(main);
-  const strip = buildStrip(ctx, main);
-  const gone = (name) => showAnother(ctx, main, name);
-  const gallery = { ctx, main, lists, deleting: createDeleting(ctx, lists, gone) };
-
-  function changed(change) {
-    ctx.store.set("rows", main.rows);
-    strip.refresh(change);
-  }
-
-  const { actions } = ctx;
+  const deleting = createDeleting(ctx, lists, (name) => showAnother(ctx, main, name));
+  const gallery = { ctx, main, lists, deleting };
   actions.open = (name) => openDetail(gallery, main, name);
   actions.search = () => openSearch(gallery);
+  actions.remove = deleting.one;
   actions.moreRows = () => main.more();
-  actions.remove = (row) => gallery.deleting.one(row);
-  strip.all.addEventListener("click", actions.search);
-  initTools(ctx);
-  followHistory(ctx, lists);
+  refresh = buildStrip(ctx, main);
+  addTools(ctx);
+  followHistory(store, lists);
 }
 
-function buildStrip(ctx, main) {
-  const { t, store, actions } = ctx;
+function buildStrip({ t, store, actions }, main) {
   const count = el("span", { class: "count" });
-  const all = el("button", { type: "button", class: "quiet", id: "all-pictures", text: t("history.all") });
-  const head = el("div", { class: "strip-head" }, el("h2", { text: t("history") }), count,
-    el("div", { class: "strip-buttons", id: "strip-buttons" }, all));
-  const list = el("ul", { class: "strip-list", "aria-label": t("history") });
-  const scroller = el("div", { class: "strip-scroller" }, list);
   const words = el("p", { class: "strip-empty", hidden: true });
-  byId("strip").append(head, scroller, words);
-
-  const doing = {
-    use: (row) => actions.use(settingsOf(row), {}),
-    useSeed: (row) => actions.use(settingsOf(row), { seedOnly: true }),
-    broken: () => main.refresh(),
+  let shownName = null;
+  const strip = createStrip(() => main.rows, {
+    label: t("history"), isShown: (row) => row.name === shownName, indexOf: (name) => main.indexOf(name),
+    use: (row, options) => actions.use(settingsOf(row), options), broken: () => main.refresh(), onEnd: () => main.more(),
+    onActive: (index) => actions.show(main.rows[index]),
     pick(row, event) {
       const current = shownRow(store);
-      if ((event.ctrlKey || event.metaKey || event.shiftKey) && current && current.name !== row.name) {
-        actions.compare(current, row);
-      } else if (current?.name === row.name) actions.open(row.name);
+      if (current?.name === row.name) actions.open(row.name);
+      else if (current && (event.ctrlKey || event.metaKey || event.shiftKey)) actions.compare(current, row);
       else actions.show(row);
     },
-  };
-  const virtual = new VirtualList(scroller, list, {
-    horizontal: true,
-    layout: () => ({ columns: 1, width: list.clientHeight, height: list.clientHeight, gap: 8 }),
-    keyOf: (index) => main.rows[index].name,
-    indexOf: (name) => main.indexOf(name),
-    make: (index) => makeThumb(main.rows[index], doing),
-    update: (item, index) => updateThumb(item, main.rows[index], main.rows[index - 1], main.rows[index].name === shownName),
-    settled: (item) => settle(item),
-    onEnd: () => main.more(),
-    onActive: (index) => actions.show(main.rows[index]),
   });
+  byId("strip").append(
+    el("div", { class: "strip-head" }, el("h2", { text: t("history") }), count,
+      el("div", { id: "strip-buttons" }, textButton(t("history.all"), () => actions.search(), { class: "quiet" }))),
+    strip.scroller, words);
 
-  let shownName = null;
-  const settle = (item) => {
-    const row = main.rows[main.indexOf(item.querySelector(".thumb").dataset.name)];
-    if (row) loadThumb(item, row);
-  };
-  for (const key of ["shown", "jobs"]) {
-    store.on(key, () => {
-      const name = shownRow(store)?.name ?? null;
-      if (name === shownName) return;
-      shownName = name;
-      const index = main.indexOf(name);
-      if (index >= 0 && !list.contains(document.activeElement)) virtual.reveal(index);
-      else virtual.render();
-    });
+  function follow() {
+    const name = shownRow(store)?.name ?? null;
+    if (name === shownName) return;
+    shownName = name;
+    const index = main.indexOf(name);
+    if (index >= 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
+    else strip.refresh();
   }
-  store.on("connection", () => say());
+  store.on("shown", follow);
+  store.on("jobs", follow);
 
-  function say() {
+  return (added) => {
     setText(count, main.loaded ? number(main.total) : "");
-    const text = main.error ? t("history.failed", { reason: main.error.message }) : t("history.empty");
-    setText(words, text);
+    const isKnown = main.error ? store.get("connection") === "open" : main.loaded;
+    setText(words, main.error ? t("history.failed", { reason: main.error.message }) : t("history.empty"));
     words.classList.toggle("error", Boolean(main.error));
-    show(words, main.rows.length === 0 && (main.loaded || (main.error !== null && store.get("connection") === "open")));
-  }
-
-  return {
-    all,
-    refresh({ added = 0 }) {
-      say();
-      virtual.setCount(main.rows.length, added);
-    },
+    show(words, isKnown && main.rows.length === 0);
+    strip.refresh(added);
   };
 }
 
-// The list follows the server: at each connection, and when the number of pictures or the newest one changes.
-function followHistory(ctx, lists) {
-  const { store } = ctx;
+// Beside the stage's own buttons, which use the settings of the picture.
+function addTools({ t, store, actions }) {
+  const row = () => shownRow(store);
+  const compare = textButton(t("compare"), () => actions.compare(row()), { class: "small", title: t("compare.title") });
+  const details = textButton(t("detail"), () => actions.open(row().name), { class: "small" });
+  const download = el("a", { class: "icon-button", title: t("detail.download"), "aria-label": t("detail.download") }, icon("down"));
+  const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
+  byId("stage-actions").append(compare, details, download, remove);
+  const follow = () => {
+    const picture = row();
+    if (!picture) return;
+    download.href = picture.url;
+    download.download = picture.name ?? "";
+    // A picture that the history does not keep can only be saved.
+    for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
+  };
+  store.on("shown", follow);
+  store.on("jobs", follow);
+}
+
+// The lists follow the server: at each connection, and when the number of pictures or the newest one changes.
+function followHistory(store, lists) {
   let seen = null;
   const look = () => lists.forEach((list) => list.refresh());
+  store.on("connection", (connection) => connection === "open" && look());
   store.on("status", (status) => {
-    const history = status?.history;
-    if (history === undefined || store.get("connection") !== "open") return;
-    const now = history === null ? "off" : `${history.images} ${history.newest ?? ""}`;
+    if (!status?.history || store.get("connection") !== "open") return;
+    const now = `${status.history.images} ${status.history.newest ?? ""}`;
     if (seen !== null && now !== seen) look();
     seen = now;
   });
-  store.on("connection", (connection) => {
-    if (connection === "open") look();
-  });
 }
 
-// The picture in the stage was deleted: the one after it takes its place.
-function showAnother(ctx, main, name) {
-  const current = shownRow(ctx.store);
-  if (name !== null && current?.name !== name) return;
+// The picture in the stage was deleted (null: all were): the one after it takes its place.
+function showAnother({ store, actions }, main, name) {
+  if (name !== null && shownRow(store)?.name !== name) return;
   const next = main.rows.find((row) => row.name < name) ?? main.rows.at(-1);
-  if (next) ctx.actions.show(next);
-  else ctx.store.set("shown", null);
+  if (next) actions.show(next);
+  else store.set("shown", null);
 }

@@ -1,8 +1,10 @@
 // The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all.
 
 import { byId, el, iconButton, setText, show } from "./dom.js";
-import { has, number } from "./i18n.js";
+import { has, number, percent } from "./i18n.js";
+import { textButton } from "./parts.js";
 import { isUnfinished, merged } from "./stream.js";
+import { toast } from "./toast.js";
 
 /** From so many jobs in a row on, their end is worth a notification. */
 const LONG_LIST = 3;
@@ -15,8 +17,8 @@ export function initJobs(ctx) {
   const items = new Map();
   const title = el("h2", { text: t("queue") });
   const bell = iconButton("bell", t("notify"), toggleBell);
-  const cancelAll = el("button", { type: "button", class: "small quiet", text: t("cancel.all"), on: { click: () => cancelEach(active()) } });
-  const retryAll = el("button", { type: "button", class: "small quiet", text: t("retry.all"), on: { click: () => againEach() } });
+  const cancelAll = textButton(t("cancel.all"), () => cancelEach(active()), { class: "small quiet" });
+  const retryAll = textButton(t("retry.all"), againEach, { class: "small quiet" });
   const list = el("ul", { class: "jobs", "aria-label": t("queue") });
   const empty = el("p", { class: "hint", text: t("queue.empty") });
   byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, retryAll, cancelAll, bell)), list, empty);
@@ -49,7 +51,8 @@ export function initJobs(ctx) {
   /** Adds a job like this one in its place. */
   actions.again = async (job) => {
     try {
-      await actions.submit({ ...store.get("settings"), ...job.request, width: job.request.width ?? null, height: job.request.height ?? null });
+      // Sides that were left to the version are left out again; `model` stays.
+      await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
       dismissed.add(job.id);
       render();
     } catch (error) {
@@ -72,21 +75,24 @@ export function initJobs(ctx) {
   /** Returns where a job stands, in words. */
   actions.progressText = (job) => {
     const count = job.request?.n ?? 1;
+    const steps = job.steps / count;
+    const made = Math.min(count - 1, job.images?.length ?? 0);
+    const step = Math.max(0, job.step - made * steps);
     if (job.state === "queued") return job.position ? t("job.before", { count: job.position }) : t("job.next");
     if (job.state !== "running") return "";
     const parts = [];
-    if (count > 1) parts.push(t("job.picture", { number: Math.min(count, (job.images?.length ?? 0) + 1), count }));
-    parts.push(job.step === 0 ? t("job.prompt") : job.step >= job.steps ? t("job.decoding") : t("job.step", { step: number(job.step), steps: number(job.steps) }));
+    if (count > 1) parts.push(t("job.picture", { number: made + 1, count }));
+    parts.push(job.step === 0 ? t("job.prompt") : step >= steps ? t("job.decoding") : t("job.step", { step, steps }));
     return parts.join(" · ");
   };
 
   function makeItem(job) {
-    const prompt = el("button", { type: "button", class: "job-prompt", on: { click: () => actions.followJob(job.id) } });
+    const prompt = textButton("", () => actions.followJob(job.id), { class: "job-prompt" });
     const state = el("span", { class: "job-state" });
     const bar = el("progress", { max: 1, value: 0, "aria-hidden": "true" });
     const error = el("p", { class: "field-error" });
     const cancel = iconButton("close", t("cancel"), () => actions.cancel(find(job.id)));
-    const retry = el("button", { type: "button", class: "small", text: t("retry"), on: { click: () => actions.again(find(job.id)) } });
+    const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small" });
     const dismiss = iconButton("close", t("dismiss"), () => {
       dismissed.add(job.id);
       render();
@@ -105,7 +111,7 @@ export function initJobs(ctx) {
     for (const [button, name] of [[parts.cancel, "cancel.job"], [parts.dismiss, "dismiss.job"], [parts.retry, "retry.job"]]) {
       button.setAttribute("aria-label", t(name, { prompt: text.slice(0, 80) }));
     }
-    setText(parts.state, isFailed ? "" : actions.progressText(job));
+    setText(parts.state, isFailed ? "" : job.state === "running" ? percent(job.step / job.steps) : actions.progressText(job));
     parts.bar.value = job.steps ? job.step / job.steps : 0;
     show(parts.bar, job.state === "running");
     show(parts.cancel, !isFailed);
@@ -157,11 +163,11 @@ export function initJobs(ctx) {
     const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
     announce(text);
     if (!isBellOn()) return;
-    const notification = new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" });
-    notification.addEventListener("click", () => {
-      focus();
-      notification.close();
-    });
+    try {
+      new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" }).onclick = () => focus();
+    } catch {
+      // Android's browsers allow them to service workers only.
+    }
   }
 
   const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
@@ -170,15 +176,13 @@ export function initJobs(ctx) {
     const wasOn = isBellOn();
     if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
     if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
-    announce(t(Notification.permission === "denied" ? "notify.denied" : isBellOn() ? "notify.on" : "notify.off"));
+    toast(t(isBellOn() ? "notify.on" : "notify.off"));
     renderBell();
   }
 
   function renderBell() {
     show(bell, "Notification" in window);
-    if (!("Notification" in window)) return;
     bell.setAttribute("aria-pressed", String(isBellOn()));
-    bell.title = t(Notification.permission === "denied" ? "notify.denied" : "notify");
   }
 
   renderBell();

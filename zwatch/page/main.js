@@ -10,18 +10,19 @@ import { initGallery } from "./gallery.js";
 import * as i18n from "./i18n.js";
 import { initJobs } from "./jobs.js";
 import { initKeys } from "./keys.js";
-import { initSettings } from "./settings.js";
+import { initSettings, toFragment } from "./settings.js";
 import { initStage } from "./stage.js";
 import { initStatusBar } from "./statusbar.js";
 import { createStore } from "./store.js";
 import { follow } from "./stream.js";
+import { copyAndSay } from "./toast.js";
 import { initVersions } from "./versions.js";
 
 i18n.applyTo(document);
 setTokenPrompt(askForToken);
 
 const store = createStore({
-  connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null, waiting: [],
+  connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
 /** Speaks a text to screen readers. */
@@ -44,7 +45,5 @@ initVersions(ctx);
 initDrop(ctx);
 initKeys(ctx);
 
-follow(store, {
-  onHistory: (history) => ctx.actions.historyChanged?.(history),
-  onOpen: () => ctx.actions.connected?.(),
-});
+byId("share").addEventListener("click", () => copyAndSay(location.origin + location.pathname + toFragment(store.get("settings")), "share.done"));
+follow(store);

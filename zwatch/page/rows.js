@@ -4,151 +4,124 @@ const PAGE = 100;
 const NEWEST = 20; // enough to see what is new since the last look
 const MOST = 500; // the most that one call answers
 
-/** A list of pictures, all or those that a filter `{q, version, seed}` leaves. `onChange(change)` follows each change. */
+/** A list of pictures, all or those that a filter `{q, version, seed}` leaves. `onChange(added)` follows each change. */
 export class HistoryRows {
   constructor(api, onChange) {
     this.rows = [];
     this.total = 0;
-    this.indexed = 1;
+    this.indexed = 1; // which part of the history the server has read for searches
     this.loaded = false;
-    this.loading = false;
     this.error = null;
     this.hidden = new Set(); // names whose deletion can still be undone
-    this._api = api;
-    this._onChange = onChange;
-    this._filter = {};
-    this._next = null;
-    this._era = 0; // answers to an earlier filter are dropped
-    this._turn = Promise.resolve();
-    this._texts = new Map();
-    this._places = new Map();
-    this._placed = null;
+    this.api = api;
+    this.onChange = onChange;
+    this.filter = {};
+    this.next = null;
+    this.era = 0; // an answer to an earlier filter is dropped
+    this.turn = Promise.resolve();
+    this.isLoading = false;
+    this.texts = new Map();
+    this.places = { rows: null, byName: new Map() };
   }
 
   /** Returns where a picture is in the list, or -1. */
   indexOf(name) {
-    if (this._placed !== this.rows || this._places.size !== this.rows.length) {
-      this._places = new Map(this.rows.map((row, index) => [row.name, index]));
-      this._placed = this.rows;
+    if (this.places.rows !== this.rows) {
+      this.places = { rows: this.rows, byName: new Map(this.rows.map((row, index) => [row.name, index])) };
     }
-    return this._places.get(name) ?? -1;
-  }
-
-  /** Whether older pictures can be loaded. */
-  get hasMore() {
-    return this._next !== null;
+    return this.places.byName.get(name) ?? -1;
   }
 
   /** Loads the first page, with another filter if one is given. */
-  reset(filter = this._filter) {
-    this._filter = filter;
-    const era = ++this._era;
-    return this._run(era, () => this._first(era, PAGE));
+  reset(filter = this.filter) {
+    this.filter = filter;
+    this.era++;
+    return this.run(() => this.first(PAGE));
   }
 
-  /** Loads the next page. */
+  /** Loads the next page, if there is one. */
   more() {
-    if (this.loading || !this.hasMore) return this._turn;
-    const era = this._era;
-    return this._run(era, async () => {
-      if (this._next === null) return;
-      const page = await this._page(PAGE, this._next);
-      if (era !== this._era) return;
-      this.rows = [...this.rows, ...page.rows];
-      this._take(page);
-      this._tell({});
+    if (this.isLoading || this.next === null) return this.turn;
+    return this.run(async () => {
+      const page = await this.page(PAGE, this.next);
+      return () => this.take(page, [...this.rows, ...page.rows]);
     });
   }
 
   /** Adds what is new, and drops what was deleted elsewhere. */
   refresh() {
-    const era = this._era;
-    return this._run(era, async () => {
-      if (!this.rows.length) return this._first(era, PAGE);
-      const page = await this._page(NEWEST);
-      if (era !== this._era) return undefined;
-      const known = new Set(this.rows.slice(0, MOST).map((row) => row.name));
-      const met = page.rows.findIndex((row) => known.has(row.name));
-      const added = page.rows.filter((row) => !known.has(row.name));
+    return this.run(async () => {
+      if (!this.rows.length) return this.first(PAGE);
+      const page = await this.page(NEWEST);
+      const added = page.rows.filter((row) => this.indexOf(row.name) < 0);
+      const met = page.rows.findIndex((row) => this.indexOf(row.name) >= 0);
       if (met !== added.length || page.total !== this.total + added.length) {
-        return this._first(era, Math.min(MOST, Math.max(PAGE, this.rows.length + added.length)));
+        return this.first(Math.min(MOST, Math.max(PAGE, this.rows.length + added.length)));
       }
-      this.rows = [...added, ...this.rows];
-      this.total = page.total;
-      this.indexed = page.indexed;
-      return this._tell({ added: added.length });
+      return () => this.take({ ...page, next: this.next }, [...added, ...this.rows], added.length);
     });
   }
 
-  /** Takes rows out of the list: they are deleted, or will be unless that is undone. */
-  remove(names) {
-    const gone = new Set(names);
-    const before = this.rows.length;
-    this.rows = this.rows.filter((row) => !gone.has(row.name));
-    this.total -= before - this.rows.length;
-    this._tell({});
+  /** Takes a picture out of the list: it is deleted, or will be unless that is undone. */
+  hide(name) {
+    this.hidden.add(name);
+    this.total--;
+    this.rows = this.rows.filter((row) => row.name !== name);
+    this.onChange(0);
   }
 
-  async _first(era, limit) {
-    const page = await this._page(limit);
-    if (era !== this._era) return;
-    const before = new Map(this.rows.map((row, index) => [row.name, index]));
-    const same = page.rows.findIndex((row) => before.has(row.name));
-    const added = same < 0 || !this.loaded ? 0 : Math.max(0, same - before.get(page.rows[same].name));
-    this.rows = page.rows;
-    this._take(page);
-    this.loaded = true;
-    this._tell({ added, replaced: same < 0 });
+  async first(limit) {
+    const page = await this.page(limit);
+    return () => {
+      const same = page.rows.findIndex((row) => this.indexOf(row.name) >= 0);
+      const added = same < 0 ? 0 : Math.max(0, same - this.indexOf(page.rows[same].name));
+      this.loaded = true;
+      this.take(page, page.rows, added);
+    };
   }
 
-  _take(page) {
-    this.total = page.total;
-    this.indexed = page.indexed;
-    this._next = page.next;
+  take({ total, indexed, next }, rows, added = 0) {
+    Object.assign(this, { total, indexed, next, rows });
+    this.onChange(added);
   }
 
-  async _page(limit, before) {
-    const query = new URLSearchParams({ limit });
-    if (before) query.set("before", before);
-    for (const [name, value] of Object.entries(this._filter)) {
-      if (value) query.set(name, value);
-    }
-    const page = await this._api.call("GET", `/history?${query}`);
-    const rows = page.images.filter((row) => !this.hidden.has(row.name)).map((row) => this._shared(row));
+  async page(limit, before) {
+    const filter = Object.entries(this.filter).filter(([, value]) => value);
+    const query = new URLSearchParams([["limit", limit], ...(before ? [["before", before]] : []), ...filter]);
+    const page = await this.api.call("GET", `/history?${query}`);
+    const rows = page.images.filter((row) => !this.hidden.has(row.name)).map((row) => this.shared(row));
     return { rows, total: page.total - this.hidden.size, next: page.next, indexed: page.indexed ?? 1 };
   }
 
   // Rows repeat a few long texts; one copy of each keeps 100,000 rows small.
-  _shared(row) {
+  shared(row) {
     for (const field of ["digest", "version", "prompt", "negative_prompt"]) {
-      const text = row[field];
-      if (typeof text !== "string") continue;
-      if (!this._texts.has(text)) this._texts.set(text, text);
-      row[field] = this._texts.get(text);
+      if (!this.texts.has(row[field])) this.texts.set(row[field], row[field]);
+      row[field] = this.texts.get(row[field]);
     }
     return row;
   }
 
-  // One call after another: two answers that overlap would leave a picture out or list it twice.
-  _run(era, work) {
-    const next = this._turn.then(async () => {
-      if (era !== this._era) return;
-      this.loading = true;
+  // One call after another: two answers that overlap would leave a picture out or list it twice. `work` returns what to do
+  // with its answer, which is not done if the filter has changed meanwhile.
+  run(work) {
+    const { era } = this;
+    this.turn = this.turn.then(async () => {
+      if (era !== this.era) return;
+      this.isLoading = true;
+      let done;
       try {
-        await work();
+        done = await work();
         this.error = null;
       } catch (error) {
-        if (era === this._era) this.error = error;
-      } finally {
-        this.loading = false;
+        done = () => {
+          this.error = error;
+          this.onChange(0);
+        };
       }
-      if (this.error && era === this._era) this._tell({});
+      this.isLoading = false;
+      if (era === this.era) done();
     });
-    this._turn = next;
-    return next;
-  }
-
-  _tell(change) {
-    this._onChange(change);
+    return this.turn;
   }
 }

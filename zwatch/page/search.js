@@ -2,11 +2,12 @@
 
 import { openDetail } from "./detail.js";
 import { open } from "./dialogs.js";
-import { el, iconButton, setText, show } from "./dom.js";
+import { el, setText, show } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
+import { closeViews, textButton, view } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
-import { loadThumb, makeThumb, updateThumb } from "./thumbs.js";
+import { thumbOptions } from "./thumbs.js";
 import { VirtualList } from "./virtual.js";
 
 const PAUSE_MS = 200; // between the last key and the search
@@ -17,131 +18,93 @@ export function openSearch(gallery) {
   if (document.querySelector("dialog.search")) return;
   const { ctx, lists, deleting } = gallery;
   const parts = build();
-  const found = new HistoryRows(ctx.api, (change) => changed(change));
-  const grid = buildGrid(gallery, found, parts);
-  const filter = () => ({ q: parts.words.value.trim(), version: parts.version.value, seed: parts.seed.value.trim() });
+  const { words, version, seed, form, dialog } = parts;
+  let grid = null;
   let timer = 0;
+  const found = new HistoryRows(ctx.api, (added) => {
+    clearTimeout(timer);
+    drawState(parts, found);
+    addVersions(version, found.rows.map((row) => row.version));
+    grid.setCount(found.rows.length, added);
+    // The server is still reading the pictures: what it has not read yet is found a moment later.
+    if (found.indexed < 1) timer = setTimeout(() => found.refresh(), INDEXING_MS);
+  });
+  grid = buildGrid(gallery, found, parts);
 
   function search() {
-    const { seed } = filter();
-    const wrong = seed !== "" && !/^\d{1,19}$/.test(seed);
-    parts.seed.setAttribute("aria-invalid", wrong);
-    if (wrong) return setText(parts.state, t("search.wrongSeed"));
-    return found.reset(filter());
-  }
-
-  function changed(change) {
     clearTimeout(timer);
-    const filtered = Object.values(filter()).some(Boolean);
-    describeState(parts, found, filtered);
-    addVersions(parts.version, found.rows.map((row) => row.version));
-    if (change.replaced) parts.scroller.scrollTop = 0;
-    grid.setCount(found.rows.length, change.added);
-    // The server is still reading the pictures: what it has not read yet is found a moment later.
-    if (found.indexed < 1 && filtered) timer = setTimeout(() => found.reset(), INDEXING_MS);
+    const isWrong = !/^\d{0,19}$/.test(seed.value.trim());
+    seed.setAttribute("aria-invalid", isWrong);
+    if (isWrong) return setText(parts.state, t("search.wrongSeed"));
+    parts.scroller.scrollTop = 0;
+    return found.reset({ q: words.value.trim(), version: version.value, seed: seed.value.trim() });
   }
 
-  for (const input of [parts.words, parts.seed]) {
-    input.addEventListener("input", () => {
-      clearTimeout(timer);
-      timer = setTimeout(search, PAUSE_MS);
-    });
-  }
-  parts.version.addEventListener("change", search);
-  parts.form.addEventListener("submit", (event) => {
+  form.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(search, PAUSE_MS);
+  });
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
-    clearTimeout(timer);
-    search();
-    grid.reveal(0, true);
+    search().then(() => grid.reveal(0, true));
   });
   parts.remove.addEventListener("click", () => deleting.all(found.total));
   lists.add(found);
-  open(parts.dialog).then(() => {
+  open(dialog).then(() => {
     clearTimeout(timer);
     lists.delete(found);
   });
   found.reset({});
-  loadVersions(ctx, parts.version);
-  parts.words.focus();
+  ctx.api.call("GET", "/versions").then(({ versions }) => addVersions(version, versions.map((one) => one.name)), () => {});
+  words.focus();
 }
 
 function build() {
-  const words = el("input", { type: "search", id: "search-words", placeholder: t("search.placeholder"), "aria-label": t("search.words") });
-  const version = el("select", { "aria-label": t("search.version") }, el("option", { value: "", text: t("search.anyVersion") }));
-  const seed = el("input", { type: "text", class: "search-seed", inputmode: "numeric", placeholder: t("search.seed"), "aria-label": t("search.seedLabel") });
-  const form = el("form", { class: "search-form", role: "search" }, words, version, seed);
-  const state = el("p", { class: "search-state", role: "status" });
-  const remove = el("button", { type: "button", class: "quiet danger", text: t("history.deleteAll"), hidden: true });
+  const words = el("input", { type: "search", placeholder: t("search.words"), "aria-label": t("search.words") });
+  const version = el("select", { "aria-label": t("detail.version") }, el("option", { value: "", text: t("search.anyVersion") }));
+  const seed = el("input", { inputmode: "numeric", placeholder: t("search.seed"), "aria-label": t("search.seedLabel") });
+  const form = el("form", { class: "search-form", role: "search" }, words, version, seed, el("input", { type: "submit", hidden: true }));
+  const state = el("p", { class: "search-state", "aria-live": "polite" });
+  const remove = textButton(t("history.deleteAll"), null, { class: "quiet danger", hidden: true });
   const list = el("ul", { class: "grid-list", "aria-label": t("search.list") });
   const scroller = el("div", { class: "grid-scroller" }, list);
-  const dialog = el("dialog", { class: "full search", "aria-labelledby": "search-title" },
-    el("div", { class: "full-head" },
-      el("h2", { id: "search-title", text: t("history.all") }), form, state, remove,
-      iconButton("close", t("close"), () => dialog.close())),
-    scroller);
-  return { dialog, form, words, version, seed, state, remove, scroller, list };
+  return { dialog: view("full search", t("history.all"), [form, state, remove], scroller), form, words, version, seed, state, remove, scroller, list };
 }
 
-function buildGrid(gallery, found, parts) {
+function buildGrid(gallery, found, { scroller, list }) {
   const { actions, store } = gallery.ctx;
-  const use = (row, options) => {
-    parts.dialog.close();
-    actions.use(settingsOf(row), options);
-  };
-  const doing = {
-    use: (row) => use(row, {}),
-    useSeed: (row) => use(row, { seedOnly: true }),
-    broken: () => found.refresh(),
-    pick: (row) => openDetail(gallery, found, row.name),
-  };
-  return new VirtualList(parts.scroller, parts.list, {
-    horizontal: false,
+  return new VirtualList(scroller, list, {
     layout() {
-      const width = parts.list.clientWidth;
+      const width = list.clientWidth;
       const gap = width < 600 ? 4 : 12;
-      const columns = Math.max(3, Math.floor((width + gap) / (wanted(width) + gap)));
+      // A phone shows three in a row, and a large screen no stamps.
+      const wanted = width < 600 ? 104 : width < 2000 ? 168 : 240;
+      const columns = Math.max(3, Math.floor((width + gap) / (wanted + gap)));
       const side = Math.floor((width - gap * (columns - 1)) / columns);
       return { columns, width: side, height: side, gap };
     },
-    keyOf: (index) => found.rows[index].name,
-    indexOf: (name) => found.indexOf(name),
-    make: (index) => makeThumb(found.rows[index], doing),
-    update(item, index) {
-      const row = found.rows[index];
-      updateThumb(item, row, found.rows[index - 1], row.name === shownRow(store)?.name);
-    },
-    settled(item) {
-      const row = found.rows[found.indexOf(item.querySelector(".thumb").dataset.name)];
-      if (row) loadThumb(item, row);
-    },
-    onEnd: () => found.more(),
-    onActive: () => {},
+    ...thumbOptions(() => found.rows, {
+      isShown: (row) => row.name === shownRow(store)?.name, indexOf: (name) => found.indexOf(name),
+      broken: () => found.refresh(), onEnd: () => found.more(),
+      pick: (row) => openDetail(gallery, found, row.name),
+      use(row, options) {
+        closeViews();
+        actions.use(settingsOf(row), options);
+      },
+    }),
   });
 }
 
-// The side of a picture in the grid, so that a phone shows three in a row and a large screen does not show stamps.
-function wanted(width) {
-  return width < 600 ? 104 : width < 2000 ? 168 : 240;
-}
-
-function describeState(parts, found, filtered) {
-  const { total } = found;
-  let text = t(filtered ? "search.found" : "search.count", { count: total, n: number(total) });
-  if (found.error) text = t("history.failed", { reason: found.error.message });
-  else if (total === 0) text = t(filtered ? "search.nothing" : "history.empty");
-  if (filtered && found.indexed < 1) text += ` ${t("search.indexing", { percent: percent(found.indexed) })}`;
-  setText(parts.state, text);
-  parts.state.classList.toggle("error", Boolean(found.error));
-  show(parts.remove, !filtered && total > 0);
-}
-
-async function loadVersions(ctx, select) {
-  try {
-    const { versions } = await ctx.api.call("GET", "/versions");
-    addVersions(select, versions.map((one) => one.name));
-  } catch {
-    // The versions of the pictures that are listed can be chosen all the same.
-  }
+function drawState({ state, remove }, found) {
+  const { total, error, indexed } = found;
+  const isFiltered = Object.values(found.filter).some(Boolean);
+  let text = t(isFiltered ? "search.found" : "search.count", { count: total, n: number(total) });
+  if (error) text = t("history.failed", { reason: error.message });
+  else if (total === 0) text = t(isFiltered ? "search.nothing" : "history.empty");
+  if (isFiltered && indexed < 1) text += ` ${t("search.indexing", { percent: percent(indexed) })}`;
+  setText(state, text);
+  state.classList.toggle("error", Boolean(error));
+  show(remove, !isFiltered && total > 0);
 }
 
 function addVersions(select, names) {

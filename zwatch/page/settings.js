@@ -1,6 +1,5 @@
 // The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before.
 
-import { byId } from "./dom.js";
 import { fromJson } from "./api.js";
 
 const KEPT = "zwatch.settings";
@@ -32,16 +31,15 @@ const REQUEST = ["prompt", "negative_prompt", "width", "height", "steps", "n", "
 export function problems(settings) {
   const found = {};
   if (!settings.prompt.trim()) found.prompt = ["error.prompt", {}];
-  else if (settings.prompt.length > 10000) found.prompt = ["error.long", { most: 10000, found: settings.prompt.length }];
-  if (settings.negative_prompt.length > 10000) found.negative_prompt = ["error.long", { most: 10000, found: settings.negative_prompt.length }];
   for (const [name, { least, most, step, optional }] of Object.entries(NUMBERS)) {
     const value = settings[name];
     if (value === null && optional) continue;
-    if (value === null || !Number.isFinite(value)) found[name] = ["error.number", { least, most }];
-    else if (value < least || value > most) found[name] = ["error.range", { least, most, found: value }];
-    else if (step !== "any" && value % step !== 0) {
+    const isWrong = !Number.isFinite(value) || value < least || value > most;
+    if (isWrong || (step === 1 && value % 1)) {
+      found[name] = [step === 1 ? "error.whole" : "error.number", { least, most, found: Number.isFinite(value) ? value : "–" }];
+    } else if (value % step) {
       const below = Math.max(least, Math.floor(value / step) * step);
-      found[name] = step === 1 ? ["error.whole", { found: value }] : ["error.multiple", { step, below, above: below + step }];
+      found[name] = ["error.multiple", { step, below, above: below + step }];
     }
   }
   if (settings.seed !== "" && !(/^\d{1,19}$/.test(settings.seed) && BigInt(settings.seed) + BigInt(settings.n || 1) - 1n <= LAST_SEED)) {
@@ -133,7 +131,7 @@ export function promptHistory() {
   };
 }
 
-/** Loads the settings, keeps them at each change, and makes the link. */
+/** Loads the settings, keeps them at each change, and defines `actions.use`. */
 export function initSettings({ store, t, announce, actions }) {
   const kept = read(KEPT) ?? {};
   const side = Number.isInteger(kept.side) ? kept.side : null;
@@ -157,14 +155,6 @@ export function initSettings({ store, t, announce, actions }) {
     store.set("settings", { ...now, ...changes });
     announce(t(seedOnly ? "used.seed" : "used.all"));
   };
-
-  byId("share").addEventListener("click", async () => {
-    const link = location.origin + location.pathname + toFragment(store.get("settings"));
-    const done = await copy(link);
-    announce(t(done ? "share.done" : "share.failed"));
-    byId("share").textContent = t(done ? "share.done" : "share.failed");
-    setTimeout(() => (byId("share").textContent = t("share")), 2000);
-  });
 }
 
 /** Copies a text to the clipboard. Returns whether that worked. */

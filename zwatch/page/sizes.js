@@ -1,6 +1,7 @@
 // The row of sizes: proportions of the same area, portrait or landscape, twice and half.
 
 import { el, iconButton } from "./dom.js";
+import { textButton } from "./parts.js";
 import { NUMBERS } from "./settings.js";
 
 const { least, most, step } = NUMBERS.width;
@@ -48,12 +49,12 @@ export function sizeRow({ store, t, actions }, change) {
     change({ width: height, height: width, side: squareSide() });
   });
   const scaled = (factor) => current().map((side) => rounded(side * factor));
-  const scale = (factor, label, title) => el("button", { type: "button", class: "small", text: label, title, "aria-label": title, on: { click: () => {
+  const scale = (factor, label, title) => textButton(label, () => {
     const side = squareSide() * factor;
     const preset = presets.find(({ ratio }) => matches(ratio));
     const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
     change({ width, height, side });
-  } } });
+  }, { class: "small", title, "aria-label": title });
   const half = scale(0.5, "÷2", t("size.half"));
   const twice = scale(2, "×2", t("size.twice"));
 

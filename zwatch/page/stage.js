@@ -2,6 +2,8 @@
 
 import { byId, el, setText, show } from "./dom.js";
 import { duration, number } from "./i18n.js";
+import { textButton } from "./parts.js";
+import { rowOfJob, seedText, settingsOf } from "./picture.js";
 import { isUnfinished } from "./stream.js";
 
 /** Builds the stage, and defines `actions.show`, `actions.followJob` and `actions.walk`. */
@@ -18,13 +20,12 @@ export function initStage(ctx) {
   const canvas = el("div", { class: "canvas" }, image, message);
   const progress = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
   const progressText = el("span", { class: "progress-text" });
-  const cancel = el("button", { type: "button", text: t("cancel"), on: { click: () => actions.cancelShown() } });
+  const cancel = textButton(t("cancel"), () => actions.cancelShown());
   const progressRow = el("div", { class: "progress-row" }, progress, progressText, cancel);
   const title = el("p", { class: "caption-prompt" });
   const details = el("p", { class: "caption-details" });
-  const useAll = el("button", { type: "button", class: "small", text: t("use.all"), title: t("use.all.title"), on: { click: () => actions.use(pictureNow()) } });
-  const useSeed = el("button", { type: "button", class: "small", text: t("use.seed"), title: t("use.seed.title"), on: { click: () => actions.use(pictureNow(), { seedOnly: true }) } });
-  const buttons = el("div", { id: "stage-actions" }, useAll, useSeed);
+  const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small" });
+  const buttons = el("div", { id: "stage-actions" }, use("all", {}), use("seed", { seedOnly: true }));
   const caption = el("div", { class: "caption" }, el("div", { class: "caption-text" }, title, details), buttons);
   section.append(canvas, progressRow, caption);
 
@@ -42,13 +43,20 @@ export function initStage(ctx) {
   function pictureOf(job) {
     const made = job.images?.at(-1);
     if (!made?.url) return null;
-    const kept = store.get("rows").find((row) => row.name === made.name);
-    return kept ?? { ...job.request, version: job.version, digest: job.digest, created: job.created, ...made };
+    return kept({ ...rowOfJob(job, made), ...sizeOf(job) });
   }
+
+  /** Returns a picture as the history has it, if it has it already. */
+  const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
+
+  const sizeOf = ({ request }) => ({
+    width: request?.width ?? actions.defaultSide() ?? undefined, height: request?.height ?? actions.defaultSide() ?? undefined,
+  });
 
   const pictureNow = () => {
     const shown = store.get("shown");
-    return shown?.picture ?? (shownJob() ? pictureOf(shownJob()) : null);
+    if (shown?.picture) return kept(shown.picture);
+    return shownJob() ? pictureOf(shownJob()) : null;
   };
 
   /** Shows a picture of the history. */
@@ -91,7 +99,7 @@ export function initStage(ctx) {
     if (!isFollowing || (shown && isUnfinished(shown))) return;
     const next = jobs().find((job) => job.state === "running") ?? jobs().find(isUnfinished);
     if (next) store.set("shown", { job: next.id });
-    else if (shown && shown.state !== "failed" && pictureOf(shown)) store.set("shown", { picture: pictureOf(shown) });
+    else if (shown && shown.state !== "failed") store.set("shown", pictureOf(shown) && { picture: pictureOf(shown) });
   }
 
   function tell(job) {
@@ -125,7 +133,7 @@ export function initStage(ctx) {
       if (isForming) image.alt = t("result.waiting");
       return;
     }
-    const size = preview ? job.request : (picture ?? job?.request);
+    const size = preview ? sizeOf(job) : picture;
     if (size?.width && size?.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
     if (image.getAttribute("src") !== source) image.src = source;
     image.alt = preview ? t("result.forming") : t("result", { prompt: picture?.prompt ?? "" });
@@ -135,7 +143,6 @@ export function initStage(ctx) {
   function renderMessage(job, picture) {
     let text = "";
     if (job?.state === "failed") text = actions.sentence(job.error);
-    else if (job?.state === "cancelled" && !picture) text = t("job.cancelled");
     else if (!job && !picture) text = t(store.get("status") === null ? "stage.connecting" : "stage.empty");
     setText(message, text);
     show(message, text !== "");
@@ -144,27 +151,16 @@ export function initStage(ctx) {
 
   function renderCaption(job, picture) {
     const isForming = job && isUnfinished(job);
-    const about = isForming ? { ...job.request, version: job.version } : picture;
+    const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
     setText(title, about?.prompt ?? "");
-    title.title = about?.prompt ?? "";
+    title.title = title.textContent;
     const parts = [];
     if (about?.version) parts.push(about.version);
-    if (about && about.seed !== undefined && about.seed !== null) parts.push(t("caption.seed", { seed: about.seed }));
+    if (about && seedText(about)) parts.push(t("caption.seed", { seed: seedText(about) }));
     if (about?.width && about?.height) parts.push(`${number(about.width, { useGrouping: false })} × ${number(about.height, { useGrouping: false })}`);
     if (about?.steps) parts.push(t("caption.steps", { count: about.steps }));
     setText(details, parts.join(" · "));
     buttons.classList.toggle("unseen", !picture || Boolean(isForming));
-  }
-
-  /** When the first step of a job was seen here, for the time left if the server does not say it. */
-  const begun = new Map();
-  function secondsLeft(job) {
-    if (typeof job.remaining === "number") return job.remaining;
-    if (job.state !== "running" || job.step < 1) return null;
-    if (!begun.has(job.id)) begun.set(job.id, [performance.now(), job.step]);
-    const [since, first] = begun.get(job.id);
-    if (job.step <= first) return null;
-    return ((performance.now() - since) / 1000 / (job.step - first)) * (job.steps - job.step);
   }
 
   function renderProgress() {
@@ -175,8 +171,8 @@ export function initStage(ctx) {
       return;
     }
     progress.value = job.steps ? job.step / job.steps : 0;
-    const left = secondsLeft(job);
-    setText(progressText, [actions.progressText(job), left === null ? "" : t("job.left", { time: duration(left) })].filter(Boolean).join(" · "));
+    const left = job.state === "running" && typeof job.remaining === "number" ? t("job.left", { time: duration(job.remaining) }) : "";
+    setText(progressText, [actions.progressText(job), left].filter(Boolean).join(" · "));
   }
 
   store.on("jobs", () => {

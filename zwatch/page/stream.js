@@ -1,12 +1,12 @@
 // The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself.
 
-import { ApiError, call, clientId, fromJson, login } from "./api.js";
+import { ApiError, call, clientId, fromJson } from "./api.js";
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 4000;
 
-/** Follows the server's events. `onHistory` is called when the history has changed, `onOpen` at each connection. */
-export function follow(store, { onHistory = () => {}, onOpen = () => {} } = {}) {
+/** Follows the server's events for as long as the page is open. */
+export function follow(store) {
   let source = null;
   let delay = FIRST_DELAY;
   let timer = 0;
@@ -18,7 +18,6 @@ export function follow(store, { onHistory = () => {}, onOpen = () => {} } = {}) 
     source.addEventListener("open", () => {
       delay = FIRST_DELAY;
       store.set("connection", "open");
-      onOpen();
     });
     source.addEventListener("error", lost);
     const on = (event, use) => source.addEventListener(event, (message) => use(fromJson(message.data)));
@@ -28,10 +27,7 @@ export function follow(store, { onHistory = () => {}, onOpen = () => {} } = {}) 
     on("queue", (queue) => part({ queue }));
     on("alias", ({ alias, ...state }) => alter(alias, state));
     on("attempt", (attempt) => attempt !== null && alter(attempt.alias, { attempt }));
-    on("history", (history) => {
-      part({ history: { ...store.get("status")?.history, ...history } });
-      onHistory(history);
-    });
+    on("history", (history) => part({ history: { ...store.get("status")?.history, ...history } }));
     on("jobs", ({ jobs }) => store.set("jobs", reconciled(store.get("jobs"), jobs)));
     on("job", (job) => store.set("jobs", merged(store.get("jobs"), job)));
   }
@@ -64,7 +60,6 @@ export function follow(store, { onHistory = () => {}, onOpen = () => {} } = {}) 
 
   addEventListener("online", connect);
   connect();
-  return { reconnect: connect, login };
 }
 
 /** Returns the jobs with one of them in its new state. An event without a preview keeps the last preview. */

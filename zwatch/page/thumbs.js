@@ -1,50 +1,69 @@
-// One small picture of the history, as the strip and the full view list it.
+// The small pictures of the history, and the strip that scrolls through them.
 
 import { el, iconButton, setText } from "./dom.js";
 import { t } from "./i18n.js";
-import { describe, thumbnailOf } from "./picture.js";
+import { describe } from "./picture.js";
+import { VirtualList } from "./virtual.js";
 
 export const DRAGGED = "application/x-zwatch-picture";
 
 /**
- * Makes the list item of a picture. `doing` has what its buttons do, each with the row: `use`, `useSeed`, and `pick(row, event)`
- * when the picture itself is pressed.
+ * Returns the options of a `VirtualList` that shows rows of the history: `rows()`, `isShown(row)`, `pick(row, event)` when a
+ * picture is pressed, and where they are wanted `use(row, options)`, `broken()` when a thumbnail cannot be loaded, `indexOf(name)`.
  */
-export function makeThumb(row, doing) {
+export function thumbOptions(rows, { pick, use, broken = () => {}, isShown, indexOf, ...others }) {
+  const place = indexOf ?? ((name) => rows().findIndex((row) => row.name === name));
+  return {
+    indexOf: place,
+    keyOf: (index) => rows()[index].name,
+    make: (index) => makeThumb(rows()[index], { pick, use, broken }),
+    update: (item, index) => updateThumb(item, rows()[index], rows()[index - 1], isShown(rows()[index])),
+    settled: (item, index) => loadThumb(item, rows()[index]),
+    onEnd: () => {},
+    onActive: () => {},
+    ...others,
+  };
+}
+
+/** Makes a strip of pictures. Returns {scroller, list, virtual, refresh()}; new rows may come before the others. */
+export function createStrip(rows, { label, ...doing }) {
+  const list = el("ul", { class: "strip-list", "aria-label": label });
+  const scroller = el("div", { class: "strip-scroller" }, list);
+  const layout = () => ({ columns: 1, width: list.clientHeight, height: list.clientHeight, gap: 8 });
+  const virtual = new VirtualList(scroller, list, { horizontal: true, layout, ...thumbOptions(rows, doing) });
+  return { scroller, list, virtual, refresh: (added = 0) => virtual.setCount(rows().length, added) };
+}
+
+function makeThumb(row, { pick, use, broken }) {
   const image = el("img", { alt: "", decoding: "async", draggable: false });
   image.fetchPriority = "low"; // a person's own calls go first
-  const button = el("button", { type: "button", class: "thumb", draggable: true, data: { name: row.name } }, image);
-  button.addEventListener("click", (event) => doing.pick(row, event));
-  button.addEventListener("dragstart", (event) => event.dataTransfer.setData(DRAGGED, row.name));
-  const quick = el("span", { class: "quick" },
-    iconButton("again", t("use.all"), () => doing.use(row), { tabIndex: -1 }),
-    iconButton("seed", t("use.seed"), () => doing.useSeed(row), { tabIndex: -1 }));
+  const button = el("button", {
+    type: "button", class: "thumb", draggable: true, data: { name: row.name },
+    on: { click: (event) => pick(row, event), dragstart: (event) => event.dataTransfer.setData(DRAGGED, row.name) },
+  }, image);
+  const quick = use && el("span", { class: "quick" },
+    iconButton("again", t("use.all.title"), () => use(row, {}), { tabIndex: -1 }),
+    iconButton("seed", t("use.seed.title"), () => use(row, { seedOnly: true }), { tabIndex: -1 }));
   const item = el("li", { class: "cell" }, el("span", { class: "mark" }), button, quick);
   image.addEventListener("load", () => item.classList.add("seen"));
-  image.addEventListener("error", () => {
-    item.classList.add("broken");
-    doing.broken?.(row);
-  });
+  image.addEventListener("error", broken);
   return item;
 }
 
-/** Brings a picture's item up to date: whether the version changed here, and whether it is the one that is shown. */
-export function updateThumb(item, row, newer, isShown) {
+function updateThumb(item, row, newer, isShown) {
   const mark = item.querySelector(".mark");
   const changed = newer !== undefined && (newer.version !== row.version || newer.digest !== row.digest);
+  const words = changed ? t("history.changed", { older: row.version ?? "–", newer: newer.version ?? "–" }) : "";
   item.classList.toggle("changed", changed);
   item.classList.toggle("shown", isShown);
   setText(mark, row.version && (changed || newer === undefined) ? row.version : "");
-  mark.title = changed ? t("history.changed", { older: row.version ?? "–", newer: newer.version ?? "–" }) : "";
   const button = item.querySelector(".thumb");
-  const label = changed ? `${describe(row, t)}. ${mark.title}` : describe(row, t);
-  if (button.getAttribute("aria-label") !== label) button.setAttribute("aria-label", label);
-  if (isShown) button.setAttribute("aria-current", "true");
-  else button.removeAttribute("aria-current");
+  button.setAttribute("aria-label", changed ? `${describe(row, t)}. ${words}` : describe(row, t));
+  button.setAttribute("aria-current", String(isShown));
 }
 
-/** Loads a picture's thumbnail, once it has stayed in view: what is only scrolled past costs the server nothing. */
-export function loadThumb(item, row) {
+// Only what has stayed in view is loaded: what is scrolled past costs the server nothing.
+function loadThumb(item, row) {
   const image = item.querySelector("img");
-  if (!image.getAttribute("src")) image.src = thumbnailOf(row);
+  if (!image.getAttribute("src")) image.src = `${row.url}/thumbnail`;
 }

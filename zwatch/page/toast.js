@@ -2,43 +2,39 @@
 
 import { el, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
+import { textButton } from "./parts.js";
+import { copy } from "./settings.js";
 
 const SECONDS = 6;
-let open = null;
+let last = null;
 
 /**
- * Shows a message; a newer one replaces it. `action` is {label, run}; `onEnd` is called once when the message goes away
- * without its action. An `error` stays until it is closed.
+ * Shows a message; a newer one replaces it, an `error` stays until it is closed. `action` is {label, run}; `onEnd` is called
+ * when the message goes away without its action. Returns a function that ends it.
  */
 export function toast(text, { action = null, error = false, onEnd = () => {} } = {}) {
-  open?.end();
+  last?.();
   const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
-  const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : "status" }, el("p", { text }));
-  let timer = 0;
-  let ended = false;
-  const end = (acted = false) => {
-    if (ended) return;
-    ended = true;
+  const end = (after = onEnd) => {
+    if (last !== end) return;
+    last = null;
     clearTimeout(timer);
     box.remove();
-    host.removeEventListener("close", move);
-    if (open === one) open = null;
-    if (!acted) onEnd();
+    after();
   };
-  const one = { end };
+  const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : null, "aria-live": "polite" },
+    el("p", { text }), action && textButton(action.label, () => end(action.run), { class: "toast-action" }),
+    iconButton("close", t("close"), () => end()));
+  const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
   // What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen.
-  const move = () => document.body.append(box);
-  if (action) {
-    const act = () => {
-      end(true);
-      action.run();
-    };
-    box.append(el("button", { type: "button", class: "toast-action", text: action.label, on: { click: act } }));
-  }
-  box.append(iconButton("close", t("close"), () => end()));
-  host.addEventListener("close", move);
+  host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
   host.append(box);
-  open = one;
-  if (!error) timer = setTimeout(end, SECONDS * 1000);
+  last = end;
   return end;
+}
+
+/** Copies a text and says so. */
+export async function copyAndSay(text, key = "copy.done") {
+  const copied = await copy(text);
+  toast(t(copied ? key : "copy.failed"), { error: !copied });
 }

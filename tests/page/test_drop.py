@@ -1,0 +1,120 @@
+"""A picture that is dropped, pasted or chosen fills in its settings."""
+
+import base64
+import io
+import json
+
+import pytest_asyncio
+from PIL import Image, PngImagePlugin
+from playwright.async_api import expect
+
+from tests.page.conftest import WAIT, running
+from tests.page.pictures import write_picture
+
+expect.set_options(timeout=WAIT)
+
+A1111 = (
+    "a castle on a hill\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 4321, Size: 512x768, "
+    "Model hash: abcdef, Model: other"
+)
+COMFYUI = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 77, "steps": 12, "cfg": 1.5, "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
+            "model": ["4", 0], "sampler_name": "euler", "scheduler": "normal", "denoise": 1,
+        },
+    },
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 640, "height": 384, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a paper crane", "clip": ["4", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "text", "clip": ["4", 1]}},
+}  # fmt: skip
+EVENT = """([kind, name, type, text]) => {
+    const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name, { type }));
+    const options = { bubbles: true, cancelable: true };
+    if (kind === "paste") return document.body.dispatchEvent(new ClipboardEvent(kind, { ...options, clipboardData: data }));
+    for (const one of ["dragenter", "dragover", kind]) {
+        document.body.dispatchEvent(new DragEvent(one, { ...options, dataTransfer: data }));
+    }
+}"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(tmp_path_factory):
+    """A service that needs no model for this."""
+    async with running(tmp_path_factory.mktemp("drop"), version=None) as service:
+        yield service
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(new_page, kept):
+    """The page, before a picture is dropped on it."""
+    return await new_page(kept.url + "/")
+
+
+def png(**chunks):
+    """Return a PNG file with text chunks."""
+    texts = PngImagePlugin.PngInfo()
+    for name, text in chunks.items():
+        texts.add_text(name, text)
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
+
+
+async def give(page, file, kind="drop", name="picture.png", media_type="image/png"):
+    """Drop or paste a file."""
+    await page.evaluate(EVENT, [kind, name, media_type, base64.b64encode(file).decode()])
+
+
+async def has_settings(page, **expected):
+    """Check what the form says."""
+    for name, value in expected.items():
+        role = "textbox" if name in ("Prompt", "Negative_prompt") else "spinbutton"
+        field = page.get_by_role(role, name=name.replace("_", " "), exact=True, include_hidden=True)
+        await expect(field).to_have_value(str(value))
+
+
+async def test_a_dropped_picture_of_zwatch_fills_in_all_its_settings(page, tmp_path):
+    name = write_picture(tmp_path, 5, "v2", "a dropped harbour", 48)
+    await give(page, (tmp_path / name).read_bytes())
+    await has_settings(page, Prompt="a dropped harbour", Width=48, Height=48, Steps=8, Seed=5)
+    await expect(page.get_by_text("The picture's settings are filled in. It was drawn by v2.")).to_be_visible()
+
+
+async def test_a_pasted_picture_of_automatic1111_fills_in_its_settings(page):
+    await give(page, png(parameters=A1111), "paste")
+    await has_settings(page, Prompt="a castle on a hill", Width=512, Height=768, Steps=20, Seed=4321, Guidance=7)
+    await has_settings(page, Negative_prompt="blurry")
+    await expect(page.get_by_text("The settings of the AUTOMATIC1111 picture are filled in.")).to_be_visible()
+
+
+async def test_a_chosen_picture_of_comfyui_fills_in_its_settings(page):
+    async with page.expect_file_chooser() as chooser:
+        await page.get_by_role("button", name="Settings from a picture").click()
+    file = {"name": "comfy.png", "mimeType": "image/png", "buffer": png(prompt=json.dumps(COMFYUI))}
+    await (await chooser.value).set_files([file])
+    await has_settings(page, Prompt="a paper crane", Width=640, Height=384, Steps=12, Seed=77, Guidance=1.5)
+    await expect(page.get_by_text("The settings of the ComfyUI picture are filled in.")).to_be_visible()
+
+
+async def test_a_picture_without_settings_is_refused_with_a_sentence_and_nothing_is_lost(page):
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("kept words")
+    page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
+    await give(page, png(), name="plain.png")
+    await expect(page.get_by_role("alert")).to_contain_text("No settings from plain.png: ")
+    await has_settings(page, Prompt="kept words")
+    await page.get_by_role("button", name="Close").click()
+    await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_dragged_file_is_announced_over_the_page_and_the_page_is_not_left(page):
+    await page.evaluate(EVENT, ["dragover", "a.png", "image/png", ""])
+    await expect(page.get_by_text("Drop the picture to fill in its settings")).to_be_visible()
+    await page.evaluate(
+        "() => document.body.dispatchEvent(Object.assign(new DragEvent('dragleave', {bubbles: true, dataTransfer: "
+        "(() => { const data = new DataTransfer(); data.items.add(new File([], 'a.png')); return data; })() })))"
+    )
+    await expect(page.get_by_text("Drop the picture to fill in its settings")).to_be_hidden()

@@ -1,0 +1,238 @@
+"""The history on the page: the strip, the search, the details, deletion, and thousands of pictures. No model is needed."""
+
+import json
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import expect
+
+from tests.page.conftest import WAIT, running
+from tests.page.pictures import write_picture
+from tests.page.test_screen import findings
+
+expect.set_options(timeout=WAIT)
+
+PICTURES = 2000
+CHANGE = 1990
+"""Pictures from this one on are of v2, the older ones of v1."""
+SEED = 2**63 - 2
+"""A seed that JavaScript's numbers cannot hold."""
+MOST_SHOWN = 120
+"""Items in the document at most: what is in view of a window of 1440 x 900, and half as much on both sides."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(tmp_path_factory):
+    """A service with 2,000 pictures; nothing waits for its model."""
+    root = tmp_path_factory.mktemp("history")
+    for number in range(PICTURES):
+        version = "v2" if number >= CHANGE else "v1"
+        prompt = "一只戴墨镜的猫" if number == 500 else f"a harbour at dawn, number {number}"
+        write_picture(root / "state.images", number, version, prompt, seed=SEED if number == 1998 else None)
+    async with running(root, version=None) as service:
+        yield service
+
+
+def items(page):
+    """The pictures of the strip."""
+    return page.get_by_role("list", name="History").locator(".thumb")
+
+
+def found(page):
+    """The pictures of the full view."""
+    return page.get_by_role("list", name="Pictures found").locator(".thumb")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(new_page, kept):
+    """The page of the service with many pictures."""
+    page = await new_page(kept.url + "/")
+    await expect(items(page).first).to_be_visible()
+    return page
+
+
+async def search(page, **fields):
+    """Open the full view, fill in its fields and wait for the answer."""
+    await page.get_by_role("button", name="All pictures").click()
+    for name, value in fields.items():
+        field = page.get_by_label({"words": "Words of the prompt", "seed": "Seed to find"}[name])
+        await field.fill(value)
+
+
+async def test_the_newest_picture_is_first_and_in_the_stage_on_opening(page):
+    await expect(items(page).first).to_have_accessible_name("a harbour at dawn, number 1999, v2, seed 1999")
+    await expect(page.get_by_role("img", name="Result")).to_have_attribute(
+        "src", "/history/20260101_003319_seed1999.png"
+    )
+    await expect(page.locator("#strip")).to_contain_text("2,000")
+
+
+async def test_the_strip_marks_where_the_version_changed(page):
+    name = f"number {CHANGE - 1}, v1, seed {CHANGE - 1}. The version changed here from v1 to v2"
+    await expect(page.get_by_role("list", name="History").get_by_role("button", name=name)).to_have_count(1)
+    await expect(page.locator("#strip .changed .mark")).to_have_text("v1")
+
+
+async def test_the_pictures_are_shown_by_their_thumbnails(page):
+    image = items(page).first.locator("img")
+    await expect(image).to_have_attribute("src", "/history/20260101_003319_seed1999.png/thumbnail")
+    await expect(page.locator("#strip .cell.seen").first).to_be_visible()
+
+
+async def test_arrows_walk_through_the_strip_and_enter_opens_the_details(page):
+    await items(page).first.focus()
+    for _ in range(3):
+        await page.keyboard.press("ArrowRight")
+    await expect(items(page).nth(3)).to_be_focused()
+    await expect(items(page).nth(3)).to_have_attribute("aria-current", "true")
+    await expect(page.get_by_role("img", name="Result")).to_have_attribute(
+        "src", "/history/20260101_003316_seed1996.png"
+    )
+    await page.keyboard.press("Enter")
+    details = page.get_by_role("dialog", name="Details")
+    await expect(details).to_contain_text("4 of 2,000")
+    await page.keyboard.press("ArrowLeft")
+    await expect(details).to_contain_text("3 of 2,000")
+    await page.keyboard.press("Escape")
+    await expect(details).to_have_count(0)
+    await expect(page.get_by_role("img", name="Result")).to_have_attribute(
+        "src", "/history/20260101_003317_seed1997.png"
+    )
+
+
+async def test_one_click_reuses_all_settings_and_another_only_the_seed(page):
+    prompt, seed = page.get_by_role("textbox", name="Prompt", exact=True), page.get_by_role("spinbutton", name="Seed")
+    cell = page.locator("#strip .cell").nth(4)
+    await cell.hover()
+    await cell.get_by_role("button", name="Fill in only the seed").click()
+    await expect(seed).to_have_value("1995")
+    await expect(prompt).to_have_value("")
+    cell = page.locator("#strip .cell").nth(2)
+    await cell.hover()
+    await cell.get_by_role("button", name="Fill in all settings").click()
+    await expect(prompt).to_have_value("a harbour at dawn, number 1997")
+    await expect(seed).to_have_value("1997")
+    await expect(page.get_by_role("spinbutton", name="Width")).to_have_value("16")
+
+
+async def test_the_details_say_all_and_the_curl_command_makes_the_picture_again(page, kept):
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await items(page).nth(1).click()
+    await page.get_by_role("button", name="Details").click()
+    details = page.get_by_role("dialog", name="Details")
+    for text in ("a harbour at dawn, number 1998", "v2", b"v2".hex().ljust(64, "0"), str(SEED), "16 \u00d7 16"):
+        await expect(details).to_contain_text(text)
+    assert await findings(page) == []
+    await details.get_by_role("button", name="Copy prompt").click()
+    await expect(page.get_by_text("The prompt is in the clipboard.")).to_be_visible()
+    assert await page.evaluate("navigator.clipboard.readText()") == "a harbour at dawn, number 1998"
+    await details.get_by_role("button", name="Copy curl").click()
+    await expect(page.get_by_text("The command is in the clipboard.")).to_be_visible()
+    command = await page.evaluate("navigator.clipboard.readText()")
+    address, body = command.split("'")[1], json.loads(command.split("'")[3])
+    assert address == kept.url + "/generate"
+    assert body == {
+        "prompt": "a harbour at dawn, number 1998", "width": 16, "height": 16, "steps": 8, "guidance_scale": 0, "seed": SEED,
+    }  # fmt: skip
+    async with page.expect_download() as download:
+        await details.get_by_role("link", name="Download").click()
+    assert (await download.value).suggested_filename == f"20260101_003318_seed{SEED}.png"
+
+
+async def test_words_the_version_and_the_seed_narrow_the_full_view(page):
+    await search(page, words="dawn 1234")
+    await expect(page.get_by_text("1 picture found")).to_be_visible()
+    await expect(found(page)).to_have_accessible_name(["a harbour at dawn, number 1234, v1, seed 1234"][0])
+    words = page.get_by_label("Words of the prompt")
+    await words.fill("墨镜")
+    await expect(found(page)).to_have_count(1)
+    await expect(found(page)).to_have_accessible_name("一只戴墨镜的猫, v1, seed 500")
+    await words.fill("")
+    await page.get_by_label("Version", exact=True).select_option("v2")
+    await expect(page.get_by_text("10 pictures found")).to_be_visible()
+    await expect(found(page)).to_have_count(10)
+    await page.get_by_label("Version", exact=True).select_option("")
+    await page.get_by_label("Seed to find").fill("77")
+    await expect(page.get_by_text("1 picture found")).to_be_visible()
+    await expect(found(page)).to_have_accessible_name("a harbour at dawn, number 77, v1, seed 77")
+    await page.get_by_label("Seed to find").fill("x")
+    await expect(page.get_by_text("A seed is a whole number.")).to_be_visible()
+    await page.get_by_label("Seed to find").fill("")
+    await words.fill("nowhere")
+    await expect(page.get_by_text("No picture matches.")).to_be_visible()
+    await expect(found(page)).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_has_no_serious_findings_in_the_full_view(new_page, kept, scheme):
+    page = await new_page(kept.url + "/", color_scheme=scheme)
+    await expect(items(page).first).to_be_visible()
+    assert await findings(page) == []
+    await search(page)
+    await expect(found(page).first).to_be_visible()
+    assert await findings(page) == []
+
+
+@pytest.mark.parametrize("view", ["strip", "full view"])
+async def test_two_thousand_pictures_are_scrolled_with_few_in_the_document(page, view):
+    if view == "full view":
+        await search(page)
+    shown = items(page) if view == "strip" else found(page)
+    scroller = page.locator(".strip-scroller" if view == "strip" else ".grid-scroller")
+    await expect(shown.first).to_be_visible()
+    last = page.get_by_role("button", name="number 0, v1, seed 0")
+    while await last.count() == 0:
+        assert await shown.count() <= MOST_SHOWN
+        await scroller.evaluate("one => one.scrollBy(one.scrollWidth, one.scrollHeight)")
+        # At the end of those that are known more are loaded, and then there is more to scroll.
+        await page.wait_for_function(
+            """one => one.querySelector('[aria-posinset="2000"]') || one.scrollLeft + one.clientWidth < one.scrollWidth - 9
+                      || one.scrollTop + one.clientHeight < one.scrollHeight - 9""",
+            arg=await scroller.element_handle(),
+        )
+    await expect(last).to_be_in_viewport()
+    await expect(page.locator(".cell.seen").last).to_be_visible()
+    assert await shown.count() <= MOST_SHOWN
+
+
+async def test_a_deletion_elsewhere_shows_by_itself_and_keeps_the_scroll(page, kept):
+    scroller = page.locator(".strip-scroller")
+    await scroller.evaluate("one => { one.scrollLeft = 2000; }")
+    async with kept.http.delete(kept.url + "/history/20260101_003319_seed1999.png") as answer:
+        assert answer.status == 200
+    await expect(page.locator("#strip .count")).to_have_text("1,999")
+    assert await scroller.evaluate("one => one.scrollLeft") > 0
+
+
+async def test_a_deleted_picture_can_be_brought_back_until_the_message_goes(page, kept):
+    second = "20260101_003317_seed1997.png"
+    await items(page).nth(1).click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(0)
+    await page.get_by_role("button", name="Undo").click()
+    await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(1)
+    await items(page).nth(1).click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(0)
+    await page.get_by_role("button", name="Close").click()
+    await kept.until(lambda: _is_gone(kept, second), "the picture is deleted")
+
+
+async def _is_gone(kept, name):
+    async with kept.http.get(f"{kept.url}/history/{name}") as answer:
+        return answer.status == 404
+
+
+async def test_all_are_deleted_after_a_question(page, kept):
+    await search(page)
+    await page.get_by_role("button", name="Delete all…").click()
+    question = page.get_by_role("dialog").filter(has_text="This cannot be undone.")
+    await question.get_by_role("button", name="Cancel").click()
+    await expect(found(page).first).to_be_visible()
+    await page.get_by_role("button", name="Delete all…").click()
+    await question.get_by_role("button", name="Delete all", exact=True).click()
+    await expect(page.get_by_text("No pictures yet.").last).to_be_visible()
+    assert (await kept.get("/history"))["total"] == 0
+    await page.keyboard.press("Escape")
+    await expect(items(page)).to_have_count(0)
+    await expect(page.get_by_role("img", name="Result")).to_have_count(0)

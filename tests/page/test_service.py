@@ -1,0 +1,109 @@
+"""What the page says and does while the service has no model, is gone, refuses a version, or asks for its token."""
+
+import os
+import re
+import shutil
+import signal
+
+import pytest_asyncio
+from playwright.async_api import expect
+
+from tests.page.conftest import WAIT, running
+from tests.page.test_jobs import caption, generate, queue
+
+expect.set_options(timeout=WAIT)
+
+GONE = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_INCOMPLETE_CHUNKED", "ERR_EMPTY_RESPONSE", "ERR_FAILED")
+
+
+def button(page):
+    """The button "Generate"."""
+    return page.get_by_role("button", name="Generate", exact=True)
+
+
+def status(page):
+    """The bar at the bottom."""
+    return page.get_by_role("status")
+
+
+async def test_an_unloaded_model_is_named_and_generate_works_again_by_itself(page, server):
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("kept while the model is away")
+    assert (await server.post("/api/unload_model"))[0] == 200
+    await expect(button(page)).to_contain_text("model not loaded")
+    await expect(status(page)).to_contain_text("Model: not loaded")
+    await button(page).click()
+    await expect(page.get_by_text("Model not loaded. Generate works again as soon as it is.")).to_be_visible()
+    await expect(queue(page)).to_have_count(0)
+    assert (await server.post("/api/load_model"))[0] == 200
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(button(page)).not_to_contain_text("model not loaded")
+    await expect(page.get_by_text("Model not loaded.")).to_have_count(0)
+    await generate(page, "kept while the model is away", Steps=4, Seed=3)
+    await expect(caption(page)).to_contain_text("v1 · seed 3 ·")
+
+
+async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_the_queue(page, server):
+    page.problems.expect(*GONE)
+    await generate(page, "lost by the restart", Steps=100, Seed=8)
+    await expect(queue(page)).to_have_count(1)
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("still being written")
+
+    async def while_it_is_gone():
+        await expect(page.get_by_text("The server does not answer. Connecting again…").first).to_be_visible()
+        await expect(button(page)).to_contain_text("no connection")
+        await button(page).click()
+        await expect(page.get_by_text("Generate works again as soon as it does.")).to_be_visible()
+
+    await server.restart(signal.SIGKILL, while_it_is_gone)
+    await expect(page.locator("#notice")).to_be_hidden()
+    await expect(queue(page)).to_contain_text("The server was started again before this was made.")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await page.get_by_role("spinbutton", name="Steps").fill("4")
+    await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("still being written")
+    await queue(page).get_by_role("button", name="Try again").click()
+    await expect(queue(page).filter(has_text="The server was started again")).to_have_count(0)
+    await page.keyboard.press("Escape")
+    await expect(queue(page)).to_have_count(0)
+
+
+async def test_a_rejected_version_is_named_with_its_reason(page, server):
+    broken = server.models / "v3"
+    shutil.copytree(server.models / "v1", broken)
+    weights = next(broken.glob("transformer/*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.symlink("v3", server.models / "next")
+    os.replace(server.models / "next", server.models / "current")
+    await expect(status(page)).to_contain_text(re.compile(r"v3 rejected: transformer/.*blake3"))
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    os.symlink("v1", server.models / "next")
+    os.replace(server.models / "next", server.models / "current")
+    await expect(status(page)).not_to_contain_text("rejected")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded(tmp_path_factory):
+    """A service with a token, "open sesame"; it may still be loading."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "token").write_text("open sesame\n")
+    async with running(folder, "--token-file", str(folder / "token"), version=None) as service:
+        yield service
+
+
+async def test_the_token_is_asked_for_once(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401")
+    dialog = page.get_by_role("dialog", name="Token")
+    await dialog.get_by_label("Token").fill("wrong")
+    await dialog.get_by_role("button", name="Continue").click()
+    await expect(dialog).to_contain_text("This is not the server's token.")
+    await dialog.get_by_label("Token").fill("open sesame")
+    await dialog.get_by_role("button", name="Continue").click()
+    await expect(dialog).to_have_count(0)
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await generate(page, Steps=2, Seed=1)
+    await expect(caption(page)).to_contain_text("v1 · seed 1 ·")
+    await page.reload()
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
