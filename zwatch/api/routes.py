@@ -28,7 +28,7 @@ from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
-from zwatch.generation.request import GenerateRequest, ImageFormat
+from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -56,6 +56,8 @@ _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
 _DEPLOYED = Answer("The version serves.", deploy.Deployed)
 _Limit = Annotated[int, Field(ge=1, le=history.MAX_LIMIT)]
 _Before = Annotated[str, Field(pattern=f"^{NAME}$")]
+_Text = Annotated[str, Field(max_length=history.MAX_QUERY)]
+_Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _Document = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 _Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
@@ -108,6 +110,11 @@ _HISTORY = (
         parameters=(
             Parameter("limit", "Most pictures in a page.", _Limit, history.DEFAULT_LIMIT),
             Parameter("before", "The name of a picture: only older ones are listed.", _Before, example=_NAME.example),
+            Parameter(
+                "q", "Words: only pictures whose prompt contains all of them, as words or parts of words, are listed.", _Text,
+            ),
+            Parameter("version", "The name of a version: only its pictures are listed.", _Text),
+            Parameter("seed", "Only pictures of this seed are listed.", _Seed),
         ),
     ),
     Call(
