@@ -81,14 +81,14 @@ async def test_a_dropped_picture_of_zwatch_fills_in_all_its_settings(page, tmp_p
     name = write_picture(tmp_path, 5, "v2", "a dropped harbour", 48)
     await give(page, (tmp_path / name).read_bytes())
     await has_settings(page, Prompt="a dropped harbour", Width=48, Height=48, Steps=8, Seed=5)
-    await expect(page.get_by_text("The picture's settings are filled in. It was drawn by v2.")).to_be_visible()
+    await expect(page.get_by_text("The settings of the picture are filled in (zwatch v2).")).to_be_visible()
 
 
 async def test_a_pasted_picture_of_automatic1111_fills_in_its_settings(page):
     await give(page, png(parameters=A1111), "paste")
     await has_settings(page, Prompt="a castle on a hill", Width=512, Height=768, Steps=20, Seed=4321, Guidance=7)
     await has_settings(page, Negative_prompt="blurry")
-    await expect(page.get_by_text("The settings of the AUTOMATIC1111 picture are filled in.")).to_be_visible()
+    await expect(page.get_by_text("The settings of the picture are filled in (AUTOMATIC1111).")).to_be_visible()
 
 
 async def test_a_chosen_picture_of_comfyui_fills_in_its_settings(page):
@@ -97,7 +97,7 @@ async def test_a_chosen_picture_of_comfyui_fills_in_its_settings(page):
     file = {"name": "comfy.png", "mimeType": "image/png", "buffer": png(prompt=json.dumps(COMFYUI))}
     await (await chooser.value).set_files([file])
     await has_settings(page, Prompt="a paper crane", Width=640, Height=384, Steps=12, Seed=77, Guidance=1.5)
-    await expect(page.get_by_text("The settings of the ComfyUI picture are filled in.")).to_be_visible()
+    await expect(page.get_by_text("The settings of the picture are filled in (ComfyUI).")).to_be_visible()
 
 
 async def test_a_picture_without_settings_is_refused_with_a_sentence_and_nothing_is_lost(page):

@@ -33,6 +33,12 @@ async def in_page(page, code: str):
     return json.loads(await page.evaluate(f"(async () => JSON.stringify({code}))()"))
 
 
+async def strings(page):
+    """Return the page's strings, [English, Chinese] by key."""
+    files = [f"...(await import('/page/{name}.js')).default" for name in ("strings", "strings-gallery")]
+    return await in_page(page, f"{{ {', '.join(files)} }}")
+
+
 async def test_sizes_come_from_proportions_flip_twice_and_half(page):
     await expect(spin(page, "Width")).to_have_value("256")  # the version's own
     await page.get_by_role("button", name="16:9").click()
@@ -95,12 +101,17 @@ async def test_what_only_the_server_knows_stands_beside_its_field_too(page):
 
 async def test_a_seed_is_random_until_it_is_typed_or_locked(page):
     bodies = []
-    await page.route("**/jobs", lambda route: (bodies.append(route.request.post_data), route.abort()))
+
+    async def take(route):
+        bodies.append(route.request.post_data)
+        await route.abort()
+
+    await page.route("**/jobs", take)
     page.problems.expect("ERR_FAILED", "/jobs")
     await prompt(page).fill("x")
 
     async def press():
-        async with page.expect_request("**/jobs"):
+        async with page.expect_event("requestfailed"):
             await page.keyboard.press("Control+Enter")
         return re.search(r'"seed":(\d+)', bodies[-1]).group(1)
 
@@ -190,14 +201,10 @@ async def test_a_browser_in_chinese_gets_the_page_in_chinese(new_page, server):
 
 
 async def test_both_languages_have_the_same_strings_with_the_same_parts(page):
-    found = await in_page(
-        page, "await Promise.all(['en', 'zh', 'en-gallery', 'zh-gallery'].map(async (name) => (await import(`/page/${name}.js`)).default))"
-    )  # fmt: skip
-    parts = lambda text: set(re.findall(r"\{(\w+)\}", text[1] if isinstance(text, list) else text))  # noqa: E731
-    for english, chinese in ((found[0], found[1]), (found[2], found[3])):
-        assert english.keys() == chinese.keys()
-        for key, text in english.items():
-            assert parts(chinese[key]) == parts(text), key
+    for key, texts in (await strings(page)).items():
+        assert len(texts) == 2, key
+        english, chinese = ({*re.findall(r"\{(\w+)\}", text.rpartition("|")[2])} for text in texts)
+        assert english == chinese, key
 
 
 async def test_every_string_that_is_used_is_there(page):
@@ -207,8 +214,6 @@ async def test_every_string_that_is_used_is_there(page):
     used = set()
     for path in [*folder.glob("*.js"), folder / "index.html"]:
         used |= set(re.findall(r"""\bt\(\s*["']([\w.]+)["']|data-t(?:-\w+)?="([\w.]+)\"""", path.read_text()))
-    known = await in_page(
-        page, "{ ...(await import('/page/en.js')).default, ...(await import('/page/en-gallery.js')).default }"
-    )
+    known = await strings(page)
     missing = {one or other for one, other in used} - known.keys()
     assert not missing

@@ -81,7 +81,7 @@ async def test_nothing_moves_while_pictures_form_and_the_queue_grows(page):
 
 async def test_an_idle_page_asks_for_nothing_but_its_event_stream(page):
     await expect(page.get_by_role("status")).to_contain_text("Model: v1")
-    await page.wait_for_load_state("load")
+    await expect(page.get_by_role("status")).to_contain_text("Queue: empty")  # of other tests, nothing goes on
     await page.wait_for_timeout(1000)
     asked = []
     page.on("request", lambda request: asked.append(request.url))

@@ -1,8 +1,8 @@
 // The comparison of two pictures. "Compare" on one picture shows it beside the same prompt and seed on the other version.
 
-import { draw, findInHistory, findOther, isOtherVersion, isSameRequest } from "./counterpart.js";
+import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
-import { el, iconButton, setText, show } from "./dom.js";
+import { el, setText } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { createPanes } from "./panes.js";
 import { textButton, view } from "./parts.js";
@@ -12,197 +12,153 @@ import { createStrip } from "./thumbs.js";
 const SIDES = ["left", "right"];
 const STEP = 40; // pixels that an arrow moves the pictures
 
-/** Adds the action `compare(row, other)`; without `other` it finds or draws the picture on the other version. */
+/** Adds the action `compare(row, other)`; without `other` it is the picture on the other version. */
 export function initCompare(ctx) {
-  ctx.actions.compare = (row, other) => {
-    if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null).start();
-  };
+	ctx.actions.compare = (row, other) => {
+		if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null).start();
+	};
 }
 
 class Comparison {
-  constructor(ctx, left, right) {
-    this.ctx = ctx;
-    this.rows = { left, right };
-    this.chosen = "right"; // the side that the strip below sets
-    this.stop = null; // stops following a job that draws a picture
-    this.turn = 0; // an answer about pictures that are no longer compared is dropped
-    this.build();
-  }
+	constructor(ctx, left, right) {
+		this.ctx = ctx;
+		this.rows = { left, right };
+		this.stop = null; // stops following a job that draws a picture
+		this.turn = 0; // an answer about pictures that are no longer compared is dropped
+		this.build();
+	}
 
-  start() {
-    open(this.dialog).then(() => {
-      this.leave();
-      this.unfollow();
-    });
-    this.panes.range.focus();
-    this.drawAll();
-    if (this.rows.right) this.offer();
-    else this.showOther();
-  }
+	start() {
+		open(this.dialog).then(() => {
+			this.leave();
+			this.unfollow();
+		});
+		this.panes.range.focus();
+		this.drawAll();
+		if (!this.rows.right) this.showOther();
+	}
 
-  build() {
-    const { store, actions } = this.ctx;
-    const zoom = el("span", { class: "zoom-level" });
-    this.panes = createPanes((scale) => setText(zoom, percent(scale)));
-    this.same = textButton("", () => this.showOther(), { hidden: true });
-    this.note = el("p", { class: "compare-note", "aria-live": "polite" });
-    this.modes = ["over", "beside"].map((mode) =>
-      textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
-    const zoomButton = (text, label, factor) =>
-      textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", title: t(label), "aria-label": t(label) });
-    this.captions = Object.fromEntries(SIDES.map((side) => [side, this.caption(side)]));
-    this.strip = createStrip(() => store.get("rows"), {
-      label: t("compare.list"), isShown: (row) => row.name === this.rows[this.chosen]?.name,
-      pick: (row) => this.set(row), onEnd: () => actions.moreRows(),
-    });
-    const head = [
-      el("div", { class: "segments", role: "group", "aria-label": t("compare.view") }, this.modes),
-      zoomButton("−", "compare.smaller", 1 / 1.5), zoom, zoomButton("+", "compare.larger", 1.5),
-      textButton(t("compare.fit"), () => this.panes.fit(), { class: "quiet" }),
-      textButton("100 %", () => this.panes.actual(), { class: "quiet" }),
-      iconButton("flip", t("compare.swap"), () => this.swap()), el("span", { class: "space" }), this.same,
-    ];
-    this.dialog = view("full compare", t("compare"), head, this.panes.element,
-      el("div", { class: "compare-foot" }, this.captions.left.button, this.note, this.captions.right.button), this.strip.scroller);
-    this.unfollow = store.on("rows", () => this.strip.refresh());
-    this.dialog.addEventListener("keydown", (event) => this.key(event));
-  }
+	build() {
+		const { store, actions } = this.ctx;
+		const zoom = el("span", { class: "zoom-level" });
+		this.panes = createPanes((scale) => setText(zoom, percent(scale)));
+		this.note = el("p", { class: "compare-note", "aria-live": "polite" });
+		this.modes = ["over", "beside"].map((mode) =>
+			textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
+		const zoomButton = (text, label, factor) =>
+			textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", title: t(label), "aria-label": t(label) });
+		this.captions = Object.fromEntries(SIDES.map((side) => [side, el("p", { class: `pane-caption ${side}` })]));
+		this.strip = createStrip(() => store.get("rows"), {
+			label: t("compare.list"), isShown: (row) => row.name === this.rows.right?.name,
+			pick: (row) => this.set(row), onEnd: () => actions.moreRows(),
+		});
+		const head = [
+			el("div", { class: "segments", role: "group", "aria-label": t("compare.view") }, this.modes),
+			zoomButton("−", "compare.smaller", 1 / 1.5), zoom, zoomButton("+", "compare.larger", 1.5),
+			textButton(t("compare.fit"), () => this.panes.fit(), { class: "quiet" }),
+			textButton("100 %", () => this.panes.actual(), { class: "quiet" }),
+			el("span", { class: "space" }),
+		];
+		this.dialog = view("full compare", t("compare"), head, this.panes.element,
+			el("div", { class: "compare-foot" }, this.captions.left, this.note, this.captions.right), this.strip.scroller);
+		this.unfollow = store.on("rows", () => this.strip.refresh());
+		this.dialog.addEventListener("keydown", (event) => this.key(event));
+	}
 
-  caption(side) {
-    const [title, text] = [el("strong"), el("span")];
-    const button = el("button", { type: "button", class: `pane-caption ${side}`, title: t("compare.choose"), on: { click: () => this.choose(side) } }, title, text);
-    return { button, title, text };
-  }
+	key(event) {
+		if (event.ctrlKey || event.metaKey || event.altKey) return;
+		const { panes } = this;
+		const keys = { "+": () => panes.zoomBy(1.5), "-": () => panes.zoomBy(1 / 1.5), 0: panes.fit, 1: panes.actual };
+		const moves = { ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] };
+		const use = event.shiftKey && event.key in moves ? () => panes.move(...moves[event.key]) : keys[event.key];
+		if (!use) return;
+		event.preventDefault();
+		use();
+	}
 
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const { panes } = this;
-    const keys = { "+": () => panes.zoomBy(1.5), "-": () => panes.zoomBy(1 / 1.5), 0: panes.fit, 1: panes.actual, x: () => this.swap() };
-    const moves = { ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] };
-    const use = event.shiftKey && event.key in moves ? () => panes.move(...moves[event.key]) : keys[event.key];
-    if (!use) return;
-    event.preventDefault();
-    use();
-  }
+	setMode(mode) {
+		for (const button of this.modes) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+		this.panes.setMode(mode);
+	}
 
-  setMode(mode) {
-    for (const button of this.modes) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
-    this.panes.setMode(mode);
-  }
+	set(row) {
+		this.leave();
+		this.rows.right = row;
+		this.drawAll();
+	}
 
-  swap() {
-    if (this.stop) return; // one of them is still being drawn
-    this.rows = { left: this.rows.right, right: this.rows.left };
-    this.drawAll();
-  }
+	leave() {
+		this.stop?.();
+		this.stop = null;
+		return ++this.turn;
+	}
 
-  choose(side) {
-    this.chosen = side;
-    this.drawCaptions();
-    this.strip.refresh();
-  }
+	/** Shows the same prompt and seed on the other version: from the history, or as it is drawn. */
+	async showOther() {
+		const turn = this.leave();
+		const row = this.rows.left;
+		try {
+			const other = await findOther(this.ctx, row);
+			const found = await findInHistory(this.ctx, row, other);
+			if (turn !== this.turn) return;
+			if (found) this.pair(row, found);
+			else if (other) await this.drawOn(other, turn);
+			else this.withoutOther(row);
+		} catch (error) {
+			if (turn === this.turn) this.fail(error.message);
+		}
+	}
 
-  set(row) {
-    this.leave();
-    this.rows[this.chosen] = row;
-    this.drawAll();
-    this.offer();
-  }
+	async drawOn(other, turn) {
+		const row = this.rows.left;
+		this.rows.right = null;
+		this.drawAll();
+		this.wait(other, t("compare.asked", { version: other.version }));
+		const stop = await draw(this.ctx, row, other, (job, made) => {
+			if (turn !== this.turn) return;
+			if (made) {
+				this.pair(row, made);
+				this.ctx.announce(describe(made, t));
+			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("compare.cancelled"));
+			else this.wait(other, this.ctx.actions.progressText(job), job);
+		});
+		if (turn === this.turn) this.stop = stop;
+		else stop();
+	}
 
-  leave() {
-    this.stop?.();
-    this.stop = null;
-    return ++this.turn;
-  }
+	wait({ version }, text, job = { step: 0, steps: 1 }) {
+		const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("progress") });
+		this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
+	}
 
-  /** Offers the other version, unless the other side shows it. */
-  async offer() {
-    const { turn, rows: { left, right } } = this;
-    const other = left && (await findOther(this.ctx, left).catch(() => null));
-    if (turn !== this.turn) return;
-    show(this.same, Boolean(other) && !(right && isSameRequest(left, right) && isOtherVersion(left, right)));
-    if (other) setText(this.same, t("compare.same", { version: other.version }));
-  }
+	// The older name on the left: "v1 | v2".
+	pair(row, other) {
+		this.leave();
+		const isFirst = (row.version ?? "").localeCompare(other.version ?? "", undefined, { numeric: true }) <= 0;
+		this.rows = isFirst ? { left: row, right: other } : { left: other, right: row };
+		this.drawAll();
+	}
 
-  /** Shows the same prompt and seed on the other version: from the history, or as it is drawn. */
-  async showOther() {
-    const turn = this.leave();
-    const row = this.rows.left;
-    show(this.same, false);
-    try {
-      const other = await findOther(this.ctx, row);
-      const found = await findInHistory(this.ctx, row, other);
-      if (turn !== this.turn) return;
-      if (found) this.pair(row, found);
-      else if (other) await this.drawOn(other, turn);
-      else this.withoutOther(row);
-    } catch (error) {
-      if (turn === this.turn) this.fail(error.message);
-    }
-  }
+	withoutOther(row) {
+		const rows = this.ctx.store.get("rows");
+		const index = rows.findIndex((one) => one.name === row.name);
+		this.rows.right = rows[index + 1] ?? rows[index - 1] ?? null;
+		this.drawAll();
+		setText(this.note, t(row.prompt ? "compare.noOther" : "compare.noPrompt", { version: row.version ?? "–" }));
+	}
 
-  async drawOn(other, turn) {
-    const row = this.rows.left;
-    this.rows.right = null;
-    this.drawAll();
-    this.wait(other, t("compare.asked", { version: other.version }));
-    const stop = await draw(this.ctx, row, other, (job, made) => {
-      if (turn !== this.turn) return;
-      if (made) {
-        this.pair(row, made);
-        this.ctx.announce(describe(made, t));
-      } else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("compare.cancelled"));
-      else this.wait(other, this.ctx.actions.progressText(job), job);
-    });
-    if (turn === this.turn) this.stop = stop;
-    else stop();
-  }
+	fail(reason) {
+		this.leave();
+		this.panes.set("right", { content: [el("p", { class: "error", role: "alert", text: t("compare.failed", { reason }) })] });
+	}
 
-  wait({ version }, text, job = { step: 0, steps: 1 }) {
-    setText(this.captions.right.title, version);
-    const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("compare.draws", { version }) });
-    this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
-  }
-
-  // The older name on the left: "v1 | v2".
-  pair(row, other) {
-    this.leave();
-    const isFirst = (row.version ?? "").localeCompare(other.version ?? "", undefined, { numeric: true }) <= 0;
-    this.rows = isFirst ? { left: row, right: other } : { left: other, right: row };
-    this.drawAll();
-  }
-
-  withoutOther(row) {
-    const rows = this.ctx.store.get("rows");
-    const index = rows.findIndex((one) => one.name === row.name);
-    this.rows.right = rows[index + 1] ?? rows[index - 1] ?? null;
-    this.drawAll();
-    setText(this.note, t(row.prompt ? "compare.noOther" : "compare.noPrompt", { version: row.version ?? "–" }));
-  }
-
-  fail(reason) {
-    this.leave();
-    this.panes.set("right", { content: [el("p", { class: "error", role: "alert", text: t("compare.failed", { reason }) })] });
-    this.offer();
-  }
-
-  drawAll() {
-    setText(this.note, "");
-    for (const side of SIDES) {
-      const row = this.rows[side];
-      this.panes.set(side, row ? { url: row.url, alt: describe(row, t), text: row.version ?? "" } : {});
-    }
-    this.drawCaptions();
-    this.strip.refresh();
-  }
-
-  drawCaptions() {
-    for (const side of SIDES) {
-      const { button, title, text } = this.captions[side];
-      const row = this.rows[side];
-      button.setAttribute("aria-pressed", String(this.chosen === side));
-      setText(title, row?.version ?? "–");
-      setText(text, row ? `${t("caption.seed", { seed: seedText(row) })} · ${row.width ?? "–"} × ${row.height ?? "–"} · ${row.prompt ?? ""}` : "");
-    }
-  }
+	drawAll() {
+		setText(this.note, "");
+		for (const side of SIDES) {
+			const row = this.rows[side];
+			this.panes.set(side, row ? { url: row.url, alt: describe(row, t), text: row.version ?? "" } : {});
+			setText(this.captions[side], row ? `${t("caption.seed", { seed: seedText(row) })} · ${row.width ?? "–"} × ${row.height ?? "–"} · ${row.prompt ?? ""}` : "");
+		}
+		this.strip.refresh();
+	}
 }

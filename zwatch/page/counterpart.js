@@ -4,44 +4,43 @@ import { rowOfJob, seedText, settingsOf } from "./picture.js";
 
 const SAME = ["prompt", "width", "height", "steps", "negative_prompt", "guidance_scale"];
 
-/** Returns whether two pictures are of different versions; one that was sealed again under its name is another. */
-export function isOtherVersion(one, other) {
-  return one.version !== other.version || Boolean(one.digest && other.digest && one.digest !== other.digest);
+// A version that was sealed again under its name is another.
+function isOtherVersion(one, other) {
+	return one.version !== other.version || Boolean(one.digest && other.digest && one.digest !== other.digest);
 }
 
-/** Returns whether two pictures were asked for in the same words with the same numbers. */
-export function isSameRequest(one, other) {
-  return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
+function isSameRequest(one, other) {
+	return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
 }
 
-/** Returns the version to compare a picture with: the one that serves, else another that is loaded; null if there is none. */
+/** Returns the version to compare a picture with: the one that serves, else another that is loaded, else null. */
 export async function findOther({ api, store }, row) {
-  if (!row.prompt) return null;
-  const serving = store.get("status")?.serving;
-  if (serving && isOtherVersion(row, serving)) return { ...serving, model: "current" };
-  const { versions } = await api.call("GET", "/versions");
-  const loaded = versions.find((one) => one.resident && one.name !== row.version);
-  return loaded ? { version: loaded.name, digest: loaded.digest, model: loaded.name } : null;
+	if (!row.prompt) return null;
+	const serving = store.get("status")?.serving;
+	if (serving && isOtherVersion(row, serving)) return { ...serving, model: "current" };
+	const { versions } = await api.call("GET", "/versions");
+	const loaded = versions.find((one) => one.resident && one.name !== row.version);
+	return loaded ? { version: loaded.name, digest: loaded.digest, model: loaded.name } : null;
 }
 
 /** Returns the history's picture of the same request on another version (on this one, if it is given), or null. */
 export async function findInHistory({ api }, row, other) {
-  if (!row.prompt) return null;
-  const query = new URLSearchParams({ limit: 500, seed: seedText(row) });
-  const { images } = await api.call("GET", `/history?${query}`);
-  const fits = (one) => isSameRequest(one, row) && isOtherVersion(one, row) && !(other && isOtherVersion(one, other));
-  return images.find(fits) ?? null;
+	if (!row.prompt) return null;
+	const query = new URLSearchParams({ limit: 500, seed: seedText(row) });
+	const { images } = await api.call("GET", `/history?${query}`);
+	const fits = (one) => isSameRequest(one, row) && isOtherVersion(one, row) && !(other && isOtherVersion(one, other));
+	return images.find(fits) ?? null;
 }
 
-/** Asks for the picture on the other version. `onJob(job, made)` follows it; returns a function that stops following. */
+/** Asks the other version for the picture; `onJob(job, made)` follows. Returns what stops following. */
 export async function draw({ api, store }, row, other, onJob) {
-  const { id } = await api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
-  let last = null;
-  return store.on("jobs", (jobs) => {
-    const job = jobs.find((one) => one.id === id);
-    if (!job || job === last) return;
-    last = job;
-    const image = job.images?.at(-1);
-    onJob(job, job.state === "done" && image ? rowOfJob(job, image) : null);
-  });
+	const { id } = await api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
+	let last = null;
+	return store.on("jobs", (jobs) => {
+		const job = jobs.find((one) => one.id === id);
+		if (!job || job === last) return;
+		last = job;
+		const image = job.images?.at(-1);
+		onJob(job, job.state === "done" && image ? rowOfJob(job, image) : null);
+	});
 }

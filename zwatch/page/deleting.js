@@ -3,51 +3,49 @@
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
-/** Returns {one(row), all(total)}. `lists` are the HistoryRows that show pictures; `gone(name)` is called, null if all went. */
-export function createDeleting({ api, t, confirm, announce }, lists, gone) {
-  let waiting = null;
-  const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
+/** Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all. */
+export function createDeleting({ api, t, confirm }, lists, gone) {
+	let waiting = null;
+	const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
 
-  /** Takes a picture out of the lists. The server is asked only when the message with "Undo" has gone. */
-  function one(row) {
-    const again = () => {
-      waiting = null;
-      for (const list of lists) {
-        list.hidden.delete(row.name);
-        list.refresh();
-      }
-    };
-    const send = async () => {
-      try {
-        await api.call("DELETE", row.url);
-      } catch (error) {
-        if (error.status !== 404) fail(error);
-      }
-      again();
-    };
-    const end = toast(t("history.deleted"), { action: { label: t("history.undo"), run: again }, onEnd: send });
-    waiting = { row, end };
-    for (const list of lists) list.hide(row.name);
-    gone(row.name);
-  }
+	// The server is asked only when the message with "Undo" has gone.
+	function one(row) {
+		const again = () => {
+			waiting = null;
+			for (const list of lists) {
+				list.hidden.delete(row.name);
+				list.refresh();
+			}
+		};
+		const send = async () => {
+			try {
+				await api.call("DELETE", row.url);
+			} catch (error) {
+				if (error.status !== 404) fail(error);
+			}
+			again();
+		};
+		const end = toast(t("history.deleted"), { action: { label: t("history.undo"), run: again }, onEnd: send });
+		waiting = { row, end };
+		for (const list of lists) list.hide(row.name);
+		gone(row.name);
+	}
 
-  /** Deletes all pictures, if the person says so. */
-  async function all(total) {
-    const count = { count: total, n: number(total) };
-    if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAllShort")))) return;
-    waiting?.end();
-    try {
-      await api.call("DELETE", "/history");
-      announce(t("history.deletedAll"));
-    } catch (error) {
-      fail(error);
-    }
-    await Promise.all([...lists].map((list) => list.reset()));
-    gone(null);
-  }
+	async function all(total) {
+		const count = { count: total, n: number(total) };
+		if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAll")))) return;
+		waiting?.end();
+		try {
+			await api.call("DELETE", "/history");
+		} catch (error) {
+			fail(error);
+		}
+		await Promise.all([...lists].map((list) => list.reset()));
+		gone(null);
+	}
 
-  // The page is closed: what waits for "Undo" is deleted now. `keepalive` lets the call outlive the page.
-  addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
+	// What waits for "Undo" when the page is closed is deleted then; `keepalive` lets the call outlive the page.
+	addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
-  return { one, all };
+	return { one, all };
 }

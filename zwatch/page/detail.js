@@ -2,125 +2,122 @@
 
 import { toJson } from "./api.js";
 import { open } from "./dialogs.js";
-import { el, setText, show } from "./dom.js";
+import { el, setText } from "./dom.js";
 import { bytes, dateTime, number, t } from "./i18n.js";
 import { closeViews, textButton, view } from "./parts.js";
 import { curlText, describe, seedText, settingsOf } from "./picture.js";
 import { copyAndSay } from "./toast.js";
 
-const AHEAD = 20; // pictures before the end of those that are known at which more are loaded
+const AHEAD = 20; // pictures before the last one that is known
+const CODE = ["detail.digest", "detail.file"];
 
 /** Opens the detail view at a picture of a list; arrows walk through the list. */
 export function openDetail({ ctx, deleting }, list, name) {
-  let row = list.rows[list.indexOf(name)];
-  if (!row || document.querySelector("dialog.detail")) return;
-  const parts = build();
-  const { dialog } = parts;
-  const at = (step = 0) => list.rows[list.indexOf(row.name) + step];
+	let row = list.rows[list.indexOf(name)];
+	if (!row || document.querySelector("dialog.detail")) return;
+	const parts = build();
+	const { dialog } = parts;
+	const at = (step = 0) => list.rows[list.indexOf(row.name) + step];
 
-  function draw(next) {
-    if (!next) return;
-    row = next;
-    drawPicture(parts, row);
-    drawPlace();
-    ctx.announce(describe(row, t));
-    if (list.indexOf(row.name) + AHEAD > list.rows.length) list.more().then(drawPlace);
-  }
+	function draw(next) {
+		if (!next) return;
+		row = next;
+		drawPicture(parts, row);
+		drawPlace();
+		ctx.announce(describe(row, t));
+		if (list.indexOf(row.name) + AHEAD > list.rows.length) list.more().then(drawPlace);
+	}
 
-  function drawPlace() {
-    setText(parts.place, t("detail.place", { n: number(list.indexOf(row.name) + 1), total: number(list.total) }));
-    parts.newer.disabled = list.indexOf(row.name) <= 0;
-    parts.older.disabled = !at(1);
-  }
+	function drawPlace() {
+		setText(parts.place, t("detail.place", { n: number(list.indexOf(row.name) + 1), total: number(list.total) }));
+		parts.newer.disabled = list.indexOf(row.name) <= 0;
+		parts.older.disabled = !at(1);
+	}
 
-  function leave(then) {
-    closeViews();
-    then();
-  }
+	function remove() {
+		const [gone, next] = [row, at(1) ?? at(-1)];
+		deleting.one(gone);
+		if (next) draw(next);
+		else dialog.close();
+	}
 
-  function remove() {
-    const [gone, next] = [row, at(1) ?? at(-1)];
-    deleting.one(gone);
-    if (next) draw(next);
-    else dialog.close();
-  }
-
-  const copyPrompt = () => copyAndSay(row.prompt ?? "", "detail.promptCopied");
-  const use = (options) => leave(() => ctx.actions.use(settingsOf(row), options));
-  parts.actions.append(
-    textButton(t("use.all"), () => use({}), { class: "primary" }),
-    textButton(t("use.seed"), () => use({ seedOnly: true })),
-    textButton(t("compare"), () => leave(() => ctx.actions.compare(row))),
-    textButton(t("detail.copyPrompt"), copyPrompt),
-    textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson), "detail.curlCopied")),
-    parts.download,
-    textButton(t("detail.delete"), remove, { class: "danger" }));
-  parts.newer.addEventListener("click", () => draw(at(-1)));
-  parts.older.addEventListener("click", () => draw(at(1)));
-  const keys = {
-    ArrowLeft: () => draw(at(-1)), ArrowRight: () => draw(at(1)), Home: () => draw(list.rows[0]), Delete: remove,
-    c: copyPrompt, z: parts.zoom,
-  };
-  dialog.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
-    event.preventDefault();
-    keys[event.key]();
-  });
-  open(dialog).then(() => at() && ctx.actions.show(row));
-  draw(row);
-  parts.older.focus();
+	const copyPrompt = () => copyAndSay(row.prompt ?? "");
+	const use = (options) => {
+		closeViews();
+		ctx.actions.use(settingsOf(row), options);
+	};
+	const compare = () => {
+		closeViews();
+		ctx.actions.compare(row);
+	};
+	parts.actions.append(
+		textButton(t("use.all"), () => use({}), { class: "primary" }),
+		textButton(t("use.seed"), () => use({ seedOnly: true })),
+		textButton(t("compare"), compare),
+		textButton(t("detail.copyPrompt"), copyPrompt),
+		textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),
+		parts.download,
+		textButton(t("detail.delete"), remove, { class: "danger" }));
+	parts.newer.addEventListener("click", () => draw(at(-1)));
+	parts.older.addEventListener("click", () => draw(at(1)));
+	const keys = {
+		ArrowLeft: () => draw(at(-1)), ArrowRight: () => draw(at(1)), Home: () => draw(list.rows[0]), Delete: remove,
+		c: copyPrompt,
+	};
+	dialog.addEventListener("keydown", (event) => {
+		if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
+		event.preventDefault();
+		keys[event.key]();
+	});
+	open(dialog).then(() => at() && ctx.actions.show(row));
+	draw(row);
+	parts.older.focus();
 }
 
 function build() {
-  const image = el("img", { class: "detail-image" });
-  const stage = el("div", { class: "detail-stage" }, image);
-  const zoom = () => stage.classList.toggle("actual");
-  image.addEventListener("click", zoom);
-  const arrow = (text, key) => textButton(text, null, { class: "icon-button", title: t(key), "aria-label": t(key) });
-  const [newer, older] = [arrow("‹", "detail.newer"), arrow("›", "detail.older")];
-  const place = el("span", { class: "count" });
-  const prompt = el("p", { class: "detail-prompt" });
-  const negative = el("p", { class: "detail-prompt" });
-  const negativeHead = el("h3", { text: t("field.negative_prompt") });
-  const facts = el("dl", { class: "facts" });
-  const actions = el("div", { class: "detail-actions" });
-  const download = el("a", { text: t("detail.download") });
-  const dialog = view("full detail", t("detail"), [newer, place, older, el("span", { class: "space" })],
-    el("div", { class: "detail-body" }, stage,
-      el("div", { class: "detail-side" }, el("h3", { text: t("field.prompt") }), prompt, negativeHead, negative, actions, facts)));
-  return { dialog, stage, image, newer, older, place, prompt, negative, negativeHead, facts, actions, download, zoom };
+	const image = el("img", { class: "detail-image" });
+	const stage = el("div", { class: "detail-stage" }, image);
+	image.addEventListener("click", () => stage.classList.toggle("actual"));
+	const arrow = (text, key) => textButton(text, null, { class: "icon-button", title: t(key), "aria-label": t(key) });
+	const [newer, older] = [arrow("‹", "detail.newer"), arrow("›", "detail.older")];
+	const place = el("span", { class: "count" });
+	const prompt = el("p", { class: "detail-prompt" });
+	const facts = el("dl", { class: "facts" });
+	const actions = el("div", { class: "detail-actions" });
+	const download = el("a", { text: t("detail.download") });
+	const dialog = view("full detail", t("detail"), [newer, place, older, el("span", { class: "space" })],
+		el("div", { class: "detail-body" }, stage,
+			el("div", { class: "detail-side" }, el("h3", { text: t("field.prompt") }), prompt, actions, facts)));
+	return { dialog, stage, image, newer, older, place, prompt, facts, actions, download };
 }
 
-function drawPicture({ image, stage, prompt, negative, negativeHead, facts, download }, row) {
-  stage.classList.remove("actual");
-  stage.style.backgroundImage = `url("${row.url}/thumbnail")`; // until the whole picture is there
-  image.onload = () => (stage.style.backgroundImage = "none");
-  image.src = row.url;
-  image.alt = row.prompt || t("history.noPrompt");
-  download.href = row.url;
-  download.download = row.name;
-  setText(prompt, row.prompt || t("history.noPrompt"));
-  setText(negative, row.negative_prompt ?? "");
-  show(negative, Boolean(row.negative_prompt));
-  show(negativeHead, Boolean(row.negative_prompt));
-  facts.replaceChildren(...factsOf(row));
+function drawPicture({ image, stage, prompt, facts, download }, row) {
+	stage.classList.remove("actual");
+	stage.style.backgroundImage = `url("${row.url}/thumbnail")`; // until the whole picture is there
+	image.onload = () => (stage.style.backgroundImage = "none");
+	image.src = row.url;
+	image.alt = row.prompt || t("history.noPrompt");
+	download.href = row.url;
+	download.download = row.name;
+	setText(prompt, row.prompt || t("history.noPrompt"));
+	facts.replaceChildren(...factsOf(row));
 }
 
 function factsOf(row) {
-  const values = {
-    "detail.version": row.version,
-    "detail.digest": row.digest,
-    "field.seed": seedText(row),
-    "size": row.width && `${row.width} × ${row.height}`,
-    "field.steps": row.steps,
-    "field.guidance_scale": row.guidance_scale,
-    "field.format": row.format === "png" ? "png" : [row.format, row.quality].filter(Boolean).join(" "),
-    "detail.model": row.model,
-    "detail.bytes": row.bytes && bytes(row.bytes),
-    "detail.created": row.created && dateTime(row.created),
-    "detail.file": row.name,
-  };
-  const isCode = (key) => key === "detail.digest" || key === "detail.file";
-  return Object.entries(values).filter(([, value]) => value || value === 0).flatMap(([key, value]) =>
-    [el("dt", { text: t(key) }), el("dd", { class: isCode(key) ? "code" : "", text: String(value) })]);
+	const values = {
+		"field.negative_prompt": row.negative_prompt,
+		"detail.version": row.version,
+		"detail.digest": row.digest,
+		"field.seed": seedText(row),
+		"size": row.width && `${row.width} × ${row.height}`,
+		"field.steps": row.steps,
+		"field.guidance_scale": row.guidance_scale,
+		"field.format": row.format === "png" ? "png" : [row.format, row.quality].filter(Boolean).join(" "),
+		"detail.model": row.model,
+		"detail.bytes": row.bytes && bytes(row.bytes),
+		"detail.created": row.created && dateTime(row.created),
+		"detail.file": row.name,
+	};
+	return Object.entries(values).filter(([, value]) => value || value === 0).flatMap(([key, value]) =>
+		[el("dt", { text: t(key) }), el("dd", { class: CODE.includes(key) && "code", text: String(value) })]);
 }

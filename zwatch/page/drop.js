@@ -2,63 +2,54 @@
 
 import { byId, el, isTyping, show } from "./dom.js";
 import { closeViews, textButton } from "./parts.js";
-import { settingsOf } from "./picture.js";
-import { DRAGGED } from "./thumbs.js";
 import { toast } from "./toast.js";
 
+const SOURCES = { zwatch: "zwatch", automatic1111: "AUTOMATIC1111", comfyui: "ComfyUI" };
 const MOST_BYTES = 32 * 1024 * 1024; // the most that the server reads
 
 /** Lets a picture be dropped on the page, pasted, or chosen with a button. */
 export function initDrop(ctx) {
-  const { t } = ctx;
-  const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));
-  document.body.append(shade);
-  const isPicture = ({ dataTransfer }) => dataTransfer.types.includes("Files") || dataTransfer.types.includes(DRAGGED);
+	const { t } = ctx;
+	const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));
+	document.body.append(shade);
+	const isFile = ({ dataTransfer }) => dataTransfer.types.includes("Files");
 
-  addEventListener("dragover", (event) => {
-    if (!isPicture(event)) return;
-    event.preventDefault(); // else the browser would leave the page and show the file
-    show(shade, true);
-  });
-  addEventListener("dragleave", (event) => event.relatedTarget ?? show(shade, false)); // null: the pointer left the window
-  addEventListener("drop", (event) => {
-    if (!isPicture(event)) return;
-    event.preventDefault();
-    show(shade, false);
-    const name = event.dataTransfer.getData(DRAGGED);
-    const row = ctx.store.get("rows").find((one) => one.name === name);
-    if (row) fill(ctx, settingsOf(row), t("drop.filled"));
-    else read(ctx, event.dataTransfer.files[0]);
-  });
-  addEventListener("dragend", () => show(shade, false));
-  addEventListener("paste", (event) => {
-    const [file] = event.clipboardData?.files ?? [];
-    if (!file || (isTyping(event.target) && event.clipboardData.types.includes("text/plain"))) return;
-    event.preventDefault();
-    read(ctx, file);
-  });
-  const input = el("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true, "aria-label": t("drop.choose") });
-  input.addEventListener("change", async () => {
-    await read(ctx, input.files[0]);
-    input.value = ""; // the same file can be chosen again
-  });
-  byId("strip-buttons").prepend(textButton(t("drop.choose"), () => input.click(), { class: "quiet", title: t("drop.title") }), input);
+	addEventListener("dragover", (event) => {
+		if (!isFile(event)) return;
+		event.preventDefault(); // else the browser would leave the page and show the file
+		show(shade, true);
+	});
+	addEventListener("dragleave", (event) => event.relatedTarget ?? show(shade, false)); // null: the pointer left the window
+	addEventListener("drop", (event) => {
+		if (!isFile(event)) return;
+		event.preventDefault();
+		show(shade, false);
+		read(ctx, event.dataTransfer.files[0]);
+	});
+	addEventListener("paste", (event) => {
+		const [file] = event.clipboardData?.files ?? [];
+		if (!file || (isTyping(event.target) && event.clipboardData.types.includes("text/plain"))) return;
+		event.preventDefault();
+		read(ctx, file);
+	});
+	const input = el("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true, "aria-label": t("drop.choose") });
+	input.addEventListener("change", async () => {
+		await read(ctx, input.files[0]);
+		input.value = ""; // the same file can be chosen again
+	});
+	byId("strip-buttons").prepend(textButton(t("drop.choose"), () => input.click(), { class: "quiet", title: t("drop.title") }), input);
 }
 
 async function read(ctx, file) {
-  const { t } = ctx;
-  if (!file) return;
-  try {
-    if (file.size > MOST_BYTES) throw new Error(t("drop.tooLarge"));
-    const { version, source, settings } = await ctx.api.call("POST", "/api/picture_settings", file);
-    fill(ctx, settings, version ? t("drop.filledVersion", { version }) : t(`drop.filled.${source}`));
-  } catch (error) {
-    toast(t("drop.failed", { name: file.name || t("drop.picture"), reason: error.message }), { error: true });
-  }
-}
-
-function fill(ctx, settings, text) {
-  closeViews();
-  ctx.actions.use(settings, {});
-  toast(text);
+	const { t } = ctx;
+	if (!file) return;
+	try {
+		if (file.size > MOST_BYTES) throw new Error(t("drop.tooLarge"));
+		const { version, source, settings } = await ctx.api.call("POST", "/api/picture_settings", file);
+		closeViews();
+		ctx.actions.use(settings, {});
+		toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
+	} catch (error) {
+		toast(t("drop.failed", { name: file.name, reason: error.message }), { error: true });
+	}
 }

@@ -7,205 +7,206 @@ import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./setti
 
 /** Builds the form and defines `actions.submit` and `actions.generate`. */
 export function initForm(ctx) {
-  const { store, t, announce, actions } = ctx;
-  const prompts = promptHistory();
-  const errors = {};
-  const inputs = {};
-  /** Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen. */
-  let isChosen = false;
+	const { store, t, announce, actions } = ctx;
+	const prompts = promptHistory();
+	const errors = {};
+	const inputs = {};
+	/** Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen. */
+	let isChosen = false;
 
-  const change = (changes) => store.set("settings", { ...store.get("settings"), ...changes });
+	const change = (changes) => store.set("settings", { ...store.get("settings"), ...changes });
 
-  /** Makes a field with its label and its error. `read` returns the changes of the settings that its input means. */
-  function field(name, input, read, ...extra) {
-    const id = `field-${name}`;
-    input.id = id;
-    inputs[name] = input;
-    errors[name] = el("p", { class: "field-error", id: `${id}-error`, hidden: true });
-    input.setAttribute("aria-describedby", errors[name].id);
-    input.addEventListener("input", () => {
-      change(read(input));
-      check(name, false);
-    });
-    input.addEventListener("change", () => check(name, true));
-    return el("div", {}, el("label", { for: id, text: t(`field.${name}`) }), el("div", { class: "with-buttons" }, input, ...extra), errors[name]);
-  }
+	/** Makes a field with its label and its error. `read` returns the changes of the settings that its input means. */
+	function field(name, input, read, ...extra) {
+		const id = `field-${name}`;
+		input.id = id;
+		inputs[name] = input;
+		errors[name] = el("p", { class: "field-error", id: `${id}-error`, hidden: true });
+		input.setAttribute("aria-describedby", errors[name].id);
+		input.addEventListener("input", () => {
+			change(read(input));
+			check(name, false);
+		});
+		input.addEventListener("change", () => check(name, true));
+		return el("div", {}, el("label", { for: id, text: t(`field.${name}`) }), el("div", { class: "with-buttons" }, input, ...extra), errors[name]);
+	}
 
-  const textField = (name, input) => field(name, input, () => ({ [name]: input.value }));
+	const textField = (name, input) => field(name, input, () => ({ [name]: input.value }));
 
-  function numberField(name) {
-    const { least, most, step, optional } = NUMBERS[name];
-    const input = el("input", { type: "number", min: String(least), max: String(most), step: String(step), inputmode: step === "any" ? "decimal" : "numeric" });
-    return field(name, input, () => {
-      const value = input.value !== "" ? Number(input.value) : optional && !input.validity.badInput ? null : NaN;
-      return { [name]: value, ...(optional && { side: null }) };
-    });
-  }
+	function numberField(name) {
+		const { least, most, step, optional } = NUMBERS[name];
+		const input = el("input", { type: "number", min: String(least), max: String(most), step: String(step), inputmode: step === "any" ? "decimal" : "numeric" });
+		return field(name, input, () => {
+			const value = input.value !== "" ? Number(input.value) : optional && !input.validity.badInput ? null : NaN;
+			return { [name]: value, ...(optional && { side: null }) };
+		});
+	}
 
-  const prompt = el("textarea", { rows: "3", placeholder: t("prompt.placeholder"), maxlength: "10000" });
-  const negative = el("textarea", { rows: "2", maxlength: "10000" });
-  const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
-  const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
-  const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
-  const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", title: t("seed.next"), "aria-label": t("seed.next") });
-  const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
-  const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
-    el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));
-  const failure = el("p", { class: "field-error", id: "generate-error", role: "alert" });
+	const prompt = el("textarea", { rows: "3", placeholder: t("prompt.placeholder"), maxlength: "10000" });
+	const negative = el("textarea", { rows: "2", maxlength: "10000" });
+	const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
+	const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
+	const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
+	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", title: t("seed.next"), "aria-label": t("seed.next") });
+	const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
+	const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
+		el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));
+	const failure = el("p", { class: "field-error", id: "generate-error", role: "alert" });
 
-  const form = el("form", { novalidate: true, autocomplete: "off" },
-    el("div", { class: "fields" },
-      textField("prompt", prompt),
-      sizeRow(ctx, change),
-      el("div", { class: "pair" }, numberField("width"), numberField("height"), numberField("steps"), numberField("n")),
-      field("seed", seed, () => {
-        const wrong = seed.validity.badInput;
-        return { seed: wrong ? "?" : seed.value, locked: seed.value !== "" || wrong };
-      }, lock, dice, next),
-      el("details", { class: "advanced" }, el("summary", { text: t("advanced") }),
-        textField("negative_prompt", negative), numberField("guidance_scale"),
-        el("div", { class: "pair" }, textField("format", format), numberField("quality")))),
-    el("div", { class: "generate" }, failure, generate));
-  byId("form").append(form);
+	const form = el("form", { novalidate: true, autocomplete: "off" },
+		el("div", { class: "fields" },
+			textField("prompt", prompt),
+			sizeRow(ctx, change),
+			el("div", { class: "pair" }, numberField("width"), numberField("height"), numberField("steps"), numberField("n")),
+			field("seed", seed, () => {
+				const wrong = seed.validity.badInput;
+				return { seed: wrong ? "?" : seed.value, locked: seed.value !== "" || wrong };
+			}, lock, dice, next),
+			el("details", { class: "advanced" }, el("summary", { text: t("advanced") }),
+				textField("negative_prompt", negative), numberField("guidance_scale"),
+				el("div", { class: "pair" }, textField("format", format), numberField("quality")))),
+		el("div", { class: "generate" }, failure, generate));
+	byId("form").append(form);
 
-  function choose(value) {
-    isChosen = true;
-    change({ seed: value });
-    check("seed", true);
-  }
+	function choose(value) {
+		isChosen = true;
+		change({ seed: value });
+		check("seed", true);
+	}
 
-  /** Shows what is wrong with a field; while somebody types, only an error that is shown already is updated. */
-  function check(name, isDone) {
-    const found = problems(store.get("settings"))[name];
-    if (found === undefined || isDone || !errors[name].hidden) complain(name, found ? t(...found) : "");
-  }
+	/** Shows what is wrong with a field; while somebody types, only an error that is shown already is updated. */
+	function check(name, isDone) {
+		const found = problems(store.get("settings"))[name];
+		if (found === undefined || isDone || !errors[name].hidden) complain(name, found ? t(...found) : "");
+	}
 
-  function complain(name, text) {
-    errors[name].hidden = text === "";
-    setText(errors[name], text);
-    if (text) inputs[name].setAttribute("aria-invalid", "true");
-    else inputs[name].removeAttribute("aria-invalid");
-    if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
-  }
+	function complain(name, text) {
+		errors[name].hidden = text === "";
+		setText(errors[name], text);
+		if (text) inputs[name].setAttribute("aria-invalid", "true");
+		else inputs[name].removeAttribute("aria-invalid");
+		if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
+	}
 
-  prompt.addEventListener("input", prompts.reset);
-  initPromptKeys(prompt, prompts, (text) => change({ prompt: text }));
+	prompt.addEventListener("input", prompts.reset);
+	initPromptKeys(prompt, prompts, (text) => change({ prompt: text }));
 
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    actions.generate();
-  });
+	form.addEventListener("submit", (event) => {
+		event.preventDefault();
+		actions.generate();
+	});
 
-  /** Adds a job with this body of a request. Returns its JobView. */
-  actions.add = async (request) => {
-    const job = await ctx.api.call("POST", "/jobs", request);
-    actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
-    return job;
-  };
+	/** Adds a job with this body of a request. Returns its JobView. */
+	actions.add = async (request) => {
+		const job = await ctx.api.call("POST", "/jobs", request);
+		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
+		return job;
+	};
 
-  /** Adds a job with these settings. Returns its JobView. */
-  actions.submit = (settings) => actions.add(requestOf(settings));
+	/** Adds a job with these settings. Returns its JobView. */
+	actions.submit = (settings) => actions.add(requestOf(settings));
 
-  /** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
-  actions.generate = async () => {
-    const settings = store.get("settings");
-    const found = problems(settings);
-    for (const name of Object.keys(errors)) complain(name, found[name] ? t(...found[name]) : "");
-    setText(failure, "");
-    const first = Object.keys(errors).find((name) => name in found);
-    if (first !== undefined) {
-      inputs[first].focus();
-      return;
-    }
-    const obstacle = obstacleOf(store);
-    if (obstacle !== null) {
-      setText(failure, t(obstacle.sentence));
-      return;
-    }
-    const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
-    isChosen = false;
-    change({ seed: wanted.seed });
-    prompts.add(wanted.prompt);
-    try {
-      const job = await actions.submit(wanted);
-      announce(t("job.added", { count: job.position ?? 0 }));
-    } catch (error) {
-      if (error.param in errors) {
-        complain(error.param, error.message);
-        inputs[error.param].focus();
-      } else setText(failure, actions.sentence(error));
-    }
-  };
+	/** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
+	actions.generate = async () => {
+		const settings = store.get("settings");
+		const found = problems(settings);
+		for (const name of Object.keys(errors)) complain(name, found[name] ? t(...found[name]) : "");
+		setText(failure, "");
+		const first = Object.keys(errors).find((name) => name in found);
+		if (first !== undefined) {
+			inputs[first].focus();
+			return;
+		}
+		const obstacle = obstacleOf(store);
+		if (obstacle !== null) {
+			setText(failure, t(obstacle.sentence));
+			return;
+		}
+		const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
+		isChosen = false;
+		change({ seed: wanted.seed });
+		prompts.add(wanted.prompt);
+		try {
+			const job = await actions.submit(wanted);
+			announce(t("job.added", { count: job.position ?? 0 }));
+		} catch (error) {
+			if (error.param in errors) {
+				complain(error.param, error.message);
+				inputs[error.param].focus();
+			} else setText(failure, actions.sentence(error));
+		}
+	};
 
-  function render(settings) {
-    for (const [name, input] of Object.entries(inputs)) {
-      const value = settings[name] ?? actions.defaultSide();
-      if (Number.isNaN(value) || value === "?") continue; // what is typed is not a number: leave it
-      if (name in NUMBERS && document.activeElement === input && (input.value === "" || Number(input.value) === value)) continue;
-      const text = value === null ? "" : String(value);
-      if (input.value !== text) input.value = text;
-    }
-    grow(prompt);
-    grow(negative);
-    lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
-    lock.setAttribute("aria-pressed", String(settings.locked));
-    seed.classList.toggle("free", !settings.locked);
-  }
-  store.on("settings", render);
+	function render(settings) {
+		for (const [name, input] of Object.entries(inputs)) {
+			const value = settings[name] ?? actions.defaultSide();
+			if (Number.isNaN(value) || value === "?") continue; // what is typed is not a number: leave it
+			if (name in NUMBERS && document.activeElement === input && (input.value === "" || Number(input.value) === value)) continue;
+			const text = value === null ? "" : String(value);
+			if (input.value !== text) input.value = text;
+		}
+		grow(prompt);
+		grow(negative);
+		lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
+		lock.setAttribute("aria-pressed", String(settings.locked));
+		seed.classList.toggle("free", !settings.locked);
+	}
+	store.on("settings", render);
 
-  function renderGenerate() {
-    const obstacle = obstacleOf(store);
-    setText(byId("generate-note"), obstacle ? t(obstacle.key) : "");
-    generate.classList.toggle("blocked", obstacle !== null);
-    if (obstacle === null) setText(failure, "");
-    render(store.get("settings"));
-  }
-  store.on("connection", renderGenerate);
-  store.on("status", renderGenerate);
+	function renderGenerate() {
+		const obstacle = obstacleOf(store);
+		setText(byId("generate-note"), obstacle ? t(obstacle.key) : "");
+		// What the server said of another press stays.
+		if (obstacle === null && generate.classList.contains("blocked")) setText(failure, "");
+		generate.classList.toggle("blocked", obstacle !== null);
+		render(store.get("settings"));
+	}
+	store.on("connection", renderGenerate);
+	store.on("status", renderGenerate);
 }
 
 /** Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can. */
 function obstacleOf(store) {
-  const status = store.get("status");
-  if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
-  if (status === null || status.serving) return null;
-  if (status.aliases?.current?.unloaded) return { key: "obstacle.unloaded", sentence: "error.code.model_not_loaded" };
-  return { key: "obstacle.loading", sentence: "obstacle.loading.long" };
+	const status = store.get("status");
+	if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
+	if (status === null || status.serving) return null;
+	if (status.aliases?.current?.unloaded) return { key: "obstacle.unloaded", sentence: "error.code.model_not_loaded" };
+	return { key: "obstacle.loading", sentence: "obstacle.loading.long" };
 }
 
 function plusOne(text) {
-  return /^\d+$/.test(text) ? String(BigInt(text) + 1n) : randomSeed();
+	return /^\d+$/.test(text) ? String(BigInt(text) + 1n) : randomSeed();
 }
 
 /** Makes a text area as high as its text. */
 function grow(area) {
-  if (CSS.supports("field-sizing", "content")) return;
-  area.style.height = "auto";
-  area.style.height = `${area.scrollHeight + 2}px`;
+	if (CSS.supports("field-sizing", "content")) return;
+	area.style.height = "auto";
+	area.style.height = `${area.scrollHeight + 2}px`;
 }
 
 /** Arrow up and down walk through the prompts used before, from the first and the last line. */
 function initPromptKeys(prompt, prompts, use) {
-  const walk = (by) => {
-    const text = prompts.walk(by, prompt.value);
-    if (text === null) return;
-    use(text);
-    prompt.setSelectionRange(text.length, text.length);
-  };
-  prompt.addEventListener("keydown", (event) => {
-    if (!["ArrowUp", "ArrowDown"].includes(event.key) || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
-    const by = event.key === "ArrowUp" ? -1 : 1;
-    const before = prompt.selectionStart;
-    if (before !== prompt.selectionEnd) return;
-    if (prompts.isWalking() || prompt.value === "") {
-      event.preventDefault();
-      walk(by);
-      return;
-    }
-    // Lines wrap, so only the browser knows whether there is another line: if the caret stays, there is none.
-    requestAnimationFrame(() => {
-      const stays = prompt.selectionStart === before || prompt.selectionStart === (by < 0 ? 0 : prompt.value.length);
-      if (stays && by < 0) walk(by);
-    });
-  });
+	const walk = (by) => {
+		const text = prompts.walk(by, prompt.value);
+		if (text === null) return;
+		use(text);
+		prompt.setSelectionRange(text.length, text.length);
+	};
+	prompt.addEventListener("keydown", (event) => {
+		if (!["ArrowUp", "ArrowDown"].includes(event.key) || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+		const by = event.key === "ArrowUp" ? -1 : 1;
+		const before = prompt.selectionStart;
+		if (before !== prompt.selectionEnd) return;
+		if (prompts.isWalking() || prompt.value === "") {
+			event.preventDefault();
+			walk(by);
+			return;
+		}
+		// Lines wrap, so only the browser knows whether there is another line: if the caret stays, there is none.
+		requestAnimationFrame(() => {
+			const stays = prompt.selectionStart === before || prompt.selectionStart === (by < 0 ? 0 : prompt.value.length);
+			if (stays && by < 0) walk(by);
+		});
+	});
 }

@@ -1,7 +1,7 @@
-// The page's language: strings by key, numbers and times. English and Chinese are complete; a test compares their keys.
+// The page's language: strings by key, numbers and times. a test checks that both languages are complete.
 
-import en from "./en.js";
-import enGallery from "./en-gallery.js";
+import strings from "./strings.js";
+import stringsGallery from "./strings-gallery.js";
 
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
 const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean);
@@ -10,30 +10,25 @@ const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowe
 export const language = known ?? "en";
 const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.test(name ?? "")) ?? "en");
 
-const strings = { ...en, ...enGallery };
-if (language === "zh") {
-  const parts = await Promise.all([import("./zh.js"), import("./zh-gallery.js")]);
-  Object.assign(strings, ...parts.map((part) => part.default));
-}
+const texts = { ...strings, ...stringsGallery };
+const place = language === "zh" ? 1 : 0;
 
 /** Whether there is a string of this key. */
-export const has = (key) => key in strings;
+export const has = (key) => key in texts;
 
-/** Returns a string, its `{name}` parts replaced. A string may be a pair [one, other], chosen by the parameter `count`. */
+/** Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`. */
 export function t(key, parameters = {}) {
-  let text = strings[key] ?? key;
-  if (Array.isArray(text)) text = parameters.count === 1 ? text[0] : text[1];
-  return text.replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
+	const [one, other = one] = (texts[key]?.[place] ?? key).split("|");
+	return (parameters.count === 1 ? one : other).replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
 }
 
-/** Fills in the strings of a part of the document: `data-t` is the text, `data-t-label`, `-title`, `-placeholder` attributes. */
+/** Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes. */
 export function applyTo(root) {
-  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
-  const attributes = [["label", "aria-label"], ["title", "title"], ["placeholder", "placeholder"]];
-  for (const [name, attribute] of attributes) {
-    for (const element of root.querySelectorAll(`[data-t-${name}]`)) element.setAttribute(attribute, t(element.getAttribute(`data-t-${name}`)));
-  }
+	document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+	for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+	for (const [name, attribute] of [["label", "aria-label"], ["title", "title"]]) {
+		for (const element of root.querySelectorAll(`[data-t-${name}]`)) element.setAttribute(attribute, t(element.getAttribute(`data-t-${name}`)));
+	}
 }
 
 /** Returns a number in the page's language. */
@@ -44,25 +39,25 @@ export const percent = (value) => number(value, { style: "percent", maximumFract
 
 /** Returns the time of day; on another day than today with the date. */
 export function time(text) {
-  const moment = new Date(text);
-  const isToday = moment.toDateString() === new Date().toDateString();
-  const day = isToday ? {} : { month: "short", day: "numeric" };
-  return new Intl.DateTimeFormat(locale, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(moment);
+	const moment = new Date(text);
+	const isToday = moment.toDateString() === new Date().toDateString();
+	const day = isToday ? {} : { month: "short", day: "numeric" };
+	return new Intl.DateTimeFormat(locale, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(moment);
 }
 
 /** Returns a date with its time of day. */
 export const dateTime = (text) =>
-  new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).format(new Date(text));
+	new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).format(new Date(text));
 
 /** Returns how long something takes: seconds, or minutes from 100 seconds on. */
 export function duration(seconds) {
-  if (seconds < 100) return t("time.seconds", { seconds: number(Math.max(1, Math.round(seconds))) });
-  return t("time.minutes", { minutes: number(Math.round(seconds / 60)) });
+	if (seconds < 100) return t("time.seconds", { seconds: number(Math.max(1, Math.round(seconds))) });
+	return t("time.minutes", { minutes: number(Math.round(seconds / 60)) });
 }
 
 /** Returns bytes in a readable unit. */
 export function bytes(value) {
-  const power = Math.min(3, Math.floor(Math.log10(Math.max(value, 1)) / 3));
-  const unit = ["byte", "kilobyte", "megabyte", "gigabyte"][power];
-  return number(value / 1000 ** power, { style: "unit", unit, maximumFractionDigits: power ? 1 : 0 });
+	const power = Math.min(3, Math.floor(Math.log10(Math.max(value, 1)) / 3));
+	const unit = ["byte", "kilobyte", "megabyte", "gigabyte"][power];
+	return number(value / 1000 ** power, { style: "unit", unit, maximumFractionDigits: power ? 1 : 0 });
 }

@@ -12,182 +12,170 @@ const BELL = "zwatch.notify";
 
 /** Builds the list, and defines `actions.cancel`, `actions.jobAdded`, `actions.again`, `actions.progressText`, `actions.sentence`. */
 export function initJobs(ctx) {
-  const { store, t, announce, api, actions } = ctx;
-  const dismissed = new Set();
-  const items = new Map();
-  const title = el("h2", { text: t("queue") });
-  const bell = iconButton("bell", t("notify"), toggleBell);
-  const cancelAll = textButton(t("cancel.all"), () => cancelEach(active()), { class: "small quiet" });
-  const retryAll = textButton(t("retry.all"), againEach, { class: "small quiet" });
-  const list = el("ul", { class: "jobs", "aria-label": t("queue") });
-  const empty = el("p", { class: "hint", text: t("queue.empty") });
-  byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, retryAll, cancelAll, bell)), list, empty);
+	const { store, t, announce, api, actions } = ctx;
+	const dismissed = new Set();
+	const items = new Map();
+	const title = el("h2", { text: t("queue") });
+	const bell = iconButton("bell", t("notify"), toggleBell);
+	const cancelAll = textButton(t("cancel.all"), async () => {
+		// The last first, so that none of the others begins meanwhile.
+		for (const job of active().reverse()) await actions.cancel(job);
+	}, { class: "small quiet" });
+	const list = el("ul", { class: "jobs", "aria-label": t("queue") });
+	const empty = el("p", { class: "hint", text: t("queue.empty") });
+	byId("queue").append(el("div", { class: "section-head" }, title, el("div", {}, cancelAll, bell)), list, empty);
 
-  const active = () => store.get("jobs").filter(isUnfinished);
-  const visible = () => store.get("jobs").filter((job) => (isUnfinished(job) || job.state === "failed") && !dismissed.has(job.id));
-  const lost = () => visible().filter((job) => job.error?.code === "restarted");
+	const active = () => store.get("jobs").filter(isUnfinished);
+	const visible = () => store.get("jobs").filter((job) => (isUnfinished(job) || job.state === "failed") && !dismissed.has(job.id));
 
-  actions.jobAdded = (job) => {
-    // The event stream may have been faster than the answer.
-    if (!store.get("jobs").some((one) => one.id === job.id)) store.set("jobs", [...store.get("jobs"), job]);
-    actions.followJob(job.id);
-  };
+	actions.jobAdded = (job) => {
+		// The event stream may have been faster than the answer.
+		if (!store.get("jobs").some((one) => one.id === job.id)) store.set("jobs", [...store.get("jobs"), job]);
+		actions.followJob(job.id, { isAdded: true });
+	};
 
-  /** Cancels a job; what it has made stays in the history. */
-  actions.cancel = async (job) => {
-    try {
-      store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
-      announce(t("job.cancelled"));
-    } catch (error) {
-      announce(actions.sentence(error));
-    }
-  };
+	/** Cancels a job; what it has made stays in the history. */
+	actions.cancel = async (job) => {
+		try {
+			store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
+			announce(t("job.cancelled"));
+		} catch (error) {
+			toast(actions.sentence(error), { error: true });
+		}
+	};
 
-  async function cancelEach(jobs) {
-    // The last first, so that none of the others begins meanwhile.
-    for (const job of jobs.reverse()) await actions.cancel(job);
-  }
+	/** Adds a job like this one in its place. */
+	actions.again = async (job) => {
+		try {
+			// Sides that were left to the version are left out again; `model` stays.
+			await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
+			dismissed.add(job.id);
+			render();
+		} catch (error) {
+			toast(actions.sentence(error), { error: true });
+		}
+	};
 
-  /** Adds a job like this one in its place. */
-  actions.again = async (job) => {
-    try {
-      // Sides that were left to the version are left out again; `model` stays.
-      await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
-      dismissed.add(job.id);
-      render();
-    } catch (error) {
-      announce(actions.sentence(error));
-      setText(items.get(job.id).error, actions.sentence(error));
-    }
-  };
+	/** Returns an error as a sentence in the page's language. */
+	actions.sentence = (error) => {
+		const key = `error.code.${error.code}`;
+		if (!has(key)) return error.message;
+		return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
+	};
 
-  async function againEach() {
-    for (const job of lost()) await actions.again(job);
-  }
+	/** Returns where a job stands, in words. */
+	actions.progressText = (job) => {
+		const count = job.request?.n ?? 1;
+		const steps = job.steps / count;
+		const made = Math.min(count - 1, job.images?.length ?? 0);
+		const step = Math.max(0, job.step - made * steps);
+		if (job.state === "queued") return job.position ? t("job.before", { count: job.position }) : t("job.next");
+		if (job.state !== "running") return "";
+		const parts = [];
+		if (count > 1) parts.push(t("job.picture", { number: made + 1, count }));
+		parts.push(job.step === 0 ? t("job.prompt") : step >= steps ? t("job.decoding") : t("job.step", { step, steps }));
+		return parts.join(" · ");
+	};
 
-  /** Returns an error as a sentence in the page's language. */
-  actions.sentence = (error) => {
-    const key = `error.code.${error.code}`;
-    if (!has(key)) return error.message;
-    return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
-  };
+	function makeItem(job) {
+		const text = job.request?.prompt ?? job.id;
+		const named = (name) => ({ "aria-label": t(name, { prompt: text.slice(0, 80) }) });
+		const prompt = textButton(text, () => actions.followJob(job.id), { class: "job-prompt", title: text });
+		const state = el("span", { class: "job-state" });
+		const bar = el("progress", { max: 1, value: 0, "aria-hidden": "true" });
+		const error = el("p", { class: "field-error" });
+		const cancel = iconButton("close", t("cancel"), () => actions.cancel(job), named("cancel.job"));
+		const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small", ...named("retry.job") });
+		const dismiss = iconButton("close", t("dismiss"), () => {
+			dismissed.add(job.id);
+			if (store.get("shown")?.job === job.id) store.set("shown", null);
+			render();
+		}, named("dismiss.job"));
+		const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, dismiss), bar, error);
+		return { item, state, bar, error, cancel, retry, dismiss };
+	}
 
-  /** Returns where a job stands, in words. */
-  actions.progressText = (job) => {
-    const count = job.request?.n ?? 1;
-    const steps = job.steps / count;
-    const made = Math.min(count - 1, job.images?.length ?? 0);
-    const step = Math.max(0, job.step - made * steps);
-    if (job.state === "queued") return job.position ? t("job.before", { count: job.position }) : t("job.next");
-    if (job.state !== "running") return "";
-    const parts = [];
-    if (count > 1) parts.push(t("job.picture", { number: made + 1, count }));
-    parts.push(job.step === 0 ? t("job.prompt") : step >= steps ? t("job.decoding") : t("job.step", { step, steps }));
-    return parts.join(" · ");
-  };
+	const find = (id) => store.get("jobs").find((job) => job.id === id);
 
-  function makeItem(job) {
-    const prompt = textButton("", () => actions.followJob(job.id), { class: "job-prompt" });
-    const state = el("span", { class: "job-state" });
-    const bar = el("progress", { max: 1, value: 0, "aria-hidden": "true" });
-    const error = el("p", { class: "field-error" });
-    const cancel = iconButton("close", t("cancel"), () => actions.cancel(find(job.id)));
-    const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small" });
-    const dismiss = iconButton("close", t("dismiss"), () => {
-      dismissed.add(job.id);
-      render();
-    });
-    const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, dismiss), bar, error);
-    return { item, prompt, state, bar, error, cancel, retry, dismiss };
-  }
+	function updateItem(parts, job) {
+		const isFailed = job.state === "failed";
+		setText(parts.state, isFailed ? "" : job.state === "running" ? percent(job.step / job.steps) : actions.progressText(job));
+		parts.bar.value = job.steps ? job.step / job.steps : 0;
+		show(parts.bar, job.state === "running");
+		show(parts.cancel, !isFailed);
+		show(parts.dismiss, isFailed);
+		show(parts.retry, isFailed && job.request !== undefined);
+		show(parts.error, isFailed);
+		setText(parts.error, isFailed ? actions.sentence(job.error) : "");
+		parts.item.classList.toggle("running", job.state === "running");
+	}
 
-  const find = (id) => store.get("jobs").find((job) => job.id === id);
+	function render() {
+		const jobs = visible();
+		const ids = new Set(jobs.map((job) => job.id));
+		for (const [id, parts] of items) {
+			if (ids.has(id)) continue;
+			const hadFocus = parts.item.contains(document.activeElement);
+			const neighbour = parts.item.nextElementSibling ?? parts.item.previousElementSibling;
+			parts.item.remove();
+			items.delete(id);
+			// The focus goes on to the next job, not to the top of the page.
+			if (hadFocus) (neighbour?.querySelector("button:not([hidden]).icon-button") ?? byId("generate")).focus();
+		}
+		jobs.forEach((job, place) => {
+			if (!items.has(job.id)) items.set(job.id, makeItem(job));
+			const parts = items.get(job.id);
+			updateItem(parts, job);
+			if (list.children[place] !== parts.item) list.insertBefore(parts.item, list.children[place] ?? null);
+		});
+		const count = active().length;
+		setText(title, count ? t("queue.count", { count: number(count) }) : t("queue"));
+		document.title = count ? `(${count}) zwatch` : "zwatch";
+		show(empty, jobs.length === 0);
+		show(cancelAll, count > 1);
+	}
 
-  function updateItem(parts, job) {
-    const text = job.request?.prompt ?? job.id;
-    const isFailed = job.state === "failed";
-    setText(parts.prompt, text);
-    parts.prompt.title = text;
-    for (const [button, name] of [[parts.cancel, "cancel.job"], [parts.dismiss, "dismiss.job"], [parts.retry, "retry.job"]]) {
-      button.setAttribute("aria-label", t(name, { prompt: text.slice(0, 80) }));
-    }
-    setText(parts.state, isFailed ? "" : job.state === "running" ? percent(job.step / job.steps) : actions.progressText(job));
-    parts.bar.value = job.steps ? job.step / job.steps : 0;
-    show(parts.bar, job.state === "running");
-    show(parts.cancel, !isFailed);
-    show(parts.dismiss, isFailed);
-    show(parts.retry, isFailed && job.request !== undefined);
-    show(parts.error, isFailed);
-    setText(parts.error, isFailed ? actions.sentence(job.error) : "");
-    parts.item.classList.toggle("running", job.state === "running");
-  }
+	/** How many jobs were made since the list was last empty. */
+	let run = new Set();
+	function noteEnd(jobs) {
+		for (const job of jobs) if (isUnfinished(job)) run.add(job.id);
+		if (run.size === 0 || jobs.some(isUnfinished)) return;
+		const made = jobs.filter((job) => run.has(job.id) && job.state === "done");
+		const failed = jobs.filter((job) => run.has(job.id) && job.state === "failed");
+		if (run.size >= LONG_LIST && made.length + failed.length > 0) notify(made, failed);
+		run = new Set();
+	}
 
-  function render() {
-    const jobs = visible();
-    const ids = new Set(jobs.map((job) => job.id));
-    for (const [id, parts] of items) {
-      if (ids.has(id)) continue;
-      const hadFocus = parts.item.contains(document.activeElement);
-      const neighbour = parts.item.nextElementSibling ?? parts.item.previousElementSibling;
-      parts.item.remove();
-      items.delete(id);
-      // The focus goes on to the next job, not to the top of the page.
-      if (hadFocus) (neighbour?.querySelector("button:not([hidden]).icon-button") ?? byId("generate")).focus();
-    }
-    jobs.forEach((job, place) => {
-      if (!items.has(job.id)) items.set(job.id, makeItem(job));
-      const parts = items.get(job.id);
-      updateItem(parts, job);
-      if (list.children[place] !== parts.item) list.insertBefore(parts.item, list.children[place] ?? null);
-    });
-    const count = active().length;
-    setText(title, count ? t("queue.count", { count: number(count) }) : t("queue"));
-    show(empty, jobs.length === 0);
-    show(cancelAll, count > 1);
-    show(retryAll, lost().length > 1);
-  }
+	function notify(made, failed) {
+		const count = made.reduce((sum, job) => sum + (job.images?.length ?? 1), 0);
+		const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
+		announce(text);
+		if (!isBellOn()) return;
+		try {
+			new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" }).onclick = () => focus();
+		} catch {
+			// Android's browsers allow them to service workers only.
+		}
+	}
 
-  /** How many jobs were made since the list was last empty. */
-  let run = new Set();
-  function noteEnd(jobs) {
-    for (const job of jobs) if (isUnfinished(job)) run.add(job.id);
-    if (run.size === 0 || jobs.some(isUnfinished)) return;
-    const made = jobs.filter((job) => run.has(job.id) && job.state === "done");
-    const failed = jobs.filter((job) => run.has(job.id) && job.state === "failed");
-    if (run.size >= LONG_LIST && made.length + failed.length > 0) notify(made, failed);
-    run = new Set();
-  }
+	const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
 
-  function notify(made, failed) {
-    const count = made.reduce((sum, job) => sum + (job.images?.length ?? 1), 0);
-    const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
-    announce(text);
-    if (!isBellOn()) return;
-    try {
-      new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" }).onclick = () => focus();
-    } catch {
-      // Android's browsers allow them to service workers only.
-    }
-  }
+	async function toggleBell() {
+		const wasOn = isBellOn();
+		if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
+		if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
+		toast(t(isBellOn() ? "notify.on" : "notify.off"));
+		renderBell();
+	}
 
-  const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
+	function renderBell() {
+		show(bell, "Notification" in window);
+		bell.setAttribute("aria-pressed", String(isBellOn()));
+	}
 
-  async function toggleBell() {
-    const wasOn = isBellOn();
-    if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
-    if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
-    toast(t(isBellOn() ? "notify.on" : "notify.off"));
-    renderBell();
-  }
-
-  function renderBell() {
-    show(bell, "Notification" in window);
-    bell.setAttribute("aria-pressed", String(isBellOn()));
-  }
-
-  renderBell();
-  store.on("jobs", (jobs) => {
-    render();
-    noteEnd(jobs);
-  });
+	renderBell();
+	store.on("jobs", (jobs) => {
+		render();
+		noteEnd(jobs);
+	});
 }

@@ -1,6 +1,6 @@
 // Wires the page: the store, the event stream, the regions of the screen.
 
-import { ApiError, call, login, setTokenPrompt } from "./api.js";
+import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
 import { askForToken, confirm } from "./dialogs.js";
 import { byId, el, setText } from "./dom.js";
@@ -22,17 +22,17 @@ i18n.applyTo(document);
 setTokenPrompt(askForToken);
 
 const store = createStore({
-  connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
+	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
 /** Speaks a text to screen readers. */
 function announce(text) {
-  setText(byId("announcer"), "");
-  setTimeout(() => setText(byId("announcer"), text), 50);
+	setText(byId("announcer"), "");
+	setTimeout(() => setText(byId("announcer"), text), 50);
 }
 
 // `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own.
-const ctx = { store, api: { call, login, ApiError }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
+const ctx = { store, api: { call }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
 
 initSettings(ctx);
 initForm(ctx);

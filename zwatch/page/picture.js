@@ -4,44 +4,44 @@ const FIELDS = ["prompt", "negative_prompt", "width", "height", "steps", "guidan
 
 /** Returns a picture's seed as digits: its name has every one of them. */
 export function seedText(row) {
-  return /_seed(\d+)[_.]/.exec(row.name ?? "")?.[1] ?? String(row.seed ?? "");
+	return /_seed(\d+)[_.]/.exec(row.name ?? "")?.[1] ?? String(row.seed ?? "");
 }
 
 /** Returns the settings that make a picture again, without those that its file does not have. */
 export function settingsOf(row) {
-  const settings = Object.fromEntries(FIELDS.filter((field) => (row[field] ?? null) !== null).map((field) => [field, row[field]]));
-  const seed = seedText(row);
-  if (seed) settings.seed = Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
-  if (settings.format === "png") delete settings.quality;
-  return settings;
+	const settings = Object.fromEntries(FIELDS.filter((field) => (row[field] ?? null) !== null).map((field) => [field, row[field]]));
+	const seed = seedText(row);
+	if (seed) settings.seed = Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
+	if (settings.format === "png") delete settings.quality;
+	return settings;
 }
 
 /** Returns the `curl` command that makes a picture again, quoted for a POSIX shell; `toJson` keeps every digit of a seed. */
 export function curlText(row, origin, toJson) {
-  const settings = settingsOf(row);
-  if (!settings.negative_prompt) delete settings.negative_prompt;
-  if (settings.format === "png") delete settings.format;
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  return `curl -fsS ${quoted(`${origin}/generate`)} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
+	const settings = settingsOf(row);
+	if (!settings.negative_prompt) delete settings.negative_prompt;
+	if (settings.format === "png") delete settings.format;
+	const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+	return `curl -fsS ${quoted(`${origin}/generate`)} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
 }
 
 /** Returns the words that name a picture to a screen reader. */
 export function describe(row, t) {
-  const line = (row.prompt || t("history.noPrompt")).replace(/\s+/g, " ").trim();
-  const prompt = line.length > 120 ? `${line.slice(0, 119)}…` : line;
-  return t("history.picture", { prompt, version: row.version || "–", seed: seedText(row) });
+	const line = (row.prompt || t("history.noPrompt")).replace(/\s+/g, " ").trim();
+	const prompt = line.length > 120 ? `${line.slice(0, 119)}…` : line;
+	return t("history.picture", { prompt, version: row.version || "–", seed: seedText(row) });
 }
 
 /** Returns a history row for a picture of a job, from what the job says. */
 export function rowOfJob(job, image) {
-  return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
+	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
 }
 
 /** Returns the row of the picture in the stage: that of the history, or the last one of a job; null if there is none. */
 export function shownRow(store) {
-  const shown = store.get("shown");
-  if (shown?.picture) return shown.picture;
-  const job = shown?.job && store.get("jobs").find((one) => one.id === shown.job);
-  const image = job?.images?.at(-1);
-  return image?.url ? rowOfJob(job, image) : null;
+	const shown = store.get("shown");
+	if (shown?.picture) return shown.picture;
+	const job = shown?.job && store.get("jobs").find((one) => one.id === shown.job);
+	const image = job?.images?.at(-1);
+	return image?.url ? rowOfJob(job, image) : null;
 }

@@ -12,46 +12,46 @@ const RANDOM_SEEDS = 2 ** 32;
 
 /** The numbers of a picture: least, most and step. Sides may be left out (null): the version's own size. */
 export const NUMBERS = {
-  width: { least: 16, most: 2048, step: 16, optional: true },
-  height: { least: 16, most: 2048, step: 16, optional: true },
-  steps: { least: 1, most: 100, step: 1 },
-  n: { least: 1, most: 16, step: 1 },
-  guidance_scale: { least: 0, most: 20, step: "any" },
-  quality: { least: 1, most: 100, step: 1 },
+	width: { least: 16, most: 2048, step: 16, optional: true },
+	height: { least: 16, most: 2048, step: 16, optional: true },
+	steps: { least: 1, most: 100, step: 1 },
+	n: { least: 1, most: 16, step: 1 },
+	guidance_scale: { least: 0, most: 20, step: "any" },
+	quality: { least: 1, most: 100, step: 1 },
 };
 
 /** The settings of a new visitor. `side` is the side of a square of the chosen area (null: the version's own). */
 export const DEFAULTS = {
-  prompt: "", negative_prompt: "", width: null, height: null, side: null, steps: 8, n: 1, seed: "", locked: false,
-  guidance_scale: 0, format: "png", quality: 92,
+	prompt: "", negative_prompt: "", width: null, height: null, side: null, steps: 8, n: 1, seed: "", locked: false,
+	guidance_scale: 0, format: "png", quality: 92,
 };
 const REQUEST = ["prompt", "negative_prompt", "width", "height", "steps", "n", "seed", "guidance_scale", "format", "quality"];
 
 /** Returns what is wrong, as {field: [string key, parameters]}; empty if all is right. */
 export function problems(settings) {
-  const found = {};
-  if (!settings.prompt.trim()) found.prompt = ["error.prompt", {}];
-  for (const [name, { least, most, step, optional }] of Object.entries(NUMBERS)) {
-    const value = settings[name];
-    if (value === null && optional) continue;
-    const isWrong = !Number.isFinite(value) || value < least || value > most;
-    if (isWrong || (step === 1 && value % 1)) {
-      found[name] = [step === 1 ? "error.whole" : "error.number", { least, most, found: Number.isFinite(value) ? value : "–" }];
-    } else if (value % step) {
-      const below = Math.max(least, Math.floor(value / step) * step);
-      found[name] = ["error.multiple", { step, below, above: below + step }];
-    }
-  }
-  if (settings.seed !== "" && !(/^\d{1,19}$/.test(settings.seed) && BigInt(settings.seed) + BigInt(settings.n || 1) - 1n <= LAST_SEED)) {
-    found.seed = ["error.seed", {}];
-  }
-  return found;
+	const found = {};
+	if (!settings.prompt.trim()) found.prompt = ["error.prompt", {}];
+	for (const [name, { least, most, step, optional }] of Object.entries(NUMBERS)) {
+		const value = settings[name];
+		if (value === null && optional) continue;
+		const isWrong = !Number.isFinite(value) || value < least || value > most;
+		if (isWrong || (step === 1 && value % 1)) {
+			found[name] = [step === 1 ? "error.whole" : "error.number", { least, most, found: Number.isFinite(value) ? value : "–" }];
+		} else if (value % step) {
+			const below = Math.max(least, Math.floor(value / step) * step);
+			found[name] = ["error.multiple", { step, below, above: below + step }];
+		}
+	}
+	if (settings.seed !== "" && !(/^\d{1,19}$/.test(settings.seed) && BigInt(settings.seed) + BigInt(Math.trunc(settings.n) || 1) - 1n <= LAST_SEED)) {
+		found.seed = ["error.seed", {}];
+	}
+	return found;
 }
 
 /** Returns the body of a request for these settings, without what is left to the server. */
 export function requestOf(settings) {
-  const { width, height, ...rest } = Object.fromEntries(REQUEST.map((name) => [name, settings[name]]));
-  return { ...rest, ...(width === null ? {} : { width }), ...(height === null ? {} : { height }) };
+	const { width, height, ...rest } = Object.fromEntries(REQUEST.map((name) => [name, settings[name]]));
+	return { ...rest, ...(width === null ? {} : { width }), ...(height === null ? {} : { height }) };
 }
 
 /** Returns a random seed, as digits. */
@@ -59,120 +59,119 @@ export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1)
 
 /** Returns the settings that an object from outside names and that have the right type: from storage, a link or a picture. */
 export function accepted(found) {
-  const taken = {};
-  for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
-  for (const name of Object.keys(NUMBERS)) if (typeof found[name] === "number" && Number.isFinite(found[name])) taken[name] = found[name];
-  if (/^\d{1,19}$/.test(String(found.seed ?? ""))) taken.seed = String(found.seed);
-  if (["png", "jpeg", "webp"].includes(found.format)) taken.format = found.format;
-  const wrong = problems({ ...DEFAULTS, prompt: "-", ...taken });
-  for (const name of Object.keys(wrong)) delete taken[name];
-  return taken;
+	const taken = {};
+	for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
+	for (const name of Object.keys(NUMBERS)) if (typeof found[name] === "number" && Number.isFinite(found[name])) taken[name] = found[name];
+	if (/^\d{1,19}$/.test(String(found.seed ?? ""))) taken.seed = String(found.seed);
+	if (["png", "jpeg", "webp"].includes(found.format)) taken.format = found.format;
+	const wrong = problems({ ...DEFAULTS, prompt: "-", ...taken });
+	for (const name of Object.keys(wrong)) delete taken[name];
+	return taken;
 }
 
 /** Reads JSON from the browser's storage; null if there is none. */
 function read(name) {
-  try {
-    return fromJson(localStorage.getItem(name) ?? "null");
-  } catch {
-    return null;
-  }
+	try {
+		return fromJson(localStorage.getItem(name) ?? "null");
+	} catch {
+		return null;
+	}
 }
 
 function write(name, value) {
-  try {
-    localStorage.setItem(name, JSON.stringify(value));
-  } catch {
-    // Storage is blocked or full: the settings last as long as the page.
-  }
+	try {
+		localStorage.setItem(name, JSON.stringify(value));
+	} catch {
+		// Storage is blocked or full.
+	}
 }
 
 /** Returns the settings that a link's fragment names; null if it names none. */
 export function fromFragment(fragment) {
-  const values = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
-  for (const name of Object.keys(NUMBERS)) if (name in values) values[name] = Number(values[name]);
-  const taken = accepted(values);
-  return Object.keys(taken).length ? taken : null;
+	const values = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
+	for (const name of Object.keys(NUMBERS)) if (name in values) values[name] = Number(values[name]);
+	const taken = accepted(values);
+	return Object.keys(taken).length ? taken : null;
 }
 
 /** Returns the fragment of a link to these settings. */
 export function toFragment(settings) {
-  const values = Object.entries(requestOf(settings)).filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
-  return `#${new URLSearchParams(values)}`;
+	const values = Object.entries(requestOf(settings)).filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
+	return `#${new URLSearchParams(values)}`;
 }
 
 /** The prompts used before, the newest last, walked with the arrow keys. The text being written is kept as the last. */
 export function promptHistory() {
-  const kept = (read(PROMPTS) ?? []).filter((text) => typeof text === "string");
-  let place = kept.length;
-  let draft = "";
-  return {
-    add(text) {
-      const known = kept.indexOf(text);
-      if (known >= 0) kept.splice(known, 1);
-      kept.push(text);
-      kept.splice(0, kept.length - MOST_PROMPTS);
-      place = kept.length;
-      write(PROMPTS, kept);
-    },
-    /** Returns the text that many places away, or null at the end. `text` is what stands in the field. */
-    walk(by, text) {
-      if (place === kept.length) draft = text;
-      let next = place + by;
-      if (by < 0 && place === kept.length && kept[next] === text) next -= 1; // it stands in the field already
-      if (next < 0 || next > kept.length) return null;
-      place = next;
-      return place === kept.length ? draft : kept[place];
-    },
-    /** Typing begins a new draft. */
-    reset() {
-      place = kept.length;
-    },
-    isWalking: () => place < kept.length,
-  };
+	const kept = (read(PROMPTS) ?? []).filter((text) => typeof text === "string");
+	let place = kept.length;
+	let draft = "";
+	return {
+		add(text) {
+			const known = kept.indexOf(text);
+			if (known >= 0) kept.splice(known, 1);
+			kept.push(text);
+			kept.splice(0, kept.length - MOST_PROMPTS);
+			place = kept.length;
+			write(PROMPTS, kept);
+		},
+		/** Returns the text that many places away, or null at the end. `text` is what stands in the field. */
+		walk(by, text) {
+			if (place === kept.length) draft = text;
+			let next = place + by;
+			if (by < 0 && place === kept.length && kept[next] === text) next -= 1; // it stands in the field already
+			if (next < 0 || next > kept.length) return null;
+			place = next;
+			return place === kept.length ? draft : kept[place];
+		},
+		/** Typing begins a new draft. */
+		reset() {
+			place = kept.length;
+		},
+		isWalking: () => place < kept.length,
+	};
 }
 
 /** Loads the settings, keeps them at each change, and defines `actions.use`. */
 export function initSettings({ store, t, announce, actions }) {
-  const kept = read(KEPT) ?? {};
-  const side = Number.isInteger(kept.side) ? kept.side : null;
-  const first = { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true };
-  store.set("settings", first);
-  store.on("settings", (settings) => write(KEPT, settings));
-  const useFragment = () => {
-    const linked = fromFragment(location.hash);
-    if (linked === null) return;
-    store.set("settings", { ...DEFAULTS, ...linked, locked: "seed" in linked });
-    history.replaceState(null, "", location.pathname + location.search);
-  };
-  useFragment();
-  addEventListener("hashchange", useFragment);
+	const kept = read(KEPT) ?? {};
+	const side = Number.isInteger(kept.side) ? kept.side : null;
+	store.set("settings", { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true });
+	store.on("settings", (settings) => write(KEPT, settings));
+	const useFragment = () => {
+		const linked = fromFragment(location.hash);
+		if (linked === null) return;
+		store.set("settings", { ...DEFAULTS, ...linked, locked: "seed" in linked });
+		history.replaceState(null, "", location.pathname + location.search);
+	};
+	useFragment();
+	addEventListener("hashchange", useFragment);
 
-  actions.use = (found, { seedOnly = false } = {}) => {
-    const { seed, ...rest } = accepted(found);
-    const now = store.get("settings");
-    const changes = { ...(seedOnly ? {} : rest), ...(seed === undefined ? {} : { seed, locked: true }) };
-    if (!seedOnly && rest.width && rest.height) changes.side = Math.round(Math.sqrt(rest.width * rest.height) / 16) * 16;
-    store.set("settings", { ...now, ...changes });
-    announce(t(seedOnly ? "used.seed" : "used.all"));
-  };
+	actions.use = (found, { seedOnly = false } = {}) => {
+		const { seed, ...rest } = accepted(found);
+		const now = store.get("settings");
+		const changes = { ...(seedOnly ? {} : rest), ...(seed === undefined ? {} : { seed, locked: true }) };
+		if (!seedOnly && rest.width && rest.height) changes.side = Math.round(Math.sqrt(rest.width * rest.height) / 16) * 16;
+		store.set("settings", { ...now, ...changes });
+		announce(t(seedOnly ? "used.seed" : "used.all"));
+	};
 }
 
 /** Copies a text to the clipboard. Returns whether that worked. */
 export async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // Without HTTPS and off localhost there is no clipboard API.
-  }
-  const area = document.createElement("textarea");
-  area.value = text;
-  area.className = "visually-hidden";
-  (document.querySelector("dialog[open]") ?? document.body).append(area);
-  const before = document.activeElement;
-  area.select();
-  const done = document.execCommand("copy");
-  area.remove();
-  before?.focus();
-  return done;
+	try {
+		await navigator.clipboard.writeText(text);
+		return true;
+	} catch {
+		// Without HTTPS and off localhost there is no clipboard API.
+	}
+	const area = document.createElement("textarea");
+	area.value = text;
+	area.className = "visually-hidden";
+	(document.querySelector("dialog[open]") ?? document.body).append(area);
+	const before = document.activeElement;
+	area.select();
+	const done = document.execCommand("copy");
+	area.remove();
+	before?.focus();
+	return done;
 }

@@ -14,71 +14,73 @@ const rounded = (value) => Math.round(value / step) * step;
 
 /** Returns [width, height] in landscape: multiples of 16 with about the area of a square of this side. */
 export function sides(side, [wide, high]) {
-  const scale = Math.min(1, most / (side * Math.sqrt(wide / high)));
-  const width = side * Math.sqrt(wide / high) * scale;
-  return [Math.max(least, rounded(width)), Math.max(least, rounded((width * high) / wide))];
+	const scale = Math.min(1, most / (side * Math.sqrt(wide / high)));
+	const width = side * Math.sqrt(wide / high) * scale;
+	return [Math.max(least, rounded(width)), Math.max(least, rounded((width * high) / wide))];
 }
 
 /** Builds the row. `change` alters the settings. */
 export function sizeRow({ store, t, actions }, change) {
-  /** The side of a square of the version that serves; null while it is not known. */
-  actions.defaultSide = () => store.get("status")?.serving?.default_size ?? null;
+	let known = null;
+	/** The side of a square of the version that serves, or served last; null while none is known. */
+	actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
 
-  const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
-  const current = () => {
-    const { width, height } = store.get("settings");
-    return [width || base(), height || base()];
-  };
-  const squareSide = () => {
-    const { side, width, height } = store.get("settings");
-    return side ?? (width === null && height === null ? base() : rounded(Math.sqrt(current()[0] * current()[1])));
-  };
-  const isPortrait = () => current()[1] > current()[0];
+	const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
+	const current = () => {
+		const { width, height } = store.get("settings");
+		return [width || base(), height || base()];
+	};
+	const squareSide = () => {
+		const { side, width, height } = store.get("settings");
+		return side ?? (width === null && height === null ? base() : rounded(Math.sqrt(current()[0] * current()[1])));
+	};
+	const isPortrait = () => current()[1] > current()[0];
 
-  const presets = RATIOS.map((ratio) => {
-    const shape = el("span", { class: `shape shape-${ratio.join("-")}`, "aria-hidden": "true" });
-    const text = el("span", {});
-    const button = el("button", { type: "button", class: "preset", on: { click: () => {
-      const [width, height] = sides(squareSide(), ratio);
-      change(isPortrait() ? { width: height, height: width, side: squareSide() } : { width, height, side: squareSide() });
-    } } }, shape, text);
-    return { ratio, button, text, shape };
-  });
-  const flip = iconButton("flip", t("size.flip"), () => {
-    const [width, height] = current();
-    change({ width: height, height: width, side: squareSide() });
-  });
-  const scaled = (factor) => current().map((side) => rounded(side * factor));
-  const scale = (factor, label, title) => textButton(label, () => {
-    const side = squareSide() * factor;
-    const preset = presets.find(({ ratio }) => matches(ratio));
-    const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
-    change({ width, height, side });
-  }, { class: "small", title, "aria-label": title });
-  const half = scale(0.5, "÷2", t("size.half"));
-  const twice = scale(2, "×2", t("size.twice"));
+	const presets = RATIOS.map((ratio) => {
+		const shape = el("span", { class: "shape" });
+		const text = el("span", {});
+		const button = el("button", { type: "button", class: "preset", on: { click: () => {
+			const [width, height] = sides(squareSide(), ratio);
+			change(isPortrait() ? { width: height, height: width, side: squareSide() } : { width, height, side: squareSide() });
+		} } }, shape, text);
+		return { ratio, button, text, shape };
+	});
+	const flip = iconButton("flip", t("size.flip"), () => {
+		const [width, height] = current();
+		change({ width: height, height: width, side: squareSide() });
+	});
+	const scaled = (factor) => current().map((side) => rounded(side * factor));
+	const scale = (factor, label, title) => textButton(label, () => {
+		const side = squareSide() * factor;
+		const preset = presets.find(({ ratio }) => matches(ratio));
+		const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
+		change({ width, height, side });
+	}, { class: "small", title, "aria-label": title });
+	const half = scale(0.5, "÷2", t("size.half"));
+	const twice = scale(2, "×2", t("size.twice"));
 
-  /** Whether the size is this proportion, as near as multiples of 16 allow. */
-  function matches(ratio) {
-    const [width, height] = current();
-    const wanted = sides(squareSide(), ratio);
-    return (width === wanted[0] && height === wanted[1]) || (width === wanted[1] && height === wanted[0]);
-  }
+	/** Whether the size is this proportion, as near as multiples of 16 allow. */
+	function matches(ratio) {
+		const [width, height] = current();
+		const wanted = sides(squareSide(), ratio);
+		return (width === wanted[0] && height === wanted[1]) || (width === wanted[1] && height === wanted[0]);
+	}
 
-  function render() {
-    for (const { ratio, button, text, shape } of presets) {
-      const [wide, high] = isPortrait() ? [ratio[1], ratio[0]] : ratio;
-      text.textContent = `${wide}:${high}`;
-      shape.classList.toggle("portrait", isPortrait());
-      button.setAttribute("aria-pressed", String(matches(ratio)));
-    }
-    flip.disabled = current()[0] === current()[1];
-    twice.disabled = Math.max(...current()) * 2 > most;
-    half.disabled = Math.min(...current()) / 2 < least;
-  }
-  store.on("settings", (settings) => settings && render());
-  store.on("status", () => store.get("settings") && render());
-  return el("div", { class: "sizes", role: "group", "aria-label": t("size") },
-    el("div", { class: "presets" }, ...presets.map(({ button }) => button)),
-    el("div", { class: "size-buttons" }, flip, half, twice));
+	function render() {
+		for (const { ratio, button, text, shape } of presets) {
+			const [wide, high] = isPortrait() ? [ratio[1], ratio[0]] : ratio;
+			text.textContent = `${wide}:${high}`;
+			shape.style.width = `${Math.sqrt(wide / high)}rem`;
+			shape.style.height = `${Math.sqrt(high / wide)}rem`;
+			button.setAttribute("aria-pressed", String(matches(ratio)));
+		}
+		flip.disabled = current()[0] === current()[1];
+		twice.disabled = Math.max(...current()) * 2 > most;
+		half.disabled = Math.min(...current()) / 2 < least;
+	}
+	store.on("settings", (settings) => settings && render());
+	store.on("status", () => store.get("settings") && render());
+	return el("div", { class: "sizes", role: "group", "aria-label": t("size") },
+		el("div", { class: "presets" }, ...presets.map(({ button }) => button)),
+		el("div", { class: "size-buttons" }, flip, half, twice));
 }

@@ -8,178 +8,177 @@ import { isUnfinished } from "./stream.js";
 
 /** Builds the stage, and defines `actions.show`, `actions.followJob` and `actions.walk`. */
 export function initStage(ctx) {
-  const { store, t, announce, actions } = ctx;
-  const section = byId("stage");
-  /** Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history. */
-  let isFollowing = true;
-  /** The end of these jobs was noticed. */
-  const ended = new Set();
+	const { store, t, announce, actions } = ctx;
+	const section = byId("stage");
+	/** Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history. */
+	let isFollowing = true;
+	/** The end of these jobs was noticed. */
+	const ended = new Set();
 
-  const image = el("img", { id: "result", alt: "", hidden: true, draggable: true });
-  const message = el("div", { class: "stage-message" });
-  const canvas = el("div", { class: "canvas" }, image, message);
-  const progress = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
-  const progressText = el("span", { class: "progress-text" });
-  const cancel = textButton(t("cancel"), () => actions.cancelShown());
-  const progressRow = el("div", { class: "progress-row" }, progress, progressText, cancel);
-  const title = el("p", { class: "caption-prompt" });
-  const details = el("p", { class: "caption-details" });
-  const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small" });
-  const buttons = el("div", { id: "stage-actions" }, use("all", {}), use("seed", { seedOnly: true }));
-  const caption = el("div", { class: "caption" }, el("div", { class: "caption-text" }, title, details), buttons);
-  section.append(canvas, progressRow, caption);
+	const image = el("img", { id: "result", alt: "", hidden: true });
+	const message = el("div", { class: "stage-message" });
+	const canvas = el("div", { class: "canvas" }, image, message);
+	const progress = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
+	const progressText = el("span", { class: "progress-text" });
+	const cancel = textButton(t("cancel"), () => actions.cancelShown());
+	const progressRow = el("div", { class: "progress-row" }, progress, progressText, cancel);
+	const title = el("p", { class: "caption-prompt" });
+	const details = el("p", { class: "caption-details" });
+	const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small" });
+	const buttons = el("div", { id: "stage-actions" }, use("all", {}), use("seed", { seedOnly: true }));
+	const caption = el("div", { class: "caption" }, el("div", { class: "caption-text" }, title, details), buttons);
+	section.append(canvas, progressRow, caption);
 
-  const jobs = () => store.get("jobs");
-  const find = (id) => jobs().find((job) => job.id === id);
-  const shownJob = () => find(store.get("shown")?.job);
+	const jobs = () => store.get("jobs");
+	const find = (id) => jobs().find((job) => job.id === id);
+	const shownJob = () => find(store.get("shown")?.job);
 
-  /** The job whose progress is shown: the one in the stage, else the one that runs or waits first. */
-  const activeJob = () => {
-    const job = shownJob();
-    return job && isUnfinished(job) ? job : (jobs().find((one) => one.state === "running") ?? jobs().find(isUnfinished));
-  };
+	/** The job whose progress is shown: the one in the stage, else the one that runs or waits first. */
+	const activeJob = () => {
+		const job = shownJob();
+		return job && isUnfinished(job) ? job : (jobs().find((one) => one.state === "running") ?? jobs().find(isUnfinished));
+	};
 
-  /** Returns the newest picture of a job like a row of the history, or null. */
-  function pictureOf(job) {
-    const made = job.images?.at(-1);
-    if (!made?.url) return null;
-    return kept({ ...rowOfJob(job, made), ...sizeOf(job) });
-  }
+	/** Returns the newest picture of a job like a row of the history, or null. */
+	function pictureOf(job) {
+		const made = job.images?.at(-1);
+		if (!made?.url) return null;
+		return kept({ ...rowOfJob(job, made), ...sizeOf(job) });
+	}
 
-  /** Returns a picture as the history has it, if it has it already. */
-  const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
+	/** Returns a picture as the history has it, if it has it already. */
+	const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
 
-  const sizeOf = ({ request }) => ({
-    width: request?.width ?? actions.defaultSide() ?? undefined, height: request?.height ?? actions.defaultSide() ?? undefined,
-  });
+	const sizeOf = ({ request }) => ({
+		width: request?.width ?? actions.defaultSide() ?? undefined, height: request?.height ?? actions.defaultSide() ?? undefined,
+	});
 
-  const pictureNow = () => {
-    const shown = store.get("shown");
-    if (shown?.picture) return kept(shown.picture);
-    return shownJob() ? pictureOf(shownJob()) : null;
-  };
+	const pictureNow = () => {
+		const shown = store.get("shown");
+		if (shown?.picture) return kept(shown.picture);
+		return shownJob() ? pictureOf(shownJob()) : null;
+	};
 
-  /** Shows a picture of the history. */
-  actions.show = (row) => {
-    isFollowing = false;
-    store.set("shown", { picture: row });
-  };
+	/** Shows a picture of the history. */
+	actions.show = (row) => {
+		isFollowing = false;
+		store.set("shown", { picture: row });
+	};
 
-  /** Shows a job, and the ones after it. */
-  actions.followJob = (id) => {
-    const shown = shownJob();
-    const isBusy = isFollowing && shown !== undefined && isUnfinished(shown) && shown.id !== id && find(id)?.state === "queued";
-    isFollowing = true;
-    if (!isBusy) store.set("shown", { job: id });
-  };
+	/** Shows a job and the ones after it; one that was only added waits until the one in the stage is done. */
+	actions.followJob = (id, { isAdded = false } = {}) => {
+		const isBusy = isAdded && isFollowing && shownJob() && isUnfinished(shownJob());
+		isFollowing = true;
+		if (!isBusy) store.set("shown", { job: id });
+	};
 
-  /** Cancels the job whose progress is shown. */
-  actions.cancelShown = () => {
-    const job = activeJob();
-    if (job) actions.cancel(job);
-  };
+	/** Cancels the job whose progress is shown. */
+	actions.cancelShown = () => {
+		const job = activeJob();
+		if (job) actions.cancel(job);
+	};
 
-  /** Shows the next older (1) or newer (-1) picture of the history. */
-  actions.walk = (by) => {
-    const rows = store.get("rows");
-    const name = pictureNow()?.name;
-    const place = rows.findIndex((row) => row.name === name);
-    const next = rows[place < 0 ? 0 : place + by];
-    if (next) actions.show(next);
-  };
+	/** Shows the next older (1) or newer (-1) picture of the history. */
+	actions.walk = (by) => {
+		const rows = store.get("rows");
+		const name = pictureNow()?.name;
+		const place = rows.findIndex((row) => row.name === name);
+		const next = rows[place < 0 ? 0 : place + by];
+		if (next) actions.show(next);
+	};
 
-  function follow() {
-    for (const job of jobs()) {
-      if (isUnfinished(job) || ended.has(job.id)) continue;
-      ended.add(job.id);
-      if (store.get("shown")?.job === job.id) tell(job);
-    }
-    const shown = shownJob();
-    if (store.get("shown")?.job !== undefined && shown === undefined) store.set("shown", null);
-    if (!isFollowing || (shown && isUnfinished(shown))) return;
-    const next = jobs().find((job) => job.state === "running") ?? jobs().find(isUnfinished);
-    if (next) store.set("shown", { job: next.id });
-    else if (shown && shown.state !== "failed") store.set("shown", pictureOf(shown) && { picture: pictureOf(shown) });
-  }
+	function follow() {
+		for (const job of jobs()) {
+			if (isUnfinished(job) || ended.has(job.id)) continue;
+			ended.add(job.id);
+			if (store.get("shown")?.job === job.id) tell(job);
+		}
+		const shown = shownJob();
+		if (store.get("shown")?.job !== undefined && shown === undefined) store.set("shown", null);
+		if (!isFollowing || (shown && isUnfinished(shown))) return;
+		const next = jobs().find((job) => job.state === "running") ?? jobs().find(isUnfinished);
+		if (next) store.set("shown", { job: next.id });
+		else if (shown && shown.state !== "failed") store.set("shown", pictureOf(shown) && { picture: pictureOf(shown) });
+	}
 
-  function tell(job) {
-    if (job.state === "done") announce(t("job.done", { version: job.version, seed: job.images?.at(-1)?.seed ?? "" }));
-    else if (job.state === "failed") announce(actions.sentence(job.error));
-  }
+	function tell(job) {
+		if (job.state === "done") announce(t("job.done", { version: job.version, seed: job.images?.at(-1)?.seed ?? "" }));
+		else if (job.state === "failed") announce(actions.sentence(job.error));
+	}
 
-  function render() {
-    const shown = store.get("shown");
-    if (shown === null && store.get("rows").length) {
-      store.set("shown", { picture: store.get("rows")[0] });
-      return;
-    }
-    const job = shownJob();
-    const picture = pictureNow();
-    renderImage(job, picture);
-    renderMessage(job, picture);
-    renderCaption(job, picture);
-    renderProgress();
-  }
+	function render() {
+		const shown = store.get("shown");
+		if (shown === null && store.get("rows").length) {
+			store.set("shown", { picture: store.get("rows")[0] });
+			return;
+		}
+		const job = shownJob();
+		const picture = pictureNow();
+		renderImage(job, picture);
+		renderMessage(job, picture);
+		renderCaption(job, picture);
+		renderProgress();
+	}
 
-  function renderImage(job, picture) {
-    const isForming = job && isUnfinished(job);
-    const preview = isForming ? job.preview : null;
-    const source = preview ?? picture?.url ?? null;
-    section.classList.toggle("forming", Boolean(isForming));
-    section.classList.toggle("preview", preview !== null && preview !== undefined);
-    if (source === null) {
-      // The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves.
-      if (!isForming) show(image, false);
-      if (isForming) image.alt = t("result.waiting");
-      return;
-    }
-    const size = preview ? sizeOf(job) : picture;
-    if (size?.width && size?.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
-    if (image.getAttribute("src") !== source) image.src = source;
-    image.alt = preview ? t("result.forming") : t("result", { prompt: picture?.prompt ?? "" });
-    show(image, true);
-  }
+	function renderImage(job, picture) {
+		const isForming = job && isUnfinished(job);
+		const preview = isForming ? job.preview : null;
+		const source = preview ?? picture?.url ?? null;
+		section.classList.toggle("forming", Boolean(isForming));
+		section.classList.toggle("preview", preview !== null && preview !== undefined);
+		if (source === null) {
+			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves.
+			if (!isForming) show(image, false);
+			if (isForming) image.alt = t("result.waiting");
+			return;
+		}
+		const size = preview ? sizeOf(job) : picture;
+		if (size?.width && size?.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
+		if (image.getAttribute("src") !== source) image.src = source;
+		image.alt = preview ? t("result.forming") : t("result", { prompt: picture?.prompt ?? "" });
+		show(image, true);
+	}
 
-  function renderMessage(job, picture) {
-    let text = "";
-    if (job?.state === "failed") text = actions.sentence(job.error);
-    else if (!job && !picture) text = t(store.get("status") === null ? "stage.connecting" : "stage.empty");
-    setText(message, text);
-    show(message, text !== "");
-    message.classList.toggle("error", job?.state === "failed");
-  }
+	function renderMessage(job, picture) {
+		let text = "";
+		if (job?.state === "failed") text = actions.sentence(job.error);
+		else if (!job && !picture) text = t(store.get("status") === null ? "connection.connecting" : "stage.empty");
+		setText(message, text);
+		show(message, text !== "");
+		message.classList.toggle("error", job?.state === "failed");
+	}
 
-  function renderCaption(job, picture) {
-    const isForming = job && isUnfinished(job);
-    const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
-    setText(title, about?.prompt ?? "");
-    title.title = title.textContent;
-    const parts = [];
-    if (about?.version) parts.push(about.version);
-    if (about && seedText(about)) parts.push(t("caption.seed", { seed: seedText(about) }));
-    if (about?.width && about?.height) parts.push(`${number(about.width, { useGrouping: false })} × ${number(about.height, { useGrouping: false })}`);
-    if (about?.steps) parts.push(t("caption.steps", { count: about.steps }));
-    setText(details, parts.join(" · "));
-    buttons.classList.toggle("unseen", !picture || Boolean(isForming));
-  }
+	function renderCaption(job, picture) {
+		const isForming = job && isUnfinished(job);
+		const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
+		setText(title, about?.prompt ?? "");
+		title.title = title.textContent;
+		const parts = [];
+		if (about?.version) parts.push(about.version);
+		if (about && seedText(about)) parts.push(t("caption.seed", { seed: seedText(about) }));
+		if (about?.width && about?.height) parts.push(`${number(about.width, { useGrouping: false })} × ${number(about.height, { useGrouping: false })}`);
+		if (about?.steps) parts.push(t("caption.steps", { count: about.steps }));
+		setText(details, parts.join(" · "));
+		buttons.classList.toggle("unseen", !picture || Boolean(isForming));
+	}
 
-  function renderProgress() {
-    const job = activeJob();
-    progressRow.classList.toggle("unseen", !job);
-    if (!job) {
-      setText(progressText, "");
-      return;
-    }
-    progress.value = job.steps ? job.step / job.steps : 0;
-    const left = job.state === "running" && typeof job.remaining === "number" ? t("job.left", { time: duration(job.remaining) }) : "";
-    setText(progressText, [actions.progressText(job), left].filter(Boolean).join(" · "));
-  }
+	function renderProgress() {
+		const job = activeJob();
+		progressRow.classList.toggle("unseen", !job);
+		if (!job) {
+			setText(progressText, "");
+			return;
+		}
+		progress.value = job.steps ? job.step / job.steps : 0;
+		const left = job.state === "running" && typeof job.remaining === "number" ? t("job.left", { time: duration(job.remaining) }) : "";
+		setText(progressText, [actions.progressText(job), left].filter(Boolean).join(" · "));
+	}
 
-  store.on("jobs", () => {
-    follow();
-    render();
-  });
-  store.on("shown", render);
-  store.on("rows", render);
-  store.on("status", render);
+	store.on("jobs", () => {
+		follow();
+		render();
+	});
+	store.on("shown", render);
+	store.on("rows", render);
+	store.on("status", render);
 }

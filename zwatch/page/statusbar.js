@@ -1,6 +1,6 @@
 // The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers.
 
-import { byId, el, setText, show } from "./dom.js";
+import { el, setText, show } from "./dom.js";
 import { has, number, percent, time } from "./i18n.js";
 
 /** Digits of a digest that are shown; the whole one is the tooltip. */
@@ -8,80 +8,58 @@ const SHOWN_DIGEST = 12;
 
 /** Builds the status bar. */
 export function initStatusBar({ store, t }) {
-  const model = el("span", { class: "status-model" });
-  const fault = el("span", { class: "status-fault" });
-  // Figures that change all the time are not spoken; the outcome is.
-  const deploy = el("span", { class: "status-deploy", "aria-live": "off" });
-  const queue = el("span", { class: "status-queue", "aria-live": "off" });
-  byId("form").ownerDocument.querySelector("footer").append(deploy, fault, queue, model);
-  const notice = byId("notice");
-  let served = null;
+	const model = el("span", { class: "status-model" });
+	const fault = el("span", { class: "status-fault" });
+	// Figures that change all the time are not spoken; the outcome is.
+	const deploy = el("span", { class: "status-deploy", "aria-live": "off" });
+	const queue = el("span", { class: "status-queue", "aria-live": "off" });
+	document.querySelector("footer").append(deploy, fault, queue, model);
 
-  function renderModel(status) {
-    const { serving } = status;
-    setText(model, modelText(status, t));
-    model.title = serving?.digest ?? "";
-    if (serving && served !== null && served !== serving.version) {
-      model.classList.remove("changed");
-      requestAnimationFrame(() => model.classList.add("changed"));
-    }
-    served = serving?.version ?? served;
-  }
+	function render() {
+		const status = store.get("status");
+		const isLost = store.get("connection") === "lost";
+		setText(fault, isLost ? t("connection.lost") : status ? faultText(status, t) : t("connection.connecting"));
+		show(fault, fault.textContent !== "");
+		if (status === null) return;
+		setText(model, modelText(status, t));
+		model.title = status.serving?.digest ?? "";
+		setText(deploy, deployText(status, t));
+		const { running = 0, waiting = 0 } = status.queue ?? {};
+		setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
+	}
 
-  function render() {
-    const status = store.get("status");
-    const connection = store.get("connection");
-    const text = connection === "lost" ? t("connection.lost") : "";
-    setText(notice, text);
-    show(notice, text !== "");
-    document.body.classList.toggle("disconnected", connection === "lost");
-    if (status === null) {
-      setText(model, t(connection === "lost" ? "connection.lost" : "connection.connecting"));
-      return;
-    }
-    renderModel(status);
-    setText(deploy, deployText(status, t));
-    setText(fault, connection === "lost" ? text : faultText(status, t));
-    show(deploy, deploy.textContent !== "");
-    show(fault, fault.textContent !== "");
-    const { running = 0, waiting = 0 } = status.queue ?? {};
-    setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
-  }
-
-  store.on("status", render);
-  store.on("connection", render);
+	store.on("status", render);
+	store.on("connection", render);
 }
 
 /** Returns the text about the model that serves. */
-export function modelText({ serving, aliases }, t) {
-  if (serving) {
-    const parts = [t("model", { name: serving.version })];
-    if (serving.digest) parts.push(serving.digest.slice(0, SHOWN_DIGEST));
-    parts.push(t("model.since", { time: time(serving.since) }));
-    return parts.join(" · ");
-  }
-  return t("model", { name: t(aliases?.current?.unloaded ? "model.unloaded" : "model.none") });
+function modelText({ serving, aliases }, t) {
+	if (serving) {
+		const digest = serving.digest?.slice(0, SHOWN_DIGEST);
+		return [t("model", { name: serving.version }), digest, t("model.since", { time: time(serving.since) })].filter(Boolean).join(" · ");
+	}
+	return t("model", { name: t(aliases?.current?.unloaded ? "model.unloaded" : "model.none") });
 }
 
 /** Returns what the loads that go on are doing, or "". */
-export function deployText({ aliases = {} }, t) {
-  return Object.values(aliases)
-    .map(({ attempt }) => attempt)
-    .filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
-    .map(({ version, state, progress }) => t(state === "WARMING" ? "deploy.warming" : "deploy.verifying", { version, percent: percent(progress) }))
-    .join(" · ");
+function deployText({ aliases = {} }, t) {
+	return Object.values(aliases)
+		.map(({ attempt }) => attempt)
+		.filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
+		.map(({ version, state, progress }) => t(state === "WARMING" ? "deploy.warming" : "deploy.verifying", { version, percent: percent(progress) }))
+		.join(" · ");
 }
 
 /** Returns what is wrong: a version that was rejected and is still asked for, a link, the history; or "". */
-export function faultText({ aliases = {}, history }, t) {
-  const texts = [];
-  for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {
-    if (attempt?.state === "REJECTED" && (target ?? attempt.version) === attempt.version) {
-      const code = `rejected.${attempt.code}`;
-      texts.push(t("deploy.rejected", { version: attempt.version, reason: (has(code) ? t(code) : "") + attempt.reason }));
-    }
-    if (fault) texts.push(t("deploy.fault", { alias, message: fault.message }));
-  }
-  if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
-  return texts.join(" · ");
+function faultText({ aliases = {}, history }, t) {
+	const texts = [];
+	for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {
+		if (attempt?.state === "REJECTED" && (target ?? attempt.version) === attempt.version) {
+			const code = `rejected.${attempt.code}`;
+			texts.push(t("deploy.rejected", { version: attempt.version, reason: (has(code) ? t(code) : "") + attempt.reason }));
+		}
+		if (fault) texts.push(t("deploy.fault", { alias, message: fault.message }));
+	}
+	if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
+	return texts.join(" · ");
 }

@@ -7,67 +7,67 @@ const LONGEST_DELAY = 4000;
 
 /** Follows the server's events for as long as the page is open. */
 export function follow(store) {
-  let source = null;
-  let delay = FIRST_DELAY;
-  let timer = 0;
+	let source = null;
+	let delay = FIRST_DELAY;
+	let timer = 0;
 
-  function connect() {
-    clearTimeout(timer);
-    source?.close();
-    source = new EventSource(`/events?client=${clientId}`);
-    source.addEventListener("open", () => {
-      delay = FIRST_DELAY;
-      store.set("connection", "open");
-    });
-    source.addEventListener("error", lost);
-    const on = (event, use) => source.addEventListener(event, (message) => use(fromJson(message.data)));
-    const part = (changes) => store.set("status", { ...store.get("status"), ...changes });
-    on("status", (status) => store.set("status", status));
-    on("serving", (serving) => part({ serving }));
-    on("queue", (queue) => part({ queue }));
-    on("alias", ({ alias, ...state }) => alter(alias, state));
-    on("attempt", (attempt) => attempt !== null && alter(attempt.alias, { attempt }));
-    on("history", (history) => part({ history: { ...store.get("status")?.history, ...history } }));
-    on("jobs", ({ jobs }) => store.set("jobs", reconciled(store.get("jobs"), jobs)));
-    on("job", (job) => store.set("jobs", merged(store.get("jobs"), job)));
-  }
+	function connect() {
+		clearTimeout(timer);
+		source?.close();
+		source = new EventSource(`/events?client=${clientId}`);
+		source.addEventListener("open", () => {
+			delay = FIRST_DELAY;
+			store.set("connection", "open");
+		});
+		source.addEventListener("error", lost);
+		const on = (event, use) => source.addEventListener(event, (message) => use(fromJson(message.data)));
+		const part = (changes) => store.set("status", { ...store.get("status"), ...changes });
+		on("status", (status) => store.set("status", status));
+		on("serving", (serving) => part({ serving }));
+		on("queue", (queue) => part({ queue }));
+		on("alias", ({ alias, ...state }) => alter(alias, state));
+		on("attempt", (attempt) => attempt !== null && alter(attempt.alias, { attempt }));
+		on("history", (history) => part({ history: { ...store.get("status")?.history, ...history } }));
+		on("jobs", ({ jobs }) => store.set("jobs", reconciled(store.get("jobs"), jobs)));
+		on("job", (job) => store.set("jobs", merged(store.get("jobs"), job)));
+	}
 
-  function alter(alias, changes) {
-    const status = store.get("status") ?? {};
-    const aliases = { ...status.aliases, [alias]: { ...status.aliases?.[alias], ...changes } };
-    store.set("status", { ...status, aliases });
-  }
+	function alter(alias, changes) {
+		const status = store.get("status") ?? {};
+		const aliases = { ...status.aliases, [alias]: { ...status.aliases?.[alias], ...changes } };
+		store.set("status", { ...status, aliases });
+	}
 
-  function lost() {
-    // EventSource would try again by itself, but not after an HTTP error, and only every few seconds.
-    source.close();
-    if (store.get("connection") !== "lost") check();
-    store.set("connection", "lost");
-    timer = setTimeout(connect, delay);
-    delay = Math.min(delay * 2, LONGEST_DELAY);
-  }
+	function lost() {
+		// EventSource would try again by itself, but not after an HTTP error, and only every few seconds.
+		source.close();
+		if (store.get("connection") !== "lost") check();
+		store.set("connection", "lost");
+		timer = setTimeout(connect, delay);
+		delay = Math.min(delay * 2, LONGEST_DELAY);
+	}
 
-  /** An EventSource does not say why it failed: a call does, if the server wants its token. */
-  async function check() {
-    try {
-      await call("GET", "/status");
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      return;
-    }
-    connect();
-  }
+	/** An EventSource does not say why it failed: a call does, if the server wants its token. */
+	async function check() {
+		try {
+			await call("GET", "/status");
+		} catch (error) {
+			if (!(error instanceof ApiError)) throw error;
+			return;
+		}
+		connect();
+	}
 
-  addEventListener("online", connect);
-  connect();
+	addEventListener("online", connect);
+	connect();
 }
 
 /** Returns the jobs with one of them in its new state. An event without a preview keeps the last preview. */
 export function merged(jobs, job) {
-  const known = jobs.find((one) => one.id === job.id);
-  if (known === undefined) return [...jobs, job];
-  const preview = job.preview ?? known.preview ?? null;
-  return jobs.map((one) => (one === known ? { ...known, ...job, preview } : one));
+	const known = jobs.find((one) => one.id === job.id);
+	if (known === undefined) return [...jobs, job];
+	const preview = job.preview ?? known.preview ?? null;
+	return jobs.map((one) => (one === known ? { ...known, ...job, preview } : one));
 }
 
 /**
@@ -75,9 +75,9 @@ export function merged(jobs, job) {
  * so instead of dropping them.
  */
 export function reconciled(known, jobs) {
-  const ids = new Set(jobs.map((job) => job.id));
-  const gone = known.filter((job) => !ids.has(job.id) && (isUnfinished(job) || job.error?.code === "restarted"));
-  return [...gone.map((job) => ({ ...job, state: "failed", error: { code: "restarted", message: "" } })), ...jobs];
+	const ids = new Set(jobs.map((job) => job.id));
+	const gone = known.filter((job) => !ids.has(job.id) && (isUnfinished(job) || job.error?.code === "restarted"));
+	return [...gone.map((job) => ({ ...job, state: "failed", error: { code: "restarted", message: "" } })), ...jobs];
 }
 
 /** Whether a job waits or runs. */

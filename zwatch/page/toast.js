@@ -10,31 +10,31 @@ let last = null;
 
 /**
  * Shows a message; a newer one replaces it, an `error` stays until it is closed. `action` is {label, run}; `onEnd` is called
- * when the message goes away without its action. Returns a function that ends it.
+ * when it goes away without its action. Returns a function that ends it.
  */
 export function toast(text, { action = null, error = false, onEnd = () => {} } = {}) {
-  last?.();
-  const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
-  const end = (after = onEnd) => {
-    if (last !== end) return;
-    last = null;
-    clearTimeout(timer);
-    box.remove();
-    after();
-  };
-  const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : null, "aria-live": "polite" },
-    el("p", { text }), action && textButton(action.label, () => end(action.run), { class: "toast-action" }),
-    iconButton("close", t("close"), () => end()));
-  const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
-  // What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen.
-  host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
-  host.append(box);
-  last = end;
-  return end;
+	last?.();
+	const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+	const end = (after = onEnd) => {
+		if (last !== end) return;
+		last = null;
+		clearTimeout(timer);
+		box.remove();
+		after();
+	};
+	const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : null, "aria-live": "polite" },
+		el("p", { text }), action && textButton(action.label, () => end(action.run)),
+		iconButton("close", t("close"), () => end()));
+	const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
+	// What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen.
+	host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
+	host.append(box);
+	last = end;
+	return end;
 }
 
 /** Copies a text and says so. */
-export async function copyAndSay(text, key = "copy.done") {
-  const copied = await copy(text);
-  toast(t(copied ? key : "copy.failed"), { error: !copied });
+export async function copyAndSay(text) {
+	const copied = await copy(text);
+	toast(t(copied ? "copy.done" : "copy.failed"), { error: !copied });
 }

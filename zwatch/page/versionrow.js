@@ -9,67 +9,67 @@ const DIGITS = 12; // of a digest: enough to tell versions apart
 
 /** Makes the row of a version; `deploy()` is called by its button. */
 export function makeRow(name, deploy) {
-  const parts = {
-    chips: el("span", { class: "chips" }),
-    deploy: textButton(t("versions.deploy"), deploy),
-    digest: el("code"),
-    facts: el("p", { class: "count" }),
-    problem: el("p", { class: "error" }),
-    attempt: el("p", { class: "version-attempt" }),
-    progress: el("progress", { max: 1, "aria-label": t("versions.progress", { version: name }) }),
-    command: el("code", { class: "command" }),
-  };
-  const copyButton = (key, text) => iconButton("copy", t(key, { version: name }), () => copyAndSay(text()));
-  const element = el("div", { role: "row", class: "version" },
-    el("div", { role: "cell", class: "version-name" }, el("strong", { text: name }), parts.chips),
-    el("div", { role: "cell" }, parts.deploy),
-    el("div", { role: "cell", class: "version-about" },
-      el("div", { class: "version-digest" }, parts.digest, copyButton("versions.copyDigest", () => parts.digest.title)),
-      parts.facts, parts.problem, parts.attempt, parts.progress),
-    el("div", { role: "cell", class: "version-command" }, parts.command, copyButton("versions.copyCommand", () => parts.command.textContent)));
-  return { element, parts };
+	const parts = {
+		chips: el("span", { class: "chips" }),
+		deploy: textButton(t("versions.deploy"), deploy),
+		digest: el("code"),
+		facts: el("p", { class: "count" }),
+		problem: el("p", { class: "error" }),
+		attempt: el("p", { class: "version-attempt" }),
+		progress: el("progress", { max: 1, "aria-label": t("progress") }),
+		command: el("code", { class: "command" }),
+	};
+	const copyButton = (key, text) => iconButton("copy", t(key, { version: name }), () => copyAndSay(text()));
+	const element = el("div", { role: "row", class: "version" },
+		el("div", { role: "cell", class: "version-name" }, el("strong", { text: name }), parts.chips),
+		el("div", { role: "cell" }, parts.deploy),
+		el("div", { role: "cell", class: "version-about" },
+			el("div", { class: "version-digest" }, parts.digest, copyButton("versions.copyDigest", () => parts.digest.title)),
+			parts.facts, parts.problem, parts.attempt, parts.progress),
+		el("div", { role: "cell", class: "version-command" }, parts.command, copyButton("versions.copyCommand", () => parts.command.textContent)));
+	return { element, parts };
 }
 
 /** Brings a row up to date; `state` is that of the alias. */
 export function drawRow({ element, parts }, { version, alias, state, attempt, busy }) {
-  const serves = state.serving === version.name;
-  const runs = attempt?.state === "LOADING" || attempt?.state === "WARMING";
-  element.classList.toggle("serves", serves);
-  parts.chips.replaceChildren(...chips(version, alias, serves).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
-  parts.deploy.disabled = busy || (serves && state.target === version.name);
-  setText(parts.digest, (version.digest ?? "").slice(0, DIGITS));
-  parts.digest.title = version.digest ?? "";
-  show(parts.digest.parentElement, Boolean(version.digest));
-  setText(parts.facts, facts(version, serves && state).join(" · "));
-  setText(parts.problem, version.problem ?? "");
-  show(parts.problem, Boolean(version.problem));
-  setText(parts.attempt, attempt ? attemptText(attempt) : "");
-  show(parts.attempt, attempt !== null);
-  parts.attempt.classList.toggle("error", attempt?.state === "REJECTED");
-  parts.progress.value = runs ? attempt.progress : 0;
-  show(parts.progress, runs);
-  setText(parts.command, `ln -sfn ${version.name} ${alias}`);
+	const serves = state.serving === version.name;
+	const runs = attempt?.state === "LOADING" || attempt?.state === "WARMING";
+	element.classList.toggle("serves", serves);
+	parts.chips.replaceChildren(...chips(version, alias, serves).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
+	parts.deploy.disabled = busy || (serves && state.target === version.name);
+	setText(parts.digest, (version.digest ?? "").slice(0, DIGITS));
+	parts.digest.title = version.digest ?? "";
+	show(parts.digest.parentElement, Boolean(version.digest));
+	setText(parts.facts, facts(version, serves && state).join(" · "));
+	setText(parts.problem, version.problem ?? "");
+	show(parts.problem, Boolean(version.problem));
+	setText(parts.attempt, attempt ? attemptText(attempt) : "");
+	show(parts.attempt, attempt !== null);
+	parts.attempt.classList.toggle("error", attempt?.state === "REJECTED");
+	parts.progress.value = runs ? attempt.progress : 0;
+	show(parts.progress, runs);
+	setText(parts.command, `ln -sfn ${version.name} ${alias}`);
 }
 
 function chips(version, alias, serves) {
-  return [
-    serves && ["serving", t("versions.isServing")],
-    !serves && version.resident && ["resident", t("versions.isResident")],
-    version.sealed ? ["", t("versions.isSealed")] : ["unsealed", t("versions.isUnsealed")],
-    ...version.aliases.filter((name) => name !== alias).map((name) => ["", name]),
-  ].filter(Boolean);
+	return [
+		serves && ["serving", t("versions.isServing")],
+		!serves && version.resident && ["resident", t("versions.isResident")],
+		["", t(version.sealed ? "versions.isSealed" : "versions.isUnsealed")],
+		...version.aliases.filter((name) => name !== alias).map((name) => ["", name]),
+	].filter(Boolean);
 }
 
 function facts(version, { since, images } = {}) {
-  return [
-    since && t("model.since", { time: time(since) }),
-    images > 0 && t("search.count", { count: images, n: number(images) }),
-    version.bytes > 0 && bytes(version.bytes),
-    version.sealed_at && t("versions.sealedAt", { time: dateTime(version.sealed_at) }),
-  ].filter(Boolean);
+	return [
+		since && t("model.since", { time: time(since) }),
+		images > 0 && t("search.count", { count: images, n: number(images) }),
+		version.bytes > 0 && bytes(version.bytes),
+		version.sealed_at && t("versions.sealedAt", { time: dateTime(version.sealed_at) }),
+	].filter(Boolean);
 }
 
 function attemptText({ state, started, seconds, progress, reason }) {
-  const took = seconds < 10 ? t("time.seconds", { seconds: number(seconds, { maximumFractionDigits: 1 }) }) : duration(seconds);
-  return t(`versions.attempt.${state}`, { time: time(started), duration: took, reason: reason ?? "", percent: percent(progress) });
+	const took = seconds < 10 ? t("time.seconds", { seconds: number(seconds, { maximumFractionDigits: 1 }) }) : duration(seconds);
+	return t(`versions.attempt.${state}`, { time: time(started), duration: took, reason: reason ?? "", percent: percent(progress) });
 }
