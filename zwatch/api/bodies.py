@@ -31,6 +31,14 @@ _MARK = b"\xef\xbb\xbf"
 _EXAMPLES = {"prompt": "a cat", "image": "the file in base64", "sd_model_checkpoint": "current"}
 """What an error shows as an example of a field."""
 
+MAX_IMAGE_BODY = 32 * 2**20
+"""Longest body with an image file, bytes: enough for the base64 of the largest image that can be generated."""
+IMAGE_TOO_LONG = {413: f"The body is longer than {MAX_IMAGE_BODY // 2**20} MiB."}
+"""What the document says of the error."""
+READERS = web.AppKey("readers", asyncio.Semaphore)
+MAX_READERS = 4
+"""Images that are decoded at a time: each may take nearly as much memory as its body."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -105,6 +113,20 @@ async def read_body(request: web.Request) -> bytes:
     """
     async with received(request, request.client_max_size) as raw:
         return raw
+
+
+@asynccontextmanager
+async def received_image(request: web.Request) -> AsyncIterator[bytes]:
+    """Yield a request's body that has an image file, of at most `MAX_IMAGE_BODY` bytes; `MAX_READERS` are used at a time.
+
+    Raises:
+        RequestError: as `read_body`.
+    """
+    # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
+    is_compressed = "Content-Encoding" in request.headers
+    limit = request.client_max_size if is_compressed else MAX_IMAGE_BODY
+    async with received(request, limit) as raw, request.app[READERS]:
+        yield raw
 
 
 @asynccontextmanager

@@ -9,14 +9,10 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import Field, WithJsonSchema
 
-from zwatch.api.a1111 import calls as a1111
-from zwatch.api.a1111 import lists
-from zwatch.api.a1111.checkpoints import Checkpoint
+from zwatch.api.a1111 import table as a1111
 from zwatch.api.a1111.clients import CLIENTS, Clients
-from zwatch.api.a1111.pnginfo import MAX_BODY, PngInfo, PngInfoRequest
-from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.answers import encoded
-from zwatch.api.bodies import BODIES, Bodies
+from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
 from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
@@ -24,20 +20,15 @@ from zwatch.api.openai.requests import ImagesRequest
 from zwatch.api.openapi import document
 from zwatch.api.page import add_page
 from zwatch.api.results import Accepted, Generated, JobView
-from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
+from zwatch.api.schema import EVENT_STREAM, IMAGE_HEADERS, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
+from zwatch.generation.picture_settings import PictureSettings
 from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
-_IMAGE_HEADERS = {
-    "X-Zwatch-Version": "With images: the version that made them.",
-    "X-Zwatch-Digest": "With images: the version's digest.",
-    "X-Zwatch-Seed": "With images: the seed of the first.",
-    "X-Zwatch-Job": "With images: the id of the job.",
-}
 _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
@@ -50,7 +41,6 @@ _Before = Annotated[str, Field(pattern=f"^{NAME}$")]
 _Text = Annotated[str, Field(max_length=history.MAX_QUERY)]
 _Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _Document = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
-_Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
 _GENERATION = (
     Call(
@@ -58,7 +48,7 @@ _GENERATION = (
         {
             200: Answer(
                 "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), {**_IMAGE_HEADERS, **_FILE_NAME},
+                Generated, (*_IMAGES, EVENT_STREAM), {**IMAGE_HEADERS, **_FILE_NAME},
             )
         },
         errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
@@ -127,12 +117,18 @@ _HISTORY = (
     ),
 )  # fmt: skip
 
+_PICTURE_SETTINGS = Call(
+    "POST", "/api/picture_settings", history.picture_settings, "history", "picture_settings",
+    "Get the settings in an image file of zwatch, AUTOMATIC1111 or ComfyUI",
+    {200: Answer("The settings that were found and are valid.", PictureSettings)}, takes_file=True, error_texts=IMAGE_TOO_LONG,
+)  # fmt: skip
+
 _OPENAI = (
     Call(
         "POST", "/v1/images/generations", openai.generate, "openai", "openai_images",
         f"Generate images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
         f"`{openai_answers.ERROR}`",
-        {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), _IMAGE_HEADERS)},
+        {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), IMAGE_HEADERS)},
         errors=(404, 409, 429, 503, 504), body=ImagesRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
@@ -143,96 +139,6 @@ _OPENAI = (
         "GET", "/v1/models/{model}", openai.model, "openai", "openai_model", "Get one model",
         {200: Answer("The model.", openai_answers.Model)}, errors=(404,),
         parameters=(Parameter("model", "The name of the model.", example="current"),),
-    ),
-)  # fmt: skip
-
-
-_A1111 = (
-    Call(
-        "POST", "/sdapi/v1/txt2img", a1111.txt2img, "automatic1111", "sd_txt2img", "Generate images",
-        {200: Answer("The images.", Txt2ImgAnswer, headers=_IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Txt2ImgRequest,
-    ),
-    Call(
-        "GET", "/sdapi/v1/progress", a1111.progress, "automatic1111", "sd_progress",
-        "Get the progress of the client's own requests",
-        {200: Answer("The progress.", a1111.SdProgress)},
-        parameters=(
-            Parameter("skip_current_image", "Whether to omit the image: `true`, `1`, `yes`…", default="false"),
-        ),
-    ),
-    Call(
-        "POST", "/sdapi/v1/interrupt", a1111.interrupt, "automatic1111", "sd_interrupt",
-        "Interrupt the running request, if it is the client's own",
-        {200: Answer("It is interrupted, or there is nothing to interrupt.", lists.EmptyObject)},
-    ),
-    Call(
-        "GET", "/sdapi/v1/options", a1111.options, "automatic1111", "sd_options", "Get the client's own options",
-        {200: Answer("The options.", a1111.SdOptions)},
-    ),
-    Call(
-        "POST", "/sdapi/v1/options", a1111.set_options, "automatic1111", "sd_set_options",
-        "Choose a checkpoint for the client's own later requests", {200: Answer("It is chosen.", _Null)},
-        errors=(404,), body=SdOptionsRequest,
-    ),
-    Call(
-        "GET", "/sdapi/v1/sd-models", a1111.checkpoints, "automatic1111", "sd_models",
-        "List `current` and the other aliases, then the loaded versions", {200: Answer("The list.", list[Checkpoint])},
-    ),
-    Call(
-        "POST", "/sdapi/v1/png-info", a1111.info, "automatic1111", "sd_png_info", "Get the parameters of an image",
-        {200: Answer("The image's metadata.", PngInfo)}, body=PngInfoRequest,
-        error_texts={413: f"The body is longer than {MAX_BODY // 2**20} MiB."},
-    ),
-    Call(
-        "GET", "/sdapi/v1/memory", a1111.memory, "automatic1111", "sd_memory", "Get the amounts of memory",
-        {200: Answer("The host's and the GPU's memory.", a1111.SdMemory)},
-    ),
-    Call(
-        "GET", "/sdapi/v1/samplers", lists.SAMPLERS, "automatic1111", "sd_samplers", "List the only sampler",
-        {200: Answer("The list.", list[lists.Sampler])},
-    ),
-    Call(
-        "GET", "/sdapi/v1/schedulers", lists.SCHEDULERS, "automatic1111", "sd_schedulers", "List the only scheduler",
-        {200: Answer("The list.", list[lists.Scheduler])},
-    ),
-    Call(
-        "GET", "/sdapi/v1/upscalers", lists.UPSCALERS, "automatic1111", "sd_upscalers", "List the only upscaler, `None`",
-        {200: Answer("The list.", list[lists.Upscaler])},
-    ),
-    Call(
-        "POST", "/sdapi/v1/skip", a1111.skip, "automatic1111", "sd_skip",
-        "Interrupt the running request, if it is the client's own and of one image",
-        {200: Answer("It is interrupted, or there is nothing to skip.", _Null)},
-    ),
-    Call(
-        "GET", "/sdapi/v1/scripts", lists.SCRIPTS, "automatic1111", "sd_scripts", "List the scripts: there are none",
-        {200: Answer("Empty lists.", lists.Scripts)},
-    ),
-    Call(
-        "GET", "/sdapi/v1/embeddings", lists.EMBEDDINGS, "automatic1111", "sd_embeddings", "List the embeddings: there are none",
-        {200: Answer("Empty objects.", lists.Embeddings)},
-    ),
-    Call(
-        "GET", "/sdapi/v1/cmd-flags", lists.CMD_FLAGS, "automatic1111", "sd_cmd_flags", "Get the command line flags",
-        {200: Answer("The flags that have a meaning here.", lists.CmdFlags)},
-    ),
-    Call(
-        "GET", "/internal/ping", lists.EMPTY, "automatic1111", "sd_ping", "Check that the service answers",
-        {200: Answer("It answers.", lists.EmptyObject)},
-    ),
-    *(
-        Call(
-            "GET", f"/sdapi/v1/{path}", lists.EMPTY_LIST, "automatic1111", f"sd_{path.replace('-', '_')}",
-            f"List the {kind}: there are none", {200: Answer("An empty list.", list[lists.EmptyObject])},
-        )
-        for path, kind in lists.NONE
-    ),
-    *(
-        Call(
-            "POST", f"/sdapi/v1/refresh-{name}", lists.NOTHING, "automatic1111", f"sd_refresh_{name}",
-            f"Do nothing: the list of {name} is never old", {200: Answer("Nothing is done.", _Null)},
-        )
-        for name in lists.REFRESHED
     ),
 )  # fmt: skip
 
@@ -313,7 +219,16 @@ _OPERATIONS = (
     ),
 )  # fmt: skip
 
-CALLS: tuple[Call, ...] = (*_GENERATION, *_HISTORY, *_OPENAI, *_A1111, *_STATUS, *_DEPLOY, *_OPERATIONS)
+CALLS: tuple[Call, ...] = (
+    *_GENERATION,
+    *_HISTORY,
+    _PICTURE_SETTINGS,
+    *_OPENAI,
+    *a1111.CALLS,
+    *_STATUS,
+    *_DEPLOY,
+    *_OPERATIONS,
+)
 """Every call of the API."""
 
 
@@ -329,7 +244,7 @@ def add_calls(app: web.Application, *, needs_token: bool) -> None:
     app[operations.DOCUMENT] = encode_document
     app[CLIENTS] = Clients()
     app[BODIES] = Bodies()
-    app[a1111.READERS] = asyncio.Semaphore(a1111.MAX_READERS)
+    app[READERS] = asyncio.Semaphore(MAX_READERS)
 
 
 def _encoded_document(*, needs_token: bool) -> bytes:

@@ -1,7 +1,7 @@
 """The types that describe calls, and the common types of requests and answers.
 
 Request bodies are pydantic models. Answers are `TypedDict`s, which mypy checks where they are built. The OpenAPI document
-is made from the same types. The table of calls is in `routes`.
+is made from the same types. The table of calls is in `routes`, AUTOMATIC1111's part in `a1111.table`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,15 @@ Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "ba
 VersionName = Annotated[str, Field(description="A version's name.")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of the version's seal.")]
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, to the second."})]
+Null = Annotated[None, WithJsonSchema({"type": "null"})]
+
+IMAGE_HEADERS = {
+    "X-Zwatch-Version": "With images: the version that made them.",
+    "X-Zwatch-Digest": "With images: the version's digest.",
+    "X-Zwatch-Seed": "With images: the seed of the first.",
+    "X-Zwatch-Job": "With images: the id of the job.",
+}
+"""Headers of an answer that has images."""
 
 
 def choice(*values: str) -> WithJsonSchema:
@@ -143,6 +152,8 @@ class Call:
     errors: Sequence[int] = ()
     body: type[BaseModel] | None = None
     body_required: bool = True
+    takes_file: bool = False
+    """Whether its body is a file."""
     parameters: Sequence[Parameter] = ()
     is_open: bool = False
     """Whether it needs no token."""
