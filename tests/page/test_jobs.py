@@ -76,7 +76,7 @@ async def test_cancel_ends_the_job_and_generate_goes_on_working(page):
     await expect(queue(page)).to_have_count(0)
     await expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_hidden()
     await generate(page, Steps=4, Seed=7)
-    await expect(caption(page)).to_contain_text("seed 7 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 7 ·")
 
 
 async def test_three_jobs_are_queued_and_one_of_them_is_cancelled(page):
@@ -87,7 +87,7 @@ async def test_three_jobs_are_queued_and_one_of_them_is_cancelled(page):
     await queue(page).filter(has_text="second").get_by_role("button", name="Cancel").click()
     await expect(queue(page).filter(has_text="second")).to_have_count(0)
     await expect(queue(page)).to_have_count(0)
-    await expect(caption(page)).to_contain_text("seed 3 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 3 ·")
     states = await page.evaluate("fetch('/history?limit=2').then(answer => answer.json())")
     assert [row["prompt"] for row in states["images"]] == ["third", "first"]
 
@@ -107,7 +107,7 @@ async def test_several_pictures_come_one_by_one_and_a_cancelled_job_keeps_them(p
     await server.until(lambda: images_are(server, before + 1), "the first picture is in the history")
     await page.get_by_role("button", name="Cancel", exact=True).click()
     await expect(queue(page)).to_have_count(0)
-    await expect(caption(page)).to_contain_text("seed 100 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 100 ·")
 
 
 async def images_are(server, count):
@@ -123,12 +123,12 @@ async def test_the_queue_is_there_again_after_a_reload_and_goes_on_meanwhile(pag
     await expect(queue(page)).to_have_count(2)
     await expect(result(page)).to_have_attribute("src", re.compile("^data:image/jpeg"))
     await queue(page).filter(has_text="runs on").get_by_role("button", name="Cancel").click()
-    await expect(caption(page)).to_contain_text("seed 5 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 5 ·")
 
 
 async def test_the_last_picture_is_there_when_the_page_is_opened(page, new_page, server):
     await generate(page, Steps=4, Seed=77)
-    await expect(caption(page)).to_contain_text("seed 77")
+    await expect(caption(page)).to_contain_text("v1 · seed 77 ·")
     other = await new_page(server.url + "/")  # another browser: it has no jobs
     await expect(result(other)).to_have_attribute("src", re.compile("seed77"))
     await expect(caption(other)).to_contain_text("v1 · seed 77")

@@ -59,14 +59,14 @@ async def test_nothing_is_cut_off_and_generate_is_in_reach(new_page, server, wid
 async def test_a_phone_makes_a_picture(new_page, server):
     page = await new_page(server.url + "/", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     await generate(page, Steps=4, Seed=21)
-    await expect(caption(page)).to_contain_text("seed 21 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 21 ·")
 
 
 async def test_nothing_moves_while_pictures_form_and_the_queue_grows(page):
     await expect(page.get_by_role("status")).to_contain_text("Model: v1")
     await page.evaluate("document.fonts.ready")
     await generate(page, Steps=4, Seed=1)
-    await expect(caption(page)).to_contain_text("seed 1 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 1 ·")
     canvas, button = page.locator(".canvas"), page.get_by_role("button", name="Generate", exact=True)
     before = [await canvas.bounding_box(), await button.bounding_box()]
     await generate(page, Steps=30, Seed=2)
@@ -75,7 +75,7 @@ async def test_nothing_moves_while_pictures_form_and_the_queue_grows(page):
     assert [await canvas.bounding_box(), await button.bounding_box()] == before
     await expect(result(page)).to_have_attribute("src", re.compile("^data:"))
     assert [await canvas.bounding_box(), await button.bounding_box()] == before
-    await expect(caption(page)).to_contain_text("seed 3 ·")
+    await expect(caption(page)).to_contain_text("v1 · seed 3 ·")
     assert [await canvas.bounding_box(), await button.bounding_box()] == before
 
 

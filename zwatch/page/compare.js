@@ -113,13 +113,13 @@ class Comparison {
 		const row = this.rows.left;
 		this.rows.right = null;
 		this.drawAll();
-		this.wait(other, t("compare.asked", { version: other.version }));
+		this.wait(other, "");
 		const stop = await draw(this.ctx, row, other, (job, made) => {
 			if (turn !== this.turn) return;
 			if (made) {
 				this.pair(row, made);
 				this.ctx.announce(describe(made, t));
-			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("compare.cancelled"));
+			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("job.cancelled"));
 			else this.wait(other, this.ctx.actions.progressText(job), job);
 		});
 		if (turn === this.turn) this.stop = stop;
@@ -144,7 +144,7 @@ class Comparison {
 		const index = rows.findIndex((one) => one.name === row.name);
 		this.rows.right = rows[index + 1] ?? rows[index - 1] ?? null;
 		this.drawAll();
-		setText(this.note, t(row.prompt ? "compare.noOther" : "compare.noPrompt", { version: row.version ?? "–" }));
+		setText(this.note, t("compare.noOther"));
 	}
 
 	fail(reason) {

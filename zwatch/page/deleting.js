@@ -6,7 +6,7 @@ import { toast } from "./toast.js";
 /** Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all. */
 export function createDeleting({ api, t, confirm }, lists, gone) {
 	let waiting = null;
-	const fail = (error) => toast(t("history.notDeleted", { reason: error.message }), { error: true });
+	const fail = (error) => toast(t("notDone", { reason: error.message }), { error: true });
 
 	// The server is asked only when the message with "Undo" has gone.
 	function one(row) {

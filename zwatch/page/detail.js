@@ -30,8 +30,6 @@ export function openDetail({ ctx, deleting }, list, name) {
 
 	function drawPlace() {
 		setText(parts.place, t("detail.place", { n: number(list.indexOf(row.name) + 1), total: number(list.total) }));
-		parts.newer.disabled = list.indexOf(row.name) <= 0;
-		parts.older.disabled = !at(1);
 	}
 
 	function remove() {

@@ -56,7 +56,8 @@ function buildStrip({ t, store, actions }, main) {
 		if (name === shownName) return;
 		shownName = name;
 		const index = main.indexOf(name);
-		if (index >= 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
+		// A new picture is the first: it does not take the strip away from somebody who looks at older ones.
+		if (index > 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
 		else strip.refresh();
 	}
 	store.on("shown", follow);

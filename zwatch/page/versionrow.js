@@ -5,8 +5,6 @@ import { bytes, dateTime, duration, number, percent, t, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { copyAndSay } from "./toast.js";
 
-const DIGITS = 12; // of a digest: enough to tell versions apart
-
 /** Makes the row of a version; `deploy()` is called by its button. */
 export function makeRow(name, deploy) {
 	const parts = {
@@ -19,14 +17,12 @@ export function makeRow(name, deploy) {
 		progress: el("progress", { max: 1, "aria-label": t("progress") }),
 		command: el("code", { class: "command" }),
 	};
-	const copyButton = (key, text) => iconButton("copy", t(key, { version: name }), () => copyAndSay(text()));
 	const element = el("div", { role: "row", class: "version" },
 		el("div", { role: "cell", class: "version-name" }, el("strong", { text: name }), parts.chips),
 		el("div", { role: "cell" }, parts.deploy),
 		el("div", { role: "cell", class: "version-about" },
-			el("div", { class: "version-digest" }, parts.digest, copyButton("versions.copyDigest", () => parts.digest.title)),
-			parts.facts, parts.problem, parts.attempt, parts.progress),
-		el("div", { role: "cell", class: "version-command" }, parts.command, copyButton("versions.copyCommand", () => parts.command.textContent)));
+			parts.digest, parts.facts, parts.problem, parts.attempt, parts.progress),
+		el("div", { role: "cell", class: "version-command" }, parts.command, iconButton("copy", t("versions.copyCommand", { version: name }), () => copyAndSay(parts.command.textContent))));
 	return { element, parts };
 }
 
@@ -37,14 +33,10 @@ export function drawRow({ element, parts }, { version, alias, state, attempt, bu
 	element.classList.toggle("serves", serves);
 	parts.chips.replaceChildren(...chips(version, alias, serves).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
 	parts.deploy.disabled = busy || (serves && state.target === version.name);
-	setText(parts.digest, (version.digest ?? "").slice(0, DIGITS));
-	parts.digest.title = version.digest ?? "";
-	show(parts.digest.parentElement, Boolean(version.digest));
+	setText(parts.digest, version.digest ?? "");
 	setText(parts.facts, facts(version, serves && state).join(" · "));
 	setText(parts.problem, version.problem ?? "");
-	show(parts.problem, Boolean(version.problem));
 	setText(parts.attempt, attempt ? attemptText(attempt) : "");
-	show(parts.attempt, attempt !== null);
 	parts.attempt.classList.toggle("error", attempt?.state === "REJECTED");
 	parts.progress.value = runs ? attempt.progress : 0;
 	show(parts.progress, runs);

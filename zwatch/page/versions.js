@@ -46,7 +46,7 @@ class Panel {
 		this.problemText = el("p", { class: "error" });
 		this.loadButton = textButton(t("versions.load"), () => this.ask("/api/load_model", {}), { class: "primary" });
 		this.back = textButton(t("versions.rollback"), () => this.rollBack());
-		this.result = el("p", { class: "versions-result", "aria-live": "polite", hidden: true });
+		this.result = el("p", { class: "versions-result", "aria-live": "polite" });
 		this.table = el("div", { role: "table", class: "versions-list", "aria-label": t("versions") });
 		this.dialog = view("drawer versions", t("versions"), [el("span", { class: "space" }), this.back],
 			el("div", { class: "drawer-body", tabIndex: 0, role: "group", "aria-label": t("versions") },
@@ -73,7 +73,7 @@ class Panel {
 			const [{ versions, problem }, { attempts }] = await Promise.all([api.call("GET", "/versions"), api.call("GET", "/attempts")]);
 			Object.assign(this, { versions, problem, attempts });
 		} catch (error) {
-			this.problem = t("versions.failed", { reason: error.message });
+			this.problem = error.message;
 		}
 		this.draw();
 	}
@@ -137,7 +137,7 @@ class Panel {
 			const { version } = error.body?.reason ?? {};
 			const { serving } = this.state;
 			// The reason is in the version's row: here it says what matters most.
-			this.say(version && serving ? t("versions.rejected", { version, serving }) : t("versions.refused", { reason: error.message }), true);
+			this.say(version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true);
 		}
 		this.busy = false;
 		await this.read();
@@ -146,6 +146,5 @@ class Panel {
 	say(text, isError = false) {
 		setText(this.result, text);
 		this.result.classList.toggle("error", isError);
-		show(this.result, true);
 	}
 }
