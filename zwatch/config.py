@@ -103,13 +103,13 @@ def _token_in(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             raw = opened.read(MOST_TOKEN_BYTES + 1)  # it may be a device without an end
+        if len(raw) > MOST_TOKEN_BYTES:
+            raise UsageError(f"the token file {file} has more than {MOST_TOKEN_BYTES} bytes, expected one line")
         token = raw.decode("utf-8-sig").strip()  # Notepad begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the token file {file} cannot be read: {error}") from None
     if not token:
         raise UsageError(f"the token file {file} is empty")
-    if len(raw) > MOST_TOKEN_BYTES:
-        raise UsageError(f"the token file {file} has more than {MOST_TOKEN_BYTES} bytes, expected one line")
     return _sendable(token, f"the token file {file}")
 
 

@@ -44,7 +44,9 @@ def refused(canary):
     run(canary, "ln -sf v2 canary")
     look = looker.look()
     assert versions(look) == {"current": "v1", "canary": "v1"}
-    assert reasons(look) == {"v1/v2": "current and canary both point to v1; it is not clear which link was meant"}
+    assert reasons(look) == {
+        "v1/v2": "current and canary both point to v1; it is not clear which link was meant: `ln -sfn v2 LINK` moves one"
+    }
     return looker
 
 
@@ -321,7 +323,7 @@ def test_with_three_links_the_reason_names_all(canary):
     looker.look()
     run(canary, "ln -sf v2 backup")
     assert reasons(looker.look()) == {
-        "v1/v2": "current, canary and backup all point to v1; it is not clear which link was meant"
+        "v1/v2": "current, canary and backup all point to v1; it is not clear which link was meant: `ln -sfn v2 LINK` moves one"
     }
 
 
@@ -480,7 +482,10 @@ def test_a_link_anywhere_below_the_root_counts(root, path):
     run(root, f"ln -sf v2 {path}")
     look = looker.look()
     assert versions(look) == {"current": "v1"}
-    assert reasons(look)["v1/v2"] == f"current and {path} both point to v1; it is not clear which link was meant"
+    assert (
+        reasons(look)["v1/v2"]
+        == f"current and {path} both point to v1; it is not clear which link was meant: `ln -sfn v2 LINK` moves one"
+    )
 
 
 def test_a_refused_stray_in_another_version_is_no_link_that_counts(root):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, write_version
-from tests.deploy.typed import temporaries
+from tests.deploy.typed import relink, temporaries
 from zwatch.deploy import links
 from zwatch.deploy.look import Looker
 from zwatch.deploy.seal import SEAL_NAME, write_seal
@@ -325,7 +325,7 @@ def test_a_wish_in_a_version_of_two_aliases_is_ambiguous(root):
     look = looker.look()
     assert (version(look), version(look, "canary")) == ("v1", "v1")
     assert [stray.reason for stray in look.strays] == [
-        "current and canary both point to v1; it is not clear which link was meant"
+        "current and canary both point to v1; it is not clear which link was meant: `ln -sfn v2 LINK` moves one"
     ]
 
 
@@ -645,6 +645,31 @@ def test_a_wish_that_a_later_move_by_the_operator_overtook_is_removed(root, look
     os.replace(root / "next", root / "current")
     assert version(looker.look()) == "v3"
     assert strays_in(root) == []
+
+
+def test_an_overtaken_wish_in_a_version_that_no_look_saw_is_removed(root, looker):
+    looker.look()
+    time.sleep(0.01)  # another tick of the file system's clock
+    relink(root, "v2")
+    (root / "v2" / "v3").symlink_to("v3")
+    (root / "v2" / "v2").symlink_to("v2")
+    time.sleep(0.01)
+    relink(root, "v1")
+    assert version(looker.look()) == "v1"
+    assert strays_in(root) == []
+
+
+@pytest.mark.parametrize(("text", "backup"), [("v3", "v2"), ("../v3", "v3")], ids=["another link", "a link of use"])
+def test_what_may_be_somebody_s_own_in_a_version_that_no_look_saw_stays(root, looker, text, backup):
+    (root / "backup").symlink_to(backup)
+    looker.look()
+    time.sleep(0.01)
+    relink(root, "v2")
+    (root / "v2" / "v3").symlink_to(text)
+    time.sleep(0.01)
+    relink(root, "v1")
+    assert version(looker.look()) == "v1"
+    assert strays_in(root) == ["v2/v3"]
 
 
 # Directories that are no versions.

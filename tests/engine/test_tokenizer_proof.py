@@ -8,7 +8,7 @@ from tests.engine.editing import build, edit_json, parameters, rejection_of, sea
 from zwatch.engine import tokenizer_proof
 from zwatch.engine.configs import MAX_CONFIG
 from zwatch.engine.factory import EngineFactory
-from zwatch.errors import Rejection
+from zwatch.errors import Rejection, Retry
 from zwatch.shadow.device import Device
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
@@ -115,11 +115,49 @@ def test_a_config_that_takes_long_to_parse_is_refused_unparsed(models, refused, 
     assert reason.endswith(f"expected at most {MAX_CONFIG} for a config")
 
 
-def test_a_proof_that_ends_by_a_signal_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_proof.sys, "executable", str(tmp_path / "crashing"))
-    (tmp_path / "crashing").write_text("#!/bin/sh\necho 'encoding a prompt with tokenizer.json'\nkill -SEGV $$\n")
-    (tmp_path / "crashing").chmod(0o700)
-    with pytest.raises(
-        Rejection, match=r"encoding a prompt with tokenizer\.json was given up: it ended the process by signal 11"
-    ):
-        tokenizer_proof.prove(str(tmp_path))
+def proof_that(tmp_path, monkeypatch, script):
+    """Let the proof's process be this shell script; return the code and the reason of the rejection."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho 'encoding a prompt with tokenizer.json'\n{script}\n")
+    program.chmod(0o700)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizer_proof.sys, "executable", str(program))
+        found = rejection_of(lambda: tokenizer_proof.prove(str(folder)))
+    assert tokenizer_proof._digest(str(folder)) not in tokenizer_proof._proved
+    return found
+
+
+def test_a_proof_that_crashes_says_so(tmp_path, monkeypatch):
+    code, reason = proof_that(tmp_path, monkeypatch, "kill -SEGV $$")
+    assert code == "config_invalid"
+    assert "encoding a prompt with tokenizer.json was given up: it ended the process by signal 11" in reason
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("kill -KILL $$", "out_of_memory", "was ended by SIGKILL"),
+        ("echo 'OSError: [Errno 24] Too many open files' >&2; exit 1", "io_error", "failed: OSError: [Errno 24] Too many"),
+        ("kill -TERM $$", "io_error", "failed: status -15"),
+        ("sleep 60", "stalled", "took more than 0.5 s"),
+    ],
+)  # fmt: skip
+def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tokenizer(
+    tmp_path, monkeypatch, script, code, words
+):
+    if code == "stalled":
+        monkeypatch.setattr(tokenizer_proof, "WALL_SECONDS", 0.5)
+    found, reason = proof_that(tmp_path, monkeypatch, script.replace("sleep", "exec sleep"))
+    assert found == code
+    assert Rejection(found, reason).retry is Retry.BACKOFF
+    assert words in reason
+
+
+def test_compiling_a_template_is_not_counted_as_its_steps(tokenizer, factory, models, monkeypatch):
+    monkeypatch.setattr(tokenizer_proof, "MOST_STEPS", 2000)
+    template = (tokenizer / "chat_template.jinja").read_text()
+    (tokenizer / "chat_template.jinja").write_text("{% if false %}" + "{{ messages }}" * 500 + "{% endif %}" + template)
+    seal_again(models / "v1")
+    assert not build(factory, models, "v1").is_truncated("a cat")

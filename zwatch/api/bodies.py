@@ -24,6 +24,8 @@ _LARGE = 2**20
 _ENCODINGS = ("", "identity", "gzip", "deflate", "br", "zstd")
 """What aiohttp decodes; of `br` and `zstd` it says itself if it cannot."""
 _MOST_PARTS = 100
+_MOST_ESCAPES = 100_000
+"""Most percent escapes of a form: the longest prompts need fewer, and each takes some 230 bytes while it is decoded."""
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 _MARK = b"\xef\xbb\xbf"
 """A byte order mark in UTF-8, with which some programs begin every text."""
@@ -185,6 +187,9 @@ def fields_of(content_type: str, raw: bytes, model: type[BaseModel]) -> dict[str
         return _typed(parts, model)
     # `curl -d` calls JSON a form.
     if kind == _FORM and b"=" in raw and raw.lstrip()[:1] not in b'{["':
+        if (count := raw.count(b"%")) > _MOST_ESCAPES:
+            message = f"the form has {count} percent escapes, expected at most {_MOST_ESCAPES}: send JSON or multipart/form-data"
+            raise RequestError("invalid_json", message)
         try:
             pairs = parse_qsl(
                 raw.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=_MOST_PARTS, errors="strict"
@@ -210,7 +215,10 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
     Raises:
         RequestError: 400, it is not valid, or a part is a file.
     """
-    boundary = head.get_boundary()
+    try:
+        boundary = head.get_boundary()
+    except (TypeError, ValueError):  # the library raises them for broken RFC 2231 parameters
+        boundary = None
     if not boundary:
         raise RequestError("invalid_json", "Content-Type multipart/form-data has no boundary: let the client set it")
     _, *pieces = (b"\r\n" + raw).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
@@ -220,7 +228,10 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
     for piece in pieces[:-1]:
         lines, _, content = piece.partition(b"\r\n\r\n")
         part = BytesHeaderParser().parsebytes(lines.lstrip(b"\r\n")[:8192])
-        name, is_file = part.get_param("name", None, "content-disposition"), part.get_filename() is not None
+        try:
+            name, is_file = part.get_param("name", None, "content-disposition"), part.get_filename() is not None
+        except (TypeError, ValueError):
+            name, is_file = None, False
         if not isinstance(name, str):
             raise RequestError("invalid_json", "a part of multipart/form-data has no name in its Content-Disposition")
         try:

@@ -64,4 +64,5 @@ def _born_ns(directory_fd: int, path: str) -> int | None:
     if not int.from_bytes(raw[:4], sys.byteorder) & _STATX_BTIME:
         return None
     seconds = int.from_bytes(raw[_BORN_SECONDS : _BORN_SECONDS + 8], sys.byteorder, signed=True)
-    return seconds * 10**9 + int.from_bytes(raw[_BORN_NANOSECONDS : _BORN_NANOSECONDS + 4], sys.byteorder)
+    # Some file systems say that they know it, and answer 0.
+    return seconds * 10**9 + int.from_bytes(raw[_BORN_NANOSECONDS : _BORN_NANOSECONDS + 4], sys.byteorder) or None

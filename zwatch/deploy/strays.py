@@ -86,15 +86,19 @@ def judge(
         return f"its text does not end in {facts.name}"
     if len(links_here) != 1:
         count = "all" if len(links_here) > 2 else "both"
-        return f"{_listed(links_here)} {count} point to {facts.directory}; it is not clear which link was meant"
+        return f"{_listed(links_here)} {count} point to {facts.directory}; {_unclear(facts)}"
     if moved:
         return (
             f"{_listed(moved)} may have pointed to {facts.directory} when it was made, as {links_here[0]} does; "
-            "it is not clear which link was meant"
+            f"{_unclear(facts)}"
         )
     if refused_before is not None:
         return f"it was refused earlier, and stays refused until it is made again: {refused_before}"
     return None
+
+
+def _unclear(facts: StrayFacts) -> str:
+    return f"it is not clear which link was meant: `ln -sfn {facts.name} LINK` moves one"
 
 
 def _listed(names: Sequence[str]) -> str:

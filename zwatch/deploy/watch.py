@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,10 @@ _PAUSE_SECONDS = 0.05
 """The time between two calls of `on_change` while events keep coming."""
 _FIRST_PEEK, _LONGEST_PEEK = 0.0005, 0.005
 """Seconds between two looks at the names of events within that time; doubled each time while only others' events come."""
+_NAMED_SECONDS = 0.01
+"""The same as `_PAUSE_SECONDS` after an event of a link that is followed."""
+_BEFORE_NAME = b"\0" if sys.byteorder == "little" else b""
+"""The byte before the name in an `inotify_event`: the highest of its length, which is below 2^24."""
 _READ_BYTES = 2**16
 _MAX_READS = 256
 """Reads of one draining: more than an inotify queue holds (16,384 events of at most 272 bytes)."""
@@ -64,7 +69,7 @@ class RootWatcher:
         that are followed. A link is made under another name and renamed: without this, the rename would wait for the pause."""
         self._root = root
         self._handler = _Handler(on_change)
-        self._names = [os.fsencode(name) + b"\0" for name in names]
+        self._names = [_BEFORE_NAME + os.fsencode(name) + b"\0" for name in names]
         self._pause_seconds = pause_seconds
         self._observer: BaseObserver | None = None
         self._problem: str | None = None
@@ -143,7 +148,7 @@ class _Emitter(EventEmitter):
 
     watchdog's own emitter makes Python objects of every event, adds a watch for each subdirectory, and keeps to the
     directories that had the names when it started. This one empties the queue, and reports at most once in `pause` seconds,
-    unless one of `names` (each with the NUL that ends it) is among the events: thousands of others cost as much as one, and
+    unless one of `names` (each with what is before and after it in an event) is among the events: thousands of others cost as much as one, and
     events that do not fit into the queue are not missed.
     """
 
@@ -196,18 +201,25 @@ class _Emitter(EventEmitter):
             return
         self._read()
         self._report()
+        while self._reports_after_pause() and not self.stopped_event.is_set():
+            pass
+
+    def _reports_after_pause(self) -> bool:
+        """Return whether there was a change within the pause that is reported after it; the given names are reported in it."""
         end, peek, pending = time.monotonic() + self._pause, _FIRST_PEEK, False
         while (left := end - time.monotonic()) > 0:
             if self.stopped_event.wait(min(peek, left)):
-                return
+                return False
             if not self._wait(max(0.0, end - time.monotonic())):
                 break
             if self._read():
                 self._report()
-                return
+                self.stopped_event.wait(_NAMED_SECONDS)
+                return False
             pending, peek = True, min(2 * peek, _LONGEST_PEEK)
         if pending and not self.stopped_event.is_set():
             self._report()
+        return pending
 
     def _report(self) -> None:
         self.queue_event(DirModifiedEvent(self.watch.path))

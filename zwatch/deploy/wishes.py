@@ -2,6 +2,7 @@
 repoints the link for which one was made, and cleans up. `judging` says which of them are wishes.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +15,13 @@ from zwatch.deploy.refused import RefusedStray, RefusedStrays
 from zwatch.deploy.resolving import Directory, Target, opened_version
 from zwatch.deploy.root_links import RootLinks
 from zwatch.deploy.strays import AHEAD, FoundStray, Stray, find_strays
+from zwatch.deploy.versions import is_version_name
 from zwatch.errors import RepointError
 
 _TRAIL_SECONDS = 2.0
 """How long the version that an alias just left is searched for a wish that was being made meanwhile."""
+_MOST_VERSIONS = 64
+"""Of more versions, those that a link left unseen are not searched for overtaken wishes: a flip would wait for it."""
 
 
 @dataclass(slots=True)
@@ -191,6 +195,10 @@ class WishFollower:
             for directory, since in left:
                 for stray in self._judge.overtaken(scene, directory, since, target):
                     self._remove(stray)
+            for directory in _may_have_led(scene.root_fd, last, target):
+                for stray in self._judge.overtaken(scene, directory, last.linked_ns, target):
+                    if stray.facts.since_ns < target.linked_ns and not _leads_anywhere(stray):
+                        self._remove(stray)
 
     def _leave(self, link: str, directory: Directory, placed: LinkStamp, wish_ns: int) -> None:
         trail = self._trails.get(link)
@@ -253,3 +261,28 @@ def _by_directory(targets: Sequence[Target], places: Sequence[Place]) -> list[li
         else:
             group.append(target)
     return [group for _, group in groups]
+
+
+def _may_have_led(root_fd: int, last: Target, target: Target) -> list[Directory]:
+    """Return the versions to which the operator may have moved a link between two looks, and from there on to `target`: those
+    that changed since it led to `last`."""
+    names = [name for name in os.listdir(root_fd) if is_version_name(name) and name != target.version]
+    if len(names) > _MOST_VERSIONS:
+        return []
+    found = []
+    for name in names:
+        try:
+            if os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mtime_ns >= last.linked_ns:
+                found.append(opened_version(root_fd, name))
+        except OSError:
+            continue  # no directory, or it cannot be read: a stray in it stays, which means nothing
+    return found
+
+
+def _leads_anywhere(found: FoundStray) -> bool:
+    """Say whether a stray is of any use as a link. `ln -sf v2 current` leaves one that leads to itself."""
+    try:
+        os.stat(found.facts.name, dir_fd=found.directory.fd)
+    except OSError as error:
+        return error.errno not in (errno.ELOOP, errno.ENOENT)
+    return True

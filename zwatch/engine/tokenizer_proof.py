@@ -42,6 +42,7 @@ PROMPTS = ("a cat wearing sunglasses", "ab \n" * 2500)
 _TOO_LONG, _TOO_LARGE = 3, 4
 _TEMPLATE_FILE = "<template>"
 """What jinja calls the file of a template's code."""
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 _proved: set[str] = set()
 
 
@@ -89,33 +90,43 @@ def prove(folder: str) -> None:
             env={**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"},
         )  # fmt: skip
         status, begun = ended.returncode, ended.stdout.split("\n")
-    except subprocess.TimeoutExpired as error:
-        status, begun = -signal.SIGKILL, (error.stdout or b"").decode(errors="replace").split("\n")
-    if (what := _what_failed(status)) is not None:
-        activity = begun[-2] if len(begun) > 1 else "trying it out"  # what follows the last line end is empty
+    except subprocess.TimeoutExpired:
+        raise Rejection(
+            "stalled", f"tokenizer: trying it out took more than {WALL_SECONDS:g} s, expected one; the machine is busy"
+        ) from None
+    activity = begun[-2] if len(begun) > 1 else "trying it out"  # what follows the last line end is empty
+    if (what := _what_is_wrong(status)) is not None:
         raise Rejection(
             "config_invalid",
-            f"tokenizer: {activity} was given up: {what} for a prompt of at most {len(PROMPTS[1])} characters, expected "
-            "milliseconds and a few kilobytes; look for loops and repetitions in it",
+            f"tokenizer: {activity} was given up: {what}, expected milliseconds and a few megabytes; look for loops and "
+            "repetitions in it",
         )
+    if status == -signal.SIGKILL:  # by the kernel: our limits end it by other signals
+        raise Rejection("out_of_memory", f"tokenizer: {activity} was ended by SIGKILL; the host has too little memory")
+    if status != 0:
+        last = (ended.stderr.strip().splitlines() or [f"status {status}"])[-1]
+        raise Rejection("io_error", f"tokenizer: {activity} failed: {last[:300]}")
     _proved.add(digest)
 
 
-def _what_failed(status: int) -> str | None:
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+def _what_is_wrong(status: int) -> str | None:
+    """Return what the end of the process says of the tokenizer; None if it says nothing."""
+    if status == -signal.SIGXCPU:
         return "it does not end within its processor time"
     if status == _TOO_LONG:
-        return f"it makes more than {MOST_CHARACTERS} characters"
+        return f"it makes more than {MOST_CHARACTERS} characters of at most {len(PROMPTS[1])}"
     # The tokenizers library ends the process where it gets no memory.
     if status in (_TOO_LARGE, -signal.SIGABRT):
         return f"it needs more than {MEMORY} bytes of memory"
-    return f"it ended the process by signal {-status}" if status < 0 else None
+    return f"it ended the process by signal {-status}" if -status in _CRASHES else None
 
 
 def try_out(folder: str) -> None:
     """Read a tokenizer's files, render its templates and encode prompts; end the process with a status that says what went
     wrong. What is about to be done is printed first."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = _read_files(Path(folder))
@@ -233,6 +244,7 @@ class bounded:  # noqa: N801 (used like a function)
 
     def __init__(self) -> None:
         self._steps = 0
+        self._runs = False
         self._before: Any = None
 
     def __enter__(self) -> None:
@@ -245,8 +257,10 @@ class bounded:  # noqa: N801 (used like a function)
         sys.settrace(self._before)
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        self._steps += 1
+        is_template = frame.f_code.co_filename == _TEMPLATE_FILE
+        self._runs = self._runs or is_template  # before it, jinja compiles the template, once
+        self._steps += self._runs
         if self._steps > MOST_STEPS:
             raise TemplateTooLong
         # The lines of other code are not counted, so that this costs next to nothing.
-        return self._trace if frame.f_code.co_filename == _TEMPLATE_FILE else None
+        return self._trace if is_template else None

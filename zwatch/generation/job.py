@@ -317,7 +317,7 @@ class Job:
         self._end(JobState.CANCELLED, None, error)
 
     def stored_name(self, picture: Picture) -> str | None:
-        """Return the name under which the history has one of the job's images now; None if it has it not, or not any more."""
+        """Return the name under which the history has one of the job's images now; None if it does not have it, or no longer has it."""
         return picture.name if picture.name is not None and self.has_image(picture.name) else None
 
     def drop_files(self, *, also_unsaved: bool) -> None:
