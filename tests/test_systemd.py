@@ -84,7 +84,7 @@ def test_a_path_that_a_unit_cannot_have_is_refused(path):
         unit.text(Path(path))
 
 
-def test_the_wheel_has_the_unit_and_the_documentation(tmp_path):
+def test_the_wheel_has_the_unit_the_page_and_the_documentation(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(
         REPOSITORY,
@@ -101,6 +101,10 @@ def test_the_wheel_has_the_unit_and_the_documentation(tmp_path):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
     [packages] = (tmp_path / "installed").glob("lib/python*/site-packages")
+    files = [path for path in (REPOSITORY / "zwatch" / "page").iterdir() if not path.name.startswith(".")]
+    assert "index.html" in {path.name for path in files}
+    for path in files:
+        assert (packages / "zwatch" / "page" / path.name).read_bytes() == path.read_bytes()
     found = subprocess.run(
         [sys.executable, "-m", "zwatch", "systemd-unit"], cwd=tmp_path, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(packages)},

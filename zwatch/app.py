@@ -197,11 +197,18 @@ def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyn
     """Start everything that runs for as long as the service."""
     return [
         asyncio.create_task(services.queue.run(), name="queue"),
-        *([asyncio.create_task(services.history.open(), name="history")] if services.history is not None else []),
+        *(() if services.history is None else _begin_history(services.history)),
         asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
         asyncio.create_task(systemd.keep_alive(), name="watchdog"),
         asyncio.create_task(_announce(services, url), name="announce"),
+    ]
+
+
+def _begin_history(history: History) -> list[asyncio.Task[None]]:
+    return [
+        asyncio.create_task(history.open(), name="history"),
+        asyncio.create_task(history.keep_searchable(), name="search"),
     ]
 
 

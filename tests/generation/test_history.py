@@ -1,5 +1,6 @@
 """The history: pages, deletion, limits, and a directory that cannot be used."""
 
+import asyncio
 import os
 import shutil
 
@@ -12,6 +13,7 @@ from zwatch.generation.history import History
 from zwatch.generation.image_details import details_of
 from zwatch.generation.image_files import encode
 from zwatch.generation.request import ImageFormat, parse_generate
+from zwatch.generation.search_index import Query
 from zwatch.rollout.lifecycle import VersionKey
 
 KEY = VersionKey("v1", "ab" * 32)
@@ -25,13 +27,25 @@ def image_file(seed):
 
 
 @pytest.fixture
-def start(bridge, tmp_path):
-    async def started(**limits):
-        history = History(bridge, tmp_path / "out", limits.get("max_images"), limits.get("max_bytes"))
+async def start(bridge, tmp_path):
+    """Return a function that opens the history again, after closing the one before."""
+    tasks = []
+
+    async def end():
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await bridge.run("search", int)  # what was begun before is done
+
+    async def started(max_images=None, max_bytes=None, cache=None):
+        await end()
+        history = History(bridge, tmp_path / "out", max_images, max_bytes, cache)
         await history.open()
+        tasks.append(asyncio.create_task(history.keep_searchable()))
         return history
 
-    return started
+    yield started
+    await end()
 
 
 @pytest.fixture
@@ -206,5 +220,48 @@ async def test_a_saved_image_keeps_its_name_if_no_older_one_can_be_deleted(start
 
 
 async def test_the_view_counts_images_and_bytes(history, directory):
-    await filled(history, 3, b"four")
-    assert history.view() == {"directory": str(directory), "images": 3, "bytes": 12, "fault": None}
+    names = await filled(history, 3, b"four")
+    assert history.view() == {
+        "directory": str(directory), "images": 3, "newest": names[0], "bytes": 12, "fault": None,
+    }  # fmt: skip
+
+
+async def test_a_search_has_pages_and_a_total_of_its_own(history):
+    names = []
+    for seed in range(1, 8):
+        names = [*await history.save([(seed, image_file(seed))], "png"), *names]
+    await history.delete(names[1])
+    left = [names[0], *names[2:]]
+    seen, before = [], None
+    while True:
+        page = await history.page(2, before, Query.of("CAT", "v1", None))
+        assert (page["total"], page["indexed"]) == (6, 1.0)
+        seen += [image["name"] for image in page["images"]]
+        if (before := page["next"]) is None:
+            break
+    assert seen == left
+    assert (await history.page(9, None, Query.of("cat 5", None, 5)))["images"][0]["name"] == names[2]
+    assert (await history.page(9, None, Query.of("dog", None, None)))["total"] == 0
+    assert "indexed" not in await history.page(9, None, Query.of("", None, None))
+
+
+async def test_a_search_does_not_find_what_another_program_removed(history, directory):
+    names = (await history.save([(seed, image_file(seed)) for seed in (1, 2, 3)], "png"))[::-1]
+    assert (await history.page(9, None, Query.of("cat", None, None)))["total"] == 3
+    (directory / names[0]).unlink()
+    page = await history.page(1, None, Query.of("cat", None, None))
+    assert ([image["name"] for image in page["images"]], page["next"], page["total"]) == ([names[1]], names[1], 2)
+
+
+async def test_images_are_made_searchable_in_the_background(start, directory, tmp_path):
+    directory.mkdir()
+    for seed in range(120):
+        (directory / f"20260101_000000_seed{seed}.png").write_bytes(image_file(seed))
+    history = await start(cache=tmp_path / "cache")
+    async with asyncio.timeout(60):
+        while (await history.page(1, None, Query.of("cat", None, None)))["indexed"] < 1:
+            await asyncio.sleep(0.01)
+    assert (await history.page(1, None, Query.of("cat 119", None, None)))["total"] == 1
+    again = await start(cache=tmp_path / "cache")
+    page = await again.page(1, None, Query.of("cat", None, None))
+    assert (page["total"], page["indexed"]) == (120, 1.0), "at once after a restart"

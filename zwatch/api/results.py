@@ -85,8 +85,8 @@ class AskedView(TypedDict):
 
 class JobView(TypedDict):
     """The state of a job: `position` while it waits; while it runs `preview` (a data URL of a JPEG) and the estimated seconds
-    that are `remaining`, null before the first step; `images` that are stored so far; `error` if it failed or was cancelled; the
-    other optional fields when it is done."""
+    that are `remaining`, null before the first step; the version from when it runs; `images` that are stored so far; `error` if
+    it failed or was cancelled; the other optional fields when it is done."""
 
     id: str
     state: JobStateName
@@ -139,6 +139,8 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     if job.state is JobState.RUNNING:
         view["preview"] = None if job.preview is None or not with_preview else data_url(job.preview)
         view["remaining"] = None if job.remaining is None else round(job.remaining, 2)
+    if job.key is not None:
+        view["version"], view["digest"] = job.key.version, job.key.digest
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:

@@ -28,7 +28,7 @@ from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
-from zwatch.generation.request import GenerateRequest, ImageFormat
+from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -41,21 +41,14 @@ _IMAGE_HEADERS = {
 _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
-_CLIENT_HEADER = Parameter(
-    client_jobs.HEADER, "The client's name: it finds its jobs by it.", client_jobs.ClientName, example="page-1f6c", place="header",
-)  # fmt: skip
-_CLIENT = replace(
-    _CLIENT_HEADER,
-    name=client_jobs.QUERY,
-    description=f"The name that the client sends in `{client_jobs.HEADER}`.",
-    place="query",
-)
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
 _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
 _DEPLOYED = Answer("The version serves.", deploy.Deployed)
 _Limit = Annotated[int, Field(ge=1, le=history.MAX_LIMIT)]
 _Before = Annotated[str, Field(pattern=f"^{NAME}$")]
+_Text = Annotated[str, Field(max_length=history.MAX_QUERY)]
+_Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 _Document = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 _Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
@@ -68,17 +61,17 @@ _GENERATION = (
                 Generated, (*_IMAGES, EVENT_STREAM), {**_IMAGE_HEADERS, **_FILE_NAME},
             )
         },
-        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(_CLIENT_HEADER,),
+        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "POST", "/jobs", jobs.submit, "images", "submit_job", "Generate images without waiting for them",
         {202: Answer("The job is queued.", Accepted, headers={"Location": "The path of the job."}, links=_JOB_CALLS)},
-        errors=(404, 429, 503), body=GenerateRequest, parameters=(_CLIENT_HEADER,),
+        errors=(404, 429, 503), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "GET", "/jobs", client_jobs.list_jobs, "images", "jobs", "List a client's jobs, oldest first",
         {200: Answer("The jobs that are kept: those that wait and run, and those that ended within the last hour.", client_jobs.ClientJobsView)},
-        errors=(400,), parameters=(replace(_CLIENT, required=True),),
+        errors=(400,), parameters=(replace(client_jobs.IN_QUERY, required=True),),
     ),
     Call(
         "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: Answer("The job.", JobView)},
@@ -108,6 +101,11 @@ _HISTORY = (
         parameters=(
             Parameter("limit", "Most pictures in a page.", _Limit, history.DEFAULT_LIMIT),
             Parameter("before", "The name of a picture: only older ones are listed.", _Before, example=_NAME.example),
+            Parameter(
+                "q", "Words: only pictures whose prompt contains all of them, as words or parts of words, are listed.", _Text,
+            ),
+            Parameter("version", "The name of a version: only its pictures are listed.", _Text),
+            Parameter("seed", "Only pictures of this seed are listed.", _Seed),
         ),
     ),
     Call(
@@ -135,7 +133,7 @@ _OPENAI = (
         f"Generate images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
         f"`{openai_answers.ERROR}`",
         {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), _IMAGE_HEADERS)},
-        errors=(404, 409, 429, 503, 504), body=ImagesRequest, parameters=(_CLIENT_HEADER,),
+        errors=(404, 409, 429, 503, 504), body=ImagesRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "GET", "/v1/models", openai.models, "openai", "openai_models", "List the valid names for a request's `model`",
@@ -248,7 +246,7 @@ _STATUS = (
     Call(
         "GET", "/events", status.events, "status", "events",
         "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `history`; with `client` also its "
-        "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(_CLIENT,),
+        "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(client_jobs.IN_QUERY,),
     ),
     Call(
         "GET", "/health", status.health, "status", "health", "Get the health, with reasons",

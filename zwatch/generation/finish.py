@@ -45,6 +45,7 @@ class Finisher:
 
     def begin(self, job: Job, key: VersionKey, parameters: "GenerationParameters") -> Pictures:
         """Begin a job that a version now makes the images of."""
+        job.assign(key, parameters)
         return Pictures(job, key, parameters, self._bridge, self._history, self._begun)
 
     async def finish(self, job: Job, result: Result) -> Finished:

@@ -2,10 +2,11 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -15,20 +16,26 @@ from zwatch.generation.fields import invalid
 from zwatch.generation.image_index import ImageIndex
 from zwatch.generation.image_order import order
 from zwatch.generation.kept_image import KeptImage, read_kept_image
+from zwatch.generation.search import Search
+from zwatch.generation.search_index import Query, SearchIndex
 from zwatch.generation.thumbnails import NoThumbnail, Thumbnail, Thumbnails
 
 _log = logging.getLogger(__name__)
 
+THUMBNAILS, SEARCH_INDEX = "thumbnails", "search.sqlite"
+"""Where they are in the cache."""
 _BATCH = 500
 """Files deleted per batch when all are deleted; saves run between two batches."""
 
 
 class HistoryPage(TypedDict):
-    """A page of the history, newest first; `next` is the next page's `before`."""
+    """A page of the history, newest first; `next` is the next page's `before`. Of a search, `total` is the number of images
+    found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
 
     images: list[KeptImage]
     next: str | None
     total: int
+    indexed: NotRequired[float]
 
 
 class HistoryView(TypedDict):
@@ -60,7 +67,9 @@ class History:
         """Called on the event loop after images were added or removed, also by other programs."""
         self._bridge = bridge
         self._index = ImageIndex(directory, max_images, max_bytes, on_change=self._note)
-        self._thumbnails = Thumbnails(directory, None if cache is None else cache / "thumbnails")
+        self._thumbnails = Thumbnails(directory, None if cache is None else cache / THUMBNAILS)
+        file = None if cache is None else cache / SEARCH_INDEX
+        self._search = Search(bridge, SearchIndex(directory, file, self._index.sizes))
         self._removed: deque[str] = deque()
         """Images that are gone, whose thumbnails are not."""
 
@@ -75,6 +84,10 @@ class History:
         self._report(fault)
         with suppress(NoAnswer):
             await self._bridge.run("thumbnail", self._thumbnails.open, self._index.has)
+
+    async def keep_searchable(self) -> None:
+        """Keep the index for searches up to date, until cancelled."""
+        await self._search.run()
 
     async def save(self, files: list[tuple[int, bytes]], suffix: str) -> list[str | None]:
         """Store the files, given as (seed, file); return the name of each, or None if it could not be stored."""
@@ -129,8 +142,8 @@ class History:
             raise missing(name)
         return found
 
-    async def page(self, limit: int, before: str | None) -> HistoryPage:
-        """Return one page, newest first; its `next` is the `before` of the next page.
+    async def page(self, limit: int, before: str | None, query: Query | None = None) -> HistoryPage:
+        """Return one page, newest first, of what a query finds; its `next` is the `before` of the next page.
 
         Raises:
             RequestError: 400, `before` is not the name of an image.
@@ -138,10 +151,14 @@ class History:
         if before is not None and order(before) is None:
             raise invalid("before", f"before must be the name of an image, got {before[:100]!r}")
         rows: list[KeptImage] = []
+        among, indexed = None, 1.0
+        if query:
+            await self._bridge.run("history", self._index.look_again)
+            among, indexed = await self._search.find(query)
         # One more than requested shows whether there is another page. If another program removed files, read more names.
         while True:
             wanted = limit + 1 - len(rows)
-            names = await self._bridge.run("history", self._index.page, wanted, before)
+            names = await self._bridge.run("history", self._index.page, wanted, before, among)
             found = await self._bridge.run("inspect", self._rows, names)
             gone = [name for name in names if name not in found]
             rows += found.values()
@@ -152,8 +169,11 @@ class History:
                 break
             before = names[-1]
         self._begin_removal()
-        more = len(rows) > limit
-        return {"images": rows[:limit], "next": rows[limit - 1]["name"] if more else None, "total": len(self._index)}
+        after = rows[limit - 1]["name"] if len(rows) > limit else None
+        if among is None:
+            return {"images": rows[:limit], "next": after, "total": len(self._index)}
+        total = await self._bridge.run("history", self._index.count, among)
+        return {"images": rows[:limit], "next": after, "total": total, "indexed": indexed}
 
     async def delete(self, name: str) -> None:
         """Delete an image.
@@ -165,9 +185,9 @@ class History:
             found = await self._bridge.run("history", self._index.delete, name)
         except OSError as error:
             raise _undeletable(error) from None
+        await self._end_removal()
         if not found:
             raise missing(name)
-        await self._end_removal()
 
     async def clear(self) -> int:
         """Delete all images that exist now; return how many were deleted.
@@ -209,9 +229,10 @@ class History:
             _log.warning("%s; requests are still answered. See --output-dir and --no-history", fault)
         self.fault = fault
 
-    def _note(self, added: Iterable[str], removed: Iterable[str]) -> None:
+    def _note(self, added: Mapping[str, int], removed: Iterable[str]) -> None:
         """Note a change of the index; called in the thread that made it."""
         self._bridge.post(self.on_change)
+        self._search.note(added, removed)
         self._removed.extend(removed)
 
     def _begin_removal(self) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -135,17 +136,23 @@ def read_details(file: BinaryIO | bytes) -> Details:
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG", "WEBP")) as image:
         if image.format == "PNG":
             # Only the chunks before the pixels: the property `text` would read the whole file.
-            info = {name: str(value) for name, value in image.info.items() if isinstance(value, str)}
-            return Details(
-                info.get("parameters", ""), info.get("zwatch_version", ""), info.get("zwatch_digest", ""),
-                _object(info.get("zwatch_request", "")),
-            )  # fmt: skip
+            return details_of_png(
+                {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+            )
         tags = image.getexif().get_ifd(_EXIF_IFD)
     note = _object(_text(tags.get(_MAKER_NOTE)))
     request = note.get("request")
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {},
+    )  # fmt: skip
+
+
+def details_of_png(texts: Mapping[str, str]) -> Details:
+    """Return the details in the text chunks of a PNG."""
+    return Details(
+        texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
+        _object(texts.get("zwatch_request", "")),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,8 @@ class ImageIndex:
     A file appears under its name complete or not at all. Beyond `max_images` and `max_bytes`, `keep_limits` deletes the
     images that were added first. After `look_seconds`, a page looks for changes that other programs made.
 
-    `on_change` gets (names added, names removed), in the calling thread.
+    `on_change` gets the images that were added, with their bytes, and the names of those that were removed; in the thread
+    that called.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class ImageIndex:
         max_bytes: int | None = None,
         *,
         look_seconds: float = LOOK_SECONDS,
-        on_change: Callable[[Iterable[str], Iterable[str]], None] = lambda added, removed: None,
+        on_change: Callable[[Mapping[str, int], Iterable[str]], None] = lambda added, removed: None,
     ) -> None:
         self.directory = directory
         self.bytes = 0
@@ -100,7 +101,7 @@ class ImageIndex:
         self._order.add_saved(name)
         self._sizes[name] = len(file)
         self.bytes += len(file)
-        self._on_change([name], ())
+        self._on_change({name: len(file)}, ())
         return name
 
     def read(self, name: str) -> bytes | None:
@@ -113,10 +114,18 @@ class ImageIndex:
         except OSError:
             return None
 
-    def page(self, limit: int, before: str | None) -> list[str]:
-        """Return up to `limit` names that are older than `before`, newest first."""
-        self._look_again()
-        return self._order.page(limit, before)
+    def page(self, limit: int, before: str | None, among: Container[str] | None = None) -> list[str]:
+        """Return up to `limit` names that are older than `before`, newest first; with `among`, only those that are in it."""
+        self.look_again()
+        return self._order.page(limit, before, among)
+
+    def count(self, names: Iterable[str]) -> int:
+        """Return how many of these images are known."""
+        return sum(name in self._sizes for name in names)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each image by its name. Any thread may call this."""
+        return self._sizes.copy()
 
     def delete(self, name: str) -> bool:
         """Delete an image; return whether it existed.
@@ -163,6 +172,14 @@ class ImageIndex:
         while self._max_bytes is not None and self.bytes > self._max_bytes and len(self) > 1:
             self.delete_some(1)
 
+    def look_again(self) -> None:
+        """Look for changes that other programs made, unless the last look was less than `look_seconds` ago."""
+        if time.monotonic() - self._looked > self._look_seconds:
+            try:
+                self.look()
+            except OSError:
+                pass  # the known images are listed; the next save reports the error
+
     def look(self) -> None:
         """Read the directory again if its modification time shows that another program changed it.
 
@@ -179,7 +196,7 @@ class ImageIndex:
             self.bytes -= self._sizes.pop(name)
         self._order.remove(gone)
         if gone:
-            self._on_change((), gone)
+            self._on_change({}, gone)
 
     def has(self, name: str) -> bool:
         """Return whether an image is known."""
@@ -202,13 +219,6 @@ class ImageIndex:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as written:
             written.write(file)
-
-    def _look_again(self) -> None:
-        if time.monotonic() - self._looked > self._look_seconds:
-            try:
-                self.look()
-            except OSError:
-                pass  # the known images are listed; the next save reports the error
 
     def _look(self) -> None:
         self._looked = time.monotonic()

@@ -145,6 +145,8 @@ class Job:
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
+        self.key: VersionKey | None = None
+        """The version that makes its images; None before it runs."""
         self.parameters: GenerationParameters | None = None
         """What its images are made from; None before it runs."""
         self.pictures: tuple[Picture, ...] = ()
@@ -262,6 +264,11 @@ class Job:
         """Change to `RUNNING`."""
         self.state = JobState.RUNNING
         self._begun = self._clock()
+        self._changed()
+
+    def assign(self, key: VersionKey, parameters: "GenerationParameters") -> None:
+        """Note which version makes its images, and from what."""
+        self.key, self.parameters = key, parameters
         self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

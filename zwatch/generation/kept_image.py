@@ -8,10 +8,11 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from zwatch.generation.image_details import Details, read_details
+from zwatch.generation.image_details import Details, details_of_png, read_details
 from zwatch.generation.image_index import opened
 from zwatch.generation.image_order import created, order
 from zwatch.generation.infotext import parse_infotext
+from zwatch.generation.png_text import png_texts
 from zwatch.generation.request import SEEDS, ImageFormat
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +46,12 @@ def read_kept_image(path: Path) -> KeptImage | None:
     try:
         with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
-            details = read_details(file)
+            texts = png_texts(file)
+            if texts is not None:
+                details = details_of_png(texts)
+            else:
+                file.seek(0)
+                details = read_details(file)
     except FileNotFoundError:
         return None
     except Exception:  # the library raises many types for a broken file of another program

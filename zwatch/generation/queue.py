@@ -239,8 +239,7 @@ class GenerationQueue:
             if job.lease is None:
                 raise self.not_served(job.request.model)
             engine = job.lease.engine
-            job.parameters = fitted(job.request, engine, self.max_work)
-            pictures = self._finisher.begin(job, job.lease.key, job.parameters)
+            pictures = self._finisher.begin(job, job.lease.key, fitted(job.request, engine, self.max_work))
             generation = await self._in_thread(engine, pictures, job)
             if not generation.finite:
                 raise RequestError("generation_failed", "the model made NaN or infinite pixels")

@@ -127,6 +127,7 @@ async def test_a_job_says_what_it_was_asked_for_and_when(client):
     await reaches(client, running, "running")
     waiting = await submit(client, negative_prompt="blurry", guidance_scale=2.5, seed=9)
     job = (await listed(client))[1]
+    assert "version" not in job, "it is not known yet which version will draw it"
     seed = {"prompt": "a cat", "negative_prompt": "blurry", "steps": 8, "guidance_scale": 2.5, "seed": 9, "n": 1}
     form = {"format": "png", "quality": 92, "model": "current"}
     assert job["request"] == {**seed, **form, "width": None, "height": None}
@@ -185,7 +186,7 @@ async def test_positions_in_the_queue_are_followed(client):
 async def test_previews_are_made_for_a_follower_and_each_is_sent_once(client):
     client.services.queue.preview_share = float("inf")  # a step of the tiny pipeline takes hardly longer than a preview
     async with following(client) as events:
-        identity = await submit(client, **{**SLOW, "n": 1})
+        identity = await submit(client, n=1, steps=20, width=256, height=256)
         job = await events.job(identity, lambda job: job.get("preview"))
         with Image.open(io.BytesIO(base64.b64decode(job["preview"].removeprefix("data:image/jpeg;base64,")))) as shown:
             assert shown.size == (32, 32)
@@ -198,7 +199,8 @@ async def test_pictures_of_one_job_appear_one_by_one_and_stay_when_it_is_cancell
     async with following(client) as events:
         identity = await submit(client, **{**SLOW, "steps": 10, "seed": 3})
         job = await events.job(identity, lambda job: len(job["images"]) >= 2)
-        assert job["state"] == "running"
+        key = client.services.engines.serving("current").key
+        assert (job["state"], job["version"], job["digest"]) == ("running", "v1", key.digest)
         assert [image["seed"] for image in job["images"]][:2] == [3, 4]
         async with client.http.get(client.url + job["images"][0]["url"]) as response:
             assert (response.status, response.content_type) == (200, "image/png")
@@ -210,6 +212,19 @@ async def test_pictures_of_one_job_appear_one_by_one_and_stay_when_it_is_cancell
     assert 2 <= len(names) < 16
     history = (await client.call("GET", "/history"))[2]["images"]
     assert sorted(image["name"] for image in history) == sorted(names)
+
+
+async def test_without_a_history_a_running_job_itself_has_the_pictures_it_made(start):
+    async with start(history=False) as client:
+        await client.serves()
+        async with following(client) as events:
+            identity = await submit(client, **{**SLOW, "steps": 10})
+            job = await events.job(identity, lambda job: job["images"])
+            [image] = job["images"][:1]
+            assert (image["name"], image["url"]) == (None, f"/jobs/{identity}/images/0")
+            await client.call("DELETE", f"/jobs/{identity}")
+            async with client.http.get(client.url + image["url"]) as response:
+                assert (response.status, response.content_type) == (200, "image/png")
 
 
 async def test_two_followers_get_the_same_jobs(client):

@@ -268,6 +268,56 @@ async def test_what_is_no_picture_has_no_thumbnail(start, tmp_path, name):
 
 async def test_a_service_that_can_keep_no_thumbnails_makes_them(filled, tmp_path):
     client, names = filled
+    shutil.rmtree(tmp_path / "state" / "history")
     (tmp_path / "state" / "history").write_text("a file where the directory should be")
     for _ in range(2):
         assert (await read(client, f"/history/{names[0]}/thumbnail"))[0] == 200
+
+
+async def test_the_list_is_narrowed_by_words_version_and_seed(filled):
+    client, names = filled
+
+    async def found(**query):
+        _, _, page = await client.call("GET", "/history", params=query)
+        assert page["total"] == len(page["images"])
+        assert page["indexed"] == 1
+        return [image["name"] for image in page["images"]]
+
+    assert await found(q="CAT") == names
+    assert await found(q="cat 2") == [names[1]]
+    assert await found(q="dog") == []
+    assert await found(version="v1", seed="3") == [names[0]]
+    assert await found(version="v2") == []
+    body = {"prompt": "戴墨镜的猫", "seed": 4}
+    _, _, answer = await client.call("POST", "/generate", json=body, headers={"Accept": "application/json"})
+    assert await found(q="墨镜") == [answer["images"][0]["name"]]
+    _, _, page = await client.call("GET", "/history?q=cat&limit=2")
+    assert (page["total"], page["next"]) == (3, names[1])
+    _, _, page = await client.call("GET", f"/history?q=cat&limit=2&before={page['next']}")
+    assert ([image["name"] for image in page["images"]], page["next"]) == (names[2:], None)
+    _, _, page = await client.call("GET", "/history?q=%20&version=&seed=")
+    assert (page["total"], "indexed" in page) == (4, False)
+
+
+@pytest.mark.parametrize(
+    "query", ["seed=x", "seed=-1", "seed=1.5", f"seed={2**63}", "q=" + "x" * 501, "version=" + "x" * 501]
+)
+async def test_an_invalid_search_is_a_400(client, query):
+    status, _, body = await client.call("GET", f"/history?{query}")
+    assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_value", query.partition("=")[0])
+
+
+async def test_deleting_all_takes_no_search(filled):
+    client, _ = filled
+    status, _, body = await client.call("DELETE", "/history?q=cat")
+    assert (status, body["error"]["param"]) == (400, "q")
+    assert (await client.call("GET", "/history"))[2]["total"] == 3
+
+
+async def test_a_search_answers_while_the_state_directory_cannot_be_used(filled, tmp_path):
+    client, names = filled
+    shutil.rmtree(tmp_path / "state" / "history")
+    (tmp_path / "state" / "history").write_text("a file where the directory should be")
+    for _ in range(2):
+        _, _, page = await client.call("GET", "/history?q=cat")
+        assert [image["name"] for image in page["images"]] == names

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer, encoded
 from zwatch.api.results import JobView, job_view
+from zwatch.api.schema import Parameter
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import send
 from zwatch.generation.client_jobs import Follower
@@ -19,7 +20,11 @@ from zwatch.generation.job import client_of_request
 HEADER, QUERY = "X-Client-Id", "client"
 """Where a client names itself: in requests for images, and where it asks for its jobs."""
 _NAME = re.compile("[A-Za-z0-9._-]{1,64}")
-ClientName = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
+_ClientName = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
+IN_HEADER = Parameter(
+    HEADER, "The client's name: it finds its jobs by it.", _ClientName, example="page-1f6c", place="header"
+)
+IN_QUERY = Parameter(QUERY, f"The name that the client sends in `{HEADER}`.", _ClientName, example="page-1f6c")
 
 _PAUSE = 0.03
 """Least seconds between two events of one job: a screen shows hardly more, and steps of a small model take less."""

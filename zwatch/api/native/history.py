@@ -12,10 +12,13 @@ from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.history import History
-from zwatch.generation.request import ImageFormat
+from zwatch.generation.request import SEEDS, ImageFormat
+from zwatch.generation.search_index import Query
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
+MAX_QUERY = 500
+"""Most characters of a search."""
 _KEPT = {
     "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
     "X-Content-Type-Options": "nosniff",
@@ -35,7 +38,7 @@ async def page(request: web.Request) -> web.Response:
     limit = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
     if not 1 <= limit <= MAX_LIMIT:
         raise invalid("limit", f"limit must be from 1 to {MAX_LIMIT}, got {text[:60]!r}")
-    return answer(await _history(request).page(limit, request.query.get("before")))
+    return answer(await _history(request).page(limit, request.query.get("before"), _query(request)))
 
 
 async def picture(request: web.Request) -> web.Response:
@@ -62,8 +65,22 @@ async def delete(request: web.Request) -> web.Response:
 
 async def clear(request: web.Request) -> web.Response:
     """Delete all images."""
+    if name := next(iter(request.query), None):
+        raise invalid(
+            name[:100], "DELETE /history deletes all pictures, and takes no parameters: delete each by its name"
+        )
     body: Deleted = {"deleted": await _history(request).clear()}
     return answer(body)
+
+
+def _query(request: web.Request) -> Query:
+    words, version, seed = (request.query.get(name, "") for name in ("q", "version", "seed"))
+    for name, text in (("q", words), ("version", version)):
+        if len(text) > MAX_QUERY:
+            raise invalid(name, f"{name} may have {MAX_QUERY} characters, got {len(text)}")
+    if seed and not (seed.isascii() and seed.isdigit() and len(seed) < 20 and int(seed) < SEEDS):
+        raise invalid("seed", f"seed must be a whole number from 0 to {SEEDS - 1}, got {seed[:60]!r}")
+    return Query.of(words, version, int(seed) if seed else None)
 
 
 def _history(request: web.Request) -> History:
