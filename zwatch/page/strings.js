@@ -82,7 +82,6 @@ export default {
 	progress: ["Progress", "进度"],
 	result: ["Result: {prompt}", "结果：{prompt}"],
 	"result.forming": ["Result, still forming", "结果，正在生成"],
-	"result.waiting": ["Result of the last job; the next one has not begun to show", "上一个任务的结果；下一个尚未显示"],
 	"stage.empty": ["Describe a picture and press Generate.", "描述一个画面，然后按“生成”。"],
 	"caption.seed": ["seed {seed}", "种子 {seed}"],
 	"caption.steps": ["1 step|{count} steps", "{count} 步"],
