@@ -113,7 +113,7 @@ class Panel {
 	}
 
 	async deploy(version) {
-		const question = t("versions.deployQuestion", { version, alias: ALIAS });
+		const question = t("versions.deployQuestion", { version });
 		if (await this.ctx.confirm(question, t("versions.deploy"))) {
 			this.ask("/api/deploy", { version });
 		}
