@@ -43,7 +43,7 @@ export default {
 	"error.code.model_not_loaded": ["Model not loaded. Generate works again as soon as it is.", "模型未加载。加载后即可生成。"],
 	"error.code.queue_full": ["The queue is full. Try again in {seconds} s.", "队列已满，请在 {seconds} 秒后重试。"],
 	"error.code.shutting_down": ["The server is stopping. Try again in a moment.", "服务器正在停止，请稍后重试。"],
-	"error.code.restarted": ["The server was started again before this was made.", "图片完成前服务器重启了。"],
+	"error.code.restarted": ["Lost when the server restarted.", "服务器重启时丢失。"],
 	"error.code.out_of_memory": ["The device's memory is not enough for this. Try a smaller size. ({message})", "设备内存不足，请减小尺寸。（{message}）"],
 	"error.code.timeout": ["This took longer than the server allows. ({message})", "超过了服务器允许的时间。（{message}）"],
 	"error.code.generation_failed": ["The picture could not be made. ({message})", "图片生成失败。（{message}）"],
