@@ -44,7 +44,7 @@ export function createDeleting({ api, t, confirm }, lists, gone) {
 		gone(null);
 	}
 
-	// What waits for "Undo" when the page is closed is deleted then; `keepalive` lets the call outlive the page.
+	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it.
 	addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
 	return { one, all };

@@ -39,7 +39,6 @@ export default {
 	"copy.failed": ["The browser does not allow copying here.", "浏览器不允许在此处复制。"],
 	compare: ["Compare", "对比"],
 	"compare.title": ["Same prompt and seed on the other version", "用另一版本生成相同提示词和种子的图片"],
-	"compare.view": ["View", "视图"],
 	"compare.over": ["Slider", "滑块"],
 	"compare.beside": ["Side by side", "并排"],
 	"compare.smaller": ["Zoom out (−)", "缩小（−）"],

@@ -1,4 +1,4 @@
-// The panel of versions: what there is, what serves, what the last attempts came to; Deploy and Roll back.
+// The panel of versions: what serves, what the last attempts came to; Deploy and Roll back.
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
