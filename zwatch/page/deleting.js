@@ -1,4 +1,4 @@
-// Deleting pictures: one at once, which can be undone for some seconds; all after a question.
+// Deleting pictures: one, which can be undone for some seconds; all after a question.
 
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";

@@ -1,4 +1,4 @@
-// The strip of the history, the newest first, and what can be done with the picture in the stage.
+// The strip of the history, and what can be done with the picture in the stage.
 
 import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
