@@ -20,7 +20,13 @@ from zwatch.api.routes import CALLS
 # A schema cannot express limits that depend on several fields, on the serving version or on --max-work, nor whether a
 # string is an image: some bodies that satisfy it are refused, with a documented 400. See tests/generation/test_limits.py.
 BEYOND_A_SCHEMA = [positive_data_acceptance]
-WITH_OTHER_LIMITS = ("/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info")
+WITH_OTHER_LIMITS = (
+    "/jobs",
+    "/v1/images/generations",
+    "/sdapi/v1/txt2img",
+    "/sdapi/v1/png-info",
+    "/api/picture_settings",
+)
 ACCEPTED = ("image/*", "application/json", "text/event-stream")
 
 api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))

@@ -315,3 +315,13 @@ def test_a_partial_file_of_the_future_is_removed_too(index):
     (index.directory / ".old.part").write_bytes(b"lost")
     os.utime(index.directory / ".old.part", (4e9, 4e9))
     assert files(reopened(index)) == []
+
+
+def test_a_page_that_is_asked_for_before_the_directory_is_opened_has_all_images_then_and_later(index):
+    ahead = saved(index, 1, FUTURE)
+    now = saved(index, 2, MOMENT)
+    again = ImageIndex(index.directory, look_seconds=-1.0)
+    for _ in range(2):
+        assert again.page(9, None) == [now, ahead]
+        assert len(again) == 2
+        again.open()

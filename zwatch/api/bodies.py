@@ -26,6 +26,12 @@ _ENCODINGS = ("", "identity", "gzip", "deflate", "br", "zstd")
 _MOST_PARTS = 100
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 
+MAX_IMAGE_BODY = 32 * 2**20
+"""Longest body with an image file, bytes: enough for the base64 of the largest image that can be generated."""
+READERS = web.AppKey("readers", asyncio.Semaphore)
+MAX_READERS = 4
+"""Images that are decoded at a time: each may take nearly as much memory as its body."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -100,6 +106,20 @@ async def read_body(request: web.Request) -> bytes:
     """
     async with received(request, request.client_max_size) as raw:
         return raw
+
+
+@asynccontextmanager
+async def received_image(request: web.Request) -> AsyncIterator[bytes]:
+    """Yield a request's body that has an image file, of at most `MAX_IMAGE_BODY` bytes; `MAX_READERS` are used at a time.
+
+    Raises:
+        RequestError: as `read_body`.
+    """
+    # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
+    is_compressed = "Content-Encoding" in request.headers
+    limit = request.client_max_size if is_compressed else MAX_IMAGE_BODY
+    async with received(request, limit) as raw, request.app[READERS]:
+        yield raw
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     shared = [500]
     shared += [] if call.is_open else [401]
     shared += [403] if call.checks_host else []
-    shared += [400, 408, 413, 415] if call.body is not None else []
+    shared += [400, 408, 413, 415] if call.body is not None or call.takes_file else []
     responses: dict[str, Any] = {str(status): _success(answer, schemas) for status, answer in call.answers.items()}
     for status in sorted({*call.errors, *shared} - call.answers.keys()):
         if status in call.error_texts:
@@ -132,6 +132,9 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
             "required": call.body_required,
             "content": {JSON: {"schema": schemas.of_request(call.body)}},
         }
+    if call.takes_file:
+        content = {"schema": {"type": "string", "format": "binary"}}
+        found["requestBody"] = {"required": True, "content": {"application/octet-stream": content}}
     if call.parameters:
         found["parameters"] = [_parameter(call, one, schemas) for one in call.parameters]
     return {**found, "security": []} if call.is_open else found

@@ -13,10 +13,10 @@ from zwatch.api.a1111 import calls as a1111
 from zwatch.api.a1111 import lists
 from zwatch.api.a1111.checkpoints import Checkpoint
 from zwatch.api.a1111.clients import CLIENTS, Clients
-from zwatch.api.a1111.pnginfo import MAX_BODY, PngInfo, PngInfoRequest
+from zwatch.api.a1111.pnginfo import PngInfo, PngInfoRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.answers import encoded
-from zwatch.api.bodies import BODIES, Bodies
+from zwatch.api.bodies import BODIES, MAX_IMAGE_BODY, MAX_READERS, READERS, Bodies
 from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
@@ -28,6 +28,7 @@ from zwatch.api.schema import EVENT_STREAM, Answer, Call, Parameter
 from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
+from zwatch.generation.picture_settings import PictureSettings
 from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
@@ -40,6 +41,7 @@ _IMAGE_HEADERS = {
 }
 _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
+_TOO_LONG = {413: f"The body is longer than {MAX_IMAGE_BODY // 2**20} MiB."}
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
@@ -127,6 +129,12 @@ _HISTORY = (
     ),
 )  # fmt: skip
 
+_PICTURE_SETTINGS = Call(
+    "POST", "/api/picture_settings", history.picture_settings, "history", "picture_settings",
+    "Get the settings in an image file of zwatch, AUTOMATIC1111 or ComfyUI",
+    {200: Answer("The settings that were found and are valid.", PictureSettings)}, takes_file=True, error_texts=_TOO_LONG,
+)  # fmt: skip
+
 _OPENAI = (
     Call(
         "POST", "/v1/images/generations", openai.generate, "openai", "openai_images",
@@ -181,7 +189,7 @@ _A1111 = (
     Call(
         "POST", "/sdapi/v1/png-info", a1111.info, "automatic1111", "sd_png_info", "Get the parameters of an image",
         {200: Answer("The image's metadata.", PngInfo)}, body=PngInfoRequest,
-        error_texts={413: f"The body is longer than {MAX_BODY // 2**20} MiB."},
+        error_texts=_TOO_LONG,
     ),
     Call(
         "GET", "/sdapi/v1/memory", a1111.memory, "automatic1111", "sd_memory", "Get the amounts of memory",
@@ -313,7 +321,16 @@ _OPERATIONS = (
     ),
 )  # fmt: skip
 
-CALLS: tuple[Call, ...] = (*_GENERATION, *_HISTORY, *_OPENAI, *_A1111, *_STATUS, *_DEPLOY, *_OPERATIONS)
+CALLS: tuple[Call, ...] = (
+    *_GENERATION,
+    *_HISTORY,
+    _PICTURE_SETTINGS,
+    *_OPENAI,
+    *_A1111,
+    *_STATUS,
+    *_DEPLOY,
+    *_OPERATIONS,
+)
 """Every call of the API."""
 
 
@@ -329,7 +346,7 @@ def add_calls(app: web.Application, *, needs_token: bool) -> None:
     app[operations.DOCUMENT] = encode_document
     app[CLIENTS] = Clients()
     app[BODIES] = Bodies()
-    app[a1111.READERS] = asyncio.Semaphore(a1111.MAX_READERS)
+    app[READERS] = asyncio.Semaphore(MAX_READERS)
 
 
 def _encoded_document(*, needs_token: bool) -> bytes:

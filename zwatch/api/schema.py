@@ -143,6 +143,8 @@ class Call:
     errors: Sequence[int] = ()
     body: type[BaseModel] | None = None
     body_required: bool = True
+    takes_file: bool = False
+    """Whether its body is a file."""
     parameters: Sequence[Parameter] = ()
     is_open: bool = False
     """Whether it needs no token."""

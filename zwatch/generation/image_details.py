@@ -156,6 +156,13 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     )  # fmt: skip
 
 
+def exif_texts(image: Image.Image) -> list[str]:
+    """Return all texts in the EXIF of an image."""
+    found = image.getexif()
+    values = [*found.values(), *found.get_ifd(_EXIF_IFD).values()]
+    return [text for value in values if (text := _text(value))]
+
+
 def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 

@@ -49,6 +49,8 @@ class ImageIndex:
         self._on_change = on_change
         self._sizes: dict[str, int] = {}
         self._order = ImageOrder()
+        self._has_order = False
+        """Whether `_ORDER` was read."""
         self._seen: int | None = None
         self._looked = 0.0
 
@@ -69,7 +71,6 @@ class ImageIndex:
             OSError: the directory cannot be created, read or written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._order = ImageOrder(_text(self.directory / _ORDER))
         self._look()
         trial = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
@@ -222,6 +223,10 @@ class ImageIndex:
 
     def _look(self) -> None:
         self._looked = time.monotonic()
+        if not self._has_order:  # a page may be asked for before `open`
+            self._order = ImageOrder(_text(self.directory / _ORDER))
+            self._order.add_found(self._sizes)
+            self._has_order = True
         # Before the listing, so that a change during it is noticed by the next look.
         self._seen = self.directory.stat().st_mtime_ns
         found = set(os.listdir(self.directory))

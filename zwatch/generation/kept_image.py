@@ -59,6 +59,11 @@ def read_kept_image(path: Path) -> KeptImage | None:
     return _kept_image(path.name, size, details)
 
 
+def digest_of(details: Details) -> str | None:
+    """Return the digest in an image's details; None if it is none."""
+    return details.digest if _DIGEST.fullmatch(details.digest) else None
+
+
 def _kept_image(name: str, size: int, details: Details) -> KeptImage:
     moment, request, found = created(name), details.request, order(name)
     prompt, negative_prompt = _prompts(details)
@@ -66,7 +71,7 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "name": name,
         "url": f"/history/{name}",
         "version": details.version or None,
-        "digest": details.digest if _DIGEST.fullmatch(details.digest) else None,
+        "digest": digest_of(details),
         "seed": _whole(request.get("seed", found[1] if found else None)),
         "prompt": prompt,
         "negative_prompt": negative_prompt,

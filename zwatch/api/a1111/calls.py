@@ -1,6 +1,5 @@
 """AUTOMATIC1111's calls: the part of its web API that its clients need to generate images."""
 
-import asyncio
 import base64
 import os
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.a1111.checkpoints import checkpoint_views, choice_of, model_of, short_hash, title
 from zwatch.api.a1111.clients import CLIENTS, client_of
-from zwatch.api.a1111.pnginfo import MAX_BODY, png_info
+from zwatch.api.a1111.pnginfo import png_info
 from zwatch.api.a1111.txt2img import (
     SdOptionsRequest,
     Txt2ImgRequest,
@@ -23,7 +22,7 @@ from zwatch.api.a1111.txt2img import (
     wanted_images,
 )
 from zwatch.api.answers import answer, json_answer
-from zwatch.api.bodies import read_body, read_request, received
+from zwatch.api.bodies import read_body, read_request, received_image
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES
@@ -35,9 +34,6 @@ from zwatch.generation.request import MAX_IMAGES, parse_json
 
 _MIN_PROGRESS = 0.01
 """Progress of a job that has not begun: 0 means idle to AUTOMATIC1111's clients."""
-READERS = web.AppKey("readers", asyncio.Semaphore)
-MAX_READERS = 4
-"""Images that are decoded at a time: each may take nearly as much memory as its body."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -195,9 +191,7 @@ async def checkpoints(request: web.Request) -> web.Response:
 async def info(request: web.Request) -> web.Response:
     """Return the parameters of an image."""
     services = request.app[SERVICES]
-    # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
-    is_compressed = "Content-Encoding" in request.headers
-    async with received(request, request.client_max_size if is_compressed else MAX_BODY) as raw, request.app[READERS]:
+    async with received_image(request) as raw:
         return answer(await services.bridge.run("encode", png_info, raw))
 
 

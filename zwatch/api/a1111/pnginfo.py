@@ -14,8 +14,6 @@ from zwatch.generation.image_details import read_details
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.request import parse_json
 
-MAX_BODY = 32 * 2**20
-"""Longest accepted request body, bytes: enough for the base64 of the largest image that can be generated."""
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 

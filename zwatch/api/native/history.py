@@ -6,12 +6,14 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
+from zwatch.api.bodies import received_image
 from zwatch.api.results import disposition
 from zwatch.api.schema import Number
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.history import History
+from zwatch.generation.picture_settings import picture_settings as settings_in
 from zwatch.generation.request import SEEDS, ImageFormat
 from zwatch.generation.search_index import Query
 
@@ -71,6 +73,12 @@ async def clear(request: web.Request) -> web.Response:
         )
     body: Deleted = {"deleted": await _history(request).clear()}
     return answer(body)
+
+
+async def picture_settings(request: web.Request) -> web.Response:
+    """Return the settings in an image file, which is the body."""
+    async with received_image(request) as file:
+        return answer(await request.app[SERVICES].bridge.run("encode", settings_in, file))
 
 
 def _query(request: web.Request) -> Query:
