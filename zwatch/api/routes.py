@@ -322,15 +322,8 @@ _OPERATIONS = (
 )  # fmt: skip
 
 CALLS: tuple[Call, ...] = (
-    *_GENERATION,
-    *_HISTORY,
-    _PICTURE_SETTINGS,
-    *_OPENAI,
-    *_A1111,
-    *_STATUS,
-    *_DEPLOY,
-    *_OPERATIONS,
-)
+    *_GENERATION, *_HISTORY, _PICTURE_SETTINGS, *_OPENAI, *_A1111, *_STATUS, *_DEPLOY, *_OPERATIONS,
+)  # fmt: skip
 """Every call of the API."""
 
 
