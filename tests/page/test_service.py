@@ -56,12 +56,12 @@ async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_t
 
     await server.restart(signal.SIGKILL, while_it_is_gone)
     await expect(status(page)).not_to_contain_text("The server does not answer")
-    await expect(queue(page)).to_contain_text("The server was started again before this was made.")
+    await expect(queue(page)).to_contain_text("Lost when the server restarted.")
     await expect(status(page)).to_contain_text("Model: v1 ·")
     await page.get_by_role("spinbutton", name="Steps").fill("4")
     await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("still being written")
     await queue(page).get_by_role("button", name="Try again").click()
-    await expect(queue(page).filter(has_text="The server was started again")).to_have_count(0)
+    await expect(queue(page).filter(has_text="Lost when the server restarted")).to_have_count(0)
     await page.keyboard.press("Escape")
     await expect(queue(page)).to_have_count(0)
 

@@ -1,4 +1,4 @@
-// The comparison of two pictures. "Compare" on one picture shows it beside the same prompt and seed on the other version.
+// The comparison of two pictures: by default the same prompt and seed on the other version.
 
 import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
@@ -53,7 +53,7 @@ class Comparison {
 			pick: (row) => this.set(row), onEnd: () => actions.moreRows(),
 		});
 		const head = [
-			el("div", { class: "segments", role: "group", "aria-label": t("compare.view") }, this.modes),
+			el("div", { class: "segments", role: "group" }, this.modes),
 			zoomButton("−", "compare.smaller", 1 / 1.5), zoom, zoomButton("+", "compare.larger", 1.5),
 			textButton(t("compare.fit"), () => this.panes.fit(), { class: "quiet" }),
 			textButton("100 %", () => this.panes.actual(), { class: "quiet" }),

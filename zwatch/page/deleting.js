@@ -1,4 +1,4 @@
-// Deleting pictures: one at once, which can be undone for some seconds; all after a question.
+// Deleting pictures: one, which can be undone for some seconds; all after a question.
 
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
@@ -44,7 +44,7 @@ export function createDeleting({ api, t, confirm }, lists, gone) {
 		gone(null);
 	}
 
-	// What waits for "Undo" when the page is closed is deleted then; `keepalive` lets the call outlive the page.
+	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it.
 	addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
 	return { one, all };

@@ -1,4 +1,4 @@
-// The detail view of a picture: large, with everything that made it, and the keyboard through all pictures.
+// The detail view of a picture: large, with everything that made it.
 
 import { toJson } from "./api.js";
 import { open } from "./dialogs.js";
@@ -9,7 +9,6 @@ import { curlText, describe, seedText, settingsOf } from "./picture.js";
 import { copyAndSay } from "./toast.js";
 
 const AHEAD = 20; // pictures before the last one that is known
-const CODE = ["detail.digest", "detail.file"];
 
 /** Opens the detail view at a picture of a list; arrows walk through the list. */
 export function openDetail({ ctx, deleting }, list, name) {
@@ -117,5 +116,5 @@ function factsOf(row) {
 		"detail.file": row.name,
 	};
 	return Object.entries(values).filter(([, value]) => value || value === 0).flatMap(([key, value]) =>
-		[el("dt", { text: t(key) }), el("dd", { class: CODE.includes(key) && "code", text: String(value) })]);
+		[el("dt", { text: t(key) }), el("dd", { class: key === "detail.digest" && "code", text: String(value) })]);
 }

@@ -96,14 +96,12 @@ export function initForm(ctx) {
 		actions.generate();
 	});
 
-	/** Adds a job with this body of a request. Returns its JobView. */
 	actions.add = async (request) => {
 		const job = await ctx.api.call("POST", "/jobs", request);
 		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
 		return job;
 	};
 
-	/** Adds a job with these settings. Returns its JobView. */
 	actions.submit = (settings) => actions.add(requestOf(settings));
 
 	/** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
@@ -189,15 +187,12 @@ function grow(area) {
 function initPromptKeys(prompt, prompts, use) {
 	const walk = (by) => {
 		const text = prompts.walk(by, prompt.value);
-		if (text === null) return;
-		use(text);
-		prompt.setSelectionRange(text.length, text.length);
+		if (text !== null) use(text);
 	};
 	prompt.addEventListener("keydown", (event) => {
-		if (!["ArrowUp", "ArrowDown"].includes(event.key) || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
-		const by = event.key === "ArrowUp" ? -1 : 1;
+		const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
 		const before = prompt.selectionStart;
-		if (before !== prompt.selectionEnd) return;
+		if (!by || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || before !== prompt.selectionEnd) return;
 		if (prompts.isWalking() || prompt.value === "") {
 			event.preventDefault();
 			walk(by);

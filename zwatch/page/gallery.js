@@ -1,4 +1,4 @@
-// The strip of the history, the newest first, and what can be done with the picture in the stage.
+// The strip of the history, and what can be done with the picture in the stage.
 
 import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
@@ -56,7 +56,7 @@ function buildStrip({ t, store, actions }, main) {
 		if (name === shownName) return;
 		shownName = name;
 		const index = main.indexOf(name);
-		// A new picture is the first: it does not take the strip away from somebody who looks at older ones.
+		// A new picture, the first, does not move a strip that is scrolled.
 		if (index > 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
 		else strip.refresh();
 	}

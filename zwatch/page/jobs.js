@@ -34,7 +34,6 @@ export function initJobs(ctx) {
 		actions.followJob(job.id, { isAdded: true });
 	};
 
-	/** Cancels a job; what it has made stays in the history. */
 	actions.cancel = async (job) => {
 		try {
 			store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
@@ -44,7 +43,6 @@ export function initJobs(ctx) {
 		}
 	};
 
-	/** Adds a job like this one in its place. */
 	actions.again = async (job) => {
 		try {
 			// Sides that were left to the version are left out again; `model` stays.
@@ -56,14 +54,12 @@ export function initJobs(ctx) {
 		}
 	};
 
-	/** Returns an error as a sentence in the page's language. */
 	actions.sentence = (error) => {
 		const key = `error.code.${error.code}`;
 		if (!has(key)) return error.message;
 		return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
 	};
 
-	/** Returns where a job stands, in words. */
 	actions.progressText = (job) => {
 		const count = job.request?.n ?? 1;
 		const steps = job.steps / count;

@@ -1,4 +1,4 @@
-// Two pictures on one surface: over each other with a divider, or side by side; both zoom and move together.
+// Two pictures, over each other with a divider or side by side; both zoom and move together.
 
 import { el } from "./dom.js";
 import { t } from "./i18n.js";

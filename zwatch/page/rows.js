@@ -1,4 +1,4 @@
-// The rows of the history that are loaded: the newest first, more when they are scrolled to, new ones as they are made.
+// The loaded rows of the history: the newest first, more when they are scrolled to, new ones as they are made.
 
 const PAGE = 100;
 const NEWEST = 20; // enough to see what is new since the last look
@@ -92,8 +92,8 @@ export class HistoryRows {
 		return { rows, total: page.total - this.hidden.size, next: page.next, indexed: page.indexed ?? 1 };
 	}
 
-	// One call after another: two answers that overlap would leave a picture out or list it twice. `work` returns what to do
-	// with its answer, which is not done if the filter has changed meanwhile.
+	// One call after another: two answers that overlap would list a picture twice. `work` returns what to do with its answer,
+	// unless the filter has changed meanwhile.
 	run(work) {
 		const { era } = this;
 		this.turn = this.turn.then(async () => {

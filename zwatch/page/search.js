@@ -27,7 +27,7 @@ export function openSearch(gallery) {
 		drawState(parts, found);
 		addVersions(version, found.rows.map((row) => row.version));
 		grid.setCount(found.rows.length, added);
-		// The server is still reading the pictures: what it has not read yet is found a moment later.
+		// What the server has not read yet is found later.
 		if (found.indexed < 1 && isFiltered(found)) again = setTimeout(() => found.refresh(), INDEXING_MS);
 	});
 	grid = buildGrid(gallery, found, parts);

@@ -123,7 +123,6 @@ export function promptHistory() {
 			place = next;
 			return place === kept.length ? draft : kept[place];
 		},
-		/** Typing begins a new draft. */
 		reset() {
 			place = kept.length;
 		},

@@ -1,7 +1,7 @@
 // The right side: the picture, the preview that forms, the progress, Cancel.
 
 import { byId, el, setText, show } from "./dom.js";
-import { duration, number } from "./i18n.js";
+import { duration } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { rowOfJob, seedText, settingsOf } from "./picture.js";
 import { isUnfinished } from "./stream.js";
@@ -12,7 +12,6 @@ export function initStage(ctx) {
 	const section = byId("stage");
 	/** Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history. */
 	let isFollowing = true;
-	/** The end of these jobs was noticed. */
 	const ended = new Set();
 
 	const image = el("img", { id: "result", alt: "", hidden: true });
@@ -46,7 +45,6 @@ export function initStage(ctx) {
 		return kept({ ...rowOfJob(job, made), ...sizeOf(job) });
 	}
 
-	/** Returns a picture as the history has it, if it has it already. */
 	const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
 
 	const sizeOf = ({ request }) => ({
@@ -59,7 +57,6 @@ export function initStage(ctx) {
 		return shownJob() ? pictureOf(shownJob()) : null;
 	};
 
-	/** Shows a picture of the history. */
 	actions.show = (row) => {
 		isFollowing = false;
 		store.set("shown", { picture: row });
@@ -72,7 +69,6 @@ export function initStage(ctx) {
 		if (!isBusy) store.set("shown", { job: id });
 	};
 
-	/** Cancels the job whose progress is shown. */
 	actions.cancelShown = () => {
 		const job = activeJob();
 		if (job) actions.cancel(job);
@@ -129,7 +125,6 @@ export function initStage(ctx) {
 		if (source === null) {
 			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves.
 			if (!isForming) show(image, false);
-			if (isForming) image.alt = t("result.waiting");
 			return;
 		}
 		const size = preview ? sizeOf(job) : picture;
@@ -153,22 +148,18 @@ export function initStage(ctx) {
 		const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
 		setText(title, about?.prompt ?? "");
 		title.title = title.textContent;
-		const parts = [];
-		if (about?.version) parts.push(about.version);
-		if (about && seedText(about)) parts.push(t("caption.seed", { seed: seedText(about) }));
-		if (about?.width && about?.height) parts.push(`${number(about.width, { useGrouping: false })} × ${number(about.height, { useGrouping: false })}`);
-		if (about?.steps) parts.push(t("caption.steps", { count: about.steps }));
-		setText(details, parts.join(" · "));
+		const { version, width, height, steps } = about ?? {};
+		const seed = about && seedText(about);
+		setText(details, [
+			version, seed && t("caption.seed", { seed }), width && height && `${width} × ${height}`, steps && t("caption.steps", { count: steps }),
+		].filter(Boolean).join(" · "));
 		buttons.classList.toggle("unseen", !picture || Boolean(isForming));
 	}
 
 	function renderProgress() {
 		const job = activeJob();
 		progressRow.classList.toggle("unseen", !job);
-		if (!job) {
-			setText(progressText, "");
-			return;
-		}
+		if (!job) return;
 		progress.value = job.steps ? job.step / job.steps : 0;
 		const left = job.state === "running" && typeof job.remaining === "number" ? t("job.left", { time: duration(job.remaining) }) : "";
 		setText(progressText, [actions.progressText(job), left].filter(Boolean).join(" · "));

@@ -6,7 +6,6 @@ export function createStore(first) {
 	const listeners = new Map();
 
 	return {
-		/** Returns a value. */
 		get: (key) => values.get(key),
 
 		/** Sets a value and calls its listeners; a value that is the same object or primitive changes nothing. */

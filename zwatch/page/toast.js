@@ -1,4 +1,4 @@
-// A short message at the bottom of the window, which goes away by itself, with one thing to do about it.
+// A short message at the bottom of the window, which goes away by itself.
 
 import { el, iconButton } from "./dom.js";
 import { t } from "./i18n.js";

@@ -1,4 +1,4 @@
-// The panel of versions: what there is, what serves, what the last attempts came to; Deploy and Roll back.
+// The panel of versions: what serves, what the last attempts came to; Deploy and Roll back.
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
@@ -113,7 +113,7 @@ class Panel {
 	}
 
 	async deploy(version) {
-		const question = t("versions.deployQuestion", { version, alias: ALIAS });
+		const question = t("versions.deployQuestion", { version });
 		if (await this.ctx.confirm(question, t("versions.deploy"))) {
 			this.ask("/api/deploy", { version });
 		}

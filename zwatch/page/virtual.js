@@ -1,4 +1,4 @@
-// A list of any length of which only what is seen is in the document: a strip that scrolls sideways, or a grid.
+// A list (a strip or a grid) of any length of which only what is seen is in the document.
 
 const SETTLE_MS = 70;
 const AHEAD = 20; // lines before the end at which more is asked for
