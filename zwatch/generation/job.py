@@ -159,10 +159,8 @@ class Job:
         self.changes = Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""
-        self.revision = 0
-        """Counts the changes."""
-        self.previews = 0
-        """Counts the previews."""
+        self.revision = self.previews = 0
+        """How many changes and previews there have been."""
         self._ended = ended
         self._clock = clock
         self._accepted = clock()

@@ -1,8 +1,8 @@
-// Calls of the server's API.
+// Calls of the server's API
 
 const NAME = "zwatch.client";
 
-/** This browser's name towards the server, under which its jobs are found again when the page is opened again. */
+// This browser's name towards the server, under which its jobs are found again when the page is opened again
 export const clientId = (() => {
 	const fresh = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
 	try {
@@ -10,12 +10,11 @@ export const clientId = (() => {
 		if (kept !== null) return kept;
 		localStorage.setItem(NAME, fresh);
 	} catch {
-		// Storage is blocked.
 	}
 	return fresh;
 })();
 
-/** An answer that is an error, or no answer at all (`status` 0, `code` "unreachable"). */
+// An answer that is an error, or no answer at all (`status` 0, `code` "unreachable")
 export class ApiError extends Error {
 	constructor(message, { code = "unknown", param = null, status = 0, retryAfter = null, body = null } = {}) {
 		super(message);
@@ -26,12 +25,10 @@ export class ApiError extends Error {
 let askToken = async () => false;
 let asking = null;
 
-/** Sets what asks for the token: a function that returns whether the person has logged in. */
 export function setTokenPrompt(prompt) {
 	askToken = prompt;
 }
 
-/** Asks for the token, once at a time however many calls need it. */
 function login() {
 	asking ??= askToken().finally(() => {
 		asking = null;
@@ -39,7 +36,7 @@ function login() {
 	return asking;
 }
 
-/** Calls the server and returns its JSON. A body that is a Blob is sent as it is, anything else as JSON. */
+// Calls the server and returns its JSON. A body that is a Blob is sent as it is, anything else as JSON
 export async function call(method, path, body = undefined) {
 	const response = await send(method, path, body);
 	if (response.status === 401 && path !== "/login" && (await login())) return read(await send(method, path, body));
@@ -63,7 +60,7 @@ async function read(response) {
 	try {
 		body = fromJson(text);
 	} catch {
-		// Not from zwatch: a proxy in front of it, for example.
+		// Not from zwatch: a proxy in front of it, for example
 	}
 	if (response.ok && body !== null) return body;
 	const error = body?.error ?? {};
@@ -73,15 +70,15 @@ async function read(response) {
 	});
 }
 
-/** Parses JSON. A whole number beyond 2^53 (a seed) becomes a string of its digits, because a number would be rounded. */
+// Parses JSON. A whole number beyond 2^53 (a seed) becomes a string of its digits, because a number would be rounded
 export function fromJson(text) {
 	return JSON.parse(text, (key, value, context) =>
 		typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value,
 	);
 }
 
-/** Makes JSON; a seed that is a string of digits is written as a number. */
+// Makes JSON; a seed that is a string of digits is written as a number
 export function toJson(body) {
-	// A quotation mark inside a text is escaped, so that this matches the field only.
+	// A quotation mark inside a text is escaped, so that this matches the field only
 	return JSON.stringify(body).replace(/"seed":"(\d+)"/, '"seed":$1');
 }

@@ -1,4 +1,4 @@
-// The comparison of two pictures: by default the same prompt and seed on the other version.
+// The comparison of two pictures: by default the same prompt and seed on the other version
 
 import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
@@ -12,7 +12,7 @@ import { createStrip } from "./thumbs.js";
 const SIDES = ["left", "right"];
 const STEP = 40; // pixels that an arrow moves the pictures
 
-/** Adds the action `compare(row, other)`; without `other` it is the picture on the other version. */
+// Adds the action `compare(row, other)`; without `other` it is the picture on the other version
 export function initCompare(ctx) {
 	ctx.actions.compare = (row, other) => {
 		if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null).start();
@@ -93,7 +93,7 @@ class Comparison {
 		return ++this.turn;
 	}
 
-	/** Shows the same prompt and seed on the other version: from the history, or as it is drawn. */
+	// Shows the same prompt and seed on the other version: from the history, or as it is drawn
 	async showOther() {
 		const turn = this.leave();
 		const row = this.rows.left;
@@ -131,7 +131,7 @@ class Comparison {
 		this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
 	}
 
-	// The older name on the left: "v1 | v2".
+	// The older name on the left: "v1 | v2"
 	pair(row, other) {
 		this.leave();
 		const isFirst = (row.version ?? "").localeCompare(other.version ?? "", undefined, { numeric: true }) <= 0;

@@ -1,14 +1,14 @@
-// Deleting pictures: one, which can be undone for some seconds; all after a question.
+// Deleting pictures: one, which can be undone for some seconds; all after a question
 
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
-/** Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all. */
+// Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all
 export function createDeleting({ api, t, confirm }, lists, gone) {
 	let waiting = null;
 	const fail = (error) => toast(t("notDone", { reason: error.message }), { error: true });
 
-	// The server is asked only when the message with "Undo" has gone.
+	// The server is asked only when the message with "Undo" has gone
 	function one(row) {
 		const again = () => {
 			waiting = null;
@@ -44,7 +44,7 @@ export function createDeleting({ api, t, confirm }, lists, gone) {
 		gone(null);
 	}
 
-	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it.
+	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it
 	addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
 	return { one, all };

@@ -1,4 +1,4 @@
-// The detail view of a picture: large, with everything that made it.
+// The detail view of a picture: large, with everything that made it
 
 import { toJson } from "./api.js";
 import { open } from "./dialogs.js";
@@ -10,7 +10,6 @@ import { copyAndSay } from "./toast.js";
 
 const AHEAD = 20; // pictures before the last one that is known
 
-/** Opens the detail view at a picture of a list; arrows walk through the list. */
 export function openDetail({ ctx, deleting }, list, name) {
 	let row = list.rows[list.indexOf(name)];
 	if (!row || document.querySelector("dialog.detail")) return;

@@ -1,10 +1,10 @@
-// Dialogs: a question, the token, the keys.
+// Dialogs: a question, the token, the keys
 
 import { call } from "./api.js";
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
 
-/** Opens a dialog that is removed when it closes. Returns a promise of its return value ("" if it was dismissed). */
+// Opens a dialog that is removed when it closes. Returns a promise of its return value ("" if it was dismissed)
 export function open(dialog) {
 	document.body.append(dialog);
 	dialog.showModal();
@@ -16,7 +16,6 @@ export function open(dialog) {
 	});
 }
 
-/** Asks a question. Returns whether the answer was the button with this label. */
 export async function confirm(text, okLabel = t("ok")) {
 	const cancel = el("button", { value: "", class: "quiet", text: t("cancel") });
 	const dialog = el("dialog", { class: "question", "aria-labelledby": "question-text" },
@@ -26,7 +25,7 @@ export async function confirm(text, okLabel = t("ok")) {
 	return (await open(dialog)) === "ok";
 }
 
-/** Asks for the service's token until it is right. Returns whether the person has logged in. */
+// Asks for the service's token until it is right. Returns whether the person has logged in
 export async function askForToken() {
 	const input = el("input", { type: "password", id: "token", autocomplete: "current-password", required: true, "aria-describedby": "token-error" });
 	const error = el("p", { id: "token-error", class: "error", role: "alert" });
@@ -56,7 +55,6 @@ const KEYS = [
 	["Enter", "keys.details"], ["/", "keys.search"], ["P", "keys.focus"], ["?", "keys.help"],
 ];
 
-/** Shows the keys. */
 export function showKeys() {
 	if (document.querySelector("dialog[open]")) return;
 	const rows = KEYS.map(([keys, text]) => [el("dt", {}, el("kbd", { text: keys })), el("dd", { text: t(text) })]);

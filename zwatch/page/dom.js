@@ -1,8 +1,7 @@
-// Making and finding elements. Styles are set by classes or the CSSOM: the Content-Security-Policy allows no inline styles.
+// Making and finding elements. Styles are set by classes or the CSSOM: the Content-Security-Policy allows no inline styles
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Returns the element with an id. */
 export const byId = (id) => document.getElementById(id);
 
 /**
@@ -24,7 +23,7 @@ export function el(tag, properties = {}, ...children) {
 	return element;
 }
 
-/** The icons, as paths on a grid of 24 x 24, drawn with strokes. */
+// The icons, as paths on a grid of 24 x 24, drawn with strokes
 const ICONS = {
 	again: "M4 11a8 8 0 0 1 14-4.5L20 9M20 4v5h-5M20 13a8 8 0 0 1-14 4.5L4 15m0 5v-5h5",
 	bell: "M6 16V11a6 6 0 0 1 12 0v5l2 2H4zM10 21h4",
@@ -39,7 +38,7 @@ const ICONS = {
 	unlock: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 7.5-2",
 };
 
-/** Makes an icon; it is hidden from screen readers, so that its button needs a label. */
+// Makes an icon; it is hidden from screen readers, so that its button needs a label
 export function icon(name) {
 	const svg = document.createElementNS(SVG, "svg");
 	const path = document.createElementNS(SVG, "path");
@@ -49,22 +48,21 @@ export function icon(name) {
 	return svg;
 }
 
-/** Makes a button with an icon only; the label is its name and its tooltip. */
+// Makes a button with an icon only; the label is its name and its tooltip
 export function iconButton(name, label, onClick, properties = {}) {
 	return el("button", { type: "button", class: "icon-button", title: label, "aria-label": label, on: { click: onClick }, ...properties }, icon(name));
 }
 
-/** Sets an element's text, if it is another, so that a live region speaks only what changed. */
+// Sets an element's text, if it is another, so that a live region speaks only what changed
 export function setText(element, text) {
 	if (element.textContent !== text) element.textContent = text;
 }
 
-/** Shows or hides an element. */
 export function show(element, visible) {
 	if (element.hidden === visible) element.hidden = !visible;
 }
 
-/** Whether an event's target takes typed text, so that keys belong to it. */
+// Whether an event's target takes typed text, so that keys belong to it
 export function isTyping(target) {
 	return target instanceof Element && target.closest("textarea, input:not([type=checkbox]):not([type=range]), select, [contenteditable]") !== null;
 }

@@ -1,4 +1,4 @@
-// A picture that is dropped on the page, pasted or chosen fills in the settings that made it.
+// A picture that is dropped on the page, pasted or chosen fills in the settings that made it
 
 import { byId, el, isTyping, show } from "./dom.js";
 import { closeViews, textButton } from "./parts.js";
@@ -7,7 +7,6 @@ import { toast } from "./toast.js";
 const SOURCES = { zwatch: "zwatch", automatic1111: "AUTOMATIC1111", comfyui: "ComfyUI" };
 const MOST_BYTES = 32 * 1024 * 1024; // the most that the server reads
 
-/** Lets a picture be dropped on the page, pasted, or chosen with a button. */
 export function initDrop(ctx) {
 	const { t } = ctx;
 	const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));

@@ -1,22 +1,21 @@
-// The left column: what to draw. It shows the store's `settings` and changes them.
+// The left column: what to draw. It shows the store's `settings` and changes them
 
 import { byId, el, icon, iconButton, setText } from "./dom.js";
 import { textButton } from "./parts.js";
 import { sizeRow } from "./sizes.js";
 import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./settings.js";
 
-/** Builds the form and defines `actions.submit` and `actions.generate`. */
+// Builds the form and defines `actions.submit` and `actions.generate`
 export function initForm(ctx) {
 	const { store, t, announce, actions } = ctx;
 	const prompts = promptHistory();
 	const errors = {};
 	const inputs = {};
-	/** Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen. */
+	// Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen
 	let isChosen = false;
 
 	const change = (changes) => store.set("settings", { ...store.get("settings"), ...changes });
 
-	/** Makes a field with its label and its error. `read` returns the changes of the settings that its input means. */
 	function field(name, input, read, ...extra) {
 		const id = `field-${name}`;
 		input.id = id;
@@ -74,7 +73,7 @@ export function initForm(ctx) {
 		check("seed", true);
 	}
 
-	/** Shows what is wrong with a field; while somebody types, only an error that is shown already is updated. */
+	// Shows what is wrong with a field; while somebody types, only an error that is shown already is updated
 	function check(name, isDone) {
 		const found = problems(store.get("settings"))[name];
 		if (found === undefined || isDone || !errors[name].hidden) complain(name, found ? t(...found) : "");
@@ -104,7 +103,7 @@ export function initForm(ctx) {
 
 	actions.submit = (settings) => actions.add(requestOf(settings));
 
-	/** Adds a job as the form says, if the form is right; errors stand beside what they concern. */
+	// Adds a job as the form says, if the form is right; errors stand beside what they concern
 	actions.generate = async () => {
 		const settings = store.get("settings");
 		const found = problems(settings);
@@ -154,7 +153,7 @@ export function initForm(ctx) {
 	function renderGenerate() {
 		const obstacle = obstacleOf(store);
 		setText(byId("generate-note"), obstacle ? t(obstacle.key) : "");
-		// What the server said of another press stays.
+		// What the server said of another press stays
 		if (obstacle === null && generate.classList.contains("blocked")) setText(failure, "");
 		generate.classList.toggle("blocked", obstacle !== null);
 		render(store.get("settings"));
@@ -163,7 +162,7 @@ export function initForm(ctx) {
 	store.on("status", renderGenerate);
 }
 
-/** Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can. */
+// Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can
 function obstacleOf(store) {
 	const status = store.get("status");
 	if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
@@ -176,14 +175,13 @@ function plusOne(text) {
 	return /^\d+$/.test(text) ? String(BigInt(text) + 1n) : randomSeed();
 }
 
-/** Makes a text area as high as its text. */
 function grow(area) {
 	if (CSS.supports("field-sizing", "content")) return;
 	area.style.height = "auto";
 	area.style.height = `${area.scrollHeight + 2}px`;
 }
 
-/** Arrow up and down walk through the prompts used before, from the first and the last line. */
+// Arrow up and down walk through the prompts used before, from the first and the last line
 function initPromptKeys(prompt, prompts, use) {
 	const walk = (by) => {
 		const text = prompts.walk(by, prompt.value);
@@ -198,7 +196,7 @@ function initPromptKeys(prompt, prompts, use) {
 			walk(by);
 			return;
 		}
-		// Lines wrap, so only the browser knows whether there is another line: if the caret stays, there is none.
+		// Lines wrap, so only the browser knows whether there is another line: if the caret stays, there is none
 		requestAnimationFrame(() => {
 			const stays = prompt.selectionStart === before || prompt.selectionStart === (by < 0 ? 0 : prompt.value.length);
 			if (stays && by < 0) walk(by);

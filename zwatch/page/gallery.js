@@ -1,4 +1,4 @@
-// The strip of the history, and what can be done with the picture in the stage.
+// The strip of the history, and what can be done with the picture in the stage
 
 import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
@@ -10,7 +10,7 @@ import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
 import { createStrip } from "./thumbs.js";
 
-/** Builds the strip and the stage's buttons; adds the actions `open(name)`, `search()`, `remove(row)` and `moreRows()`. */
+// Builds the strip and the stage's buttons; adds the actions `open(name)`, `search()`, `remove(row)` and `moreRows()`
 export function initGallery(ctx) {
 	const { store, actions } = ctx;
 	const lists = new Set();
@@ -56,7 +56,7 @@ function buildStrip({ t, store, actions }, main) {
 		if (name === shownName) return;
 		shownName = name;
 		const index = main.indexOf(name);
-		// A new picture, the first, does not move a strip that is scrolled.
+		// A new picture, the first, does not move a strip that is scrolled
 		if (index > 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
 		else strip.refresh();
 	}
@@ -73,7 +73,7 @@ function buildStrip({ t, store, actions }, main) {
 	};
 }
 
-// Beside the stage's own buttons, which use the settings of the picture.
+// Beside the stage's own buttons, which use the settings of the picture
 function addTools({ t, store, actions }) {
 	const row = () => shownRow(store);
 	const compare = textButton(t("compare"), () => actions.compare(row()), { class: "small", title: t("compare.title") });
@@ -86,14 +86,14 @@ function addTools({ t, store, actions }) {
 		if (!picture) return;
 		download.href = picture.url;
 		download.download = picture.name ?? "";
-		// A picture that the history does not keep can only be saved.
+		// A picture that the history does not keep can only be saved
 		for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
 	};
 	store.on("shown", follow);
 	store.on("jobs", follow);
 }
 
-// The lists follow the server: at each connection, and when the number of pictures or the newest one changes.
+// The lists follow the server: at each connection, and when the number of pictures or the newest one changes
 function followHistory(store, lists) {
 	let seen = null;
 	const look = () => lists.forEach((list) => list.refresh());
@@ -106,7 +106,7 @@ function followHistory(store, lists) {
 	});
 }
 
-// The picture in the stage was deleted (null: all were): the one after it takes its place.
+// The picture in the stage was deleted (null: all were): the one after it takes its place
 function showAnother({ store, actions }, main, name) {
 	if (name !== null && shownRow(store)?.name !== name) return;
 	const next = main.rows.find((row) => row.name < name) ?? main.rows.at(-1);

@@ -1,4 +1,4 @@
-// The page's language: strings by key, numbers and times. a test checks that both languages are complete.
+// The page's language: strings by key, numbers and times; a test checks that both languages are complete
 
 import strings from "./strings.js";
 import stringsGallery from "./strings-gallery.js";
@@ -6,23 +6,22 @@ import stringsGallery from "./strings-gallery.js";
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
 const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean);
 
-/** The language of the page: "en" or "zh". */
+// The language of the page: "en" or "zh"
 export const language = known ?? "en";
 const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.test(name ?? "")) ?? "en");
 
 const texts = { ...strings, ...stringsGallery };
 const place = language === "zh" ? 1 : 0;
 
-/** Whether there is a string of this key. */
 export const has = (key) => key in texts;
 
-/** Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`. */
+// Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`
 export function t(key, parameters = {}) {
 	const [one, other = one] = (texts[key]?.[place] ?? key).split("|");
 	return (parameters.count === 1 ? one : other).replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
 }
 
-/** Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes. */
+// Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
 export function applyTo(root) {
 	document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
 	for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
@@ -31,13 +30,11 @@ export function applyTo(root) {
 	}
 }
 
-/** Returns a number in the page's language. */
 export const number = (value, options = {}) => new Intl.NumberFormat(locale, options).format(value);
 
-/** Returns a fraction 0…1 as a percentage. */
 export const percent = (value) => number(value, { style: "percent", maximumFractionDigits: 0 });
 
-/** Returns the time of day; on another day than today with the date. */
+// Returns the time of day; on another day than today with the date
 export function time(text) {
 	const moment = new Date(text);
 	const isToday = moment.toDateString() === new Date().toDateString();
@@ -45,17 +42,15 @@ export function time(text) {
 	return new Intl.DateTimeFormat(locale, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(moment);
 }
 
-/** Returns a date with its time of day. */
 export const dateTime = (text) =>
 	new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).format(new Date(text));
 
-/** Returns how long something takes: seconds, or minutes from 100 seconds on. */
+// Returns how long something takes: seconds, or minutes from 100 seconds on
 export function duration(seconds) {
 	if (seconds < 100) return t("time.seconds", { seconds: number(Math.max(1, Math.round(seconds))) });
 	return t("time.minutes", { minutes: number(Math.round(seconds / 60)) });
 }
 
-/** Returns bytes in a readable unit. */
 export function bytes(value) {
 	const power = Math.min(3, Math.floor(Math.log10(Math.max(value, 1)) / 3));
 	const unit = ["byte", "kilobyte", "megabyte", "gigabyte"][power];

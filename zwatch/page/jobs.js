@@ -1,4 +1,4 @@
-// The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all.
+// The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all
 
 import { byId, el, iconButton, setText, show } from "./dom.js";
 import { has, number, percent } from "./i18n.js";
@@ -6,11 +6,10 @@ import { textButton } from "./parts.js";
 import { isUnfinished, merged } from "./stream.js";
 import { toast } from "./toast.js";
 
-/** From so many jobs in a row on, their end is worth a notification. */
+// From so many jobs in a row on, their end is worth a notification
 const LONG_LIST = 3;
 const BELL = "zwatch.notify";
 
-/** Builds the list, and defines `actions.cancel`, `actions.jobAdded`, `actions.again`, `actions.progressText`, `actions.sentence`. */
 export function initJobs(ctx) {
 	const { store, t, announce, api, actions } = ctx;
 	const dismissed = new Set();
@@ -18,7 +17,7 @@ export function initJobs(ctx) {
 	const title = el("h2", { text: t("queue") });
 	const bell = iconButton("bell", t("notify"), toggleBell);
 	const cancelAll = textButton(t("cancel.all"), async () => {
-		// The last first, so that none of the others begins meanwhile.
+		// The last first, so that none of the others begins meanwhile
 		for (const job of active().reverse()) await actions.cancel(job);
 	}, { class: "small quiet" });
 	const list = el("ul", { class: "jobs", "aria-label": t("queue") });
@@ -29,7 +28,7 @@ export function initJobs(ctx) {
 	const visible = () => store.get("jobs").filter((job) => (isUnfinished(job) || job.state === "failed") && !dismissed.has(job.id));
 
 	actions.jobAdded = (job) => {
-		// The event stream may have been faster than the answer.
+		// The event stream may have been faster than the answer
 		if (!store.get("jobs").some((one) => one.id === job.id)) store.set("jobs", [...store.get("jobs"), job]);
 		actions.followJob(job.id, { isAdded: true });
 	};
@@ -45,7 +44,7 @@ export function initJobs(ctx) {
 
 	actions.again = async (job) => {
 		try {
-			// Sides that were left to the version are left out again; `model` stays.
+			// Sides that were left to the version are left out again; `model` stays
 			await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
 			dismissed.add(job.id);
 			render();
@@ -115,7 +114,7 @@ export function initJobs(ctx) {
 			const neighbour = parts.item.nextElementSibling ?? parts.item.previousElementSibling;
 			parts.item.remove();
 			items.delete(id);
-			// The focus goes on to the next job, not to the top of the page.
+			// The focus goes on to the next job, not to the top of the page
 			if (hadFocus) (neighbour?.querySelector("button:not([hidden]).icon-button") ?? byId("generate")).focus();
 		}
 		jobs.forEach((job, place) => {
@@ -131,7 +130,7 @@ export function initJobs(ctx) {
 		show(cancelAll, count > 1);
 	}
 
-	/** How many jobs were made since the list was last empty. */
+	// How many jobs were made since the list was last empty
 	let run = new Set();
 	function noteEnd(jobs) {
 		for (const job of jobs) if (isUnfinished(job)) run.add(job.id);
@@ -150,7 +149,7 @@ export function initJobs(ctx) {
 		try {
 			new Notification("zwatch", { body: text, icon: "/page/icon.svg", tag: "zwatch" }).onclick = () => focus();
 		} catch {
-			// Android's browsers allow them to service workers only.
+			// Android's browsers allow them to service workers only
 		}
 	}
 

@@ -1,14 +1,14 @@
-// The keys that work everywhere on the page.
+// The keys that work everywhere on the page
 
 import { showKeys } from "./dialogs.js";
 import { byId, isTyping } from "./dom.js";
 
-/** Listens to the keys. A key that a part of the page has used is left alone. */
+// Listens to the keys. A key that a part of the page has used is left alone
 export function initKeys({ actions }) {
 	byId("keys-button").addEventListener("click", showKeys);
 
 	addEventListener("keydown", (event) => {
-		// While an input method composes a word (Chinese), its keys are not ours.
+		// While an input method composes a word (Chinese), its keys are not ours
 		if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
 		if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
 			event.preventDefault();

@@ -1,4 +1,4 @@
-// Wires the page: the store, the event stream, the regions of the screen.
+// Wires the page: the store, the event stream, the regions of the screen
 
 import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
@@ -25,13 +25,12 @@ const store = createStore({
 	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
-/** Speaks a text to screen readers. */
 function announce(text) {
 	setText(byId("announcer"), "");
 	setTimeout(() => setText(byId("announcer"), text), 50);
 }
 
-// `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own.
+// `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own
 const ctx = { store, api: { call }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
 
 initSettings(ctx);

@@ -1,4 +1,4 @@
-// Two pictures, over each other with a divider or side by side; both zoom and move together.
+// Two pictures, over each other with a divider or side by side; both zoom and move together
 
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
@@ -6,7 +6,7 @@ import { t } from "./i18n.js";
 const MOST = 16; // times the size at which a picture fits
 const SIDES = ["left", "right"];
 
-/** Makes the surface; `onZoom(scale)` is told how large a picture's own pixel is on the screen. */
+// Makes the surface; `onZoom(scale)` is told how large a picture's own pixel is on the screen
 export function createPanes(onZoom) {
 	const view = { scale: 1, x: 0, y: 0 };
 	const [left, right] = SIDES.map(makePane);
@@ -22,7 +22,7 @@ export function createPanes(onZoom) {
 		right.pane.style.clipPath = isOver() ? `inset(0 0 0 ${range.value}%)` : "none";
 	}
 
-	// How large a picture's own pixel is while all of the picture is seen.
+	// How large a picture's own pixel is while all of the picture is seen
 	function fitted() {
 		const { image } = left.image.naturalWidth ? left : right;
 		return image.naturalWidth ? Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight) : 1;
@@ -37,7 +37,7 @@ export function createPanes(onZoom) {
 		onZoom(view.scale * fitted());
 	}
 
-	// The point at (x, y) from the middle of its pane stays where it is.
+	// The point at (x, y) from the middle of its pane stays where it is
 	function zoomTo(wanted, [x, y] = [0, 0]) {
 		const scale = Math.min(MOST, Math.max(1, wanted));
 		const factor = scale / view.scale;

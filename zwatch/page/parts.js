@@ -1,14 +1,12 @@
-// Parts that several views share.
-
+// Parts that several views share
 import { el, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
 
-/** Makes a button with a text. */
 export function textButton(text, onClick, properties = {}) {
 	return el("button", { type: "button", text, on: { click: onClick }, ...properties });
 }
 
-/** Makes a dialog of a kind ("full …" takes the window) with a head that has its title and a button to close it. */
+// Makes a dialog of a kind ("full …" takes the window) with a head that has its title and a button to close it
 export function view(kind, title, head, ...body) {
 	const dialog = el("dialog", { class: kind, "aria-labelledby": "view-title" },
 		el("div", { class: "view-head" }, el("h2", { id: "view-title", text: title }), head, iconButton("close", t("close"), () => dialog.close())),
@@ -16,7 +14,7 @@ export function view(kind, title, head, ...body) {
 	return dialog;
 }
 
-/** Closes the views that take the window, so that the form is seen. */
+// Closes the views that take the window, so that the form is seen
 export function closeViews() {
 	for (const dialog of document.querySelectorAll("dialog.full")) dialog.close();
 }

@@ -1,13 +1,13 @@
-// What a row of the history says: its settings, its exact seed, the words and the command for it.
+// What a row of the history says: its settings, its exact seed, the words and the command for it
 
 const FIELDS = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "format", "quality"];
 
-/** Returns a picture's seed as digits: its name has every one of them. */
+// Returns a picture's seed as digits: its name has every one of them
 export function seedText(row) {
 	return /_seed(\d+)[_.]/.exec(row.name ?? "")?.[1] ?? String(row.seed ?? "");
 }
 
-/** Returns the settings that make a picture again, without those that its file does not have. */
+// Returns the settings that make a picture again, without those that its file does not have
 export function settingsOf(row) {
 	const settings = Object.fromEntries(FIELDS.filter((field) => (row[field] ?? null) !== null).map((field) => [field, row[field]]));
 	const seed = seedText(row);
@@ -16,7 +16,7 @@ export function settingsOf(row) {
 	return settings;
 }
 
-/** Returns the `curl` command that makes a picture again, quoted for a POSIX shell; `toJson` keeps every digit of a seed. */
+// Returns the `curl` command that makes a picture again, quoted for a POSIX shell; `toJson` keeps every digit of a seed
 export function curlText(row, origin, toJson) {
 	const settings = settingsOf(row);
 	if (!settings.negative_prompt) delete settings.negative_prompt;
@@ -25,19 +25,18 @@ export function curlText(row, origin, toJson) {
 	return `curl -fsS ${quoted(`${origin}/generate`)} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
 }
 
-/** Returns the words that name a picture to a screen reader. */
 export function describe(row, t) {
 	const line = (row.prompt || t("history.noPrompt")).replace(/\s+/g, " ").trim();
 	const prompt = line.length > 120 ? `${line.slice(0, 119)}…` : line;
 	return t("history.picture", { prompt, version: row.version || "–", seed: seedText(row) });
 }
 
-/** Returns a history row for a picture of a job, from what the job says. */
+// Returns a history row for a picture of a job, from what the job says
 export function rowOfJob(job, image) {
 	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
 }
 
-/** Returns the row of the picture in the stage: that of the history, or the last one of a job; null if there is none. */
+// Returns the row of the picture in the stage: that of the history, or the last one of a job; null if there is none
 export function shownRow(store) {
 	const shown = store.get("shown");
 	if (shown?.picture) return shown.picture;

@@ -1,10 +1,10 @@
-// The loaded rows of the history: the newest first, more when they are scrolled to, new ones as they are made.
+// The loaded rows of the history: the newest first, more when they are scrolled to, new ones as they are made
 
 const PAGE = 100;
 const NEWEST = 20; // enough to see what is new since the last look
 const MOST = 500; // the most that one call answers
 
-/** A list of pictures, all or those that a filter `{q, version, seed}` leaves. `onChange(added)` follows each change. */
+// A list of pictures, all or those that a filter `{q, version, seed}` leaves. `onChange(added)` follows each change
 export class HistoryRows {
 	constructor(api, onChange) {
 		this.rows = [];
@@ -23,7 +23,6 @@ export class HistoryRows {
 		this.places = { rows: null, byName: new Map() };
 	}
 
-	/** Returns where a picture is in the list, or -1. */
 	indexOf(name) {
 		if (this.places.rows !== this.rows) {
 			this.places = { rows: this.rows, byName: new Map(this.rows.map((row, index) => [row.name, index])) };
@@ -31,14 +30,13 @@ export class HistoryRows {
 		return this.places.byName.get(name) ?? -1;
 	}
 
-	/** Loads the first page, with another filter if one is given. */
+	// Loads the first page, with another filter if one is given
 	reset(filter = this.filter) {
 		this.filter = filter;
 		this.era++;
 		return this.run(() => this.first(PAGE));
 	}
 
-	/** Loads the next page, if there is one. */
 	more() {
 		if (this.isLoading || this.next === null) return this.turn;
 		return this.run(async () => {
@@ -47,7 +45,7 @@ export class HistoryRows {
 		});
 	}
 
-	/** Adds what is new, and drops what was deleted elsewhere. */
+	// Adds what is new, and drops what was deleted elsewhere
 	refresh() {
 		return this.run(async () => {
 			if (!this.rows.length) return this.first(PAGE);
@@ -61,7 +59,7 @@ export class HistoryRows {
 		});
 	}
 
-	/** Takes a picture out of the list: it is deleted, or will be unless that is undone. */
+	// Takes a picture out of the list: it is deleted, or will be unless that is undone
 	hide(name) {
 		this.hidden.add(name);
 		this.total--;
@@ -93,7 +91,7 @@ export class HistoryRows {
 	}
 
 	// One call after another: two answers that overlap would list a picture twice. `work` returns what to do with its answer,
-	// unless the filter has changed meanwhile.
+	// unless the filter has changed meanwhile
 	run(work) {
 		const { era } = this;
 		this.turn = this.turn.then(async () => {

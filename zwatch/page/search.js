@@ -1,4 +1,4 @@
-// The full view of the history: every picture in a grid, searched by words, version and seed.
+// The full view of the history: every picture in a grid, searched by words, version and seed
 
 import { openDetail } from "./detail.js";
 import { open } from "./dialogs.js";
@@ -13,7 +13,6 @@ import { VirtualList } from "./virtual.js";
 const PAUSE_MS = 200; // between the last key and the search
 const INDEXING_MS = 3000;
 
-/** Opens the full view. `gallery` is {ctx, main, lists, deleting}. */
 export function openSearch(gallery) {
 	if (document.querySelector("dialog.search")) return;
 	const { ctx, lists, deleting } = gallery;
@@ -27,7 +26,7 @@ export function openSearch(gallery) {
 		drawState(parts, found);
 		addVersions(version, found.rows.map((row) => row.version));
 		grid.setCount(found.rows.length, added);
-		// What the server has not read yet is found later.
+		// What the server has not read yet is found later
 		if (found.indexed < 1 && isFiltered(found)) again = setTimeout(() => found.refresh(), INDEXING_MS);
 	});
 	grid = buildGrid(gallery, found, parts);
@@ -79,7 +78,7 @@ function buildGrid(gallery, found, { scroller, list }) {
 		layout() {
 			const width = list.clientWidth;
 			const gap = width < 600 ? 4 : 12;
-			// A phone shows three in a row, and a large screen no stamps.
+			// A phone shows three in a row, and a large screen no stamps
 			const wanted = width < 600 ? 104 : width < 2000 ? 168 : 240;
 			const columns = Math.max(3, Math.floor((width + gap) / (wanted + gap)));
 			const side = Math.floor((width - gap * (columns - 1)) / columns);

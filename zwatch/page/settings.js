@@ -1,16 +1,16 @@
-// The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before.
+// The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before
 
 import { fromJson } from "./api.js";
 
 const KEPT = "zwatch.settings";
 const PROMPTS = "zwatch.prompts";
 const MOST_PROMPTS = 200;
-/** The largest seed that a request may name. */
+// The largest seed that a request may name
 const LAST_SEED = 2n ** 63n - 1n;
-/** Seeds chosen here are below 2^32, as the server's own. */
+// Seeds chosen here are below 2^32, as the server's own
 const RANDOM_SEEDS = 2 ** 32;
 
-/** The numbers of a picture: least, most and step. Sides may be left out (null): the version's own size. */
+// The numbers of a picture: least, most and step. Sides may be left out (null): the version's own size
 export const NUMBERS = {
 	width: { least: 16, most: 2048, step: 16, optional: true },
 	height: { least: 16, most: 2048, step: 16, optional: true },
@@ -20,14 +20,14 @@ export const NUMBERS = {
 	quality: { least: 1, most: 100, step: 1 },
 };
 
-/** The settings of a new visitor. `side` is the side of a square of the chosen area (null: the version's own). */
+// The settings of a new visitor. `side` is the side of a square of the chosen area (null: the version's own)
 export const DEFAULTS = {
 	prompt: "", negative_prompt: "", width: null, height: null, side: null, steps: 8, n: 1, seed: "", locked: false,
 	guidance_scale: 0, format: "png", quality: 92,
 };
 const REQUEST = ["prompt", "negative_prompt", "width", "height", "steps", "n", "seed", "guidance_scale", "format", "quality"];
 
-/** Returns what is wrong, as {field: [string key, parameters]}; empty if all is right. */
+// Returns what is wrong, as {field: [string key, parameters]}; empty if all is right
 export function problems(settings) {
 	const found = {};
 	if (!settings.prompt.trim()) found.prompt = ["error.prompt", {}];
@@ -48,16 +48,15 @@ export function problems(settings) {
 	return found;
 }
 
-/** Returns the body of a request for these settings, without what is left to the server. */
+// Returns the body of a request for these settings, without what is left to the server
 export function requestOf(settings) {
 	const { width, height, ...rest } = Object.fromEntries(REQUEST.map((name) => [name, settings[name]]));
 	return { ...rest, ...(width === null ? {} : { width }), ...(height === null ? {} : { height }) };
 }
 
-/** Returns a random seed, as digits. */
 export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (RANDOM_SEEDS - NUMBERS.n.most));
 
-/** Returns the settings that an object from outside names and that have the right type: from storage, a link or a picture. */
+// Returns the settings that an object from outside names and that have the right type: from storage, a link or a picture
 export function accepted(found) {
 	const taken = {};
 	for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
@@ -69,7 +68,7 @@ export function accepted(found) {
 	return taken;
 }
 
-/** Reads JSON from the browser's storage; null if there is none. */
+// Reads JSON from the browser's storage; null if there is none
 function read(name) {
 	try {
 		return fromJson(localStorage.getItem(name) ?? "null");
@@ -82,11 +81,10 @@ function write(name, value) {
 	try {
 		localStorage.setItem(name, JSON.stringify(value));
 	} catch {
-		// Storage is blocked or full.
 	}
 }
 
-/** Returns the settings that a link's fragment names; null if it names none. */
+// Returns the settings that a link's fragment names; null if it names none
 export function fromFragment(fragment) {
 	const values = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
 	for (const name of Object.keys(NUMBERS)) if (name in values) values[name] = Number(values[name]);
@@ -94,13 +92,12 @@ export function fromFragment(fragment) {
 	return Object.keys(taken).length ? taken : null;
 }
 
-/** Returns the fragment of a link to these settings. */
 export function toFragment(settings) {
 	const values = Object.entries(requestOf(settings)).filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
 	return `#${new URLSearchParams(values)}`;
 }
 
-/** The prompts used before, the newest last, walked with the arrow keys. The text being written is kept as the last. */
+// The prompts used before, the newest last, walked with the arrow keys. The text being written is kept as the last
 export function promptHistory() {
 	const kept = (read(PROMPTS) ?? []).filter((text) => typeof text === "string");
 	let place = kept.length;
@@ -114,7 +111,7 @@ export function promptHistory() {
 			place = kept.length;
 			write(PROMPTS, kept);
 		},
-		/** Returns the text that many places away, or null at the end. `text` is what stands in the field. */
+		// Returns the text that many places away, or null at the end. `text` is what stands in the field
 		walk(by, text) {
 			if (place === kept.length) draft = text;
 			let next = place + by;
@@ -130,7 +127,7 @@ export function promptHistory() {
 	};
 }
 
-/** Loads the settings, keeps them at each change, and defines `actions.use`. */
+// Loads the settings, keeps them at each change, and defines `actions.use`
 export function initSettings({ store, t, announce, actions }) {
 	const kept = read(KEPT) ?? {};
 	const side = Number.isInteger(kept.side) ? kept.side : null;
@@ -155,13 +152,13 @@ export function initSettings({ store, t, announce, actions }) {
 	};
 }
 
-/** Copies a text to the clipboard. Returns whether that worked. */
+// Copies a text to the clipboard. Returns whether that worked
 export async function copy(text) {
 	try {
 		await navigator.clipboard.writeText(text);
 		return true;
 	} catch {
-		// Without HTTPS and off localhost there is no clipboard API.
+		// Without HTTPS and off localhost there is no clipboard API
 	}
 	const area = document.createElement("textarea");
 	area.value = text;

@@ -1,28 +1,26 @@
-// The row of sizes: proportions of the same area, portrait or landscape, twice and half.
+// The row of sizes: proportions of the same area, portrait or landscape, twice and half
 
 import { el, iconButton } from "./dom.js";
 import { textButton } from "./parts.js";
 import { NUMBERS } from "./settings.js";
 
 const { least, most, step } = NUMBERS.width;
-/** The proportions, as landscape. */
 const RATIOS = [[1, 1], [4, 3], [3, 2], [16, 9]];
-/** The side of a square before the server has said the version's own. */
+// The side of a square before the server has said the version's own
 const ASSUMED_SIDE = 1024;
 
 const rounded = (value) => Math.round(value / step) * step;
 
-/** Returns [width, height] in landscape: multiples of 16 with about the area of a square of this side. */
+// Returns [width, height] in landscape: multiples of 16 with about the area of a square of this side
 export function sides(side, [wide, high]) {
 	const scale = Math.min(1, most / (side * Math.sqrt(wide / high)));
 	const width = side * Math.sqrt(wide / high) * scale;
 	return [Math.max(least, rounded(width)), Math.max(least, rounded((width * high) / wide))];
 }
 
-/** Builds the row. `change` alters the settings. */
 export function sizeRow({ store, t, actions }, change) {
 	let known = null;
-	/** The side of a square of the version that serves, or served last; null while none is known. */
+	// The side of a square of the version that serves, or served last; null while none is known
 	actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
 
 	const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
@@ -59,7 +57,6 @@ export function sizeRow({ store, t, actions }, change) {
 	const half = scale(0.5, "÷2", t("size.half"));
 	const twice = scale(2, "×2", t("size.twice"));
 
-	/** Whether the size is this proportion, as near as multiples of 16 allow. */
 	function matches(ratio) {
 		const [width, height] = current();
 		const wanted = sides(squareSide(), ratio);

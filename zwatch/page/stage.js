@@ -1,4 +1,4 @@
-// The right side: the picture, the preview that forms, the progress, Cancel.
+// The right side: the picture, the preview that forms, the progress, Cancel
 
 import { byId, el, setText, show } from "./dom.js";
 import { duration } from "./i18n.js";
@@ -6,11 +6,10 @@ import { textButton } from "./parts.js";
 import { rowOfJob, seedText, settingsOf } from "./picture.js";
 import { isUnfinished } from "./stream.js";
 
-/** Builds the stage, and defines `actions.show`, `actions.followJob` and `actions.walk`. */
 export function initStage(ctx) {
 	const { store, t, announce, actions } = ctx;
 	const section = byId("stage");
-	/** Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history. */
+	// Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history
 	let isFollowing = true;
 	const ended = new Set();
 
@@ -32,13 +31,12 @@ export function initStage(ctx) {
 	const find = (id) => jobs().find((job) => job.id === id);
 	const shownJob = () => find(store.get("shown")?.job);
 
-	/** The job whose progress is shown: the one in the stage, else the one that runs or waits first. */
+	// The job whose progress is shown: the one in the stage, else the one that runs or waits first
 	const activeJob = () => {
 		const job = shownJob();
 		return job && isUnfinished(job) ? job : (jobs().find((one) => one.state === "running") ?? jobs().find(isUnfinished));
 	};
 
-	/** Returns the newest picture of a job like a row of the history, or null. */
 	function pictureOf(job) {
 		const made = job.images?.at(-1);
 		if (!made?.url) return null;
@@ -62,7 +60,7 @@ export function initStage(ctx) {
 		store.set("shown", { picture: row });
 	};
 
-	/** Shows a job and the ones after it; one that was only added waits until the one in the stage is done. */
+	// Shows a job and the ones after it; one that was only added waits until the one in the stage is done
 	actions.followJob = (id, { isAdded = false } = {}) => {
 		const isBusy = isAdded && isFollowing && shownJob() && isUnfinished(shownJob());
 		isFollowing = true;
@@ -74,7 +72,6 @@ export function initStage(ctx) {
 		if (job) actions.cancel(job);
 	};
 
-	/** Shows the next older (1) or newer (-1) picture of the history. */
 	actions.walk = (by) => {
 		const rows = store.get("rows");
 		const name = pictureNow()?.name;
@@ -123,7 +120,7 @@ export function initStage(ctx) {
 		section.classList.toggle("forming", Boolean(isForming));
 		section.classList.toggle("preview", preview !== null && preview !== undefined);
 		if (source === null) {
-			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves.
+			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves
 			if (!isForming) show(image, false);
 			return;
 		}

@@ -1,16 +1,15 @@
-// The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers.
+// The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
 
 import { el, setText, show } from "./dom.js";
 import { has, number, percent, time } from "./i18n.js";
 
-/** Digits of a digest that are shown; the whole one is the tooltip. */
+// Digits of a digest that are shown; the whole one is the tooltip
 const SHOWN_DIGEST = 12;
 
-/** Builds the status bar. */
 export function initStatusBar({ store, t }) {
 	const model = el("span", { class: "status-model" });
 	const fault = el("span", { class: "status-fault" });
-	// Figures that change all the time are not spoken; the outcome is.
+	// Figures that change all the time are not spoken; the outcome is
 	const deploy = el("span", { class: "status-deploy", "aria-live": "off" });
 	const queue = el("span", { class: "status-queue", "aria-live": "off" });
 	document.querySelector("footer").append(deploy, fault, queue, model);
@@ -32,7 +31,6 @@ export function initStatusBar({ store, t }) {
 	store.on("connection", render);
 }
 
-/** Returns the text about the model that serves. */
 function modelText({ serving, aliases }, t) {
 	if (serving) {
 		const digest = serving.digest?.slice(0, SHOWN_DIGEST);
@@ -41,7 +39,6 @@ function modelText({ serving, aliases }, t) {
 	return t("model", { name: t(aliases?.current?.unloaded ? "model.unloaded" : "model.none") });
 }
 
-/** Returns what the loads that go on are doing, or "". */
 function deployText({ aliases = {} }, t) {
 	return Object.values(aliases)
 		.map(({ attempt }) => attempt)
@@ -50,7 +47,7 @@ function deployText({ aliases = {} }, t) {
 		.join(" · ");
 }
 
-/** Returns what is wrong: a version that was rejected and is still asked for, a link, the history; or "". */
+// Returns what is wrong: a version that was rejected and is still asked for, a link, the history; or ""
 function faultText({ aliases = {}, history }, t) {
 	const texts = [];
 	for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {

@@ -1,6 +1,5 @@
-// The page's state: values by name, with listeners.
+// The page's state: values by name, with listeners
 
-/** Makes a store with its first values. */
 export function createStore(first) {
 	const values = new Map(Object.entries(first));
 	const listeners = new Map();
@@ -8,14 +7,14 @@ export function createStore(first) {
 	return {
 		get: (key) => values.get(key),
 
-		/** Sets a value and calls its listeners; a value that is the same object or primitive changes nothing. */
+		// Sets a value and calls its listeners; a value that is the same object or primitive changes nothing
 		set(key, value) {
 			if (Object.is(values.get(key), value)) return;
 			values.set(key, value);
 			for (const listener of listeners.get(key) ?? []) listener(value);
 		},
 
-		/** Calls a listener now and at each change. Returns a function that stops it. */
+		// Calls a listener now and at each change. Returns a function that stops it
 		on(key, listener) {
 			if (!listeners.has(key)) listeners.set(key, new Set());
 			listeners.get(key).add(listener);

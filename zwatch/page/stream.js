@@ -1,11 +1,11 @@
-// The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself.
+// The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself
 
 import { ApiError, call, clientId, fromJson } from "./api.js";
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 4000;
 
-/** Follows the server's events for as long as the page is open. */
+// Follows the server's events for as long as the page is open
 export function follow(store) {
 	let source = null;
 	let delay = FIRST_DELAY;
@@ -39,7 +39,7 @@ export function follow(store) {
 	}
 
 	function lost() {
-		// EventSource would try again by itself, but not after an HTTP error, and only every few seconds.
+		// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
 		source.close();
 		if (store.get("connection") !== "lost") check();
 		store.set("connection", "lost");
@@ -47,7 +47,7 @@ export function follow(store) {
 		delay = Math.min(delay * 2, LONGEST_DELAY);
 	}
 
-	/** An EventSource does not say why it failed: a call does, if the server wants its token. */
+	// An EventSource does not say why it failed: a call does, if the server wants its token
 	async function check() {
 		try {
 			await call("GET", "/status");
@@ -62,7 +62,7 @@ export function follow(store) {
 	connect();
 }
 
-/** Returns the jobs with one of them in its new state. An event without a preview keeps the last preview. */
+// Returns the jobs with one of them in its new state. An event without a preview keeps the last preview
 export function merged(jobs, job) {
 	const known = jobs.find((one) => one.id === job.id);
 	if (known === undefined) return [...jobs, job];
@@ -80,5 +80,4 @@ export function reconciled(known, jobs) {
 	return [...gone.map((job) => ({ ...job, state: "failed", error: { code: "restarted", message: "" } })), ...jobs];
 }
 
-/** Whether a job waits or runs. */
 export const isUnfinished = (job) => job.state === "queued" || job.state === "running";

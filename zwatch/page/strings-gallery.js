@@ -1,4 +1,4 @@
-// The strings of the history, the detail view, the comparison, the versions and dropped files, as in strings.js.
+// The strings of the history, the detail view, the comparison, the versions and dropped files, as in strings.js
 export default {
 	history: ["History", "历史记录"],
 	"history.all": ["All pictures", "全部图片"],

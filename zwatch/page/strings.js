@@ -1,4 +1,4 @@
-// The strings of the page by key, in English and Chinese. "1 step|{count} steps" is for one and for more, by `count`.
+// The strings of the page by key, in English and Chinese. "1 step|{count} steps" is for one and for more, by `count`
 export default {
 	ok: ["OK", "确定"],
 	cancel: ["Cancel", "取消"],

@@ -1,4 +1,4 @@
-// The small pictures of the history, and the strip that scrolls through them.
+// The small pictures of the history, and the strip that scrolls through them
 
 import { el, iconButton, setText } from "./dom.js";
 import { t } from "./i18n.js";
@@ -23,7 +23,7 @@ export function thumbOptions(rows, { pick, use, broken = () => {}, isShown, inde
 	};
 }
 
-/** Makes a strip of pictures. Returns {scroller, list, virtual, refresh()}; new rows may come before the others. */
+// Makes a strip of pictures. Returns {scroller, list, virtual, refresh()}; new rows may come before the others
 export function createStrip(rows, { label, ...doing }) {
 	const list = el("ul", { class: "strip-list", "aria-label": label });
 	const scroller = el("div", { class: "strip-scroller" }, list);
@@ -58,7 +58,7 @@ function updateThumb(item, row, newer, isShown) {
 	button.setAttribute("aria-current", String(isShown));
 }
 
-// Only what has stayed in view is loaded: what is scrolled past costs the server nothing.
+// Only what has stayed in view is loaded: what is scrolled past costs the server nothing
 function loadThumb(item, row) {
 	const image = item.querySelector("img");
 	if (!image.getAttribute("src")) image.src = `${row.url}/thumbnail`;

@@ -1,4 +1,4 @@
-// A short message at the bottom of the window, which goes away by itself.
+// A short message at the bottom of the window, which goes away by itself
 
 import { el, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
@@ -26,14 +26,13 @@ export function toast(text, { action = null, error = false, onEnd = () => {} } =
 		el("p", { text }), action && textButton(action.label, () => end(action.run)),
 		iconButton("close", t("close"), () => end()));
 	const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
-	// What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen.
+	// What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen
 	host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
 	host.append(box);
 	last = end;
 	return end;
 }
 
-/** Copies a text and says so. */
 export async function copyAndSay(text) {
 	const copied = await copy(text);
 	toast(t(copied ? "copy.done" : "copy.failed"), { error: !copied });

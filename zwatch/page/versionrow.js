@@ -1,11 +1,10 @@
-// One version in the panel: its state, digest, last attempt, and the command that deploys it.
+// One version in the panel: its state, digest, last attempt, and the command that deploys it
 
 import { el, iconButton, setText, show } from "./dom.js";
 import { bytes, dateTime, duration, number, percent, t, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { copyAndSay } from "./toast.js";
 
-/** Makes the row of a version; `deploy()` is called by its button. */
 export function makeRow(name, deploy) {
 	const parts = {
 		chips: el("span", { class: "chips" }),
@@ -26,7 +25,7 @@ export function makeRow(name, deploy) {
 	return { element, parts };
 }
 
-/** Brings a row up to date; `state` is that of the alias. */
+// Brings a row up to date; `state` is that of the alias
 export function drawRow({ element, parts }, { version, alias, state, attempt, busy }) {
 	const serves = state.serving === version.name;
 	const runs = attempt?.state === "LOADING" || attempt?.state === "WARMING";

@@ -1,4 +1,4 @@
-// The panel of versions: what serves, what the last attempts came to; Deploy and Roll back.
+// The panel of versions: what serves, what the last attempts came to; Deploy and Roll back
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
@@ -9,7 +9,7 @@ import { drawRow, makeRow } from "./versionrow.js";
 const ALIAS = "current";
 const PAUSE_MS = 250; // several events tell of one change
 
-/** Makes the button "Versions" open the panel; adds the action `versions()`. */
+// Makes the button "Versions" open the panel; adds the action `versions()`
 export function initVersions(ctx) {
 	const button = byId("versions-button");
 	button.setAttribute("aria-haspopup", "dialog");
@@ -26,7 +26,7 @@ class Panel {
 		this.build();
 	}
 
-	/** What the link asks for and what serves, with `since` and `images`. */
+	// What the link asks for and what serves, with `since` and `images`
 	get state() {
 		const { aliases, serving } = this.ctx.store.get("status") ?? {};
 		return { ...aliases?.[ALIAS], serving: serving?.version, since: serving?.since, images: serving?.images };
@@ -51,11 +51,11 @@ class Panel {
 		this.dialog = view("drawer versions", t("versions"), [el("span", { class: "space" }), this.back],
 			el("div", { class: "drawer-body", tabIndex: 0, role: "group", "aria-label": t("versions") },
 				this.serving, this.problemText, this.loadButton, this.result, this.table, el("p", { class: "count", text: t("versions.help") })));
-		// A press on what is beside the panel closes it.
+		// A press on what is beside the panel closes it
 		this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
 	}
 
-	/** Draws what the status says; reads the lists again when a deploy has begun or ended. */
+	// Draws what the status says; reads the lists again when a deploy has begun or ended
 	follow() {
 		const { serving, since, target, unloaded, attempt } = this.state;
 		const now = JSON.stringify([serving, since, target, unloaded, attempt?.version, attempt?.state, attempt?.started]);
@@ -100,12 +100,12 @@ class Panel {
 			if (!this.rows.has(name)) this.rows.set(name, makeRow(name, () => this.deploy(name)));
 			const row = this.rows.get(name);
 			drawRow(row, { version, alias: ALIAS, state: this.state, attempt: this.attemptOf(name), busy: this.busy });
-			// Only where it is not there already: to move an element takes the focus from what is in it.
+			// Only where it is not there already: to move an element takes the focus from what is in it
 			if (this.table.children[index] !== row.element) this.table.insertBefore(row.element, this.table.children[index] ?? null);
 		});
 	}
 
-	// The attempt that runs is in the status before it is in the list.
+	// The attempt that runs is in the status before it is in the list
 	attemptOf(name) {
 		const { attempt } = this.state;
 		if (attempt?.version === name) return attempt;
@@ -136,7 +136,7 @@ class Panel {
 		} catch (error) {
 			const { version } = error.body?.reason ?? {};
 			const { serving } = this.state;
-			// The reason is in the version's row: here it says what matters most.
+			// The reason is in the version's row: here it says what matters most
 			this.say(version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true);
 		}
 		this.busy = false;

@@ -1,4 +1,4 @@
-// A list (a strip or a grid) of any length of which only what is seen is in the document.
+// A list (a strip or a grid) of any length of which only what is seen is in the document
 
 const SETTLE_MS = 70;
 const AHEAD = 20; // lines before the end at which more is asked for
@@ -38,7 +38,7 @@ export class VirtualList {
 		return this.size.side + this.size.gap;
 	}
 
-	/** Shows another number of items; `added` of them came in before the others, which stay where they are seen. */
+	// Shows another number of items; `added` of them came in before the others, which stay where they are seen
 	setCount(count, added = 0) {
 		this.count = count;
 		if (!this.measure()) return;
@@ -48,7 +48,7 @@ export class VirtualList {
 		this.render();
 	}
 
-	/** Draws now: adds the items that came into view, takes out those that left it. */
+	// Draws now: adds the items that came into view, takes out those that left it
 	render() {
 		cancelAnimationFrame(this.frame);
 		this.frame = 0;
@@ -62,7 +62,7 @@ export class VirtualList {
 		for (let index = first; index < end; index++) wanted.set(keyOf(index), index);
 		if (indexOf(this.active) < 0) this.active = this.count ? keyOf(Math.min(first, this.count - 1)) : null;
 		for (const [key, item] of this.items) {
-			// An item with the focus stays while it exists: without it the keyboard would start at the top again.
+			// An item with the focus stays while it exists: without it the keyboard would start at the top again
 			if (wanted.has(key) || (item.contains(document.activeElement) && indexOf(key) >= 0)) continue;
 			item.remove();
 			this.items.delete(key);
@@ -74,7 +74,7 @@ export class VirtualList {
 		if (end + columns * AHEAD >= this.count) this.options.onEnd();
 	}
 
-	/** Brings an item into view and, with `focus`, gives it the focus. */
+	// Brings an item into view and, with `focus`, gives it the focus
 	reveal(index, focus = false) {
 		if (index < 0 || index >= this.count || !this.measure()) return;
 		this.active = this.options.keyOf(index);
@@ -98,7 +98,7 @@ export class VirtualList {
 		item.setAttribute("aria-posinset", index + 1);
 		item.querySelector(".thumb").tabIndex = key === this.active ? 0 : -1;
 		this.options.update(item, index);
-		// In the list's order, so that a screen reader and Tab meet them as they are seen.
+		// In the list's order, so that a screen reader and Tab meet them as they are seen
 		const expected = previous ? previous.nextSibling : this.list.firstChild;
 		if (expected !== item) this.list.insertBefore(item, expected);
 		return item;
