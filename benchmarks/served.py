@@ -79,6 +79,11 @@ class Server:
             time.sleep(pause)
         raise ServerError(f"waited {deadline:.0f} s until {what}: {self.last_words()}")
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return "http://{}:{}".format(*self._address)
+
     def last_words(self) -> str:
         """Return the end of its log."""
         return self.log.read_text()[-1500:]
