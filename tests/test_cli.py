@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,17 @@ def test_check_reports_whether_a_version_would_serve(models):
     bad = zwatch("check", models / "v2", "--device", "cpu", "--json")
     assert bad.returncode == 1
     assert "seal" in json.loads(bad.stdout)["findings"][0]
+
+
+def test_the_installed_command_loads_a_version_from_any_directory(models, tmp_path):
+    installed = Path(sys.executable).with_name("zwatch")
+    if not installed.exists():
+        pytest.skip("zwatch is not installed in this environment")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [installed, "check", models / "v1", "--device", "cpu"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    assert found.returncode == 0, found.stderr
+    assert "would serve" in found.stdout
 
 
 def test_check_of_a_version_without_a_seal_does_not_import_torch(models):

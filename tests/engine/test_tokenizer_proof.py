@@ -1,6 +1,8 @@
 """A tokenizer that never ends, or needs all memory, is refused before the service itself reads it."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +155,13 @@ def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tok
     assert found == code
     assert Rejection(found, reason).retry is Retry.BACKOFF
     assert words in reason
+
+
+def test_a_proof_needs_no_path_to_zwatch_as_with_an_editable_install(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer_proof, "_proved", set())
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "zwatch").is_dir()])
+    tokenizer_proof.prove(str(tokenizer))
+    assert tokenizer_proof._digest(str(tokenizer)) in tokenizer_proof._proved
 
 
 def test_compiling_a_template_is_not_counted_as_its_steps(tokenizer, factory, models, monkeypatch):

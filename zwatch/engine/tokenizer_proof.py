@@ -39,6 +39,7 @@ MOST_STEPS = 500_000
 character of the longest prompt takes a tenth of that."""
 PROMPTS = ("a cat wearing sunglasses", "ab \n" * 2500)
 """What is rendered and encoded: the warm-up's prompt, and one as long as a request's may be."""
+_PACKAGE_ROOT = str(Path(__file__).parents[2])
 _TOO_LONG, _TOO_LARGE = 3, 4
 _TEMPLATE_FILE = "<template>"
 """What jinja calls the file of a template's code."""
@@ -80,7 +81,8 @@ def prove(folder: str) -> None:
     """
     if (digest := _digest(folder)) in _proved:
         return
-    sent = json.dumps({"path": sys.path, "folder": folder})
+    # An editable install is found by an import hook of this process, not on its path.
+    sent = json.dumps({"path": [*sys.path, _PACKAGE_ROOT], "folder": folder})
     program = f"import json, sys; given = json.load(sys.stdin); sys.path[:] = given['path']; from {__name__} import try_out; try_out(given['folder'])"
     try:
         ended = subprocess.run(
