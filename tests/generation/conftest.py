@@ -1,4 +1,4 @@
-"""What the tests of generation share: a bridge, and an engine that needs no model."""
+"""What the tests of generation share: a clock, a bridge, an engine that needs no model, and a queue that uses it."""
 
 import asyncio
 import threading
@@ -6,9 +6,22 @@ import threading
 import pytest
 from PIL import Image
 
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, Pulse
 from zwatch.engine.pipeline import Generation
 from zwatch.errors import GenerationCancelled
+from zwatch.generation.finish import Finisher
+from zwatch.generation.queue import GenerationQueue
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import VersionKey
+
+V1 = VersionKey("v1", "1" * 64)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 class FakeEngine:
@@ -61,6 +74,11 @@ class FakeEngine:
 
 
 @pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
 def engine():
     return FakeEngine()
 
@@ -70,3 +88,36 @@ async def bridge():
     made = Bridge()
     yield made
     await asyncio.to_thread(made.close)
+
+
+@pytest.fixture
+def engines(engine):
+    made = EngineRegistry()
+    made.admit(V1, engine)
+    made.promote("current", V1)
+    return made
+
+
+@pytest.fixture
+async def start(engines, engine, bridge):
+    """Return a function that starts a queue, without a history unless one is given."""
+    tasks = []
+
+    def started(finisher=None, *, history=None, limit=8, max_work=600.0, aliases=("current",)):
+        queue = GenerationQueue(
+            engines,
+            bridge,
+            finisher or Finisher(bridge, history),
+            aliases,
+            limit=limit,
+            max_work=max_work,
+            changes=Pulse(),
+        )
+        tasks.append(asyncio.create_task(queue.run()))
+        return queue
+
+    yield started
+    engine.resume()  # the bridge waits for what runs
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,18 +10,6 @@ from zwatch.generation.job_store import KEEP_SECONDS, JobStore
 from zwatch.generation.request import parse_generate
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def jobs(clock):
     return JobStore(clock)

@@ -1,23 +1,9 @@
 """How long jobs can be found."""
 
-import pytest
-
 from zwatch.errors import RequestError
 from zwatch.generation.job import Finished, Job, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import parse_generate
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def added(jobs, *, keeps_files=True):

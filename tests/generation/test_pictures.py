@@ -6,19 +6,15 @@ import threading
 import pytest
 from PIL import Image
 
-from zwatch.bridge import Pulse
+from tests.generation.conftest import V1
 from zwatch.engine.pipeline import GenerationParameters
 from zwatch.generation import pictures as module
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.image_files import encode
 from zwatch.generation.job import Job, JobState
-from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import parse_generate
-from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import VersionKey
 
-V1 = VersionKey("v1", "1" * 64)
 DEADLINE = 10.0
 
 
@@ -27,34 +23,6 @@ async def history(bridge, tmp_path):
     made = History(bridge, tmp_path / "out", None, None)
     await made.open()
     return made
-
-
-@pytest.fixture
-def engines(engine):
-    made = EngineRegistry()
-    made.admit(V1, engine)
-    made.promote("current", V1)
-    return made
-
-
-@pytest.fixture
-async def start(engines, engine, bridge):
-    """Return a function that starts a queue with a history, or without."""
-    tasks = []
-
-    def started(history):
-        finisher = Finisher(bridge, history)
-        queue = GenerationQueue(
-            engines, bridge, finisher, ("current",), limit=8, max_work=600.0, changes=Pulse()
-        )  # fmt: skip
-        tasks.append(asyncio.create_task(queue.run()))
-        return queue
-
-    yield started
-    engine.resume()  # the bridge waits for what runs
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def submit(queue, **fields):
@@ -73,7 +41,7 @@ async def names_in(history):
 
 
 async def test_a_picture_is_stored_and_listed_while_the_device_makes_the_next(start, history, engine):
-    queue = start(history)
+    queue = start(history=history)
     engine.hold_before = 5
     job = submit(queue)
     await has_pictures(job, 2)
@@ -87,7 +55,7 @@ async def test_a_picture_is_stored_and_listed_while_the_device_makes_the_next(st
 
 
 async def test_a_cancelled_job_keeps_the_pictures_it_made_and_the_version_counts_them(start, history, engine, engines):
-    queue = start(history)
+    queue = start(history=history)
     engine.hold_before = 5
     job = submit(queue)
     await has_pictures(job, 2)
@@ -102,7 +70,7 @@ async def test_a_cancelled_job_keeps_the_pictures_it_made_and_the_version_counts
 
 
 async def test_without_a_history_a_cancelled_job_itself_keeps_them(start, engine):
-    queue = start(None)
+    queue = start()
     engine.hold_before = 3
     job = submit(queue)
     await has_pictures(job, 1)
@@ -112,7 +80,7 @@ async def test_without_a_history_a_cancelled_job_itself_keeps_them(start, engine
 
 
 async def test_a_job_that_fails_later_keeps_the_pictures_it_made(start, history, engine):
-    queue = start(history)
+    queue = start(history=history)
     engine.hold_before = 3
     job = submit(queue)
     await has_pictures(job, 1)
@@ -199,7 +167,7 @@ async def test_a_picture_that_cannot_be_encoded_fails_its_job_and_the_others_are
         return encode(made, *others)
 
     monkeypatch.setattr(module, "encode", failing)
-    job = submit(start(history))
+    job = submit(start(history=history))
     async with asyncio.timeout(DEADLINE):
         while not job.state.is_final:
             await job.changes.wait()
@@ -208,7 +176,7 @@ async def test_a_picture_that_cannot_be_encoded_fails_its_job_and_the_others_are
 
 
 async def test_writing_counts_only_after_the_device_is_done(start, history):
-    finished = await submit(start(history)).result()
+    finished = await submit(start(history=history)).result()
     spent = finished.timings
     assert spent["write"] <= spent["total"]
     assert spent.keys() == {"queue", "encode", "denoise", "decode", "write", "total"}

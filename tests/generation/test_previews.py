@@ -6,17 +6,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from tests.generation.conftest import Clock
 from zwatch.bridge import Bridge
 from zwatch.generation.job import Job
 from zwatch.generation.previews import SHARE, PreviewBudget, PreviewCost, StepReporter
 from zwatch.generation.request import parse_generate
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 def test_previews_stay_within_their_share_of_the_run():

@@ -6,57 +6,21 @@ import threading
 import pytest
 import torch
 
-from tests.generation.conftest import FakeEngine
-from zwatch.bridge import Pulse
+from tests.generation.conftest import V1, FakeEngine
 from zwatch.errors import RequestError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.job import JobState
-from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import parse_generate
-from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
 
-V1, V2 = VersionKey("v1", "1" * 64), VersionKey("v2", "2" * 64)
+V2 = VersionKey("v2", "2" * 64)
 STOPPING = RequestError("shutting_down", "the service stops")
 DEADLINE = 10.0
 
 
 def request(prompt="a cat", **fields):
     return parse_generate({"prompt": prompt, "width": 16, "height": 16, "steps": 2, "seed": 1, **fields})
-
-
-@pytest.fixture
-def engines(engine):
-    made = EngineRegistry()
-    made.admit(V1, engine)
-    made.promote("current", V1)
-    return made
-
-
-@pytest.fixture
-async def start(engines, engine, bridge):
-    """Return a function that starts a queue."""
-    tasks = []
-
-    def started(finisher=None, limit=8, max_work=600.0, aliases=("current",)):
-        queue = GenerationQueue(
-            engines,
-            bridge,
-            finisher or Finisher(bridge, None),
-            aliases,
-            limit=limit,
-            max_work=max_work,
-            changes=Pulse(),
-        )
-        tasks.append(asyncio.create_task(queue.run()))
-        return queue
-
-    yield started
-    engine.resume()  # the bridge waits for what runs
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.fixture
