@@ -58,11 +58,11 @@ def remove_leftovers(directory: Path, name: str) -> None:
             os.unlink(path)
 
 
-def put_aside(path: Path) -> str | None:
+def put_aside(path: Path, suffix: str = "bad") -> str | None:
     """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name which it
     cannot replace. Return its new name, None if it cannot be renamed."""
-    for suffix in ("bad", *(f"bad-{number}" for number in range(1, 10))):
-        aside = path.with_name(f"{path.name}.{suffix}")
+    for ending in (suffix, *(f"{suffix}-{number}" for number in range(1, 10))):
+        aside = path.with_name(f"{path.name}.{ending}")
         try:
             path.replace(aside)
         except OSError:

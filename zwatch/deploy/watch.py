@@ -148,8 +148,8 @@ class _Emitter(EventEmitter):
 
     watchdog's own emitter makes Python objects of every event, adds a watch for each subdirectory, and keeps to the
     directories that had the names when it started. This one empties the queue, and reports at most once in `pause` seconds,
-    unless one of `names` (each with what is before and after it in an event) is among the events: thousands of others cost as much as one, and
-    events that do not fit into the queue are not missed.
+    unless one of `names` (each with what is before and after it in an event) is among the events: thousands of others cost as
+    much as one, and events that do not fit into the queue are not missed.
     """
 
     def __init__(self, queue: EventQueue, watch: ObservedWatch, pause: float, names: Sequence[bytes]) -> None:

@@ -140,7 +140,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
                 {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
             )
         tags = image.getexif().get_ifd(_EXIF_IFD)
-    note = _object(_text(tags.get(_MAKER_NOTE)))
+    note = json_object(_text(tags.get(_MAKER_NOTE)))
     request = note.get("request")
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
@@ -152,7 +152,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     """Return the details in the text chunks of a PNG."""
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
-        _object(texts.get("zwatch_request", "")),
+        json_object(texts.get("zwatch_request", "")),
     )  # fmt: skip
 
 
@@ -167,10 +167,11 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: Any) -> dict[str, Any]:
+    """Return the JSON object in a text; empty if it is no text, or has none."""
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

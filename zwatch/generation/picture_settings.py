@@ -1,7 +1,6 @@
 """The settings in an image file of zwatch, AUTOMATIC1111 or ComfyUI, as far as a request can have them."""
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired
 
@@ -11,7 +10,7 @@ from typing_extensions import TypedDict
 from zwatch.errors import RequestError
 from zwatch.generation.comfyui import graph_of_workflow, settings_of_graph
 from zwatch.generation.fields import invalid
-from zwatch.generation.image_details import Details, exif_texts, read_details
+from zwatch.generation.image_details import Details, exif_texts, json_object, read_details
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
 from zwatch.generation.request import parse_generate
@@ -139,18 +138,10 @@ def _graphs(file: bytes) -> dict[str, Any]:
             return _objects((name, str(image.info[name])) for name in _GRAPHS if name in image.info)
         texts = exif_texts(image)
     pairs = [(name, text) for text in texts for name, _, text in [text.partition(":")]]
-    together = [pair for text in texts for pair in _object(text).items()]
+    together = [pair for text in texts for pair in json_object(text).items()]
     return _objects([(name.strip().lower(), text) for name, text in pairs]) or _objects(together)
 
 
 def _objects(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found = {name: value if isinstance(value, dict) else _object(value) for name, value in pairs if name in _GRAPHS}
+    found = {name: value if isinstance(value, dict) else json_object(value) for name, value in pairs if name in _GRAPHS}
     return {name: found[name] for name in _GRAPHS if found.get(name)}
-
-
-def _object(text: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

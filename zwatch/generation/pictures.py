@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
@@ -57,15 +58,16 @@ class Pictures:
         self._begun(task)
 
     async def written(self) -> tuple[Picture, ...]:
-        """Wait until none is being stored any more, and return them in the order of their seeds. One that the history could not store, or
-        has deleted again, has no name.
+        """Wait until none is being stored any more, and return them in the order of their seeds. One that the history could not
+        store, or has deleted again, has no name.
 
         Raises:
             MemoryError: there is not enough memory for a file.
         """
         if self._writing:
             await asyncio.wait(self._writing)
-        return tuple(self._still_named(task.result()) for task in self._writing)
+        pictures = [task.result() for task in self._writing]
+        return tuple(replace(picture, name=self._job.stored_name(picture)) for picture in pictures)
 
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
         asked, name = self._job.request, None
@@ -78,8 +80,3 @@ class Pictures:
         picture = Picture(seed, file, name)
         self._job.add_picture(picture)
         return picture
-
-    def _still_named(self, picture: Picture) -> Picture:
-        if picture.name is None or (self._history is not None and self._history.has(picture.name)):
-            return picture
-        return Picture(picture.seed, picture.file, None)

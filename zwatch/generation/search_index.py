@@ -15,13 +15,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
+from zwatch.deploy.durable import put_aside
 from zwatch.generation.kept_image import read_kept_image
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_DAMAGED = ".damaged"
+_DAMAGED = "damaged"
 _SCHEMA = 1
 _TABLE = """
     CREATE TABLE images (name TEXT PRIMARY KEY, size INTEGER NOT NULL, version TEXT, seed INTEGER, prompt TEXT NOT NULL)
@@ -266,8 +267,4 @@ def _put_aside(file: Path) -> bool:
     for suffix in ("-wal", "-shm", "-journal"):
         with suppress(OSError):
             Path(f"{file}{suffix}").unlink(missing_ok=True)
-    try:
-        file.replace(f"{file}{_DAMAGED}")
-    except OSError:
-        return False
-    return True
+    return put_aside(file, _DAMAGED) is not None
