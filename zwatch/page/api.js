@@ -1,5 +1,7 @@
 // Calls of the server's API
 
+import { reasoned } from "./i18n.js";
+
 const NAME = "zwatch.client";
 
 // This browser's name towards the server, under which its jobs are found again when the page is opened again
@@ -29,11 +31,14 @@ export function setTokenPrompt(prompt) {
 	askToken = prompt;
 }
 
-function login() {
+async function login() {
+	dispatchEvent(new Event("locked")); // until the token is given
 	asking ??= askToken().finally(() => {
 		asking = null;
 	});
-	return asking;
+	const isIn = await asking;
+	if (isIn) dispatchEvent(new Event("unlocked"));
+	return isIn;
 }
 
 // Calls the server and returns its JSON. A body that is a Blob is sent as it is, anything else as JSON
@@ -50,7 +55,7 @@ async function send(method, path, body) {
 	try {
 		return await fetch(path, { method, headers, body: body === undefined || isFile ? body : toJson(body) });
 	} catch (error) {
-		throw new ApiError(error.message, { code: "unreachable" });
+		throw new ApiError(reasoned("unreachable", error.message), { code: "unreachable" });
 	}
 }
 
@@ -65,7 +70,7 @@ async function read(response) {
 	if (response.ok && body !== null) return body;
 	const error = body?.error ?? {};
 	const seconds = Number(response.headers.get("Retry-After"));
-	throw new ApiError(error.message ?? `${response.status} ${response.statusText}`, {
+	throw new ApiError(reasoned(error.code, error.message ?? `${response.status} ${response.statusText}`), {
 		code: error.code, param: error.param ?? null, status: response.status, retryAfter: seconds || null, body,
 	});
 }

@@ -1,6 +1,6 @@
 // The page's language: strings by key, numbers and times; a test checks that both languages are complete
 
-import strings from "./strings.js";
+import strings, { reasons } from "./strings.js";
 import stringsGallery from "./strings-gallery.js";
 
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
@@ -20,6 +20,9 @@ export function t(key, parameters = {}) {
 	const [one, other = one] = (texts[key]?.[place] ?? key).split("|");
 	return (parameters.count === 1 ? one : other).replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
 }
+
+// Returns the server's sentence; in Chinese after what its `code` means
+export const reasoned = (code, sentence) => (place && reasons[code] ? `${reasons[code]}：${sentence}` : sentence);
 
 // Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
 export function applyTo(root) {

@@ -1,6 +1,6 @@
 // The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself
 
-import { ApiError, call, clientId, fromJson } from "./api.js";
+import { call, clientId, fromJson } from "./api.js";
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 4000;
@@ -41,23 +41,18 @@ export function follow(store) {
 	function lost() {
 		// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
 		source.close();
-		if (store.get("connection") !== "lost") check();
 		store.set("connection", "lost");
 		timer = setTimeout(connect, delay);
 		delay = Math.min(delay * 2, LONGEST_DELAY);
+		// It does not say why it failed: a call does, and asks for the token if that is the reason
+		call("GET", "/status").catch(() => {});
 	}
 
-	// An EventSource does not say why it failed: a call does, if the server wants its token
-	async function check() {
-		try {
-			await call("GET", "/status");
-		} catch (error) {
-			if (!(error instanceof ApiError)) throw error;
-			return;
-		}
-		connect();
-	}
-
+	addEventListener("locked", () => {
+		clearTimeout(timer);
+		store.set("connection", "locked");
+	});
+	addEventListener("unlocked", connect);
 	addEventListener("online", connect);
 	connect();
 }
