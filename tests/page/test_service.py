@@ -153,3 +153,37 @@ async def test_a_login_in_one_tab_serves_the_others(guarded, new_page):
     for tab in (page, other):
         await expect(tab.get_by_role("dialog")).to_have_count(0)
         await expect(status(tab)).to_contain_text("Model: v1 ·")
+
+
+async def test_a_prompt_for_the_token_that_was_cancelled_can_be_tried_again(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401")
+    dialog = page.get_by_role("dialog", name="Token")
+    await expect(dialog).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(status(page)).to_contain_text("The server asks for its token")
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("asked again")
+    await button(page).click()
+    await expect(dialog).to_be_visible()
+    await page.keyboard.press("Escape")
+    await status(page).get_by_role("button", name="Token").click()
+    await dialog.get_by_label("Token").fill("open sesame")
+    await page.keyboard.press("Enter")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(status(page)).not_to_contain_text("token")
+
+
+async def test_a_restart_that_ended_the_session_asks_for_the_token(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401", *GONE)
+    dialog = page.get_by_role("dialog", name="Token")
+    await dialog.get_by_label("Token").fill("open sesame")
+    await page.keyboard.press("Enter")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    (guarded.models.parent / "token").write_text("open barley\n")
+    await guarded.restart()
+    await dialog.get_by_label("Token").fill("open barley")
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_have_count(0)
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(status(page)).not_to_contain_text("does not answer")

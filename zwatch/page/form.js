@@ -46,7 +46,7 @@ export function initForm(ctx) {
 	const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
 	const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
 	const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
-	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", title: t("seed.next"), "aria-label": t("seed.next") });
+	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", label: t("seed.next") });
 	const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
 	const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
 		el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));

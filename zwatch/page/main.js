@@ -3,7 +3,7 @@
 import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
 import { askForToken, confirm } from "./dialogs.js";
-import { byId, el, setText } from "./dom.js";
+import { byId, front, setText } from "./dom.js";
 import { initDrop } from "./drop.js";
 import { initForm } from "./form.js";
 import { initGallery } from "./gallery.js";
@@ -25,13 +25,16 @@ const store = createStore({
 	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
+const announcer = byId("announcer");
+
 function announce(text) {
-	setText(byId("announcer"), "");
-	setTimeout(() => setText(byId("announcer"), text), 50);
+	setText(announcer, "");
+	front().append(announcer);
+	setTimeout(() => setText(announcer, text), 50);
 }
 
-// `actions` is filled by the modules below; gallery.js, compare.js, versions.js and drop.js add their own
-const ctx = { store, api: { call }, t: i18n.t, i18n, el, announce, confirm, actions: {} };
+// `actions` is filled by the modules below; gallery.js, compare.js and drop.js add their own
+const ctx = { store, api: { call }, t: i18n.t, announce, confirm, actions: {} };
 
 initSettings(ctx);
 initForm(ctx);

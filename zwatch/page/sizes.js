@@ -53,7 +53,7 @@ export function sizeRow({ store, t, actions }, change) {
 		const preset = presets.find(({ ratio }) => matches(ratio));
 		const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
 		change({ width, height, side });
-	}, { class: "small", title, "aria-label": title });
+	}, { class: "small", label: title });
 	const half = scale(0.5, "÷2", t("size.half"));
 	const twice = scale(2, "×2", t("size.twice"));
 

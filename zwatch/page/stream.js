@@ -5,46 +5,43 @@ import { call, clientId, fromJson } from "./api.js";
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 4000;
 
-const altered = (status, alias, changes) => ({ ...status, aliases: { ...status?.aliases, [alias]: { ...status?.aliases?.[alias], ...changes } } });
+const alter = (status, alias, changes) => ({ ...status, aliases: { ...status.aliases, [alias]: { ...status.aliases[alias], ...changes } } });
 
-// The value that each event changes, and how
-const EVENTS = {
-	connection: ["connection", (old, connection) => connection],
-	status: ["status", (old, status) => status],
-	serving: ["status", (status, serving) => ({ ...status, serving })],
-	queue: ["status", (status, queue) => ({ ...status, queue })],
-	alias: ["status", (status, { alias, ...state }) => altered(status, alias, state)],
-	attempt: ["status", (status, attempt) => (attempt ? altered(status, attempt.alias, { attempt }) : status)],
-	history: ["status", (status, history) => ({ ...status, history: { ...status?.history, ...history } })],
-	jobs: ["jobs", (known, { jobs }) => reconciled(known, jobs)],
-	job: ["jobs", merged],
+// The status after each event
+const STATUS = {
+	status: (old, status) => status,
+	serving: (status, serving) => ({ ...status, serving }),
+	queue: (status, queue) => ({ ...status, queue }),
+	alias: (status, { alias, ...state }) => alter(status, alias, state),
+	attempt: (status, attempt) => (attempt ? alter(status, attempt.alias, { attempt }) : status),
+	history: (status, history) => ({ ...status, history: { ...status.history, ...history } }),
 };
+// The jobs after each event
+const JOBS = { jobs: (known, { jobs }) => reconciled(known, jobs), job: merged };
 
-export function apply(store, event, data) {
-	const [key, next] = EVENTS[event];
-	store.set(key, next(store.get(key), data));
-}
-
-// Follows the server's events for as long as the page is open: through the worker that all tabs share, where there are workers
+// Follows the server's events for as long as the page is open: by the worker that all tabs share, if the browser has such
 export function follow(store) {
-	let connect;
+	let say;
 
 	function take(event, data) {
-		const isNews = event === "connection" && data !== store.get(event);
-		apply(store, event, data);
-		if (isNews && data === "lost") check();
-		// Somebody has logged in, in another tab perhaps
-		if (isNews && data === "open") document.getElementById("token")?.closest("dialog").close("ok");
+		if (event in STATUS) store.set("status", STATUS[event](store.get("status"), data));
+		else if (event in JOBS) store.set("jobs", JOBS[event](store.get("jobs"), data));
+		else store.set(event, data);
+		// A stream does not say why it failed: a call does, and asks for the token if that is the reason
+		if (data === "lost" && !document.hidden) call("GET", "/status").catch(() => {});
+		// The token was given, perhaps in another tab
+		if (data === "open") document.querySelector("[type=password]")?.closest("dialog").close("ok");
 	}
 
-	// An EventSource does not say why it failed: a call does, if the server wants its token
-	const check = () => call("GET", "/status").then(() => connect(), () => {});
+	function followAlone() {
+		const stream = createStream(clientId, take);
+		say = (word) => stream[word]?.();
+		say("connect");
+	}
 
-	const followAlone = () => ({ connect } = createStream(clientId, take));
 	try {
-		const worker = new SharedWorker("/page/worker.js", { type: "module", name: clientId });
-		const say = (word) => worker.port.postMessage(word);
-		connect = () => say("connect");
+		const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: clientId });
+		say = (word) => worker.port.postMessage(word);
 		worker.port.onmessage = ({ data }) => take(...data);
 		worker.addEventListener("error", followAlone, { once: true });
 		addEventListener("pagehide", () => say("leave"));
@@ -53,20 +50,23 @@ export function follow(store) {
 	} catch {
 		followAlone();
 	}
+	addEventListener("locked", () => say("lock"));
+	addEventListener("unlocked", () => say("connect"));
 }
 
-/**
- * Connects to the server's events, and again whenever they end. `take(event, data)` gets them, and as "connection" whether
- * the stream is "open" or "lost". Returns {connect(), close()}.
- */
+// Makes a stream that begins again when it ends. `take(event, data)` gets its events, and "connection": "open", "lost" or "locked"
 export function createStream(client, take) {
 	let source = null;
 	let delay = FIRST_DELAY;
 	let timer = 0;
 
-	function connect() {
+	function close() {
 		clearTimeout(timer);
-		if (source?.readyState < EventSource.CLOSED) return;
+		source?.close();
+	}
+
+	function connect() {
+		close();
 		source = new EventSource(`/events?client=${client}`);
 		source.addEventListener("open", () => {
 			delay = FIRST_DELAY;
@@ -79,20 +79,16 @@ export function createStream(client, take) {
 			delay = Math.min(delay * 2, LONGEST_DELAY);
 			take("connection", "lost");
 		});
-		for (const event of Object.keys(EVENTS)) source.addEventListener(event, (message) => take(event, fromJson(message.data)));
+		for (const event in { ...STATUS, ...JOBS }) source.addEventListener(event, (message) => take(event, fromJson(message.data)));
 	}
 
-	function close() {
-		clearTimeout(timer);
-		source.close();
-	}
-
-	addEventListener("online", () => {
+	function lock() {
 		close();
-		connect();
-	});
-	connect();
-	return { connect, close };
+		take("connection", "locked");
+	}
+
+	addEventListener("online", connect);
+	return { connect, close, lock };
 }
 
 // Returns the jobs with one of them in its new state. An event without a preview keeps the last preview, until the end
