@@ -55,6 +55,7 @@ async def test_a_deploy_and_a_roll_back_move_the_link_that_is_chosen(page, serve
     await expect(panel).to_contain_text("v2 has served since ")
     await expect(row(panel, "v2")).to_contain_text("Serving")
     assert [(server.models / name).readlink().name for name in ("current", "canary")] == ["v1", "v2"]
+    await expect(row(panel, "v1")).not_to_contain_text("canary → v1")
     await panel.get_by_role("combobox", name="Link").select_option("current")
     await expect(row(panel, "v1")).to_contain_text("Serving")
     await expect(row(panel, "v2")).to_contain_text("canary → v2")
@@ -83,7 +84,7 @@ async def test_a_newer_wish_may_be_made_while_a_version_loads(page, server):
     await expect(row(panel, "v2")).to_be_visible()
     await page.route("**/api/deploy", lambda route: None)  # no answer: the version loads for long
     await answered(panel, row(panel, "v2").get_by_role("button", name="Deploy"), "Deploy v2?", "Deploy")
-    await expect(panel).to_contain_text("The version is being verified and loaded…")
+    await expect(panel).to_contain_text("Verifying and loading…")
     await expect(row(panel, "v2").get_by_role("button", name="Deploy")).to_be_enabled()
     await expect(panel.get_by_role("button", name="Roll back")).to_be_enabled()
 
@@ -187,3 +188,11 @@ async def test_axe_has_no_serious_findings_in_any_view(new_page, server, scheme,
     await page.get_by_role("button", name="Generate", exact=True).click()
     found["error"] = await findings(page)
     assert {view: some for view, some in found.items() if some} == {}
+
+
+async def test_a_phone_shows_the_picture_that_was_asked_for(new_page, server):
+    page = await new_page(server.url + "/", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_be_in_viewport()
+    await page.get_by_text("Advanced").tap()
+    await generate(page, "seen on a phone", Seed=5, **SIDES)
+    await expect(page.get_by_role("img", name="Result: seen on a phone")).to_be_in_viewport(ratio=0.99)

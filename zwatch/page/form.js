@@ -125,6 +125,7 @@ export function initForm(ctx) {
 		prompts.add(wanted.prompt);
 		try {
 			const job = await actions.submit(wanted);
+			byId("stage").scrollIntoView({ block: "nearest" }); // on a phone
 			announce(t("job.added", { count: job.position ?? 0 }));
 		} catch (error) {
 			if (error.param in errors) {

@@ -12,7 +12,7 @@ export function initKeys({ actions }) {
 		if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
 		if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
 			event.preventDefault();
-			// A key that is held down is one wish
+			// A held key is one wish
 			if (!event.repeat) actions.generate();
 			return;
 		}

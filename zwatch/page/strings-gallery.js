@@ -67,7 +67,7 @@ versions.link = Link = 链接
 versions.to =  for {alias} = （{alias}）
 versions.deployQuestion = Deploy {version}{to}? It serves once it is loaded; nothing is interrupted. = 部署 {version}{to}？加载后即提供服务，不中断任何任务。
 versions.rollbackQuestion = Roll back to the version that served before{version}{to}? = 回滚到之前提供服务的版本{version}{to}？
-versions.working = The version is being verified and loaded… = 正在校验和加载版本…
+versions.working = Verifying and loading… = 正在校验和加载…
 versions.done = {version} serves now. = {version} 已开始提供服务。
 versions.rejected = {version} is rejected; {serving} goes on serving. = {version} 被拒绝；{serving} 继续提供服务。
 notDone = Not done: {reason} = 未完成：{reason}

@@ -25,18 +25,17 @@ export function makeRow(name, deploy) {
 }
 
 // Brings a row up to date; `state` is that of the alias
-export function drawRow(row, { version, alias, state, attempt }) {
+export function drawRow(row, { version, alias, links, state, attempt }) {
 	const { element, parts } = row;
 	const serves = state.serving === version.name;
-	const isTarget = state.target === version.name;
-	// Of hundreds of versions an event changes one or two
-	const shown = JSON.stringify([version, alias, serves && state, isTarget, attempt]);
+	// Few of hundreds change
+	const shown = JSON.stringify([version, alias, links, serves && state, attempt]);
 	if (row.shown === shown) return;
 	row.shown = shown;
 	const runs = attempt?.state === "LOADING" || attempt?.state === "WARMING";
 	element.classList.toggle("serves", serves);
-	parts.chips.replaceChildren(...chips(version, alias, serves).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
-	parts.deploy.disabled = isTarget && (serves || runs);
+	parts.chips.replaceChildren(...chips(version, serves, links.filter((link) => !serves || link !== alias)).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
+	parts.deploy.disabled = links.includes(alias) && (serves || runs);
 	setText(parts.digest, version.digest);
 	setText(parts.facts, facts(version, serves && state).join(" · "));
 	setText(parts.problem, version.problem === attempt?.reason ? "" : version.problem);
@@ -47,12 +46,12 @@ export function drawRow(row, { version, alias, state, attempt }) {
 	setText(parts.command, `ln -sfn ${version.name} ${alias}`);
 }
 
-function chips(version, alias, serves) {
+function chips(version, serves, links) {
 	return [
 		serves && ["serving", t("versions.isServing")],
 		!serves && version.resident && ["resident", t("versions.isResident")],
 		["", t(version.sealed ? "versions.isSealed" : "versions.isUnsealed")],
-		...version.aliases.filter((name) => !serves || name !== alias).map((name) => ["", `${name} → ${version.name}`]),
+		...links.map((link) => ["", `${link} → ${version.name}`]),
 	].filter(Boolean);
 }
 

@@ -1,4 +1,4 @@
-// The panel of versions: what serves, what attempts came to; Deploy and Roll back, for each link
+// The panel of versions: what serves, what attempts came to; Deploy, Roll back, for each link
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
@@ -110,8 +110,9 @@ class Panel {
 			const row = rows.get(name);
 			// The attempt that runs is in the status before it is in the list
 			const attempt = state.attempt?.version === name ? state.attempt : this.attempts.find((one) => one.version === name && one.alias === alias);
-			drawRow(row, { version, alias, state, attempt });
-			// Only where it is not there already: to move an element takes the focus from what is in it
+			const links = Object.keys(this.aliases).filter((link) => this.aliases[link].target === name);
+			drawRow(row, { version, alias, links, state, attempt });
+			// To move an element takes the focus from what is in it
 			if (table.children[index] !== row.element) table.insertBefore(row.element, table.children[index] ?? null);
 		});
 	}
@@ -146,7 +147,7 @@ class Panel {
 			// The reason is in the version's row: here it says what matters most
 			said = [version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true];
 		}
-		// A newer wish may have been made meanwhile: what became of that is said
+		// The outcome of the newest wish is said
 		if (turn === this.asked && alias === this.alias) this.say(...said);
 		this.readIn(0);
 	}
