@@ -2,18 +2,14 @@
 
 import { reasoned } from "./i18n.js";
 
-const NAME = "zwatch.client";
-
 // This browser's name towards the server, under which its jobs are found again when the page is opened again
 export const clientId = (() => {
 	const fresh = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
 	try {
-		const kept = localStorage.getItem(NAME);
-		if (kept !== null) return kept;
-		localStorage.setItem(NAME, fresh);
+		return (localStorage["zwatch.client"] ??= fresh);
 	} catch {
+		return fresh;
 	}
-	return fresh;
 })();
 
 // The error for an answer that is one, or for no answer at all: {message, code, param, status, retryAfter, body}

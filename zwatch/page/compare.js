@@ -77,7 +77,7 @@ class Comparison {
 	}
 
 	setMode(mode) {
-		for (const button of this.modes) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+		for (const button of this.modes) button.ariaPressed = button.dataset.mode === mode;
 		this.panes.setMode(mode);
 	}
 

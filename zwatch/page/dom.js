@@ -25,7 +25,7 @@ export function el(tag, properties = {}, ...children) {
 	return element;
 }
 
-// The icons, as paths on a grid of 24 x 24, drawn with strokes
+// Strokes on a grid of 24 x 24
 const ICONS = {
 	again: "M4 11a8 8 0 0 1 14-4.5L20 9M20 4v5h-5M20 13a8 8 0 0 1-14 4.5L4 15m0 5v-5h5",
 	bell: "M6 16V11a6 6 0 0 1 12 0v5l2 2H4zM10 21h4",
@@ -40,7 +40,7 @@ const ICONS = {
 	unlock: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 7.5-2",
 };
 
-// Makes an icon; it is hidden from screen readers, so that its button needs a label
+// Makes an icon; its button needs a label
 export function icon(name) {
 	const host = el("i");
 	host.innerHTML = `<svg viewBox="0 0 24 24" class="icon" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
@@ -58,10 +58,8 @@ export function setText(element, text) {
 }
 
 export function show(element, visible) {
-	if (element.hidden === visible) element.hidden = !visible;
+	element.hidden = !visible;
 }
 
 // Whether an event's target takes typed text, so that keys belong to it
-export function isTyping(target) {
-	return target instanceof Element && target.closest("textarea, input:not([type=checkbox]):not([type=range]), select, [contenteditable]") !== null;
-}
+export const isTyping = (target) => Boolean(target.closest?.("textarea, input:not([type=checkbox]):not([type=range]), select, [contenteditable]"));

@@ -146,7 +146,7 @@ export function initForm(ctx) {
 		grow(prompt);
 		grow(negative);
 		lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
-		lock.setAttribute("aria-pressed", String(settings.locked));
+		lock.ariaPressed = settings.locked;
 		seed.classList.toggle("free", !settings.locked);
 	}
 	store.on("settings", render);

@@ -166,7 +166,7 @@ export function initJobs(ctx) {
 
 	function renderBell() {
 		show(bell, "Notification" in window);
-		bell.setAttribute("aria-pressed", String(isBellOn()));
+		bell.ariaPressed = isBellOn();
 	}
 
 	renderBell();

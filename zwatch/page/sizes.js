@@ -69,7 +69,7 @@ export function sizeRow({ store, t, actions }, change) {
 			text.textContent = `${wide}:${high}`;
 			shape.style.width = `${Math.sqrt(wide / high)}rem`;
 			shape.style.height = `${Math.sqrt(high / wide)}rem`;
-			button.setAttribute("aria-pressed", String(matches(ratio)));
+			button.ariaPressed = matches(ratio);
 		}
 		flip.disabled = current()[0] === current()[1];
 		twice.disabled = Math.max(...current()) * 2 > most;

@@ -1,9 +1,7 @@
 // The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself
 
 import { call, clientId, fromJson } from "./api.js";
-
-const FIRST_DELAY = 500;
-const LONGEST_DELAY = 4000;
+import { createStream } from "./worker.js";
 
 const alter = (status, alias, changes) => ({ ...status, aliases: { ...status.aliases, [alias]: { ...status.aliases[alias], ...changes } } });
 
@@ -23,7 +21,8 @@ const JOBS = { jobs: (known, { jobs }) => reconciled(known, jobs), job: merged }
 export function follow(store) {
 	let say;
 
-	function take(event, data) {
+	function take(event, text) {
+		const data = event === "connection" ? text : fromJson(text);
 		if (event in STATUS) store.set("status", STATUS[event](store.get("status"), data));
 		else if (event in JOBS) store.set("jobs", JOBS[event](store.get("jobs"), data));
 		else store.set(event, data);
@@ -52,43 +51,6 @@ export function follow(store) {
 	}
 	addEventListener("locked", () => say("lock"));
 	addEventListener("unlocked", () => say("connect"));
-}
-
-// Makes a stream that begins again when it ends. `take(event, data)` gets its events, and "connection": "open", "lost" or "locked"
-export function createStream(client, take) {
-	let source = null;
-	let delay = FIRST_DELAY;
-	let timer = 0;
-
-	function close() {
-		clearTimeout(timer);
-		source?.close();
-	}
-
-	function connect() {
-		close();
-		source = new EventSource(`/events?client=${client}`);
-		source.addEventListener("open", () => {
-			delay = FIRST_DELAY;
-			take("connection", "open");
-		});
-		source.addEventListener("error", () => {
-			// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
-			close();
-			timer = setTimeout(connect, delay);
-			delay = Math.min(delay * 2, LONGEST_DELAY);
-			take("connection", "lost");
-		});
-		for (const event in { ...STATUS, ...JOBS }) source.addEventListener(event, (message) => take(event, fromJson(message.data)));
-	}
-
-	function lock() {
-		close();
-		take("connection", "locked");
-	}
-
-	addEventListener("online", connect);
-	return { connect, close, lock };
 }
 
 // Returns the jobs with one of them in its new state. An event without a preview keeps the last preview, until the end

@@ -12,7 +12,7 @@ const PERIOD_MS = 2000; // no event tells of a directory that is made, sealed or
 // Makes the button "Versions" open the panel
 export function initVersions(ctx) {
 	const button = byId("versions-button");
-	button.setAttribute("aria-haspopup", "dialog");
+	button.ariaHasPopup = "dialog";
 	button.addEventListener("click", () => new Panel(ctx).start());
 }
 
