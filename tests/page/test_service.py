@@ -102,3 +102,88 @@ async def test_the_token_is_asked_for_once(guarded, new_page):
     await page.reload()
     await expect(status(page)).to_contain_text("Model: v1 ·")
     await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+async def streams(service):
+    """Return how many event streams have ended."""
+    async with service.http.get(service.url + "/metrics") as response:
+        lines = re.findall(r'zwatch_http_requests_total\{[^}]*route="/events"[^}]*\} (\S+)', await response.text())
+    return sum(float(line) for line in lines)
+
+
+async def test_ten_tabs_of_a_browser_share_one_event_stream(new_page, server):
+    first = await new_page(server.url + "/")
+    ended = await streams(server)
+    tabs = [first, *[await first.context.new_page() for _ in range(9)]]
+    for tab in tabs[1:]:
+        await tab.goto(server.url + "/")
+    for tab in tabs:
+        await expect(status(tab)).to_contain_text("Model: v1 ·")
+    await generate(tabs[9], "from the tenth tab", Steps=40, Seed=6)
+    for tab in (tabs[0], await first.context.new_page()):  # one that is opened meanwhile knows the job too
+        if tab not in tabs:
+            await tab.goto(server.url + "/")
+        await expect(queue(tab)).to_contain_text("from the tenth tab")
+        await expect(tab.locator("#result")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    assert (await server.post("/api/deploy", {"version": "v2"}))[0] == 200
+    for tab in tabs:
+        await expect(status(tab)).to_contain_text("Model: v2 ·")
+        await expect(caption(tab)).to_contain_text("seed 6 ·")
+    await tabs[0].close()
+    assert (await server.post("/api/deploy", {"version": "v1"}))[0] == 200
+    await expect(status(tabs[9])).to_contain_text("Model: v1 ·")
+    assert await streams(server) == ended
+    await first.context.close()
+    await server.until(lambda: one_ended(server, ended), "the stream of all tabs ends with them")
+
+
+async def one_ended(server, before):
+    return await streams(server) == before + 1
+
+
+async def test_a_login_in_one_tab_serves_the_others(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401")
+    other = await page.context.new_page()
+    await other.goto(guarded.url + "/")
+    for tab in (page, other):
+        await expect(tab.get_by_role("dialog", name="Token")).to_be_visible()
+    await page.get_by_role("textbox", name="Token").fill("open sesame")
+    await page.keyboard.press("Enter")
+    for tab in (page, other):
+        await expect(tab.get_by_role("dialog")).to_have_count(0)
+        await expect(status(tab)).to_contain_text("Model: v1 ·")
+
+
+async def test_a_prompt_for_the_token_that_was_cancelled_can_be_tried_again(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401")
+    dialog = page.get_by_role("dialog", name="Token")
+    await expect(dialog).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(status(page)).to_contain_text("The server asks for its token")
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("asked again")
+    await button(page).click()
+    await expect(dialog).to_be_visible()
+    await page.keyboard.press("Escape")
+    await status(page).get_by_role("button", name="Token").click()
+    await dialog.get_by_label("Token").fill("open sesame")
+    await page.keyboard.press("Enter")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(status(page)).not_to_contain_text("token")
+
+
+async def test_a_restart_that_ended_the_session_asks_for_the_token(guarded, new_page):
+    page = await new_page(guarded.url + "/")
+    page.problems.expect("401", "ERR_SOCKET_NOT_CONNECTED", *GONE)  # pictures are still being read, too
+    dialog = page.get_by_role("dialog", name="Token")
+    await dialog.get_by_label("Token").fill("open sesame")
+    await page.keyboard.press("Enter")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    (guarded.models.parent / "token").write_text("open barley\n")
+    await guarded.restart()
+    await dialog.get_by_label("Token").fill("open barley")
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_have_count(0)
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    await expect(status(page)).not_to_contain_text("does not answer")

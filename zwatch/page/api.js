@@ -1,26 +1,19 @@
 // Calls of the server's API
 
-const NAME = "zwatch.client";
+import { reasoned } from "./i18n.js";
 
 // This browser's name towards the server, under which its jobs are found again when the page is opened again
 export const clientId = (() => {
 	const fresh = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
 	try {
-		const kept = localStorage.getItem(NAME);
-		if (kept !== null) return kept;
-		localStorage.setItem(NAME, fresh);
+		return (localStorage["zwatch.client"] ??= fresh);
 	} catch {
+		return fresh;
 	}
-	return fresh;
 })();
 
-// An answer that is an error, or no answer at all (`status` 0, `code` "unreachable")
-export class ApiError extends Error {
-	constructor(message, { code = "unknown", param = null, status = 0, retryAfter = null, body = null } = {}) {
-		super(message);
-		Object.assign(this, { code, param, status, retryAfter, body });
-	}
-}
+// The error for an answer that is one, or for no answer at all: {message, code, param, status, retryAfter, body}
+const failed = (code, message, details) => Object.assign(new Error(reasoned(code, message)), { code, ...details });
 
 let askToken = async () => false;
 let asking = null;
@@ -29,15 +22,18 @@ export function setTokenPrompt(prompt) {
 	askToken = prompt;
 }
 
-function login() {
+async function login() {
+	dispatchEvent(new Event("locked")); // until the token is given
 	asking ??= askToken().finally(() => {
 		asking = null;
 	});
-	return asking;
+	const isIn = await asking;
+	if (isIn) dispatchEvent(new Event("unlocked"));
+	return isIn;
 }
 
 // Calls the server and returns its JSON. A body that is a Blob is sent as it is, anything else as JSON
-export async function call(method, path, body = undefined) {
+export async function call(method, path, body) {
 	const response = await send(method, path, body);
 	if (response.status === 401 && path !== "/login" && (await login())) return read(await send(method, path, body));
 	return read(response);
@@ -45,12 +41,12 @@ export async function call(method, path, body = undefined) {
 
 async function send(method, path, body) {
 	const headers = { Accept: "application/json", "X-Client-Id": clientId };
-	const isFile = body instanceof Blob;
-	if (body !== undefined && !isFile) headers["Content-Type"] = "application/json";
+	const isJson = body !== undefined && !(body instanceof Blob);
+	if (isJson) headers["Content-Type"] = "application/json";
 	try {
-		return await fetch(path, { method, headers, body: body === undefined || isFile ? body : toJson(body) });
+		return await fetch(path, { method, headers, body: isJson ? toJson(body) : body });
 	} catch (error) {
-		throw new ApiError(error.message, { code: "unreachable" });
+		throw failed("unreachable", error.message);
 	}
 }
 
@@ -60,20 +56,18 @@ async function read(response) {
 	try {
 		body = fromJson(text);
 	} catch {
-		// Not from zwatch: a proxy in front of it, for example
+		// From a proxy, for example
 	}
 	if (response.ok && body !== null) return body;
-	const error = body?.error ?? {};
-	const seconds = Number(response.headers.get("Retry-After"));
-	throw new ApiError(error.message ?? `${response.status} ${response.statusText}`, {
-		code: error.code, param: error.param ?? null, status: response.status, retryAfter: seconds || null, body,
-	});
+	const { status, statusText, headers } = response;
+	const { code, message = `${status} ${statusText}`, param } = body?.error ?? {};
+	throw failed(code, message, { param, status, body, retryAfter: Number(headers.get("Retry-After")) || null });
 }
 
 // Parses JSON. A whole number beyond 2^53 (a seed) becomes a string of its digits, because a number would be rounded
 export function fromJson(text) {
 	return JSON.parse(text, (key, value, context) =>
-		typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value,
+		Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value,
 	);
 }
 

@@ -46,7 +46,7 @@ class Comparison {
 		this.modes = ["over", "beside"].map((mode) =>
 			textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
 		const zoomButton = (text, label, factor) =>
-			textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", title: t(label), "aria-label": t(label) });
+			textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", label: t(label) });
 		this.captions = Object.fromEntries(SIDES.map((side) => [side, el("p", { class: `pane-caption ${side}` })]));
 		this.strip = createStrip(() => store.get("rows"), {
 			label: t("compare.list"), isShown: (row) => row.name === this.rows.right?.name,
@@ -77,7 +77,7 @@ class Comparison {
 	}
 
 	setMode(mode) {
-		for (const button of this.modes) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+		for (const button of this.modes) button.ariaPressed = button.dataset.mode === mode;
 		this.panes.setMode(mode);
 	}
 

@@ -74,7 +74,7 @@ function build() {
 	const image = el("img", { class: "detail-image" });
 	const stage = el("div", { class: "detail-stage" }, image);
 	image.addEventListener("click", () => stage.classList.toggle("actual"));
-	const arrow = (text, key) => textButton(text, null, { class: "icon-button", title: t(key), "aria-label": t(key) });
+	const arrow = (text, key) => textButton(text, null, { class: "icon-button", label: t(key) });
 	const [newer, older] = [arrow("‹", "detail.newer"), arrow("›", "detail.older")];
 	const place = el("span", { class: "count" });
 	const prompt = el("p", { class: "detail-prompt" });

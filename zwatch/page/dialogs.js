@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
+import { textButton } from "./parts.js";
 
 // Opens a dialog that is removed when it closes. Returns a promise of its return value ("" if it was dismissed)
 export function open(dialog) {
@@ -16,51 +17,49 @@ export function open(dialog) {
 	});
 }
 
+// Opens a small dialog with a form, whose first element is its name. A button that submits it closes it
+function openForm(...content) {
+	content[0].id = "dialog-name";
+	return open(el("dialog", { class: "question", "aria-labelledby": "dialog-name" }, el("form", { method: "dialog" }, content)));
+}
+
+const buttons = (...content) => el("div", { class: "dialog-buttons" }, content);
+
 export async function confirm(text, okLabel = t("ok")) {
-	const cancel = el("button", { value: "", class: "quiet", text: t("cancel") });
-	const dialog = el("dialog", { class: "question", "aria-labelledby": "question-text" },
-		el("form", { method: "dialog" },
-			el("p", { id: "question-text", text }),
-			el("div", { class: "dialog-buttons" }, cancel, el("button", { value: "ok", class: "primary", text: okLabel }))));
-	return (await open(dialog)) === "ok";
+	return (await openForm(el("p", { text }), buttons(
+		el("button", { value: "", class: "quiet", text: t("cancel") }),
+		el("button", { value: "ok", class: "primary", text: okLabel })))) === "ok";
 }
 
 // Asks for the service's token until it is right. Returns whether the person has logged in
 export async function askForToken() {
-	const input = el("input", { type: "password", id: "token", autocomplete: "current-password", required: true, "aria-describedby": "token-error" });
+	const input = el("input", { type: "password", "aria-labelledby": "dialog-name", autocomplete: "current-password", required: true, "aria-describedby": "token-error" });
 	const error = el("p", { id: "token-error", class: "error", role: "alert" });
-	const form = el("form", {},
-		el("h2", { id: "token-title", text: t("token.title") }),
-		el("p", { text: t("token.text") }),
-		el("label", { for: "token", text: t("token.title") }), input, error,
-		el("div", { class: "dialog-buttons" },
-			el("button", { type: "button", class: "quiet", text: t("cancel"), on: { click: () => dialog.close("") } }),
-			el("button", { class: "primary", text: t("token.ok") })));
-	const dialog = el("dialog", { class: "question", "aria-labelledby": "token-title" }, form);
-	form.addEventListener("submit", async (event) => {
+	const close = (value) => input.closest("dialog").close(value);
+	const opened = openForm(
+		el("h2", { text: t("token.title") }), el("p", { text: t("token.text") }),
+		input, error,
+		buttons(textButton(t("cancel"), () => close(""), { class: "quiet" }), el("button", { class: "primary", text: t("token.ok") })));
+	input.form.addEventListener("submit", async (event) => {
 		event.preventDefault();
 		try {
 			await call("POST", "/login", { token: input.value });
-			dialog.close("ok");
+			close("ok");
 		} catch (failure) {
 			error.textContent = failure.status === 401 ? t("token.wrong") : failure.message;
 			input.select();
 		}
 	});
-	return (await open(dialog)) === "ok";
+	return (await opened) === "ok";
 }
 
 const KEYS = [
-	["Ctrl+Enter", "keys.generate"], ["Esc", "keys.cancel"], ["↑", "keys.prompt"], ["← →", "keys.walk"],
+	["Ctrl+Enter", "generate"], ["Esc", "keys.cancel"], ["↑", "keys.prompt"], ["← →", "keys.walk"],
 	["Enter", "keys.details"], ["/", "keys.search"], ["P", "keys.focus"], ["?", "keys.help"],
 ];
 
 export function showKeys() {
 	if (document.querySelector("dialog[open]")) return;
 	const rows = KEYS.map(([keys, text]) => [el("dt", {}, el("kbd", { text: keys })), el("dd", { text: t(text) })]);
-	const dialog = el("dialog", { class: "question", "aria-labelledby": "keys-title" },
-		el("form", { method: "dialog" },
-			el("h2", { id: "keys-title", text: t("keys") }), el("dl", { class: "keys" }, ...rows),
-			el("div", { class: "dialog-buttons" }, el("button", { class: "primary", text: t("close") }))));
-	open(dialog);
+	openForm(el("h2", { text: t("keys") }), el("dl", { class: "keys" }, ...rows), buttons(el("button", { class: "primary", text: t("close") })));
 }

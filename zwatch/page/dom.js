@@ -1,35 +1,37 @@
 // Making and finding elements. Styles are set by classes or the CSSOM: the Content-Security-Policy allows no inline styles
 
-const SVG = "http://www.w3.org/2000/svg";
-
 export const byId = (id) => document.getElementById(id);
 
+// The dialog in front, or the page: what is outside it is neither clicked nor spoken
+export const front = () => [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+
 /**
- * Makes an element. Properties: `class`, `text`, `on` (event listeners by name), `data` (data attributes); a property of the
- * element is set as such, all else as an attribute. Children that are null or false are left out.
+ * Makes an element. Properties: `class`, `text`, `label` (name and tooltip), `on` (event listeners by name), `data` (data
+ * attributes); a property of the element is set as such, all else as an attribute. Children that are null or false are left out.
  */
 export function el(tag, properties = {}, ...children) {
 	const element = document.createElement(tag);
-	for (const [name, value] of Object.entries(properties ?? {})) {
-		if (value === undefined || value === null || value === false) continue;
+	for (const [name, value] of Object.entries(properties)) {
+		if ((value ?? false) === false) continue;
 		if (name === "class") element.className = value;
 		else if (name === "text") element.textContent = value;
 		else if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
+		else if (name === "label") element.ariaLabel = element.title = value;
 		else if (name === "data") Object.assign(element.dataset, value);
 		else if (name in element && !name.includes("-") && typeof value !== "string") element[name] = value;
 		else element.setAttribute(name, value === true ? "" : value);
 	}
-	element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+	element.append(...children.flat().filter(Boolean));
 	return element;
 }
 
-// The icons, as paths on a grid of 24 x 24, drawn with strokes
+// Strokes on a grid of 24 x 24
 const ICONS = {
 	again: "M4 11a8 8 0 0 1 14-4.5L20 9M20 4v5h-5M20 13a8 8 0 0 1-14 4.5L4 15m0 5v-5h5",
 	bell: "M6 16V11a6 6 0 0 1 12 0v5l2 2H4zM10 21h4",
 	close: "M6 6l12 12M18 6L6 18",
 	copy: "M9 9h11v11H9zM5 15H4V4h11v1",
-	dice: "M5 4h14a1 1 0 0 1 1 1v14a1 1 0 0 1-1 1H5a1 1 0 0 1-1-1V5a1 1 0 0 1 1-1zM8.5 8.5h.01M15.5 8.5h.01M12 12h.01M8.5 15.5h.01M15.5 15.5h.01",
+	dice: "M4 4h16v16H4zM8.5 8.5h.01M15.5 8.5h.01M12 12h.01M8.5 15.5h.01M15.5 15.5h.01",
 	down: "M12 4v12M6 11l6 6 6-6M5 21h14",
 	flip: "M7 4L4 7l3 3M4 7h11a5 5 0 0 1 5 5v1M17 20l3-3-3-3M20 17H9a5 5 0 0 1-5-5v-1",
 	lock: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 8 0v3",
@@ -38,19 +40,16 @@ const ICONS = {
 	unlock: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 7.5-2",
 };
 
-// Makes an icon; it is hidden from screen readers, so that its button needs a label
+// Makes an icon; its button needs a label
 export function icon(name) {
-	const svg = document.createElementNS(SVG, "svg");
-	const path = document.createElementNS(SVG, "path");
-	for (const [key, value] of [["viewBox", "0 0 24 24"], ["class", "icon"], ["aria-hidden", "true"]]) svg.setAttribute(key, value);
-	path.setAttribute("d", ICONS[name]);
-	svg.append(path);
-	return svg;
+	const host = el("i");
+	host.innerHTML = `<svg viewBox="0 0 24 24" class="icon" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
+	return host.firstChild;
 }
 
 // Makes a button with an icon only; the label is its name and its tooltip
 export function iconButton(name, label, onClick, properties = {}) {
-	return el("button", { type: "button", class: "icon-button", title: label, "aria-label": label, on: { click: onClick }, ...properties }, icon(name));
+	return el("button", { type: "button", class: "icon-button", label, on: { click: onClick }, ...properties }, icon(name));
 }
 
 // Sets an element's text, if it is another, so that a live region speaks only what changed
@@ -59,10 +58,8 @@ export function setText(element, text) {
 }
 
 export function show(element, visible) {
-	if (element.hidden === visible) element.hidden = !visible;
+	element.hidden = !visible;
 }
 
 // Whether an event's target takes typed text, so that keys belong to it
-export function isTyping(target) {
-	return target instanceof Element && target.closest("textarea, input:not([type=checkbox]):not([type=range]), select, [contenteditable]") !== null;
-}
+export const isTyping = (target) => Boolean(target.closest?.("textarea, input:not([type=checkbox]):not([type=range]), select, [contenteditable]"));

@@ -46,7 +46,7 @@ export function initForm(ctx) {
 	const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
 	const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
 	const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
-	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", title: t("seed.next"), "aria-label": t("seed.next") });
+	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", label: t("seed.next") });
 	const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
 	const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
 		el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));
@@ -125,6 +125,7 @@ export function initForm(ctx) {
 		prompts.add(wanted.prompt);
 		try {
 			const job = await actions.submit(wanted);
+			byId("stage").scrollIntoView({ block: "nearest" }); // on a phone
 			announce(t("job.added", { count: job.position ?? 0 }));
 		} catch (error) {
 			if (error.param in errors) {
@@ -145,7 +146,7 @@ export function initForm(ctx) {
 		grow(prompt);
 		grow(negative);
 		lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
-		lock.setAttribute("aria-pressed", String(settings.locked));
+		lock.ariaPressed = settings.locked;
 		seed.classList.toggle("free", !settings.locked);
 	}
 	store.on("settings", render);

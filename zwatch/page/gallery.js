@@ -78,7 +78,7 @@ function addTools({ t, store, actions }) {
 	const row = () => shownRow(store);
 	const compare = textButton(t("compare"), () => actions.compare(row()), { class: "small", title: t("compare.title") });
 	const details = textButton(t("detail"), () => actions.open(row().name), { class: "small" });
-	const download = el("a", { class: "icon-button", title: t("detail.download"), "aria-label": t("detail.download") }, icon("down"));
+	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
 	byId("stage-actions").append(compare, details, download, remove);
 	const follow = () => {

@@ -1,6 +1,6 @@
 // The page's language: strings by key, numbers and times; a test checks that both languages are complete
 
-import strings from "./strings.js";
+import strings, { reasons } from "./strings.js";
 import stringsGallery from "./strings-gallery.js";
 
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
@@ -21,12 +21,14 @@ export function t(key, parameters = {}) {
 	return (parameters.count === 1 ? one : other).replace(/\{(\w+)\}/g, (whole, name) => parameters[name] ?? whole);
 }
 
+// Returns the server's sentence; in Chinese after what its `code` means
+export const reasoned = (code, sentence) => (place && reasons[code] ? `${reasons[code]}：${sentence}` : sentence);
+
 // Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
 export function applyTo(root) {
 	document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-	for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
-	for (const [name, attribute] of [["label", "aria-label"], ["title", "title"]]) {
-		for (const element of root.querySelectorAll(`[data-t-${name}]`)) element.setAttribute(attribute, t(element.getAttribute(`data-t-${name}`)));
+	for (const [name, property] of Object.entries({ t: "textContent", "t-label": "ariaLabel", "t-title": "title" })) {
+		for (const element of root.querySelectorAll(`[data-${name}]`)) element[property] = t(element.getAttribute(`data-${name}`));
 	}
 }
 

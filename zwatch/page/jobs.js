@@ -1,8 +1,9 @@
 // The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all
 
 import { byId, el, iconButton, setText, show } from "./dom.js";
-import { has, number, percent } from "./i18n.js";
+import { has, number, percent, reasoned } from "./i18n.js";
 import { textButton } from "./parts.js";
+import { read, write } from "./settings.js";
 import { isUnfinished, merged } from "./stream.js";
 import { toast } from "./toast.js";
 
@@ -55,7 +56,7 @@ export function initJobs(ctx) {
 
 	actions.sentence = (error) => {
 		const key = `error.code.${error.code}`;
-		if (!has(key)) return error.message;
+		if (!has(key)) return error instanceof Error ? error.message : reasoned(error.code, error.message);
 		return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
 	};
 
@@ -153,19 +154,19 @@ export function initJobs(ctx) {
 		}
 	}
 
-	const isBellOn = () => window.Notification?.permission === "granted" && localStorage.getItem(BELL) !== "off";
+	const isBellOn = () => window.Notification?.permission === "granted" && read(BELL) !== "off";
 
 	async function toggleBell() {
 		const wasOn = isBellOn();
 		if (!wasOn && Notification.permission === "default") await Notification.requestPermission();
-		if (Notification.permission === "granted") localStorage.setItem(BELL, wasOn ? "off" : "on");
+		if (Notification.permission === "granted") write(BELL, wasOn ? "off" : "on");
 		toast(t(isBellOn() ? "notify.on" : "notify.off"));
 		renderBell();
 	}
 
 	function renderBell() {
 		show(bell, "Notification" in window);
-		bell.setAttribute("aria-pressed", String(isBellOn()));
+		bell.ariaPressed = isBellOn();
 	}
 
 	renderBell();

@@ -12,11 +12,12 @@ export function initKeys({ actions }) {
 		if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
 		if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
 			event.preventDefault();
-			actions.generate();
+			// A held key is one wish
+			if (!event.repeat) actions.generate();
 			return;
 		}
 		if (event.ctrlKey || event.metaKey || event.altKey) return;
-		if (event.key === "Escape") actions.cancelShown();
+		if (event.key === "Escape") event.repeat || actions.cancelShown();
 		else if (!isTyping(event.target)) useKey(event, actions);
 	});
 }
@@ -29,7 +30,7 @@ function useKey(event, actions) {
 		ArrowLeft: () => actions.walk(-1),
 		ArrowRight: () => actions.walk(1),
 	};
-	const use = uses[event.key];
+	const use = uses[event.key] ?? uses[event.key.toLowerCase()];
 	const isOwn = event.key.startsWith("Arrow") && event.target instanceof Element && event.target.closest("#strip, [role=slider]");
 	if (use === undefined || isOwn) return;
 	event.preventDefault();

@@ -3,7 +3,7 @@
 import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
 import { askForToken, confirm } from "./dialogs.js";
-import { byId, setText } from "./dom.js";
+import { byId, front, setText } from "./dom.js";
 import { initDrop } from "./drop.js";
 import { initForm } from "./form.js";
 import { initGallery } from "./gallery.js";
@@ -25,9 +25,12 @@ const store = createStore({
 	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
 });
 
+const announcer = byId("announcer");
+
 function announce(text) {
-	setText(byId("announcer"), "");
-	setTimeout(() => setText(byId("announcer"), text), 50);
+	setText(announcer, "");
+	front().append(announcer);
+	setTimeout(() => setText(announcer, text), 50);
 }
 
 // The modules below fill `actions`

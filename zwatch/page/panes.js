@@ -123,7 +123,5 @@ function setPicture({ image, label, words }, { url = null, alt = "", text = "", 
 	image.hidden = url === null;
 	image.onload = draw;
 	label.textContent = text;
-	label.hidden = text === "";
 	words.replaceChildren(...content);
-	words.hidden = content.length === 0;
 }

@@ -34,7 +34,7 @@ export function openSearch(gallery) {
 	function search() {
 		clearTimeout(timer);
 		const isWrong = !/^\d{0,19}$/.test(seed.value.trim());
-		seed.setAttribute("aria-invalid", isWrong);
+		seed.ariaInvalid = isWrong;
 		if (isWrong) return setText(parts.state, t("search.wrongSeed"));
 		parts.scroller.scrollTop = 0;
 		return found.reset({ q: words.value.trim(), version: version.value, seed: seed.value.trim() });

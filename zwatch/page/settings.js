@@ -1,6 +1,7 @@
 // The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before
 
 import { fromJson } from "./api.js";
+import { front } from "./dom.js";
 
 const KEPT = "zwatch.settings";
 const PROMPTS = "zwatch.prompts";
@@ -69,7 +70,7 @@ export function accepted(found) {
 }
 
 // Reads JSON from the browser's storage; null if there is none
-function read(name) {
+export function read(name) {
 	try {
 		return fromJson(localStorage.getItem(name) ?? "null");
 	} catch {
@@ -77,7 +78,7 @@ function read(name) {
 	}
 }
 
-function write(name, value) {
+export function write(name, value) {
 	try {
 		localStorage.setItem(name, JSON.stringify(value));
 	} catch {
@@ -163,7 +164,7 @@ export async function copy(text) {
 	const area = document.createElement("textarea");
 	area.value = text;
 	area.className = "visually-hidden";
-	(document.querySelector("dialog[open]") ?? document.body).append(area);
+	front().append(area);
 	const before = document.activeElement;
 	area.select();
 	const done = document.execCommand("copy");

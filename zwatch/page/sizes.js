@@ -53,7 +53,7 @@ export function sizeRow({ store, t, actions }, change) {
 		const preset = presets.find(({ ratio }) => matches(ratio));
 		const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
 		change({ width, height, side });
-	}, { class: "small", title, "aria-label": title });
+	}, { class: "small", label: title });
 	const half = scale(0.5, "÷2", t("size.half"));
 	const twice = scale(2, "×2", t("size.twice"));
 
@@ -69,7 +69,7 @@ export function sizeRow({ store, t, actions }, change) {
 			text.textContent = `${wide}:${high}`;
 			shape.style.width = `${Math.sqrt(wide / high)}rem`;
 			shape.style.height = `${Math.sqrt(high / wide)}rem`;
-			button.setAttribute("aria-pressed", String(matches(ratio)));
+			button.ariaPressed = matches(ratio);
 		}
 		flip.disabled = current()[0] === current()[1];
 		twice.disabled = Math.max(...current()) * 2 > most;

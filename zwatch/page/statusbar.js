@@ -1,24 +1,28 @@
 // The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
 
 import { el, setText, show } from "./dom.js";
-import { has, number, percent, time } from "./i18n.js";
+import { number, percent, reasoned, time } from "./i18n.js";
+import { textButton } from "./parts.js";
 
 // Digits of a digest that are shown; the whole one is the tooltip
 const SHOWN_DIGEST = 12;
 
-export function initStatusBar({ store, t }) {
+export function initStatusBar({ store, t, api }) {
 	const model = el("span", { class: "status-model" });
 	const fault = el("span", { class: "status-fault" });
 	// Figures that change all the time are not spoken; the outcome is
 	const deploy = el("span", { class: "status-deploy", "aria-live": "off" });
-	const queue = el("span", { class: "status-queue", "aria-live": "off" });
-	document.querySelector("footer").append(deploy, fault, queue, model);
+	const queue = el("span", { "aria-live": "off" });
+	// Any call asks for the token again
+	const unlock = textButton(t("token.title"), () => api.call("GET", "/status").catch(() => {}), { class: "small" });
+	document.querySelector("footer").append(deploy, fault, unlock, queue, model);
 
 	function render() {
 		const status = store.get("status");
-		const isLost = store.get("connection") === "lost";
-		setText(fault, isLost ? t("connection.lost") : status ? faultText(status, t) : t("connection.connecting"));
-		show(fault, fault.textContent !== "");
+		const connection = store.get("connection");
+		const isLocked = connection === "locked";
+		show(unlock, isLocked);
+		setText(fault, connection === "lost" ? t("connection.lost") : isLocked ? t("token.text") : status ? faultText(status, t) : t("connection.connecting"));
 		if (status === null) return;
 		setText(model, modelText(status, t));
 		model.title = status.serving?.digest ?? "";
@@ -52,10 +56,9 @@ function faultText({ aliases = {}, history }, t) {
 	const texts = [];
 	for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {
 		if (attempt?.state === "REJECTED" && (target ?? attempt.version) === attempt.version) {
-			const code = `rejected.${attempt.code}`;
-			texts.push(t("deploy.rejected", { version: attempt.version, reason: (has(code) ? t(code) : "") + attempt.reason }));
+			texts.push(t("deploy.rejected", { version: attempt.version, reason: reasoned(attempt.code, attempt.reason) }));
 		}
-		if (fault) texts.push(t("deploy.fault", { alias, message: fault.message }));
+		if (fault) texts.push(t("deploy.fault", { alias, message: reasoned(fault.code, fault.message) }));
 	}
 	if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
 	return texts.join(" · ");

@@ -1,72 +1,63 @@
 // The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself
 
-import { ApiError, call, clientId, fromJson } from "./api.js";
+import { call, clientId, fromJson } from "./api.js";
+import { createStream } from "./worker.js";
 
-const FIRST_DELAY = 500;
-const LONGEST_DELAY = 4000;
+const alter = (status, alias, changes) => ({ ...status, aliases: { ...status.aliases, [alias]: { ...status.aliases[alias], ...changes } } });
 
-// Follows the server's events for as long as the page is open
+// The status after each event
+const STATUS = {
+	status: (old, status) => status,
+	serving: (status, serving) => ({ ...status, serving }),
+	queue: (status, queue) => ({ ...status, queue }),
+	alias: (status, { alias, ...state }) => alter(status, alias, state),
+	attempt: (status, attempt) => (attempt ? alter(status, attempt.alias, { attempt }) : status),
+	history: (status, history) => ({ ...status, history: { ...status.history, ...history } }),
+};
+// The jobs after each event
+const JOBS = { jobs: (known, { jobs }) => reconciled(known, jobs), job: merged };
+
+// Follows the server's events for as long as the page is open: by the worker that all tabs share, if the browser has such
 export function follow(store) {
-	let source = null;
-	let delay = FIRST_DELAY;
-	let timer = 0;
+	let say;
 
-	function connect() {
-		clearTimeout(timer);
-		source?.close();
-		source = new EventSource(`/events?client=${clientId}`);
-		source.addEventListener("open", () => {
-			delay = FIRST_DELAY;
-			store.set("connection", "open");
-		});
-		source.addEventListener("error", lost);
-		const on = (event, use) => source.addEventListener(event, (message) => use(fromJson(message.data)));
-		const part = (changes) => store.set("status", { ...store.get("status"), ...changes });
-		on("status", (status) => store.set("status", status));
-		on("serving", (serving) => part({ serving }));
-		on("queue", (queue) => part({ queue }));
-		on("alias", ({ alias, ...state }) => alter(alias, state));
-		on("attempt", (attempt) => attempt !== null && alter(attempt.alias, { attempt }));
-		on("history", (history) => part({ history: { ...store.get("status")?.history, ...history } }));
-		on("jobs", ({ jobs }) => store.set("jobs", reconciled(store.get("jobs"), jobs)));
-		on("job", (job) => store.set("jobs", merged(store.get("jobs"), job)));
+	function take(event, text) {
+		const data = event === "connection" ? text : fromJson(text);
+		if (event in STATUS) store.set("status", STATUS[event](store.get("status"), data));
+		else if (event in JOBS) store.set("jobs", JOBS[event](store.get("jobs"), data));
+		else store.set(event, data);
+		// A stream does not say why it failed: a call does, and asks for the token if that is the reason
+		if (data === "lost" && !document.hidden) call("GET", "/status").catch(() => {});
+		// The token was given, perhaps in another tab
+		if (data === "open") document.querySelector("[type=password]")?.closest("dialog").close("ok");
 	}
 
-	function alter(alias, changes) {
-		const status = store.get("status") ?? {};
-		const aliases = { ...status.aliases, [alias]: { ...status.aliases?.[alias], ...changes } };
-		store.set("status", { ...status, aliases });
+	function followAlone() {
+		const stream = createStream(clientId, take);
+		say = (word) => stream[word]?.();
+		say("connect");
 	}
 
-	function lost() {
-		// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
-		source.close();
-		if (store.get("connection") !== "lost") check();
-		store.set("connection", "lost");
-		timer = setTimeout(connect, delay);
-		delay = Math.min(delay * 2, LONGEST_DELAY);
+	try {
+		const worker = new SharedWorker(new URL("worker.js", import.meta.url), { type: "module", name: clientId });
+		say = (word) => worker.port.postMessage(word);
+		worker.port.onmessage = ({ data }) => take(...data);
+		worker.addEventListener("error", followAlone, { once: true });
+		addEventListener("pagehide", () => say("leave"));
+		addEventListener("pageshow", ({ persisted }) => persisted && say("join"));
+		say("join");
+	} catch {
+		followAlone();
 	}
-
-	// An EventSource does not say why it failed: a call does, if the server wants its token
-	async function check() {
-		try {
-			await call("GET", "/status");
-		} catch (error) {
-			if (!(error instanceof ApiError)) throw error;
-			return;
-		}
-		connect();
-	}
-
-	addEventListener("online", connect);
-	connect();
+	addEventListener("locked", () => say("lock"));
+	addEventListener("unlocked", () => say("connect"));
 }
 
-// Returns the jobs with one of them in its new state. An event without a preview keeps the last preview
+// Returns the jobs with one of them in its new state. An event without a preview keeps the last preview, until the end
 export function merged(jobs, job) {
 	const known = jobs.find((one) => one.id === job.id);
 	if (known === undefined) return [...jobs, job];
-	const preview = job.preview ?? known.preview ?? null;
+	const preview = isUnfinished(job) ? (job.preview ?? known.preview) : null;
 	return jobs.map((one) => (one === known ? { ...known, ...job, preview } : one));
 }
 

@@ -54,8 +54,8 @@ function updateThumb(item, row, newer, isShown) {
 	item.classList.toggle("shown", isShown);
 	setText(mark, row.version && (changed || newer === undefined) ? row.version : "");
 	const button = item.querySelector(".thumb");
-	button.setAttribute("aria-label", changed ? `${describe(row, t)}. ${words}` : describe(row, t));
-	button.setAttribute("aria-current", String(isShown));
+	button.ariaLabel = changed ? `${describe(row, t)}. ${words}` : describe(row, t);
+	button.ariaCurrent = isShown;
 }
 
 // Only what has stayed in view is loaded: what is scrolled past costs the server nothing

@@ -1,6 +1,6 @@
 // A short message at the bottom of the window, which goes away by itself
 
-import { el, iconButton } from "./dom.js";
+import { el, front, iconButton } from "./dom.js";
 import { t } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { copy } from "./settings.js";
@@ -14,7 +14,7 @@ let last = null;
  */
 export function toast(text, { action = null, error = false, onEnd = () => {} } = {}) {
 	last?.();
-	const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+	const host = front();
 	const end = (after = onEnd) => {
 		if (last !== end) return;
 		last = null;
@@ -22,11 +22,11 @@ export function toast(text, { action = null, error = false, onEnd = () => {} } =
 		box.remove();
 		after();
 	};
-	const box = el("div", { class: error ? "toast error" : "toast", role: error ? "alert" : null, "aria-live": "polite" },
+	const box = el("div", { class: error ? "toast error" : "toast", role: error && "alert", "aria-live": !error && "polite" },
 		el("p", { text }), action && textButton(action.label, () => end(action.run)),
 		iconButton("close", t("close"), () => end()));
 	const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
-	// What is outside an open dialog cannot be clicked; what is inside a closed one cannot be seen
+	// What is inside a closed dialog cannot be seen
 	host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
 	host.append(box);
 	last = end;

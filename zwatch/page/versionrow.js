@@ -1,7 +1,7 @@
 // One version in the panel: its state, digest, last attempt, and the command that deploys it
 
 import { el, iconButton, setText, show } from "./dom.js";
-import { bytes, dateTime, duration, number, percent, t, time } from "./i18n.js";
+import { bytes, dateTime, duration, number, percent, reasoned, t, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { copyAndSay } from "./toast.js";
 
@@ -16,25 +16,29 @@ export function makeRow(name, deploy) {
 		progress: el("progress", { max: 1, "aria-label": t("progress") }),
 		command: el("code", { class: "command" }),
 	};
+	const cell = (name, ...content) => el("div", { role: "cell", class: name }, content);
 	const element = el("div", { role: "row", class: "version" },
-		el("div", { role: "cell", class: "version-name" }, el("strong", { text: name }), parts.chips),
-		el("div", { role: "cell" }, parts.deploy),
-		el("div", { role: "cell", class: "version-about" },
-			parts.digest, parts.facts, parts.problem, parts.attempt, parts.progress),
-		el("div", { role: "cell", class: "version-command" }, parts.command, iconButton("copy", t("versions.copyCommand", { version: name }), () => copyAndSay(parts.command.textContent))));
+		cell("version-name", el("strong", { text: name }), parts.chips), cell("", parts.deploy),
+		cell("version-about", parts.digest, parts.facts, parts.problem, parts.attempt, parts.progress),
+		cell("version-command", parts.command, iconButton("copy", t("versions.copyCommand", { version: name }), () => copyAndSay(parts.command.textContent))));
 	return { element, parts };
 }
 
 // Brings a row up to date; `state` is that of the alias
-export function drawRow({ element, parts }, { version, alias, state, attempt, busy }) {
+export function drawRow(row, { version, alias, links, state, attempt }) {
+	const { element, parts } = row;
 	const serves = state.serving === version.name;
+	// Few of hundreds change
+	const shown = JSON.stringify([version, alias, links, serves && state, attempt]);
+	if (row.shown === shown) return;
+	row.shown = shown;
 	const runs = attempt?.state === "LOADING" || attempt?.state === "WARMING";
 	element.classList.toggle("serves", serves);
-	parts.chips.replaceChildren(...chips(version, alias, serves).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
-	parts.deploy.disabled = busy || (serves && state.target === version.name);
-	setText(parts.digest, version.digest ?? "");
+	parts.chips.replaceChildren(...chips(version, serves, links.filter((link) => !serves || link !== alias)).map(([kind, text]) => el("span", { class: `chip ${kind}`, text })));
+	parts.deploy.disabled = links.includes(alias) && (serves || runs);
+	setText(parts.digest, version.digest);
 	setText(parts.facts, facts(version, serves && state).join(" · "));
-	setText(parts.problem, version.problem ?? "");
+	setText(parts.problem, version.problem === attempt?.reason ? "" : version.problem);
 	setText(parts.attempt, attempt ? attemptText(attempt) : "");
 	parts.attempt.classList.toggle("error", attempt?.state === "REJECTED");
 	parts.progress.value = runs ? attempt.progress : 0;
@@ -42,12 +46,12 @@ export function drawRow({ element, parts }, { version, alias, state, attempt, bu
 	setText(parts.command, `ln -sfn ${version.name} ${alias}`);
 }
 
-function chips(version, alias, serves) {
+function chips(version, serves, links) {
 	return [
 		serves && ["serving", t("versions.isServing")],
 		!serves && version.resident && ["resident", t("versions.isResident")],
 		["", t(version.sealed ? "versions.isSealed" : "versions.isUnsealed")],
-		...version.aliases.filter((name) => name !== alias).map((name) => ["", name]),
+		...links.map((link) => ["", `${link} → ${version.name}`]),
 	].filter(Boolean);
 }
 
@@ -60,7 +64,7 @@ function facts(version, { since, images } = {}) {
 	].filter(Boolean);
 }
 
-function attemptText({ state, started, seconds, progress, reason }) {
+function attemptText({ state, started, seconds, progress, code, reason }) {
 	const took = seconds < 10 ? t("time.seconds", { seconds: number(seconds, { maximumFractionDigits: 1 }) }) : duration(seconds);
-	return t(`versions.attempt.${state}`, { time: time(started), duration: took, reason: reason ?? "", percent: percent(progress) });
+	return t(`versions.attempt.${state}`, { time: time(started), duration: took, reason: reasoned(code, reason ?? ""), percent: percent(progress) });
 }

@@ -1,146 +1,155 @@
-// The panel of versions: what serves, what the last attempts came to; Deploy and Roll back
+// The panel of versions: what serves, what attempts came to; Deploy, Roll back, for each link
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
-import { t, time } from "./i18n.js";
+import { reasoned, t, time } from "./i18n.js";
 import { textButton, view } from "./parts.js";
 import { drawRow, makeRow } from "./versionrow.js";
 
-const ALIAS = "current";
-const PAUSE_MS = 250; // several events tell of one change
+const PRIMARY = "current";
+const PERIOD_MS = 2000; // no event tells of a directory that is made, sealed or removed
 
-// Makes the button "Versions" open the panel; adds the action `versions()`
+// Makes the button "Versions" open the panel
 export function initVersions(ctx) {
 	const button = byId("versions-button");
-	button.setAttribute("aria-haspopup", "dialog");
-	ctx.actions.versions = () => {
-		if (!document.querySelector("dialog.versions")) new Panel(ctx).start();
-	};
-	button.addEventListener("click", ctx.actions.versions);
+	button.ariaHasPopup = "dialog";
+	button.addEventListener("click", () => new Panel(ctx).start());
 }
 
 class Panel {
 	constructor(ctx) {
-		Object.assign(this, { ctx, versions: null, attempts: [], problem: null, busy: false, seen: "", timer: 0 });
-		this.rows = new Map();
+		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], asked: 0, rows: new Map() });
 		this.build();
+	}
+
+	get aliases() {
+		return this.ctx.store.get("status")?.aliases ?? {};
 	}
 
 	// What the link asks for and what serves, with `since` and `images`
 	get state() {
-		const { aliases, serving } = this.ctx.store.get("status") ?? {};
-		return { ...aliases?.[ALIAS], serving: serving?.version, since: serving?.since, images: serving?.images };
+		const serving = this.ctx.store.get("status")?.serving;
+		const state = this.aliases[this.alias] ?? {};
+		if (serving?.version === state.serving) return { ...state, since: serving?.since, images: serving?.images };
+		return { ...state, since: this.promoted((version) => version === state.serving)?.started };
+	}
+
+	// The last attempt of this link that brought such a version into service
+	promoted(isWanted) {
+		return this.attempts.find((one) => one.alias === this.alias && one.state === "PROMOTED" && isWanted(one.version));
 	}
 
 	start() {
+		const unfollow = this.ctx.store.on("status", () => this.draw());
 		open(this.dialog).then(() => {
 			clearTimeout(this.timer);
 			unfollow();
 		});
-		const unfollow = this.ctx.store.on("status", () => this.follow());
-		this.read();
+		this.read().then(() => this.rows.get(this.state.serving)?.element.scrollIntoView({ block: "nearest" }));
 	}
 
 	build() {
-		this.serving = el("p", { class: "versions-serving" });
+		const label = { "aria-label": t("versions") };
+		this.links = el("select", { "aria-label": t("versions.link"), on: { change: () => {
+			this.alias = this.links.value;
+			this.say("");
+			this.draw();
+		} } });
+		this.serving = el("strong");
 		this.problemText = el("p", { class: "error" });
-		this.loadButton = textButton(t("versions.load"), () => this.ask("/api/load_model", {}), { class: "primary" });
-		this.back = textButton(t("versions.rollback"), () => this.rollBack());
+		this.loadButton = textButton(t("versions.load"), () => this.ask("/api/load_model"), { class: "primary" });
 		this.result = el("p", { class: "versions-result", "aria-live": "polite" });
-		this.table = el("div", { role: "table", class: "versions-list", "aria-label": t("versions") });
-		this.dialog = view("drawer versions", t("versions"), [el("span", { class: "space" }), this.back],
-			el("div", { class: "drawer-body", tabIndex: 0, role: "group", "aria-label": t("versions") },
+		this.table = el("div", { role: "table", class: "versions-list", ...label });
+		this.dialog = view("drawer versions", t("versions"), [this.links, el("span", { class: "space" }), textButton(t("versions.rollback"), () => this.rollBack())],
+			el("div", { class: "drawer-body", tabIndex: 0, autofocus: true, role: "group", ...label },
 				this.serving, this.problemText, this.loadButton, this.result, this.table, el("p", { class: "count", text: t("versions.help") })));
 		// A press on what is beside the panel closes it
 		this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
 	}
 
-	// Draws what the status says; reads the lists again when a deploy has begun or ended
-	follow() {
-		const { serving, since, target, unloaded, attempt } = this.state;
-		const now = JSON.stringify([serving, since, target, unloaded, attempt?.version, attempt?.state, attempt?.started]);
-		if (this.seen && now !== this.seen) {
-			clearTimeout(this.timer);
-			this.timer = setTimeout(() => this.read(), PAUSE_MS);
-		}
-		this.seen = now;
-		this.draw();
+	readIn(pause) {
+		clearTimeout(this.timer);
+		this.timer = setTimeout(() => (document.hidden ? this.readIn(pause) : this.read()), pause);
 	}
 
 	async read() {
-		const { api } = this.ctx;
 		try {
-			const [{ versions, problem }, { attempts }] = await Promise.all([api.call("GET", "/versions"), api.call("GET", "/attempts")]);
-			Object.assign(this, { versions, problem, attempts });
+			Object.assign(this, ...(await Promise.all(["/versions", "/attempts"].map((path) => this.ctx.api.call("GET", path)))));
+			this.versions.sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }));
 		} catch (error) {
 			this.problem = error.message;
 		}
+		if (!this.dialog.open) return;
 		this.draw();
+		this.readIn(PERIOD_MS);
 	}
 
 	draw() {
 		const { serving, since, unloaded, fault } = this.state;
-		const text = serving ? t("versions.serving", { version: serving, time: time(since) }) : t("versions.nothing");
+		const text = serving ? t("versions.serving", { version: serving, time: since ? time(since) : "–" }) : t("versions.nothing");
 		setText(this.serving, unloaded ? t("versions.unloaded") : text);
-		setText(this.problemText, fault?.message ?? this.problem ?? "");
+		setText(this.problemText, fault ? reasoned(fault.code, fault.message) : this.problem);
 		show(this.loadButton, Boolean(unloaded));
-		this.back.disabled = this.loadButton.disabled = this.busy;
+		const names = Object.keys(this.aliases);
+		show(this.links, names.length > 1);
+		if (this.links.length !== names.length) this.links.replaceChildren(...names.map((text) => el("option", { text })));
 		this.drawRows();
 	}
 
 	drawRows() {
-		const versions = this.versions ?? [];
-		for (const [name, row] of this.rows) {
-			if (versions.some((one) => one.name === name)) continue;
-			row.element.remove();
-			this.rows.delete(name);
+		const { state, alias, rows, table } = this;
+		const known = new Set(this.versions.map(({ name }) => name));
+		for (const [name, { element }] of rows) {
+			if (known.has(name)) continue;
+			element.remove();
+			rows.delete(name);
 		}
-		versions.forEach((version, index) => {
+		this.versions.forEach((version, index) => {
 			const { name } = version;
-			if (!this.rows.has(name)) this.rows.set(name, makeRow(name, () => this.deploy(name)));
-			const row = this.rows.get(name);
-			drawRow(row, { version, alias: ALIAS, state: this.state, attempt: this.attemptOf(name), busy: this.busy });
-			// Only where it is not there already: to move an element takes the focus from what is in it
-			if (this.table.children[index] !== row.element) this.table.insertBefore(row.element, this.table.children[index] ?? null);
+			if (!rows.has(name)) rows.set(name, makeRow(name, () => this.deploy(name)));
+			const row = rows.get(name);
+			// The attempt that runs is in the status before it is in the list
+			const attempt = state.attempt?.version === name ? state.attempt : this.attempts.find((one) => one.version === name && one.alias === alias);
+			const links = Object.keys(this.aliases).filter((link) => this.aliases[link].target === name);
+			drawRow(row, { version, alias, links, state, attempt });
+			// To move an element takes the focus from what is in it
+			if (table.children[index] !== row.element) table.insertBefore(row.element, table.children[index] ?? null);
 		});
 	}
 
-	// The attempt that runs is in the status before it is in the list
-	attemptOf(name) {
-		const { attempt } = this.state;
-		if (attempt?.version === name) return attempt;
-		return this.attempts.find((one) => one.version === name && one.alias === ALIAS) ?? null;
+	// Asks a question first; it names the link, if that is not the usual one
+	async askAfter(question, parts, button, ...call) {
+		const to = this.alias === PRIMARY ? "" : t("versions.to", this);
+		if (await this.ctx.confirm(t(question, { ...parts, to }), t(button))) this.ask(...call);
 	}
 
-	async deploy(version) {
-		const question = t("versions.deployQuestion", { version });
-		if (await this.ctx.confirm(question, t("versions.deploy"))) {
-			this.ask("/api/deploy", { version });
-		}
+	deploy(version) {
+		this.askAfter("versions.deployQuestion", { version }, "versions.deploy", "/api/deploy", { version });
 	}
 
-	async rollBack() {
+	rollBack() {
 		const { serving } = this.state;
-		const before = this.attempts.find((one) => one.alias === ALIAS && one.state === "PROMOTED" && one.version !== serving);
-		const question = t("versions.rollbackQuestion", { version: before ? ` (${before.version})` : "" });
-		if (await this.ctx.confirm(question, t("versions.rollback"))) this.ask("/api/rollback", {});
+		const before = this.promoted((version) => version !== serving);
+		this.askAfter("versions.rollbackQuestion", { version: before ? ` (${before.version})` : "" }, "versions.rollback", "/api/rollback");
 	}
 
 	async ask(path, body) {
-		this.busy = true;
+		const turn = ++this.asked;
+		const { alias } = this;
 		this.say(t("versions.working"));
-		this.draw();
+		let said;
 		try {
-			const { version } = await this.ctx.api.call("POST", path, { ...body, alias: ALIAS });
-			this.say(t("versions.done", { version }));
+			const { version } = await this.ctx.api.call("POST", path, { ...body, alias });
+			said = [t("versions.done", { version })];
 		} catch (error) {
 			const { version } = error.body?.reason ?? {};
-			const { serving } = this.state;
+			const { serving } = this.aliases[alias] ?? {};
 			// The reason is in the version's row: here it says what matters most
-			this.say(version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true);
+			said = [version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true];
 		}
-		this.busy = false;
-		await this.read();
+		// The outcome of the newest wish is said
+		if (turn === this.asked && alias === this.alias) this.say(...said);
+		this.readIn(0);
 	}
 
 	say(text, isError = false) {

@@ -94,8 +94,8 @@ export class VirtualList {
 		const [column, line] = this.options.horizontal ? [index, 0] : [index % columns, Math.floor(index / columns)];
 		item.style.transform = `translate(${column * this.step}px, ${line * this.step}px)`;
 		item.style.width = item.style.height = `${side}px`;
-		item.setAttribute("aria-setsize", this.count);
-		item.setAttribute("aria-posinset", index + 1);
+		item.ariaSetSize = this.count;
+		item.ariaPosInSet = index + 1;
 		item.querySelector(".thumb").tabIndex = key === this.active ? 0 : -1;
 		this.options.update(item, index);
 		// In the list's order, so that a screen reader and Tab meet them as they are seen

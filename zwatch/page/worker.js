@@ -1,0 +1,62 @@
+// Holds the event stream of all tabs: a browser opens six connections to a server, so with a stream each the seventh would not load
+
+const FIRST_DELAY = 500;
+const LONGEST_DELAY = 4000;
+const EVENTS = ["status", "serving", "queue", "alias", "attempt", "history", "jobs", "job"];
+
+// Makes a stream that begins again when it ends. `take(event, text)` gets its events, and "connection": "open", "lost" or "locked"
+export function createStream(client, take) {
+	let source = null;
+	let delay = FIRST_DELAY;
+	let timer = 0;
+
+	function close() {
+		clearTimeout(timer);
+		source?.close();
+	}
+
+	function connect() {
+		close();
+		source = new EventSource(`/events?client=${client}`);
+		source.onopen = () => {
+			delay = FIRST_DELAY;
+			take("connection", "open");
+		};
+		source.onerror = () => {
+			// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
+			close();
+			timer = setTimeout(connect, delay);
+			delay = Math.min(delay * 2, LONGEST_DELAY);
+			take("connection", "lost");
+		};
+		for (const event of EVENTS) source.addEventListener(event, ({ data }) => take(event, data));
+	}
+
+	function lock() {
+		close();
+		take("connection", "locked");
+	}
+
+	addEventListener("online", connect);
+	return { connect, close, lock };
+}
+
+const tabs = new Set();
+let stream;
+
+// A tab sends the name of what to do; the page itself, which imports this file, gets no such event
+self.onconnect = ({ ports: [tab] }) => {
+	stream ??= createStream(self.name, (...event) => tabs.forEach((one) => one.postMessage(event)));
+	const words = {
+		...stream,
+		join() {
+			tabs.add(tab);
+			stream.connect(); // it begins with all that a tab needs
+		},
+		leave() {
+			tabs.delete(tab);
+			if (tabs.size === 0) stream.close();
+		},
+	};
+	tab.onmessage = ({ data }) => words[data]();
+};
