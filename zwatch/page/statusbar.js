@@ -24,6 +24,7 @@ export function initStatusBar({ store, t }) {
 		model.title = status.serving?.digest ?? "";
 		setText(deploy, deployText(status, t));
 		const { running = 0, waiting = 0 } = status.queue ?? {};
+		show(queue, !isLost); // it would be an old one
 		setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
 	}
 
@@ -43,7 +44,11 @@ function deployText({ aliases = {} }, t) {
 	return Object.values(aliases)
 		.map(({ attempt }) => attempt)
 		.filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
-		.map(({ version, state, progress }) => t(state === "WARMING" ? "deploy.warming" : "deploy.verifying", { version, percent: percent(progress) }))
+		.map(({ version, state, progress }) => {
+			// Before its bytes are read the libraries are imported, after them it is built
+			const doing = state === "WARMING" ? "warming" : progress > 0 && progress < 1 ? "verifying" : "loading";
+			return t(`deploy.${doing}`, { version, percent: percent(progress) });
+		})
 		.join(" · ");
 }
 
@@ -55,7 +60,7 @@ function faultText({ aliases = {}, history }, t) {
 			const code = `rejected.${attempt.code}`;
 			texts.push(t("deploy.rejected", { version: attempt.version, reason: (has(code) ? t(code) : "") + attempt.reason }));
 		}
-		if (fault) texts.push(t("deploy.fault", { alias, message: fault.message }));
+		if (fault) texts.push(t("deploy.fault", { alias, message: fault.message.replace(`${alias}: `, "") }));
 	}
 	if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
 	return texts.join(" · ");

@@ -6,7 +6,6 @@ export default {
 	dismiss: ["Dismiss", "移除"],
 	share: ["Copy link", "复制链接"],
 	"share.title": ["Copy a link to this page with these settings", "复制带有当前设置的页面链接"],
-	"share.done": ["Link copied", "链接已复制"],
 	versions: ["Versions", "版本"],
 	keys: ["Keys", "快捷键"],
 
@@ -41,6 +40,7 @@ export default {
 	"error.seed": ["A whole number from 0 to 2⁶³ − 1, or empty for a random one.", "应为 0 到 2⁶³ − 1 的整数；留空则随机。"],
 	"error.code.unreachable": ["The server does not answer. Generate works again as soon as it does.", "服务器没有响应。恢复后即可生成。"],
 	"error.code.model_not_loaded": ["Model not loaded. Generate works again as soon as it is.", "模型未加载。加载后即可生成。"],
+	"error.code.model_loading": ["The model is still loading. Generate works as soon as it is ready.", "模型仍在加载，就绪后即可生成。"],
 	"error.code.queue_full": ["The queue is full. Try again in {seconds} s.", "队列已满，请在 {seconds} 秒后重试。"],
 	"error.code.shutting_down": ["The server is stopping. Try again in a moment.", "服务器正在停止，请稍后重试。"],
 	"error.code.restarted": ["Lost when the server restarted.", "服务器重启时丢失。"],
@@ -48,10 +48,9 @@ export default {
 	"error.code.timeout": ["This took longer than the server allows. ({message})", "超过了服务器允许的时间。（{message}）"],
 	"error.code.generation_failed": ["The picture could not be made. ({message})", "图片生成失败。（{message}）"],
 
-	"obstacle.lost": ["no connection", "未连接"],
-	"obstacle.unloaded": ["model not loaded", "模型未加载"],
-	"obstacle.loading": ["model is loading", "模型加载中"],
-	"obstacle.loading.long": ["The model is still loading. Generate works as soon as it is ready.", "模型仍在加载，就绪后即可生成。"],
+	"obstacle.unreachable": ["no connection", "未连接"],
+	"obstacle.model_not_loaded": ["model not loaded", "模型未加载"],
+	"obstacle.model_loading": ["model is loading", "模型加载中"],
 
 	queue: ["Queue", "队列"],
 	"queue.count": ["Queue · {count}", "队列 · {count}"],
@@ -77,7 +76,7 @@ export default {
 	"notify.on": ["Notifications are on", "通知已开启"],
 	"notify.off": ["Notifications are off here, or blocked by the browser", "通知已关闭，或被浏览器禁止"],
 	"notify.done": ["The queue is done: 1 picture|The queue is done: {count} pictures", "队列已完成：{count} 张图片"],
-	"notify.failed": ["The queue is done: 1 picture, {failed} failed|The queue is done: {count} pictures, {failed} failed", "队列已完成：{count} 张图片，{failed} 个失败"],
+	"notify.failed": [", {failed} failed", "，{failed} 个失败"],
 
 	progress: ["Progress", "进度"],
 	result: ["Result: {prompt}", "结果：{prompt}"],
@@ -92,6 +91,7 @@ export default {
 	"model.since": ["since {time}", "自 {time} 起"],
 	"model.unloaded": ["not loaded", "未加载"],
 	"model.none": ["none yet", "尚无"],
+	"deploy.loading": ["{version}: loading", "{version}：加载中"],
 	"deploy.verifying": ["{version}: verifying {percent}", "{version}：校验中 {percent}"],
 	"deploy.warming": ["{version}: warming up", "{version}：预热中"],
 	"deploy.rejected": ["{version} rejected: {reason}", "{version} 被拒绝：{reason}"],
