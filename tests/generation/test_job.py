@@ -136,3 +136,15 @@ async def test_drop_files_drops_saved_images_or_all(job):
     assert [picture.file for picture in job.finished.pictures] == [None, b"de"]
     job.drop_files(also_unsaved=True)
     assert job.kept_bytes == 0
+
+
+async def test_the_time_that_remains_leaves_out_the_prompt(request_):
+    now = 0.0
+    job = Job(request_, None, clock=lambda: now)
+    job.begin()
+    assert job.remaining is None
+    now = 10.0  # the prompt, and one of eight steps
+    job.advance(1)
+    now = 12.0
+    job.advance(3)
+    assert job.remaining == 5.0

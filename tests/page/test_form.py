@@ -87,6 +87,30 @@ async def test_an_error_stands_beside_its_field_and_goes_when_it_is_mended(page)
     await expect(page.locator("#field-width-error")).to_be_hidden()
 
 
+async def test_an_error_goes_when_another_control_mends_its_field(page):
+    await spin(page, "Width").fill("250")
+    await page.keyboard.press("Tab")
+    await expect(spin(page, "Width")).to_have_accessible_description("A multiple of 16: 240 or 256.")
+    await page.get_by_role("button", name="1:1").click()
+    await expect(page.locator("#field-width-error")).to_be_hidden()
+    assert await sides(page) == (256, 256)
+
+
+async def test_a_side_out_of_range_does_not_count_for_the_proportions(page):
+    await expect(spin(page, "Width")).to_have_value("256")
+    await spin(page, "Width").fill("256512")
+    await page.get_by_role("button", name="1:1").click()
+    assert await sides(page) == (256, 256)
+
+
+async def test_a_side_that_is_emptied_shows_the_size_of_the_version_again(page):
+    await expect(spin(page, "Width")).to_have_value("256")
+    await spin(page, "Width").fill("")
+    await expect(spin(page, "Width")).to_have_value("")
+    await page.keyboard.press("Tab")
+    await expect(spin(page, "Width")).to_have_value("256")
+
+
 async def test_what_only_the_server_knows_stands_beside_its_field_too(page):
     page.problems.expect("400")
     await prompt(page).fill("x")
@@ -170,6 +194,87 @@ async def test_arrow_up_brings_back_earlier_prompts(page):
                       ("ArrowDown", "the second"), ("ArrowDown", "a draft")]:  # fmt: skip
         await prompt(page).press(key)
         await expect(prompt(page)).to_have_value(text)
+
+
+async def walk(page, *keys):
+    """Press keys in the prompt, and return its text."""
+    for key in keys:
+        await prompt(page).press(key)
+        await page.evaluate("new Promise(requestAnimationFrame)")
+    return await prompt(page).input_value()
+
+
+async def keep_prompts(page, *texts):
+    """Open the page again with these prompts used before."""
+    await page.evaluate("texts => localStorage.setItem('zwatch.prompts', JSON.stringify(texts))", texts)
+    await page.reload()
+
+
+async def test_a_draft_is_found_again_after_an_earlier_prompt_was_edited(page):
+    await keep_prompts(page, "used before")
+    await prompt(page).fill("a draft")
+    assert await walk(page, "ArrowUp") == "used before"
+    await prompt(page).press("!")
+    assert await walk(page, "ArrowUp") == "a draft"
+    assert await walk(page, "ArrowDown") == "used before!"
+    await page.reload()
+    await prompt(page).fill("")
+    assert await walk(page, "ArrowUp") == "a draft"
+
+
+async def test_a_prompt_that_other_settings_replace_is_found_again(page):
+    await prompt(page).fill("not sent yet")
+    await page.evaluate("location.hash = 'prompt=from%20a%20link'")
+    await expect(prompt(page)).to_have_value("from a link")
+    assert await walk(page, "ArrowUp") == "not sent yet"
+
+
+async def test_prompts_of_two_windows_are_all_kept(page):
+    other = await page.context.new_page()
+    await other.goto(page.url)
+    for window in (page, other):
+        await window.route("**/jobs", lambda route: route.abort())
+    page.problems.expect("ERR_FAILED", "/jobs")
+    for window, text in ((page, "in the first"), (other, "in the second")):
+        await prompt(window).fill(text)
+        async with window.expect_request("**/jobs"):
+            await window.keyboard.press("Control+Enter")
+    assert await in_page(page, "JSON.parse(localStorage.getItem('zwatch.prompts'))") == [
+        "in the first",
+        "in the second",
+    ]
+
+
+async def test_arrows_move_the_caret_between_lines_first(page):
+    await keep_prompts(page, "used before")
+    await prompt(page).fill("line one\nline two")
+    await prompt(page).evaluate("area => area.setSelectionRange(9, 9)")  # the beginning of the second line
+    assert await walk(page, "ArrowUp") == "line one\nline two"
+    assert await walk(page, "ArrowUp") == "used before"
+
+
+async def test_arrows_of_an_input_method_leave_the_prompt_alone(page):
+    await keep_prompts(page, "used before")
+    await prompt(page).fill("ni")
+    key = "new KeyboardEvent('keydown', { key: 'ArrowUp', isComposing: true, bubbles: true, cancelable: true })"
+    await prompt(page).evaluate(f"area => {{ area.setSelectionRange(2, 2); area.dispatchEvent({key}) }}")
+    await page.evaluate("new Promise(requestAnimationFrame)")
+    await expect(prompt(page)).to_have_value("ni")
+
+
+@pytest.mark.parametrize("keys", [["Control", "Enter"], ["Enter"]])
+async def test_a_key_that_is_held_adds_one_job(page, keys):
+    asked = []
+    await page.route("**/jobs", lambda route: asked.append(route.request.url) or route.abort())
+    page.problems.expect("ERR_FAILED", "/jobs")
+    await prompt(page).fill("held")
+    await spin(page, "Steps").focus()
+    for key in [*keys, "Enter", "Enter", "Enter"]:
+        await page.keyboard.down(key)
+    for key in keys:
+        await page.keyboard.up(key)
+    await expect(page.get_by_text("The server does not answer. Generate works")).to_be_visible()
+    assert len(asked) == 1
 
 
 async def test_the_prompt_grows_with_its_text(page):

@@ -3,6 +3,7 @@
 import os
 import re
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
@@ -112,6 +113,21 @@ async def test_several_pictures_come_one_by_one_and_a_cancelled_job_keeps_them(p
     await expect(caption(page)).to_contain_text("v1 · seed 100 ·")
 
 
+async def test_a_full_queue_is_named_until_there_is_room(page):
+    page.problems.expect("429")
+    await page.evaluate(
+        "() => { const real = fetch; window.fetch = (path, options) => path !== '/jobs' ? real(path, options)"
+        " : Promise.resolve(Response.json({ error: { code: 'queue_full', message: '' } },"
+        " { status: 429, headers: { 'Retry-After': '7' } })); window.mend = () => { window.fetch = real } }"
+    )
+    await generate(page)
+    await expect(page.get_by_text("The queue is full. Try again in 7 s.")).to_be_visible()
+    await page.evaluate(
+        "fetch('/generate', { method: 'POST', body: JSON.stringify({ prompt: 'of another client', steps: 1 }) })"
+    )
+    await expect(page.get_by_text("The queue is full.")).to_have_count(0)
+
+
 async def images_are(server, count):
     return (await server.status())["history"]["images"] == count
 
@@ -156,15 +172,19 @@ async def test_a_link_flipped_during_a_generation_disturbs_nothing(page, server)
     await expect(page.get_by_role("status")).to_contain_text("Model: v1 ·")
 
 
-async def test_a_notification_tells_that_a_long_queue_is_done(new_page, server):
+NOTE_NOTIFICATIONS = (
+    "() => { window.told = []; const Real = Notification; window.Notification = class extends EventTarget {"
+    " static permission = Real.permission; constructor(title, options) { super(); told.push(options.body); } }; }"
+)
+
+
+@pytest.mark.parametrize(("jobs", "images"), [(3, 1), (1, 3)])
+async def test_a_notification_tells_that_a_long_queue_is_done(new_page, server, jobs, images):
     page = await new_page(server.url + "/", permissions=["notifications"])
-    await page.evaluate(
-        "() => { window.told = []; const Real = Notification; window.Notification = class extends EventTarget {"
-        " static permission = Real.permission; constructor(title, options) { super(); told.push(options.body); } }; }"
-    )
+    await page.evaluate(NOTE_NOTIFICATIONS)
     async with busy(server):
-        for seed in range(3):
-            await generate(page, Steps=1, Seed=seed)
+        for seed in range(jobs):
+            await generate(page, Steps=1, Images=images, Seed=seed)
     await server.until(lambda: page.evaluate("told.length"), "the notification is shown")
     assert await page.evaluate("told") == ["The queue is done: 3 pictures"]
 

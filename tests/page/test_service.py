@@ -77,6 +77,95 @@ async def test_a_rejected_version_is_named_with_its_reason(page, server):
     await expect(status(page)).not_to_contain_text("rejected")
 
 
+async def fake_events(new_page, server, *events):
+    """Open the page with an event stream that says only `events`, pairs of a name and its object."""
+    page = await new_page("about:blank")
+    await page.add_init_script(
+        "window.EventSource = class extends EventTarget { constructor() { super(); window.say = (name, value) =>"
+        " this.dispatchEvent(new MessageEvent(name, { data: JSON.stringify(value) })) } close() {} }"
+    )
+    await page.goto(server.url + "/")
+    await say(page, ("open", None), *events)
+    return page
+
+
+async def say(page, *events):
+    """Let the page's event stream say these events."""
+    for name, value in events:
+        await page.evaluate("([name, value]) => say(name, value)", [name, value])
+
+
+def starting(attempt=None, fault=None):
+    """Return the status of a service where nothing serves."""
+    current = {"target": "v1", "fault": fault, "attempt": attempt, "unloaded": False}
+    return {"serving": None, "aliases": {"current": current}, "queue": {"running": 0, "waiting": 0}, "history": None}
+
+
+def attempt(state, progress=0.0, **others):
+    """Return an attempt to bring v1 into service."""
+    return {"version": "v1", "state": state, "progress": progress, **others}
+
+
+async def test_a_start_names_what_it_does_and_never_stands_at_0_percent(new_page, server):
+    page = await fake_events(new_page, server, ("status", starting(attempt("LOADING"))))
+    for stage, text in [
+        (attempt("LOADING"), "v1: loading"), (attempt("LOADING", 0.62), "v1: verifying 62%"),
+        (attempt("LOADING", 1.0), "v1: loading"), (attempt("WARMING", 1.0), "v1: warming up"),
+    ]:  # fmt: skip
+        await say(page, ("status", starting(stage)))
+        await expect(page.locator(".status-deploy")).to_have_text(text)
+        await expect(button(page)).to_contain_text("model is loading")
+
+
+async def test_a_service_that_has_nothing_to_load_does_not_say_that_it_loads(new_page, server):
+    missing = {"code": "missing", "message": "current: there is no such link"}
+    page = await fake_events(new_page, server, ("status", starting(fault=missing)))
+    await expect(status(page)).to_contain_text("Link current: there is no such link")
+    await expect(button(page)).to_contain_text("model not loaded")
+    rejected = attempt("REJECTED", 1.0, code="hash_mismatch", reason="the seal says 9a")
+    await say(page, ("status", starting(rejected)))
+    await expect(button(page)).to_contain_text("model not loaded")
+
+
+async def test_time_left_is_told_from_the_second_step_on(new_page, server):
+    def job(step, remaining, images=()):
+        request = {"prompt": "x", "n": 1, "steps": 4, "width": 256, "height": 256}
+        known = {"id": "a", "state": "running", "steps": 4, "images": list(images), "request": request}
+        return {**known, "step": step, "remaining": remaining}
+
+    page = await fake_events(new_page, server, ("status", starting()), ("jobs", {"jobs": [job(0, None)]}))
+    await expect(queue(page)).to_contain_text("reading the prompt")
+    for step, remaining, text in [
+        (0, None, "reading the prompt"), (1, 30.0, "step 1 of 4"), (2, 4.2, "step 2 of 4 · 4 s left"),
+        (4, 0.0, "finishing"),
+    ]:  # fmt: skip
+        await say(page, ("job", job(step, remaining)))
+        await expect(page.locator(".progress-text")).to_have_text(text)
+
+
+async def test_a_failed_job_that_was_dismissed_stays_away(new_page, server):
+    request = {"prompt": "the failed one", "n": 1, "steps": 4, "width": 256, "height": 256}
+    error = {"code": "generation_failed", "message": "of the device"}
+    failed = {"id": "a", "state": "failed", "step": 1, "steps": 4, "images": [], "request": request, "error": error}
+    events = [("open", None), ("status", starting()), ("jobs", {"jobs": [failed, {**failed, "id": "b"}]})]
+    page = await fake_events(new_page, server, *events)
+    await expect(queue(page)).to_have_count(2)
+    await queue(page).first.get_by_role("button", name="Dismiss").click()
+    await expect(queue(page)).to_have_count(1)
+    await page.reload()
+    await say(page, *events)
+    await expect(queue(page)).to_have_count(1)
+
+
+async def test_a_service_without_a_history_says_so_and_is_not_asked_for_it(new_page, server):
+    asked = []
+    page = await fake_events(new_page, server)
+    page.on("request", lambda request: asked.append(request.url))
+    await say(page, ("status", starting()))
+    await expect(page.get_by_text("This server keeps no pictures.")).to_be_visible()
+    assert [url for url in asked if "/history" in url] == []
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def guarded(tmp_path_factory):
     """A service with a token, "open sesame"; it may still be loading."""

@@ -139,8 +139,7 @@ class Job:
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
-        self.position = 0
-        self.step = 0
+        self.position = self.step = 0
         self.steps = request.steps * request.n
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
@@ -165,6 +164,7 @@ class Job:
         self._clock = clock
         self._accepted = clock()
         self._begun = 0.0
+        self._first_step = (0.0, 0)  # when it was done, and its number
         self._followers = 0
         self._polled: float | None = None
         self._cancelled = threading.Event()
@@ -180,7 +180,9 @@ class Job:
         """Estimated seconds for the remaining steps, from those that are done; None before the first step."""
         if not self.step:
             return None
-        return (self._clock() - self._begun) / self.step * (self.steps - self.step)
+        # From the first step's end: before it the prompt is encoded, once.
+        begun, before = self._first_step if self.step > self._first_step[1] else (self._begun, 0)
+        return (self._clock() - begun) / (self.step - before) * (self.steps - self.step)
 
     @property
     def is_cancelled(self) -> bool:
@@ -275,6 +277,7 @@ class Job:
         """Set the number of steps that are done, and the preview after that step (a JPEG file)."""
         if self.state is not JobState.RUNNING:
             return
+        self._first_step = self._first_step if self.step else (self._clock(), step)
         self.step = max(self.step, step)
         if preview is not None:
             self.preview = preview

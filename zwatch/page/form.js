@@ -5,7 +5,7 @@ import { textButton } from "./parts.js";
 import { sizeRow } from "./sizes.js";
 import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./settings.js";
 
-// Builds the form and defines `actions.submit` and `actions.generate`
+// Builds the form and defines `actions.add` and `actions.generate`
 export function initForm(ctx) {
 	const { store, t, announce, actions } = ctx;
 	const prompts = promptHistory();
@@ -13,20 +13,23 @@ export function initForm(ctx) {
 	const inputs = {};
 	// Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen
 	let isChosen = false;
+	let isFull = false;
 
-	const change = (changes) => store.set("settings", { ...store.get("settings"), ...changes });
+	const now = () => store.get("settings");
+	const change = (changes) => store.set("settings", { ...now(), ...changes });
 
 	function field(name, input, read, ...extra) {
 		const id = `field-${name}`;
 		input.id = id;
 		inputs[name] = input;
-		errors[name] = el("p", { class: "field-error", id: `${id}-error`, hidden: true });
+		errors[name] = el("p", { class: "field-error", id: `${id}-error` });
 		input.setAttribute("aria-describedby", errors[name].id);
 		input.addEventListener("input", () => {
 			change(read(input));
-			check(name, false);
+			check(name);
 		});
 		input.addEventListener("change", () => check(name, true));
+		input.addEventListener("blur", () => render(now()));
 		return el("div", {}, el("label", { for: id, text: t(`field.${name}`) }), el("div", { class: "with-buttons" }, input, ...extra), errors[name]);
 	}
 
@@ -34,7 +37,7 @@ export function initForm(ctx) {
 
 	function numberField(name) {
 		const { least, most, step, optional } = NUMBERS[name];
-		const input = el("input", { type: "number", min: String(least), max: String(most), step: String(step), inputmode: step === "any" ? "decimal" : "numeric" });
+		const input = el("input", { type: "number", min: least, max: most, step, inputmode: step === "any" ? "decimal" : "numeric" });
 		return field(name, input, () => {
 			const value = input.value !== "" ? Number(input.value) : optional && !input.validity.badInput ? null : NaN;
 			return { [name]: value, ...(optional && { side: null }) };
@@ -44,10 +47,10 @@ export function initForm(ctx) {
 	const prompt = el("textarea", { rows: "3", placeholder: t("prompt.placeholder"), maxlength: "10000" });
 	const negative = el("textarea", { rows: "2", maxlength: "10000" });
 	const seed = el("input", { type: "number", min: "0", step: "1", inputmode: "numeric", placeholder: t("seed.random") });
-	const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !store.get("settings").locked, seed: store.get("settings").seed || randomSeed() }));
+	const lock = iconButton("unlock", t("seed.lock"), () => change({ locked: !now().locked, seed: now().seed || randomSeed() }));
 	const dice = iconButton("dice", t("seed.dice"), () => choose(randomSeed()));
 	const next = textButton("+1", () => choose(plusOne(seed.value)), { class: "small", label: t("seed.next") });
-	const format = el("select", {}, ...["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
+	const format = el("select", {}, ["png", "jpeg", "webp"].map((name) => el("option", { value: name, text: name.toUpperCase() })));
 	const generate = el("button", { type: "submit", class: "primary", id: "generate", "aria-labelledby": "generate-label", "aria-describedby": "generate-note generate-error" },
 		el("span", { id: "generate-label", text: t("generate") }), el("span", { id: "generate-note" }));
 	const failure = el("p", { class: "field-error", id: "generate-error", role: "alert" });
@@ -58,8 +61,8 @@ export function initForm(ctx) {
 			sizeRow(ctx, change),
 			el("div", { class: "pair" }, numberField("width"), numberField("height"), numberField("steps"), numberField("n")),
 			field("seed", seed, () => {
-				const wrong = seed.validity.badInput;
-				return { seed: wrong ? "?" : seed.value, locked: seed.value !== "" || wrong };
+				const text = seed.validity.badInput ? "?" : seed.value;
+				return { seed: text, locked: text !== "" };
 			}, lock, dice, next),
 			el("details", { class: "advanced" }, el("summary", { text: t("advanced") }),
 				textField("negative_prompt", negative), numberField("guidance_scale"),
@@ -75,16 +78,15 @@ export function initForm(ctx) {
 
 	// Shows what is wrong with a field; while somebody types, only an error that is shown already is updated
 	function check(name, isDone) {
-		const found = problems(store.get("settings"))[name];
-		if (found === undefined || isDone || !errors[name].hidden) complain(name, found ? t(...found) : "");
+		const found = problems(now())[name];
+		if (!found || isDone || errors[name].textContent) complain(name, found ? t(...found) : "");
 	}
 
 	function complain(name, text) {
-		errors[name].hidden = text === "";
 		setText(errors[name], text);
-		if (text) inputs[name].setAttribute("aria-invalid", "true");
-		else inputs[name].removeAttribute("aria-invalid");
-		if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
+		inputs[name].ariaInvalid = text ? "true" : null;
+		const folded = inputs[name].closest("details");
+		if (text && folded) folded.open = true;
 	}
 
 	prompt.addEventListener("input", prompts.reset);
@@ -101,30 +103,22 @@ export function initForm(ctx) {
 		return job;
 	};
 
-	actions.submit = (settings) => actions.add(requestOf(settings));
-
 	// Adds a job as the form says, if the form is right; errors stand beside what they concern
 	actions.generate = async () => {
-		const settings = store.get("settings");
+		const settings = now();
 		const found = problems(settings);
 		for (const name of Object.keys(errors)) complain(name, found[name] ? t(...found[name]) : "");
 		setText(failure, "");
 		const first = Object.keys(errors).find((name) => name in found);
-		if (first !== undefined) {
-			inputs[first].focus();
-			return;
-		}
+		if (first) return inputs[first].focus();
 		const obstacle = obstacleOf(store);
-		if (obstacle !== null) {
-			setText(failure, t(obstacle.sentence));
-			return;
-		}
+		if (obstacle) return setText(failure, t(`error.code.${obstacle}`));
 		const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
 		isChosen = false;
 		change({ seed: wanted.seed });
 		prompts.add(wanted.prompt);
 		try {
-			const job = await actions.submit(wanted);
+			const job = await actions.add(requestOf(wanted));
 			byId("stage").scrollIntoView({ block: "nearest" }); // on a phone
 			announce(t("job.added", { count: job.position ?? 0 }));
 		} catch (error) {
@@ -132,6 +126,7 @@ export function initForm(ctx) {
 				complain(error.param, error.message);
 				inputs[error.param].focus();
 			} else setText(failure, actions.sentence(error));
+			isFull = error.code === "queue_full";
 		}
 	};
 
@@ -139,13 +134,18 @@ export function initForm(ctx) {
 		for (const [name, input] of Object.entries(inputs)) {
 			const value = settings[name] ?? actions.defaultSide();
 			if (Number.isNaN(value) || value === "?") continue; // what is typed is not a number: leave it
-			if (name in NUMBERS && document.activeElement === input && (input.value === "" || Number(input.value) === value)) continue;
+			if (name in NUMBERS && document.activeElement === input && (settings[name] === null || Number(input.value) === value)) continue;
 			const text = value === null ? "" : String(value);
-			if (input.value !== text) input.value = text;
+			if (input.value === text) continue;
+			// A prompt that other settings replace is found again with arrow up
+			if (input === prompt) prompts.add(prompt.value);
+			input.value = text;
+			check(name);
 		}
 		grow(prompt);
 		grow(negative);
-		lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
+		// An icon that is replaced under the pointer loses the click
+		if (lock.ariaPressed !== String(settings.locked)) lock.replaceChildren(icon(settings.locked ? "lock" : "unlock"));
 		lock.ariaPressed = settings.locked;
 		seed.classList.toggle("free", !settings.locked);
 	}
@@ -153,23 +153,24 @@ export function initForm(ctx) {
 
 	function renderGenerate() {
 		const obstacle = obstacleOf(store);
-		setText(byId("generate-note"), obstacle ? t(obstacle.key) : "");
+		setText(byId("generate-note"), obstacle ? t(`obstacle.${obstacle}`) : "");
+		const { waiting = 0, limit = 0 } = store.get("status")?.queue ?? {};
 		// What the server said of another press stays
-		if (obstacle === null && generate.classList.contains("blocked")) setText(failure, "");
+		if (obstacle === null && (generate.classList.contains("blocked") || (isFull && waiting < limit))) setText(failure, "");
 		generate.classList.toggle("blocked", obstacle !== null);
-		render(store.get("settings"));
+		render(now());
 	}
 	store.on("connection", renderGenerate);
 	store.on("status", renderGenerate);
 }
 
-// Returns the keys of why no picture can be made now, shortly and as a sentence; null if one can
+// Returns the code of why no picture can be made now; null if one can
 function obstacleOf(store) {
 	const status = store.get("status");
-	if (store.get("connection") === "lost") return { key: "obstacle.lost", sentence: "error.code.unreachable" };
+	if (store.get("connection") === "lost") return "unreachable";
 	if (status === null || status.serving) return null;
-	if (status.aliases?.current?.unloaded) return { key: "obstacle.unloaded", sentence: "error.code.model_not_loaded" };
-	return { key: "obstacle.loading", sentence: "obstacle.loading.long" };
+	const { unloaded, attempt, fault } = status.aliases?.current ?? {};
+	return unloaded || fault || attempt?.state === "REJECTED" ? "model_not_loaded" : "model_loading";
 }
 
 function plusOne(text) {
@@ -186,21 +187,21 @@ function grow(area) {
 function initPromptKeys(prompt, prompts, use) {
 	const walk = (by) => {
 		const text = prompts.walk(by, prompt.value);
-		if (text !== null) use(text);
+		if (text === null) return;
+		prompt.value = text;
+		use(text);
 	};
 	prompt.addEventListener("keydown", (event) => {
 		const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-		const before = prompt.selectionStart;
-		if (!by || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || before !== prompt.selectionEnd) return;
-		if (prompts.isWalking() || prompt.value === "") {
+		const { selectionStart: before, value } = prompt;
+		// The arrows of an input method choose among its words
+		if (!by || event.isComposing || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || before !== prompt.selectionEnd) return;
+		if (prompts.isWalking() && before === value.length) {
 			event.preventDefault();
-			walk(by);
-			return;
+			return walk(by);
 		}
-		// Lines wrap, so only the browser knows whether there is another line: if the caret stays, there is none
-		requestAnimationFrame(() => {
-			const stays = prompt.selectionStart === before || prompt.selectionStart === (by < 0 ? 0 : prompt.value.length);
-			if (stays && by < 0) walk(by);
-		});
+		const hasMore = (by < 0 ? value.slice(0, before) : value.slice(before)).includes("\n");
+		// Only the browser knows where lines wrap: a caret that stays, or goes to the end, is in the last
+		if (!hasMore) requestAnimationFrame(() => [before, by < 0 ? 0 : value.length].includes(prompt.selectionStart) && walk(by));
 	});
 }

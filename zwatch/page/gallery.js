@@ -62,6 +62,11 @@ function buildStrip({ t, store, actions }, main) {
 	}
 	store.on("shown", follow);
 	store.on("jobs", follow);
+	store.on("status", (status) => {
+		if (status?.history !== null) return;
+		setText(words, t("history.off"));
+		show(words, true);
+	});
 
 	return (added) => {
 		setText(count, main.loaded ? number(main.total) : "");
@@ -97,11 +102,11 @@ function addTools({ t, store, actions }) {
 function followHistory(store, lists) {
 	let seen = null;
 	const look = () => lists.forEach((list) => list.refresh());
-	store.on("connection", (connection) => connection === "open" && look());
+	store.on("connection", () => (seen = null));
 	store.on("status", (status) => {
 		if (!status?.history || store.get("connection") !== "open") return;
 		const now = `${status.history.images} ${status.history.newest ?? ""}`;
-		if (seen !== null && now !== seen) look();
+		if (now !== seen) look();
 		seen = now;
 	});
 }

@@ -1,19 +1,20 @@
 // The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all
 
 import { byId, el, iconButton, setText, show } from "./dom.js";
-import { has, number, percent, reasoned } from "./i18n.js";
+import { duration, has, number, percent, reasoned } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { read, write } from "./settings.js";
 import { isUnfinished, merged } from "./stream.js";
 import { toast } from "./toast.js";
 
-// From so many jobs in a row on, their end is worth a notification
+// From so many pictures in a row on, their end is worth a notification
 const LONG_LIST = 3;
 const BELL = "zwatch.notify";
+const DISMISSED = "zwatch.dismissed";
 
 export function initJobs(ctx) {
 	const { store, t, announce, api, actions } = ctx;
-	const dismissed = new Set();
+	const dismissed = new Set(read(DISMISSED));
 	const items = new Map();
 	const title = el("h2", { text: t("queue") });
 	const bell = iconButton("bell", t("notify"), toggleBell);
@@ -47,8 +48,7 @@ export function initJobs(ctx) {
 		try {
 			// Sides that were left to the version are left out again; `model` stays
 			await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
-			dismissed.add(job.id);
-			render();
+			dismiss(job);
 		} catch (error) {
 			toast(actions.sentence(error), { error: true });
 		}
@@ -61,20 +61,30 @@ export function initJobs(ctx) {
 	};
 
 	actions.progressText = (job) => {
-		const count = job.request?.n ?? 1;
+		const count = job.request.n;
 		const steps = job.steps / count;
 		const made = Math.min(count - 1, job.images?.length ?? 0);
 		const step = Math.max(0, job.step - made * steps);
 		if (job.state === "queued") return job.position ? t("job.before", { count: job.position }) : t("job.next");
 		if (job.state !== "running") return "";
+		if (store.get("connection") === "lost") return t("obstacle.unreachable");
 		const parts = [];
 		if (count > 1) parts.push(t("job.picture", { number: made + 1, count }));
 		parts.push(job.step === 0 ? t("job.prompt") : step >= steps ? t("job.decoding") : t("job.step", { step, steps }));
+		// One step says little of the next
+		if (job.step > 1 && job.remaining > 0) parts.push(t("job.left", { time: duration(job.remaining) }));
 		return parts.join(" · ");
 	};
 
+	// A reload does not bring it back
+	function dismiss(job) {
+		dismissed.add(job.id);
+		write(DISMISSED, [...dismissed].slice(-99));
+		render();
+	}
+
 	function makeItem(job) {
-		const text = job.request?.prompt ?? job.id;
+		const text = job.request.prompt;
 		const named = (name) => ({ "aria-label": t(name, { prompt: text.slice(0, 80) }) });
 		const prompt = textButton(text, () => actions.followJob(job.id), { class: "job-prompt", title: text });
 		const state = el("span", { class: "job-state" });
@@ -82,28 +92,27 @@ export function initJobs(ctx) {
 		const error = el("p", { class: "field-error" });
 		const cancel = iconButton("close", t("cancel"), () => actions.cancel(job), named("cancel.job"));
 		const retry = textButton(t("retry"), () => actions.again(find(job.id)), { class: "small", ...named("retry.job") });
-		const dismiss = iconButton("close", t("dismiss"), () => {
-			dismissed.add(job.id);
+		const drop = iconButton("close", t("dismiss"), () => {
 			if (store.get("shown")?.job === job.id) store.set("shown", null);
-			render();
+			dismiss(job);
 		}, named("dismiss.job"));
-		const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, dismiss), bar, error);
-		return { item, state, bar, error, cancel, retry, dismiss };
+		const item = el("li", { class: "job" }, el("div", { class: "job-line" }, prompt, state, retry, cancel, drop), bar, error);
+		return { item, state, bar, error, cancel, retry, drop };
 	}
 
 	const find = (id) => store.get("jobs").find((job) => job.id === id);
 
 	function updateItem(parts, job) {
 		const isFailed = job.state === "failed";
-		setText(parts.state, isFailed ? "" : job.state === "running" ? percent(job.step / job.steps) : actions.progressText(job));
-		parts.bar.value = job.steps ? job.step / job.steps : 0;
-		show(parts.bar, job.state === "running");
+		const isRunning = job.state === "running";
+		setText(parts.state, !isRunning ? actions.progressText(job) : job.step ? percent(job.step / job.steps) : t("job.prompt"));
+		parts.bar.value = job.step / job.steps;
+		show(parts.bar, isRunning);
 		show(parts.cancel, !isFailed);
-		show(parts.dismiss, isFailed);
-		show(parts.retry, isFailed && job.request !== undefined);
-		show(parts.error, isFailed);
+		show(parts.drop, isFailed);
+		show(parts.retry, isFailed);
 		setText(parts.error, isFailed ? actions.sentence(job.error) : "");
-		parts.item.classList.toggle("running", job.state === "running");
+		parts.item.classList.toggle("running", isRunning);
 	}
 
 	function render() {
@@ -131,20 +140,17 @@ export function initJobs(ctx) {
 		show(cancelAll, count > 1);
 	}
 
-	// How many jobs were made since the list was last empty
+	// The jobs since the list was last empty
 	let run = new Set();
 	function noteEnd(jobs) {
 		for (const job of jobs) if (isUnfinished(job)) run.add(job.id);
-		if (run.size === 0 || jobs.some(isUnfinished)) return;
-		const made = jobs.filter((job) => run.has(job.id) && job.state === "done");
-		const failed = jobs.filter((job) => run.has(job.id) && job.state === "failed");
-		if (run.size >= LONG_LIST && made.length + failed.length > 0) notify(made, failed);
+		if (jobs.some(isUnfinished)) return;
+		const ended = jobs.filter(({ id }) => run.has(id));
 		run = new Set();
-	}
-
-	function notify(made, failed) {
-		const count = made.reduce((sum, job) => sum + (job.images?.length ?? 1), 0);
-		const text = failed.length ? t("notify.failed", { count, failed: failed.length }) : t("notify.done", { count });
+		const failed = ended.filter(({ state }) => state === "failed").length;
+		const count = ended.reduce((sum, { images }) => sum + (images?.length ?? 0), 0);
+		if (count + failed < LONG_LIST) return;
+		const text = t("notify.done", { count }) + (failed ? t("notify.failed", { failed }) : "");
 		announce(text);
 		if (!isBellOn()) return;
 		try {

@@ -7,32 +7,28 @@ import { byId, isTyping } from "./dom.js";
 export function initKeys({ actions }) {
 	byId("keys-button").addEventListener("click", showKeys);
 
-	addEventListener("keydown", (event) => {
-		// While an input method composes a word (Chinese), its keys are not ours
-		if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
-		if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-			event.preventDefault();
-			// A held key is one wish
-			if (!event.repeat) actions.generate();
-			return;
-		}
-		if (event.ctrlKey || event.metaKey || event.altKey) return;
-		if (event.key === "Escape") event.repeat || actions.cancelShown();
-		else if (!isTyping(event.target)) useKey(event, actions);
-	});
-}
-
-function useKey(event, actions) {
 	const uses = {
 		"?": showKeys,
 		p: () => byId("field-prompt").focus(),
-		"/": () => actions.search?.(),
+		"/": () => actions.search(),
 		ArrowLeft: () => actions.walk(-1),
 		ArrowRight: () => actions.walk(1),
 	};
-	const use = uses[event.key] ?? uses[event.key.toLowerCase()];
-	const isOwn = event.key.startsWith("Arrow") && event.target instanceof Element && event.target.closest("#strip, [role=slider]");
-	if (use === undefined || isOwn) return;
-	event.preventDefault();
-	use();
+	addEventListener("keydown", (event) => {
+		// While an input method composes a word (Chinese), its keys are not ours
+		if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
+		const isCommand = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+		// A key that is held acts once; only in a text it repeats
+		const isHeld = event.repeat && (isCommand || event.key === "Escape" || (event.key === "Enter" && event.target.localName !== "textarea"));
+		if (isCommand || isHeld) event.preventDefault();
+		if (isHeld) return;
+		if (isCommand) return actions.generate();
+		if (event.ctrlKey || event.metaKey || event.altKey) return;
+		if (event.key === "Escape") return actions.cancelShown();
+		const isOwn = event.key.startsWith("Arrow") && event.target instanceof Element && event.target.closest("#strip, [role=slider]");
+		const use = uses[event.key] ?? uses[event.key.toLowerCase()];
+		if (!use || isOwn || isTyping(event.target)) return;
+		event.preventDefault();
+		use();
+	});
 }

@@ -47,5 +47,5 @@ initVersions(ctx);
 initDrop(ctx);
 initKeys(ctx);
 
-byId("share").addEventListener("click", () => copyAndSay(location.origin + location.pathname + toFragment(store.get("settings")), "share.done"));
+byId("share").addEventListener("click", () => copyAndSay(location.origin + location.pathname + toFragment(store.get("settings"))));
 follow(store);

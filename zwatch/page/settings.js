@@ -61,7 +61,7 @@ export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1)
 export function accepted(found) {
 	const taken = {};
 	for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
-	for (const name of Object.keys(NUMBERS)) if (typeof found[name] === "number" && Number.isFinite(found[name])) taken[name] = found[name];
+	for (const name of Object.keys(NUMBERS)) if (Number.isFinite(found[name])) taken[name] = found[name];
 	if (/^\d{1,19}$/.test(String(found.seed ?? ""))) taken.seed = String(found.seed);
 	if (["png", "jpeg", "webp"].includes(found.format)) taken.format = found.format;
 	const wrong = problems({ ...DEFAULTS, prompt: "-", ...taken });
@@ -85,14 +85,7 @@ export function write(name, value) {
 	}
 }
 
-// Returns the settings that a link's fragment names; null if it names none
-export function fromFragment(fragment) {
-	const values = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
-	for (const name of Object.keys(NUMBERS)) if (name in values) values[name] = Number(values[name]);
-	const taken = accepted(values);
-	return Object.keys(taken).length ? taken : null;
-}
-
+// Returns a link's fragment that names the settings
 export function toFragment(settings) {
 	const values = Object.entries(requestOf(settings)).filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
 	return `#${new URLSearchParams(values)}`;
@@ -100,18 +93,19 @@ export function toFragment(settings) {
 
 // The prompts used before, the newest last, walked with the arrow keys. The text being written is kept as the last
 export function promptHistory() {
-	const kept = (read(PROMPTS) ?? []).filter((text) => typeof text === "string");
-	let place = kept.length;
+	let kept = [];
+	let place = 0;
 	let draft = "";
+	// Adds a text to what all windows have kept
+	function add(text) {
+		const others = [].concat(read(PROMPTS) ?? kept).filter((one) => typeof one === "string" && one !== text);
+		kept = [...others, ...(text.trim() ? [text] : [])].slice(-MOST_PROMPTS);
+		place = kept.length;
+		write(PROMPTS, kept);
+	}
+	add("");
 	return {
-		add(text) {
-			const known = kept.indexOf(text);
-			if (known >= 0) kept.splice(known, 1);
-			kept.push(text);
-			kept.splice(0, kept.length - MOST_PROMPTS);
-			place = kept.length;
-			write(PROMPTS, kept);
-		},
+		add,
 		// Returns the text that many places away, or null at the end. `text` is what stands in the field
 		walk(by, text) {
 			if (place === kept.length) draft = text;
@@ -119,10 +113,11 @@ export function promptHistory() {
 			if (by < 0 && place === kept.length && kept[next] === text) next -= 1; // it stands in the field already
 			if (next < 0 || next > kept.length) return null;
 			place = next;
-			return place === kept.length ? draft : kept[place];
+			return kept[place] ?? draft;
 		},
+		// An earlier text is edited: the text that was being written is kept with the others
 		reset() {
-			place = kept.length;
+			if (place < kept.length) add(draft);
 		},
 		isWalking: () => place < kept.length,
 	};
@@ -135,8 +130,10 @@ export function initSettings({ store, t, announce, actions }) {
 	store.set("settings", { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true });
 	store.on("settings", (settings) => write(KEPT, settings));
 	const useFragment = () => {
-		const linked = fromFragment(location.hash);
-		if (linked === null) return;
+		const named = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+		for (const name of Object.keys(NUMBERS)) if (name in named) named[name] = Number(named[name]);
+		const linked = accepted(named);
+		if (!Object.keys(linked).length) return;
 		store.set("settings", { ...DEFAULTS, ...linked, locked: "seed" in linked });
 		history.replaceState(null, "", location.pathname + location.search);
 	};

@@ -24,44 +24,32 @@ export function sizeRow({ store, t, actions }, change) {
 	actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
 
 	const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
-	const current = () => {
-		const { width, height } = store.get("settings");
-		return [width || base(), height || base()];
-	};
+	const usable = (side) => (side >= least && side <= most ? side : base());
+	const current = () => [usable(store.get("settings").width), usable(store.get("settings").height)];
 	const squareSide = () => {
 		const { side, width, height } = store.get("settings");
 		return side ?? (width === null && height === null ? base() : rounded(Math.sqrt(current()[0] * current()[1])));
 	};
 	const isPortrait = () => current()[1] > current()[0];
+	// Returns the sides of a proportion, upright if those in the form are
+	const turned = (side, ratio) => (isPortrait() ? sides(side, ratio).reverse() : sides(side, ratio));
+	const matches = (ratio) => String(turned(squareSide(), ratio)) === String(current());
+	const use = (side, [width, height]) => change({ width, height, side });
 
 	const presets = RATIOS.map((ratio) => {
 		const shape = el("span", { class: "shape" });
 		const text = el("span", {});
-		const button = el("button", { type: "button", class: "preset", on: { click: () => {
-			const [width, height] = sides(squareSide(), ratio);
-			change(isPortrait() ? { width: height, height: width, side: squareSide() } : { width, height, side: squareSide() });
-		} } }, shape, text);
-		return { ratio, button, text, shape };
+		const click = () => use(squareSide(), turned(squareSide(), ratio));
+		return { ratio, text, shape, button: el("button", { type: "button", class: "preset", on: { click } }, shape, text) };
 	});
-	const flip = iconButton("flip", t("size.flip"), () => {
-		const [width, height] = current();
-		change({ width: height, height: width, side: squareSide() });
-	});
-	const scaled = (factor) => current().map((side) => rounded(side * factor));
+	const flip = iconButton("flip", t("size.flip"), () => use(squareSide(), current().reverse()));
 	const scale = (factor, label, title) => textButton(label, () => {
 		const side = squareSide() * factor;
-		const preset = presets.find(({ ratio }) => matches(ratio));
-		const [width, height] = preset ? (isPortrait() ? sides(side, preset.ratio).reverse() : sides(side, preset.ratio)) : scaled(factor);
-		change({ width, height, side });
+		const ratio = RATIOS.find(matches);
+		use(side, ratio ? turned(side, ratio) : current().map((one) => rounded(one * factor)));
 	}, { class: "small", label: title });
 	const half = scale(0.5, "÷2", t("size.half"));
 	const twice = scale(2, "×2", t("size.twice"));
-
-	function matches(ratio) {
-		const [width, height] = current();
-		const wanted = sides(squareSide(), ratio);
-		return (width === wanted[0] && height === wanted[1]) || (width === wanted[1] && height === wanted[0]);
-	}
 
 	function render() {
 		for (const { ratio, button, text, shape } of presets) {

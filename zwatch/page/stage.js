@@ -1,9 +1,8 @@
 // The right side: the picture, the preview that forms, the progress, Cancel
 
 import { byId, el, setText, show } from "./dom.js";
-import { duration } from "./i18n.js";
 import { textButton } from "./parts.js";
-import { rowOfJob, seedText, settingsOf } from "./picture.js";
+import { seedText, settingsOf, shownRow } from "./picture.js";
 import { isUnfinished } from "./stream.js";
 
 export function initStage(ctx) {
@@ -28,31 +27,22 @@ export function initStage(ctx) {
 	section.append(canvas, progressRow, caption);
 
 	const jobs = () => store.get("jobs");
-	const find = (id) => jobs().find((job) => job.id === id);
-	const shownJob = () => find(store.get("shown")?.job);
+	const shownJob = () => jobs().find((job) => job.id === store.get("shown")?.job);
+	const firstJob = () => jobs().find((job) => job.state === "running") ?? jobs().find(isUnfinished);
 
 	// The job whose progress is shown: the one in the stage, else the one that runs or waits first
 	const activeJob = () => {
 		const job = shownJob();
-		return job && isUnfinished(job) ? job : (jobs().find((one) => one.state === "running") ?? jobs().find(isUnfinished));
+		return job && isUnfinished(job) ? job : firstJob();
 	};
 
-	function pictureOf(job) {
-		const made = job.images?.at(-1);
-		if (!made?.url) return null;
-		return kept({ ...rowOfJob(job, made), ...sizeOf(job) });
-	}
+	const sizeOf = ({ request }) => ({ width: request.width ?? actions.defaultSide(), height: request.height ?? actions.defaultSide() });
 
-	const kept = (picture) => store.get("rows").find((row) => row.name !== null && row.name === picture.name) ?? picture;
-
-	const sizeOf = ({ request }) => ({
-		width: request?.width ?? actions.defaultSide() ?? undefined, height: request?.height ?? actions.defaultSide() ?? undefined,
-	});
-
+	// The picture as the history has it, else as its job says
 	const pictureNow = () => {
-		const shown = store.get("shown");
-		if (shown?.picture) return kept(shown.picture);
-		return shownJob() ? pictureOf(shownJob()) : null;
+		const picture = shownRow(store);
+		const kept = picture?.name && store.get("rows").find((row) => row.name === picture.name);
+		return kept || (picture && shownJob() ? { ...picture, ...sizeOf(shownJob()) } : picture);
 	};
 
 	actions.show = (row) => {
@@ -89,9 +79,9 @@ export function initStage(ctx) {
 		const shown = shownJob();
 		if (store.get("shown")?.job !== undefined && shown === undefined) store.set("shown", null);
 		if (!isFollowing || (shown && isUnfinished(shown))) return;
-		const next = jobs().find((job) => job.state === "running") ?? jobs().find(isUnfinished);
+		const next = firstJob();
 		if (next) store.set("shown", { job: next.id });
-		else if (shown && shown.state !== "failed") store.set("shown", pictureOf(shown) && { picture: pictureOf(shown) });
+		else if (shown && shown.state !== "failed") store.set("shown", pictureNow() && { picture: pictureNow() });
 	}
 
 	function tell(job) {
@@ -106,26 +96,26 @@ export function initStage(ctx) {
 			return;
 		}
 		const job = shownJob();
+		const forming = job && isUnfinished(job) ? job : null;
 		const picture = pictureNow();
-		renderImage(job, picture);
+		renderImage(forming, picture);
 		renderMessage(job, picture);
-		renderCaption(job, picture);
+		renderCaption(forming, picture);
 		renderProgress();
 	}
 
-	function renderImage(job, picture) {
-		const isForming = job && isUnfinished(job);
-		const preview = isForming ? job.preview : null;
-		const source = preview ?? picture?.url ?? null;
-		section.classList.toggle("forming", Boolean(isForming));
-		section.classList.toggle("preview", preview !== null && preview !== undefined);
-		if (source === null) {
+	function renderImage(forming, picture) {
+		const preview = forming?.preview;
+		const source = preview ?? picture?.url;
+		section.classList.toggle("forming", forming !== null);
+		section.classList.toggle("preview", Boolean(preview));
+		if (!source) {
 			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves
-			if (!isForming) show(image, false);
+			if (!forming) show(image, false);
 			return;
 		}
-		const size = preview ? sizeOf(job) : picture;
-		if (size?.width && size?.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
+		const size = preview ? sizeOf(forming) : picture;
+		if (size.width && size.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
 		if (image.getAttribute("src") !== source) image.src = source;
 		image.alt = preview ? t("result.forming") : t("result", { prompt: picture?.prompt ?? "" });
 		show(image, true);
@@ -140,9 +130,8 @@ export function initStage(ctx) {
 		message.classList.toggle("error", job?.state === "failed");
 	}
 
-	function renderCaption(job, picture) {
-		const isForming = job && isUnfinished(job);
-		const about = isForming ? { ...job.request, ...sizeOf(job), version: job.version } : picture;
+	function renderCaption(forming, picture) {
+		const about = forming ? { ...forming.request, ...sizeOf(forming), version: forming.version } : picture;
 		setText(title, about?.prompt ?? "");
 		title.title = title.textContent;
 		const { version, width, height, steps } = about ?? {};
@@ -150,16 +139,15 @@ export function initStage(ctx) {
 		setText(details, [
 			version, seed && t("caption.seed", { seed }), width && height && `${width} × ${height}`, steps && t("caption.steps", { count: steps }),
 		].filter(Boolean).join(" · "));
-		buttons.classList.toggle("unseen", !picture || Boolean(isForming));
+		buttons.classList.toggle("unseen", !picture || forming !== null);
 	}
 
 	function renderProgress() {
 		const job = activeJob();
 		progressRow.classList.toggle("unseen", !job);
 		if (!job) return;
-		progress.value = job.steps ? job.step / job.steps : 0;
-		const left = job.state === "running" && typeof job.remaining === "number" ? t("job.left", { time: duration(job.remaining) }) : "";
-		setText(progressText, [actions.progressText(job), left].filter(Boolean).join(" · "));
+		progress.value = job.step / job.steps;
+		setText(progressText, actions.progressText(job));
 	}
 
 	store.on("jobs", () => {
@@ -169,4 +157,5 @@ export function initStage(ctx) {
 	store.on("shown", render);
 	store.on("rows", render);
 	store.on("status", render);
+	store.on("connection", render);
 }

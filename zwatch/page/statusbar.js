@@ -28,6 +28,7 @@ export function initStatusBar({ store, t, api }) {
 		model.title = status.serving?.digest ?? "";
 		setText(deploy, deployText(status, t));
 		const { running = 0, waiting = 0 } = status.queue ?? {};
+		show(queue, !isLost); // it would be an old one
 		setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
 	}
 
@@ -47,7 +48,11 @@ function deployText({ aliases = {} }, t) {
 	return Object.values(aliases)
 		.map(({ attempt }) => attempt)
 		.filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
-		.map(({ version, state, progress }) => t(state === "WARMING" ? "deploy.warming" : "deploy.verifying", { version, percent: percent(progress) }))
+		.map(({ version, state, progress }) => {
+			// Before its bytes are read the libraries are imported, after them it is built
+			const doing = state === "WARMING" ? "warming" : progress > 0 && progress < 1 ? "verifying" : "loading";
+			return t(`deploy.${doing}`, { version, percent: percent(progress) });
+		})
 		.join(" · ");
 }
 
@@ -58,7 +63,7 @@ function faultText({ aliases = {}, history }, t) {
 		if (attempt?.state === "REJECTED" && (target ?? attempt.version) === attempt.version) {
 			texts.push(t("deploy.rejected", { version: attempt.version, reason: reasoned(attempt.code, attempt.reason) }));
 		}
-		if (fault) texts.push(t("deploy.fault", { alias, message: reasoned(fault.code, fault.message) }));
+		if (fault) texts.push(t("deploy.fault", { alias, message: reasoned(fault.code, fault.message.replace(`${alias}: `, "")) }));
 	}
 	if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
 	return texts.join(" · ");

@@ -5,6 +5,7 @@ export default table(`
 history = History = 历史记录
 history.all = All pictures = 全部图片
 history.empty = No pictures yet. = 还没有图片。
+history.off = This server keeps no pictures. = 此服务器不保存图片。
 history.failed = The history cannot be read: {reason} = 无法读取历史记录：{reason}
 history.use = Fill in all settings = 填入全部设置
 history.useSeed = Fill in only the seed = 只填入种子

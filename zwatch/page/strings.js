@@ -23,7 +23,6 @@ close = Close = 关闭
 dismiss = Dismiss = 移除
 share = Copy link = 复制链接
 share.title = Copy a link with these settings = 复制带有当前设置的链接
-share.done = Link copied = 链接已复制
 versions = Versions = 版本
 keys = Keys = 快捷键
 
@@ -65,10 +64,10 @@ error.code.out_of_memory = The device's memory is not enough for this. Try a sma
 error.code.timeout = This took longer than the server allows. ({message}) = 超过了服务器允许的时间。（{message}）
 error.code.generation_failed = The picture could not be made. ({message}) = 图片生成失败。（{message}）
 
-obstacle.lost = no connection = 未连接
-obstacle.unloaded = model not loaded = 模型未加载
-obstacle.loading = model is loading = 模型加载中
-obstacle.loading.long = The model is still loading. Generate works as soon as it is ready. = 模型仍在加载，就绪后即可生成。
+obstacle.unreachable = no connection = 未连接
+obstacle.model_not_loaded = model not loaded = 模型未加载
+obstacle.model_loading = model is loading = 模型加载中
+error.code.model_loading = The model is still loading. Generate works as soon as it is ready. = 模型仍在加载，就绪后即可生成。
 
 queue = Queue = 队列
 queue.count = Queue · {count} = 队列 · {count}
@@ -94,7 +93,7 @@ notify = Notify me when a long queue is done = 长队列完成时通知我
 notify.on = Notifications are on = 通知已开启
 notify.off = Notifications are off here, or blocked by the browser = 通知已关闭，或被浏览器禁止
 notify.done = The queue is done: 1 picture|The queue is done: {count} pictures = 队列已完成：{count} 张图片
-notify.failed = The queue is done: {count} made, {failed} failed = 队列已完成：{count} 张图片，{failed} 个失败
+notify.failed = , {failed} failed = ，{failed} 个失败
 
 progress = Progress = 进度
 result = Result: {prompt} = 结果：{prompt}
@@ -109,6 +108,7 @@ model = Model: {name} = 模型：{name}
 model.since = since {time} = 自 {time} 起
 model.unloaded = not loaded = 未加载
 model.none = none yet = 尚无
+deploy.loading = {version}: loading = {version}：加载中
 deploy.verifying = {version}: verifying {percent} = {version}：校验中 {percent}
 deploy.warming = {version}: warming up = {version}：预热中
 deploy.rejected = {version} rejected: {reason} = {version} 被拒绝：{reason}
