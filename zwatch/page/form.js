@@ -82,8 +82,7 @@ export function initForm(ctx) {
 	function complain(name, text) {
 		errors[name].hidden = text === "";
 		setText(errors[name], text);
-		if (text) inputs[name].setAttribute("aria-invalid", "true");
-		else inputs[name].removeAttribute("aria-invalid");
+		inputs[name].ariaInvalid = text ? "true" : null;
 		if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
 	}
 

@@ -1,7 +1,7 @@
 // The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
 
 import { el, setText, show } from "./dom.js";
-import { number, percent, reasoned, time } from "./i18n.js";
+import { has, number, percent, reasoned, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 
 // Digits of a digest that are shown; the whole one is the tooltip
@@ -45,9 +45,8 @@ function modelText({ serving, aliases }, t) {
 
 function deployText({ aliases = {} }, t) {
 	return Object.values(aliases)
-		.map(({ attempt }) => attempt)
-		.filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
-		.map(({ version, state, progress }) => t(state === "WARMING" ? "deploy.warming" : "deploy.verifying", { version, percent: percent(progress) }))
+		.filter(({ attempt }) => has(`deploy.${attempt?.state}`))
+		.map(({ attempt: { version, state, progress } }) => t(`deploy.${state}`, { version, percent: percent(progress) }))
 		.join(" · ");
 }
 

@@ -109,8 +109,8 @@ model = Model: {name} = 模型：{name}
 model.since = since {time} = 自 {time} 起
 model.unloaded = not loaded = 未加载
 model.none = none yet = 尚无
-deploy.verifying = {version}: verifying {percent} = {version}：校验中 {percent}
-deploy.warming = {version}: warming up = {version}：预热中
+deploy.LOADING = {version}: verifying {percent} = {version}：校验中 {percent}
+deploy.WARMING = {version}: warming up = {version}：预热中
 deploy.rejected = {version} rejected: {reason} = {version} 被拒绝：{reason}
 deploy.fault = Link {alias}: {message} = 链接 {alias}：{message}
 history.fault = Pictures are not kept: {message} = 图片未能保存：{message}
