@@ -1,7 +1,10 @@
 """The page's files: how they are served, and what they may be."""
 
 import asyncio
+import base64
 import gzip
+import hashlib
+import re
 
 import aiohttp
 import pytest
@@ -11,7 +14,7 @@ from zwatch.api.page import DIRECTORY, HEADERS, INDEX, KINDS, accepts_gzip, read
 MOST_BYTES = 150_000
 """Of all files together, as they are."""
 POLICY = {
-    "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self' data: blob:",
+    "default-src": "'none'", "script-src": "'self'", "img-src": "'self' data: blob:",
     "connect-src": "'self'", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'",
 }  # fmt: skip
 
@@ -36,24 +39,60 @@ def test_the_page_is_small_and_has_no_other_kinds_of_files():
     assert {path.suffix for path in files} <= KINDS.keys()
     assert all(path.parent == DIRECTORY for path in files), "only files directly in the directory are served"
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
-    assert INDEX in read_page(DIRECTORY)
+    assert INDEX in read_page(DIRECTORY).files
 
 
 async def test_every_file_is_served_with_its_type_and_the_strict_headers(lonely, raw):
-    files = read_page(DIRECTORY)
-    for path, name in [("/", INDEX), *((f"/page/{name}", name) for name in files)]:
+    page = read_page(DIRECTORY)
+    kept = f"/page/{page.digest}"
+    paths = [("/", INDEX), *((f"{folder}/{name}", name) for name in page.files for folder in ("/page", kept))]
+    for path, name in paths:
         async with raw.get(lonely.url + path, headers={"Accept-Encoding": "identity"}) as response:
             assert response.status == 200
-            assert await response.read() == (DIRECTORY / name).read_bytes()
+            if name != INDEX:
+                assert await response.read() == (DIRECTORY / name).read_bytes()
             assert response.headers["Content-Type"] == KINDS["." + name.rpartition(".")[2]]
             assert "Content-Encoding" not in response.headers
             assert {name: response.headers[name] for name in HEADERS} == HEADERS
+            assert ("immutable" in response.headers["Cache-Control"]) == path.startswith(kept)
 
 
-async def test_the_policy_allows_nothing_from_elsewhere_and_nothing_inline(lonely):
+async def test_the_first_paint_takes_one_request(lonely):
+    async with lonely.http.get(lonely.url + "/") as response:
+        text = await response.text()
+    assert '<link rel="stylesheet"' not in text
+    styles = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    sources = re.findall(r'stylesheet" href="/page/(.*?)"', (DIRECTORY / INDEX).read_text())
+    assert styles == [(DIRECTORY / name).read_text() for name in sources]
+    assert len(styles) == len(list(DIRECTORY.glob("*.css")))
+
+
+async def test_files_named_by_the_index_are_kept_by_a_browser_until_the_page_changes(lonely, tmp_path):
+    async with lonely.http.get(lonely.url + "/") as response:
+        assert response.headers["Cache-Control"] == "no-cache"
+        paths = re.findall(r'="(/page/.*?)"', await response.text())
+    assert len(paths) == 2
+    for path in paths:
+        async with lonely.http.get(lonely.url + path) as response:
+            assert response.status == 200
+            assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    async with lonely.http.get(f"{lonely.url}/page/{'0' * 32}/main.js") as response:
+        assert (response.status, response.headers["Cache-Control"]) == (200, "no-cache")
+    digests = set()
+    for text in ("a", "b"):
+        (tmp_path / "main.js").write_text(text)
+        digests.add(read_page(tmp_path).digest)
+    assert len(digests) == 2
+
+
+async def test_the_policy_allows_nothing_from_elsewhere_and_no_inline_style_but_the_page_s_own(lonely):
     async with lonely.http.get(lonely.url + "/") as response:
         given = response.headers["Content-Security-Policy"]
-    assert dict(rule.strip().split(" ", 1) for rule in given.split(";")) == POLICY
+        styles = re.findall("<style>(.*?)</style>", await response.text(), re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles]
+    rules = dict(rule.strip().split(" ", 1) for rule in given.split(";"))
+    assert rules.pop("style-src") == " ".join(f"'sha256-{one}'" for one in hashes)
+    assert rules == POLICY
 
 
 async def test_a_client_that_takes_gzip_gets_it_with_a_tag_of_its_own(lonely, raw):
@@ -62,7 +101,7 @@ async def test_a_client_that_takes_gzip_gets_it_with_a_tag_of_its_own(lonely, ra
         async with raw.get(lonely.url + "/", headers={"Accept-Encoding": accepted}) as response:
             body = await response.read()
             assert response.headers.get("Content-Encoding") == encoding
-            assert (gzip.decompress(body) if encoding else body) == (DIRECTORY / INDEX).read_bytes()
+            assert (gzip.decompress(body) if encoding else body) == read_page(DIRECTORY).files[INDEX].plain
             assert response.headers["Vary"] == "Accept-Encoding"
             tags.add(response.headers["ETag"])
     assert len(tags) == 2
@@ -119,8 +158,8 @@ def test_files_of_other_kinds_and_folders_are_not_served(tmp_path):
     for name in ("index.html", "main.js", "style.css", "icon.svg", "notes.txt", "main.js.map", "secret"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.js").mkdir()
-    assert read_page(tmp_path).keys() == {"index.html", "main.js", "style.css", "icon.svg"}
-    assert read_page(tmp_path / "missing") == {}
+    assert read_page(tmp_path).files.keys() == {"index.html", "main.js", "style.css", "icon.svg"}
+    assert read_page(tmp_path / "missing").files == {}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,21 @@ async def running(directory: Path, *options: str, version: str | None = "v1"):
         yield service
 
 
+@asynccontextmanager
+async def busy(service: Server):
+    """Keep a service busy with somebody else's job: what a page adds in the meantime waits, however slowly it is added."""
+    headers = {"X-Client-Id": "somebody-else"}
+    request = {"prompt": "somebody else's", "steps": 100, "n": 16}
+    async with service.http.post(service.url + "/jobs", json=request, headers=headers) as response:
+        assert response.status == 202, await response.text()
+        job = (await response.json())["id"]
+    try:
+        yield
+    finally:
+        async with service.http.delete(f"{service.url}/jobs/{job}", headers=headers) as response:
+            assert response.status == 200, await response.text()
+
+
 async def _serves(service: Server, version: str) -> bool:
     async with service.http.get(service.url + "/health") as response:
         return (await response.json())["version"] == version

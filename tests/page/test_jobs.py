@@ -6,7 +6,7 @@ import re
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.page.conftest import WAIT
+from tests.page.conftest import WAIT, busy
 
 expect.set_options(timeout=WAIT)
 
@@ -79,30 +79,32 @@ async def test_cancel_ends_the_job_and_generate_goes_on_working(page):
     await expect(caption(page)).to_contain_text("v1 · seed 7 ·")
 
 
-async def test_three_jobs_are_queued_and_one_of_them_is_cancelled(page):
-    await generate(page, "first", Steps=30, Seed=1)
-    await generate(page, "second", Steps=4, Seed=2)
-    await generate(page, "third", Steps=4, Seed=3)
-    await expect(queue(page)).to_have_count(3)
-    await queue(page).filter(has_text="second").get_by_role("button", name="Cancel").click()
-    await expect(queue(page).filter(has_text="second")).to_have_count(0)
+async def test_three_jobs_are_queued_and_one_of_them_is_cancelled(page, server):
+    async with busy(server):
+        await generate(page, "first", Steps=4, Seed=1)
+        await generate(page, "second", Steps=4, Seed=2)
+        await generate(page, "third", Steps=4, Seed=3)
+        await expect(queue(page)).to_have_count(3)
+        await queue(page).filter(has_text="second").get_by_role("button", name="Cancel").click()
+        await expect(queue(page).filter(has_text="second")).to_have_count(0)
     await expect(queue(page)).to_have_count(0)
     await expect(caption(page)).to_contain_text("v1 · seed 3 ·")
     states = await page.evaluate("fetch('/history?limit=2').then(answer => answer.json())")
     assert [row["prompt"] for row in states["images"]] == ["third", "first"]
 
 
-async def test_cancel_all_empties_the_queue(page):
-    for _ in range(4):
-        await generate(page, Steps=LONG)
-    await expect(queue(page)).to_have_count(4)
-    await page.get_by_role("button", name="Cancel all").click()
-    await expect(queue(page)).to_have_count(0)
+async def test_cancel_all_empties_the_queue(page, server):
+    async with busy(server):
+        for _ in range(4):
+            await generate(page, Steps=LONG)
+        await expect(queue(page)).to_have_count(4)
+        await page.get_by_role("button", name="Cancel all").click()
+        await expect(queue(page)).to_have_count(0)
 
 
 async def test_several_pictures_come_one_by_one_and_a_cancelled_job_keeps_them(page, server):
     before = (await server.status())["history"]["images"]
-    await generate(page, "one by one", Steps=25, Images=3, Seed=100)
+    await generate(page, "one by one", Steps=60, Images=3, Seed=100)
     await expect(page.locator(".progress-text")).to_contain_text("picture 2 of 3")
     await server.until(lambda: images_are(server, before + 1), "the first picture is in the history")
     await page.get_by_role("button", name="Cancel", exact=True).click()
@@ -160,8 +162,9 @@ async def test_a_notification_tells_that_a_long_queue_is_done(new_page, server):
         "() => { window.told = []; const Real = Notification; window.Notification = class extends EventTarget {"
         " static permission = Real.permission; constructor(title, options) { super(); told.push(options.body); } }; }"
     )
-    for seed in range(3):
-        await generate(page, Steps=1, Seed=seed)
+    async with busy(server):
+        for seed in range(3):
+            await generate(page, Steps=1, Seed=seed)
     await server.until(lambda: page.evaluate("told.length"), "the notification is shown")
     assert await page.evaluate("told") == ["The queue is done: 3 pictures"]
 

@@ -69,7 +69,7 @@ async def test_nothing_moves_while_pictures_form_and_the_queue_grows(page):
     await expect(caption(page)).to_contain_text("v1 · seed 1 ·")
     canvas, button = page.locator(".canvas"), page.get_by_role("button", name="Generate", exact=True)
     before = [await canvas.bounding_box(), await button.bounding_box()]
-    await generate(page, Steps=30, Seed=2)
+    await generate(page, Steps=100, Seed=2)
     await generate(page, Steps=4, Seed=3)
     await expect(queue(page)).to_have_count(2)
     assert [await canvas.bounding_box(), await button.bounding_box()] == before

@@ -25,7 +25,7 @@ from zwatch.errors import RequestError, retry_after
 
 _log = logging.getLogger(__name__)
 
-OPEN = HEALTH | {"/", "/page/{name}", "/login"}
+OPEN = HEALTH | {"/", "/page/{name}", "/page/{digest}/{name}", "/login"}
 """Routes that need no token: the health checks, the page, its files, and the login."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_FAILURES = 10

@@ -1,5 +1,10 @@
-"""The page's files: read once at the start and answered from memory, so that they wait for no disk and for no import of torch."""
+"""The page's files: read once at the start and answered from memory, so that they wait for no disk and for no import of torch.
 
+The first paint takes one request: the styles are put into `index.html`, which names the other files by a path with a digest of
+them all. A browser keeps those for good; another version of the page has other paths.
+"""
+
+import base64
 import gzip
 import hashlib
 import re
@@ -21,15 +26,21 @@ KINDS = {
 }
 """The media types of the files that the page consists of, by suffix; others are not served."""
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # a browser keeps the file, and asks each time whether it is still the same
     "Vary": "Accept-Encoding",
 }
-"""Sent with every file of the page, also with a 304."""
+"""Sent with every file of the page, also with a 304, beside `Content-Security-Policy` and `Cache-Control`."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src {styles}; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The Content-Security-Policy; its styles are named by their digests."""
+_ASK_AGAIN = "no-cache"
+"""A browser keeps the file, and asks each time whether it is still the same."""
+_KEEP = "public, max-age=31536000, immutable"
+_STYLES = re.compile(r'<link rel="stylesheet" href="/page/([\w.-]+)">\n?')
 _NO_GZIP = re.compile(r"q=0(\.0*)?")
 
 
@@ -49,19 +60,51 @@ class PageFile:
         return self.compressed, f"{self.tag}-gzip", {"Content-Encoding": "gzip"}
 
 
-def read_page(directory: Path) -> dict[str, PageFile]:
-    """Return the page's files by name; none if there is no such directory."""
-    found = {}
-    for path in sorted(directory.glob("*")):
-        if path.suffix in KINDS and path.is_file():
-            plain = path.read_bytes()
-            tag = hashlib.blake2b(plain, digest_size=16).hexdigest()
-            found[path.name] = PageFile(KINDS[path.suffix], plain, gzip.compress(plain, mtime=0), tag)
-    return found
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The page's files by name, the digest of them all, and the Content-Security-Policy that fits their styles."""
+
+    files: Mapping[str, PageFile]
+    digest: str
+    policy: str
 
 
-PAGE: web.AppKey[Mapping[str, PageFile]] = web.AppKey("page")
-"""The page's files by name."""
+def read_page(directory: Path) -> Page:
+    """Read the page; it has no files if there is no such directory."""
+    texts = {
+        path.name: path.read_bytes() for path in sorted(directory.glob("*")) if path.suffix in KINDS and path.is_file()
+    }
+    digest = _digest(b"".join(map(_digest_bytes, texts.values())))
+    styles = [texts[name] for name in _style_names(texts)]
+    if INDEX in texts:
+        texts[INDEX] = _composed(texts, digest)
+    files = {
+        name: PageFile(KINDS[Path(name).suffix], text, gzip.compress(text, mtime=0), _digest(text))
+        for name, text in texts.items()
+    }
+    sources = [f"'sha256-{base64.b64encode(hashlib.sha256(style).digest()).decode()}'" for style in styles]
+    return Page(files, digest, POLICY.format(styles=" ".join(sources) or "'none'"))
+
+
+def _style_names(texts: Mapping[str, bytes]) -> list[str]:
+    return _STYLES.findall(texts.get(INDEX, b"").decode())
+
+
+def _composed(texts: Mapping[str, bytes], digest: str) -> bytes:
+    """Return `index.html` with its styles in it, and the paths of the other files with the digest in them."""
+    index = _STYLES.sub(lambda link: f"<style>{texts[link[1]].decode()}</style>\n", texts[INDEX].decode())
+    return index.replace('="/page/', f'="/page/{digest}/').encode()
+
+
+def _digest_bytes(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _digest(text: bytes) -> str:
+    return _digest_bytes(text).hex()
+
+
+PAGE: web.AppKey[Page] = web.AppKey("page")
 
 
 async def index(request: web.Request) -> web.Response:
@@ -71,7 +114,7 @@ async def index(request: web.Request) -> web.Response:
 
 async def file(request: web.Request) -> web.Response:
     """Return one of the page's files."""
-    return _answer(request, request.match_info["name"])
+    return _answer(request, request.match_info["name"], request.match_info.get("digest"))
 
 
 def add_page(app: web.Application, directory: Path = DIRECTORY) -> None:
@@ -79,17 +122,22 @@ def add_page(app: web.Application, directory: Path = DIRECTORY) -> None:
     app[PAGE] = read_page(directory)
     app.router.add_get("/", index)
     app.router.add_get("/page/{name}", file)
+    app.router.add_get("/page/{digest}/{name}", file)
 
 
-def _answer(request: web.Request, name: str) -> web.Response:
-    found = request.app[PAGE].get(name)
+def _answer(request: web.Request, name: str, digest: str | None = None) -> web.Response:
+    page = request.app[PAGE]
+    found = page.files.get(name)
     if found is None:
         raise RequestError("not_found", f"the page has no file {name[:100]!r}")
     body, tag, headers = found.form(compress=accepts_gzip(request.headers.get("Accept-Encoding", "")))
+    # A page from before an upgrade may ask with its own digest: what it gets is not kept under that path.
+    caching = {"Cache-Control": _KEEP if digest == page.digest else _ASK_AGAIN}
+    common = {**HEADERS, "Content-Security-Policy": page.policy, **caching}
     if any(known.value in (tag, "*") for known in request.if_none_match or ()):
-        response = web.Response(status=304, headers=HEADERS)
+        response = web.Response(status=304, headers=common)
     else:
-        response = web.Response(body=body, headers={**HEADERS, **headers, "Content-Type": found.media_type})
+        response = web.Response(body=body, headers={**common, **headers, "Content-Type": found.media_type})
     response.etag = tag
     return response
 

@@ -1,4 +1,4 @@
-// Wires the page: the store, the event stream, the regions of the screen
+// Wires the page's parts
 
 import { call, setTokenPrompt } from "./api.js";
 import { initCompare } from "./compare.js";
@@ -7,7 +7,7 @@ import { byId, front, setText } from "./dom.js";
 import { initDrop } from "./drop.js";
 import { initForm } from "./form.js";
 import { initGallery } from "./gallery.js";
-import * as i18n from "./i18n.js";
+import { applyTo, t } from "./i18n.js";
 import { initJobs } from "./jobs.js";
 import { initKeys } from "./keys.js";
 import { initSettings, toFragment } from "./settings.js";
@@ -18,7 +18,7 @@ import { follow } from "./stream.js";
 import { copyAndSay } from "./toast.js";
 import { initVersions } from "./versions.js";
 
-i18n.applyTo(document);
+applyTo(document);
 setTokenPrompt(askForToken);
 
 const store = createStore({
@@ -33,8 +33,8 @@ function announce(text) {
 	setTimeout(() => setText(announcer, text), 50);
 }
 
-// `actions` is filled by the modules below; gallery.js, compare.js and drop.js add their own
-const ctx = { store, api: { call }, t: i18n.t, announce, confirm, actions: {} };
+// The modules below fill `actions`
+const ctx = { store, api: { call }, t, announce, confirm, actions: {} };
 
 initSettings(ctx);
 initForm(ctx);

@@ -160,7 +160,16 @@ async def test_every_call_needs_the_token_but_health_and_login(locked):
         async with locked.http.request(method, locked.url + re.sub(r"{\w+}", "0", path)) as response:
             if response.status != 401:
                 opened.add(path)
-    assert opened <= {"/", "/page", "/page/{name}", "/health", "/health/live", "/health/ready", "/login"}
+    assert opened <= {
+        "/",
+        "/page",
+        "/page/{name}",
+        "/page/{digest}/{name}",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/login",
+    }
     assert opened >= {"/health", "/health/live", "/health/ready", "/login"}
 
 
