@@ -21,6 +21,10 @@ DROP = """(text) => {
     for (const one of ["dragover", "drop"])
         document.body.dispatchEvent(new DragEvent(one, { bubbles: true, cancelable: true, dataTransfer: data }));
 }"""
+CUT_OFF = """(view) => [...document.querySelectorAll(`.${view} *`)].filter((one) => {
+    const { left, right } = one.getBoundingClientRect();
+    return left < 0 || right > document.documentElement.clientWidth;
+}).map((one) => one.outerHTML.slice(0, 80))"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -131,3 +135,15 @@ async def test_two_tabs_join_a_server_again_that_was_killed(tab, firefox, server
         await one.sees(".caption-details", "^v1 · seed 5 ·")
     await firefox.call("browsingContext.close", context=other.context)
     tab.problems[:] = [text for text in tab.problems if not re.search("can.t establish a connection|interrupted", text)]
+
+
+async def test_nothing_is_cut_off_on_a_phone(tab, firefox):
+    viewport = {"width": 360, "height": 740}
+    await firefox.call("browsingContext.setViewport", context=tab.context, viewport=viewport)
+    for button, view in (("#versions-button", "drawer"), ("#strip-buttons button:last-child", "search")):
+        await tab.click(button)
+        await tab.sees(f"dialog.{view}", "v1")
+        assert await tab.run(CUT_OFF, view) == []
+        await tab.press("Escape")
+        await tab.until("() => !document.querySelector('dialog')")
+    assert await tab.run("() => document.documentElement.scrollWidth <= innerWidth")

@@ -18,7 +18,7 @@ export function createStream(client, take) {
 		source = new EventSource(`/events?client=${client}`);
 		source.onopen = () => take("connection", "open");
 		source.onerror = () => {
-			// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
+			// By itself it would try again late, and not after an HTTP error
 			close();
 			timer = setTimeout(connect, RETRY_MS);
 			take("connection", "lost");
@@ -38,7 +38,7 @@ export function createStream(client, take) {
 const tabs = new Set();
 let stream;
 
-// A tab sends the name of what to do; the page itself, which imports this file, gets no such event
+// A tab sends a word. The page itself, which imports this file, gets no such event
 self.onconnect = ({ ports: [tab] }) => {
 	stream ??= createStream(self.name, (...event) => tabs.forEach((one) => one.postMessage(event)));
 	const words = {
