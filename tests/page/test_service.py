@@ -44,7 +44,7 @@ async def test_an_unloaded_model_is_named_and_generate_works_again_by_itself(pag
 
 async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_the_queue(page, server):
     page.problems.expect(*GONE)
-    await generate(page, "lost by the restart", Steps=100, Seed=8)
+    await generate(page, "lost by the restart", Steps=100, Images=16, Seed=8)
     await expect(queue(page)).to_have_count(1)
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("still being written")
 
@@ -58,6 +58,7 @@ async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_t
     await expect(status(page)).not_to_contain_text("The server does not answer")
     await expect(queue(page)).to_contain_text("Lost when the server restarted.")
     await expect(status(page)).to_contain_text("Model: v1 ·")
+    await page.get_by_role("spinbutton", name="Images").fill("1")
     await page.get_by_role("spinbutton", name="Steps").fill("4")
     await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("still being written")
     await queue(page).get_by_role("button", name="Try again").click()
