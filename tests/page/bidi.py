@@ -1,7 +1,6 @@
 """A small client of WebDriver BiDi, by which Firefox is driven: Playwright drives only a Firefox of its own."""
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -18,13 +17,6 @@ WAIT = 60.0
 """Seconds: for a loaded machine, never a measurement."""
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Control": "\ue009", "ArrowLeft": "\ue012", "ArrowRight": "\ue014"}
 """Keys without a character, by the code that WebDriver gives them."""
-PREFERENCES = {
-    "browser.shell.checkDefaultBrowser": False, "browser.startup.page": 0, "datareporting.policy.dataSubmissionEnabled": False,
-    "app.update.disabledForTesting": True, "network.captive-portal-service.enabled": False,
-    "network.connectivity-service.enabled": False, "extensions.getAddons.cache.enabled": False,
-    "dom.ipc.processCount": 2,
-}  # fmt: skip
-"""A new profile, in which Firefox asks for nothing and calls nobody."""
 
 
 class Tab:
@@ -33,10 +25,6 @@ class Tab:
     def __init__(self, firefox: "Firefox", context: str) -> None:
         self.call, self.context, self.problems = firefox.call, context, []
         firefox.tabs[context] = self
-
-    async def goto(self, url: str) -> None:
-        """Load a page and wait until it is complete."""
-        await self.call("browsingContext.navigate", context=self.context, url=url, wait="complete")
 
     async def run(self, function: str, *arguments: object):
         """Call a JavaScript function with values of JSON, and return its value, or what its promise gives."""
@@ -49,12 +37,12 @@ class Tab:
         assert found["type"] == "success", found["exceptionDetails"]["text"]
         return json.loads(found["result"]["value"])
 
-    async def until(self, function: str, *arguments: object, what: str = ""):
+    async def until(self, function: str, *arguments: object):
         """Wait until a JavaScript function returns something true, and return it."""
         end = asyncio.get_running_loop().time() + WAIT
         while not (found := await self.run(function, *arguments)):
             now = await self.run("() => document.body.innerText")
-            assert asyncio.get_running_loop().time() < end, f"waited for {what or function} {arguments}:\n{now}"
+            assert asyncio.get_running_loop().time() < end, f"waited for {function} {arguments}:\n{now}"
             await asyncio.sleep(0.05)
         return found
 
@@ -72,7 +60,8 @@ class Tab:
             codes = [KEYS.get(key, key) for key in (chord.split("+") if len(chord) > 1 else [chord])]
             actions += [{"type": "keyDown", "value": code} for code in codes]
             actions += [{"type": "keyUp", "value": code} for code in reversed(codes)]
-        await self._act({"type": "key", "id": "keyboard", "actions": actions})
+        source = {"type": "key", "id": "keyboard", "actions": actions}
+        await self.call("input.performActions", context=self.context, actions=[source])
 
     async def click(self, selector: str, text: str = "") -> None:
         """Press the first visible element of a selector, with a text or name, in its middle by the mouse."""
@@ -80,36 +69,20 @@ class Tab:
             """(selector, text) => {
                 const named = (one) => (one.getAttribute("aria-label") ?? one.innerText).trim() === text;
                 const found = [...document.querySelectorAll(selector)].find((one) => one.checkVisibility() && (!text || named(one)));
-                found?.scrollIntoView({ block: "nearest" });
+                found?.scrollIntoView({ block: "center" });
                 const box = found?.getBoundingClientRect();
                 return box && box.width && [box.x + box.width / 2, box.y + box.height / 2];
             }""", selector, text,
         )  # fmt: skip
         move = {"type": "pointerMove", "x": int(x), "y": int(y)}
         press = [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
-        await self._act({"type": "pointer", "id": "mouse", "actions": [move, *press]})
+        source = {"type": "pointer", "id": "mouse", "actions": [move, *press]}
+        await self.call("input.performActions", context=self.context, actions=[source])
 
     async def fill(self, selector: str, text: str) -> None:
         """Select what stands in a field, and type."""
-        await self.until("(selector) => { const one = document.querySelector(selector); one?.focus(); one?.select(); return one !== null; }", selector)
+        await self.run("(selector) => document.querySelector(selector).select()", selector)
         await self.press(*text)
-
-    async def size(self, width: int, height: int) -> None:
-        """Set the size of the page's window."""
-        viewport = {"width": width, "height": height}
-        await self.call("browsingContext.setViewport", context=self.context, viewport=viewport)
-
-    async def screenshot(self, path: Path) -> None:
-        """Write what is seen as a PNG."""
-        found = await self.call("browsingContext.captureScreenshot", context=self.context)
-        path.write_bytes(base64.b64decode(found["data"]))
-
-    async def close(self) -> None:
-        """Close the tab."""
-        await self.call("browsingContext.close", context=self.context)
-
-    async def _act(self, source: dict) -> None:
-        await self.call("input.performActions", context=self.context, actions=[source])
 
 
 class Firefox:
@@ -129,7 +102,7 @@ class Firefox:
     async def tab(self, url: str) -> Tab:
         """Open a page in a new tab."""
         tab = Tab(self, (await self.call("browsingContext.create", type="tab"))["context"])
-        await tab.goto(url)
+        await self.call("browsingContext.navigate", context=tab.context, url=url, wait="complete")
         return tab
 
     async def listen(self) -> None:
@@ -149,11 +122,10 @@ class Firefox:
 
 
 @asynccontextmanager
-async def running_firefox(profile: Path, **preferences: object):
-    """Start Firefox without a window, with a new profile in this directory."""
+async def running_firefox(profile: Path):
+    """Start Firefox without a window, in English, with a new profile in this directory."""
     profile.mkdir()
-    lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in {**PREFERENCES, **preferences}.items()]
-    (profile / "user.js").write_text("".join(lines))
+    (profile / "user.js").write_text('user_pref("intl.accept_languages", "en-US");\n')
     log = profile / "log"
     command = [FIREFOX, "--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port", "0"]
     with log.open("wb") as output:
@@ -171,5 +143,5 @@ async def running_firefox(profile: Path, **preferences: object):
             yield firefox
             listening.cancel()
     finally:
-        process.terminate()
+        process.kill()  # its profile is thrown away
         process.wait(WAIT)

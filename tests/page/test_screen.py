@@ -79,14 +79,23 @@ async def test_nothing_moves_while_pictures_form_and_the_queue_grows(page):
     assert [await canvas.bounding_box(), await button.bounding_box()] == before
 
 
-async def test_an_idle_page_asks_for_nothing_but_its_event_stream(page):
+async def answered(server):
+    """Return what the server counts of its answers, by route; a worker's requests are seen only here."""
+    async with server.http.get(server.url + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return [one for one in lines if one.startswith("zwatch_http_requests_total{") and "/metrics" not in one]
+
+
+async def test_an_idle_page_asks_for_nothing_but_its_event_stream(page, server):
     await expect(page.get_by_role("status")).to_contain_text("Model: v1")
     await expect(page.get_by_role("status")).to_contain_text("Queue: empty")  # of other tests, nothing goes on
     await page.wait_for_timeout(1000)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
+    before = await answered(server)
     await page.wait_for_timeout(3000)
     assert asked == []
+    assert await answered(server) == before
 
 
 async def test_all_comes_from_this_server(new_page, server):

@@ -44,7 +44,7 @@ async def test_an_unloaded_model_is_named_and_generate_works_again_by_itself(pag
 
 async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_the_queue(page, server):
     page.problems.expect(*GONE)
-    await generate(page, "lost by the restart", Steps=100, Seed=8)
+    await generate(page, "lost by the restart", Steps=100, Images=16, Seed=8)
     await expect(queue(page)).to_have_count(1)
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("still being written")
 
@@ -58,6 +58,7 @@ async def test_a_killed_server_is_named_and_joined_again_with_what_was_lost_in_t
     await expect(status(page)).not_to_contain_text("The server does not answer")
     await expect(queue(page)).to_contain_text("Lost when the server restarted.")
     await expect(status(page)).to_contain_text("Model: v1 ·")
+    await page.get_by_role("spinbutton", name="Images").fill("1")
     await page.get_by_role("spinbutton", name="Steps").fill("4")
     await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("still being written")
     await queue(page).get_by_role("button", name="Try again").click()
@@ -193,7 +194,7 @@ async def test_the_token_is_asked_for_once(guarded, new_page):
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def streams(service):
+async def streams_ended(service):
     """Return how many event streams have ended."""
     async with service.http.get(service.url + "/metrics") as response:
         lines = re.findall(r'zwatch_http_requests_total\{[^}]*route="/events"[^}]*\} (\S+)', await response.text())
@@ -201,33 +202,32 @@ async def streams(service):
 
 
 async def test_ten_tabs_of_a_browser_share_one_event_stream(new_page, server):
-    first = await new_page(server.url + "/")
-    ended = await streams(server)
-    tabs = [first, *[await first.context.new_page() for _ in range(9)]]
-    for tab in tabs[1:]:
-        await tab.goto(server.url + "/")
-    for tab in tabs:
-        await expect(status(tab)).to_contain_text("Model: v1 ·")
-    await generate(tabs[9], "from the tenth tab", Steps=40, Seed=6)
-    for tab in (tabs[0], await first.context.new_page()):  # one that is opened meanwhile knows the job too
-        if tab not in tabs:
-            await tab.goto(server.url + "/")
-        await expect(queue(tab)).to_contain_text("from the tenth tab")
-        await expect(tab.locator("#result")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    page = await new_page(server.url + "/")
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    before = await streams_ended(server)
+
+    async def are_given_up(count):
+        return await streams_ended(server) == before + count
+
+    tabs = [page]
+    while len(tabs) < 10:
+        tabs.append(await page.context.new_page())
+        await tabs[-1].goto(server.url + "/")
+        await expect(status(tabs[-1])).to_contain_text("Model: v1 ·")
+    await server.until(lambda: are_given_up(9), "each tab that joined has taken over the stream of the others")
+    await generate(tabs[9], "from the tenth tab", Steps=60, Seed=6)
+    await expect(queue(page)).to_contain_text("from the tenth tab")
+    await expect(page.locator("#result")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    await tabs.pop(1).close()
     assert (await server.post("/api/deploy", {"version": "v2"}))[0] == 200
     for tab in tabs:
         await expect(status(tab)).to_contain_text("Model: v2 ·")
         await expect(caption(tab)).to_contain_text("seed 6 ·")
-    await tabs[0].close()
     assert (await server.post("/api/deploy", {"version": "v1"}))[0] == 200
-    await expect(status(tabs[9])).to_contain_text("Model: v1 ·")
-    assert await streams(server) == ended
-    await first.context.close()
-    await server.until(lambda: one_ended(server, ended), "the stream of all tabs ends with them")
-
-
-async def one_ended(server, before):
-    return await streams(server) == before + 1
+    await expect(status(page)).to_contain_text("Model: v1 ·")
+    assert await are_given_up(9)
+    await page.context.close()
+    await server.until(lambda: are_given_up(10), "the last stream ends with the tabs")
 
 
 async def test_a_login_in_one_tab_serves_the_others(guarded, new_page):

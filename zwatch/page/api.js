@@ -15,7 +15,7 @@ export const clientId = (() => {
 // The error for an answer that is one, or for no answer at all: {message, code, param, status, retryAfter, body}
 const failed = (code, message, details) => Object.assign(new Error(reasoned(code, message)), { code, ...details });
 
-let askToken = async () => false;
+let askToken;
 let asking = null;
 
 export function setTokenPrompt(prompt) {
@@ -24,9 +24,7 @@ export function setTokenPrompt(prompt) {
 
 async function login() {
 	dispatchEvent(new Event("locked")); // until the token is given
-	asking ??= askToken().finally(() => {
-		asking = null;
-	});
+	asking ??= askToken().finally(() => (asking = null));
 	const isIn = await asking;
 	if (isIn) dispatchEvent(new Event("unlocked"));
 	return isIn;

@@ -6,15 +6,14 @@ export const byId = (id) => document.getElementById(id);
 export const front = () => [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
 
 /**
- * Makes an element. Properties: `class`, `text`, `label` (name and tooltip), `on` (event listeners by name), `data` (data
+ * Makes an element. Properties: `text`, `label` (name and tooltip), `on` (event listeners by name), `data` (data
  * attributes); a property of the element is set as such, all else as an attribute. Children that are null or false are left out.
  */
 export function el(tag, properties = {}, ...children) {
 	const element = document.createElement(tag);
 	for (const [name, value] of Object.entries(properties)) {
 		if ((value ?? false) === false) continue;
-		if (name === "class") element.className = value;
-		else if (name === "text") element.textContent = value;
+		if (name === "text") element.textContent = value;
 		else if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
 		else if (name === "label") element.ariaLabel = element.title = value;
 		else if (name === "data") Object.assign(element.dataset, value);

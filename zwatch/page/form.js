@@ -85,8 +85,7 @@ export function initForm(ctx) {
 	function complain(name, text) {
 		setText(errors[name], text);
 		inputs[name].ariaInvalid = text ? "true" : null;
-		const folded = inputs[name].closest("details");
-		if (text && folded) folded.open = true;
+		if (text && inputs[name].closest("details")) inputs[name].closest("details").open = true;
 	}
 
 	prompt.addEventListener("input", prompts.reset);

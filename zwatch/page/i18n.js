@@ -4,10 +4,8 @@ import strings, { reasons } from "./strings.js";
 import stringsGallery from "./strings-gallery.js";
 
 const languages = [new URLSearchParams(location.search).get("lang"), ...(navigator.languages ?? [navigator.language])];
-const known = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean);
-
 // The language of the page: "en" or "zh"
-export const language = known ?? "en";
+const language = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean) ?? "en";
 const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.test(name ?? "")) ?? "en");
 
 const texts = { ...strings, ...stringsGallery };
@@ -24,7 +22,7 @@ export function t(key, parameters = {}) {
 // Returns the server's sentence; in Chinese after what its `code` means
 export const reasoned = (code, sentence) => (place && reasons[code] ? `${reasons[code]}：${sentence}` : sentence);
 
-// Fills in the strings of a part of the document: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
+// Fills in a document's strings: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
 export function applyTo(root) {
 	document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
 	for (const [name, property] of Object.entries({ t: "textContent", "t-label": "ariaLabel", "t-title": "title" })) {
@@ -36,7 +34,7 @@ export const number = (value, options = {}) => new Intl.NumberFormat(locale, opt
 
 export const percent = (value) => number(value, { style: "percent", maximumFractionDigits: 0 });
 
-// Returns the time of day; on another day than today with the date
+// The time of day, on another day with the date
 export function time(text) {
 	const moment = new Date(text);
 	const isToday = moment.toDateString() === new Date().toDateString();
@@ -47,7 +45,7 @@ export function time(text) {
 export const dateTime = (text) =>
 	new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).format(new Date(text));
 
-// Returns how long something takes: seconds, or minutes from 100 seconds on
+// Seconds, from 100 on minutes
 export function duration(seconds) {
 	if (seconds < 100) return t("time.seconds", { seconds: number(Math.max(1, Math.round(seconds))) });
 	return t("time.minutes", { minutes: number(Math.round(seconds / 60)) });

@@ -1,7 +1,7 @@
 // The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before
 
 import { fromJson } from "./api.js";
-import { front } from "./dom.js";
+import { el, front } from "./dom.js";
 
 const KEPT = "zwatch.settings";
 const PROMPTS = "zwatch.prompts";
@@ -158,9 +158,7 @@ export async function copy(text) {
 	} catch {
 		// Without HTTPS and off localhost there is no clipboard API
 	}
-	const area = document.createElement("textarea");
-	area.value = text;
-	area.className = "visually-hidden";
+	const area = el("textarea", { class: "visually-hidden", text });
 	front().append(area);
 	const before = document.activeElement;
 	area.select();

@@ -1,7 +1,7 @@
 // The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
 
 import { el, setText, show } from "./dom.js";
-import { number, percent, reasoned, time } from "./i18n.js";
+import { has, number, percent, reasoned, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 
 // Digits of a digest that are shown; the whole one is the tooltip

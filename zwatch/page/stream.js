@@ -17,7 +17,7 @@ const STATUS = {
 // The jobs after each event
 const JOBS = { jobs: (known, { jobs }) => reconciled(known, jobs), job: merged };
 
-// Follows the server's events for as long as the page is open: by the worker that all tabs share, if the browser has such
+// Follows the server's events, by the worker that all tabs share if the browser has such
 export function follow(store) {
 	let say;
 

@@ -1,14 +1,12 @@
 // Holds the event stream of all tabs: a browser opens six connections to a server, so with a stream each the seventh would not load
 
-const FIRST_DELAY = 500;
-const LONGEST_DELAY = 4000;
+const RETRY_MS = 1000;
 const EVENTS = ["status", "serving", "queue", "alias", "attempt", "history", "jobs", "job"];
 
 // Makes a stream that begins again when it ends. `take(event, text)` gets its events, and "connection": "open", "lost" or "locked"
 export function createStream(client, take) {
-	let source = null;
-	let delay = FIRST_DELAY;
-	let timer = 0;
+	let source;
+	let timer;
 
 	function close() {
 		clearTimeout(timer);
@@ -18,15 +16,11 @@ export function createStream(client, take) {
 	function connect() {
 		close();
 		source = new EventSource(`/events?client=${client}`);
-		source.onopen = () => {
-			delay = FIRST_DELAY;
-			take("connection", "open");
-		};
+		source.onopen = () => take("connection", "open");
 		source.onerror = () => {
-			// EventSource would try again by itself, but not after an HTTP error, and only every few seconds
+			// By itself it would try again late, and not after an HTTP error
 			close();
-			timer = setTimeout(connect, delay);
-			delay = Math.min(delay * 2, LONGEST_DELAY);
+			timer = setTimeout(connect, RETRY_MS);
 			take("connection", "lost");
 		};
 		for (const event of EVENTS) source.addEventListener(event, ({ data }) => take(event, data));
@@ -44,7 +38,7 @@ export function createStream(client, take) {
 const tabs = new Set();
 let stream;
 
-// A tab sends the name of what to do; the page itself, which imports this file, gets no such event
+// A tab sends a word. The page itself, which imports this file, gets no such event
 self.onconnect = ({ ports: [tab] }) => {
 	stream ??= createStream(self.name, (...event) => tabs.forEach((one) => one.postMessage(event)));
 	const words = {
