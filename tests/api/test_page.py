@@ -65,6 +65,10 @@ async def test_the_first_paint_takes_one_request(lonely):
     sources = re.findall(r'stylesheet" href="/page/(.*?)"', (DIRECTORY / INDEX).read_text())
     assert styles == [(DIRECTORY / name).read_text() for name in sources]
     assert len(styles) == len(list(DIRECTORY.glob("*.css")))
+    for name, style in zip(sources, styles, strict=True):
+        text = text.replace(f"<style>{style}</style>", f'<link rel="stylesheet" href="/page/{name}">')
+    digest = read_page(DIRECTORY).digest
+    assert text.replace(f"/page/{digest}/", "/page/") == (DIRECTORY / INDEX).read_text(), "nothing else is changed"
 
 
 async def test_files_named_by_the_index_are_kept_by_a_browser_until_the_page_changes(lonely, tmp_path):

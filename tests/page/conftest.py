@@ -79,9 +79,11 @@ class Service(Server):
 
 @asynccontextmanager
 async def running(directory: Path, *options: str, version: str | None = "v1"):
-    """Run a service with a copy of the repository's models, until `version` serves `current`."""
+    """Run a service with a copy of the repository's models, `current` at v1, until `version` serves `current`."""
     models = directory / "models"
-    shutil.copytree(MODELS, models, symlinks=True)
+    for name in ("v1", "v2"):  # not what else whoever tries the project has put there, or deployed
+        shutil.copytree(MODELS / name, models / name)
+    (models / "current").symlink_to("v1")
     async with Service(models, directory / "state", *options) as service:
         if version is not None:
             await service.until(lambda: _serves(service, version), f"{version} serves", 240)

@@ -40,7 +40,8 @@ POLICY = (
 _ASK_AGAIN = "no-cache"
 """A browser keeps the file, and asks each time whether it is still the same."""
 _KEEP = "public, max-age=31536000, immutable"
-_STYLES = re.compile(r'<link rel="stylesheet" href="/page/([\w.-]+)">\n?')
+_LINKED = re.compile(r'<link rel="stylesheet" href="/page/([\w.-]+)">\n?')
+_INLINE = re.compile(b"<style>(.*?)</style>", re.DOTALL)
 _NO_GZIP = re.compile(r"q=0(\.0*)?")
 
 
@@ -74,34 +75,30 @@ def read_page(directory: Path) -> Page:
     texts = {
         path.name: path.read_bytes() for path in sorted(directory.glob("*")) if path.suffix in KINDS and path.is_file()
     }
-    digest = _digest(b"".join(map(_digest_bytes, texts.values())))
-    styles = [texts[name] for name in _style_names(texts)]
+    digest = _digest(b"".join(name.encode() + text for name, text in texts.items()))
     if INDEX in texts:
         texts[INDEX] = _composed(texts, digest)
     files = {
         name: PageFile(KINDS[Path(name).suffix], text, gzip.compress(text, mtime=0), _digest(text))
         for name, text in texts.items()
     }
-    sources = [f"'sha256-{base64.b64encode(hashlib.sha256(style).digest()).decode()}'" for style in styles]
-    return Page(files, digest, POLICY.format(styles=" ".join(sources) or "'none'"))
-
-
-def _style_names(texts: Mapping[str, bytes]) -> list[str]:
-    return _STYLES.findall(texts.get(INDEX, b"").decode())
+    return Page(files, digest, _policy(texts.get(INDEX, b"")))
 
 
 def _composed(texts: Mapping[str, bytes], digest: str) -> bytes:
     """Return `index.html` with its styles in it, and the paths of the other files with the digest in them."""
-    index = _STYLES.sub(lambda link: f"<style>{texts[link[1]].decode()}</style>\n", texts[INDEX].decode())
+    index = _LINKED.sub(lambda link: f"<style>{texts[link[1]].decode()}</style>\n", texts[INDEX].decode())
     return index.replace('="/page/', f'="/page/{digest}/').encode()
 
 
-def _digest_bytes(text: bytes) -> bytes:
-    return hashlib.blake2b(text, digest_size=16).digest()
+def _policy(index: bytes) -> str:
+    """Return the policy that allows the styles in a page, each by its digest, and no others."""
+    digests = (base64.b64encode(hashlib.sha256(style).digest()).decode() for style in _INLINE.findall(index))
+    return POLICY.format(styles=" ".join(f"'sha256-{one}'" for one in digests) or "'none'")
 
 
 def _digest(text: bytes) -> str:
-    return _digest_bytes(text).hex()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 PAGE: web.AppKey[Page] = web.AppKey("page")

@@ -195,4 +195,6 @@ async def test_repeated_successful_logins_are_not_limited(locked):
 @pytest.mark.parametrize(("token", "warned"), [("sesame", True), ("0123456789abcdef", False)])
 async def test_a_short_token_is_warned_about(models, tmp_path, token, warned):
     async with Server(models, tmp_path / "state", environment={"ZWATCH_TOKEN": token}) as server:
-        assert (f"the token has only {len(token)} characters" in server.log.read_text()) is warned
+        pass
+    # After the stop: the log is written by a thread of its own.
+    assert (f"the token has only {len(token)} characters" in server.log.read_text()) is warned
