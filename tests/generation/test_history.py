@@ -120,7 +120,7 @@ async def test_a_page_is_full_although_other_programs_removed_files(history, dir
 async def test_a_page_without_any_file_left_is_empty(history, directory):
     for name in await filled(history, 3):
         (directory / name).unlink()
-    assert await history.page(1, None) == {"images": [], "next": None, "total": 0}
+    assert await history.page(1, None) == {"images": [], "next": None, "offset": 0, "total": 0}
 
 
 @pytest.mark.parametrize("before", ["", "x", "../x.png", "20260101_000000_seed1.exe"])

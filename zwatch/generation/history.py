@@ -29,11 +29,12 @@ _BATCH = 500
 
 
 class HistoryPage(TypedDict):
-    """A page of the history, newest first; `next` is the next page's `before`. Of a search, `total` is the number of images
-    found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
+    """A page of the history, newest first; `next` is the next page's `before`, `offset` how many images are newer than its first.
+    Of a search, `total` is the number of images found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
 
     images: list[KeptImage]
     next: str | None
+    offset: int
     total: int
     indexed: NotRequired[float]
 
@@ -142,8 +143,9 @@ class History:
             raise missing(name)
         return found
 
-    async def page(self, limit: int, before: str | None, query: Query | None = None) -> HistoryPage:
-        """Return one page, newest first, of what a query finds; its `next` is the `before` of the next page.
+    async def page(self, limit: int, before: str | None, query: Query | None = None, offset: int = 0) -> HistoryPage:
+        """Return one page, newest first, of what a query finds, without the first `offset` images; its `next` is the `before` of
+        the next page.
 
         Raises:
             RequestError: 400, `before` is not the name of an image.
@@ -158,7 +160,7 @@ class History:
         # One more than requested shows whether there is another page. If another program removed files, read more names.
         while True:
             wanted = limit + 1 - len(rows)
-            names = await self._bridge.run("history", self._index.page, wanted, before, among)
+            names = await self._bridge.run("history", self._index.page, wanted, before, among, offset)
             found = await self._bridge.run("inspect", self._rows, names)
             gone = [name for name in names if name not in found]
             rows += found.values()
@@ -167,13 +169,13 @@ class History:
             await self._bridge.run("history", self._index.forget, gone)
             if len(names) < wanted:
                 break
-            before = names[-1]
+            before, offset = names[-1], 0
         self._begin_removal()
         after = rows[limit - 1]["name"] if len(rows) > limit else None
-        if among is None:
-            return {"images": rows[:limit], "next": after, "total": len(self._index)}
-        total = await self._bridge.run("history", self._index.count, among)
-        return {"images": rows[:limit], "next": after, "total": total, "indexed": indexed}
+        first = rows[0]["name"] if rows else None
+        newer, total = await self._bridge.run("history", self._index.place, first, among)
+        found_page: HistoryPage = {"images": rows[:limit], "next": after, "offset": newer, "total": total}
+        return found_page if among is None else {**found_page, "indexed": indexed}
 
     async def delete(self, name: str) -> None:
         """Delete an image.
