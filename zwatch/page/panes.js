@@ -12,7 +12,7 @@ export function createPanes(onZoom) {
 	const [left, right] = SIDES.map(makePane);
 	const range = el("input", { type: "range", class: "divider-range", step: 0.5, "aria-label": t("compare.divider") });
 	const line = el("div", { class: "divider" }, el("span", { "aria-hidden": "true", text: "‹ ›" }));
-	const element = el("div", { class: "panes over" }, left.pane, right.pane, line, range);
+	const element = el("div", { class: "panes" }, left.pane, right.pane, line, range);
 	const pointers = new Map();
 	const isOver = () => element.classList.contains("over");
 
@@ -90,7 +90,6 @@ export function createPanes(onZoom) {
 	}, { passive: false });
 	range.addEventListener("input", drawDivider);
 	new ResizeObserver(draw).observe(element);
-	drawDivider();
 
 	return {
 		element,
