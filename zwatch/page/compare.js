@@ -101,7 +101,7 @@ class Comparison {
 			else if (other) await this.drawOn(other, turn);
 			else this.withoutOther(row);
 		} catch (error) {
-			if (turn === this.turn) this.fail(error.message);
+			if (turn === this.turn) this.fail(this.ctx.actions.sentence(error));
 		}
 	}
 
@@ -115,7 +115,7 @@ class Comparison {
 			if (made) {
 				this.pair(row, made);
 				this.ctx.announce(describe(made, t));
-			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("job.cancelled"));
+			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error ? this.ctx.actions.sentence(job.error) : t("job.cancelled"));
 			else this.wait(other, this.ctx.actions.progressText(job), job);
 		});
 		if (turn === this.turn) this.stop = stop;

@@ -4,9 +4,9 @@ import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
 // Returns {one(row), all(total)}. `lists` show pictures, but not those whose names are `hidden`
-export function createDeleting({ api, t, confirm }, lists, hidden) {
+export function createDeleting({ api, t, confirm, actions }, lists, hidden) {
 	let waiting = null;
-	const fail = (error) => toast(t("notDone", { reason: error.message }), { error: true });
+	const fail = (error) => toast(t("notDone", { reason: actions.sentence(error) }), { error: true });
 
 	// The server is asked only when the message with "Undo" has gone
 	function one(row) {

@@ -5,7 +5,7 @@ import { open } from "./dialogs.js";
 import { el, setText } from "./dom.js";
 import { bytes, dateTime, number, t } from "./i18n.js";
 import { closeViews, textButton, view } from "./parts.js";
-import { curlText, describe, seedText, settingsOf } from "./picture.js";
+import { curlText, describe, seedText } from "./picture.js";
 import { copyAndSay } from "./toast.js";
 
 export function openDetail({ ctx, hidden, deleting }, list, row) {
@@ -33,17 +33,13 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 	}
 
 	const copyPrompt = () => copyAndSay(row.prompt ?? "");
-	const use = (options) => {
-		closeViews();
-		ctx.actions.use(settingsOf(row), options);
-	};
 	const compare = () => {
 		closeViews();
 		ctx.actions.compare(row);
 	};
 	parts.actions.append(
-		textButton(t("use.all"), () => use({}), { class: "primary" }),
-		textButton(t("use.seed"), () => use({ seedOnly: true })),
+		textButton(t("use.all"), () => ctx.actions.reuse(row, {}), { class: "primary" }),
+		textButton(t("use.seed"), () => ctx.actions.reuse(row, { seedOnly: true })),
 		textButton(t("compare"), compare),
 		textButton(t("detail.copyPrompt"), copyPrompt),
 		textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),

@@ -45,6 +45,6 @@ async function read(ctx, file) {
 		ctx.actions.use(settings, {});
 		toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
 	} catch (error) {
-		toast(t("drop.failed", { name: file.name, reason: error.message }), { error: true });
+		toast(t("drop.failed", { name: file.name, reason: ctx.actions.sentence(error) }), { error: true });
 	}
 }

@@ -4,13 +4,13 @@ import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
 import { byId, el, icon, iconButton, setText, show } from "./dom.js";
 import { number } from "./i18n.js";
-import { textButton } from "./parts.js";
+import { closeViews, textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
 import { createStrip } from "./virtual.js";
 
-// Adds `ctx.rows` and the actions `open(row)`, `search()`, `remove(row)`, `walk(by)`
+// Adds `ctx.rows` and the actions `open(row)`, `search()`, `remove(row)`, `reuse(row, options)`, `walk(by)`
 export function initGallery(ctx) {
 	const { store, actions } = ctx;
 	const hidden = new Set();
@@ -22,6 +22,10 @@ export function initGallery(ctx) {
 	actions.open = (row) => openDetail(gallery, main, row);
 	actions.search = () => openSearch(gallery);
 	actions.remove = deleting.one;
+	actions.reuse = (row, options) => {
+		closeViews();
+		actions.use(settingsOf(row), options);
+	};
 	actions.walk = async (by) => {
 		const name = shownRow(store)?.name;
 		const index = name ? (await main.find(name)) + by : 0;
@@ -39,7 +43,7 @@ function buildStrip({ t, store, actions }, main) {
 	const words = el("p", { class: "strip-empty", hidden: true });
 	let shownName = null;
 	const strip = createStrip(main, t("history"), {
-		isShown: (row) => row.name === shownName, use: (row, options) => actions.use(settingsOf(row), options), onActive: actions.show,
+		isShown: (row) => row.name === shownName, use: actions.reuse, onActive: actions.show,
 		pick(row, event) {
 			const current = shownRow(store);
 			if (current?.name === row.name) actions.open(row);
@@ -67,7 +71,7 @@ function buildStrip({ t, store, actions }, main) {
 	store.on("rows", () => {
 		setText(count, main.length === null ? "" : number(main.total));
 		const isKnown = main.error ? store.get("connection") === "open" : main.length !== null;
-		setText(words, main.error ? t("history.failed", { reason: main.error.message }) : t("history.empty"));
+		setText(words, main.error ? t("history.failed", { reason: actions.sentence(main.error) }) : t("history.empty"));
 		words.classList.toggle("error", main.error !== null);
 		show(words, isKnown && main.total === 0);
 		strip.refresh();
@@ -116,12 +120,12 @@ function replaceDeleted({ store, actions }, main) {
 		if (known >= 0 || !name || name !== last) return;
 		last = null;
 		// A picture that is not loaded may only be far from what is in view
-		const index = Math.min(await main.find(name), main.total - 1);
-		await main.need(index, index + 1);
-		const next = main.row(index);
-		if (shownRow(store)?.name !== name || (main.total && !next)) return;
-		if (!next) store.set("shown", null);
-		else if (next.name !== name) actions.show(next);
+		const index = (await main.find(name)) + (main.hidden.has(name) ? 0 : 1);
+		await main.need(index - 1, index + 1);
+		const [newer, older] = [main.row(index - 1), main.row(index)];
+		if (shownRow(store)?.name !== name || newer?.name === name) return;
+		if (older ?? newer) actions.show(older ?? newer);
+		else if (main.total === 0) store.set("shown", null);
 	};
 	store.on("rows", look);
 	store.on("shown", look);

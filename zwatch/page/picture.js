@@ -32,7 +32,7 @@ export function describe(row, t) {
 	return t("history.picture", { prompt, version: row.version || "–", seed: seedText(row) });
 }
 
-// Returns a history row for a picture of a job, from what the job says
+// Returns the row of a picture of a job
 export function rowOfJob(job, image) {
 	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
 }

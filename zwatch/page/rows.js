@@ -1,7 +1,7 @@
 // The rows of the history, of which only those near what is in view are loaded
 
 const PAGE = 100;
-const LONGEST = 500; // the most that one call answers
+const LONGEST = 500; // that one call answers
 const MOST = 3000; // rows that are kept
 
 // All pictures, or those that a filter `{q, version, seed}` leaves; not those whose names are `hidden`: they may be deleted
@@ -39,7 +39,7 @@ export class HistoryRows {
 		return this.gaps.reduce((place, gap) => (gap <= place ? place + 1 : place), index);
 	}
 
-	// Returns where a picture is, or was, also if it is not loaded; NaN if the server does not say
+	// Returns where a picture is, or was; NaN if the server does not say
 	async find(name) {
 		const index = this.indexOf(name);
 		if (index >= 0) return index;

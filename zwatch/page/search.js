@@ -4,8 +4,8 @@ import { openDetail } from "./detail.js";
 import { open } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
-import { closeViews, textButton, view } from "./parts.js";
-import { settingsOf, shownRow } from "./picture.js";
+import { textButton, view } from "./parts.js";
+import { shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { VirtualList } from "./virtual.js";
 
@@ -28,7 +28,7 @@ export function openSearch(gallery) {
 	const scroller = el("div", { class: "grid-scroller" }, list);
 	const found = new HistoryRows(ctx.api, gallery.hidden, () => {
 		clearTimeout(again);
-		drawState(state, remove, found);
+		drawState(state, remove, found, ctx.actions);
 		addVersions(version, found.rows.map((row) => row.version));
 		grid.refresh();
 		// What the server has not read yet is found later
@@ -38,10 +38,7 @@ export function openSearch(gallery) {
 		layout: () => layout(list.clientWidth),
 		isShown: (row) => row.name === shownRow(ctx.store)?.name,
 		pick: (row) => openDetail(gallery, found, row),
-		use(row, options) {
-			closeViews();
-			ctx.actions.use(settingsOf(row), options);
-		},
+		use: ctx.actions.reuse,
 	});
 
 	function search() {
@@ -80,11 +77,11 @@ function layout(width) {
 	return { columns, gap, side: Math.floor((width - gap * (columns - 1)) / columns) };
 }
 
-function drawState(state, remove, found) {
+function drawState(state, remove, found, { sentence }) {
 	const { total, error, indexed } = found;
 	const filtered = isFiltered(found);
 	let text = t("search.count", { count: total, n: number(total) });
-	if (error) text = t("history.failed", { reason: error.message });
+	if (error) text = t("history.failed", { reason: sentence(error) });
 	else if (total === 0) text = t(filtered ? "search.nothing" : "history.empty");
 	if (filtered && indexed < 1) text += ` · ${t("search.indexing", { percent: percent(indexed) })}`;
 	setText(state, text);
@@ -95,8 +92,6 @@ function drawState(state, remove, found) {
 const isFiltered = (found) => Object.values(found.filter).some(Boolean);
 
 function addVersions(select, names) {
-	const known = new Set([...select.options].map((option) => option.value));
-	for (const name of new Set(names)) {
-		if (name && !known.has(name)) select.append(el("option", { value: name, text: name }));
-	}
+	const known = [...select.options].map((option) => option.value);
+	for (const name of new Set(names)) if (name && !known.includes(name)) select.append(el("option", { value: name, text: name }));
 }

@@ -4,7 +4,7 @@ import { el, iconButton, setText } from "./dom.js";
 import { t } from "./i18n.js";
 import { describe } from "./picture.js";
 
-// Makes the item of a row, or, without one, of a picture whose row is being loaded
+// Makes the item of a row; an empty one while the row is loaded
 export function makeThumb(row, rows, { pick, use }) {
 	if (!row) return el("li", { class: "cell", "aria-hidden": "true" }, el("button", { class: "thumb", disabled: true }));
 	const image = el("img", { alt: "", decoding: "async", draggable: false });
