@@ -145,7 +145,7 @@ export class VirtualList {
 	}
 
 	async key(event) {
-		if (!event.target.classList.contains("thumb") || event.ctrlKey || event.metaKey || event.altKey) return;
+		if (!event.target.classList.contains("thumb") || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
 		const { columns } = this.size;
 		const page = Math.max(1, Math.floor(this.view / this.step)) * columns;
 		const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -page, PageDown: page, Home: -this.count, End: this.count };
