@@ -209,7 +209,7 @@ def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyn
 def _begin_history(history: History) -> list[asyncio.Task[None]]:
     return [
         asyncio.create_task(history.open(), name="history"),
-        asyncio.create_task(history.keep_searchable(), name="search"),
+        asyncio.create_task(history.keep_current(), name="history changes"),
     ]
 
 

@@ -37,11 +37,11 @@ async def start(bridge, tmp_path):
         await asyncio.gather(*tasks, return_exceptions=True)
         await bridge.run("search", int)  # what was begun before is done
 
-    async def started(max_images=None, max_bytes=None, cache=None):
+    async def started(max_images=None, max_bytes=None, cache=None, **options):
         await end()
-        history = History(bridge, tmp_path / "out", max_images, max_bytes, cache)
+        history = History(bridge, tmp_path / "out", max_images, max_bytes, cache, **options)
         await history.open()
-        tasks.append(asyncio.create_task(history.keep_searchable()))
+        tasks.append(asyncio.create_task(history.keep_current()))
         return history
 
     yield started
@@ -120,7 +120,7 @@ async def test_a_page_is_full_although_other_programs_removed_files(history, dir
 async def test_a_page_without_any_file_left_is_empty(history, directory):
     for name in await filled(history, 3):
         (directory / name).unlink()
-    assert await history.page(1, None) == {"images": [], "next": None, "total": 0}
+    assert await history.page(1, None) == {"images": [], "next": None, "offset": 0, "total": 0}
 
 
 @pytest.mark.parametrize("before", ["", "x", "../x.png", "20260101_000000_seed1.exe"])
@@ -251,6 +251,27 @@ async def test_a_search_does_not_find_what_another_program_removed(history, dire
     (directory / names[0]).unlink()
     page = await history.page(1, None, Query.of("cat", None, None))
     assert ([image["name"] for image in page["images"]], page["next"], page["total"]) == ([names[1]], names[1], 2)
+
+
+async def test_what_another_program_removes_is_noticed_although_nobody_asks(start, directory):
+    history = await start(look_seconds=0.02)
+    names = await filled(history, 2)
+    changed = asyncio.Event()
+    history.on_change = changed.set
+    (directory / names[0]).unlink()
+    await asyncio.wait_for(changed.wait(), 60)
+    assert (history.view()["images"], history.view()["newest"]) == (1, names[1])
+
+
+async def test_a_page_says_how_many_images_are_newer_than_its_first(history):
+    names = await filled(history, 5)
+    page = await history.page(2, None, None, 1)
+    assert ([image["name"] for image in page["images"]], page["offset"], page["total"]) == (names[1:3], 1, 5)
+    assert (await history.page(2, page["next"]))["offset"] == 3
+    await history.delete(names[2])
+    assert (await history.page(2, names[2]))["offset"] == 2, "the place after a picture that is gone"
+    empty = await history.page(2, None, None, 9)
+    assert (empty["images"], empty["offset"], empty["next"]) == ([], 4, None)
 
 
 async def test_images_are_made_searchable_in_the_background(start, directory, tmp_path):

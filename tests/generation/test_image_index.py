@@ -58,12 +58,43 @@ def test_a_page_continues_after_a_deleted_image(index):
     assert index.page(9, names[1]) == names[2:]
 
 
-def test_within_a_second_seeds_sort_as_numbers(index):
-    for seed in (9, 10, 100):
-        index.save(b"x", seed, "png", MOMENT)
-    index.save(b"x", 10, "png", MOMENT)
+def test_within_a_second_images_are_in_the_order_in_which_they_were_made_also_after_a_restart(index):
+    made = [index.save(b"x", seed, "png", MOMENT + timedelta(milliseconds=100 * number))
+            for number, seed in enumerate((500, 7, 7, 9000, 8))]  # fmt: skip
+    # The clock stands still, and is set back a little.
+    made += [index.save(b"x", seed, "png", MOMENT + timedelta(milliseconds=400)) for seed in (6, 5)]
+    made += [index.save(b"x", 4, "png", MOMENT - timedelta(seconds=3))]
+    for one in (index, reopened(index)):
+        assert one.page(99, None) == made[::-1]
+        pages, before = [], None
+        while page := one.page(3, before):
+            pages += page
+            before = page[-1]
+        assert pages == made[::-1]
+    assert index.delete(made[3])
+    assert index.page(2, made[3]) == [made[2], made[1]], "a page continues after a removed one"
+    limited = reopened(index, max_images=2)
+    assert limited.page(9, None) == made[:-3:-1], "those that were made first are deleted first"
+
+
+def test_within_a_second_copied_files_sort_by_seeds_as_numbers(index):
+    for seed in ("100", "9", "10_2", "10"):
+        (index.directory / f"20261121_142231_seed{seed}.png").write_bytes(b"x")
     stems = [name[16:-4] for name in index.page(9, None)]
     assert stems == ["seed100", "seed10_2", "seed10", "seed9"]
+
+
+def test_a_page_begins_at_an_offset_and_each_image_has_its_place(index):
+    names = fill(index, 6)
+    some = {names[1], names[3], names[4]}
+    assert index.page(2, None, offset=3) == names[3:5]
+    assert index.page(2, names[1], offset=1) == names[3:5]
+    assert index.page(9, None, some, offset=1) == [names[3], names[4]]
+    assert index.page(9, None, offset=6) == index.page(9, None, offset=99) == []
+    assert [index.place(name) for name in (*names, None)] == [(place, 6) for place in range(7)]
+    assert [index.place(name, some) for name in (names[0], names[1], names[2], names[4], None)] == [
+        (0, 3), (0, 3), (1, 3), (2, 3), (3, 3),
+    ]  # fmt: skip
 
 
 def test_open_finds_earlier_images_and_removes_stale_partial_files(index):

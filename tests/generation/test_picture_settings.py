@@ -121,8 +121,8 @@ def changed_graph(**inputs):
         (changed_graph(seed=2**64 - 1), {"seed"}), (changed_graph(seed=1.5), {"seed"}), (changed_graph(cfg=30), {"guidance_scale"}),
         (changed_graph(steps=0), {"steps"}), (changed_graph(steps=True), {"steps"}),
         (changed_graph(cfg=float("nan")), {"guidance_scale"}),
-        (png(parameters=INFOTEXT.replace("512x768", "500x768")), {"width", "height"}),
         (png(parameters=INFOTEXT.replace("512x768", "512x4096")), {"width", "height"}),
+        (png(parameters=INFOTEXT.replace("512x768", "0x" + "9" * 5000)), {"width", "height"}),
         (png(parameters=INFOTEXT.replace("CFG scale: 7", "CFG scale: seven")), {"guidance_scale"}),
         (png(parameters=INFOTEXT.replace("Seed: 1234567890", "Seed: " + "9" * 5000)), {"seed"}),
         (png(parameters=INFOTEXT.replace("a cat", "a cat" * 3000)), {"prompt"}),
@@ -132,6 +132,14 @@ def test_a_value_that_no_request_may_have_is_left_out(file, missing):
     found = picture_settings(file)["settings"]
     assert found.keys() == FOUND_INFOTEXT.keys() - missing
     parse_generate({"prompt": "x", **found})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("500x768", (496, 768)), ("904x1000", (896, 992)), ("7x2050", (16, 2048))]
+)
+def test_a_size_of_another_program_becomes_the_nearest_that_a_request_may_have(theirs, ours):
+    settings = picture_settings(png(parameters=INFOTEXT.replace("512x768", theirs)))["settings"]
+    assert (settings["width"], settings["height"]) == ours
 
 
 def test_a_text_without_a_negative_prompt_clears_it():

@@ -10,6 +10,9 @@ from playwright.async_api import expect
 
 from tests.page.conftest import WAIT, running
 from tests.page.pictures import write_picture
+from zwatch.generation.image_details import Details
+from zwatch.generation.image_files import encode
+from zwatch.generation.request import ImageFormat
 
 expect.set_options(timeout=WAIT)
 
@@ -98,6 +101,72 @@ async def test_a_chosen_picture_of_comfyui_fills_in_its_settings(page):
     await (await chooser.value).set_files([file])
     await has_settings(page, Prompt="a paper crane", Width=640, Height=384, Steps=12, Seed=77, Guidance=1.5)
     await expect(page.get_by_text("The settings of the picture are filled in (ComfyUI).")).to_be_visible()
+
+
+CHINESE = """一只戴墨镜的猫 <lora:水墨_v2:0.8> (neon:1.2)
+第二行 🐱
+Negative prompt: 模糊, (worst quality:1.4)
+Steps: 25, Sampler: {sampler}, CFG scale: 5.5, Seed: 9007199254740993, Size: 904x512, Model hash: 6ce0161689, Model: xl, \
+Lora hashes: "水墨_v2: 0123456789ab, ink: ba9876543210", Version: v1.10.1"""
+"""A text of AUTOMATIC1111 with a seed beyond 2^53, and a side that is no multiple of 16."""
+
+
+def with_exif(image_format, tags, comment=None):
+    """Return a JPEG or WebP file as AUTOMATIC1111 (a comment) or ComfyUI (texts in other tags) write it."""
+    exif = Image.Exif()
+    exif.update(tags)
+    if comment is not None:
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment.encode("utf-16-be")
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(file, image_format, exif=exif)
+    return file.getvalue()
+
+
+def of_zwatch(image_format):
+    request = {
+        "prompt": "雪山 at dawn", "negative_prompt": "", "width": 80, "height": 48, "steps": 9, "guidance_scale": 0.0,
+        "seed": 2**63 - 2, "format": image_format, "quality": 71, "model": "current",
+    }  # fmt: skip
+    details = Details("雪山 at dawn\nSteps: 9, Seed: 1", "v1", "ab" * 32, request)
+    return encode(Image.new("RGB", (80, 48), "teal"), details, ImageFormat(image_format), 71)
+
+
+async def test_jpeg_and_webp_files_of_all_three_programs_fill_in_their_settings(page):
+    graph = {**COMFYUI, "3": {**COMFYUI["3"], "inputs": {**COMFYUI["3"]["inputs"], "seed": 2**60 + 1}}}
+    tags = {0x0110: f"prompt:{json.dumps(graph)}", 0x010F: 'workflow:{"nodes": [], "links": []}'}
+    filled = page.get_by_text("The settings of the picture are filled in")
+    for kind in ("jpeg", "webp"):
+        await give(page, of_zwatch(kind), name=f"ours.{kind}", media_type=f"image/{kind}")
+        await has_settings(page, Prompt="雪山 at dawn", Width=80, Height=48, Steps=9, Seed=2**63 - 2)
+        await expect(filled).to_contain_text("zwatch v1")
+        sampler = {"jpeg": "DPM++ 2M Karras", "webp": "Euler a, Schedule type: Automatic"}[kind]
+        text = CHINESE.replace("{sampler}", sampler)
+        await give(page, with_exif(kind, {}, text), name=f"theirs.{kind}", media_type=f"image/{kind}")
+        await has_settings(page, Prompt="\n".join(text.split("\n")[:2]), Negative_prompt="模糊, (worst quality:1.4)")
+        await has_settings(page, Width=896, Height=512, Steps=25, Seed=9007199254740993, Guidance=5.5)
+        await expect(filled).to_contain_text("AUTOMATIC1111")
+        await give(page, with_exif(kind, tags), name=f"graph.{kind}", media_type=f"image/{kind}")
+        await has_settings(page, Prompt="a paper crane", Width=640, Height=384, Steps=12, Seed=2**60 + 1, Guidance=1.5)
+        await expect(filled).to_contain_text("ComfyUI")
+
+
+async def test_a_picture_without_a_seed_leaves_the_seed_as_it_is(page):
+    seed = page.get_by_role("spinbutton", name="Seed")
+    await seed.fill("31")
+    await give(page, png(parameters="a moor\nSteps: 6, Sampler: UniPC, Size: 256x256"))
+    await has_settings(page, Prompt="a moor", Width=256, Steps=6, Seed=31)
+
+
+async def test_a_photograph_and_a_broken_file_are_refused_with_a_sentence(page):
+    page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
+    alert = page.get_by_role("alert").filter(has_text="No settings from")
+    for file, name, reason in (
+        (with_exif("jpeg", {0x010F: "Canon", 0x0110: "EOS 5D"}), "photo.jpg", "the picture has no settings in it"),
+        (of_zwatch("webp")[:40], "cut.webp", "no PNG, JPEG or WebP file"), (b"hello", "notes.txt", "no PNG, JPEG or WebP file"),
+    ):  # fmt: skip
+        await give(page, file, name=name, media_type="application/octet-stream")
+        await expect(alert).to_contain_text(f"No settings from {name}: ")
+        await expect(alert).to_contain_text(reason)
 
 
 async def test_a_picture_without_settings_is_refused_with_a_sentence_and_nothing_is_lost(page):

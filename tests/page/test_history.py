@@ -1,14 +1,20 @@
 """The history on the page: the strip, the search, the details, deletion, and thousands of pictures. No model is needed."""
 
+import asyncio
+import io
 import json
+import os
+import re
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 from playwright.async_api import expect
 
 from tests.page.conftest import WAIT, running
 from tests.page.pictures import write_picture
 from tests.page.test_screen import findings
+from zwatch.generation.image_details import read_details
 
 expect.set_options(timeout=WAIT)
 
@@ -221,6 +227,146 @@ async def test_a_deleted_picture_can_be_brought_back_until_the_message_goes(page
 async def _is_gone(kept, name):
     async with kept.http.get(f"{kept.url}/history/{name}") as answer:
         return answer.status == 404
+
+
+async def shown_at(page, selector, count=6):
+    """Return the first pictures that are seen, with their positions on the screen."""
+    return await page.evaluate(
+        """([selector, count]) => {
+            const box = document.querySelector(selector).getBoundingClientRect();
+            return [...document.querySelectorAll(selector + " .thumb")].map((one) => [one.dataset.name, one.getBoundingClientRect()])
+                .filter(([, { left, top }]) => left >= box.left && top >= box.top).slice(0, count)
+                .map(([name, { left, top }]) => [name, Math.round(left), Math.round(top)]);
+        }""",
+        [selector, count],
+    )
+
+
+@pytest.mark.parametrize("view", ["strip", "full view"])
+async def test_end_goes_to_the_oldest_picture_and_home_to_the_newest(page, view):
+    if view == "full view":
+        await search(page)
+    shown = items(page) if view == "strip" else found(page)
+    await expect(shown.first).to_have_attribute("data-name", re.compile("seed"))
+    newest = await shown.first.get_attribute("data-name")
+    calls = []
+    page.on("request", lambda request: calls.append(request.url))
+    await shown.first.focus()
+    await page.keyboard.press("End")
+    oldest = page.get_by_role("button", name="number 0, v1, seed 0")
+    await expect(oldest).to_be_focused()
+    await expect(oldest).to_be_in_viewport()
+    assert await shown.count() <= MOST_SHOWN
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.get_by_role("button", name="number 1, v1, seed 1", exact=False).last).to_be_focused()
+    await page.keyboard.press("Home")
+    await expect(shown.first).to_be_focused()
+    await expect(shown.first).to_have_attribute("data-name", newest)
+    assert len([url for url in calls if "/history?" in url]) < 8, "what is jumped past is not loaded"
+
+
+@pytest.mark.parametrize("view", ["strip", "full view"])
+async def test_what_is_seen_stays_where_it_is_while_pictures_before_it_go(page, kept, view):
+    if view == "full view":
+        await search(page)
+    selector = ".strip-scroller" if view == "strip" else ".grid-scroller"
+    total = (await kept.get("/history?limit=1"))["total"]
+    await page.locator(selector).evaluate("one => { one.scrollLeft = 60000; one.scrollTop = 20000; }")
+    await expect(page.locator(f"{selector} .thumb[disabled]")).to_have_count(0)
+    await expect(page.locator(f"{selector} .cell.seen").first).to_be_visible()
+    before = await shown_at(page, selector)
+    assert all(name for name, *_ in before)
+    for _ in range(3):
+        name = (await kept.get("/history?limit=1&offset=50"))["images"][0]["name"]
+        async with kept.http.delete(f"{kept.url}/history/{name}") as answer:
+            assert answer.status == 200
+    await expect(page.locator("#strip .count")).to_have_text(f"{total - 3:,}")
+    await expect(page.locator(f"{selector} [aria-setsize='{total - 3}']").first).to_be_visible()
+    assert await shown_at(page, selector) == before
+
+
+async def test_a_picture_that_is_deleted_elsewhere_leaves_the_stage(page, kept):
+    names = [image["name"] for image in (await kept.get("/history?limit=9"))["images"]]
+    result = page.get_by_role("img", name="Result")
+    await items(page).nth(4).click()
+    await expect(result).to_have_attribute("src", f"/history/{names[4]}")
+    async with kept.http.delete(f"{kept.url}/history/{names[4]}") as answer:
+        assert answer.status == 200
+    await expect(result).to_have_attribute("src", f"/history/{names[5]}")
+    await expect(page.locator(f'#strip [data-name="{names[4]}"]')).to_have_count(0)
+
+
+async def test_a_picture_whose_deletion_can_be_undone_is_not_found_and_is_deleted_when_the_page_is_closed(page, kept):
+    before = await kept.get("/history?limit=9")
+    name, after = before["images"][2]["name"], before["images"][3]["name"]
+    await items(page).nth(2).click()
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.get_by_role("img", name="Result")).to_have_attribute("src", f"/history/{after}")
+    await search(page)
+    await expect(page.get_by_text(f"{before['total'] - 1:,} pictures")).to_be_visible()
+    await expect(found(page).nth(2)).to_have_attribute("data-name", after)
+    assert not await _is_gone(kept, name), "the message with Undo is still there"
+    await page.close()
+    await kept.until(lambda: _is_gone(kept, name), "the picture is deleted")
+
+
+async def test_the_copied_curl_command_runs_in_a_shell_and_makes_the_same_picture(page, kept, tmp_path):
+    prompt = 'it\'s "$HOME" `id` \\n 50% !! \U0001f431 \u732b\n@second line'
+    await kept.until(lambda: _draws(kept), "v1 draws", 240)
+    request = {"prompt": prompt, "seed": SEED, "width": 64, "height": 64, "steps": 2, "format": "webp"}
+    headers = {"Accept": "application/json"}
+    async with kept.http.post(kept.url + "/generate", json=request, headers=headers) as answer:
+        name = (await answer.json())["images"][0]["name"]
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.context.add_cookies([{"name": "zwatch-token", "value": "1", "url": kept.url}])  # as after a login
+    await page.locator(f'#strip [data-name="{name}"]').click()
+    await page.get_by_role("button", name="Details").click()
+    await page.get_by_role("button", name="Copy curl").click()
+    await expect(page.get_by_text("Copied.")).to_be_visible()
+    command = await page.evaluate("navigator.clipboard.readText()")
+    assert '-H "Authorization: Bearer $ZWATCH_TOKEN"' in command
+    environment = {**os.environ, "ZWATCH_TOKEN": "any"}
+    run = await asyncio.create_subprocess_exec("bash", "-c", command, cwd=tmp_path, env=environment)
+    assert await run.wait() == 0
+    async with kept.http.get(f"{kept.url}/history/{name}") as answer:
+        first = await answer.read()
+    again = (tmp_path / name).read_bytes()
+    assert read_details(again).request == read_details(first).request
+    assert read_details(again).request["prompt"] == prompt
+    with Image.open(io.BytesIO(first)) as one, Image.open(io.BytesIO(again)) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+async def _draws(kept):
+    return (await kept.status())["serving"] is not None
+
+
+async def test_the_history_says_so_while_the_server_is_gone_and_goes_on_when_it_is_back(page, kept):
+    page.problems.expect(
+        "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET"
+    )
+    second = await items(page).nth(1).get_attribute("data-name")
+    await items(page).nth(1).click()
+    calls = []
+
+    async def without_server():
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(0)
+        await page.get_by_role("button", name="Close").click()
+        await expect(page.get_by_role("alert")).to_contain_text("Not done: The server does not answer.")
+        await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(1)
+        await page.get_by_role("alert").get_by_role("button", name="Close").click()
+        await page.locator(".strip-scroller").evaluate("one => { one.scrollLeft = 1e6; }")
+        await expect(page.locator("#strip .thumb[disabled]").first).to_be_visible()
+        await search(page, words="dawn 1234")
+        await expect(page.get_by_text("The history cannot be read: The server does not answer.").last).to_be_visible()
+        page.on("request", lambda request: calls.append(request.url))
+        await page.wait_for_timeout(1000)
+        assert len([url for url in calls if "/history?" in url]) < 3, "what failed is not asked for again and again"
+
+    await kept.restart(between=without_server)
+    await expect(found(page)).to_have_accessible_name("a harbour at dawn, number 1234, v1, seed 1234")
+    await expect(page.locator("#strip .thumb[disabled]")).to_have_count(0)
 
 
 async def test_all_are_deleted_after_a_question(page, kept):

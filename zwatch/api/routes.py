@@ -37,6 +37,7 @@ _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
 _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
 _DEPLOYED = Answer("The version serves.", deploy.Deployed)
 _Limit = Annotated[int, Field(ge=1, le=history.MAX_LIMIT)]
+_Offset = Annotated[int, Field(ge=0, le=history.MAX_OFFSET)]
 _Before = Annotated[str, Field(pattern=f"^{NAME}$")]
 _Text = Annotated[str, Field(max_length=history.MAX_QUERY)]
 _Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -91,6 +92,7 @@ _HISTORY = (
         parameters=(
             Parameter("limit", "Most pictures in a page.", _Limit, history.DEFAULT_LIMIT),
             Parameter("before", "The name of a picture: only older ones are listed.", _Before, example=_NAME.example),
+            Parameter("offset", "How many of the newest of these are left out.", _Offset, 0),
             Parameter(
                 "q", "Words: only pictures whose prompt contains all of them, as words or parts of words, are listed.", _Text,
             ),

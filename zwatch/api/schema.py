@@ -18,6 +18,8 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 COOKIE = "zwatch"
 """The name of the session cookie."""
+MARK_COOKIE = "zwatch-token"
+"""The name of one that the page can read: it only says that there is a token, which copied `curl` commands have to send."""
 _DETAILED = "/sdapi/"
 """Clients of the calls below this path look for an error's message in `detail`."""
 

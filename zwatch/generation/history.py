@@ -1,5 +1,6 @@
 """The history: every generated image, stored in the output directory; the file operations run in threads."""
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,7 @@ from typing_extensions import TypedDict
 from zwatch.bridge import Bridge, NoAnswer
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
-from zwatch.generation.image_index import ImageIndex
+from zwatch.generation.image_index import LOOK_SECONDS, ImageIndex
 from zwatch.generation.image_order import order
 from zwatch.generation.kept_image import KeptImage, read_kept_image
 from zwatch.generation.search import Search
@@ -29,11 +30,12 @@ _BATCH = 500
 
 
 class HistoryPage(TypedDict):
-    """A page of the history, newest first; `next` is the next page's `before`. Of a search, `total` is the number of images
-    found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
+    """A page of the history, newest first; `next` is the next page's `before`, `offset` how many images are newer than its first.
+    Of a search, `total` is the number of images found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
 
     images: list[KeptImage]
     next: str | None
+    offset: int
     total: int
     indexed: NotRequired[float]
 
@@ -60,13 +62,16 @@ class History:
         max_images: int | None,
         max_bytes: int | None,
         cache: Path | None = None,
+        *,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self.fault: str | None = None
         """Why the last images could not be stored, or old images not be deleted; None if neither failed."""
         self.on_change: Callable[[], object] = lambda: None
         """Called on the event loop after images were added or removed, also by other programs."""
         self._bridge = bridge
-        self._index = ImageIndex(directory, max_images, max_bytes, on_change=self._note)
+        self._look_seconds = look_seconds
+        self._index = ImageIndex(directory, max_images, max_bytes, look_seconds=look_seconds, on_change=self._note)
         self._thumbnails = Thumbnails(directory, None if cache is None else cache / THUMBNAILS)
         file = None if cache is None else cache / SEARCH_INDEX
         self._search = Search(bridge, SearchIndex(directory, file, self._index.sizes))
@@ -85,9 +90,13 @@ class History:
         with suppress(NoAnswer):
             await self._bridge.run("thumbnail", self._thumbnails.open, self._index.has)
 
-    async def keep_searchable(self) -> None:
-        """Keep the index for searches up to date, until cancelled."""
-        await self._search.run()
+    async def keep_current(self) -> None:
+        """Keep the index for searches up to date, and notice what other programs change, until cancelled."""
+        looking = asyncio.create_task(self._look_regularly(), name="look for changed images")
+        try:
+            await self._search.run()
+        finally:
+            looking.cancel()
 
     async def save(self, files: list[tuple[int, bytes]], suffix: str) -> list[str | None]:
         """Store the files, given as (seed, file); return the name of each, or None if it could not be stored."""
@@ -142,8 +151,9 @@ class History:
             raise missing(name)
         return found
 
-    async def page(self, limit: int, before: str | None, query: Query | None = None) -> HistoryPage:
-        """Return one page, newest first, of what a query finds; its `next` is the `before` of the next page.
+    async def page(self, limit: int, before: str | None, query: Query | None = None, offset: int = 0) -> HistoryPage:
+        """Return one page, newest first, of what a query finds, without the first `offset` images; its `next` is the `before` of
+        the next page.
 
         Raises:
             RequestError: 400, `before` is not the name of an image.
@@ -158,7 +168,7 @@ class History:
         # One more than requested shows whether there is another page. If another program removed files, read more names.
         while True:
             wanted = limit + 1 - len(rows)
-            names = await self._bridge.run("history", self._index.page, wanted, before, among)
+            names = await self._bridge.run("history", self._index.page, wanted, before, among, offset)
             found = await self._bridge.run("inspect", self._rows, names)
             gone = [name for name in names if name not in found]
             rows += found.values()
@@ -167,13 +177,13 @@ class History:
             await self._bridge.run("history", self._index.forget, gone)
             if len(names) < wanted:
                 break
-            before = names[-1]
+            before, offset = names[-1], 0
         self._begin_removal()
         after = rows[limit - 1]["name"] if len(rows) > limit else None
-        if among is None:
-            return {"images": rows[:limit], "next": after, "total": len(self._index)}
-        total = await self._bridge.run("history", self._index.count, among)
-        return {"images": rows[:limit], "next": after, "total": total, "indexed": indexed}
+        first = rows[0]["name"] if rows else None
+        newer, total = await self._bridge.run("history", self._index.place, first, among)
+        found_page: HistoryPage = {"images": rows[:limit], "next": after, "offset": newer, "total": total}
+        return found_page if among is None else {**found_page, "indexed": indexed}
 
     async def delete(self, name: str) -> None:
         """Delete an image.
@@ -220,6 +230,13 @@ class History:
             "bytes": index.bytes,
             "fault": self.fault,
         }
+
+    async def _look_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            with suppress(NoAnswer):
+                await self._bridge.run("history", self._index.look_again)
+            self._begin_removal()
 
     def _describe(self, what: str, error: OSError) -> str:
         return f"{self._index.directory}: {what}: {error.strerror or error}"

@@ -85,13 +85,16 @@ class ImageIndex:
             OSError: it cannot be written; no partial file remains.
         """
         era = self._order.era
-        stem, copy = f"{self._order.stamp(moment)}_seed{seed}", 1
+        stamp = self._order.stamp(moment)
+        stem, copy = f"{stamp}_seed{seed}", 1
         if self._order.era != era:
             self._write_order()
+        made = self._order.moment(stamp, moment)
         name = f"{stem}.{suffix}"
         part = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
             self._write(part, file)
+            os.utime(part, ns=(made, made))
             while not _give_name(part, self.directory / name):
                 copy += 1
                 name = f"{stem}_{copy}.{suffix}"
@@ -99,7 +102,7 @@ class ImageIndex:
             part.unlink(missing_ok=True)
         # A file that was removed since the last look may have had this name.
         self.forget([name])
-        self._order.add_saved(name)
+        self._order.add_saved(name, made)
         self._sizes[name] = len(file)
         self.bytes += len(file)
         self._on_change({name: len(file)}, ())
@@ -115,14 +118,19 @@ class ImageIndex:
         except OSError:
             return None
 
-    def page(self, limit: int, before: str | None, among: Container[str] | None = None) -> list[str]:
-        """Return up to `limit` names that are older than `before`, newest first; with `among`, only those that are in it."""
+    def page(self, limit: int, before: str | None, among: Container[str] | None = None, offset: int = 0) -> list[str]:
+        """Return up to `limit` names that are older than `before`, newest first, without the first `offset` of them; with `among`,
+        only those that are in it."""
         self.look_again()
-        return self._order.page(limit, before, among)
+        return self._order.page(limit, before, among, offset)
 
-    def count(self, names: Iterable[str]) -> int:
-        """Return how many of these images are known."""
-        return sum(name in self._sizes for name in names)
+    def place(self, name: str | None, among: Container[str] | None = None) -> tuple[int, int]:
+        """Return how many images, of those `among`, are newer than a name (None: all), and how many there are."""
+        total = self._order.count(among)
+        if name is None:
+            return total, total
+        is_counted = self.has(name) and (among is None or name in among)
+        return total - self._order.count(among, name) - is_counted, total
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each image by its name. Any thread may call this."""
@@ -224,24 +232,25 @@ class ImageIndex:
     def _look(self) -> None:
         self._looked = time.monotonic()
         if not self._has_order:  # a page may be asked for before `open`
+            moments = self._order.moments()
             self._order = ImageOrder(_text(self.directory / _ORDER))
-            self._order.add_found(self._sizes)
+            self._order.add_found(moments)
             self._has_order = True
         # Before the listing, so that a change during it is noticed by the next look.
         self._seen = self.directory.stat().st_mtime_ns
         found = set(os.listdir(self.directory))
         self.forget([name for name in self._sizes if name not in found])
-        new = {}
+        new, moments = {}, {}
         for name in found - self._sizes.keys():
             if order(name) is not None:
-                size = _size(f"{self.directory}/{name}")  # a str: making a Path takes longer than lstat
-                if size is not None:
-                    new[name] = size
+                state = _state(f"{self.directory}/{name}")  # a str: making a Path takes longer than lstat
+                if state is not None:
+                    new[name], moments[name] = state.st_size, state.st_mtime_ns
             elif name.startswith(".") and name.endswith(_PART):
                 _remove_stale(self.directory / name)
         self._sizes |= new
         self.bytes += sum(new.values())
-        self._order.add_found(new)
+        self._order.add_found(moments)
         if new:
             self._on_change(new, ())
 
@@ -275,17 +284,18 @@ def _give_name(part: Path, name: Path) -> bool:
     return True
 
 
-def _size(path: str) -> int | None:
+def _state(path: str) -> os.stat_result | None:
+    """Return the state of a regular file; None if there is none."""
     try:
         found = os.lstat(path)
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _remove(path: Path) -> bool:
     """Remove an image; return whether there was one. Anything but a regular file (a directory) stays."""
-    if _size(str(path)) is None:
+    if _state(str(path)) is None:
         return False
     path.unlink(missing_ok=True)
     return True

@@ -13,7 +13,7 @@ from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, exif_texts, json_object, read_details
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
-from zwatch.generation.request import parse_generate
+from zwatch.generation.request import SIDE_STEP, parse_generate
 
 _GRAPHS = ("prompt", "workflow")
 _TOGETHER = ("width", "height")
@@ -62,6 +62,7 @@ def picture_settings(file: bytes) -> PictureSettings:
             }
     for source, values in (("automatic1111", _of_infotext(details.parameters)), ("comfyui", _of_graphs(graphs))):
         values["guidance_scale"] = _guidance(values.get("guidance_scale"))
+        values |= {side: _rounded(values.get(side)) for side in _TOGETHER}
         if found := _checked(values):
             return {"source": source, "version": None, "digest": None, "settings": found}  # type: ignore[typeddict-item]
     raise invalid(
@@ -105,6 +106,11 @@ def _of_graphs(graphs: Mapping[str, Any]) -> dict[str, Any]:
 def _guidance(scale: Any) -> Any:
     """Return the guidance for a scale of theirs, where 1 is none."""
     return 0.0 if type(scale) in (int, float) and 0 <= scale <= 1 else scale
+
+
+def _rounded(side: Any) -> Any:
+    """Return the nearest side that a request may have: theirs need not be multiples of 16."""
+    return max(SIDE_STEP, round(side / SIDE_STEP) * SIDE_STEP) if type(side) is int else side
 
 
 def _number(text: str | None) -> int | float | None:

@@ -7,7 +7,7 @@ import { percent, t } from "./i18n.js";
 import { createPanes } from "./panes.js";
 import { textButton, view } from "./parts.js";
 import { describe, seedText } from "./picture.js";
-import { createStrip } from "./thumbs.js";
+import { createStrip } from "./virtual.js";
 
 const SIDES = ["left", "right"];
 const STEP = 40; // pixels that an arrow moves the pictures
@@ -15,7 +15,7 @@ const STEP = 40; // pixels that an arrow moves the pictures
 // Adds the action `compare(row, other)`; without `other` it is the picture on the other version
 export function initCompare(ctx) {
 	ctx.actions.compare = (row, other) => {
-		if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null).start();
+		if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null);
 	};
 }
 
@@ -26,9 +26,6 @@ class Comparison {
 		this.stop = null; // stops following a job that draws a picture
 		this.turn = 0; // an answer about pictures that are no longer compared is dropped
 		this.build();
-	}
-
-	start() {
 		open(this.dialog).then(() => {
 			this.leave();
 			this.unfollow();
@@ -39,19 +36,17 @@ class Comparison {
 	}
 
 	build() {
-		const { store, actions } = this.ctx;
+		const { store, rows } = this.ctx;
 		const zoom = el("span", { class: "zoom-level" });
 		this.panes = createPanes((scale) => setText(zoom, percent(scale)));
 		this.note = el("p", { class: "compare-note", "aria-live": "polite" });
 		this.modes = ["over", "beside"].map((mode) =>
-			textButton(t(`compare.${mode}`), () => this.setMode(mode), { "aria-pressed": String(mode === "over"), data: { mode } }));
+			textButton(t(`compare.${mode}`), () => this.setMode(mode), { data: { mode } }));
 		const zoomButton = (text, label, factor) =>
 			textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", label: t(label) });
 		this.captions = Object.fromEntries(SIDES.map((side) => [side, el("p", { class: `pane-caption ${side}` })]));
-		this.strip = createStrip(() => store.get("rows"), {
-			label: t("compare.list"), isShown: (row) => row.name === this.rows.right?.name,
-			pick: (row) => this.set(row), onEnd: () => actions.moreRows(),
-		});
+		const isShown = (row) => row.name === this.rows.right?.name;
+		this.strip = createStrip(rows, t("compare.list"), { isShown, pick: (row) => this.set(row) });
 		const head = [
 			el("div", { class: "segments", role: "group" }, this.modes),
 			zoomButton("−", "compare.smaller", 1 / 1.5), zoom, zoomButton("+", "compare.larger", 1.5),
@@ -63,6 +58,7 @@ class Comparison {
 			el("div", { class: "compare-foot" }, this.captions.left, this.note, this.captions.right), this.strip.scroller);
 		this.unfollow = store.on("rows", () => this.strip.refresh());
 		this.dialog.addEventListener("keydown", (event) => this.key(event));
+		this.setMode("over");
 	}
 
 	key(event) {
@@ -105,7 +101,7 @@ class Comparison {
 			else if (other) await this.drawOn(other, turn);
 			else this.withoutOther(row);
 		} catch (error) {
-			if (turn === this.turn) this.fail(error.message);
+			if (turn === this.turn) this.fail(this.ctx.actions.sentence(error));
 		}
 	}
 
@@ -119,7 +115,7 @@ class Comparison {
 			if (made) {
 				this.pair(row, made);
 				this.ctx.announce(describe(made, t));
-			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error?.message ?? t("job.cancelled"));
+			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error ? this.ctx.actions.sentence(job.error) : t("job.cancelled"));
 			else this.wait(other, this.ctx.actions.progressText(job), job);
 		});
 		if (turn === this.turn) this.stop = stop;
@@ -140,9 +136,9 @@ class Comparison {
 	}
 
 	withoutOther(row) {
-		const rows = this.ctx.store.get("rows");
-		const index = rows.findIndex((one) => one.name === row.name);
-		this.rows.right = rows[index + 1] ?? rows[index - 1] ?? null;
+		const { rows } = this.ctx;
+		const index = rows.indexOf(row.name);
+		this.rows.right = rows.row(index + 1) ?? rows.row(index - 1) ?? null;
 		this.drawAll();
 		setText(this.note, t("compare.noOther"));
 	}

@@ -6,7 +6,7 @@ const SAME = ["prompt", "width", "height", "steps", "negative_prompt", "guidance
 
 // A version that was sealed again under its name is another
 function isOtherVersion(one, other) {
-	return one.version !== other.version || Boolean(one.digest && other.digest && one.digest !== other.digest);
+	return one.version !== other.version || (one.digest && other.digest && one.digest !== other.digest);
 }
 
 function isSameRequest(one, other) {

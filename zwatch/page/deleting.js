@@ -3,45 +3,42 @@
 import { number } from "./i18n.js";
 import { toast } from "./toast.js";
 
-// Returns {one(row), all(total)}. `lists` show pictures; `gone(name)` is told of each, or null: all
-export function createDeleting({ api, t, confirm }, lists, gone) {
+// Returns {one(row), all(total)}. `lists` show pictures, but not those whose names are `hidden`
+export function createDeleting({ api, t, confirm, actions }, lists, hidden) {
 	let waiting = null;
-	const fail = (error) => toast(t("notDone", { reason: error.message }), { error: true });
+	const fail = (error) => toast(t("notDone", { reason: actions.sentence(error) }), { error: true });
 
 	// The server is asked only when the message with "Undo" has gone
 	function one(row) {
-		const again = () => {
-			waiting = null;
-			for (const list of lists) {
-				list.hidden.delete(row.name);
-				list.refresh();
-			}
-		};
-		const send = async () => {
+		const end = async (isDeleted) => {
+			if (waiting?.row === row) waiting = null;
 			try {
-				await api.call("DELETE", row.url);
+				if (isDeleted) await api.call("DELETE", row.url);
 			} catch (error) {
-				if (error.status !== 404) fail(error);
+				isDeleted = error.status === 404;
+				if (!isDeleted) fail(error);
 			}
-			again();
+			hidden.delete(row.name);
+			for (const list of lists) isDeleted ? list.drop(row.name) : list.changed();
 		};
-		const end = toast(t("history.deleted"), { action: { label: t("history.undo"), run: again }, onEnd: send });
-		waiting = { row, end };
-		for (const list of lists) list.hide(row.name);
-		gone(row.name);
+		const close = toast(t("history.deleted"), {
+			action: { label: t("history.undo"), run: () => end(false) }, onEnd: () => end(true),
+		});
+		waiting = { row, close };
+		hidden.add(row.name);
+		for (const list of lists) list.changed();
 	}
 
 	async function all(total) {
-		const count = { count: total, n: number(total) };
-		if (!(await confirm(t("history.deleteAllQuestion", count), t("history.deleteAll")))) return;
-		waiting?.end();
+		const question = t("history.deleteAllQuestion", { count: total, n: number(total) });
+		if (!(await confirm(question, t("history.deleteAll")))) return;
+		waiting?.close();
 		try {
 			await api.call("DELETE", "/history");
 		} catch (error) {
 			fail(error);
 		}
-		await Promise.all([...lists].map((list) => list.reset()));
-		gone(null);
+		for (const list of lists) list.reset();
 	}
 
 	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it

@@ -5,68 +5,58 @@ import { open } from "./dialogs.js";
 import { el, setText } from "./dom.js";
 import { bytes, dateTime, number, t } from "./i18n.js";
 import { closeViews, textButton, view } from "./parts.js";
-import { curlText, describe, seedText, settingsOf } from "./picture.js";
+import { curlText, describe, seedText } from "./picture.js";
 import { copyAndSay } from "./toast.js";
 
-const AHEAD = 20; // pictures before the last one that is known
-
-export function openDetail({ ctx, deleting }, list, name) {
-	let row = list.rows[list.indexOf(name)];
-	if (!row || document.querySelector("dialog.detail")) return;
+export function openDetail({ ctx, hidden, deleting }, list, row) {
+	if (document.querySelector("dialog.detail")) return;
 	const parts = build();
 	const { dialog } = parts;
-	const at = (step = 0) => list.rows[list.indexOf(row.name) + step];
 
-	function draw(next) {
-		if (!next) return;
+	async function go(index) {
+		await list.need(index, index + 1);
+		const next = list.row(index);
+		if (!next || !dialog.isConnected) return;
 		row = next;
 		drawPicture(parts, row);
-		drawPlace();
+		setText(parts.place, t("detail.place", { n: number(index + 1), total: number(list.total) }));
 		ctx.announce(describe(row, t));
-		if (list.indexOf(row.name) + AHEAD > list.rows.length) list.more().then(drawPlace);
 	}
 
-	function drawPlace() {
-		setText(parts.place, t("detail.place", { n: number(list.indexOf(row.name) + 1), total: number(list.total) }));
-	}
+	const walk = async (by) => go((await list.find(row.name)) + by);
 
-	function remove() {
-		const [gone, next] = [row, at(1) ?? at(-1)];
-		deleting.one(gone);
-		if (next) draw(next);
+	async function remove() {
+		const index = await list.find(row.name);
+		deleting.one(row);
+		if (list.total) go(Math.min(index, list.total - 1));
 		else dialog.close();
 	}
 
 	const copyPrompt = () => copyAndSay(row.prompt ?? "");
-	const use = (options) => {
-		closeViews();
-		ctx.actions.use(settingsOf(row), options);
-	};
 	const compare = () => {
 		closeViews();
 		ctx.actions.compare(row);
 	};
 	parts.actions.append(
-		textButton(t("use.all"), () => use({}), { class: "primary" }),
-		textButton(t("use.seed"), () => use({ seedOnly: true })),
+		textButton(t("use.all"), () => ctx.actions.reuse(row, {}), { class: "primary" }),
+		textButton(t("use.seed"), () => ctx.actions.reuse(row, { seedOnly: true })),
 		textButton(t("compare"), compare),
 		textButton(t("detail.copyPrompt"), copyPrompt),
 		textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),
 		parts.download,
 		textButton(t("detail.delete"), remove, { class: "danger" }));
-	parts.newer.addEventListener("click", () => draw(at(-1)));
-	parts.older.addEventListener("click", () => draw(at(1)));
+	parts.newer.addEventListener("click", () => walk(-1));
+	parts.older.addEventListener("click", () => walk(1));
 	const keys = {
-		ArrowLeft: () => draw(at(-1)), ArrowRight: () => draw(at(1)), Home: () => draw(list.rows[0]), Delete: remove,
-		c: copyPrompt,
+		ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), Home: () => go(0), End: () => go(list.total - 1), Delete: remove, c: copyPrompt,
 	};
 	dialog.addEventListener("keydown", (event) => {
 		if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
 		event.preventDefault();
 		keys[event.key]();
 	});
-	open(dialog).then(() => at() && ctx.actions.show(row));
-	draw(row);
+	open(dialog).then(() => hidden.has(row.name) || ctx.actions.show(row));
+	walk(0);
 	parts.older.focus();
 }
 
@@ -108,7 +98,7 @@ function factsOf(row) {
 		"size": row.width && `${row.width} × ${row.height}`,
 		"field.steps": row.steps,
 		"field.guidance_scale": row.guidance_scale,
-		"field.format": row.format === "png" ? "png" : [row.format, row.quality].filter(Boolean).join(" "),
+		"field.format": row.format === "png" ? "png" : `${row.format} ${row.quality ?? ""}`,
 		"detail.model": row.model,
 		"detail.bytes": row.bytes && bytes(row.bytes),
 		"detail.created": row.created && dateTime(row.created),

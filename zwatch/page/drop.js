@@ -11,20 +11,16 @@ export function initDrop(ctx) {
 	const { t } = ctx;
 	const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));
 	document.body.append(shade);
-	const isFile = ({ dataTransfer }) => dataTransfer.types.includes("Files");
 
-	addEventListener("dragover", (event) => {
-		if (!isFile(event)) return;
-		event.preventDefault(); // else the browser would leave the page and show the file
-		show(shade, true);
-	});
+	for (const kind of ["dragover", "drop"]) {
+		addEventListener(kind, (event) => {
+			if (!event.dataTransfer.types.includes("Files")) return;
+			event.preventDefault(); // else the browser would leave the page and show the file
+			show(shade, kind === "dragover");
+			if (kind === "drop") read(ctx, event.dataTransfer.files[0]);
+		});
+	}
 	addEventListener("dragleave", (event) => event.relatedTarget ?? show(shade, false)); // null: the pointer left the window
-	addEventListener("drop", (event) => {
-		if (!isFile(event)) return;
-		event.preventDefault();
-		show(shade, false);
-		read(ctx, event.dataTransfer.files[0]);
-	});
 	addEventListener("paste", (event) => {
 		const [file] = event.clipboardData?.files ?? [];
 		if (!file || (isTyping(event.target) && event.clipboardData.types.includes("text/plain"))) return;
@@ -49,6 +45,6 @@ async function read(ctx, file) {
 		ctx.actions.use(settings, {});
 		toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
 	} catch (error) {
-		toast(t("drop.failed", { name: file.name, reason: error.message }), { error: true });
+		toast(t("drop.failed", { name: file.name, reason: ctx.actions.sentence(error) }), { error: true });
 	}
 }

@@ -4,30 +4,37 @@ import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
 import { byId, el, icon, iconButton, setText, show } from "./dom.js";
 import { number } from "./i18n.js";
-import { textButton } from "./parts.js";
+import { closeViews, textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
-import { createStrip } from "./thumbs.js";
+import { createStrip } from "./virtual.js";
 
-// Builds the strip and the stage's buttons; adds the actions `open(name)`, `search()`, `remove(row)` and `moreRows()`
+// Adds `ctx.rows` and the actions `open(row)`, `search()`, `remove(row)`, `reuse(row, options)`, `walk(by)`
 export function initGallery(ctx) {
 	const { store, actions } = ctx;
-	const lists = new Set();
-	let refresh = () => {};
-	const main = new HistoryRows(ctx.api, (added) => {
-		store.set("rows", main.rows);
-		refresh(added);
-	});
-	lists.add(main);
-	const deleting = createDeleting(ctx, lists, (name) => showAnother(ctx, main, name));
-	const gallery = { ctx, main, lists, deleting };
-	actions.open = (name) => openDetail(gallery, main, name);
+	const hidden = new Set();
+	const main = new HistoryRows(ctx.api, hidden, () => store.set("rows", main.rows));
+	const lists = new Set([main]);
+	const deleting = createDeleting(ctx, lists, hidden);
+	const gallery = { ctx, lists, hidden, deleting };
+	ctx.rows = main;
+	actions.open = (row) => openDetail(gallery, main, row);
 	actions.search = () => openSearch(gallery);
 	actions.remove = deleting.one;
-	actions.moreRows = () => main.more();
-	refresh = buildStrip(ctx, main);
+	actions.reuse = (row, options) => {
+		closeViews();
+		actions.use(settingsOf(row), options);
+	};
+	actions.walk = async (by) => {
+		const name = shownRow(store)?.name;
+		const index = name ? (await main.find(name)) + by : 0;
+		await main.need(index, index + 1);
+		if (main.row(index)) actions.show(main.row(index));
+	};
+	buildStrip(ctx, main);
 	addTools(ctx);
+	replaceDeleted(ctx, main);
 	followHistory(store, lists);
 }
 
@@ -35,13 +42,11 @@ function buildStrip({ t, store, actions }, main) {
 	const count = el("span", { class: "count" });
 	const words = el("p", { class: "strip-empty", hidden: true });
 	let shownName = null;
-	const strip = createStrip(() => main.rows, {
-		label: t("history"), isShown: (row) => row.name === shownName, indexOf: (name) => main.indexOf(name),
-		use: (row, options) => actions.use(settingsOf(row), options), broken: () => main.refresh(), onEnd: () => main.more(),
-		onActive: (index) => actions.show(main.rows[index]),
+	const strip = createStrip(main, t("history"), {
+		isShown: (row) => row.name === shownName, use: actions.reuse, onActive: actions.show,
 		pick(row, event) {
 			const current = shownRow(store);
-			if (current?.name === row.name) actions.open(row.name);
+			if (current?.name === row.name) actions.open(row);
 			else if (current && (event.ctrlKey || event.metaKey || event.shiftKey)) actions.compare(current, row);
 			else actions.show(row);
 		},
@@ -57,7 +62,7 @@ function buildStrip({ t, store, actions }, main) {
 		shownName = name;
 		const index = main.indexOf(name);
 		// A new picture, the first, does not move a strip that is scrolled
-		if (index > 0 && !strip.list.contains(document.activeElement)) strip.virtual.reveal(index);
+		if (index > 0 && !strip.list.contains(document.activeElement)) strip.reveal(index);
 		else strip.refresh();
 	}
 	store.on("shown", follow);
@@ -68,21 +73,21 @@ function buildStrip({ t, store, actions }, main) {
 		show(words, true);
 	});
 
-	return (added) => {
-		setText(count, main.loaded ? number(main.total) : "");
-		const isKnown = main.error ? store.get("connection") === "open" : main.loaded;
-		setText(words, main.error ? t("history.failed", { reason: main.error.message }) : t("history.empty"));
+	store.on("rows", () => {
+		setText(count, main.length === null ? "" : number(main.total));
+		const isKnown = main.error ? store.get("connection") === "open" : main.length !== null;
+		setText(words, main.error ? t("history.failed", { reason: actions.sentence(main.error) }) : t("history.empty"));
 		words.classList.toggle("error", main.error !== null);
-		show(words, isKnown && main.rows.length === 0);
-		strip.refresh(added);
-	};
+		show(words, isKnown && main.total === 0);
+		strip.refresh();
+	});
 }
 
-// Beside the stage's own buttons, which use the settings of the picture
+// Beside the stage's own buttons
 function addTools({ t, store, actions }) {
 	const row = () => shownRow(store);
 	const compare = textButton(t("compare"), () => actions.compare(row()), { class: "small", title: t("compare.title") });
-	const details = textButton(t("detail"), () => actions.open(row().name), { class: "small" });
+	const details = textButton(t("detail"), () => actions.open(row()), { class: "small" });
 	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
 	byId("stage-actions").append(compare, details, download, remove);
@@ -98,23 +103,36 @@ function addTools({ t, store, actions }) {
 	store.on("jobs", follow);
 }
 
-// The lists follow the server: at each connection, and when the number of pictures or the newest one changes
+// At each connection, and when the history changes
 function followHistory(store, lists) {
-	let seen = null;
-	const look = () => lists.forEach((list) => list.refresh());
-	store.on("connection", () => (seen = null));
-	store.on("status", (status) => {
-		if (!status?.history || store.get("connection") !== "open") return;
-		const now = `${status.history.images} ${status.history.newest ?? ""}`;
-		if (now !== seen) look();
+	let seen;
+	const look = () => {
+		const history = store.get("connection") === "open" && store.get("status")?.history;
+		const now = history ? JSON.stringify(history) : null;
+		if (now && now !== seen) for (const list of lists) list.refresh();
 		seen = now;
-	});
+	};
+	store.on("connection", look);
+	store.on("status", look);
 }
 
-// The picture in the stage was deleted (null: all were): the one after it takes its place
-function showAnother({ store, actions }, main, name) {
-	if (name !== null && shownRow(store)?.name !== name) return;
-	const next = main.rows.find((row) => row.name < name) ?? main.rows.at(-1);
-	if (next) actions.show(next);
-	else store.set("shown", null);
+// If the picture in the stage is deleted, here or elsewhere, the one after it takes its place
+function replaceDeleted({ store, actions }, main) {
+	let last = null;
+	const look = async () => {
+		const name = shownRow(store)?.name;
+		const known = main.indexOf(name);
+		if (known >= 0) last = name;
+		if (known >= 0 || !name || name !== last) return;
+		last = null;
+		// A picture that is not loaded may only be far from what is in view
+		const index = (await main.find(name)) + (main.hidden.has(name) ? 0 : 1);
+		await main.need(index - 1, index + 1);
+		const [newer, older] = [main.row(index - 1), main.row(index)];
+		if (shownRow(store)?.name !== name || newer?.name === name) return;
+		if (older ?? newer) actions.show(older ?? newer);
+		else if (main.total === 0) store.set("shown", null);
+	};
+	store.on("rows", look);
+	store.on("shown", look);
 }

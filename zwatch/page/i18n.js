@@ -36,14 +36,13 @@ export const percent = (value) => number(value, { style: "percent", maximumFract
 
 // The time of day, on another day with the date
 export function time(text) {
-	const moment = new Date(text);
-	const isToday = moment.toDateString() === new Date().toDateString();
-	const day = isToday ? {} : { month: "short", day: "numeric" };
-	return new Intl.DateTimeFormat(locale, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(moment);
+	const isToday = new Date(text).toDateString() === new Date().toDateString();
+	return clock(text, { ...(!isToday && { month: "short", day: "numeric" }), hour: "2-digit", minute: "2-digit" });
 }
 
-export const dateTime = (text) =>
-	new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).format(new Date(text));
+export const dateTime = (text) => clock(text, { dateStyle: "medium", timeStyle: "short" });
+
+const clock = (text, options) => new Intl.DateTimeFormat(locale, { ...options, hourCycle: "h23" }).format(new Date(text));
 
 // Seconds, from 100 on minutes
 export function duration(seconds) {

@@ -35,24 +35,18 @@ export function initJobs(ctx) {
 		actions.followJob(job.id, { isAdded: true });
 	};
 
-	actions.cancel = async (job) => {
-		try {
-			store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
-			announce(t("job.cancelled"));
-		} catch (error) {
-			toast(actions.sentence(error), { error: true });
-		}
-	};
+	const orSay = (work) => (job) => work(job).catch((error) => toast(actions.sentence(error), { error: true }));
 
-	actions.again = async (job) => {
-		try {
-			// Sides that were left to the version are left out again; `model` stays
-			await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
-			dismiss(job);
-		} catch (error) {
-			toast(actions.sentence(error), { error: true });
-		}
-	};
+	actions.cancel = orSay(async (job) => {
+		store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
+		announce(t("job.cancelled"));
+	});
+
+	actions.again = orSay(async (job) => {
+		// Sides that were left to the version are left out again; `model` stays
+		await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
+		dismiss(job);
+	});
 
 	actions.sentence = (error) => {
 		const key = `error.code.${error.code}`;

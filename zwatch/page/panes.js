@@ -4,15 +4,14 @@ import { el } from "./dom.js";
 import { t } from "./i18n.js";
 
 const MOST = 16; // times the size at which a picture fits
-const SIDES = ["left", "right"];
 
 // Makes the surface; `onZoom(scale)` is told how large a picture's own pixel is on the screen
 export function createPanes(onZoom) {
 	const view = { scale: 1, x: 0, y: 0 };
-	const [left, right] = SIDES.map(makePane);
+	const [left, right] = ["left", "right"].map(makePane);
 	const range = el("input", { type: "range", class: "divider-range", step: 0.5, "aria-label": t("compare.divider") });
 	const line = el("div", { class: "divider" }, el("span", { "aria-hidden": "true", text: "‹ ›" }));
-	const element = el("div", { class: "panes over" }, left.pane, right.pane, line, range);
+	const element = el("div", { class: "panes" }, left.pane, right.pane, line, range);
 	const pointers = new Map();
 	const isOver = () => element.classList.contains("over");
 
@@ -90,13 +89,12 @@ export function createPanes(onZoom) {
 	}, { passive: false });
 	range.addEventListener("input", drawDivider);
 	new ResizeObserver(draw).observe(element);
-	drawDivider();
 
 	return {
 		element,
 		range,
 		move,
-		set: (side, picture) => setPicture(side === "left" ? left : right, picture, draw),
+		set: (side, picture) => setPicture({ left, right }[side], picture, draw),
 		setMode(mode) {
 			element.classList.toggle("over", mode === "over");
 			range.hidden = line.hidden = mode !== "over";

@@ -22,7 +22,8 @@ export function curlText(row, origin, toJson) {
 	if (!settings.negative_prompt) delete settings.negative_prompt;
 	if (settings.format === "png") delete settings.format;
 	const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-	return `curl -fsS ${quoted(`${origin}/generate`)} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
+	const token = document.cookie.includes("zwatch-token=1") ? ' -H "Authorization: Bearer $ZWATCH_TOKEN"' : "";
+	return `curl -fsS ${quoted(`${origin}/generate`)}${token} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
 }
 
 export function describe(row, t) {
@@ -31,7 +32,7 @@ export function describe(row, t) {
 	return t("history.picture", { prompt, version: row.version || "–", seed: seedText(row) });
 }
 
-// Returns a history row for a picture of a job, from what the job says
+// Returns the row of a picture of a job
 export function rowOfJob(job, image) {
 	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
 }

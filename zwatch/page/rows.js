@@ -1,114 +1,129 @@
-// The loaded rows of the history: the newest first, more when they are scrolled to, new ones as they are made
+// The rows of the history, of which only those near what is in view are loaded
 
 const PAGE = 100;
-const NEWEST = 20; // enough to see what is new since the last look
-const MOST = 500; // the most that one call answers
+const LONGEST = 500; // that one call answers
+const MOST = 3000; // rows that are kept
 
-// A list of pictures, all or those that a filter `{q, version, seed}` leaves. `onChange(added)` follows each change
+// All pictures, or those that a filter `{q, version, seed}` leaves; not those whose names are `hidden`: they may be deleted
 export class HistoryRows {
-	constructor(api, onChange) {
-		this.rows = [];
-		this.total = 0;
-		this.indexed = 1; // which part of the history the server has read for searches
-		this.loaded = false;
-		this.error = null;
-		this.hidden = new Set(); // names whose deletion can still be undone
-		this.api = api;
-		this.onChange = onChange;
-		this.filter = {};
-		this.next = null;
+	constructor(api, hidden, onChange) {
+		Object.assign(this, { api, hidden, onChange, filter: {}, view: [0, PAGE], indexed: 1, isLoading: false, error: null });
+		this.length = null; // as the server counts, the hidden ones too
+		this.loaded = new Map(); // rows by place, which counts the hidden ones, too
+		this.places = new Map(); // by name
+		this.gaps = []; // the places of the hidden ones
+		this.failed = -1; // a place that could not be loaded
 		this.era = 0; // an answer to an earlier filter is dropped
 		this.turn = Promise.resolve();
-		this.isLoading = false;
-		this.places = { rows: null, byName: new Map() };
+	}
+
+	get total() {
+		return this.length - this.gaps.length;
+	}
+
+	// The rows that are loaded
+	get rows() {
+		return [...this.loaded.values()].filter((row) => !this.hidden.has(row.name));
+	}
+
+	row(index) {
+		return this.loaded.get(this.place(index));
 	}
 
 	indexOf(name) {
-		if (this.places.rows !== this.rows) {
-			this.places = { rows: this.rows, byName: new Map(this.rows.map((row, index) => [row.name, index])) };
-		}
-		return this.places.byName.get(name) ?? -1;
+		const place = this.hidden.has(name) ? -1 : (this.places.get(name) ?? -1);
+		return place - this.gaps.filter((gap) => gap < place).length;
 	}
 
-	// Loads the first page, with another filter if one is given
+	place(index) {
+		return this.gaps.reduce((place, gap) => (gap <= place ? place + 1 : place), index);
+	}
+
+	// Returns where a picture is, or was; NaN if the server does not say
+	async find(name) {
+		const index = this.indexOf(name);
+		if (index >= 0) return index;
+		const { offset = NaN } = await this.page({ limit: 1, before: name }).catch(() => ({}));
+		return Math.max(0, offset - 1);
+	}
+
+	// Begins again, with another filter if one is given
 	reset(filter = this.filter) {
-		this.filter = filter;
+		Object.assign(this, { filter, view: [0, PAGE] });
 		this.era++;
-		return this.run(() => this.first(PAGE));
+		return this.refresh();
 	}
 
-	more() {
-		if (this.isLoading || this.next === null) return this.turn;
-		return this.run(async () => {
-			const page = await this.page(PAGE, this.next);
-			return () => this.take(page, [...this.rows, ...page.rows]);
-		});
-	}
-
-	// Adds what is new, and drops what was deleted elsewhere
+	// Learns what came and went
 	refresh() {
+		return this.run(() => this.renew(...this.view));
+	}
+
+	// Loads what is missing between two indexes
+	need(first, end) {
+		const missing = () => {
+			for (let index = Math.max(0, first); index < Math.min(end, this.total); index++) if (!this.row(index)) return this.place(index);
+			return -1;
+		};
+		if ([-1, this.failed].includes(missing())) return this.turn;
 		return this.run(async () => {
-			if (!this.rows.length) return this.first(PAGE);
-			const page = await this.page(NEWEST);
-			const added = page.rows.filter((row) => this.indexOf(row.name) < 0);
-			const met = page.rows.findIndex((row) => this.indexOf(row.name) >= 0);
-			if (met !== added.length || page.total !== this.total + added.length) {
-				return this.first(Math.min(MOST, Math.max(PAGE, this.rows.length + added.length)));
-			}
-			return () => this.take({ ...page, next: this.next }, [...added, ...this.rows], added.length);
+			const place = missing();
+			if (place < 0) return () => {};
+			this.failed = place;
+			const page = await this.page({ limit: PAGE, offset: Math.max(0, place - PAGE / 2) });
+			return page.total === this.length ? () => this.take(page) : this.renew(first, end);
 		});
 	}
 
-	// Takes a picture out of the list: it is deleted, or will be unless that is undone
-	hide(name) {
-		this.hidden.add(name);
-		this.total--;
-		this.rows = this.rows.filter((row) => row.name !== name);
-		this.onChange(0);
-	}
-
-	async first(limit) {
-		const page = await this.page(limit);
+	// Loads anew what was between two indexes, wherever it is now
+	async renew(first, end) {
+		let index = first - 1;
+		while (index < end && !this.row(index)) index++;
+		const from = first > 0 && index < end ? { before: this.row(index).name } : { offset: Math.max(0, first) };
+		const page = await this.page({ limit: Math.min(LONGEST, end - Math.max(0, first) + 1), ...from });
 		return () => {
-			const same = page.rows.findIndex((row) => this.indexOf(row.name) >= 0);
-			const added = same < 0 ? 0 : Math.max(0, same - this.indexOf(page.rows[same].name));
-			this.loaded = true;
-			this.take(page, page.rows, added);
+			this.loaded.clear();
+			this.take(page);
 		};
 	}
 
-	take({ total, indexed, next }, rows, added = 0) {
-		Object.assign(this, { total, indexed, next, rows });
-		this.onChange(added);
+	take({ images, offset, total, indexed = 1 }) {
+		if (this.loaded.size > MOST) this.loaded = new Map([...this.loaded].filter(([place]) => Math.abs(place - offset) < LONGEST));
+		images.forEach((row, index) => this.loaded.set(offset + index, row));
+		Object.assign(this, { length: total, indexed, failed: -1 });
+		this.changed();
 	}
 
-	async page(limit, before) {
-		const filter = Object.entries(this.filter).filter(([, value]) => value);
-		const query = new URLSearchParams([["limit", limit], ...(before ? [["before", before]] : []), ...filter]);
-		const page = await this.api.call("GET", `/history?${query}`);
-		const rows = page.images.filter((row) => !this.hidden.has(row.name));
-		return { rows, total: page.total - this.hidden.size, next: page.next, indexed: page.indexed ?? 1 };
+	// Takes out a picture that was deleted
+	drop(name) {
+		const gone = this.places.get(name) ?? Infinity;
+		if (this.loaded.delete(gone)) this.length--;
+		this.loaded = new Map([...this.loaded].map(([place, row]) => [place < gone ? place : place - 1, row]));
+		this.changed();
 	}
 
-	// One call after another: two answers that overlap would list a picture twice. `work` returns what to do with its answer,
-	// unless the filter has changed meanwhile
+	changed() {
+		this.places = new Map([...this.loaded].map(([place, row]) => [row.name, place]));
+		this.gaps = [...this.hidden].flatMap((name) => this.places.get(name) ?? []).sort((one, other) => one - other);
+		this.onChange();
+	}
+
+	page(place) {
+		const parameters = Object.entries({ ...place, ...this.filter }).filter(([, value]) => value);
+		return this.api.call("GET", `/history?${new URLSearchParams(parameters)}`);
+	}
+
+	// One call after another: two answers that overlap would contradict. `work` returns what to do with its answer
 	run(work) {
 		const { era } = this;
 		this.turn = this.turn.then(async () => {
 			if (era !== this.era) return;
 			this.isLoading = true;
-			let done;
-			try {
-				done = await work();
-				this.error = null;
-			} catch (error) {
-				done = () => {
-					this.error = error;
-					this.onChange(0);
-				};
-			}
+			const [done, error] = await work().then((done) => [done, null], (error) => [this.onChange, error]);
 			this.isLoading = false;
-			if (era === this.era) done();
+			if (era !== this.era) return;
+			this.error = error;
+			done();
 		});
 		return this.turn;
 	}

@@ -51,8 +51,7 @@ export function problems(settings) {
 
 // Returns the body of a request for these settings, without what is left to the server
 export function requestOf(settings) {
-	const { width, height, ...rest } = Object.fromEntries(REQUEST.map((name) => [name, settings[name]]));
-	return { ...rest, ...(width === null ? {} : { width }), ...(height === null ? {} : { height }) };
+	return Object.fromEntries(REQUEST.map((name) => [name, settings[name]]).filter(([, value]) => value !== null));
 }
 
 export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (RANDOM_SEEDS - NUMBERS.n.most));

@@ -62,14 +62,6 @@ export function initStage(ctx) {
 		if (job) actions.cancel(job);
 	};
 
-	actions.walk = (by) => {
-		const rows = store.get("rows");
-		const name = pictureNow()?.name;
-		const place = rows.findIndex((row) => row.name === name);
-		const next = rows[place < 0 ? 0 : place + by];
-		if (next) actions.show(next);
-	};
-
 	function follow() {
 		for (const job of jobs()) {
 			if (isUnfinished(job) || ended.has(job.id)) continue;
@@ -154,8 +146,5 @@ export function initStage(ctx) {
 		follow();
 		render();
 	});
-	store.on("shown", render);
-	store.on("rows", render);
-	store.on("status", render);
-	store.on("connection", render);
+	for (const key of ["shown", "rows", "status", "connection"]) store.on(key, render);
 }

@@ -1,7 +1,7 @@
 // The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
 
 import { el, setText, show } from "./dom.js";
-import { has, number, percent, reasoned, time } from "./i18n.js";
+import { number, percent, reasoned, time } from "./i18n.js";
 import { textButton } from "./parts.js";
 
 // Digits of a digest that are shown; the whole one is the tooltip
@@ -28,7 +28,7 @@ export function initStatusBar({ store, t, api }) {
 		model.title = status.serving?.digest ?? "";
 		setText(deploy, deployText(status, t));
 		const { running = 0, waiting = 0 } = status.queue ?? {};
-		show(queue, !isLost); // it would be an old one
+		show(queue, connection !== "lost"); // it would be an old one
 		setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
 	}
 

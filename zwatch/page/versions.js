@@ -18,7 +18,7 @@ export function initVersions(ctx) {
 
 class Panel {
 	constructor(ctx) {
-		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], asked: 0, rows: new Map() });
+		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], problem: "", asked: 0, rows: new Map() });
 		this.build();
 	}
 
@@ -75,6 +75,7 @@ class Panel {
 	async read() {
 		try {
 			Object.assign(this, ...(await Promise.all(["/versions", "/attempts"].map((path) => this.ctx.api.call("GET", path)))));
+			this.problem = "";
 			this.versions.sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }));
 		} catch (error) {
 			this.problem = error.message;

@@ -69,7 +69,7 @@ async def test_one_picture_or_all_can_be_deleted(filled, tmp_path):
     _, _, page = await client.call("GET", "/history")
     assert [image["name"] for image in page["images"]] == [names[0], names[2]]
     assert (await client.call("DELETE", "/history"))[2] == {"deleted": 2}
-    assert (await client.call("GET", "/history"))[2] == {"images": [], "next": None, "total": 0}
+    assert (await client.call("GET", "/history"))[2] == {"images": [], "next": None, "offset": 0, "total": 0}
     assert list((tmp_path / "output").iterdir()) == []
 
 

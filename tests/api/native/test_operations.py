@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.harness import Server
-from zwatch.api.schema import COOKIE
+from zwatch.api.schema import COOKIE, MARK_COOKIE
 from zwatch.api.sessions import Sessions
 
 TOKEN = "correct horse"
@@ -123,10 +123,18 @@ async def test_a_forged_cookie_is_refused(locked, value):
     assert (await locked.call("GET", "/status", headers=headers))[0] == 401
 
 
-async def test_a_logout_deletes_the_cookie(locked):
+async def test_a_logout_deletes_the_cookies(locked):
     async with locked.http.delete(locked.url + "/login") as response:
         assert response.status == 200
-        assert (response.cookies[COOKIE].value, response.cookies[COOKIE]["max-age"]) == ("", "0")
+        for name in (COOKIE, MARK_COOKIE):
+            assert (response.cookies[name].value, response.cookies[name]["max-age"]) == ("", "0")
+
+
+async def test_a_page_can_read_that_there_is_a_token_but_not_the_session(locked):
+    async with locked.http.post(locked.url + "/login", json={"token": TOKEN}) as response:
+        session, mark = response.cookies[COOKIE], response.cookies[MARK_COOKIE]
+    assert (session["httponly"], mark["httponly"], mark.value) == (True, "", "1")
+    assert (await locked.call("GET", "/status", headers={"Cookie": f"{MARK_COOKIE}=1"}))[0] == 401
 
 
 async def test_without_a_token_a_login_succeeds_and_sets_no_cookie(client):

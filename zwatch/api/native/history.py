@@ -19,6 +19,7 @@ from zwatch.generation.search_index import Query
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
+MAX_OFFSET = 10**9 - 1
 MAX_QUERY = 500
 """Most characters of a search."""
 _KEPT = {
@@ -36,11 +37,9 @@ class Deleted(TypedDict):
 
 async def page(request: web.Request) -> web.Response:
     """List images, newest first."""
-    text = request.query.get("limit", str(DEFAULT_LIMIT))
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
-    if not 1 <= limit <= MAX_LIMIT:
-        raise invalid("limit", f"limit must be from 1 to {MAX_LIMIT}, got {text[:60]!r}")
-    return answer(await _history(request).page(limit, request.query.get("before"), _query(request)))
+    limit = _whole(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+    offset = _whole(request, "offset", 0, 0, MAX_OFFSET)
+    return answer(await _history(request).page(limit, request.query.get("before"), _query(request), offset))
 
 
 async def picture(request: web.Request) -> web.Response:
@@ -79,6 +78,14 @@ async def picture_settings(request: web.Request) -> web.Response:
     """Return the settings in an image file, which is the body."""
     async with received_image(request) as file:
         return answer(await request.app[SERVICES].bridge.run("encode", settings_in, file))
+
+
+def _whole(request: web.Request, name: str, default: int, least: int, most: int) -> int:
+    text = request.query.get(name, str(default))
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+    if not least <= value <= most:
+        raise invalid(name, f"{name} must be from {least} to {most}, got {text[:60]!r}")
+    return value
 
 
 def _query(request: web.Request) -> Query:

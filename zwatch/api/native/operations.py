@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from zwatch.api.answers import answer, json_answer, scheme_of
 from zwatch.api.auth import AUTHENTICATOR, unauthorized
 from zwatch.api.bodies import read_request
-from zwatch.api.schema import COOKIE, Request, choice
+from zwatch.api.schema import COOKIE, MARK_COOKIE, Request, choice
 from zwatch.api.services import SERVICES
 from zwatch.api.sessions import SESSION_SECONDS
 from zwatch.generation.fields import Text
@@ -77,3 +77,4 @@ async def logout(request: web.Request) -> web.Response:
 def _set_cookie(request: web.Request, response: web.Response, value: str, seconds: int) -> None:
     secure = request.secure or scheme_of(request) == "https"
     response.set_cookie(COOKIE, value, max_age=seconds, path="/", httponly=True, samesite="Strict", secure=secure)
+    response.set_cookie(MARK_COOKIE, value and "1", max_age=seconds, path="/", samesite="Strict", secure=secure)
