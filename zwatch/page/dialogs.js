@@ -13,7 +13,7 @@ export function open(dialog) {
 		dialog.addEventListener("close", () => {
 			dialog.remove();
 			resolve(dialog.returnValue);
-		}, { once: true });
+		});
 	});
 }
 

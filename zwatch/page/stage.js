@@ -83,10 +83,8 @@ export function initStage(ctx) {
 
 	function render() {
 		const shown = store.get("shown");
-		if (shown === null && store.get("rows").length) {
-			store.set("shown", { picture: store.get("rows")[0] });
-			return;
-		}
+		const [newest] = store.get("rows");
+		if (shown === null && newest) return store.set("shown", { picture: newest });
 		const job = shownJob();
 		const forming = job && isUnfinished(job) ? job : null;
 		const picture = pictureNow();
@@ -101,11 +99,8 @@ export function initStage(ctx) {
 		const source = preview ?? picture?.url;
 		section.classList.toggle("forming", forming !== null);
 		section.classList.toggle("preview", Boolean(preview));
-		if (!source) {
-			// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves
-			if (!forming) show(image, false);
-			return;
-		}
+		// The last picture stays, dimmed, until the first preview of the next one: nothing flashes or moves
+		if (!source) return forming ?? show(image, false);
 		const size = preview ? sizeOf(forming) : picture;
 		if (size.width && size.height) canvas.style.setProperty("--ratio", String(size.width / size.height));
 		if (image.getAttribute("src") !== source) image.src = source;

@@ -46,8 +46,7 @@ function modelText({ serving, aliases }, t) {
 
 function deployText({ aliases = {} }, t) {
 	return Object.values(aliases)
-		.map(({ attempt }) => attempt)
-		.filter((attempt) => ["LOADING", "WARMING"].includes(attempt?.state))
+		.flatMap(({ attempt }) => (["LOADING", "WARMING"].includes(attempt?.state) ? attempt : []))
 		.map(({ version, state, progress }) => {
 			// Before its bytes are read the libraries are imported, after them it is built
 			const doing = state === "WARMING" ? "warming" : progress > 0 && progress < 1 ? "verifying" : "loading";
