@@ -79,11 +79,15 @@ async def test_a_rejected_version_is_named_with_its_reason(page, server):
 
 
 async def fake_events(new_page, server, *events):
-    """Open the page with an event stream that says only `events`, pairs of a name and its object."""
+    """Open the page with an event stream that says only `events`, pairs of a name and its object. It is the page's own: a shared
+    worker cannot be reached."""
     page = await new_page("about:blank")
     await page.add_init_script(
-        "window.EventSource = class extends EventTarget { constructor() { super(); window.say = (name, value) =>"
-        " this.dispatchEvent(new MessageEvent(name, { data: JSON.stringify(value) })) } close() {} }"
+        "delete window.SharedWorker;"
+        "window.EventSource = class extends EventTarget {"
+        " constructor() { super(); window.say = (name, value) => name === 'open' ? this.onopen()"
+        " : this.dispatchEvent(new MessageEvent(name, { data: JSON.stringify(value) })) }"
+        " close() {} }"
     )
     await page.goto(server.url + "/")
     await say(page, ("open", None), *events)
