@@ -1,10 +1,12 @@
 """A browser, a running service with the repository's models, and pages that fail their test on any problem they met."""
 
 import os
+import random
 import re
 import shutil
 import signal
-from contextlib import asynccontextmanager
+import socket
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -67,14 +69,26 @@ class Problems:
 class Service(Server):
     """A service that can be killed and started again at the same port."""
 
+    def __init__(self, *given, **options) -> None:
+        super().__init__(*given, **options)
+        self._command[self._command.index("--port") + 1] = str(_port())
+
     async def restart(self, number: int = signal.SIGKILL, between=None) -> None:
         """Stop the process, await `between`, and start it again."""
         self.stop(number)
         if between is not None:
             await between()
-        self._command[self._command.index("--port") + 1] = self.url.rpartition(":")[2]
         await self.http.close()
         await self.__aenter__()
+
+
+def _port() -> int:
+    """Return a free port that no connection gets by itself while the service is not there: the kernel's begin at 32768."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @asynccontextmanager
