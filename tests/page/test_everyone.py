@@ -109,7 +109,8 @@ async def test_every_reason_of_a_rejection_is_said_in_chinese_too(new_page, serv
 
 async def test_keys_that_are_held_down_are_one_wish_and_p_needs_no_small_letter(page, server):
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("held down")
-    await page.get_by_role("spinbutton", name="Steps").fill(str(LONG))
+    for name, value in LONG.items():
+        await page.get_by_role("spinbutton", name=name).fill(str(value))
     await page.keyboard.down("Control")
     for _ in range(3):
         await page.keyboard.down("Enter")
