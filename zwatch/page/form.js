@@ -159,8 +159,7 @@ export function initForm(ctx) {
 		generate.classList.toggle("blocked", obstacle !== null);
 		render(now());
 	}
-	store.on("connection", renderGenerate);
-	store.on("status", renderGenerate);
+	store.on("connection status", renderGenerate);
 }
 
 // Returns the code of why no picture can be made now; null if one can

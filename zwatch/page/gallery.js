@@ -65,8 +65,7 @@ function buildStrip({ t, store, actions }, main) {
 		if (index > 0 && !strip.list.contains(document.activeElement)) strip.reveal(index);
 		else strip.refresh();
 	}
-	store.on("shown", follow);
-	store.on("jobs", follow);
+	store.on("shown jobs", follow);
 	store.on("status", (status) => {
 		if (status?.history !== null) return;
 		setText(words, t("history.off"));
@@ -99,8 +98,7 @@ function addTools({ t, store, actions }) {
 		// A picture that the history does not keep can only be saved
 		for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
 	};
-	store.on("shown", follow);
-	store.on("jobs", follow);
+	store.on("shown jobs", follow);
 }
 
 // At each connection, and when the history changes
@@ -112,8 +110,7 @@ function followHistory(store, lists) {
 		if (now && now !== seen) for (const list of lists) list.refresh();
 		seen = now;
 	};
-	store.on("connection", look);
-	store.on("status", look);
+	store.on("connection status", look);
 }
 
 // If the picture in the stage is deleted, here or elsewhere, the one after it takes its place
@@ -133,6 +130,5 @@ function replaceDeleted({ store, actions }, main) {
 		if (older ?? newer) actions.show(older ?? newer);
 		else if (main.total === 0) store.set("shown", null);
 	};
-	store.on("rows", look);
-	store.on("shown", look);
+	store.on("rows shown", look);
 }

@@ -8,8 +8,6 @@ const PROMPTS = "zwatch.prompts";
 const MOST_PROMPTS = 200;
 // The largest seed that a request may name
 const LAST_SEED = 2n ** 63n - 1n;
-// Seeds chosen here are below 2^32, as the server's own
-const RANDOM_SEEDS = 2 ** 32;
 
 // The numbers of a picture: least, most and step. Sides may be left out (null): the version's own size
 export const NUMBERS = {
@@ -54,7 +52,8 @@ export function requestOf(settings) {
 	return Object.fromEntries(REQUEST.map((name) => [name, settings[name]]).filter(([, value]) => value !== null));
 }
 
-export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (RANDOM_SEEDS - NUMBERS.n.most));
+// Below 2^32, as the server's own
+export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (2 ** 32 - NUMBERS.n.most));
 
 // Returns the settings that an object from outside names and that have the right type: from storage, a link or a picture
 export function accepted(found) {

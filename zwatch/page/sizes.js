@@ -63,8 +63,7 @@ export function sizeRow({ store, t, actions }, change) {
 		twice.disabled = Math.max(...current()) * 2 > most;
 		half.disabled = Math.min(...current()) / 2 < least;
 	}
-	store.on("settings", (settings) => settings && render());
-	store.on("status", () => store.get("settings") && render());
+	store.on("settings status", () => store.get("settings") && render());
 	return el("div", { class: "sizes", role: "group", "aria-label": t("size") },
 		el("div", { class: "presets" }, ...presets.map(({ button }) => button)),
 		el("div", { class: "size-buttons" }, flip, half, twice));

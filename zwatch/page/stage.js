@@ -141,5 +141,5 @@ export function initStage(ctx) {
 		follow();
 		render();
 	});
-	for (const key of ["shown", "rows", "status", "connection"]) store.on(key, render);
+	store.on("shown rows status connection", render);
 }

@@ -32,8 +32,7 @@ export function initStatusBar({ store, t, api }) {
 		setText(queue, running + waiting ? t("queue.status", { running: number(running), waiting: number(waiting) }) : t("queue.idle"));
 	}
 
-	store.on("status", render);
-	store.on("connection", render);
+	store.on("status connection", render);
 }
 
 function modelText({ serving, aliases }, t) {

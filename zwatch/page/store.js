@@ -14,12 +14,12 @@ export function createStore(first) {
 			listeners.get(key)?.forEach((listener) => listener(value));
 		},
 
-		// Calls a listener now and at each change. Returns a function that stops it
-		on(key, listener) {
-			if (!listeners.has(key)) listeners.set(key, new Set());
-			listeners.get(key).add(listener);
-			listener(values[key]);
-			return () => listeners.get(key).delete(listener);
+		// Calls a listener now and at each change of a value, or of one of several ("a b"). Returns a function that stops it
+		on(keys, listener) {
+			const sets = keys.split(" ").map((key) => listeners.get(key) ?? listeners.set(key, new Set()).get(key));
+			for (const set of sets) set.add(listener);
+			listener(values[keys]);
+			return () => sets.forEach((set) => set.delete(listener));
 		},
 	};
 }
