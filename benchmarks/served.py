@@ -21,17 +21,22 @@ class ServerError(Exception):
 
 
 class Server:
-    """`zwatch serve` in a separate process. `counted` gives it a view of CUDA's allocation counters."""
+    """`zwatch serve` in a separate process, by default with a new state directory. `counted` gives it a view of CUDA's
+    allocation counters."""
 
-    def __init__(self, models: Path, work: Path, device: str, *, counted: bool = False) -> None:
+    def __init__(
+        self, models: Path, work: Path, device: str, *, counted: bool = False, state: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.models = models
         self.log = work / "serve.log"
         self.begun = 0.0
         script = [str(HERE / "counted.py")] if counted else ["-m", "zwatch"]
-        state = work / f"state-{time.time_ns()}"
+        state = state or work / f"state-{time.time_ns()}"
+        self._environment = {**os.environ, **(env or {})}
         self._command = [
             sys.executable, *script, "serve", "--models", str(models), "--state-dir", str(state), "--port", "0",
-            "--device", device, "--log", "text",
+            "--device", device, "--log", "text", "--output-dir", str(work / "images"),
         ]  # fmt: skip
         self._counted = counted
         self._process: subprocess.Popen[str] | None = None
@@ -46,7 +51,7 @@ class Server:
             pipe = subprocess.PIPE if self._counted else None
             self._process = subprocess.Popen(
                 self._command, stderr=log, stdout=pipe or log, stdin=pipe or subprocess.DEVNULL, text=True,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**self._environment, "PYTHONPATH": paths},
             )  # fmt: skip
 
         def listens() -> bool:

@@ -105,11 +105,6 @@ def test_a_second_version_costs_only_its_transformer(factory, tiny_versions):
     assert v1.nbytes == v2.nbytes
 
 
-def test_a_scheduler_counts_steps_and_is_each_engines_own(factory, tiny_versions):
-    v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
-    assert v1.pipeline.scheduler is not v2.pipeline.scheduler
-
-
 def test_a_tokenizer_is_shared_and_never_copied(factory, tiny_versions):
     v1, v2 = build(factory, tiny_versions, "v1"), build(factory, tiny_versions, "v2")
     assert v1.pipeline.tokenizer is v2.pipeline.tokenizer
@@ -487,11 +482,6 @@ def test_a_copied_version_under_another_name_shares_all_but_the_stamped_transfor
     v3 = build(factory, models, "v3", control)
     assert sorted(control.shared) == ["text_encoder", "vae"]
     assert np.array_equal(pixels(v1), pixels(v3))
-
-
-def test_the_text_encoder_keeps_no_keys_and_values(factory, tiny_versions):
-    encoder = build(factory, tiny_versions, "v1").pipeline.text_encoder
-    assert encoder(input_ids=torch.ones(1, 8, dtype=torch.long)).past_key_values is None
 
 
 # --- configs

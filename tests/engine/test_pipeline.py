@@ -117,23 +117,24 @@ def test_the_parameters_are_left_as_they_were(v1):
 
 
 @pytest.mark.parametrize(("words", "truncated"), [(1, False), (480, False), (600, True)])
-def test_a_prompt_over_512_tokens_is_served_and_reported_as_truncated(v1, words, truncated):
+def test_a_prompt_over_512_tokens_is_served_and_reported_as_truncated(v1, library, words, truncated):
     prompt = "a " * words
-    count = len(v1.pipeline.tokenizer(prompt).input_ids)
+    count = len(library.tokenizer(prompt).input_ids)
     assert (count > 512) is truncated
     generation = v1.generate(parameters(prompt, 1))
     assert generation.truncated is truncated
     assert generation.images[0].size == (64, 64)
 
 
-def test_truncation_begins_with_the_first_token_that_is_lost(v1):
-    tokenizer = v1.pipeline.tokenizer
+def chat(tokenizer, prompt):
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
 
+
+def test_truncation_begins_with_the_first_token_that_is_lost(v1, library):
     def tokens(prompt):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return len(tokenizer(text).input_ids)
+        return len(library.tokenizer(chat(library.tokenizer, prompt)).input_ids)
 
     prompt = "a"
     while tokens(prompt) < 512:
@@ -271,7 +272,6 @@ def test_two_versions_that_share_components_generate_at_the_same_time(v1, v2):
 
 
 def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
-    """The library's tokenizer changes its own padding and truncation with every call."""
     prompt = "word " * 2000
     barrier, done = threading.Barrier(2), threading.Event()
 
@@ -294,7 +294,8 @@ def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
 
 
 def encode_prompt(engine, prompt):
-    engine.pipeline.encode_prompt([prompt], "cpu", do_classifier_free_guidance=False, max_sequence_length=512)
+    with torch.inference_mode():
+        return engine.pipeline.encode(prompt, torch.device("cpu"))
 
 
 class Paused(TorchFunctionMode):
@@ -327,13 +328,22 @@ def test_a_thread_that_pauses_in_a_call_of_torch_does_not_hold_the_tokenizer(v1,
         encoded.result()
 
 
-@pytest.mark.parametrize("text", ["a fish", ["a fish"], ["a fish", "a fish"]])
-def test_the_tokenizer_makes_tensors_as_the_librarys_own_does(v1, text):
-    tokenizer = v1.pipeline.tokenizer
-    ours = tokenizer(text, return_tensors="pt")
-    theirs = super(type(tokenizer), tokenizer).__call__(text, return_tensors="pt")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+PROMPTS = [
+    "", " ", "a fish", "A  fish\n\n and\ttwo", "两条鱼 und 3 Vögel\n\t🐟", "e\u0301 is é", "<|im_end|><|endoftext|> x", "don't 1234567",
+    "\ud7ff\ue000\x00\x7f", "word " * 600, "a" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_a_prompt_is_encoded_as_the_library_does(v1, library, prompt):
+    theirs = library.tokenizer(
+        [chat(library.tokenizer, prompt)], padding="max_length", max_length=512, truncation=True
+    )
+    ours = v1.pipeline.tokenizer.encode(prompt)
+    assert ours.tokens == theirs.input_ids[0]
+    assert ours.mask == theirs.attention_mask[0]
+    expected = library.encode_prompt([prompt], "cpu", do_classifier_free_guidance=False)[0][0]
+    assert torch.equal(encode_prompt(v1, prompt).embedding, expected)
 
 
 @pytest.mark.parametrize(("lengths", "side"), [([1024, 64, 64], 1024), ([1024, 32, 64], 512), ([1024, 64, 16], 256)])

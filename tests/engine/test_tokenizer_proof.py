@@ -2,14 +2,17 @@
 
 import json
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from tests.engine.editing import build, edit_json, parameters, rejection_of, seal_again
-from zwatch.engine import tokenizer_proof
+from zwatch.engine import chat_template, tokenizer_maker
 from zwatch.engine.configs import MAX_CONFIG
 from zwatch.engine.factory import EngineFactory
+from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection, Retry
 from zwatch.shadow.device import Device
 
@@ -69,14 +72,14 @@ def test_a_template_that_never_ends_in_this_century_is_refused(tokenizer, refuse
 
 
 def test_a_template_that_never_ends_for_one_prompt_fails_that_prompt_alone(tokenizer, factory, models, monkeypatch):
-    monkeypatch.setattr(tokenizer_proof, "MOST_STEPS", 20_000)
+    monkeypatch.setattr(chat_template, "MOST_STEPS", 20_000)
     template = (tokenizer / "chat_template.jinja").read_text()
     (tokenizer / "chat_template.jinja").write_text(
         "{% if 'dog' in messages[0]['content'] %}" + NESTED + "{% endif %}" + template
     )
     seal_again(models / "v1")
     engine = build(factory, models, "v1")
-    with pytest.raises(tokenizer_proof.TemplateTooLong, match="20000 steps"):
+    with pytest.raises(chat_template.TemplateTooLong, match="20000 steps"):
         engine.generate(parameters("a dog"))
     assert engine.generate(parameters("a cat")).finite
 
@@ -99,9 +102,9 @@ def test_a_post_processor_that_repeats_the_prompt_until_no_memory_is_left_is_ref
 
 def test_a_file_of_a_tokenizer_that_takes_long_to_read_is_refused_unread(tokenizer, refused):
     with open(tokenizer / "vocab.json", "ab") as file:
-        file.truncate(tokenizer_proof.MAX_FILE + 1)
+        file.truncate(tokenizer_maker.MAX_FILE + 1)
     assert refused() == (
-        f"tokenizer/vocab.json: found {tokenizer_proof.MAX_FILE + 1} bytes, expected at most {tokenizer_proof.MAX_FILE}"
+        f"tokenizer/vocab.json: found {tokenizer_maker.MAX_FILE + 1} bytes, expected at most {tokenizer_maker.MAX_FILE}"
     )
 
 
@@ -122,13 +125,14 @@ def proof_that(tmp_path, monkeypatch, script):
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho 'encoding a prompt with tokenizer.json'\n{script}\n")
     program.chmod(0o700)
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(tokenizer_proof.sys, "executable", str(program))
-        found = rejection_of(lambda: tokenizer_proof.prove(str(folder)))
-    assert tokenizer_proof._digest(str(folder)) not in tokenizer_proof._proved
-    return found
+        patched.setattr(tokenizer_maker.sys, "executable", str(program))
+        return rejection_of(lambda: TokenizerMaker().get({"tokenizer.json": script.encode()}))
+
+
+def files_of(tokenizer):
+    """Return a tokenizer's files as the maker takes them."""
+    return {str(path.relative_to(tokenizer)): path.read_bytes() for path in tokenizer.rglob("*") if path.is_file()}
 
 
 def test_a_proof_that_crashes_says_so(tmp_path, monkeypatch):
@@ -150,7 +154,7 @@ def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tok
     tmp_path, monkeypatch, script, code, words
 ):
     if code == "stalled":
-        monkeypatch.setattr(tokenizer_proof, "WALL_SECONDS", 0.5)
+        monkeypatch.setattr(tokenizer_maker, "WALL_SECONDS", 0.5)
     found, reason = proof_that(tmp_path, monkeypatch, script.replace("sleep", "exec sleep"))
     assert found == code
     assert Rejection(found, reason).retry is Retry.BACKOFF
@@ -158,14 +162,75 @@ def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tok
 
 
 def test_a_proof_needs_no_path_to_zwatch_as_with_an_editable_install(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer_proof, "_proved", set())
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "zwatch").is_dir()])
-    tokenizer_proof.prove(str(tokenizer))
-    assert tokenizer_proof._digest(str(tokenizer)) in tokenizer_proof._proved
+    assert tokenizer_maker.made_by_process(files_of(tokenizer)).template
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Forget what this process has made, and count what it makes."""
+    made = []
+    real = tokenizer_maker.made_by_process
+
+    def counted(files):
+        made.append(files)
+        return real(files)
+
+    monkeypatch.setattr(tokenizer_maker, "_made", OrderedDict())
+    monkeypatch.setattr(tokenizer_maker, "made_by_process", counted)
+    return made
+
+
+def ids(maker, files):
+    return maker.get(files).encode("a cat").tokens
+
+
+def test_a_tokenizer_is_made_once_and_read_at_the_next_start(tokenizer, fresh, tmp_path, monkeypatch):
+    files = files_of(tokenizer)
+    maker = TokenizerMaker(tmp_path / "kept")
+    expected = ids(maker, files)
+    assert ids(maker, dict(files)) == expected
+    monkeypatch.setattr(tokenizer_maker, "_made", OrderedDict())
+    assert ids(TokenizerMaker(tmp_path / "kept"), files) == expected
+    assert len(fresh) == 1
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data: data[:-1], lambda data: b"", lambda data: data[:10] + b"x" + data[11:],
+        lambda data: data[:-2] + b"x" + data[-1:], lambda data: b"rubbish" * 100,
+        lambda data: blake3(b"[]").hexdigest().encode() + b"[]",
+    ],
+    ids=["cut off", "empty", "another hash", "another byte", "foreign", "of another shape"],
+)  # fmt: skip
+def test_a_kept_tokenizer_that_is_not_whole_is_made_anew(tokenizer, fresh, tmp_path, monkeypatch, harm):
+    files = files_of(tokenizer)
+    expected = ids(TokenizerMaker(tmp_path), files)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(harm(whole))
+    monkeypatch.setattr(tokenizer_maker, "_made", OrderedDict())
+    assert ids(TokenizerMaker(tmp_path), files) == expected
+    assert (len(fresh), kept.read_bytes()) == (2, whole)
+
+
+def test_another_file_is_another_tokenizer(tokenizer, fresh, tmp_path):
+    maker = TokenizerMaker(tmp_path)
+    maker.get(files_of(tokenizer))
+    (tokenizer / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert len(maker.get(files_of(tokenizer)).encode("a cat").tokens) == 512
+    assert len(fresh) == 2
+
+
+def test_tokenizers_that_cannot_be_kept_are_used_all_the_same(tokenizer, fresh, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    TokenizerMaker(tmp_path / "file").get(files_of(tokenizer))
+    assert "the tokenizer is made anew at the next start" in caplog.text
 
 
 def test_compiling_a_template_is_not_counted_as_its_steps(tokenizer, factory, models, monkeypatch):
-    monkeypatch.setattr(tokenizer_proof, "MOST_STEPS", 2000)
+    monkeypatch.setattr(chat_template, "MOST_STEPS", 2000)
     template = (tokenizer / "chat_template.jinja").read_text()
     (tokenizer / "chat_template.jinja").write_text("{% if false %}" + "{{ messages }}" * 500 + "{% endif %}" + template)
     seal_again(models / "v1")

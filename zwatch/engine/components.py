@@ -5,21 +5,22 @@ the shadow buffers: there is no second copy of the weights.
 """
 
 import errno
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
-from operator import itemgetter
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
+from zwatch.engine import library
+from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import config_object
+from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
+from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
+from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
 from zwatch.engine.precision import adapt
-from zwatch.engine.tokenizer_proof import bounded, prove
+from zwatch.engine.schedule import EulerSchedule, Schedule
+from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
@@ -32,7 +33,16 @@ WEIGHED = ("text_encoder", "vae", "transformer")
 COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
 """The dtypes that a component may be stored in."""
 
-Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Device], Any]
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What components are built with, besides their files."""
+
+    device: Device
+    tokenizers: TokenizerMaker
+
+
+Build = Callable[[Mapping[str, bytes], dict[str, torch.Tensor], Tools], Any]
 """Makes a component from its small files by name inside its folder, and its tensors by name."""
 
 
@@ -187,14 +197,23 @@ def _on_meta(component: str, make: Callable[[], Any]) -> Any:
         return make()
 
 
-def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def _is_known(path: str, config: Mapping[str, Any]) -> bool:
+    """Return whether every field of a config is one that is known: what a newer library's field means only it can tell."""
+    return all(name in FIELDS[path] or name in _CALLING or name.startswith("_") for name in config)
+
+
+def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     config = _config(small, "transformer")
-    return _fill("transformer", _on_meta("transformer", lambda: ZImageTransformer2DModel.from_config(config)), tensors)
+    own = TransformerConfig.of(config) if _is_known("transformer/config.json", config) else None
+    make = partial(library.transformer, config) if own is None else partial(ZImageTransformer, own)
+    return _fill("transformer", _on_meta("transformer", make), tensors)
 
 
-def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     config = _config(small, "vae")
-    return _fill("vae", _on_meta("vae", lambda: AutoencoderKL.from_config(config)), tensors)
+    own = AutoencoderConfig.of(config) if _is_known("vae/config.json", config) else None
+    make = partial(library.autoencoder, config) if own is None else partial(Autoencoder, own)
+    return _fill("vae", _on_meta("vae", make), tensors)
 
 
 _CALLING = frozenset({
@@ -205,88 +224,34 @@ _CALLING = frozenset({
 implementation can name code on a hub."""
 
 
-def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     found = _config(small, "text_encoder")
     config = {name: value for name, value in found.items() if name not in _CALLING and not name.startswith("_")}
-    # No token follows the prompt: a cache of its keys and values would cost time and 72 MiB for Qwen3-4B.
-    model = _on_meta("text_encoder", lambda: Qwen3Model(Qwen3Config.from_dict(config | {"use_cache": False})))
+    own = TextConfig.of(config) if _is_known("text_encoder/config.json", config) else None
+    model = _on_meta(
+        "text_encoder", partial(library.text_encoder, config) if own is None else partial(Qwen3Encoder, own)
+    )
     # Files saved from Qwen3ForCausalLM have the same tensors under "model.", and a language head, which is not used.
     if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    # The rotary frequencies are computed, not stored; on the meta device they have no values.
-    with _as_rejection_of("text_encoder/config.json"):
-        model.rotary_emb = type(model.rotary_emb)(model.config).to(device.torch_device)
+    if own is None:
+        with _as_rejection_of("text_encoder/config.json"):
+            library.place_frequencies(model, tools.device.torch_device)
     return _fill("text_encoder", model, tensors)
 
 
-class _SharedTokenizer(Qwen2Tokenizer):  # type: ignore[misc]
-    """The tokenizer, one call at a time: each call changes its padding and truncation, and engines share it.
-
-    A copy for each engine would hold the interpreter's lock for half a second: with Qwen's 151,643 tokens it is 11 MB.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._lock = threading.Lock()
-        super().__init__(*args, **kwargs)
-
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        with bounded():
-            return super().apply_chat_template(*args, **kwargs)
-
-    def __call__(self, text: Any, *args: Any, return_tensors: Any = None, **kwargs: Any) -> Any:
-        with self._lock:
-            encoded = super().__call__(text, *args, **kwargs)
-        # Outside the lock: the warm-up's torch calls pause for a request's image, which may be waiting for this lock.
-        return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=isinstance(text, str))
-
-
-def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     _config(small, "tokenizer", "tokenizer_config.json")
-    # The library reads files by path: write it a private copy of the verified bytes.
-    with tempfile.TemporaryDirectory(prefix="zwatch-tokenizer-") as folder:
-        for name, data in small.items():
-            path = Path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        prove(folder)
-        with _as_rejection_of("tokenizer"):
-            tokenizer = _panics_as_errors(lambda: _SharedTokenizer.from_pretrained(folder, local_files_only=True))
-    if not tokenizer.chat_template:
-        raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
-    return tokenizer
+    return tools.tokenizers.get(small)
 
 
-def _try_out(tokenizer: Any) -> tuple[str, int]:
-    """Encode a prompt as the pipeline does, and return the token with the largest id."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a cat"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )
-    encoded = tokenizer([text], padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True)
-    if not any(encoded.attention_mask[0]):
-        raise ValueError(f"a prompt has no tokens: the chat template makes {text[:100]!r} of it")
-    last: tuple[str, int] = max(tokenizer.get_vocab().items(), key=itemgetter(1))
-    return last
-
-
-def _panics_as_errors(call: Callable[[], Any]) -> Any:
-    """Call the tokenizers library, whose panics are not exceptions, only `BaseException`s.
-
-    Raises:
-        ValueError: it panicked.
-    """
-    try:
-        return call()
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        failure = str(error)
-    raise ValueError(failure)
-
-
-def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Schedule:
+    path = "scheduler/scheduler_config.json"
     config = _config(small, "scheduler", "scheduler_config.json")
-    with _as_rejection_of("scheduler/scheduler_config.json"):
-        return FlowMatchEulerDiscreteScheduler.from_config(config)
+    if _is_known(path, config) and (own := EulerSchedule.of(config)) is not None:
+        return own
+    with _as_rejection_of(path):
+        return library.LibrarySchedule(config)
 
 
 BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
@@ -299,16 +264,13 @@ BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
 """The allow-list: what may be built for each component, and how."""
 
 
-def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], device: Device) -> Any:
+def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     """Build a component of a class on the allow-list from its small files by name and its tensors.
 
     Raises:
         Rejection: its config is wrong, or the tensors do not fit it.
     """
-    component = BUILDERS[key.component][key.library, key.class_name](small, tensors, device)
+    component = BUILDERS[key.component][key.library, key.class_name](small, tensors, tools)
     if isinstance(component, torch.nn.Module):
-        adapt(component, device.torch_device)
-    if isinstance(component, Qwen2Tokenizer):
-        with _as_rejection_of("tokenizer"):
-            component.last_token = _panics_as_errors(lambda: _try_out(component))
+        adapt(component, tools.device.torch_device)
     return component

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 MAX_PROMPT_TOKENS = 512
 """`max_sequence_length` of ZImagePipeline; longer prompts are truncated."""
+LATENT_SCALE = 8
+"""How many times smaller the sides of the VAE's latents are than those of the image."""
 WARM_SIZE = 256
 """Largest side of the warm-up's image, pixels."""
 _LEVELS = 4

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from zwatch.engine.config_fields import FIELDS, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
+from zwatch.engine.config_fields import FIELDS, LATENT_SCALE, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
 from zwatch.errors import Rejection
 
-_LATENT, _PATCH = 8, 2
-"""The VAE shrinks images 8 times; the transformer takes patches of 2 x 2 latents."""
-_MOST_PATCHES = (2048 // (_LATENT * _PATCH)) ** 2
+_PATCH = 2
+"""The transformer takes patches of 2 x 2 latents."""
+_MOST_PATCHES = (2048 // (LATENT_SCALE * _PATCH)) ** 2
 """Of the largest image that a request may ask for."""
 _LEAST_SHIFT = 1e-3
 """A linear shift divides by it."""
@@ -203,10 +203,10 @@ def check_together(small: Mapping[str, bytes], size: int, last_token: tuple[str,
                 "config_invalid", f"{path}: {key}: found {found}, expected {expected}, the {other}/config.json"
             )
     rows, columns = transformer.get("axes_lens", [1024, 512, 512])[1:]
-    if min(rows, columns) * _LATENT * _PATCH < size:
+    if min(rows, columns) * LATENT_SCALE * _PATCH < size:
         raise Rejection(
             "config_invalid",
-            f"{path}: axes_lens: found {rows} x {columns} positions, which are of {_LATENT * _PATCH} pixels each, expected "
+            f"{path}: axes_lens: found {rows} x {columns} positions, which are of {LATENT_SCALE * _PATCH} pixels each, expected "
             f"enough for an image of {size} x {size} pixels",
         )
     token, largest = last_token

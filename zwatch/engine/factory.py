@@ -5,12 +5,14 @@ Every error that a library raises in them is translated into a rejection, so tha
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.store import ComponentStore, Staged
+from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.engine.warmup import warm
 from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
@@ -23,9 +25,10 @@ _log = logging.getLogger(__name__)
 class EngineFactory:
     """Makes engines on one device. Its methods block."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, cache: Path | None = None) -> None:
+        """`cache` is the directory in which what was prepared is kept for the next start; None keeps nothing."""
         self.device = device
-        self._store = ComponentStore(self.device)
+        self._store = ComponentStore(self.device, TokenizerMaker(cache))
 
     def plan(self, directory: Directory, digest: str | None, control: LoadControl | None = None) -> loader.Plan:
         """Read a version's seal and weight headers.

@@ -5,6 +5,7 @@ most errors of its first initialisation. Such a process has to end; another one 
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.errors import FatalError, Rejection
@@ -12,7 +13,7 @@ from zwatch.errors import FatalError, Rejection
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
 
-_LIBRARIES = ("numpy", "PIL.Image", "safetensors", "torch", "tokenizers", "jinja2", "transformers", "diffusers")
+_LIBRARIES = ("numpy", "PIL.Image", "safetensors", "torch", "tokenizers", "jinja2")
 """What is needed sooner or later, imported one by one so that the first failure has the right name."""
 _AT_FIRST_USE = ("_strptime", "encodings.utf_16_be", "encodings.utf_16_le")
 """What Python itself would import at a request: by then there may be no file descriptor for it."""
@@ -36,8 +37,8 @@ _PASSING = ("out of memory", "busy or unavailable")
 """Parts of messages of CUDA about what other programs hold."""
 
 
-def open_factory(device: str, *, budget: int | None = None) -> "EngineFactory":
-    """Import all libraries and open a device; return its engine factory. It blocks.
+def open_factory(device: str, *, budget: int | None = None, cache: Path | None = None) -> "EngineFactory":
+    """Import all libraries and open a device; return its engine factory, which keeps what it prepares in `cache`. It blocks.
 
     Raises:
         FatalError: a library cannot be imported, or the device cannot be opened by this process.
@@ -53,7 +54,7 @@ def open_factory(device: str, *, budget: int | None = None) -> "EngineFactory":
 
     try:
         _check_present(device)
-        return EngineFactory(Device(device, budget=budget))
+        return EngineFactory(Device(device, budget=budget), cache)
     except FatalError:
         raise
     except Exception as error:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from PIL import Image
 
-from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
 from zwatch.engine.preview import LatentColours, Preview
+from zwatch.engine.sampling import EncodedText, Pipeline, image_of
 from zwatch.engine.store import Aside, Assembly, Component, ComponentStore
 from zwatch.errors import GenerationCancelled
 from zwatch.shadow.buffers import FileBuffer
@@ -50,7 +49,7 @@ class Generation:
 
 
 class Engine:
-    """One version, ready to generate. Its pipeline has state, so it makes one image at a time."""
+    """One version, ready to generate. It makes one image at a time: two would need twice the memory."""
 
     def __init__(self, assembly: Assembly, device: Device) -> None:
         self.version = assembly.plan.version
@@ -60,16 +59,16 @@ class Engine:
         self.device = device
         self.components = tuple(assembly.components.values())
         """What it consists of. Replaced, never changed in place: other threads iterate over it."""
-        self._pipeline: ZImagePipeline | None = _pipeline(self.components)
-        self.max_side = _max_side(self.pipeline)
+        self._pipeline: Pipeline | None = _pipeline(self.components)
+        self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
         self._lock = threading.Lock()
         self._colours: LatentColours | None = None
         self._make_preview: Callable[[], Preview] | None = None
 
     @property
-    def pipeline(self) -> ZImagePipeline:
-        """The library's pipeline of its components.
+    def pipeline(self) -> Pipeline:
+        """Its components together.
 
         Raises:
             RuntimeError: it is closed or put aside.
@@ -111,25 +110,24 @@ class Engine:
         timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
         with self._exclusively(), self.device.measured_request(), torch.inference_mode():
             with _timed(timings, "encode"), self.device.launching():
-                truncated = self.is_truncated(parameters.prompt)
-                positive, negative = self._encode(parameters)
+                prompts = self._encode(parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
                 done = number * parameters.steps
                 with _timed(timings, "denoise"):
-                    latents = self._denoise(parameters, positive, negative, seed, done, on_step, cancelled)
+                    latents = self._denoise(parameters, prompts, seed, done, on_step, cancelled)
                 with _timed(timings, "decode"):
-                    pixels = self._decode(latents)
+                    pixels = self.pipeline.decode(latents)
                     finite &= bool(torch.isfinite(pixels).all())
                     if self._colours is None and finite:  # the first image is the warm-up's
                         self._colours = LatentColours.fit(latents, pixels)
                         # Run it once now, so that no request waits for the device to load its kernels.
-                        self._colours.pixels(latents, latents, *self.pipeline.scheduler.sigmas[:2])
-                    images += self.pipeline.image_processor.postprocess(torch.nan_to_num(pixels), output_type="pil")
+                        self._colours.pixels(latents, latents, *self.pipeline.timeline(latents, 1).sigmas)
+                    images.append(image_of(torch.nan_to_num(pixels)))
                 if not finite:
                     break
                 on_image(number, images[-1])
-        return Generation(images, truncated, finite, timings)
+        return Generation(images, prompts[0].is_truncated, finite, timings)
 
     def serve(
         self,
@@ -170,11 +168,7 @@ class Engine:
 
     def is_truncated(self, prompt: str) -> bool:
         """Return whether the text encoder sees only the beginning of a prompt."""
-        tokenizer = self.pipeline.tokenizer
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
-        return len(tokenizer(text).input_ids) > MAX_PROMPT_TOKENS
+        return self.pipeline.tokenizer.encode(prompt).is_truncated
 
     def verify_resident(self) -> tuple[int, list[str]]:
         """Hash every weight byte on the device; return how many there are, and a sentence per file that changed."""
@@ -234,21 +228,15 @@ class Engine:
             self.components = (*self.components, *[store.restore(one) for one in aside])
             self._pipeline = _pipeline(self.components)
 
-    def _encode(self, parameters: GenerationParameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        # New lists: the pipeline changes a list of prompts in place.
-        return self.pipeline.encode_prompt(  # type: ignore[no-any-return]
-            prompt=[parameters.prompt],
-            negative_prompt=[parameters.negative_prompt],
-            device=self.device.torch_device,
-            do_classifier_free_guidance=parameters.guidance_scale > 0,
-            max_sequence_length=MAX_PROMPT_TOKENS,
-        )
+    def _encode(self, parameters: GenerationParameters) -> list[EncodedText]:
+        """Return the prompt, and the negative prompt if it counts."""
+        texts = [parameters.prompt, *([parameters.negative_prompt] if parameters.guidance_scale > 0 else [])]
+        return [self.pipeline.encode(text, self.device.torch_device) for text in texts]
 
     def _denoise(
         self,
         parameters: GenerationParameters,
-        positive: list[torch.Tensor],
-        negative: list[torch.Tensor],
+        prompts: list[EncodedText],
         seed: int,
         done: int,
         on_step: Callable[[int], None],
@@ -257,65 +245,26 @@ class Engine:
         if cancelled():
             raise GenerationCancelled
         generator = torch.Generator(self.device.torch_device).manual_seed(seed)
-        # As in the pipeline itself; done here because a preview needs the latents before each step too.
-        before = self.pipeline.prepare_latents(
-            1, self.pipeline.transformer.in_channels, parameters.height, parameters.width,
-            torch.float32, self.device.torch_device, generator,
-        )  # fmt: skip
+        noise = self.pipeline.noise(parameters.width, parameters.height, generator)
+        timeline = self.pipeline.timeline(noise, parameters.steps)
 
-        def after_step(
-            pipeline: object, step: int, timestep: object, tensors: dict[str, torch.Tensor]
-        ) -> dict[str, torch.Tensor]:
-            nonlocal before
-            after, sigmas = tensors["latents"], self.pipeline.scheduler.sigmas
+        def after_step(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
             if self._colours is not None:
-                self._make_preview = partial(self._colours.preview, before, after, sigmas[step], sigmas[step + 1])
+                sigmas = timeline.sigmas[step], timeline.sigmas[step + 1]
+                self._make_preview = partial(self._colours.preview, before, after, *sigmas)
             try:
                 on_step(done + step + 1)
             finally:
-                self._make_preview, before = None, after
-            # An exception, because the pipeline's own interrupt flag would still run the decoder.
+                self._make_preview = None
             if cancelled():
                 raise GenerationCancelled
-            return tensors
 
-        latents = self.pipeline(
-            latents=before,
-            prompt_embeds=positive,
-            negative_prompt_embeds=negative,
-            width=parameters.width,
-            height=parameters.height,
-            num_inference_steps=parameters.steps,
-            guidance_scale=parameters.guidance_scale,
-            generator=generator,
-            output_type="latent",
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=["latents"],
-        ).images
-        assert isinstance(latents, torch.Tensor)  # what output_type="latent" means
-        return latents
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents of shape (1, 16, h / 8, w / 8) to pixels of shape (1, 3, h, w), as the pipeline itself does."""
-        vae = self.pipeline.vae
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        pixels = vae.decode(scaled, return_dict=False)[0]
-        assert isinstance(pixels, torch.Tensor)  # what return_dict=False means
-        return pixels
+        embeddings = [prompt.embedding for prompt in prompts]
+        return self.pipeline.denoise(noise, timeline, embeddings, parameters.guidance_scale, after_step)
 
 
-def _pipeline(components: Collection[Component]) -> ZImagePipeline:
-    modules = {component.key.component: component.module for component in components}
-    # The scheduler counts steps: each pipeline has its own, also where the config is shared.
-    modules["scheduler"] = FlowMatchEulerDiscreteScheduler.from_config(modules["scheduler"].config)
-    pipeline = ZImagePipeline(**modules)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _max_side(pipeline: ZImagePipeline) -> int:
-    """Return the longest side in pixels: the transformer has a limited number of positions, each of 2 x 2 latents."""
-    return int(min(pipeline.transformer.config.axes_lens[1:])) * 2 * int(pipeline.vae_scale_factor)
+def _pipeline(components: Collection[Component]) -> Pipeline:
+    return Pipeline(**{component.key.component: component.module for component in components})
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from zwatch.engine.components import (
     BUILDERS,
     WEIGHED,
     ComponentKey,
+    Tools,
     build,
     component_classes,
     default_size,
@@ -19,6 +20,7 @@ from zwatch.engine.components import (
 )
 from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.configs import check_configs, check_together
+from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.control import LoadControl
@@ -94,8 +96,9 @@ class Aside:
 class ComponentStore:
     """The components that live engines hold, and their weight files, by content. Its own references are weak."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, tokenizers: TokenizerMaker) -> None:
         self.device = device
+        self._tools = Tools(device, tokenizers)
         self._components: WeakValueDictionary[ComponentKey, Component] = WeakValueDictionary()
         self._files: WeakValueDictionary[str, FileBuffer] = WeakValueDictionary()
         self._verified = VerifiedFiles()
@@ -111,6 +114,8 @@ class ComponentStore:
 
         def choose(small: Mapping[str, bytes]) -> list[str]:
             chosen.append(parts := self._parts(planned, small))
+            if "tokenizer" not in parts.components:  # its process works while the weights are read
+                self._tools.tokenizers.begin(_folder(small, "tokenizer"))
             control.shared.extend(parts.shared)
             self._check_memory(planned, parts.missing, on_host=on_host)
             return parts.missing
@@ -231,7 +236,7 @@ class ComponentStore:
                     )
                 tensors[name] = tensor
         kept = small if key.component in WEIGHED else {}  # a tokenizer's files are large, and it is never put aside
-        return Component(key, build(key, small, tensors, self.device), buffers, kept)
+        return Component(key, build(key, small, tensors, self._tools), buffers, kept)
 
     def _note(self, components: Collection[Component]) -> None:
         for component in components:

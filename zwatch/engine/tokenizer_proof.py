@@ -1,131 +1,45 @@
-"""Proving a tokenizer: its files have to be read, and its chat template rendered, in bounded time and memory.
+"""The process that makes a tokenizer: its files are read, its chat template is rendered, in bounded time and memory.
 
 A chat template is a program, and `tokenizer.json` describes one. What never ends would take the interpreter's lock from
-requests for as long as it runs, and what is built could use up the host's memory, which ends the process. So a new tokenizer
-is tried in a process of its own, which can be stopped whatever it does. A template may still loop for one prompt alone:
-`bounded` ends that in the service itself.
+requests for as long as it runs, and what is built could use up the host's memory, which ends the process. So that is done
+here, where it can be stopped. A template may still loop for one prompt alone: `chat_template.bounded` ends that in the
+service itself.
 """
 
 import json
 import os
 import resource
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
-from blake3 import blake3
-
-from zwatch.errors import Rejection
+from zwatch.engine.chat_template import compiled, variables
+from zwatch.engine.config_fields import MAX_PROMPT_TOKENS
+from zwatch.engine.tokenizer import MadeTokenizer
 
 CPU_SECONDS = 3
 """Seconds of processor time to render a template, which takes milliseconds."""
 FILE_SECONDS = 5
 """The same to read a file, and to encode the prompts: Qwen3's 151,643 tokens take one."""
-MAX_FILE = 32 * 2**20
-"""Largest accepted file of a tokenizer, bytes: while the library reads it in the service, no other thread runs. Qwen3's has
-11 MB."""
-WALL_SECONDS = 60.0
-"""Seconds until the process is given up, on a machine that is busy."""
+BUILD_SECONDS = 20
+"""The same to build it. transformers takes two for Qwen3's."""
+IMPORT_SECONDS = 60
+"""The same to import transformers, which takes two."""
 MEMORY = 2**30
 """Bytes of address space; the interpreter itself takes a tenth, Qwen3's tokenizer a third."""
 MOST_CHARACTERS = 2**20
 """Longest accepted result for the longest prompt."""
-MOST_STEPS = 500_000
-"""Most steps of a template in the service: lines that it executes and functions that it calls. One that looks at each
-character of the longest prompt takes a tenth of that."""
 PROMPTS = ("a cat wearing sunglasses", "ab \n" * 2500)
 """What is rendered and encoded: the warm-up's prompt, and one as long as a request's may be."""
-_PACKAGE_ROOT = str(Path(__file__).parents[2])
-_TOO_LONG, _TOO_LARGE = 3, 4
-_TEMPLATE_FILE = "<template>"
-"""What jinja calls the file of a template's code."""
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
-_proved: set[str] = set()
+TOO_LONG, TOO_LARGE = 3, 4
+"""Exit statuses: a template's result is too long, there is too little memory."""
 
 
-class TemplateTooLong(ValueError):
-    """A chat template was given up: it took too many steps."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"rendering its chat template was given up after {MOST_STEPS} steps, expected a few hundred; look for loops in it"
-        )
-
-
-def _digest(folder: str) -> str:
-    """Return what a folder's content is recognized by.
-
-    Raises:
-        Rejection: `config_invalid`, a file is too large.
-    """
-    hasher = blake3()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        name, size = path.relative_to(folder), path.stat().st_size
-        if size > MAX_FILE:
-            raise Rejection("config_invalid", f"tokenizer/{name}: found {size} bytes, expected at most {MAX_FILE}")
-        hasher.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()
-
-
-def prove(folder: str) -> None:
-    """Check that the tokenizer in a folder can be read, and its chat template rendered, in bounded time and memory.
-    Whether it is right shows when it is built and at the warm-up.
-
-    Raises:
-        Rejection: `config_invalid`.
-    """
-    if (digest := _digest(folder)) in _proved:
-        return
-    # An editable install is found by an import hook of this process, not on its path.
-    sent = json.dumps({"path": [*sys.path, _PACKAGE_ROOT], "folder": folder})
-    program = f"import json, sys; given = json.load(sys.stdin); sys.path[:] = given['path']; from {__name__} import try_out; try_out(given['folder'])"
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-S", "-E", "-c", program], input=sent, timeout=WALL_SECONDS, capture_output=True, text=True,
-            check=False, errors="replace",
-            # No threads: each would take some of the address space.
-            env={**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"},
-        )  # fmt: skip
-        status, begun = ended.returncode, ended.stdout.split("\n")
-    except subprocess.TimeoutExpired:
-        raise Rejection(
-            "stalled", f"tokenizer: trying it out took more than {WALL_SECONDS:g} s, expected one; the machine is busy"
-        ) from None
-    activity = begun[-2] if len(begun) > 1 else "trying it out"  # what follows the last line end is empty
-    if (what := _what_is_wrong(status)) is not None:
-        raise Rejection(
-            "config_invalid",
-            f"tokenizer: {activity} was given up: {what}, expected milliseconds and a few megabytes; look for loops and "
-            "repetitions in it",
-        )
-    if status == -signal.SIGKILL:  # by the kernel: our limits end it by other signals
-        raise Rejection("out_of_memory", f"tokenizer: {activity} was ended by SIGKILL; the host has too little memory")
-    if status != 0:
-        last = (ended.stderr.strip().splitlines() or [f"status {status}"])[-1]
-        raise Rejection("io_error", f"tokenizer: {activity} failed: {last[:300]}")
-    _proved.add(digest)
-
-
-def _what_is_wrong(status: int) -> str | None:
-    """Return what the end of the process says of the tokenizer; None if it says nothing."""
-    if status == -signal.SIGXCPU:
-        return "it does not end within its processor time"
-    if status == _TOO_LONG:
-        return f"it makes more than {MOST_CHARACTERS} characters of at most {len(PROMPTS[1])}"
-    # The tokenizers library ends the process where it gets no memory.
-    if status in (_TOO_LARGE, -signal.SIGABRT):
-        return f"it needs more than {MEMORY} bytes of memory"
-    return f"it ended the process by signal {-status}" if -status in _CRASHES else None
-
-
-def try_out(folder: str) -> None:
-    """Read a tokenizer's files, render its templates and encode prompts; end the process with a status that says what went
-    wrong. What is about to be done is printed first."""
+def main(folder: str, result: str) -> None:
+    """Read a tokenizer's files, render its templates, encode prompts, and write what transformers makes of it to a file; or end
+    the process with a status that says what went wrong. What is about to be done is printed first."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     most = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -138,8 +52,29 @@ def try_out(folder: str) -> None:
         if (file := Path(folder, "tokenizer.json")).exists():
             _begin("encoding a prompt with tokenizer.json", FILE_SECONDS)
             _quietly(lambda: _encode(file))
+        Path(result).write_text(json.dumps(_made(folder)))
     except MemoryError:
-        sys.exit(_TOO_LARGE)
+        sys.exit(TOO_LARGE)
+
+
+def _made(folder: str) -> dict[str, Any]:
+    """Return {"made": the tokenizer}, or {"error": what transformers says of it}."""
+    _begin("importing transformers", IMPORT_SECONDS)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # it is not needed here, and takes a second
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers.models.qwen2 import tokenization_qwen2  # noqa: F401
+
+    _begin("building it", BUILD_SECONDS)
+    try:
+        return {"made": make(folder).to_json()}
+    except MemoryError:
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise
+        # The library's panic is told as what it is for the tokenizer.
+        name = "ValueError" if type(error).__name__ == "PanicException" else type(error).__name__
+        return {"error": f"{name}: {error}"}
 
 
 def _begin(activity: str, seconds: int) -> None:
@@ -194,75 +129,42 @@ def _encode(file: Path) -> None:
 
 
 def _render(source: str, config: dict[str, Any]) -> None:
-    """Render a template as transformers does."""
-    from datetime import datetime
-
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Scope
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
-
-        def parse(self, parser: Parser) -> Scope:
-            line = next(parser.stream).lineno
-            return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value)
-    environment.globals |= {
-        "raise_exception": _fail,
-        "strftime_now": lambda style: datetime.now().strftime(style),  # noqa: DTZ005 (as transformers does)
-    }
-    template = environment.from_string(source)
+    template = compiled(source)
     tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in config.items()}
     tokens = {name: value for name, value in tokens.items() if name.endswith("_token") and isinstance(value, str)}
     for prompt in PROMPTS:
         length = 0
-        for piece in template.generate(
-            messages=[{"role": "user", "content": prompt}], add_generation_prompt=True, enable_thinking=True, tools=None,
-            documents=None, **tokens,
-        ):  # fmt: skip
+        for piece in template.generate(**variables(prompt, tokens)):
             length += len(piece)
             if length > MOST_CHARACTERS:
-                sys.exit(_TOO_LONG)
+                sys.exit(TOO_LONG)
 
 
-def _fail(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-class bounded:  # noqa: N801 (used like a function)
-    """A context manager in which a chat template may take `MOST_STEPS` steps, counted by tracing this thread's Python code.
+def make(folder: str) -> MadeTokenizer:
+    """Make the tokenizer of a folder with transformers. It is to be called in a process of its own.
 
     Raises:
-        TemplateTooLong: it took more.
+        Exception: whatever transformers raises of files that are no tokenizer.
     """
+    from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-    def __init__(self) -> None:
-        self._steps = 0
-        self._runs = False
-        self._before: Any = None
+    made: Any = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    template = made.get_chat_template() if made.chat_template else None
+    # As its calls set it, for `padding="max_length", max_length=512, truncation=True`.
+    encoded = made([_chat(made)], padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True)
+    if not any(encoded.attention_mask[0]):
+        raise ValueError("a prompt has no tokens")
+    last: tuple[str, int] = max(made.get_vocab().items(), key=itemgetter(1))
+    backend = made.backend_tokenizer
+    return MadeTokenizer(
+        backend.to_str(), bool(backend.encode_special_tokens), template, dict(made.special_tokens_map), last
+    )
 
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._trace)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        sys.settrace(self._before)
-
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        is_template = frame.f_code.co_filename == _TEMPLATE_FILE
-        self._runs = self._runs or is_template  # before it, jinja compiles the template, once
-        self._steps += self._runs
-        if self._steps > MOST_STEPS:
-            raise TemplateTooLong
-        # The lines of other code are not counted, so that this costs next to nothing.
-        return self._trace if is_template else None
+def _chat(made: Any) -> str:
+    if not made.chat_template:
+        return "a cat"
+    text: str = made.apply_chat_template(
+        [{"role": "user", "content": "a cat"}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return text

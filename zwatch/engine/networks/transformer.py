@@ -1,0 +1,341 @@
+"""The diffusion transformer of Z-Image (arXiv:2511.22699): patches of an image and the tokens of its prompt in one sequence.
+
+Parameters have the names, and results the bits, of diffusers' `ZImageTransformer2DModel`; the calls are those of
+`ZImagePipeline`. What only its other pipelines use (conditioning images, ControlNet) is not here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+PAD_MULTIPLE = 32
+"""Both parts of a sequence are padded to a multiple of this (`SEQ_MULTI_OF` of the published code)."""
+TIME_WIDTH = 256
+"""Most channels of a time step's embedding (`ADALN_EMBED_DIM`)."""
+_TIME_HIDDEN = 1024
+_TIME_PERIOD = 10_000
+_QK_EPSILON = 1e-5
+_FINAL_EPSILON = 1e-6
+_PATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """The fields of `transformer/config.json`, with diffusers' defaults. Patches have 2 x 2 latents of one frame."""
+
+    in_channels: int = 16
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    norm_eps: float = 1e-5
+    qk_norm: bool = True
+    cap_feat_dim: int = 2560
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+    axes_dims: tuple[int, int, int] = (32, 48, 48)
+    axes_lens: tuple[int, int, int] = (1024, 512, 512)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "TransformerConfig | None":
+        """Return a config that was checked; None if it needs what is not here: other patches, conditioning images."""
+        patches = (config.get("all_patch_size", [_PATCH]), config.get("all_f_patch_size", [1]))
+        if patches != ([_PATCH], [1]) or config.get("siglip_feat_dim") is not None:
+            return None
+        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        found = cls(**(known | lists))
+        fits = found.dim % found.n_heads == 0 and found.dim // found.n_heads == sum(found.axes_dims)
+        return found if fits and not any(width % 2 for width in found.axes_dims) else None
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension of x."""
+        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.epsilon)
+        normed = x * scale
+        if self.weight.dtype is not torch.float32:
+            normed = normed.to(self.weight.dtype)
+        return normed * self.weight
+
+
+class Attention(nn.Module):
+    """Attention of all tokens to all, with rotary positions."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, self.heads = config.dim, config.n_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        self.norm_q: nn.Module | None = None
+        self.norm_k: nn.Module | None = None
+        if config.qk_norm:
+            self.norm_q, self.norm_k = (RMSNorm(width // self.heads, _QK_EPSILON) for _ in range(2))
+
+    def forward(self, x: Tensor, mask: Tensor | None, rotations: Tensor) -> Tensor:
+        """Return the attention's output for x, shape (batch, tokens, width).
+
+        `mask` is bool, (batch, tokens); `rotations` complex64, (batch, tokens, width / heads / 2).
+        """
+        query, key, value = (made(x).unflatten(-1, (self.heads, -1)) for made in (self.to_q, self.to_k, self.to_v))
+        if self.norm_q is not None and self.norm_k is not None:
+            query, key = self.norm_q(query), self.norm_k(key)
+        query, key = _rotated(query, rotations), _rotated(key, rotations)
+        found = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+            attn_mask=None if mask is None else mask[:, None, None, :],
+        )  # fmt: skip
+        result: Tensor = self.to_out[0](found.transpose(1, 2).flatten(2))
+        return result
+
+
+def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations.unsqueeze(2)).flatten(3).type_as(x)
+
+
+class FeedForward(nn.Module):
+    """The gated network between attentions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(width / 3 * 8)
+        self.w1, self.w3 = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output, of the shape of x."""
+        result: Tensor = self.w2(functional.silu(self.w1(x)) * self.w3(x))
+        return result
+
+
+class Block(nn.Module):
+    """Attention and a gated network, each between two norms; with `modulated` scaled and gated by the time step."""
+
+    def __init__(self, config: TransformerConfig, *, modulated: bool) -> None:
+        super().__init__()
+        width = config.dim
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(width)
+        self.attention_norm1, self.attention_norm2 = (RMSNorm(width, config.norm_eps) for _ in range(2))
+        self.ffn_norm1, self.ffn_norm2 = (RMSNorm(width, config.norm_eps) for _ in range(2))
+        if modulated:
+            self.adaLN_modulation = nn.Sequential(nn.Linear(min(width, TIME_WIDTH), 4 * width))
+
+    def forward(self, x: Tensor, mask: Tensor | None, rotations: Tensor, time: Tensor | None = None) -> Tensor:
+        """Return x, shape (batch, tokens, width), after this block; `time` is (batch, 256)."""
+        if time is None:
+            x = x + self.attention_norm2(self.attention(self.attention_norm1(x), mask, rotations))
+            plain: Tensor = x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+            return plain
+        scale, gate, ffn_scale, ffn_gate = self.adaLN_modulation(time).unsqueeze(1).chunk(4, dim=2)
+        attended = self.attention(self.attention_norm1(x) * (1.0 + scale), mask, rotations)
+        x = x + gate.tanh() * self.attention_norm2(attended)
+        changed = self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * (1.0 + ffn_scale)))
+        result: Tensor = x + ffn_gate.tanh() * changed
+        return result
+
+
+class FinalLayer(nn.Module):
+    """From tokens to patches."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=_FINAL_EPSILON)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, TIME_WIDTH), width))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return shape (batch, tokens, out)."""
+        result: Tensor = self.linear(self.norm_final(x) * (1.0 + self.adaLN_modulation(time)).unsqueeze(1))
+        return result
+
+
+class TimeEmbedder(nn.Module):
+    """The embedding of a time step."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, _TIME_HIDDEN), nn.SiLU(), nn.Linear(_TIME_HIDDEN, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Return shape (batch, width) for times of shape (batch,)."""
+        half = TIME_WIDTH // 2
+        steps = torch.arange(half, dtype=torch.float32, device=time.device)
+        angles = time[:, None].float() * torch.exp(-math.log(_TIME_PERIOD) * steps / half)[None]
+        waves = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        weight: Tensor = self.mlp[2].weight  # type: ignore[assignment]
+        result: Tensor = self.mlp(waves.to(weight.dtype))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One part of the sequences of a batch: tokens (batch, most, width), their rotations, who is padding of a shorter one
+    (None: nobody), and how many tokens each has."""
+
+    tokens: Tensor
+    rotations: Tensor
+    mask: Tensor | None
+    lengths: list[int]
+
+
+class ZImageTransformer(nn.Module):
+    """The network. Built on the meta device it has no values until weights are assigned."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.in_channels = config.in_channels
+        width, patch = config.dim, _PATCH * _PATCH * config.in_channels
+        self.all_x_embedder = nn.ModuleDict({"2-1": nn.Linear(patch, width)})
+        self.all_final_layer = nn.ModuleDict({"2-1": FinalLayer(width, patch)})
+        self.noise_refiner = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_refiner_layers))
+        self.context_refiner = nn.ModuleList(Block(config, modulated=False) for _ in range(config.n_refiner_layers))
+        self.t_embedder = TimeEmbedder(min(width, TIME_WIDTH))
+        self.cap_embedder = nn.Sequential(
+            RMSNorm(config.cap_feat_dim, config.norm_eps), nn.Linear(config.cap_feat_dim, width)
+        )
+        self.x_pad_token = nn.Parameter(torch.zeros(1, width))
+        self.cap_pad_token = nn.Parameter(torch.zeros(1, width))
+        self.layers = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_layers))
+        self._tables: list[Tensor] = []
+        self._rotations: dict[tuple[Any, ...], Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it computes in."""
+        return self.x_pad_token.dtype
+
+    def forward(
+        self, x: Sequence[Tensor], t: Tensor, cap_feats: Sequence[Tensor], *, return_dict: bool = False
+    ) -> tuple[list[Tensor]]:
+        """Return the velocity of each image of a batch, in a tuple as diffusers does with `return_dict=False`.
+
+        `x` are latents of shape (channels, 1, h, w), all of one size; `t` is (batch,), 0 for noise and 1 for an image;
+        `cap_feats` are the encoded prompts, each of shape (tokens, cap_feat_dim).
+        """
+        assert not return_dict  # as the pipeline calls it
+        time = self.t_embedder(t * self.config.t_scale).type_as(x[0])
+        _, frames, height, width = x[0].shape
+        grid = (frames, height // _PATCH, width // _PATCH)
+        prompts = [_padded(one) for one in cap_feats]
+        image = self._part(
+            self.all_x_embedder["2-1"], [_padded(_patches(one)) for one in x], [math.prod(grid)] * len(x), self.x_pad_token,
+            [(grid, (len(prompt) + 1, 0, 0)) for prompt in prompts],
+        )  # fmt: skip
+        prompt = self._part(
+            self.cap_embedder, prompts, [len(one) for one in cap_feats], self.cap_pad_token,
+            [((len(prompt), 1, 1), (1, 0, 0)) for prompt in prompts],
+        )  # fmt: skip
+        tokens, prompt_tokens = image.tokens, prompt.tokens
+        for block in self.noise_refiner:
+            tokens = block(tokens, image.mask, image.rotations, time)
+        for block in self.context_refiner:
+            prompt_tokens = block(prompt_tokens, prompt.mask, prompt.rotations)
+        joined, rotations, mask = _joined(image, tokens, prompt, prompt_tokens)
+        for block in self.layers:
+            joined = block(joined, mask, rotations, time)
+        out = self.all_final_layer["2-1"](joined, time)
+        return ([_image(one, (frames, height, width), self.in_channels) for one in out],)
+
+    def _part(
+        self, embed: nn.Module, features: list[Tensor], lengths: list[int], pad: Tensor,
+        places: list[tuple[tuple[int, int, int], tuple[int, int, int]]],
+    ) -> _Part:  # fmt: skip
+        """Embed one part of the sequences. `lengths` are without padding, `places` are (grid, position of its first token)."""
+        padded = [len(one) for one in features]
+        tokens = embed(torch.cat(features))
+        is_padding = [place >= length for length, all_ in zip(lengths, padded, strict=True) for place in range(all_)]
+        if any(is_padding):
+            tokens = torch.where(torch.tensor(is_padding, device=tokens.device).unsqueeze(-1), pad, tokens)
+        rotations = [self._rotations_of(*place, count) for place, count in zip(places, padded, strict=True)]
+        return _Part(
+            pad_sequence(list(tokens.split(padded)), batch_first=True),
+            pad_sequence(rotations, batch_first=True), _mask(padded, tokens.device), padded,
+        )  # fmt: skip
+
+    def _rotations_of(self, grid: tuple[int, int, int], first: tuple[int, int, int], count: int) -> Tensor:
+        """Return the rotations of a grid of positions, complex64 of shape (count, head width / 2); padding is at 0, 0, 0."""
+        device = self.x_pad_token.device
+        if not self._tables or self._tables[0].device != device:
+            self._rotations.clear()
+            self._tables = [table.to(device) for table in _tables(self.config)]
+        key = (grid, first, count)
+        if (found := self._rotations.get(key)) is None:
+            axes = [torch.arange(start, start + size, device=device) for size, start in zip(grid, first, strict=True)]
+            positions = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 2)
+            positions = functional.pad(positions, (0, 0, 0, count - len(positions)))
+            found = torch.cat([table[positions[:, axis]] for axis, table in enumerate(self._tables)], dim=-1)
+            while len(self._rotations) >= _KEPT_ROTATIONS:
+                del self._rotations[next(iter(self._rotations))]
+            self._rotations[key] = found
+        return found
+
+
+_KEPT_ROTATIONS = 8
+"""Of an image and two prompts of a request, of two requests in turns; each has up to 8 MB at 2048 x 2048."""
+
+
+def _tables(config: TransformerConfig) -> list[Tensor]:
+    """Return each axis' rotations by position, complex64 of shape (positions, width / 2), on the CPU."""
+    tables = []
+    with torch.device("cpu"):
+        for width, length in zip(config.axes_dims, config.axes_lens, strict=True):
+            frequencies = 1.0 / (config.rope_theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width))
+            angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
+            tables.append(torch.polar(torch.ones_like(angles), angles))
+    return tables
+
+
+def _padded(features: Tensor) -> Tensor:
+    """Repeat the last row up to a multiple of 32 rows: what stands there is replaced."""
+    missing = -len(features) % PAD_MULTIPLE
+    return torch.cat([features, features[-1:].repeat(missing, 1)]) if missing else features
+
+
+def _mask(lengths: list[int], device: torch.device) -> Tensor | None:
+    most = max(lengths)
+    if all(length == most for length in lengths):
+        return None
+    return torch.arange(most, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+
+
+def _joined(image: _Part, tokens: Tensor, prompt: _Part, prompt_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the sequences of image and prompt, their rotations and their mask."""
+    lengths = list(zip(image.lengths, prompt.lengths, strict=True))
+
+    def join(left: Tensor, right: Tensor) -> Tensor:
+        rows = [torch.cat([left[row, :first], right[row, :second]]) for row, (first, second) in enumerate(lengths)]
+        return pad_sequence(rows, batch_first=True)
+
+    mask = _mask([first + second for first, second in lengths], tokens.device)
+    return join(tokens, prompt_tokens), join(image.rotations, prompt.rotations), mask
+
+
+def _patches(image: Tensor) -> Tensor:
+    """Cut latents of shape (channels, frames, h, w) into patches, shape (patches, 4 x channels)."""
+    channels, frames, height, width = image.shape
+    cut = image.view(channels, frames, 1, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+    return cut.permute(1, 3, 5, 2, 4, 6, 0).reshape(-1, _PATCH * _PATCH * channels)
+
+
+def _image(patches: Tensor, size: tuple[int, int, int], channels: int) -> Tensor:
+    """Undo `_patches`; what follows the image's own patches is left out."""
+    frames, height, width = size
+    rows, columns = height // _PATCH, width // _PATCH
+    cut = patches[: frames * rows * columns].view(frames, rows, columns, 1, _PATCH, _PATCH, channels)
+    return cut.permute(6, 0, 3, 1, 4, 2, 5).reshape(channels, frames, height, width)
