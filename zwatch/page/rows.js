@@ -43,7 +43,8 @@ export class HistoryRows {
 	async find(name) {
 		const index = this.indexOf(name);
 		if (index >= 0) return index;
-		const { offset = NaN } = await this.page({ limit: 1, before: name }).catch(() => ({}));
+		const { offset = NaN, total } = await this.page({ limit: 1, before: name }).catch(() => ({}));
+		if (total >= 0 && total !== this.length) await this.refresh();
 		return Math.max(0, offset - 1);
 	}
 
@@ -124,7 +125,7 @@ export class HistoryRows {
 			if (era !== this.era) return;
 			this.error = error;
 			done();
-		});
+		}).catch(console.error);
 		return this.turn;
 	}
 }

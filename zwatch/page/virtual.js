@@ -51,7 +51,7 @@ export class VirtualList {
 		return this.rows.row(index)?.name ?? index;
 	}
 
-	// Shows the rows as they are now. What is seen stays where it is, whatever came or went before it
+	// Shows the rows as they are now. What is seen stays where it is
 	refresh() {
 		const [key, cell] = this.seen.find(([one]) => this.rows.indexOf(one) >= 0) ?? [];
 		if (this.offset > 0 && cell >= 0) {
@@ -81,8 +81,8 @@ export class VirtualList {
 		this.seen = [...wanted].filter(([, index]) => index >= top).map(([key, index]) => [key, index + this.lead]);
 		if (rows.indexOf(this.active) < 0) this.active = this.count ? this.keyOf(Math.min(first, this.count - 1)) : null;
 		for (const [key, item] of this.items) {
-			// An item with the focus stays while it exists: without it the keyboard would start at the top again
-			if (wanted.has(key) || (item.contains(document.activeElement) && rows.indexOf(key) >= 0)) continue;
+			// An item with the focus stays: without it the keyboard would start at the top again
+			if (wanted.has(key) || (item.contains(document.activeElement) && !rows.hidden.has(key))) continue;
 			item.remove();
 			this.items.delete(key);
 		}
@@ -95,7 +95,7 @@ export class VirtualList {
 		// What is only scrolled or jumped past costs the server nothing
 		this.timer = setTimeout(() => {
 			need();
-			for (const [key, item] of this.items) loadThumb(item, rows.row(rows.indexOf(key)));
+			for (const [key, item] of this.items) loadThumb(item, rows.row(rows.indexOf(key)), rows);
 		}, SETTLE_MS);
 	}
 
