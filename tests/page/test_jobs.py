@@ -197,7 +197,7 @@ async def test_what_happens_while_a_cancel_is_under_way_is_not_undone_by_its_ans
             "() => { const real = fetch; window.fetch = async (path, options) => { const answer = await real(path, options);"
             " if (options?.method === 'DELETE') await new Promise((resolve) => (window.goOn = resolve)); return answer } }"
         )
-        await queue(page).get_by_role("button", name="Cancel").click()
+        await queue(page).get_by_role("button", name="Cancel:").click()
         await expect(queue(page)).to_have_count(0)  # the event tells
         await generate(page, "added meanwhile", **LONG)
         await expect(queue(page)).to_have_count(1)
@@ -205,7 +205,7 @@ async def test_what_happens_while_a_cancel_is_under_way_is_not_undone_by_its_ans
         await expect(page.locator("#announcer")).to_have_text("Cancelled")
         await expect(queue(page)).to_have_text(re.compile("added meanwhile"))
         await page.reload()
-        await queue(page).get_by_role("button", name="Cancel").click()
+        await queue(page).get_by_role("button", name="Cancel:").click()
         await expect(queue(page)).to_have_count(0)
 
 

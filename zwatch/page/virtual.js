@@ -81,8 +81,8 @@ export class VirtualList {
 		this.seen = [...wanted].filter(([, index]) => index >= top).map(([key, index]) => [key, index + this.lead]);
 		if (rows.indexOf(this.active) < 0) this.active = this.count ? this.keyOf(Math.min(first, this.count - 1)) : null;
 		for (const [key, item] of this.items) {
-			// An item with the focus stays: without it the keyboard would start at the top again
-			if (wanted.has(key) || (item.contains(document.activeElement) && !rows.hidden.has(key))) continue;
+			// An item with the focus stays while it exists: without it the keyboard would start at the top again
+			if (wanted.has(key) || (item.contains(document.activeElement) && rows.indexOf(key) >= 0)) continue;
 			item.remove();
 			this.items.delete(key);
 		}
