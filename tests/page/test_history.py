@@ -147,6 +147,7 @@ async def test_the_details_say_all_and_the_curl_command_makes_the_picture_again(
 
 async def test_a_held_key_deletes_one_picture_and_the_message_is_in_the_view_in_front(page):
     await search(page, words="number 1900")
+    await expect(page.get_by_text("1 picture")).to_be_visible()
     await found(page).first.click()
     details = page.get_by_role("dialog", name="Details")
     await expect(details).to_contain_text("1 of 1")

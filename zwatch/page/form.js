@@ -103,7 +103,7 @@ export function initForm(ctx) {
 		return job;
 	};
 
-	// Adds a job as the form says, if the form is right; errors stand beside what they concern
+	// Adds a job as the form says; errors stand beside what they concern
 	actions.generate = async () => {
 		const settings = now();
 		const found = problems(settings);

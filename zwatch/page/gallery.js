@@ -10,7 +10,7 @@ import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
 import { createStrip } from "./virtual.js";
 
-// Adds `ctx.rows` and the actions `open(row)`, `search()`, `remove(row)`, `reuse(row, options)`, `walk(by)`
+// Adds `ctx.rows` and the actions `open(row)`, `search`, `remove(row)`, `reuse`, `walk(by)`
 export function initGallery(ctx) {
 	const { store, actions } = ctx;
 	const hidden = new Set();

@@ -66,7 +66,7 @@ export class HistoryRows {
 			for (let index = Math.max(0, first); index < Math.min(end, this.total); index++) if (!this.row(index)) return this.place(index);
 			return -1;
 		};
-		if (missing() < 0) return null; // at once: a key must not wait for a call
+		if (missing() < 0) return null; // a key waits for no call
 		if (missing() === this.failed) return this.turn;
 		return this.run(async () => {
 			const place = missing();
