@@ -142,6 +142,13 @@ def test_a_size_of_another_program_becomes_the_nearest_that_a_request_may_have(t
     assert (settings["width"], settings["height"]) == ours
 
 
+@pytest.mark.parametrize("size", ["9" * 400 + "x512", "0x512", "-64x512"])
+def test_a_size_that_no_picture_has_is_left_out(size):
+    settings = picture_settings(png(parameters=INFOTEXT.replace("512x768", size)))["settings"]
+    assert settings["prompt"]
+    assert settings.get("width", 16) <= 2048
+
+
 def test_a_text_without_a_negative_prompt_clears_it():
     assert picture_settings(png(parameters="a cat\nSteps: 4, Seed: 1"))["settings"]["negative_prompt"] == ""
 

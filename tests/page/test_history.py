@@ -145,6 +145,38 @@ async def test_the_details_say_all_and_the_curl_command_makes_the_picture_again(
     assert (await download.value).suggested_filename == f"20260101_003318_seed{SEED}.png"
 
 
+async def test_a_held_key_deletes_one_picture_and_the_message_is_in_the_view_in_front(page):
+    await search(page, words="number 1900")
+    await expect(page.get_by_text("1 picture")).to_be_visible()
+    await found(page).first.click()
+    details = page.get_by_role("dialog", name="Details")
+    await expect(details).to_contain_text("1 of 1")
+    for _ in range(5):
+        await page.keyboard.down("Delete")
+    await page.keyboard.up("Delete")
+    await expect(details).to_have_count(0)
+    await expect(page.get_by_text("No picture matches.")).to_be_visible()
+    await page.get_by_role("dialog", name="All pictures").get_by_role("button", name="Undo").click()
+    await expect(found(page)).to_have_count(1)
+
+
+async def test_details_are_zoomed_by_a_key_and_the_keys_are_shown_there(page):
+    await items(page).nth(2).click()
+    await page.get_by_role("button", name="Details").click()
+    details = page.get_by_role("dialog", name="Details")
+    await expect(details.get_by_role("img")).to_have_attribute("alt", "a harbour at dawn, number 1997")
+    await page.keyboard.press("z")
+    await expect(details.locator(".detail-stage.actual")).to_be_focused()
+    assert await findings(page) == []
+    await page.keyboard.press("?")
+    keys = page.get_by_role("dialog", name="Keys")
+    await expect(keys).to_contain_text("Zoom, in details and comparison")
+    await page.keyboard.press("Escape")
+    await expect(keys).to_have_count(0)
+    await page.keyboard.press("z")
+    await expect(details.locator(".actual")).to_have_count(0)
+
+
 async def test_words_the_version_and_the_seed_narrow_the_full_view(page):
     await search(page, words="dawn 1234")
     await expect(page.get_by_text("1 picture")).to_be_visible()

@@ -188,6 +188,27 @@ async def test_a_notification_tells_that_a_long_queue_is_done(new_page, server, 
     assert await page.evaluate("told") == ["The queue is done: 3 pictures"]
 
 
+async def test_what_happens_while_a_cancel_is_under_way_is_not_undone_by_its_answer(page, server):
+    async with busy(server):
+        await generate(page, "to be cancelled", **LONG)
+        await expect(queue(page)).to_have_count(1)
+        # The answer comes late, after another job was added
+        await page.evaluate(
+            "() => { const real = fetch; window.fetch = async (path, options) => { const answer = await real(path, options);"
+            " if (options?.method === 'DELETE') await new Promise((resolve) => (window.goOn = resolve)); return answer } }"
+        )
+        await queue(page).get_by_role("button", name="Cancel:").click()
+        await expect(queue(page)).to_have_count(0)  # the event tells
+        await generate(page, "added meanwhile", **LONG)
+        await expect(queue(page)).to_have_count(1)
+        await page.evaluate("goOn()")
+        await expect(page.locator("#announcer")).to_have_text("Cancelled")
+        await expect(queue(page)).to_have_text(re.compile("added meanwhile"))
+        await page.reload()
+        await queue(page).get_by_role("button", name="Cancel:").click()
+        await expect(queue(page)).to_have_count(0)
+
+
 async def test_jobs_that_the_server_no_longer_knows_are_kept_as_failed(page):
     found = await page.evaluate(
         "import('/page/stream.js').then(({ reconciled }) => reconciled("

@@ -234,9 +234,13 @@ class History:
     async def _look_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._look_seconds)
-            with suppress(NoAnswer):
+            try:
                 await self._bridge.run("history", self._index.look_again)
-            self._begin_removal()
+                self._begin_removal()
+            except NoAnswer:
+                pass  # the status says so
+            except Exception:  # without this the looking would end for good
+                _log.exception("looking for changed images failed; retrying")
 
     def _describe(self, what: str, error: OSError) -> str:
         return f"{self._index.directory}: {what}: {error.strerror or error}"

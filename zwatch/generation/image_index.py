@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -124,7 +124,7 @@ class ImageIndex:
         self.look_again()
         return self._order.page(limit, before, among, offset)
 
-    def place(self, name: str | None, among: Container[str] | None = None) -> tuple[int, int]:
+    def place(self, name: str | None, among: Collection[str] | None = None) -> tuple[int, int]:
         """Return how many images, of those `among`, are newer than a name (None: all), and how many there are."""
         total = self._order.count(among)
         if name is None:
@@ -237,8 +237,9 @@ class ImageIndex:
             self._order.add_found(moments)
             self._has_order = True
         # Before the listing, so that a change during it is noticed by the next look.
-        self._seen = self.directory.stat().st_mtime_ns
+        seen = self.directory.stat().st_mtime_ns
         found = set(os.listdir(self.directory))
+        self._seen = seen
         self.forget([name for name in self._sizes if name not in found])
         new, moments = {}, {}
         for name in found - self._sizes.keys():

@@ -8,7 +8,7 @@ says. While the clock is right there is one era.
 import bisect
 import re
 from collections import OrderedDict
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -142,10 +142,14 @@ class ImageOrder:
         newest_first = (self._entries[place][-1] for place in range(end - 1, -1, -1))
         return list(islice((name for name in newest_first if name in among), offset, offset + limit))
 
-    def count(self, among: Container[str] | None = None, before: str | None = None) -> int:
+    def count(self, among: Collection[str] | None = None, before: str | None = None) -> int:
         """Return how many images there are, of those `among`, that are older than `before`."""
         end = self._older(before)
-        return end if among is None else sum(entry[-1] in among for entry in islice(self._entries, end))
+        if among is None:
+            return end
+        newer = self._entries[end] if end < len(self._entries) else None
+        known = (self._by_name.get(name) for name in among)
+        return sum(entry is not None and (newer is None or entry < newer) for entry in known)
 
     def oldest(self, limit: int) -> list[str]:
         """Return the `limit` names that were added first: those that were found, by time, then those saved, as saved."""

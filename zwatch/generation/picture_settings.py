@@ -110,7 +110,9 @@ def _guidance(scale: Any) -> Any:
 
 def _rounded(side: Any) -> Any:
     """Return the nearest side that a request may have: theirs need not be multiples of 16."""
-    return max(SIDE_STEP, round(side / SIDE_STEP) * SIDE_STEP) if type(side) is int else side
+    if type(side) is not int or side <= 0:
+        return side
+    return max(SIDE_STEP, (side + SIDE_STEP // 2 - 1) // SIDE_STEP * SIDE_STEP)
 
 
 def _number(text: str | None) -> int | float | None:

@@ -2,7 +2,7 @@
 
 import { reasoned } from "./i18n.js";
 
-// This browser's name towards the server, under which its jobs are found again when the page is opened again
+// This browser's name, under which its jobs are found again
 export const clientId = (() => {
 	const fresh = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
 	try {
@@ -12,7 +12,7 @@ export const clientId = (() => {
 	}
 })();
 
-// The error for an answer that is one, or for no answer at all: {message, code, param, status, retryAfter, body}
+// The error for an answer, or for none: {message, code, param, status, retryAfter, body}
 const failed = (code, message, details) => Object.assign(new Error(reasoned(code, message)), { code, ...details });
 
 let askToken;
@@ -62,7 +62,7 @@ async function read(response) {
 	throw failed(code, message, { param, status, body, retryAfter: Number(headers.get("Retry-After")) || null });
 }
 
-// Parses JSON. A whole number beyond 2^53 (a seed) becomes a string of its digits, because a number would be rounded
+// Parses JSON. A whole number beyond 2^53 (a seed) becomes a string: a number would be rounded
 export function fromJson(text) {
 	return JSON.parse(text, (key, value, context) =>
 		Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value,

@@ -1,9 +1,9 @@
-// The comparison of two pictures: by default the same prompt and seed on the other version
+// The comparison of two pictures
 
 import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
 import { el, setText } from "./dom.js";
-import { percent, t } from "./i18n.js";
+import { percent, sentence, t } from "./i18n.js";
 import { createPanes } from "./panes.js";
 import { textButton, view } from "./parts.js";
 import { describe, seedText } from "./picture.js";
@@ -101,7 +101,7 @@ class Comparison {
 			else if (other) await this.drawOn(other, turn);
 			else this.withoutOther(row);
 		} catch (error) {
-			if (turn === this.turn) this.fail(this.ctx.actions.sentence(error));
+			if (turn === this.turn) this.fail(sentence(error));
 		}
 	}
 
@@ -115,7 +115,7 @@ class Comparison {
 			if (made) {
 				this.pair(row, made);
 				this.ctx.announce(describe(made, t));
-			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error ? this.ctx.actions.sentence(job.error) : t("job.cancelled"));
+			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error ? sentence(job.error) : t("job.cancelled"));
 			else this.wait(other, this.ctx.actions.progressText(job), job);
 		});
 		if (turn === this.turn) this.stop = stop;

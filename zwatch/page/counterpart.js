@@ -13,7 +13,7 @@ function isSameRequest(one, other) {
 	return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
 }
 
-// Returns the version to compare a picture with: the one that serves, else another that is loaded, else null
+// Returns the version to compare with: what serves, else another that is loaded, else null
 export async function findOther({ api, store }, row) {
 	if (!row.prompt) return null;
 	const serving = store.get("status")?.serving;
@@ -23,7 +23,7 @@ export async function findOther({ api, store }, row) {
 	return loaded ? { version: loaded.name, digest: loaded.digest, model: loaded.name } : null;
 }
 
-// Returns the history's picture of the same request on another version (on this one, if it is given), or null
+// Returns the history's picture of the same request on another version, or null
 export async function findInHistory({ api }, row, other) {
 	if (!row.prompt) return null;
 	const query = new URLSearchParams({ limit: 500, seed: seedText(row) });
@@ -32,7 +32,7 @@ export async function findInHistory({ api }, row, other) {
 	return images.find(fits) ?? null;
 }
 
-// Asks the other version for the picture; `onJob(job, made)` follows. Returns what stops following
+// Draws it on the other version; `onJob(job, made)` follows. Returns what stops following
 export async function draw({ api, store }, row, other, onJob) {
 	const { id } = await api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
 	let last = null;

@@ -1,12 +1,12 @@
 // Deleting pictures: one, which can be undone for some seconds; all after a question
 
-import { number } from "./i18n.js";
+import { number, sentence } from "./i18n.js";
 import { toast } from "./toast.js";
 
-// Returns {one(row), all(total)}. `lists` show pictures, but not those whose names are `hidden`
-export function createDeleting({ api, t, confirm, actions }, lists, hidden) {
+// Returns {one(row), all(total)}. `lists` do not show what is `hidden`
+export function createDeleting({ api, t, confirm }, lists, hidden) {
 	let waiting = null;
-	const fail = (error) => toast(t("notDone", { reason: actions.sentence(error) }), { error: true });
+	const fail = (error) => toast(t("notDone", { reason: sentence(error) }), { error: true });
 
 	// The server is asked only when the message with "Undo" has gone
 	function one(row) {
@@ -41,7 +41,7 @@ export function createDeleting({ api, t, confirm, actions }, lists, hidden) {
 		for (const list of lists) list.reset();
 	}
 
-	// What waits for "Undo" is deleted when the page is closed; `keepalive` lets the call outlive it
+	// What waits for "Undo" is deleted when the page is closed
 	addEventListener("pagehide", () => waiting && fetch(waiting.row.url, { method: "DELETE", keepalive: true }));
 
 	return { one, all };

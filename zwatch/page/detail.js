@@ -1,4 +1,4 @@
-// The detail view of a picture: large, with everything that made it
+// The detail view of a picture
 
 import { toJson } from "./api.js";
 import { open } from "./dialogs.js";
@@ -27,6 +27,7 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 
 	async function remove() {
 		const index = await list.find(row.name);
+		if (hidden.has(row.name)) return;
 		deleting.one(row);
 		if (list.total) go(Math.min(index, list.total - 1));
 		else dialog.close();
@@ -48,7 +49,7 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 	parts.newer.addEventListener("click", () => walk(-1));
 	parts.older.addEventListener("click", () => walk(1));
 	const keys = {
-		ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), Home: () => go(0), End: () => go(list.total - 1), Delete: remove, c: copyPrompt,
+		ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), Home: () => go(0), End: () => go(list.total - 1), Delete: remove, c: copyPrompt, z: parts.zoom,
 	};
 	dialog.addEventListener("keydown", (event) => {
 		if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
@@ -56,6 +57,7 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 		keys[event.key]();
 	});
 	open(dialog).then(() => hidden.has(row.name) || ctx.actions.show(row));
+	drawPicture(parts, row);
 	walk(0);
 	parts.older.focus();
 }
@@ -63,7 +65,11 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 function build() {
 	const image = el("img", { class: "detail-image" });
 	const stage = el("div", { class: "detail-stage" }, image);
-	image.addEventListener("click", () => stage.classList.toggle("actual"));
+	const zoom = () => {
+		stage.tabIndex = stage.classList.toggle("actual") ? 0 : -1;
+		stage.focus();
+	};
+	image.addEventListener("click", zoom);
 	const arrow = (text, key) => textButton(text, null, { class: "icon-button", label: t(key) });
 	const [newer, older] = [arrow("‹", "detail.newer"), arrow("›", "detail.older")];
 	const place = el("span", { class: "count" });
@@ -74,7 +80,7 @@ function build() {
 	const dialog = view("full detail", t("detail"), [newer, place, older, el("span", { class: "space" })],
 		el("div", { class: "detail-body" }, stage,
 			el("div", { class: "detail-side" }, el("h3", { text: t("field.prompt") }), prompt, actions, facts)));
-	return { dialog, stage, image, newer, older, place, prompt, facts, actions, download };
+	return { dialog, zoom, stage, image, newer, older, place, prompt, facts, actions, download };
 }
 
 function drawPicture({ image, stage, prompt, facts, download }, row) {

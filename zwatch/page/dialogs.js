@@ -2,10 +2,10 @@
 
 import { call } from "./api.js";
 import { el } from "./dom.js";
-import { t } from "./i18n.js";
+import { sentence, t } from "./i18n.js";
 import { textButton } from "./parts.js";
 
-// Opens a dialog that is removed when it closes. Returns a promise of its return value ("" if it was dismissed)
+// Opens a dialog until it closes. Returns a promise of its return value ("" if it was dismissed)
 export function open(dialog) {
 	document.body.append(dialog);
 	dialog.showModal();
@@ -17,10 +17,9 @@ export function open(dialog) {
 	});
 }
 
-// Opens a small dialog with a form, whose first element is its name. A button that submits it closes it
+// Opens a small dialog with a form; its first element is its name
 function openForm(...content) {
-	content[0].id = "dialog-name";
-	return open(el("dialog", { class: "question", "aria-labelledby": "dialog-name" }, el("form", { method: "dialog" }, content)));
+	return open(el("dialog", { class: "question", "aria-label": content[0].textContent }, el("form", { method: "dialog" }, content)));
 }
 
 const buttons = (...content) => el("div", { class: "dialog-buttons" }, content);
@@ -33,7 +32,7 @@ export async function confirm(text, okLabel = t("ok")) {
 
 // Asks for the service's token until it is right. Returns whether the person has logged in
 export async function askForToken() {
-	const input = el("input", { type: "password", "aria-labelledby": "dialog-name", autocomplete: "current-password", required: true, "aria-describedby": "token-error" });
+	const input = el("input", { type: "password", "aria-label": t("token.title"), autocomplete: "current-password", required: true, "aria-describedby": "token-error" });
 	const error = el("p", { id: "token-error", class: "error", role: "alert" });
 	const close = (value) => input.closest("dialog").close(value);
 	const opened = openForm(
@@ -46,7 +45,7 @@ export async function askForToken() {
 			await call("POST", "/login", { token: input.value });
 			close("ok");
 		} catch (failure) {
-			error.textContent = failure.status === 401 ? t("token.wrong") : failure.message;
+			error.textContent = failure.status === 401 ? t("token.wrong") : sentence(failure);
 			input.select();
 		}
 	});
@@ -55,11 +54,12 @@ export async function askForToken() {
 
 const KEYS = [
 	["Ctrl+Enter", "generate"], ["Esc", "keys.cancel"], ["↑", "keys.prompt"], ["← →", "keys.walk"],
-	["Enter", "keys.details"], ["/", "keys.search"], ["P", "keys.focus"], ["?", "keys.help"],
+	["Enter", "keys.details"], ["/", "keys.search"], ["P", "keys.focus"], ["Del", "detail.delete"], ["C", "detail.copyPrompt"],
+	["Z  + − 0 1", "keys.zoom"], ["?", "keys.help"],
 ];
 
 export function showKeys() {
-	if (document.querySelector("dialog[open]")) return;
+	if (document.querySelector(".keys")) return;
 	const rows = KEYS.map(([keys, text]) => [el("dt", {}, el("kbd", { text: keys })), el("dd", { text: t(text) })]);
 	openForm(el("h2", { text: t("keys") }), el("dl", { class: "keys" }, ...rows), buttons(el("button", { class: "primary", text: t("close") })));
 }

@@ -1,4 +1,4 @@
-// Making and finding elements. Styles are set by classes or the CSSOM: the Content-Security-Policy allows no inline styles
+// Making and finding elements. The Content-Security-Policy allows no inline styles
 
 export const byId = (id) => document.getElementById(id);
 

@@ -1,6 +1,7 @@
-// A picture that is dropped on the page, pasted or chosen fills in the settings that made it
+// A picture that is dropped, pasted or chosen fills in its settings
 
 import { byId, el, isTyping, show } from "./dom.js";
+import { sentence } from "./i18n.js";
 import { closeViews, textButton } from "./parts.js";
 import { toast } from "./toast.js";
 
@@ -45,6 +46,6 @@ async function read(ctx, file) {
 		ctx.actions.use(settings, {});
 		toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
 	} catch (error) {
-		toast(t("drop.failed", { name: file.name, reason: ctx.actions.sentence(error) }), { error: true });
+		toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
 	}
 }

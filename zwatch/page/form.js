@@ -1,6 +1,7 @@
 // The left column: what to draw. It shows the store's `settings` and changes them
 
 import { byId, el, icon, iconButton, setText } from "./dom.js";
+import { sentence } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { sizeRow } from "./sizes.js";
 import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./settings.js";
@@ -11,7 +12,7 @@ export function initForm(ctx) {
 	const prompts = promptHistory();
 	const errors = {};
 	const inputs = {};
-	// Whether the next press uses the seed that stands in the field, though it is not locked: it was just chosen
+	// Whether the next press uses the seed in the field, though it is not locked: it was just chosen
 	let isChosen = false;
 	let isFull = false;
 
@@ -76,7 +77,7 @@ export function initForm(ctx) {
 		check("seed", true);
 	}
 
-	// Shows what is wrong with a field; while somebody types, only an error that is shown already is updated
+	// Shows what is wrong with a field; while somebody types, only an error that is shown is updated
 	function check(name, isDone) {
 		const found = problems(now())[name];
 		if (!found || isDone || errors[name].textContent) complain(name, found ? t(...found) : "");
@@ -102,7 +103,7 @@ export function initForm(ctx) {
 		return job;
 	};
 
-	// Adds a job as the form says, if the form is right; errors stand beside what they concern
+	// Adds a job as the form says; errors stand beside what they concern
 	actions.generate = async () => {
 		const settings = now();
 		const found = problems(settings);
@@ -124,7 +125,7 @@ export function initForm(ctx) {
 			if (error.param in errors) {
 				complain(error.param, error.message);
 				inputs[error.param].focus();
-			} else setText(failure, actions.sentence(error));
+			} else setText(failure, sentence(error));
 			isFull = error.code === "queue_full";
 		}
 	};

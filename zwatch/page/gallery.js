@@ -3,14 +3,14 @@
 import { createDeleting } from "./deleting.js";
 import { openDetail } from "./detail.js";
 import { byId, el, icon, iconButton, setText, show } from "./dom.js";
-import { number } from "./i18n.js";
+import { number, sentence } from "./i18n.js";
 import { closeViews, textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
 import { createStrip } from "./virtual.js";
 
-// Adds `ctx.rows` and the actions `open(row)`, `search()`, `remove(row)`, `reuse(row, options)`, `walk(by)`
+// Adds `ctx.rows` and the actions `open(row)`, `search`, `remove(row)`, `reuse`, `walk(by)`
 export function initGallery(ctx) {
 	const { store, actions } = ctx;
 	const hidden = new Set();
@@ -75,7 +75,7 @@ function buildStrip({ t, store, actions }, main) {
 	store.on("rows", () => {
 		setText(count, main.length === null ? "" : number(main.total));
 		const isKnown = main.error ? store.get("connection") === "open" : main.length !== null;
-		setText(words, main.error ? t("history.failed", { reason: actions.sentence(main.error) }) : t("history.empty"));
+		setText(words, main.error ? t("history.failed", { reason: sentence(main.error) }) : t("history.empty"));
 		words.classList.toggle("error", main.error !== null);
 		show(words, isKnown && main.total === 0);
 		strip.refresh();
@@ -113,7 +113,7 @@ function followHistory(store, lists) {
 	store.on("connection status", look);
 }
 
-// If the picture in the stage is deleted, here or elsewhere, the one after it takes its place
+// If the picture in the stage is deleted, the one after it takes its place
 function replaceDeleted({ store, actions }, main) {
 	let last = null;
 	const look = async () => {

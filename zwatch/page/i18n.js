@@ -1,4 +1,4 @@
-// The page's language: strings by key, numbers and times; a test checks that both languages are complete
+// The page's language: strings by key, numbers and times
 
 import strings, { reasons } from "./strings.js";
 import stringsGallery from "./strings-gallery.js";
@@ -11,8 +11,6 @@ const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.
 const texts = { ...strings, ...stringsGallery };
 const place = language === "zh" ? 1 : 0;
 
-export const has = (key) => key in texts;
-
 // Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`
 export function t(key, parameters = {}) {
 	const [one, other = one] = (texts[key]?.[place] ?? key).split("|");
@@ -21,6 +19,13 @@ export function t(key, parameters = {}) {
 
 // Returns the server's sentence; in Chinese after what its `code` means
 export const reasoned = (code, sentence) => (place && reasons[code] ? `${reasons[code]}：${sentence}` : sentence);
+
+// Returns what an error says
+export function sentence(error) {
+	const key = `error.code.${error.code}`;
+	if (key in texts) return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
+	return error instanceof Error ? error.message : reasoned(error.code, error.message);
+}
 
 // Fills in a document's strings: `data-t` is the text, `data-t-label` and `data-t-title` are attributes
 export function applyTo(root) {

@@ -1,7 +1,7 @@
-// The list "Queue": this browser's jobs that wait, run or failed, with Cancel for each and for all
+// The list "Queue": this browser's jobs that wait, run or failed
 
 import { byId, el, iconButton, setText, show } from "./dom.js";
-import { duration, has, number, percent, reasoned } from "./i18n.js";
+import { duration, number, percent, sentence } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { read, write } from "./settings.js";
 import { isUnfinished, merged } from "./stream.js";
@@ -35,10 +35,11 @@ export function initJobs(ctx) {
 		actions.followJob(job.id, { isAdded: true });
 	};
 
-	const orSay = (work) => (job) => work(job).catch((error) => toast(actions.sentence(error), { error: true }));
+	const orSay = (work) => (job) => work(job).catch((error) => toast(sentence(error), { error: true }));
 
 	actions.cancel = orSay(async (job) => {
-		store.set("jobs", merged(store.get("jobs"), await api.call("DELETE", `/jobs/${job.id}`)));
+		const gone = await api.call("DELETE", `/jobs/${job.id}`);
+		store.set("jobs", merged(store.get("jobs"), gone));
 		announce(t("job.cancelled"));
 	});
 
@@ -47,12 +48,6 @@ export function initJobs(ctx) {
 		await actions.add(Object.fromEntries(Object.entries(job.request).filter(([, value]) => value !== null)));
 		dismiss(job);
 	});
-
-	actions.sentence = (error) => {
-		const key = `error.code.${error.code}`;
-		if (!has(key)) return error instanceof Error ? error.message : reasoned(error.code, error.message);
-		return t(key, { message: error.message, seconds: error.retryAfter ?? 2 });
-	};
 
 	actions.progressText = (job) => {
 		const count = job.request.n;
@@ -105,7 +100,7 @@ export function initJobs(ctx) {
 		show(parts.cancel, !isFailed);
 		show(parts.drop, isFailed);
 		show(parts.retry, isFailed);
-		setText(parts.error, isFailed ? actions.sentence(job.error) : "");
+		setText(parts.error, isFailed ? sentence(job.error) : "");
 		parts.item.classList.toggle("running", isRunning);
 	}
 

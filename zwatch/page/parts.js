@@ -6,10 +6,10 @@ export function textButton(text, onClick, properties = {}) {
 	return el("button", { type: "button", text, on: { click: onClick }, ...properties });
 }
 
-// Makes a dialog of a kind ("full …" takes the window) with a head that has its title and a button to close it
+// Makes a dialog of a kind ("full …" takes the window) with a title and a button to close it
 export function view(kind, title, head, ...body) {
-	const dialog = el("dialog", { class: kind, "aria-labelledby": "view-title" },
-		el("div", { class: "view-head" }, el("h2", { id: "view-title", text: title }), head, iconButton("close", t("close"), () => dialog.close())),
+	const dialog = el("dialog", { class: kind, "aria-label": title },
+		el("div", { class: "view-head" }, el("h2", { text: title }), head, iconButton("close", t("close"), () => dialog.close())),
 		body);
 	return dialog;
 }

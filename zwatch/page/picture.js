@@ -1,4 +1,4 @@
-// What a row of the history says: its settings, its exact seed, the words and the command for it
+// What a row of the history says
 
 const FIELDS = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "format", "quality"];
 
@@ -7,7 +7,7 @@ export function seedText(row) {
 	return /_seed(\d+)[_.]/.exec(row.name ?? "")?.[1] ?? String(row.seed ?? "");
 }
 
-// Returns the settings that make a picture again, without those that its file does not have
+// Returns the settings that make a picture again
 export function settingsOf(row) {
 	const settings = Object.fromEntries(FIELDS.filter((field) => (row[field] ?? null) !== null).map((field) => [field, row[field]]));
 	const seed = seedText(row);
@@ -16,7 +16,7 @@ export function settingsOf(row) {
 	return settings;
 }
 
-// Returns the `curl` command that makes a picture again, quoted for a POSIX shell; `toJson` keeps every digit of a seed
+// Returns the `curl` command that makes a picture again, for a POSIX shell
 export function curlText(row, origin, toJson) {
 	const settings = settingsOf(row);
 	if (!settings.negative_prompt) delete settings.negative_prompt;
@@ -37,7 +37,7 @@ export function rowOfJob(job, image) {
 	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
 }
 
-// Returns the row of the picture in the stage: that of the history, or the last one of a job; null if there is none
+// Returns the row of the picture in the stage, or null
 export function shownRow(store) {
 	const shown = store.get("shown");
 	if (shown?.picture) return shown.picture;

@@ -43,7 +43,8 @@ export class HistoryRows {
 	async find(name) {
 		const index = this.indexOf(name);
 		if (index >= 0) return index;
-		const { offset = NaN } = await this.page({ limit: 1, before: name }).catch(() => ({}));
+		const { offset = NaN, total } = await this.page({ limit: 1, before: name }).catch(() => ({}));
+		if (total >= 0 && total !== this.length) await this.refresh();
 		return Math.max(0, offset - 1);
 	}
 
@@ -65,7 +66,8 @@ export class HistoryRows {
 			for (let index = Math.max(0, first); index < Math.min(end, this.total); index++) if (!this.row(index)) return this.place(index);
 			return -1;
 		};
-		if ([-1, this.failed].includes(missing())) return this.turn;
+		if (missing() < 0) return null; // a key waits for no call
+		if (missing() === this.failed) return this.turn;
 		return this.run(async () => {
 			const place = missing();
 			if (place < 0) return () => {};
@@ -124,7 +126,7 @@ export class HistoryRows {
 			if (era !== this.era) return;
 			this.error = error;
 			done();
-		});
+		}).catch(console.error);
 		return this.turn;
 	}
 }

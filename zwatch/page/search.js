@@ -1,9 +1,9 @@
-// The full view of the history: every picture in a grid, searched by words, version and seed
+// All pictures in a grid, searched by words, version and seed
 
 import { openDetail } from "./detail.js";
 import { open } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
-import { number, percent, t } from "./i18n.js";
+import { number, percent, sentence, t } from "./i18n.js";
 import { textButton, view } from "./parts.js";
 import { shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
@@ -28,11 +28,11 @@ export function openSearch(gallery) {
 	const scroller = el("div", { class: "grid-scroller" }, list);
 	const found = new HistoryRows(ctx.api, gallery.hidden, () => {
 		clearTimeout(again);
-		drawState(state, remove, found, ctx.actions);
+		drawState(state, remove, found);
 		addVersions(version, found.rows.map((row) => row.version));
 		grid.refresh();
 		// What the server has not read yet is found later
-		if (found.indexed < 1 && isFiltered(found)) again = setTimeout(() => found.refresh(), INDEXING_MS);
+		if (found.indexed < 1 && isFiltered(found) && !found.error && lists.has(found)) again = setTimeout(() => found.refresh(), INDEXING_MS);
 	});
 	const grid = new VirtualList(scroller, list, found, {
 		layout: () => layout(list.clientWidth),
@@ -77,7 +77,7 @@ function layout(width) {
 	return { columns, gap, side: Math.floor((width - gap * (columns - 1)) / columns) };
 }
 
-function drawState(state, remove, found, { sentence }) {
+function drawState(state, remove, found) {
 	const { total, error, indexed } = found;
 	const filtered = isFiltered(found);
 	let text = t("search.count", { count: total, n: number(total) });

@@ -1,4 +1,4 @@
-// The settings of a picture: their limits, kept in this browser, shared as a link, and the prompts used before
+// The settings of a picture: their limits; kept, shared as a link; the prompts used before
 
 import { fromJson } from "./api.js";
 import { el, front } from "./dom.js";
@@ -55,7 +55,7 @@ export function requestOf(settings) {
 // Below 2^32, as the server's own
 export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (2 ** 32 - NUMBERS.n.most));
 
-// Returns the settings that an object from outside names and that have the right type: from storage, a link or a picture
+// Returns the usable settings of an object from storage, a link or a picture
 export function accepted(found) {
 	const taken = {};
 	for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
@@ -89,7 +89,7 @@ export function toFragment(settings) {
 	return `#${new URLSearchParams(values)}`;
 }
 
-// The prompts used before, the newest last, walked with the arrow keys. The text being written is kept as the last
+// The prompts used before, the newest last. The text being written is kept as the last
 export function promptHistory() {
 	let kept = [];
 	let place = 0;

@@ -1,4 +1,4 @@
-// The row of sizes: proportions of the same area, portrait or landscape, twice and half
+// The row of sizes: proportions of the same area, flipped, twice and half
 
 import { el, iconButton } from "./dom.js";
 import { textButton } from "./parts.js";
@@ -20,7 +20,7 @@ export function sides(side, [wide, high]) {
 
 export function sizeRow({ store, t, actions }, change) {
 	let known = null;
-	// The side of a square of the version that serves, or served last; null while none is known
+	// The side of a square of the version that serves or served last, or null
 	actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
 
 	const base = () => actions.defaultSide() ?? ASSUMED_SIDE;

@@ -1,6 +1,7 @@
 // The right side: the picture, the preview that forms, the progress, Cancel
 
 import { byId, el, setText, show } from "./dom.js";
+import { sentence } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { seedText, settingsOf, shownRow } from "./picture.js";
 import { isUnfinished } from "./stream.js";
@@ -8,11 +9,13 @@ import { isUnfinished } from "./stream.js";
 export function initStage(ctx) {
 	const { store, t, announce, actions } = ctx;
 	const section = byId("stage");
-	// Whether the stage goes on to the next job by itself: not while somebody looks at a picture of the history
+	// Whether the stage goes on to the next job: not while somebody looks at the history
 	let isFollowing = true;
 	const ended = new Set();
 
 	const image = el("img", { id: "result", alt: "", hidden: true });
+	// At the next change it is asked for again
+	image.addEventListener("error", () => image.removeAttribute("src"));
 	const message = el("div", { class: "stage-message" });
 	const canvas = el("div", { class: "canvas" }, image, message);
 	const progress = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
@@ -78,12 +81,12 @@ export function initStage(ctx) {
 
 	function tell(job) {
 		if (job.state === "done") announce(t("job.done", { version: job.version, seed: job.images?.at(-1)?.seed ?? "" }));
-		else if (job.state === "failed") announce(actions.sentence(job.error));
+		else if (job.state === "failed") announce(sentence(job.error));
 	}
 
 	function render() {
 		const shown = store.get("shown");
-		const [newest] = store.get("rows");
+		const newest = ctx.rows?.row(0) ?? store.get("rows")[0];
 		if (shown === null && newest) return store.set("shown", { picture: newest });
 		const job = shownJob();
 		const forming = job && isUnfinished(job) ? job : null;
@@ -110,7 +113,7 @@ export function initStage(ctx) {
 
 	function renderMessage(job, picture) {
 		let text = "";
-		if (job?.state === "failed") text = actions.sentence(job.error);
+		if (job?.state === "failed") text = sentence(job.error);
 		else if (!job && !picture) text = t(store.get("status") === null ? "connection.connecting" : "stage.empty");
 		setText(message, text);
 		show(message, text !== "");

@@ -1,4 +1,4 @@
-// The bottom line: the model that draws, the queue, what a deploy is doing, and whether the server answers
+// The bottom line: the model, the queue, what a deploy is doing, whether the server answers
 
 import { el, setText, show } from "./dom.js";
 import { number, percent, reasoned, time } from "./i18n.js";
@@ -54,7 +54,7 @@ function deployText({ aliases = {} }, t) {
 		.join(" · ");
 }
 
-// Returns what is wrong: a version that was rejected and is still asked for, a link, the history; or ""
+// Returns what is wrong with a version that is asked for, a link, the history; or ""
 function faultText({ aliases = {}, history }, t) {
 	const texts = [];
 	for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {

@@ -1,4 +1,4 @@
-// The one event stream. It keeps `connection`, `status` and `jobs` of the store current, and connects again by itself
+// Keeps `connection`, `status` and `jobs` of the store current by the event stream
 
 import { call, clientId, fromJson } from "./api.js";
 import { createStream } from "./worker.js";
@@ -53,7 +53,7 @@ export function follow(store) {
 	addEventListener("unlocked", () => say("connect"));
 }
 
-// Returns the jobs with one of them in its new state. An event without a preview keeps the last preview, until the end
+// Returns the jobs with one in its new state. Without a preview it keeps the last one, until the end
 export function merged(jobs, job) {
 	const known = jobs.find((one) => one.id === job.id);
 	if (known === undefined) return [...jobs, job];

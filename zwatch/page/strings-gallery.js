@@ -1,4 +1,4 @@
-// The strings of the history, the detail view, the comparison, the versions and dropped files, as in strings.js
+// The other strings, as in strings.js
 import { table } from "./strings.js";
 
 export default table(`

@@ -4,7 +4,7 @@ export const reasons = {
 	size_mismatch: "大小不符", hash_mismatch: "内容不符", header_invalid: "文件头无效", version_mismatch: "版本不符", config_invalid: "配置无效",
 	class_not_allowed: "组件不允许", weights_mismatch: "权重不匹配", bad_image: "图片异常", set_aside: "多次崩溃", insufficient_memory: "内存不足",
 	out_of_memory: "内存不足", io_error: "读取出错", stalled: "没有进展", device_error: "设备出错", internal_error: "内部错误",
-	missing: "链接不存在", not_a_link: "不是链接", unsettled: "变化过快", outside: "在目录之外", dangling: "版本不存在", loop: "循环链接",
+	invalid_value: "值无效", not_found: "未找到", model_not_found: "没有此模型", missing: "链接不存在", not_a_link: "不是链接", unsettled: "变化过快", outside: "在目录之外", dangling: "版本不存在", loop: "循环链接",
 	not_a_directory: "不是目录", unreadable: "无法读取", unauthorized: "需要令牌",
 	too_many_guesses: "尝试过多", unreachable: "没有响应",
 };
@@ -128,6 +128,7 @@ keys.walk = Walk through the pictures = 浏览图片
 keys.details = On a picture: all its details = 选中图片时：全部信息
 keys.search = Search the pictures = 搜索图片
 keys.focus = Go to the prompt = 转到提示词
+keys.zoom = Zoom, in details and comparison = 缩放（详情和对比中）
 keys.help = These keys = 显示快捷键
 
 time.seconds = {seconds} s = {seconds} 秒

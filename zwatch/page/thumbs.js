@@ -16,7 +16,8 @@ export function makeThumb(row, rows, { pick, use }) {
 		iconButton("seed", t("history.useSeed"), () => use(row, { seedOnly: true }), { tabIndex: -1 }));
 	const item = el("li", { class: "cell" }, el("span", { class: "mark" }), button, quick);
 	image.addEventListener("load", () => item.classList.add("seen"));
-	image.addEventListener("error", () => rows.refresh());
+	// Asked for again when the server is back
+	image.addEventListener("error", () => rows.refresh().then(() => rows.error && image.removeAttribute("src")));
 	return item;
 }
 
@@ -33,7 +34,7 @@ export function updateThumb(item, index, rows, { isShown }) {
 	button.ariaCurrent = isShown(row);
 }
 
-export function loadThumb(item, row) {
+export function loadThumb(item, row, rows) {
 	const image = item.querySelector("img");
-	if (row && !image.getAttribute("src")) image.src = `${row.url}/thumbnail`;
+	if (row && !rows.error && !image.getAttribute("src")) image.src = `${row.url}/thumbnail`;
 }

@@ -22,13 +22,16 @@ export function toast(text, { action = null, error = false, onEnd = () => {} } =
 		box.remove();
 		after();
 	};
+	const words = el("p", { text: error && text });
 	const box = el("div", { class: error ? "toast error" : "toast", role: error && "alert", "aria-live": !error && "polite" },
-		el("p", { text }), action && textButton(action.label, () => end(action.run)),
+		words, action && textButton(action.label, () => end(action.run)),
 		iconButton("close", t("close"), () => end()));
 	const timer = error ? 0 : setTimeout(() => end(), SECONDS * 1000);
 	// What is inside a closed dialog cannot be seen
-	host.addEventListener("close", () => last === end && document.body.append(box), { once: true });
+	if (host !== document.body) host.addEventListener("close", () => last === end && front().append(box), { once: true });
 	host.append(box);
+	// Only what changes in a live region is spoken
+	setTimeout(() => (words.textContent = text), 50);
 	last = end;
 	return end;
 }

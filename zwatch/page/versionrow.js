@@ -1,4 +1,4 @@
-// One version in the panel: its state, digest, last attempt, and the command that deploys it
+// One version in the panel
 
 import { el, iconButton, setText, show } from "./dom.js";
 import { bytes, dateTime, duration, number, percent, reasoned, t, time } from "./i18n.js";

@@ -1,8 +1,8 @@
-// The panel of versions: what serves, what attempts came to; Deploy, Roll back, for each link
+// The panel of versions
 
 import { open } from "./dialogs.js";
 import { byId, el, setText, show } from "./dom.js";
-import { reasoned, t, time } from "./i18n.js";
+import { reasoned, sentence, t, time } from "./i18n.js";
 import { textButton, view } from "./parts.js";
 import { drawRow, makeRow } from "./versionrow.js";
 
@@ -18,7 +18,7 @@ export function initVersions(ctx) {
 
 class Panel {
 	constructor(ctx) {
-		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], problem: "", asked: 0, rows: new Map() });
+		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], asked: 0, rows: new Map() });
 		this.build();
 	}
 
@@ -31,7 +31,8 @@ class Panel {
 		const serving = this.ctx.store.get("status")?.serving;
 		const state = this.aliases[this.alias] ?? {};
 		if (serving?.version === state.serving) return { ...state, since: serving?.since, images: serving?.images };
-		return { ...state, since: this.promoted((version) => version === state.serving)?.started };
+		const last = this.promoted((version) => version === state.serving);
+		return { ...state, since: last && Date.parse(last.started) + 1000 * last.seconds };
 	}
 
 	// The last attempt of this link that brought such a version into service
@@ -69,16 +70,15 @@ class Panel {
 
 	readIn(pause) {
 		clearTimeout(this.timer);
-		this.timer = setTimeout(() => (document.hidden ? this.readIn(pause) : this.read()), pause);
+		this.timer = setTimeout(() => (document.hidden || this.ctx.store.get("connection") !== "open" ? this.readIn(PERIOD_MS) : this.read()), pause);
 	}
 
 	async read() {
 		try {
 			Object.assign(this, ...(await Promise.all(["/versions", "/attempts"].map((path) => this.ctx.api.call("GET", path)))));
-			this.problem = "";
 			this.versions.sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }));
 		} catch (error) {
-			this.problem = error.message;
+			this.problem = sentence(error);
 		}
 		if (!this.dialog.open) return;
 		this.draw();
@@ -89,7 +89,7 @@ class Panel {
 		const { serving, since, unloaded, fault } = this.state;
 		const text = serving ? t("versions.serving", { version: serving, time: since ? time(since) : "–" }) : t("versions.nothing");
 		setText(this.serving, unloaded ? t("versions.unloaded") : text);
-		setText(this.problemText, fault ? reasoned(fault.code, fault.message) : this.problem);
+		setText(this.problemText, fault ? reasoned(fault.code, fault.message) : (this.problem ?? ""));
 		show(this.loadButton, Boolean(unloaded));
 		const names = Object.keys(this.aliases);
 		show(this.links, names.length > 1);
@@ -146,7 +146,7 @@ class Panel {
 			const { version } = error.body?.reason ?? {};
 			const { serving } = this.aliases[alias] ?? {};
 			// The reason is in the version's row: here it says what matters most
-			said = [version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: error.message }), true];
+			said = [version && serving ? t("versions.rejected", { version, serving }) : t("notDone", { reason: sentence(error) }), true];
 		}
 		// The outcome of the newest wish is said
 		if (turn === this.asked && alias === this.alias) this.say(...said);

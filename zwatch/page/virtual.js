@@ -51,7 +51,7 @@ export class VirtualList {
 		return this.rows.row(index)?.name ?? index;
 	}
 
-	// Shows the rows as they are now. What is seen stays where it is, whatever came or went before it
+	// Shows the rows as they are now. What is seen stays where it is
 	refresh() {
 		const [key, cell] = this.seen.find(([one]) => this.rows.indexOf(one) >= 0) ?? [];
 		if (this.offset > 0 && cell >= 0) {
@@ -95,7 +95,7 @@ export class VirtualList {
 		// What is only scrolled or jumped past costs the server nothing
 		this.timer = setTimeout(() => {
 			need();
-			for (const [key, item] of this.items) loadThumb(item, rows.row(rows.indexOf(key)));
+			for (const [key, item] of this.items) loadThumb(item, rows.row(rows.indexOf(key)), rows);
 		}, SETTLE_MS);
 	}
 

@@ -1,9 +1,9 @@
-// Holds the event stream of all tabs: a browser opens six connections to a server, so with a stream each the seventh would not load
+// Holds the event stream of all tabs: with one each, the seventh would not load (six connections to a server)
 
 const RETRY_MS = 1000;
 const EVENTS = ["status", "serving", "queue", "alias", "attempt", "history", "jobs", "job"];
 
-// Makes a stream that begins again when it ends. `take(event, text)` gets its events, and "connection": "open", "lost" or "locked"
+// Makes a stream that begins again by itself. `take(event, text)` gets its events, and "connection": "open", "lost", "locked"
 export function createStream(client, take) {
 	let source;
 	let timer;
