@@ -9,6 +9,8 @@ stay as they were verified.
 import torch
 from torch import nn
 
+from zwatch.engine.networks import layers
+
 
 class _Conv2d(nn.Conv2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's own name)
@@ -23,7 +25,9 @@ class _Linear(nn.Linear):
         return nn.functional.linear(input.float(), self.weight.float(), bias).to(input.dtype)
 
 
-_IN_FLOAT32: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Linear: _Linear}
+_IN_FLOAT32: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: _Conv2d, nn.Linear: _Linear, layers.Conv2d: _Conv2d, layers.Linear: _Linear,
+}  # fmt: skip
 
 
 def adapt(module: nn.Module, device: torch.device) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zwatch.engine.networks.layers import Conv2d, GroupNorm, Linear
+
 _EPSILON = 1e-6
 
 
@@ -48,9 +50,9 @@ class Residual(nn.Module):
     def __init__(self, config: AutoencoderConfig, channels: int, out: int) -> None:
         super().__init__()
         groups = config.norm_num_groups
-        self.norm1, self.norm2 = (nn.GroupNorm(groups, width, eps=_EPSILON) for width in (channels, out))
-        self.conv1, self.conv2 = (nn.Conv2d(width, out, 3, padding=1) for width in (channels, out))
-        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
+        self.norm1, self.norm2 = (GroupNorm(groups, width, eps=_EPSILON) for width in (channels, out))
+        self.conv1, self.conv2 = (Conv2d(width, out, 3, padding=1) for width in (channels, out))
+        self.conv_shortcut = Conv2d(channels, out, 1) if channels != out else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, out, h, w) for x of shape (batch, channels, h, w)."""
@@ -65,9 +67,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(config.norm_num_groups, channels, eps=_EPSILON)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.group_norm = GroupNorm(config.norm_num_groups, channels, eps=_EPSILON)
+        self.to_q, self.to_k, self.to_v = (Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the shape of x, (batch, channels, h, w)."""
@@ -98,7 +100,7 @@ class Halving(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, channels, h / 2, w / 2)."""
@@ -111,7 +113,7 @@ class Doubling(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, channels, 2 h, 2 w)."""
@@ -142,7 +144,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = config.block_out_channels
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             Level(
                 config, widths[max(0, number - 1)], width, config.layers_per_block, "downsamplers",
@@ -151,8 +153,8 @@ class Encoder(nn.Module):
             for number, width in enumerate(widths)
         )  # fmt: skip
         self.mid_block = Middle(config, widths[-1])
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPSILON)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=_EPSILON)
+        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, 2 x latent channels, h / 8, w / 8) for an image of shape (batch, 3, h, w)."""
@@ -165,7 +167,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = config.block_out_channels[::-1]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = Middle(config, widths[0])
         self.up_blocks = nn.ModuleList(
             Level(
@@ -174,8 +176,8 @@ class Decoder(nn.Module):
             )
             for number, width in enumerate(widths)
         )  # fmt: skip
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPSILON)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=_EPSILON)
+        self.conv_out = Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return an image, shape (batch, 3, 8 h, 8 w), for latents of shape (batch, latent channels, h, w)."""
@@ -198,8 +200,8 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         latents = config.latent_channels
-        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
+        self.quant_conv = Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
+        self.post_quant_conv = Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zwatch.engine.networks.layers import Embedding, Linear
+
 _THETA = 10_000.0
 
 
@@ -70,9 +72,9 @@ class Attention(nn.Module):
         width, head = config.hidden_size, config.head_dim
         heads, pairs, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
         self.head, self.shared = head, heads // pairs
-        self.q_proj = nn.Linear(width, heads * head, bias=bias)
-        self.k_proj, self.v_proj = (nn.Linear(width, pairs * head, bias=bias) for _ in range(2))
-        self.o_proj = nn.Linear(heads * head, width, bias=bias)
+        self.q_proj = Linear(width, heads * head, bias=bias)
+        self.k_proj, self.v_proj = (Linear(width, pairs * head, bias=bias) for _ in range(2))
+        self.o_proj = Linear(heads * head, width, bias=bias)
         self.q_norm, self.k_norm = (RMSNorm(head, config.rms_norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,8 +114,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         width, hidden = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj = (nn.Linear(width, hidden, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj, self.up_proj = (Linear(width, hidden, bias=False) for _ in range(2))
+        self.down_proj = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output, of the shape of x."""
@@ -145,7 +147,7 @@ class Qwen3Encoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from zwatch.engine.networks.layers import Linear
+
 PAD_MULTIPLE = 32
 """Both parts of a sequence are padded to a multiple of this (`SEQ_MULTI_OF` of the published code)."""
 TIME_WIDTH = 256
@@ -78,8 +80,8 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, self.heads = config.dim, config.n_heads
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=False) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        self.to_q, self.to_k, self.to_v = (Linear(width, width, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(width, width, bias=False)])
         self.norm_q: nn.Module | None = None
         self.norm_k: nn.Module | None = None
         if config.qk_norm:
@@ -113,8 +115,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = int(width / 3 * 8)
-        self.w1, self.w3 = (nn.Linear(width, hidden, bias=False) for _ in range(2))
-        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w1, self.w3 = (Linear(width, hidden, bias=False) for _ in range(2))
+        self.w2 = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output, of the shape of x."""
@@ -133,7 +135,7 @@ class Block(nn.Module):
         self.attention_norm1, self.attention_norm2 = (RMSNorm(width, config.norm_eps) for _ in range(2))
         self.ffn_norm1, self.ffn_norm2 = (RMSNorm(width, config.norm_eps) for _ in range(2))
         if modulated:
-            self.adaLN_modulation = nn.Sequential(nn.Linear(min(width, TIME_WIDTH), 4 * width))
+            self.adaLN_modulation = nn.Sequential(Linear(min(width, TIME_WIDTH), 4 * width))
 
     def forward(self, x: Tensor, mask: Tensor | None, rotations: Tensor, time: Tensor | None = None) -> Tensor:
         """Return x, shape (batch, tokens, width), after this block; `time` is (batch, 256)."""
@@ -155,8 +157,8 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=_FINAL_EPSILON)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, TIME_WIDTH), width))
+        self.linear = Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(min(width, TIME_WIDTH), width))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Return shape (batch, tokens, out)."""
@@ -169,7 +171,7 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, _TIME_HIDDEN), nn.SiLU(), nn.Linear(_TIME_HIDDEN, width))
+        self.mlp = nn.Sequential(Linear(TIME_WIDTH, _TIME_HIDDEN), nn.SiLU(), Linear(_TIME_HIDDEN, width))
 
     def forward(self, time: Tensor) -> Tensor:
         """Return shape (batch, width) for times of shape (batch,)."""
@@ -201,13 +203,13 @@ class ZImageTransformer(nn.Module):
         self.config = config
         self.in_channels = config.in_channels
         width, patch = config.dim, _PATCH * _PATCH * config.in_channels
-        self.all_x_embedder = nn.ModuleDict({"2-1": nn.Linear(patch, width)})
+        self.all_x_embedder = nn.ModuleDict({"2-1": Linear(patch, width)})
         self.all_final_layer = nn.ModuleDict({"2-1": FinalLayer(width, patch)})
         self.noise_refiner = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_refiner_layers))
         self.context_refiner = nn.ModuleList(Block(config, modulated=False) for _ in range(config.n_refiner_layers))
         self.t_embedder = TimeEmbedder(min(width, TIME_WIDTH))
         self.cap_embedder = nn.Sequential(
-            RMSNorm(config.cap_feat_dim, config.norm_eps), nn.Linear(config.cap_feat_dim, width)
+            RMSNorm(config.cap_feat_dim, config.norm_eps), Linear(config.cap_feat_dim, width)
         )
         self.x_pad_token = nn.Parameter(torch.zeros(1, width))
         self.cap_pad_token = nn.Parameter(torch.zeros(1, width))
