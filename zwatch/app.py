@@ -226,8 +226,12 @@ def _make_factory(config: Config) -> "EngineFactory":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.opening import import_library, open_factory
 
-    import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
-    factory = open_factory(config.device, budget=config.memory_budget, cache=config.state_dir / "prepared")
+    gc.disable()  # imports make no garbage: to look for it takes a tenth of their time
+    try:
+        import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
+        factory = open_factory(config.device, budget=config.memory_budget, cache=config.state_dir / "prepared")
+    finally:
+        gc.enable()
     # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
     # a second in which no thread runs.
     gc.freeze()

@@ -32,7 +32,7 @@ class Card:
     def __init__(self):
         self.factory = EngineFactory(Device("cuda"))
         self.device = self.factory.device
-        self.device.hasher.compiled(wait=True)
+        self.device.hasher.compiling.result()
         self.old = build(self.factory, MODELS, "v1")
         self.old.serve(parameters())
         assert self.device.request_peak > 0

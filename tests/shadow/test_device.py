@@ -163,7 +163,7 @@ class TestOnCuda:
     @pytest.fixture
     def device(self):
         device = Device("cuda")
-        device.hasher.compiled(wait=True)  # its scratch is allocated too
+        device.hasher.compiling.result()  # its scratch is allocated too
         yield device
         device.give_room()
 

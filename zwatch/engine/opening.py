@@ -54,7 +54,7 @@ def open_factory(device: str, *, budget: int | None = None, cache: Path | None =
 
     try:
         _check_present(device)
-        return EngineFactory(Device(device, budget=budget), cache)
+        return EngineFactory(Device(device, budget=budget, cache=cache), cache)
     except FatalError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ Data is hashed in slices, one lane per chunk of 1024 bytes; each slice's part of
 scratch that the next slice uses again. No bytes leave the device but the digest's 32.
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ def is_available(device: torch.device) -> bool:
     except Exception:
         return False
     return True
+
+
+def forget_kernels() -> None:
+    """Forget what was compiled or read in this process, so that the next GpuHasher begins anew."""
+    from zwatch.shadow import _blake3_kernels
+
+    importlib.reload(_blake3_kernels)
 
 
 class GpuHasher:

@@ -1,14 +1,19 @@
 """What a CUDA device needs beyond torch: streams by priority, pinned memory, a pool, and the hash kernel."""
 
 import logging
+import os
+import platform
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, overload
+from importlib.metadata import version as installed
+from pathlib import Path
 
 import torch
+from blake3 import blake3
 
 from zwatch.shadow import blake3_gpu
-from zwatch.shadow.hashing import Between, Hashing, HostHasher
+from zwatch.shadow.hashing import SLICE, Between, Hashing, host_view
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.reader import PinnedReader
 
@@ -23,15 +28,16 @@ SMALL_PIECES = 32
 class Cuda:
     """Streams by priority, pinned memory, a pool, and the hash kernel of one CUDA device.
 
-    Everything is allocated and compiled here, at the start, so that a swap need not.
+    Everything is allocated and compiled here, at the start, so that a swap need not. `cache` is the directory in which
+    compiled kernels are kept.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, cache: Path | None = None) -> None:
         with torch.cuda.device(device):
             self.serving = torch.cuda.Stream(priority=-1)
             self.beside = torch.cuda.Stream(priority=0)
             copies = torch.cuda.Stream(priority=0)
-            self.hasher = CudaHasher(device, copies, self.beside)
+            self.hasher = CudaHasher(device, copies, self.beside, cache)
             self.reader = PinnedReader(copies)
             self.memory = CudaMemory(device)
             self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
@@ -86,79 +92,134 @@ class CudaMemory:
 
 
 class CudaHasher:
-    """Hashes on the stream `beside` what is copied on the stream `copies`, by a kernel that is compiled meanwhile."""
+    """Hashes on the stream `beside` what is copied on the stream `copies`, by a kernel that is compiled meanwhile; until it is,
+    the CPU hashes a copy of the bytes that arrived. `cache` is the directory in which compiled kernels are kept."""
 
-    def __init__(self, device: torch.device, copies: torch.cuda.Stream, beside: torch.cuda.Stream) -> None:
+    def __init__(
+        self, device: torch.device, copies: torch.cuda.Stream, beside: torch.cuda.Stream, cache: Path | None = None
+    ) -> None:
+        self.device = device
         self.copies = copies
         self.beside = beside
         self.lock = threading.Lock()
         """Held to launch a kernel: a load and a check of what serves may hash at the same time, with one scratch."""
-        # Compiling takes seconds the first time; the first files are read meanwhile.
+        # Compiling takes half a minute the first time; nothing waits for it.
         compiler = ThreadPoolExecutor(1, thread_name_prefix="zwatch-kernels")
-        self._compiling = compiler.submit(_make_hasher, device, beside)
+        self.compiling = compiler.submit(_make_hasher, device, beside, cache)
         compiler.shutdown(wait=False)
 
     def begin(self, data: torch.Tensor, between: Between = lambda: None) -> Hashing:
         """As `Hasher.begin`, in the order of the copies."""
         return _AfterCopies(self, data, between)
 
-    def compiled(self, *, wait: bool) -> "HostHasher | blake3_gpu.GpuHasher | None":
-        """Return the hasher to be used; None if that is not decided yet and the caller does not wait."""
-        return self._compiling.result() if wait or self._compiling.done() else None
+    @property
+    def compiled(self) -> blake3_gpu.GpuHasher | None:
+        """The kernel; None until it is compiled, or if it cannot be."""
+        return self.compiling.result() if self.compiling.done() else None
 
 
 class _AfterCopies:
-    """The hash of one buffer: each slice is hashed as soon as it was copied and the kernel is compiled."""
+    """The hash of one buffer: each slice is hashed as soon as it was copied, if the kernel is compiled by then."""
 
     def __init__(self, hasher: CudaHasher, data: torch.Tensor, between: Between) -> None:
         self._hasher = hasher
         self._data = data
         self._between = between
         self._slices = 0
-        self._hashing: Hashing | None = None
+        self._hashing: blake3_gpu.Hashing | None = None
 
     def advance(self, landed: int) -> None:
         # One event per slice, not one per chunk.
-        if (slices := landed // blake3_gpu.SLICE) > self._slices and self._begin(wait=False) is not None:
+        if (slices := landed // blake3_gpu.SLICE) > self._slices and (hashing := self._begin()) is not None:
             self._slices = slices
             self._hasher.beside.wait_stream(self._hasher.copies)
             with self._hasher.lock:
-                self._begin(wait=True).advance(landed)
+                hashing.advance(landed)
 
     def finish(self) -> None:
-        hashing = self._begin(wait=True)
-        self._hasher.beside.wait_stream(self._hasher.copies)
-        with self._hasher.lock:
-            hashing.finish()
+        if (hashing := self._begin()) is not None:
+            self._hasher.beside.wait_stream(self._hasher.copies)
+            with self._hasher.lock:
+                hashing.finish()
 
     def hexdigest(self) -> str:
         self.finish()
-        return self._begin(wait=True).hexdigest()
+        if self._hashing is not None:
+            return self._hashing.hexdigest()
+        self._hasher.beside.wait_stream(self._hasher.copies)
+        return _hashed_on_host(self._data, self._between)
 
-    @overload
-    def _begin(self, *, wait: Literal[True]) -> Hashing: ...
-    @overload
-    def _begin(self, *, wait: Literal[False]) -> Hashing | None: ...
-    def _begin(self, *, wait: bool) -> Hashing | None:
-        hasher = self._hasher.compiled(wait=wait)
-        if self._hashing is None and hasher is not None:
-            if isinstance(hasher, HostHasher):
-                self._hashing = hasher.begin(self._data, self._between)
-            else:
-                with self._hasher.lock:
-                    self._hashing = hasher.begin(self._data)
+    def _begin(self) -> blake3_gpu.Hashing | None:
+        kernel = self._hasher.compiled
+        if self._hashing is None and kernel is not None:
+            with self._hasher.lock:
+                self._hashing = kernel.begin(self._data)
         return self._hashing
 
 
-def _make_hasher(device: torch.device, stream: torch.cuda.Stream) -> "HostHasher | blake3_gpu.GpuHasher":
+def _hashed_on_host(data: torch.Tensor, between: Between) -> str:
+    """Return the hash of a uint8 tensor on the device, computed on the CPU from a copy; on torch's current stream.
+
+    One piece of the copy is hashed while the next arrives.
+    """
+    pinned = [torch.empty(min(SLICE, data.numel()), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    arrived = [torch.cuda.Event() for _ in pinned]
+    begins = range(0, data.numel(), SLICE)
+
+    def copy(number: int) -> torch.Tensor:
+        piece = data[begins[number] : begins[number] + SLICE]
+        there = pinned[number % 2][: piece.numel()]
+        there.copy_(piece, non_blocking=True)
+        arrived[number % 2].record()
+        return there
+
+    hasher = blake3(max_threads=blake3.AUTO)
+    coming = copy(0) if begins else None
+    for number in range(len(begins)):
+        between()
+        arrived[number % 2].synchronize()
+        here, coming = coming, copy(number + 1) if number + 1 < len(begins) else None
+        hasher.update(host_view(here))  # type: ignore[arg-type]  # there is one for each number
+    return hasher.hexdigest()
+
+
+def _make_hasher(
+    device: torch.device, stream: torch.cuda.Stream, cache: Path | None
+) -> blake3_gpu.GpuHasher | None:
     if not blake3_gpu.is_available(device):
-        _log.warning("triton is not installed: weights are verified on the CPU, which is many times slower")
-        return HostHasher()
+        _log.warning("triton is not installed: weights are verified on the CPU, which takes longer")
+        return None
+    kept = None if cache is None or "TRITON_CACHE_DIR" in os.environ else cache / _fingerprint(device)
+    if kept is not None:
+        os.environ["TRITON_CACHE_DIR"] = str(kept)
     try:
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            return blake3_gpu.GpuHasher(device)
+            try:
+                return blake3_gpu.GpuHasher(device)
+            except Exception:
+                if kept is None or not kept.exists():
+                    raise
+                _log.warning("the compiled kernels in %s cannot be used; compiling them again", kept)
+                shutil.rmtree(kept, ignore_errors=True)
+                blake3_gpu.forget_kernels()
+                return blake3_gpu.GpuHasher(device)
     except Exception:  # no compiler, no space for its cache, another triton: the CPU verifies too, only more slowly
-        _log.exception(
-            "the hash kernel does not work on this device: weights are verified on the CPU, which is many times slower"
-        )
-        return HostHasher()
+        _log.exception("the hash kernel does not work on this device: weights are verified on the CPU, which takes longer")
+        return None
+
+
+def _fingerprint(device: torch.device) -> str:
+    """Return a name for all that compiled kernels depend on, besides their source, which Triton looks at itself."""
+    found = [
+        torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), torch.__version__, torch.version.cuda,
+        installed("triton"), platform.python_version(), _driver(),
+    ]  # fmt: skip
+    return "kernels-" + blake3(repr(found).encode()).hexdigest(16)
+
+
+def _driver() -> str:
+    """Return the version of the driver, as far as the system tells."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""

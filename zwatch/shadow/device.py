@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -67,7 +68,8 @@ class Device:
 
     `budget` caps the bytes that weights may take, for a card that is shared with other programs. `memory` tells what
     the device's memory holds and `pool` keeps freed slabs for the next load (without one, memory is freed at once);
-    `host_memory` returns (free, total) bytes of the host. Each defaults to what the device has.
+    `host_memory` returns (free, total) bytes of the host. Each defaults to what the device has. `cache` is the directory in
+    which compiled kernels are kept.
     """
 
     is_host = False
@@ -80,6 +82,7 @@ class Device:
         memory: MemorySource | None = None,
         pool: Pool | None = None,
         host_memory: Callable[[], tuple[int, int]] = system_memory,
+        cache: Path | None = None,
     ) -> None:
         self.torch_device = _torch_device(name)
         self.budget = budget
@@ -93,7 +96,7 @@ class Device:
         self._serving: set[int] = set()  # identifiers of the threads that make images
         self._launching = 0  # of these threads
         host_reader = HostReader()
-        self._cuda = Cuda(self.torch_device) if self.torch_device.type == "cuda" else None
+        self._cuda = Cuda(self.torch_device, cache) if self.torch_device.type == "cuda" else None
         self.reader: Reader = host_reader
         """Reads files into tensors on this device; on a GPU in the order of the stream that `beside` has."""
         self.hasher: Hasher = HostHasher()
