@@ -69,7 +69,9 @@ class Bench:
 
     def run(self) -> None:
         """Measure every kind of start."""
-        version = make_versions(self.options.models, self.options.preset, self.options.device, self.clock, only_first=True)[0]
+        version = make_versions(
+            self.options.models, self.options.preset, self.options.device, self.clock, only_first=True
+        )[0]
         self.environment = {
             **os.environ, "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -103,7 +105,12 @@ class Bench:
         totals = {name: [round(sum(s for _, s in one), 3) for one in starts] for name, starts in found.items()}
         medians = {name: statistics.median(seconds) for name, seconds in totals.items()}
         self.results.data["rows"].append(
-            {"kind": kind, "seconds": totals, "median": medians, "ratio": round(medians["zwatch"] / medians["diffusers"], 3)}
+            {
+                "kind": kind,
+                "seconds": totals,
+                "median": medians,
+                "ratio": round(medians["zwatch"] / medians["diffusers"], 3),
+            }
             | {"parts": {name: parts(starts) for name, starts in found.items()}}
         )
         self.results.save()
@@ -156,7 +163,7 @@ class Bench:
             attempt = server.get("/status")["aliases"]["current"]["attempt"]
             rows = between(server.begun, marks)
         phases = attempt["phases"]
-        name, seconds = rows[1]
+        _name, seconds = rows[1]
         left = seconds - sum(phases.values())
         return [rows[0], ("libraries and device", left), *phases.items(), *rows[2:]]
 
@@ -189,7 +196,9 @@ def table(data: Json) -> list[str]:
         lines.append(f"{row['kind']:18}{median['diffusers']:12.2f}{median['zwatch']:10.2f}{row['ratio']:8.3f}")
     for row in data["rows"]:
         for name, found in row["parts"].items():
-            lines.append(f"{row['kind']}, {name}: " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.items()))
+            lines.append(
+                f"{row['kind']}, {name}: " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.items())
+            )
     return [*lines, *data["not_run"]]
 
 
@@ -200,7 +209,7 @@ def draw(data: Json, path: Path) -> None:
     if made is None:
         return
     figure, (axis,) = made
-    for place, (kind, name, found) in enumerate(bars):
+    for place, (_kind, _name, found) in enumerate(bars):
         begun = 0.0
         for number, (part, seconds) in enumerate(found.items()):
             axis.barh(place, seconds, left=begun, color=f"C{number % 10}", height=0.7)

@@ -65,14 +65,14 @@ def test_an_abandoned_load_stays_abandoned(tiny_versions):
 
 
 def test_an_abandoned_load_stops_in_the_middle_of_building_and_is_no_rejection(tiny_versions, monkeypatch):
-    control, genuine, built = LoadControl(), components.ZImageTransformer2DModel.from_config, []
+    control, genuine, built = LoadControl(), components.ZImageTransformer, []
 
-    def from_config(config):
+    def make(config):
         control.abandon()
         built.append(genuine(config))
 
     monkeypatch.setattr(pace, "BURST", 0)
-    monkeypatch.setattr(components.ZImageTransformer2DModel, "from_config", from_config)
+    monkeypatch.setattr(components, "ZImageTransformer", make)
     with pytest.raises(Abandoned):
         build(EngineFactory(Device("cpu")), tiny_versions, "v1", control)
     assert not built

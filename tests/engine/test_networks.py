@@ -92,7 +92,9 @@ def test_the_autoencoder_has_the_librarys_bits(dtype, change):
 @pytest.mark.parametrize("mask", [[1] * 3 + [0] * 29, [1] * 32, [0] * 20 + [1] * 12, [1] + [0] * 31])
 def test_the_text_encoder_has_the_librarys_bits(dtype, change, mask):
     config = TEXT | change
-    theirs = Qwen3Model(Qwen3Config.from_dict({name: value for name, value in config.items() if value is not None}))
+    theirs = Qwen3Model(
+        Qwen3Config.from_dict({name: value for name, value in config.items() if name != "rope_theta" or value})
+    )
     ours, theirs = alike(Qwen3Encoder(TextConfig.of(config)), theirs, dtype)
     tokens, present = torch.randint(0, 100, (32,)), torch.tensor(mask).bool()
     assert torch.equal(ours.encode(tokens, present), library.encode(theirs, tokens, present))
@@ -109,6 +111,7 @@ OTHER_SCHEDULES = [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}
 @pytest.mark.parametrize("config", SCHEDULES, ids=str)
 @pytest.mark.parametrize(("steps", "tokens"), [(1, 256), (2, 16), (8, 4096), (50, 1000)])
 def test_the_schedule_has_the_librarys_values(config, steps, tokens):
+    steps = max(steps, 2) if "shift_terminal" in config else steps  # one step divides by zero, there too
     device = torch.device("cpu")
     ours = EulerSchedule.of(config).timeline(steps, tokens, device)
     theirs = library.LibrarySchedule(config).timeline(steps, tokens, device)
@@ -128,7 +131,7 @@ def test_the_schedule_has_the_librarys_values(config, steps, tokens):
         (TransformerConfig.of, TRANSFORMER | {"all_patch_size": [1, 2], "all_f_patch_size": [1, 1]}),
         (TransformerConfig.of, TRANSFORMER | {"axes_dims": [8, 8, 10]}),
         (TransformerConfig.of, TRANSFORMER | {"axes_dims": [7, 8, 9]}),
-        (AutoencoderConfig.of, VAE | {"up_block_types": ["AttnUpDecoderBlock2D"] + VAE["up_block_types"][1:]}),
+        (AutoencoderConfig.of, VAE | {"up_block_types": ["AttnUpDecoderBlock2D", *VAE["up_block_types"][1:]]}),
         (AutoencoderConfig.of, VAE | {"act_fn": "mish"}), (AutoencoderConfig.of, VAE | {"norm_num_groups": 5}),
         (TextConfig.of, TEXT | {"hidden_act": "gelu"}), (TextConfig.of, TEXT | {"use_sliding_window": True}),
         (TextConfig.of, TEXT | {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}),
@@ -172,10 +175,16 @@ def test_the_library_is_not_imported_for_the_versions_in_the_repository(tmp_path
     root = Path(__file__).parents[2]
     heavy = ["diffusers", "transformers", "torch._dynamo", "scipy", "sklearn", "huggingface_hub", "requests"]
     ended = subprocess.run(
-        [sys.executable, "-c", program, str(root / "models"), *heavy], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(root / "models"), *heavy],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(ended.stdout) == []
 
 
 def test_the_schedulers_class_is_as_it_was_when_its_values_were_copied():
-    assert set(FlowMatchEulerDiscreteScheduler().config) - {"_use_default_values"} >= set(EulerSchedule.__dataclass_fields__)
+    assert set(FlowMatchEulerDiscreteScheduler().config) - {"_use_default_values"} >= set(
+        EulerSchedule.__dataclass_fields__
+    )

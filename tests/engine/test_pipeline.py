@@ -14,6 +14,7 @@ from tests.engine.editing import TRANSFORMER, build, edit_json, parameters, seal
 from zwatch.engine import pipeline
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.precision import adapt
+from zwatch.engine.sampling import Pipeline
 from zwatch.errors import GenerationCancelled
 from zwatch.shadow.device import Device
 
@@ -162,29 +163,29 @@ def test_each_image_is_given_before_the_next_is_begun(v1):
 
 def test_an_image_that_is_not_finite_is_not_given_and_ends_the_request(factory, tiny_versions, monkeypatch):
     engine, given = build(factory, tiny_versions, "v1"), []
-    decode, decoded = engine._decode, []
+    decode, decoded = Pipeline.decode, []
 
-    def decode_with_nan(latents):
-        pixels = decode(latents)
+    def decode_with_nan(self, latents):
+        pixels = decode(self, latents)
         decoded.append(pixels)
         return pixels * float("nan") if len(decoded) == 2 else pixels
 
-    monkeypatch.setattr(engine, "_decode", decode_with_nan)
+    monkeypatch.setattr(Pipeline, "decode", decode_with_nan)
     made = engine.serve(parameters("a cat", 1, 2, 3, steps=1), on_image=lambda number, image: given.append(number))
     assert (made.finite, given, len(decoded)) == (False, [0], 2)
 
 
 def test_a_request_that_is_tried_again_for_want_of_memory_gives_each_image_once(factory, tiny_versions, monkeypatch):
     engine, given, failures = build(factory, tiny_versions, "v1"), [], [torch.OutOfMemoryError("CUDA out of memory")]
-    decode, decoded = engine._decode, []
+    decode, decoded = Pipeline.decode, []
 
-    def decode_without_room(latents):
+    def decode_without_room(self, latents):
         decoded.append(latents)
         if len(decoded) == 2:
             raise failures.pop()
-        return decode(latents)
+        return decode(self, latents)
 
-    monkeypatch.setattr(engine, "_decode", decode_without_room)
+    monkeypatch.setattr(Pipeline, "decode", decode_without_room)
     monkeypatch.setattr(engine.device, "give_room", lambda: 1)
     made = engine.serve(
         parameters("a cat", 1, 2, steps=1), on_image=lambda number, image: given.append((number, pixels(image)))
@@ -336,9 +337,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
 def test_a_prompt_is_encoded_as_the_library_does(v1, library, prompt):
-    theirs = library.tokenizer(
-        [chat(library.tokenizer, prompt)], padding="max_length", max_length=512, truncation=True
-    )
+    theirs = library.tokenizer([chat(library.tokenizer, prompt)], padding="max_length", max_length=512, truncation=True)
     ours = v1.pipeline.tokenizer.encode(prompt)
     assert ours.tokens == theirs.input_ids[0]
     assert ours.mask == theirs.attention_mask[0]

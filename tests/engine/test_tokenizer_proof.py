@@ -206,17 +206,18 @@ def test_a_tokenizer_is_made_once_and_read_at_the_next_start(tokenizer, fresh, t
 )  # fmt: skip
 def test_a_kept_tokenizer_that_is_not_whole_is_made_anew(tokenizer, fresh, tmp_path, monkeypatch, harm):
     files = files_of(tokenizer)
-    expected = ids(TokenizerMaker(tmp_path), files)
-    (kept,) = tmp_path.iterdir()
+    folder = tmp_path / "kept"
+    expected = ids(TokenizerMaker(folder), files)
+    (kept,) = folder.iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(harm(whole))
     monkeypatch.setattr(tokenizer_maker, "_made", OrderedDict())
-    assert ids(TokenizerMaker(tmp_path), files) == expected
+    assert ids(TokenizerMaker(folder), files) == expected
     assert (len(fresh), kept.read_bytes()) == (2, whole)
 
 
 def test_another_file_is_another_tokenizer(tokenizer, fresh, tmp_path):
-    maker = TokenizerMaker(tmp_path)
+    maker = TokenizerMaker(tmp_path / "kept")
     maker.get(files_of(tokenizer))
     (tokenizer / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert len(maker.get(files_of(tokenizer)).encode("a cat").tokens) == 512

@@ -88,7 +88,7 @@ class Pipeline:
         inputs = latents.to(self.transformer.dtype).repeat(count, 1, 1, 1).unsqueeze(2)
         towards = ((1000 - time.expand(1)) / 1000).repeat(count)
         found = self.transformer(list(inputs.unbind(0)), towards, list(prompts), return_dict=False)[0]
-        wanted = found[0].float()
+        wanted: Tensor = found[0].float()
         if count > 1:
             wanted = wanted + guidance_scale * (wanted - found[1].float())
         return -wanted.unsqueeze(0).squeeze(2)

@@ -80,7 +80,7 @@ class EulerSchedule:
             rise = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
             mu = tokens * rise + (self.base_shift - rise * self.base_image_seq_len)
             scale = math.exp(mu) if self.time_shift_type == "exponential" else mu
-            sigmas = scale / (scale + (1 / sigmas - 1))
+            sigmas = (scale / (scale + (1 / sigmas - 1))).astype(np.float32)
         else:
             sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
         if self.shift_terminal:
@@ -89,5 +89,5 @@ class EulerSchedule:
         levels = torch.from_numpy(sigmas).to(device, torch.float32)
         if self.invert_sigmas:
             levels = 1.0 - levels
-        end = torch.full((1,), float(self.invert_sigmas), device=device)
+        end = torch.full((1,), 1.0 if self.invert_sigmas else 0.0, device=device)
         return EulerTimeline(torch.cat([levels, end]), levels * self.num_train_timesteps)

@@ -42,7 +42,7 @@ Files = Mapping[str, bytes]
 
 
 _lock = threading.Lock()
-_made: OrderedDict[str, Future[MadeTokenizer]] = OrderedDict()
+_made: OrderedDict[str, Future[MadeTokenizer | Rejection]] = OrderedDict()
 """Of this process, by digest: those last made, which a deploy most likely needs again."""
 
 
@@ -52,7 +52,7 @@ class TokenizerMaker:
     def __init__(self, cache: Path | None = None) -> None:
         self._cache = cache
 
-    def begin(self, files: Files) -> Future[MadeTokenizer]:
+    def begin(self, files: Files) -> Future[MadeTokenizer | Rejection]:
         """Begin to make a tokenizer in a thread; the result is the same for equal files.
 
         Raises:
@@ -61,7 +61,7 @@ class TokenizerMaker:
         digest = _digest(files)
         with _lock:
             found = _made.get(digest)
-            if found is not None and not (found.done() and found.exception() is not None):
+            if found is not None:
                 return found
             future = _made[digest] = Future()
             while len(_made) > _KEPT:
@@ -77,18 +77,27 @@ class TokenizerMaker:
                 `io_error`, it could not be made now.
         """
         made = self.begin(files).result()
+        if isinstance(made, Rejection):
+            with _lock:
+                _made.pop(_digest(files), None)  # the next load tries again
+            raise Rejection(made.code, made.reason)  # one of its own: its frames hold what was loaded
         if not made.template:
             raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
         return Tokenizer(made)
 
-    def _make(self, future: Future[MadeTokenizer], digest: str, files: Files) -> None:
+    def _make(self, future: Future[MadeTokenizer | Rejection], digest: str, files: Files) -> None:
         try:
             if (made := self._read(digest)) is None:
                 made = made_by_process(files)
                 self._write(digest, made)
             future.set_result(made)
-        except BaseException as error:  # it is raised where the tokenizer is needed
-            future.set_exception(error)
+        except Rejection as rejection:
+            future.set_result(rejection)
+        except OSError as error:
+            future.set_result(Rejection("io_error", f"tokenizer: {error.strerror or error}"))
+        except BaseException as error:
+            _log.exception("making a tokenizer failed unexpectedly")
+            future.set_result(Rejection("internal_error", f"tokenizer: {type(error).__name__}: {error}"))
 
     def _read(self, digest: str) -> MadeTokenizer | None:
         """Return a tokenizer that was kept; a file that is not whole is as good as none."""

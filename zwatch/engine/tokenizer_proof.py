@@ -131,10 +131,10 @@ def _encode(file: Path) -> None:
 def _render(source: str, config: dict[str, Any]) -> None:
     template = compiled(source)
     tokens = {name: value.get("content") if isinstance(value, dict) else value for name, value in config.items()}
-    tokens = {name: value for name, value in tokens.items() if name.endswith("_token") and isinstance(value, str)}
+    named = {name: value for name, value in tokens.items() if name.endswith("_token") and isinstance(value, str)}
     for prompt in PROMPTS:
         length = 0
-        for piece in template.generate(**variables(prompt, tokens)):
+        for piece in template.generate(**variables(prompt, named)):
             length += len(piece)
             if length > MOST_CHARACTERS:
                 sys.exit(TOO_LONG)

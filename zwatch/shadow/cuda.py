@@ -183,9 +183,7 @@ def _hashed_on_host(data: torch.Tensor, between: Between) -> str:
     return hasher.hexdigest()
 
 
-def _make_hasher(
-    device: torch.device, stream: torch.cuda.Stream, cache: Path | None
-) -> blake3_gpu.GpuHasher | None:
+def _make_hasher(device: torch.device, stream: torch.cuda.Stream, cache: Path | None) -> blake3_gpu.GpuHasher | None:
     if not blake3_gpu.is_available(device):
         _log.warning("triton is not installed: weights are verified on the CPU, which takes longer")
         return None
@@ -204,7 +202,9 @@ def _make_hasher(
                 blake3_gpu.forget_kernels()
                 return blake3_gpu.GpuHasher(device)
     except Exception:  # no compiler, no space for its cache, another triton: the CPU verifies too, only more slowly
-        _log.exception("the hash kernel does not work on this device: weights are verified on the CPU, which takes longer")
+        _log.exception(
+            "the hash kernel does not work on this device: weights are verified on the CPU, which takes longer"
+        )
         return None
 
 

@@ -124,7 +124,9 @@ class Doubling(nn.Module):
 class Level(nn.Module):
     """The blocks at one size, and the way to the next."""
 
-    def __init__(self, config: AutoencoderConfig, channels: int, out: int, layers: int, name: str, *parts: nn.Module) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, channels: int, out: int, layers: int, name: str, *parts: nn.Module
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Residual(config, out if number else channels, out) for number in range(layers))
         self.parts = name

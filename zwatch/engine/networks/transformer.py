@@ -92,7 +92,8 @@ class Attention(nn.Module):
 
         `mask` is bool, (batch, tokens); `rotations` complex64, (batch, tokens, width / heads / 2).
         """
-        query, key, value = (made(x).unflatten(-1, (self.heads, -1)) for made in (self.to_q, self.to_k, self.to_v))
+        heads = (*x.shape[:-1], self.heads, -1)
+        query, key, value = (made(x).view(heads) for made in (self.to_q, self.to_k, self.to_v))
         if self.norm_q is not None and self.norm_k is not None:
             query, key = self.norm_q(query), self.norm_k(key)
         query, key = _rotated(query, rotations), _rotated(key, rotations)
@@ -105,7 +106,7 @@ class Attention(nn.Module):
 
 
 def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations.unsqueeze(2)).flatten(3).type_as(x)
 
 
