@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 MAX_FILE = 32 * 2**20
 """Largest accepted file of a tokenizer, bytes. Qwen3's has 11 MB."""
-WALL_SECONDS = 60.0
+WALL_SECONDS = 120.0
 """Seconds until the process is given up, on a machine that is busy."""
 _KEPT = 4
 """Tokenizers that are kept, in memory and on disk: the versions of months share one or two."""

@@ -23,8 +23,8 @@ CPU_SECONDS = 3
 """Seconds of processor time to render a template, which takes milliseconds."""
 FILE_SECONDS = 5
 """The same to read a file, and to encode the prompts: Qwen3's 151,643 tokens take one."""
-BUILD_SECONDS = 20
-"""The same to build it. transformers takes two for Qwen3's."""
+BUILD_SECONDS = 60
+"""The same to build it. Qwen3's 151,643 tokens take some five."""
 IMPORT_SECONDS = 60
 """The same to import transformers, which takes two."""
 MEMORY = 2**30
