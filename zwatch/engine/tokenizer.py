@@ -6,6 +6,7 @@ library reads back in a fraction of a second; that is kept for the next start.
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from zwatch.engine.chat_template import bounded, compiled, variables
 
@@ -36,7 +37,11 @@ class MadeTokenizer:
         Raises:
             ValueError, TypeError: it is something else.
         """
-        fields = json.loads(text)
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "MadeTokenizer":
+        """Return it from the object that `to_json` writes."""
         token, number = fields["last_token"]
         return cls(**{**fields, "last_token": (token, number)})
 

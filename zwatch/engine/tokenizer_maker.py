@@ -162,7 +162,7 @@ def made_by_process(files: Files) -> MadeTokenizer:
         found = json.loads(result.read_bytes())
     if "error" in found:
         raise Rejection("config_invalid", f"tokenizer: {found['error']}")
-    return MadeTokenizer.from_json(found["made"])
+    return MadeTokenizer.of(found)
 
 
 def _run(folder: Path, result: Path) -> None:

@@ -52,13 +52,13 @@ def main(folder: str, result: str) -> None:
         if (file := Path(folder, "tokenizer.json")).exists():
             _begin("encoding a prompt with tokenizer.json", FILE_SECONDS)
             _quietly(lambda: _encode(file))
-        Path(result).write_text(json.dumps(_made(folder)))
+        Path(result).write_text(_made(folder))
     except MemoryError:
         sys.exit(TOO_LARGE)
 
 
-def _made(folder: str) -> dict[str, Any]:
-    """Return {"made": the tokenizer}, or {"error": what transformers says of it}."""
+def _made(folder: str) -> str:
+    """Return the tokenizer as JSON, or {"error": what transformers says of it}."""
     _begin("importing transformers", IMPORT_SECONDS)
     sys.modules["torch"] = None  # type: ignore[assignment]  # it is not needed here, and takes a second
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,7 +66,7 @@ def _made(folder: str) -> dict[str, Any]:
 
     _begin("building it", BUILD_SECONDS)
     try:
-        return {"made": make(folder).to_json()}
+        return make(folder).to_json()
     except MemoryError:
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
@@ -74,7 +74,7 @@ def _made(folder: str) -> dict[str, Any]:
             raise
         # The library's panic is told as what it is for the tokenizer.
         name = "ValueError" if type(error).__name__ == "PanicException" else type(error).__name__
-        return {"error": f"{name}: {error}"}
+        return json.dumps({"error": f"{name}: {error}"})
 
 
 def _begin(activity: str, seconds: int) -> None:
@@ -151,9 +151,10 @@ def make(folder: str) -> MadeTokenizer:
     made: Any = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
     template = made.get_chat_template() if made.chat_template else None
     # As its calls set it, for `padding="max_length", max_length=512, truncation=True`.
-    encoded = made([_chat(made)], padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True)
+    text = _chat(made)
+    encoded = made([text], padding="max_length", max_length=MAX_PROMPT_TOKENS, truncation=True)
     if not any(encoded.attention_mask[0]):
-        raise ValueError("a prompt has no tokens")
+        raise ValueError(f"a prompt has no tokens: the chat template makes {text[:100]!r} of it")
     last: tuple[str, int] = max(made.get_vocab().items(), key=itemgetter(1))
     backend = made.backend_tokenizer
     return MadeTokenizer(

@@ -98,7 +98,6 @@ class CudaHasher:
     def __init__(
         self, device: torch.device, copies: torch.cuda.Stream, beside: torch.cuda.Stream, cache: Path | None = None
     ) -> None:
-        self.device = device
         self.copies = copies
         self.beside = beside
         self.lock = threading.Lock()

@@ -38,7 +38,7 @@ class Hasher(Protocol):
 
 
 class HostHasher:
-    """Hashes on the CPU, `slice_size` bytes at a time: in place in host memory, a copy of each slice from a GPU."""
+    """Hashes host memory in place, `slice_size` bytes at a time."""
 
     def __init__(self, slice_size: int = SLICE) -> None:
         self._slice_size = slice_size

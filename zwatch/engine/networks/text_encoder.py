@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zwatch.engine.networks.layers import Embedding, Linear
+from zwatch.engine.networks.layers import Embedding, Linear, RMSNorm
 
 _THETA = 10_000.0
 
@@ -48,20 +48,6 @@ class TextConfig:
         found = cls(**known)
         fits = found.num_attention_heads % found.num_key_value_heads == 0 and found.num_hidden_layers > 1
         return found if fits and found.head_dim % 2 == 0 else None
-
-
-class RMSNorm(nn.Module):
-    """Root mean square norm, computed in float32."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of x."""
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from zwatch.engine.networks.layers import Linear
+from zwatch.engine.networks.layers import Linear, RMSNorm
 
 PAD_MULTIPLE = 32
 """Both parts of a sequence are padded to a multiple of this (`SEQ_MULTI_OF` of the published code)."""
@@ -55,23 +55,6 @@ class TransformerConfig:
         found = cls(**(known | lists))
         fits = found.dim % found.n_heads == 0 and found.dim // found.n_heads == sum(found.axes_dims)
         return found if fits and not any(width % 2 for width in found.axes_dims) else None
-
-
-class RMSNorm(nn.Module):
-    """Root mean square norm, computed in float32."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize the last dimension of x."""
-        scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.epsilon)
-        normed = x * scale
-        if self.weight.dtype is not torch.float32:
-            normed = normed.to(self.weight.dtype)
-        return normed * self.weight
 
 
 class Attention(nn.Module):
