@@ -32,7 +32,7 @@ from watchdog.observers import Observer
 
 from zwatch.app import Running, running
 from zwatch.config import Config
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 from zwatch.logs import set_up
 
 

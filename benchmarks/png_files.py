@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.generation.png import write_png
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device

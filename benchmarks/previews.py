@@ -18,7 +18,7 @@ from common import Json, machine, now, packages
 
 from zwatch.app import Running, running
 from zwatch.config import Config
-from zwatch.generation.job import Stepped
+from zwatch.generation.job_events import Stepped
 from zwatch.generation.request import parse_generate
 
 WARM = 6

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,25 +22,27 @@ class ServerError(Exception):
 
 class Server:
     """`zwatch serve` in a separate process, by default with a new state directory. `counted` gives it a view of CUDA's
-    allocation counters."""
+    allocation counters; `script` runs it instead, and answers lines on its standard input too."""
 
     def __init__(
         self, models: Path, work: Path, device: str, *, counted: bool = False, state: Path | None = None,
-        env: dict[str, str] | None = None,
+        env: dict[str, str] | None = None, port: int = 0, more: Sequence[str] = (),
+        log: str = "serve.log", script: Path | None = None,
     ) -> None:  # fmt: skip
         self.models = models
-        self.log = work / "serve.log"
+        self.log = work / log
         self.begun = 0.0
-        script = [str(HERE / "counted.py")] if counted else ["-m", "zwatch"]
+        script = script or (HERE / "counted.py" if counted else None)
+        run = ["-m", "zwatch"] if script is None else [str(script)]
         state = state or work / f"state-{time.time_ns()}"
         self._environment = {**os.environ, **(env or {})}
         self._command = [
-            sys.executable, *script, "serve", "--models", str(models), "--state-dir", str(state), "--port", "0",
-            "--device", device, "--log", "text", "--output-dir", str(work / "images"),
+            sys.executable, *run, "serve", "--models", str(models), "--state-dir", str(state), "--port", str(port),
+            "--device", device, "--log", "text", "--output-dir", str(work / "images"), *more,
         ]  # fmt: skip
-        self._counted = counted
+        self._answers = script is not None
         self._process: subprocess.Popen[str] | None = None
-        self._address = ("", 0)
+        self.address = ("", 0)
         self._local = threading.local()
 
     def __enter__(self) -> Self:
@@ -48,7 +50,7 @@ class Server:
         with open(self.log, "ab") as log:
             place = log.tell()
             self.begun = time.monotonic()
-            pipe = subprocess.PIPE if self._counted else None
+            pipe = subprocess.PIPE if self._answers else None
             self._process = subprocess.Popen(
                 self._command, stderr=log, stdout=pipe or log, stdin=pipe or subprocess.DEVNULL, text=True,
                 env={**self._environment, "PYTHONPATH": paths},
@@ -57,13 +59,17 @@ class Server:
         def listens() -> bool:
             found = re.search(rb"serving .+ at http://([^:\s]+):(\d+)", self.log.read_bytes()[place:])
             if found:
-                self._address = (found[1].decode(), int(found[2]))
+                self.address = (found[1].decode(), int(found[2]))
             return bool(found)
 
         self.wait(listens, "it listens", 120.0, 0.01)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.terminate()
+
+    def terminate(self) -> None:
+        """Let it end, if it runs."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -85,9 +91,20 @@ class Server:
         raise ServerError(f"waited {deadline:.0f} s until {what}: {self.last_words()}")
 
     @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None  # it was started
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """Where it listens."""
-        return "http://{}:{}".format(*self._address)
+        return "http://{}:{}".format(*self.address)
 
     def last_words(self) -> str:
         """Return the end of its log."""
@@ -97,7 +114,7 @@ class Server:
         """Return (status, headers, body) of a call; each thread keeps a connection open."""
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = http.client.HTTPConnection(*self._address, timeout=120)
+            connection = self._local.connection = http.client.HTTPConnection(*self.address, timeout=120)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
@@ -154,10 +171,13 @@ class Server:
 
     def counters(self) -> Json | None:
         """Return how often CUDA memory was allocated and freed so far; None if that is not counted."""
-        process = self._process
-        if not self._counted or process is None or process.stdin is None or process.stdout is None:
-            return None
-        process.stdin.write("\n")
-        process.stdin.flush()
-        found: Json | None = json.loads(process.stdout.readline())
+        found: Json | None = json.loads(self.answer("")) if self._answers else None
         return found
+
+    def answer(self, question: str) -> str:
+        """Return what the script says to a line on its standard input."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None  # noqa: PT018 (pipes)
+        process.stdin.write(f"{question}\n")
+        process.stdin.flush()
+        return process.stdout.readline()

@@ -83,7 +83,7 @@ def address(service: Running) -> tuple[str, int]:
 
 async def overhead(service: Running, rounds: int, size: int) -> Json:
     """Return milliseconds of bare calls and of requests, in turns, and what the latter took more."""
-    from zwatch.engine.pipeline import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters
 
     engine = service.services.engines.serving("current").engine  # type: ignore[union-attr]
     parameters = GenerationParameters("a cat wearing sunglasses", "", size, size, STEPS, 0.0, (0,))

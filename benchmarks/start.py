@@ -4,7 +4,7 @@
     python benchmarks/start.py --draw benchmarks/results/start.json
 
 Each start is a new process. diffusers imports, loads with `from_pretrained`, moves to the device and draws; zwatch serves,
-and a client asks for the picture until it gets it. Both draw the version's default size with 8 steps. The kinds of starts:
+and a client that asked at once gets its picture. Both draw the version's default size with 8 steps. The kinds of starts:
 
 - hot: weights in the page cache, Python's bytecode written; zwatch has started here before and kept what it prepared.
 - fresh: the same, but the first start on a machine: the state directory and Triton's cache are empty.
@@ -15,15 +15,17 @@ and a client asks for the picture until it gets it. Both draw the version's defa
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from common import ROOT, Clock, Json, Results, canvas, command_line, machine, now, packages, parsed, place_line
-from page_cache import drop
+from page_cache import drop, read_plainly
 from served import Server
 from versions import Version, make_versions
 
@@ -32,6 +34,8 @@ PROMPT = "a cat wearing sunglasses"
 KINDS = ("hot", "fresh", "without bytecode", "cold")
 LIMIT = 300.0
 """Seconds until a start is given up."""
+KERNEL = re.compile(rb"hash kernel is ready|hash kernel does not work|triton is not installed")
+"""What the log says once there is nothing left to compile."""
 PLAIN = """
 import json, sys, time
 marks = [("python", time.monotonic())]
@@ -78,12 +82,23 @@ class Bench:
         }  # fmt: skip
         self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.clock.say("one start of each, not counted: bytecode is written, weights are read")
-        for name in ("diffusers", "zwatch"):
-            self.start(name, "hot", version)
+        self.start("diffusers", "hot", version)
+        self.prepare()
+        self.answers(version)
         for kind in self.options.kinds:
             self.measure(kind, version)
         self.results.data["complete"] = True
         self.results.save()
+
+    def prepare(self) -> None:
+        """Let zwatch start, draw, and prepare what it keeps for the next start: the hash kernel takes half a minute."""
+        self.kept.mkdir(exist_ok=True)
+        with Server(
+            self.options.models, self.kept, self.options.device, state=self.kept / "state", env=self.environment
+        ) as server:
+            server.generate(1, steps=STEPS)
+            if self.options.device.startswith("cuda"):
+                server.wait(lambda: KERNEL.search(server.log.read_bytes()), "the hash kernel is compiled", pause=0.2)
 
     def measure(self, kind: str, version: Version) -> None:
         """Start both in turns; note their parts, medians and the ratio."""
@@ -104,15 +119,14 @@ class Bench:
             return
         totals = {name: [round(sum(s for _, s in one), 3) for one in starts] for name, starts in found.items()}
         medians = {name: statistics.median(seconds) for name, seconds in totals.items()}
-        self.results.data["rows"].append(
-            {
-                "kind": kind,
-                "seconds": totals,
-                "median": medians,
-                "ratio": round(medians["zwatch"] / medians["diffusers"], 3),
-            }
-            | {"parts": {name: parts(starts) for name, starts in found.items()}}
-        )
+        row = {
+            "kind": kind, "seconds": totals, "median": medians, "ratio": round(medians["zwatch"] / medians["diffusers"], 3),
+            "parts": {name: parts(starts) for name, starts in found.items()},
+        }  # fmt: skip
+        if kind == "cold":
+            drop(version.weights)
+            row["plain_read"] = round(read_plainly(version.weights, direct=True), 3)
+        self.results.data["rows"].append(row)
         self.results.save()
 
     def start(self, name: str, kind: str, version: Version) -> list[tuple[str, float]]:
@@ -147,25 +161,39 @@ class Bench:
         return between(begun, json.loads(ended.stdout.strip().splitlines()[-1]))
 
     def served(self, environment: dict[str, str], kept: Path) -> list[tuple[str, float]]:
-        """Start zwatch; the client asks again as long as the model is not loaded."""
+        """Start zwatch; the client asks once, as soon as it listens, and waits for its picture."""
         kept.mkdir(exist_ok=True)
         with Server(self.options.models, kept, self.options.device, state=kept / "state", env=environment) as server:
-            marks = [("until it listens", time.monotonic())]
-            body = {"prompt": PROMPT, "steps": STEPS, "seed": 1}
-            asked = time.monotonic()
-            end = asked + LIMIT
-            while (status := server.call("POST", "/generate", body)[0]) != 200:
-                if status != 503 or time.monotonic() > end:
-                    raise SystemExit(f"zwatch answers {status}: {server.last_words()}")
-                time.sleep(0.05)  # each answer takes the server a millisecond in which it cannot import
-                asked = time.monotonic()
-            marks += [("libraries, load and warm-up", asked), ("first picture", time.monotonic())]
-            attempt = server.get("/status")["aliases"]["current"]["attempt"]
-            rows = between(server.begun, marks)
-        phases = attempt["phases"]
-        _name, seconds = rows[1]
-        left = seconds - sum(phases.values())
-        return [rows[0], ("libraries and device", left), *phases.items(), *rows[2:]]
+            listens, asked = time.monotonic() - server.begun, time.monotonic()
+            status, found = server.generate(1, steps=STEPS)
+            if status != 200:
+                raise SystemExit(f"zwatch answers {status}: {server.last_words()}")
+            answered = time.monotonic() - asked
+            phases = server.get("/status")["aliases"]["current"]["attempt"]["phases"]
+        drawn = {name: found["timings"][name] for name in ("encode", "denoise", "decode", "write")}
+        rest = answered - sum(phases.values()) - sum(drawn.values())
+        return [("until it listens", listens), *phases.items(), *drawn.items(), ("everything else", rest)]
+
+    def answers(self, version: Version) -> None:
+        """Ask a start of its own, all the time, whether it is alive and what its status is; note when the first answer came, and
+        the longest."""
+        kept, slowest, first = self.kept, {}, {}  # slowest: how long it took, and when it was asked
+        with Server(
+            self.options.models, kept, self.options.device, state=kept / "state", env=self.environment
+        ) as server:
+            drawing = threading.Thread(target=server.generate, args=(1,), kwargs={"steps": STEPS})
+            drawing.start()
+            while drawing.is_alive():
+                for path in ("/health/live", "/status"):
+                    begun = time.monotonic()
+                    server.call("GET", path)
+                    ended = time.monotonic()
+                    first.setdefault(path, round(ended - server.begun, 3))
+                    asked = (round(ended - begun, 4), round(begun - server.begun, 2))
+                    slowest[path] = max(slowest.get(path, asked), asked)
+                time.sleep(0.01)
+        self.results.data["answers"] = {"first": first, "slowest": slowest}
+        self.results.save()
 
 
 def between(begun: float, marks: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -199,6 +227,16 @@ def table(data: Json) -> list[str]:
             lines.append(
                 f"{row['kind']}, {name}: " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.items())
             )
+        if "plain_read" in row:
+            lines.append(
+                f"{row['kind']}: 16 threads read the weights, and do nothing else, in {row['plain_read']:.2f} s"
+            )
+    if answers := data.get("answers"):
+        lines += [
+            f"{path}: first answer {first:.2f} s after the start, the longest took {1000 * answers['slowest'][path][0]:.0f} ms, "
+            f"{answers['slowest'][path][1]:.1f} s after the start"
+            for path, first in answers["first"].items()
+        ]
     return [*lines, *data["not_run"]]
 
 

@@ -24,6 +24,8 @@ class HangingMount:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.hangs: str | None = None
+        self.fails: tuple[str, int] | None = None
+        """A path, and the error with which reads of it and of what lies below it fail."""
         self.waiting = threading.Event()
         """Set when something hangs."""
         self._under = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -82,8 +84,11 @@ class HangingMount:
                 os.write(self._fuse, _ANSWER.pack(_ANSWER.size, -4, unique))
 
     def _answer(self, operation: int, unique: int, node: int, body: bytes) -> None:
+        path = self._paths.get(node, "")
         try:
-            payload, error = self._result(operation, self._paths.get(node, ""), body), 0
+            if self.fails is not None and operation == _READ and f"{path}/".startswith(f"{self.fails[0]}/"):
+                raise OSError(self.fails[1], os.strerror(self.fails[1]))
+            payload, error = self._result(operation, path, body), 0
         except OSError as failure:
             payload, error = b"", -(failure.errno or 5)
         with contextlib.suppress(OSError):

@@ -16,6 +16,12 @@ from PIL import Image
 DEADLINE = 60.0
 
 
+def serve_command(models: Path, state: Path, *options: object) -> list[str]:
+    """Return the command of a service that logs text."""
+    command = [sys.executable, "-m", "zwatch", "serve", "--models", models, "--state-dir", state, "--log", "text"]
+    return [*map(str, command), *map(str, options)]
+
+
 class Server:
     """A running service. Use as `async with Server(models, state) as server`."""
 
@@ -24,10 +30,10 @@ class Server:
     ) -> None:
         self.models = models
         self.log = state.with_suffix(".log")
-        self._command = [
-            sys.executable, "-m", "zwatch", "serve", "--models", str(models), "--state-dir", str(state), "--port", "0",
-            "--device", device, "--log", "text", "--output-dir", str(state.with_suffix(".images")), *options,
-        ]  # fmt: skip
+        images = state.with_suffix(".images")
+        self._command = serve_command(
+            models, state, "--port", "0", "--device", device, "--output-dir", images, *options
+        )
         self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen | None = None
         self.url = ""

@@ -10,22 +10,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.deploy.factory import seal_as_it_is
 from tests.harness import Server
-from zwatch.deploy.seal import SEAL_NAME, write_seal
+from zwatch.deploy.seal import SEAL_NAME
+from zwatch.deploy.sealing import write_seal
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
-
-
-def reseal(version: Path) -> None:
-    """Write the seal as `b3sum` does, without validation or stamping."""
-    from zwatch.deploy.seal import format_seal, hash_file, sealable_files
-
-    hashes = {}
-    for path in sealable_files(version):
-        with open(version / path, "rb") as file:
-            hashes[path] = hash_file(file.fileno())
-    (version / SEAL_NAME).write_bytes(format_seal(hashes))
 
 
 def edit_seal(change):
@@ -39,7 +30,7 @@ def edit_file(path: str, change, *, seal: bool = False):
     def spoil(version: Path) -> None:
         (version / path).write_bytes(change((version / path).read_bytes()))
         if seal:
-            reseal(version)
+            seal_as_it_is(version)
 
     return spoil
 
@@ -89,7 +80,7 @@ def twice(text: bytes) -> bytes:
 
 
 def second_version(text: bytes) -> bytes:
-    return text.replace(b'"version": "', b'"version": "v666", "version": "', 1)
+    return text.replace(b'"version":"', b'"version":"v666","version":"', 1)
 
 
 def index_class(component: str, value):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,54 @@ def test_seal_stamps_hashes_and_satisfies_verify(models):
 def test_seal_of_the_current_directory_takes_its_name(models):
     assert zwatch("seal", ".", cwd=models / "v1").returncode == 0
     assert zwatch("verify", models / "v1").returncode == 0
+
+
+def test_seal_names_what_it_leaves_out(models):
+    (models / "v1" / ".git").mkdir()
+    (models / "v1" / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (models / "v1" / "README.md").write_text("about v1")
+    sealed = zwatch("seal", models / "v1")
+    assert (sealed.returncode, sealed.stderr) == (0, "")
+    assert sealed.stdout.splitlines()[1] == "left out, because a pipeline does not need it: .git (1 file), README.md"
+
+
+def test_seal_under_another_name_says_that_the_directory_has_to_be_renamed(models):
+    sealed = zwatch("seal", models / "v1", "--version", "v7")
+    assert sealed.returncode == 0
+    assert f"the directory is not named v7: it is rejected until it is renamed to {models / 'v7'}" in sealed.stdout
+    assert zwatch("verify", models / "v1").returncode == 1
+    (models / "v1").rename(models / "v7")
+    assert zwatch("verify", models / "v7").returncode == 0
+
+
+def test_seal_of_what_cannot_serve_is_one_line_and_status_1(models):
+    (models / "v1" / "transformer" / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    refused = zwatch("seal", models / "v1")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "zwatch import" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["seal", "verify"])
+def test_a_file_instead_of_a_directory_is_a_wrong_call(models, command):
+    refused = zwatch(command, models / "v1" / WEIGHTS)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "expected a version's directory, got the file" in refused.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_seal_that_is_stopped_leaves_everything_as_it_was(models, number, status):
+    before = {path: path.read_bytes() for path in (models / "v1").rglob("*") if path.is_file()}
+    code = (
+        "import os; from zwatch.deploy import stamping; from zwatch.cli import main; import sys\n"
+        "write = stamping.write_beside\n"
+        f"def stopped(*arguments): write(*arguments); os.kill(os.getpid(), {number:d})\n"
+        "stamping.write_beside = stopped\n"
+        f"os.link({str(models / 'v1' / WEIGHTS)!r}, {str(models / 'other')!r})\n"
+        f"sys.exit(main(['seal', {str(models / 'v1')!r}, '--version', 'v7']))\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert stopped.returncode == status, stopped.stderr
+    assert {path: path.read_bytes() for path in (models / "v1").rglob("*") if path.is_file()} == before
 
 
 def test_verify_names_each_file_that_differs_and_how(models):
@@ -88,6 +137,7 @@ def test_check_of_a_version_without_a_seal_does_not_import_torch(models):
         (["serve", "--host", "0.0.0.0"], "--token-file"),
         (["serve", "--queue", "0"], "--queue"),
         (["verify", "nowhere"], "no such directory"),
+        (["seal", "nowhere"], "no such directory"),
         (["seal", ".", "--version", "-x y"], "cannot name a version"),
         (["status", "--url", "http://127.0.0.1:9"], "zwatch serve"),
         (["status", "--token-file", "nowhere"], "--token-file"),

@@ -13,7 +13,15 @@ from zwatch.cli import commands, main
 from zwatch.config import Config, state_directory
 from zwatch.errors import UsageError
 
-ARGUMENTS = {"deploy": ["v2"], "seal": ["models"], "verify": ["models"], "check": ["models"]}
+ARGUMENTS = {
+    "deploy": ["v2"],
+    "seal": ["models"],
+    "verify": ["models"],
+    "check": ["models"],
+    "diff": ["v1", "v2"],
+    "import": ["models", "v2"],
+    "quantize": ["v1", "v2"],
+}
 """What a command must be given besides options."""
 
 SWITCH = ([("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("false", False), ("No", False), ("off", False)],
@@ -42,6 +50,9 @@ HOST = (
 )
 PORT = ([("7860", 7860), ("0", 0), ("65535", 65535)], ["65536", "-1", "many", "80.5", "tcp:", "udp://10.96.0.17:7860"])
 DEVICE = ([(name, name) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:15")], ["gpu", "mps", "cuda:x", "cuda:", "CUDA", "cuda:01", "cpu:0", "cuda:-1"])  # fmt: skip
+DTYPE = ([("bf16", "bf16"), ("auto", "auto"), ("fp16", "fp16")], ["BF16", "float32", "half"])
+QUANTIZE = ([("fp8", "fp8"), ("int8", "int8")], ["fp16", "FP8", "none"])
+SCALE = ([("0.8", 0.8), ("-1", -1.0), ("100", 100.0)], ["0", "101", "-100.5", "nan", "inf", "much"])
 LOG = ([("text", "text"), ("json", "json")], ["xml", "JSON", "plain"])
 URL = (
     [("http://127.0.0.1:7860", "http://127.0.0.1:7860"), ("https://x.example/zwatch/", "https://x.example/zwatch"), ("http://[::1]", "http://[::1]")],
@@ -59,9 +70,15 @@ CASES = {
     "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
     "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
-    "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
-    "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": NAME,
+    "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
+    "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": NAME,
     "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": NAME, "ZWATCH_SEAL_VERSION": NAME,
+    "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,
+    "ZWATCH_PRUNE_YES": SWITCH, "ZWATCH_PRUNE_ALSO": listed((URL[0], URL[1][:-1])), "ZWATCH_PRUNE_NO_SERVICE": SWITCH,
+    "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
+    "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": SCALE, "ZWATCH_IMPORT_DEPLOY": SWITCH,
+    "ZWATCH_REQUIRE_SIGNATURE": PATH, "ZWATCH_SIGN": PATH, "ZWATCH_QUANTIZE_TO": QUANTIZE, "ZWATCH_VERIFY_SIGNATURE": PATH,
+    "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
 
@@ -71,7 +88,7 @@ OPTIONS = [
     for option in declared.params
     if isinstance(option, click.Option)
 ]
-LISTS = ("ZWATCH_ALIAS", "ZWATCH_ALLOWED_HOST")
+LISTS = ("ZWATCH_ALIAS", "ZWATCH_ALLOWED_HOST", "ZWATCH_PRUNE_ALSO")
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +114,11 @@ def parsed(command, *arguments):
         return context.params
 
 
+def flag(option, text):
+    """Return what gives an option a value; `--lora` may stand without one, so that its value must be joined to it."""
+    return [f"{option.opts[0]}={text}"] if option.opts[0] == "--lora" else [option.opts[0], text]
+
+
 def refused(capsys, *arguments):
     """Run a command that is wrongly called; return the sentence on standard error."""
     assert main(arguments) == 2
@@ -116,7 +138,7 @@ def test_every_option_has_a_variable_a_help_text_and_cases(command, option):
 def test_a_good_value_is_taken_from_the_flag_and_from_the_variable(monkeypatch, command, option):
     for text, value in CASES[option.envvar][0]:
         if not option.is_flag:
-            assert parsed(command, option.opts[0], text)[option.name] == value, text
+            assert parsed(command, *flag(option, text))[option.name] == value, text
         monkeypatch.setenv(option.envvar, text)
         assert parsed(command)[option.name] == value, text
 
@@ -127,7 +149,7 @@ def test_a_bad_value_is_refused_with_the_name_of_the_flag_or_the_variable(monkey
     hint = f"(see zwatch {command} --help)"
     for text in CASES[option.envvar][1]:
         if not option.is_flag:
-            said = refused(capsys, *given, option.opts[0], text)
+            said = refused(capsys, *given, *flag(option, text))
             assert said.startswith(f"{option.opts[0]}: "), said
             assert said.endswith(hint)
             assert repr(text) in said or option.name == "token"
@@ -146,7 +168,7 @@ def test_an_empty_variable_is_an_unset_one_and_an_empty_flag_an_error(monkeypatc
     monkeypatch.setenv(option.envvar, "")
     assert parsed(command) == unset
     if not option.is_flag:
-        assert refused(capsys, command, *ARGUMENTS.get(command, []), option.opts[0], "").startswith(option.opts[0])
+        assert refused(capsys, command, *ARGUMENTS.get(command, []), *flag(option, "")).startswith(option.opts[0])
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
@@ -157,18 +179,19 @@ def test_a_flag_wins_over_its_variable(monkeypatch, command, option):
         assert parsed(command, option.opts[0])[option.name] == good[0][1]
     else:
         monkeypatch.setenv(option.envvar, (CASES[option.envvar][1] or good[1])[0])
-        assert parsed(command, option.opts[0], good[0][0])[option.name] == good[0][1]
+        assert parsed(command, *flag(option, good[0][0]))[option.name] == good[0][1]
 
 
 def test_the_options_of_serve_are_the_settings_with_their_defaults(monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     settings = parsed("serve")
-    assert set(settings) == {field.name for field in fields(Config)}
+    given_otherwise = {"passed_hosts", "token_file"}  # by systemd, and with the token
+    assert set(settings) == {field.name for field in fields(Config)} - given_otherwise
     assert Config(**settings) == Config(
         models=Path("models"), aliases=("current",), strict_links=False, device="auto", memory_budget=None,
         state_dir=Path("/home/x/.local/state/zwatch"), host="127.0.0.1", port=7860, token=None, insecure_no_token=False,
-        allowed_hosts=(), queue=64, timeout=600.0, max_work=600.0, history=True, output_dir=Path("output_image"),
-        history_max_images=None, history_max_bytes=None, log="json",
+        allowed_hosts=(), queue=64, timeout=600.0, stall_timeout=None, max_work=600.0, history=True, output_dir=Path("output_image"),
+        history_max_images=None, history_max_bytes=None, log="json", takeover=False,
     )  # fmt: skip
 
 

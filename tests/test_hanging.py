@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import Server
 from tests.test_operations import flip
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 
 SOON = 40.0
 """Seconds for what takes a moment, on a machine that is busy; what hangs takes for ever."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,21 @@ def test_a_python_warning_becomes_a_log_line():
     [entry] = [json.loads(line) for line in written.splitlines()]
     assert (entry["level"], entry["logger"]) == ("warning", "py.warnings")
     assert "two\nlines" in entry["message"]
+
+
+@pytest.mark.parametrize(("style", "lines"), [("json", 1), ("text", 2)])
+def test_every_line_for_the_journal_begins_with_its_priority(monkeypatch, style, lines):
+    found = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    for level, priority in ((logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)):
+        record = logging.LogRecord("zwatch.x", level, "", 1, "two\nlines", (), None)
+        written = logs.formatter(style).format(record).split("\n")
+        assert [one[:3] for one in written] == [f"<{priority}>"] * lines
+    assert logs.with_priority("zwatch: it ended", logging.ERROR) == "<3>zwatch: it ended"
+    assert json.loads(logs.formatter("json").format(record)[3:])["message"] == "two\nlines"
+
+
+@pytest.mark.parametrize("stream", ["", "8:1", "x", "1:2:3"])
+def test_a_standard_error_that_is_not_the_journal_gets_no_priorities(monkeypatch, stream):
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    assert logs.with_priority("it ended", logging.ERROR) == "it ended"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.harness import Server, golden
-from zwatch.deploy.seal import check_directory
+from zwatch.deploy.verifying import check_directory
 
 REPOSITORY = Path(__file__).parent.parent
 MODELS = REPOSITORY / "models"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zwatch"
-ORDER = ["deploy", "shadow", "engine", "rollout", "generation", "api"]
+ORDER = ["deploy", "signing", "shadow", "engine", "importing", "rollout", "generation", "api"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_MODULE, LONGEST_FUNCTION = 350, 50
 LONG = re.compile(r"# Long: .+")
@@ -53,7 +53,8 @@ def test_no_module_imports_itself_by_way_of_others():
 @pytest.mark.parametrize(
     ("folder", "library"),
     [
-        ("deploy", "torch"), ("deploy", "aiohttp"), ("deploy", "pydantic"), ("shadow", "aiohttp"), ("engine", "aiohttp"),
+        ("deploy", "torch"), ("deploy", "aiohttp"), ("deploy", "pydantic"), ("signing", "torch"), ("signing", "aiohttp"), ("signing", "pydantic"),
+        ("shadow", "aiohttp"), ("engine", "aiohttp"), ("importing", "aiohttp"),
         ("rollout", "aiohttp"), ("generation", "aiohttp"),
     ],
 )  # fmt: skip
@@ -77,10 +78,17 @@ def test_modules_and_functions_are_short_or_say_why_not(path):
     ("module", "forbidden"),
     [
         ("zwatch", ["torch", "aiohttp", "watchdog"]),
+        ("zwatch.deploy.sealing", ["torch", "aiohttp", "numpy", "pydantic", "asyncio"]),
+        ("zwatch.deploy.verifying", ["torch", "aiohttp", "numpy", "pydantic", "asyncio"]),
         ("zwatch.deploy.look", ["torch", "aiohttp", "numpy", "pydantic"]),
         ("zwatch.serving", ["torch", "diffusers", "transformers", "numpy"]),
         ("zwatch.cli", ["torch", "aiohttp", "diffusers", "pydantic"]),
+        ("zwatch.signing.commands", ["torch", "aiohttp", "cryptography", "sigstore", "pydantic"]),
+        ("zwatch.rollout.supervisor", ["cryptography", "sigstore"]),
         ("zwatch.config", ["torch", "aiohttp", "pydantic"]),
+        ("zwatch.diff", ["torch", "aiohttp", "pydantic"]),
+        ("zwatch.prune", ["torch", "aiohttp", "pydantic", "numpy"]),
+        ("zwatch.offline", ["torch", "aiohttp", "pydantic", "numpy"]),
     ],
 )
 def test_importing_it_does_not_import_what_takes_seconds(module, forbidden):

@@ -1,5 +1,7 @@
 """The unit file, and the notifications to systemd."""
 
+import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -17,12 +19,30 @@ from zwatch.errors import UsageError
 
 REPOSITORY = Path(__file__).parent.parent
 UNIT = REPOSITORY / "systemd" / "zwatch.service"
+SOCKET = REPOSITORY / "systemd" / "zwatch.socket"
+MOST_EXPOSURE = 15
+"""In tenths, as `systemd-analyze security` takes its threshold."""
+needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_accepts_the_unit():
-    found = subprocess.run(["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True)
+@needs_analyze
+@pytest.mark.parametrize("takeover", [False, True])
+def test_systemd_accepts_the_units(tmp_path, takeover):
+    service = tmp_path / ("zwatch@.service" if takeover else "zwatch.service")
+    service.write_text(unit.text(Path("/opt/zwatch/bin"), takeover=takeover))
+    (tmp_path / "zwatch.socket").write_text(unit.socket_text(takeover=takeover))
+    instance = str(service).replace("@", "@a")
+    found = subprocess.run(
+        ["systemd-analyze", "verify", instance, tmp_path / "zwatch.socket"], capture_output=True, text=True
+    )
     assert (found.returncode, found.stderr.strip()) == (0, "")
+
+
+@needs_analyze
+def test_the_unit_is_exposed_no_more_than_it_must():
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSURE}", "--no-pager", str(UNIT)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-2000:]
 
 
 def test_a_wrong_configuration_is_not_started_again_and_everything_else_is():
@@ -50,20 +70,49 @@ def test_without_a_socket_nothing_happens(monkeypatch):
     systemd.notify("READY=1")
 
 
-async def test_the_service_notifies_ready_what_serves_watchdog_and_stopping(listener, models, tmp_path):
+async def test_the_service_notifies_ready_what_it_does_watchdog_and_stopping(listener, models, tmp_path):
     environment = {"NOTIFY_SOCKET": listener.getsockname(), "WATCHDOG_USEC": "400000"}
     async with Server(models, tmp_path / "state", environment=environment) as server:
-        sent = [listener.recv(1000).decode() for _ in range(1)]
-        while "READY=1" not in sent:
-            sent.append(listener.recv(1000).decode())
-        assert (await server.status())["serving"]["version"] == "v1"
+        sent = []
+        while not any(line.startswith("STATUS=serving v1 at http://") for line in sent):
+            sent += listener.recv(1000).decode().split("\n")
+        statuses = [line for line in sent if line.startswith("STATUS=")]
+        assert sent.index("READY=1") < sent.index(statuses[-1]), "ready as soon as it listens"
+        assert statuses[0].startswith("STATUS=serving nothing"), statuses
+        assert any(", loading v1" in line for line in statuses), statuses
         assert "WATCHDOG=1" in sent, "the event loop was alive"
-        while not sent[-1].startswith("STATUS="):
-            sent.append(listener.recv(1000).decode())
-        assert sent[-1].endswith("serves v1")
+        assert (await server.status())["serving"]["version"] == "v1"
         assert server.stop() == 0
         while "STOPPING=1" not in sent:
             sent.append(listener.recv(1000).decode())
+
+
+async def test_the_watchdog_is_not_reset_while_the_worker_is_stuck(listener, monkeypatch, caplog):
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    listener.settimeout(0.5)
+    stuck = [None]
+    feeding = asyncio.create_task(systemd.keep_alive(lambda: stuck[0]))
+    for since in (None, 0.0, None):
+        stuck[0] = since
+        await asyncio.sleep(0.2)  # several intervals; what was sent before the change is read below
+        with contextlib.suppress(TimeoutError):
+            while listener.recv(100, socket.MSG_DONTWAIT):
+                pass
+        if since is None:
+            assert await asyncio.to_thread(listener.recv, 100) == b"WATCHDOG=1"
+        else:
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(listener.recv, 100)
+    feeding.cancel()
+    assert caplog.text.count("a generation has made no progress") == 1
+
+
+def test_another_process_watchdog_is_not_reset(monkeypatch):
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert systemd.watchdog_seconds() == 0
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert systemd.watchdog_seconds() == 0.04
 
 
 def test_the_command_prints_the_unit_with_the_path_of_this_installation(capsys):

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 
 SHARED_SEED = 0
 CHAT_TEMPLATE = (

@@ -42,7 +42,7 @@ from small_models.vae import encode, train_vae
 from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen3Model
 
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 
 SEED = 20_26
 VERSIONS = ("v1", "v2")

@@ -4,11 +4,11 @@ import asyncio
 import gc
 import logging
 import os
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,7 +16,6 @@ from aiohttp import web
 from zwatch import systemd
 from zwatch.api.answers import add_id, identify, shape_errors
 from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
-from zwatch.api.health import health
 from zwatch.api.metrics import Gauges, Metrics
 from zwatch.api.observe import log_job, observer
 from zwatch.api.refusals import Refusals
@@ -24,17 +23,29 @@ from zwatch.api.routes import add_calls
 from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
+from zwatch.api.traces import Traces, wanted
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
+from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.deploy.watch import RootWatcher
-from zwatch.errors import FatalError, RequestError, UsageError, retry_after
+from zwatch.ending import STOPPING, end_requests, let_judge
+from zwatch.errors import UsageError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
+from zwatch.handover.door import keep_open
+from zwatch.handover.following import Following
+from zwatch.handover.giving import Giving
+from zwatch.handover.leaving import leave_to_systemd
+from zwatch.handover.taking import Taken
+from zwatch.lasting import begin, end_traces, leave_systemd
+from zwatch.listening import Listening, Passed, listen
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.inheritance import inherit
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
+from zwatch.shadow.control import LoadControl
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -45,9 +56,6 @@ MAX_BODY = 2**20
 """Longest accepted request body, bytes."""
 
 
-STOPPING = RequestError("shutting_down", "the service stops", headers=retry_after(5))
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """A running service: its URL, and the parts that tests and `serve` use."""
@@ -55,27 +63,69 @@ class Running:
     url: str
     services: Services
     app: web.Application
-    lingering: list[str] = field(default_factory=list)
-    """After the end: the lanes with calls that do not return. Their threads end with the process."""
+    lingering: list[str]
+    """After the end: the lanes with calls that do not return, and what else has threads that end with the process."""
+    given: asyncio.Event
+    """Set when another process has taken over; the block is to be left then."""
 
 
 @asynccontextmanager
-async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIterator[Running]:  # noqa: B008 (frozen)
-    """Run the service inside the block. HTTP answers before torch is imported and before a version is loaded.
+async def running(
+    config: Config,
+    limits: TimeLimits = TimeLimits(),  # noqa: B008 (frozen)
+    taken: Taken | None = None,
+    passed: Passed = Passed(),  # noqa: B008 (nothing changes that of nobody)
+) -> AsyncIterator[Running]:
+    """Run the service inside the block. HTTP answers before torch is imported and before a version is loaded. `taken` is what
+    another process handed over, `passed` what systemd did.
 
     Raises:
         UsageError: the configuration cannot work: the models root is missing, address in use, state directory in use.
     """
-    config.check()
-    if not config.models.is_dir():
-        raise UsageError(f"--models {config.models}: there is no such directory")
+    check(config)
     bridge = Bridge()
-    state_file = await _state_file(config, bridge)
+    taken = taken or Taken()
+    state_file = await _state_file(config, bridge, taken.lock)
     services = _wired(config, bridge, state_file)
+    giving = Giving(services, state_file, (config.host, config.port))
+    refusals = services.metrics.refusals
+    runner, backlog = _runner(config, services, limits, refusals, giving)
+    most_drain = max(limits.drain, config.timeout)
+    following = (
+        None
+        if taken.channel is None
+        else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
+    )
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring), config.aliases)
+    tasks: list[asyncio.Task[None]] = []
+    lingering: list[str] = []
+    try:
+        await runner.setup()
+        listening = await _start(services, runner, taken, following, config, backlog, passed)
+        tasks += begin(services, root_watcher, listening.url, has_taken_over=following is not None)
+        giving.before_end = lambda: leave_systemd(tasks)
+        tasks.append(asyncio.create_task(_hand_over(services, config, giving, following, listening), name="handover"))
+        _log.info("serving %s at %s", config.models, listening.url)
+        yield Running(listening.url, services, runner.app, lingering, giving.given)
+        await _finish(services, runner, giving, most_drain, limits, keeps_sockets=bool(passed.sockets))
+        await services.supervisor.stop()
+    finally:
+        await giving.close()
+        if following is not None:
+            await following.close()
+        await _end(services, runner, tasks)
+        refusals.flush()
+        lingering += await _close(bridge, root_watcher, services.supervisor.factory)
+        state_file.close()
+
+
+def _runner(
+    config: Config, services: Services, limits: TimeLimits, refusals: Refusals, giving: Giving
+) -> tuple[Runner, int]:
+    """Return the HTTP server, and how many connections may wait to be accepted."""
     max_connections, backlog = connection_limits()
-    refusals = Refusals()
-    runner = Runner(
-        _application(config, services, limits, refusals),
+    giving.runner = Runner(
+        _application(config, services, limits, refusals, giving),
         max_connections=max_connections,
         limits=limits,
         refusals=refusals,
@@ -83,46 +133,108 @@ async def running(config: Config, limits: TimeLimits = TimeLimits()) -> AsyncIte
         shutdown_timeout=2.0,
         access_log=None,
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring), config.aliases)
-    tasks: list[asyncio.Task[None]] = []
-    lingering: list[str] = []
-    try:
-        await runner.setup()
-        url = await _listen(runner, config, backlog)
-        await services.supervisor.start()
-        tasks += _begin(services, root_watcher, url)
-        for task in tasks:
-            if task.get_name() in ("queue", "supervisor"):
-                task.add_done_callback(lambda ended: _stop_without(services, ended))
-        _log.info("serving %s at %s", config.models, url)
-        yield Running(url, services, runner.app, lingering)
-        systemd.notify("STOPPING=1")
-        await _drain(services, limits.drain if services.supervisor.failure is None else 0.0)
-        await services.supervisor.stop()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        services.queue.abandon(STOPPING)
-        runner.app[CLOSING].set()
-        services.supervisor.changes.fire()
-        await runner.cleanup()
-        refusals.flush()
-        lingering += await _close(bridge, root_watcher)
-        state_file.close()
+    return giving.runner, backlog
 
 
-async def _state_file(config: Config, bridge: Bridge) -> StateFile:
+async def _finish(
+    services: Services, runner: Runner, giving: Giving, most_drain: float, limits: TimeLimits, *, keeps_sockets: bool
+) -> None:
+    """End what was accepted. `keeps_sockets`: systemd passed the sockets, and passes them to the next process."""
+    if keeps_sockets:
+        runner.stop_accepting()
+    if await giving.is_given():
+        await giving.drain(most_drain)
+        return
+    systemd.notify("STOPPING=1")
+    if keeps_sockets:
+        await leave_to_systemd(services, runner, limits)
+    else:
+        await end_requests(services, limits)
+
+
+async def _end(services: Services, runner: Runner, tasks: list[asyncio.Task[None]]) -> None:
+    """End everything on the event loop, and all connections."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    services.queue.abandon(STOPPING)
+    runner.app[CLOSING].set()
+    services.supervisor.changes.fire()
+    await runner.cleanup()
+    await end_traces(services)
+
+
+def check(config: Config) -> None:
+    """Check what no option can check alone.
+
+    Raises:
+        UsageError: the configuration cannot work.
+    """
+    config.check()
     try:
-        return await bridge.run("state", StateFile, config.state_dir)
+        is_there = config.models.is_dir()
+    except OSError as error:
+        if leads_nowhere(error):
+            raise UsageError(f"--models {config.models}: {error.strerror}") from None
+        is_there = True  # that may pass: it is looked at again, and the status says why nothing is loaded
+    if not is_there:
+        raise UsageError(f"--models {config.models}: there is no such directory")
+
+
+async def _start(
+    services: Services,
+    runner: Runner,
+    taken: Taken,
+    following: Following | None,
+    config: Config,
+    backlog: int,
+    passed: Passed,
+) -> Listening:
+    """Read the saved state, and listen: first, so that probes are answered at once, unless another process still answers.
+
+    Raises:
+        UsageError: the address cannot be bound.
+    """
+    supervisor = services.supervisor
+    if following is None:
+        listening = await listen(runner, config, backlog, own=passed.sockets)
+        await supervisor.start()
+    else:
+        await supervisor.start()
+        supervisor.runner.neighbour.is_leaving = lambda: following.is_leaving
+    if taken.factory is not None:
+        inherit(services.bridge, services.engines, supervisor, taken.factory, taken.warmed)
+    if following is not None:
+        await following.begin()
+        listening = await listen(runner, config, backlog, taken.sockets, taken.address, passed.sockets)
+    if passed.connections:
+        while passed.connections:
+            await runner.adopt(passed.connections.pop())
+        await systemd.forget_connections()
+    await supervisor.state.save()
+    return listening
+
+
+async def _hand_over(
+    services: Services, config: Config, giving: Giving, following: Following | None, listening: Listening
+) -> None:
+    """Follow the process that was taken over until it ends; then let another one take over."""
+    if following is not None:
+        await following.run(takes_connections=listening.is_inherited)
+    await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
+
+
+async def _state_file(config: Config, bridge: Bridge, lock: int | None) -> StateFile:
+    try:
+        return await bridge.run("state", StateFile, config.state_dir, lock)
     except NoAnswer as error:
         raise UsageError(
             f"the state directory {config.state_dir} cannot be used: {error.strerror}; see --state-dir"
         ) from None
 
 
-async def _close(bridge: Bridge, root_watcher: RootWatcher) -> list[str]:
-    """End all threads; return the lanes of those that do not end."""
+async def _close(bridge: Bridge, root_watcher: RootWatcher, factory: "EngineFactory | None") -> list[str]:
+    """End all threads; return the lanes of those that do not end, and what else still runs."""
     with suppress(NoAnswer):
         await bridge.run("watch", root_watcher.stop)
     bridge.close(0.0)
@@ -132,7 +244,7 @@ async def _close(bridge: Bridge, root_watcher: RootWatcher) -> list[str]:
         await asyncio.sleep(0.005)
     if lingering := bridge.close(0.0):
         _log.warning("not waiting for calls that do not return: %s", ", ".join(lingering))
-    return lingering
+    return lingering + (["the device"] if factory is not None and factory.device.is_preparing else [])
 
 
 def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
@@ -151,7 +263,8 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         bridge=bridge,
         engines=engines,
         state_file=state_file,
-        make_factory=lambda: _make_factory(config),
+        make_factory=partial(make_factory, config),
+        policy_file=config.require_signature,
     )
     history = _make_history(config, bridge)
     queue = GenerationQueue(
@@ -162,27 +275,24 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         limit=config.queue,
         max_work=config.max_work,
         changes=supervisor.changes,
+        stall=config.stall_timeout,
     )
-
-    async def judge(error: Exception) -> RequestError | None:
-        if not await supervisor.judge(error):
-            return None
-        queue.close(STOPPING, permanent=True)
-        queue.refuse_waiting(STOPPING)
-        return STOPPING
-
-    queue.judge = judge
+    let_judge(supervisor, queue)
     if history is not None:
         history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
-    queue.is_unloaded = supervisor.is_unloaded
+    queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
+    traces = Traces() if wanted() else None
+    if traces is not None:
+        queue.on_end.append(traces.job_ended)
+        supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
     return Services(
-        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics
+        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, traces
     )
 
 
@@ -194,42 +304,19 @@ def _make_history(config: Config, bridge: Bridge) -> History | None:
     return History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes, cache)
 
 
-def _begin(services: Services, root_watcher: RootWatcher, url: str) -> list[asyncio.Task[None]]:
-    """Start everything that runs for as long as the service."""
-    return [
-        asyncio.create_task(services.queue.run(), name="queue"),
-        *(() if services.history is None else _begin_history(services.history)),
-        asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
-        asyncio.create_task(services.supervisor.run(), name="supervisor"),
-        asyncio.create_task(systemd.keep_alive(), name="watchdog"),
-        asyncio.create_task(_announce(services, url), name="announce"),
-    ]
-
-
-def _begin_history(history: History) -> list[asyncio.Task[None]]:
-    return [
-        asyncio.create_task(history.open(), name="history"),
-        asyncio.create_task(history.keep_current(), name="history changes"),
-    ]
-
-
-def _stop_without(services: Services, ended: asyncio.Task[None]) -> None:
-    """Stop the service when a task ends without which nothing is drawn, or no link is followed."""
-    if not ended.cancelled() and (error := ended.exception()) is not None:
-        failure = FatalError(f"the {ended.get_name()} ended unexpectedly: {type(error).__name__}: {error}")
-        failure.__cause__ = error
-        services.supervisor.fail(failure)
-
-
-def _make_factory(config: Config) -> "EngineFactory":
-    """Import torch and open the device; called in a thread."""
+def make_factory(config: Config, control: LoadControl) -> "EngineFactory":
+    """Import torch and open the device; called in a thread. `control` is told what is done."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from zwatch.engine.opening import import_library, open_factory
 
     gc.disable()  # imports make no garbage: to look for it takes a tenth of their time
     try:
         import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
-        factory = open_factory(config.device, budget=config.memory_budget, cache=config.state_dir / "prepared")
+        cache = config.state_dir / "prepared"
+        factory = open_factory(
+            config.device, budget=config.memory_budget, cache=cache, control=control, exact=config.exact, dtype=config.dtype,
+            quantize=config.quantize,
+        )  # fmt: skip
     finally:
         gc.enable()
     # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
@@ -238,15 +325,18 @@ def _make_factory(config: Config) -> "EngineFactory":
     return factory
 
 
-def _application(config: Config, services: Services, limits: TimeLimits, refusals: Refusals) -> web.Application:
+def _application(
+    config: Config, services: Services, limits: TimeLimits, refusals: Refusals, giving: Giving
+) -> web.Application:
     authenticator = Authenticator(config.token, config.state_dir)
     app = web.Application(
         client_max_size=MAX_BODY,
         middlewares=[
             identify,
-            observer(services.metrics, refusals),
+            observer(services.metrics, refusals, services.traces),
             shape_errors,
-            authorizing(authenticator, config.host, config.allowed_hosts),
+            authorizing(authenticator, config.hosts, config.allowed_hosts),
+            giving.middleware,
         ],
     )
     app.on_response_prepare.append(add_id)
@@ -256,66 +346,3 @@ def _application(config: Config, services: Services, limits: TimeLimits, refusal
     app[CLOSING] = asyncio.Event()
     add_calls(app, needs_token=config.token is not None)
     return app
-
-
-async def _listen(runner: web.AppRunner, config: Config, backlog: int) -> str:
-    site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=backlog)
-    try:
-        await site.start()
-    except OSError as error:
-        if error.errno is None or isinstance(error, socket.gaierror):  # the resolver has numbers of its own
-            reason = error.strerror or str(error)
-        else:
-            reason = os.strerror(error.errno)  # asyncio's own text is a long sentence
-        raise UsageError(f"{config.host}:{config.port} cannot be bound: {reason}; see --host and --port") from None
-    host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
-    """See to it every second, and whenever other folders matter, that they and the models root are watched."""
-    supervisor = services.supervisor
-    while True:
-        folders = supervisor.seen.folders
-        try:
-            await services.bridge.run("watch", root_watcher.ensure_running, folders)
-        except NoAnswer:
-            pass  # the look says so
-        except Exception:  # without this the watching would end for good
-            _log.exception("watching %s failed; retrying", services.models)
-        try:
-            async with asyncio.timeout(1.0):
-                while supervisor.seen.folders == folders:
-                    await supervisor.changes.wait()
-        except TimeoutError:
-            pass
-
-
-async def _announce(services: Services, url: str) -> None:
-    """Tell systemd that the service is ready once the first decision was made, and the status whenever that changes."""
-    supervisor = services.supervisor
-    while not supervisor.settled_once:
-        await supervisor.changes.wait()
-    if supervisor.failure is None:
-        await systemd.tell("READY=1")
-    said: str | None = None
-    while True:
-        serving = services.engines.serving("current")
-        state, reasons = health(
-            supervisor, services.engines, None if services.history is None else services.history.fault
-        )
-        what = "nothing" if serving is None else serving.key.version
-        line = f"{url} serves {what}" + (f"; {state}: {'; '.join(reasons)}" if reasons else "")
-        if line != said:
-            await systemd.tell(f"STATUS={line}".replace("\n", " "))
-            said = line
-        await supervisor.changes.wait()
-
-
-async def _drain(services: Services, seconds: float) -> None:
-    services.queue.close(STOPPING, permanent=True)
-    try:
-        async with asyncio.timeout(seconds):
-            await services.queue.drained()
-    except TimeoutError:
-        _log.warning("%d requests were still waiting after %g s", services.queue.waiting, seconds)

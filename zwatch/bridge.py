@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, ParamSpec, TypeVar, TypeVarTuple
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, TypeVarTuple
 
 from zwatch.lanes import Lane as Threads
 
@@ -34,6 +34,7 @@ Lane = Literal[
     "encode",
     "history",
     "inspect",
+    "device",
     "thumbnail",
     "search",
     "memory",
@@ -45,12 +46,13 @@ Lane = Literal[
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """How many threads a lane has; the seconds after which a call is left (None: its caller decides); and how many calls
-    that were left may linger before new ones are refused. It is 1 where no two calls may run at the same time."""
+    """How many threads a lane has; the seconds after which a call is left (None: its caller decides); how many calls that were
+    left may linger before new ones are refused, 1 where no two calls may run at the same time; and the threads' nice value."""
 
     width: int = 1
     seconds: float | None = None
     most_left: int = 1
+    nice: int = 0
 
     @property
     def is_exclusive(self) -> bool:
@@ -68,7 +70,8 @@ LANES: dict[Lane, LaneLimits] = {
     "encode": LaneLimits(width=2),
     "history": LaneLimits(seconds=20.0),
     "inspect": LaneLimits(width=4, seconds=10.0, most_left=8),
-    "thumbnail": LaneLimits(width=2, seconds=20.0, most_left=4),
+    "device": LaneLimits(seconds=30.0),  # whether it answers: in milliseconds if it works. Nothing else waits here
+    "thumbnail": LaneLimits(width=2, seconds=20.0, most_left=4, nice=10),
     "search": LaneLimits(seconds=20.0),
     "memory": LaneLimits(seconds=10.0),
     "verify": LaneLimits(seconds=600.0),
@@ -101,6 +104,11 @@ class Begun(Generic[R]):
         self._threads.interrupt(self._in_thread)
 
     @property
+    def stack(self) -> str:
+        """Where its thread is, as in a traceback."""
+        return self._threads.stack(self._in_thread)
+
+    @property
     def has_begun(self) -> bool:
         """Whether it waits for no other call."""
         return self._in_thread.running() or self._in_thread.done()
@@ -122,10 +130,14 @@ class Bridge:
     """Runs functions in threads for the event loop that made it. `limits` replaces those of some lanes."""
 
     def __init__(self, limits: dict[Lane, LaneLimits] | None = None) -> None:
+        self.on_error: Callable[[BaseException], object] = lambda error: None
+        """Called with each error of a call, in the call's thread, whoever handles it. It must not keep it: its frames hold the
+        memory of a failed load."""
         self._loop = asyncio.get_running_loop()
         self._limits = LANES | (limits or {})
         self._lanes = {
-            lane: Threads(lane, limits.width, is_exclusive=limits.is_exclusive) for lane, limits in self._limits.items()
+            lane: Threads(lane, limits.width, is_exclusive=limits.is_exclusive, nice=limits.nice)
+            for lane, limits in self._limits.items()
         }
 
     def begin(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Begun[R]:
@@ -138,7 +150,16 @@ class Bridge:
         if threads.left >= self._limits[lane].most_left:
             raise NoAnswer(lane, None)
         context = contextvars.copy_context()
-        return Begun(threads, threads.submit(partial(context.run, partial(function, *args, **kwargs))))
+        future = threads.submit(partial(context.run, partial(function, *args, **kwargs)))
+        future.add_done_callback(self._note_error)
+        return Begun(threads, future)
+
+    def _note_error(self, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            try:
+                self.on_error(error)
+            finally:
+                del error
 
     async def run(self, lane: Lane, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function in a lane and return what it returns.

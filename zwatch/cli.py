@@ -5,23 +5,21 @@ torch) is imported by the command that needs it.
 """
 
 import contextlib
-import functools
 import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from zwatch import __version__, config, options
-from zwatch.errors import FatalError, Rejection, UsageError
+from zwatch import __version__, config, options, version_commands
+from zwatch.errors import FatalError, UsageError, ZwatchError, status_of
 
 _Command = Callable[..., int]
-_option = functools.partial(click.option, show_envvar=True)
-_switch = functools.partial(_option, type=options.Switch(), is_flag=True)
+_option, _switch = options.option, options.switch
 
 
 class _Commands(click.Group):
@@ -51,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _failed(f"a library cannot be imported: {error}; install zwatch again", 1)
     except BrokenPipeError:  # `zwatch list | head`: its reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-    except (Rejection, OSError) as error:
+    except (ZwatchError, OSError) as error:
         status = _failed(str(error), 1)
-    except KeyboardInterrupt:
-        status = 130
+    except KeyboardInterrupt as interrupt:
+        status = status_of(interrupt)
     return status
 
 
@@ -75,6 +73,9 @@ def commands() -> None:
 @_option("--host", envvar="ZWATCH_HOST", type=options.host_name, default=config.DEFAULT_HOST, metavar="HOST", help="Address to listen on.")  # fmt: skip
 @_option("--port", envvar="ZWATCH_PORT", type=options.Port(), default=str(config.DEFAULT_PORT), metavar="N", help="Port to listen on, 0 for any.")  # fmt: skip
 @_option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+@options.dtype_option
+@options.quantize_option
+@_switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 @_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
 @_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip
 @_option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token that calls need.")  # fmt: skip
@@ -82,11 +83,14 @@ def commands() -> None:
 @_option("--allowed-host", "allowed_hosts", envvar="ZWATCH_ALLOWED_HOST", type=options.ListOf(options.host_name), multiple=True, metavar="NAME", help="Another name by which clients may reach the service. May be repeated.")  # fmt: skip
 @_option("--queue", envvar="ZWATCH_QUEUE", type=options.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
 @_option("--timeout", envvar="ZWATCH_TIMEOUT", type=options.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
+@_option("--stall-timeout", envvar="ZWATCH_STALL_TIMEOUT", type=options.positive("seconds"), show_default="600, on a GPU 120", metavar="SECONDS", help="Seconds without a step after which a generation hangs: it is given up, and if that is not possible, the service ends with status 1.")  # fmt: skip
 @_option("--max-work", envvar="ZWATCH_MAX_WORK", type=options.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
 @_option("--output-dir", envvar="ZWATCH_OUTPUT_DIR", type=options.path, default="output_image", metavar="DIR", help="Where every image is kept, for the history.")  # fmt: skip
 @_switch("--no-history", "history", envvar="ZWATCH_NO_HISTORY", callback=lambda _, __, given: not given, help="Keep no image.")  # fmt: skip
 @_option("--history-max-images", envvar="ZWATCH_HISTORY_MAX_IMAGES", type=options.whole_number(1), show_default="no limit", metavar="N", help="Delete the oldest images beyond this number. --no-history keeps none.")  # fmt: skip
 @_option("--history-max-bytes", envvar="ZWATCH_HISTORY_MAX_BYTES", type=options.size, show_default="no limit", metavar="SIZE", help="Delete the oldest images beyond this size, such as 20G.")  # fmt: skip
+@_option("--require-signature", envvar="ZWATCH_REQUIRE_SIGNATURE", type=options.path, metavar="POLICY", help="Load only versions whose signature this TOML file allows; see docs/signing.md.")  # fmt: skip
+@_switch("--takeover", envvar="ZWATCH_TAKEOVER", help="Take over from the zwatch that uses the state directory, without a gap: load beside it, then it ends.")  # fmt: skip
 @_option("--log", envvar="ZWATCH_LOG", type=click.Choice(["text", "json"]), default=config.default_log, show_default="text on a terminal, else json", help="Log format.")  # fmt: skip
 def _serve(port: int | None, **settings: Any) -> int:
     """Serve the version that models/current points to."""
@@ -96,10 +100,12 @@ def _serve(port: int | None, **settings: Any) -> int:
     from zwatch import logwriter
 
     with logwriter.queued(settings["log"]):
-        gc.disable()  # imports make no garbage: looking for it among their objects would take a tenth of the time to the first answer
-        from zwatch.serving import end_at_once, serve
+        with _quickly():
+            from zwatch.listening import passed
+            from zwatch.serving import end_at_once, serve
 
-        gc.enable()
+        context = click.get_current_context()
+        host, asked_port = options.asked(context, "host", settings["host"]), options.asked(context, "port", port)
         if port is None:
             port = config.DEFAULT_PORT
             logging.getLogger(__name__).warning(
@@ -107,22 +113,41 @@ def _serve(port: int | None, **settings: Any) -> int:
                 os.environ["ZWATCH_PORT"],
                 port,
             )
-        ended = asyncio.run(serve(config.Config(port=port, **settings)))
+        if (given := passed()).sockets:
+            settings["passed_hosts"] = given.addresses
+            settings["host"], port = given.address(host, asked_port)
+        settings["token_file"] = options.token_file(context)
+        ended = asyncio.run(serve(config.Config(port=port, **settings), given))
     status = 0 if ended.failure is None else _failed(str(ended.failure), ended.failure.status)
-    if ended.lingering:
+    if ended.lingering or (
+        ended.failure is not None and ended.failure.is_crash
+    ):  # CUDA aborts when it frees a lost device
         end_at_once(status)
     return status
 
 
-_json_option = _switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON: what the HTTP call answers, or the findings.")  # fmt: skip
-_device_option = _option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+@contextlib.contextmanager
+def _quickly() -> Iterator[None]:
+    """Import inside what the first answer waits for, without what would take a tenth of that time each: looking for garbage among
+    the libraries' objects, and reading the system's certificates for aiohttp's client, which the service does not use."""
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update(dict.fromkeys(names, os.devnull))
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _calls_service(command: _Command) -> _Command:
     """Give a command the options that all commands have which call a service."""
     url = _option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
     token = _option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
-    return url(token(_json_option(command)))
+    return url(token(options.json_switch(command)))
 
 
 # ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
@@ -151,11 +176,17 @@ def _status(**service: Any) -> int:
     return _show("/status", **service)
 
 
+# ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
 @commands.command("list")
+@_option("--models", envvar="ZWATCH_LIST_MODELS", type=options.directory, show_default="ask the service", metavar="DIR", help="List this models root without a service.")  # fmt: skip
 @_calls_service
-def _list(**service: Any) -> int:
-    """List the versions."""
-    return _show("/versions", **service)
+def _list(models: Path | None, **service: Any) -> int:
+    """List the versions: what each was made from, and why one was rejected."""
+    if models is None:
+        return _show("/versions", **service)
+    from zwatch import offline
+
+    return _answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
 
 
 @commands.command("attempts")
@@ -165,81 +196,122 @@ def _attempts(**service: Any) -> int:
     return _show("/attempts", **service)
 
 
-@commands.command("seal")
-@click.argument("directory", type=options.named_directory, help="A version's directory.")
-@_option("--version", envvar="ZWATCH_SEAL_VERSION", type=options.version_name, show_default="the directory's", metavar="NAME", help="The version's name.")  # fmt: skip
-def _seal(directory: Path, version: str | None) -> int:
-    """Stamp the transformer, hash every file, write BLAKE3SUMS."""
-    from zwatch.deploy import header, seal
-    from zwatch.progress import Progress
+class _Import(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let `--lora` stand without its scale: what follows it is one if it is a number."""
+        given = []
+        for this, following in zip(args, [*args[1:], ""], strict=True):
+            given.append("--lora=1" if this == "--lora" and not options.is_number(following) else this)
+        return super().parse_args(ctx, given)
+
+
+@commands.command("import", cls=_Import)
+@click.argument("source", type=options.path, help="A pipeline's directory, a hub's cache, a file of weights, a LoRA.")
+@click.argument("name", type=options.new_version, help="The new version's name, such as v2.")
+@_option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
+@_option("--base", envvar="ZWATCH_IMPORT_BASE", type=options.base, metavar="VERSION", help="Take what SOURCE lacks from this version, without copying where possible.")  # fmt: skip
+@_option("--dtype", envvar="ZWATCH_IMPORT_DTYPE", type=click.Choice(["bf16", "fp16"]), default="bf16", help="What is stored in fp32 becomes this.")  # fmt: skip
+@_switch("--keep-dtype", envvar="ZWATCH_IMPORT_KEEP_DTYPE", help="Convert nothing.")
+@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.scale, metavar="[SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given.")  # fmt: skip
+@options.sign_option
+@_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
+@_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip
+@_calls_service
+def _import(source: Path, name: str, *, deploy: bool, alias: str, as_json: bool, url: str, token: str | None, **asked: Any) -> int:  # fmt: skip
+    """Make a sealed version of what people have: a published pipeline, a cache, ComfyUI's files, a training run, a LoRA."""
+    from zwatch.importing.command import import_version
+
+    if name == alias:
+        raise UsageError(
+            f"NAME and --alias are both {name!r}; an alias is a link to a version, give the version another name"
+        )
+    if deploy:
+        _check_service(name, url, token)
+    import_version(source, name, as_json=as_json, deploys=deploy, **asked)
+    return _deploy_imported(name, alias, url=url, token=token, as_json=as_json, models=asked["models"]) if deploy else 0
+
+
+def _check_service(name: str, url: str, token: str | None) -> None:
+    """Check, before anything is written, that a service answers which can deploy it."""
+    from zwatch import client
 
     try:
-        name = options.version_name(version or directory.name)
-    except ValueError as error:
-        raise UsageError(f"{error}; give --version NAME") from None
-    paths = seal.sealable_files(directory)
-    # The transformer's files are written anew with their version, and then hashed as all the others.
-    read = [*paths, *filter(header.carries_version, paths)]
-    with Progress("sealing", sum((directory / path).stat().st_size for path in read)) as progress:
-        sealed = seal.write_seal(directory, name, progress.advance)
-    print(f"{directory}: sealed {name}, {len(sealed.files)} files, digest {sealed.digest}")
-    return 0
+        status, found = client.Service(url, token).get("/versions")
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; nothing was imported: import {name} without --deploy if it shall not be served"
+        ) from None
+    if status >= 400:
+        raise UsageError(f"the service at {url} cannot be asked: {client.message(found)}; nothing was imported")
 
 
-@commands.command("verify")
-@click.argument("directory", type=options.named_directory, help="A version's directory.")
-@_json_option
-def _verify(directory: Path, *, as_json: bool) -> int:
-    """Compare every file with the seal."""
-    from zwatch.deploy import seal
-    from zwatch.progress import Progress
+def _deploy_imported(name: str, alias: str, *, url: str, token: str | None, as_json: bool, models: Path) -> int:
+    """Deploy what was just imported; whatever becomes of that, say that it is there."""
+    from zwatch.importing import interrupts
 
-    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    with Progress("verifying", size) as progress:
-        findings = seal.check_directory(directory, directory.name, progress.advance)
-    return _report(directory, findings, "verified", as_json=as_json)
+    link, has_asked = models / alias, False
+    by_hand = f"repoint the link yourself: ln -sfn {name} {link}"
+    try:
+        interrupts.go_on()
+        has_asked = True
+        status, found = _asked("/api/deploy", {"version": name, "alias": alias, "wait": True}, url=url, token=token)
+    except UsageError as error:
+        raise UsageError(f"{name} is imported, but not deployed: {error}; start the service, or {by_hand}") from None
+    except KeyboardInterrupt as interrupt:
+        goes_on = f"a deploy of it that has begun goes on without this command: {_seen(url)}"
+        return _failed(f"interrupted; {name} is imported; {goes_on if has_asked else f'deploy it, or {by_hand}'}", status_of(interrupt))  # fmt: skip
+    interrupts.put_off()
+    answered = _answer("/api/deploy", status, found, as_json=as_json)
+    if status == 404:
+        _failed(f"{name} is imported into {models.absolute()}; does the service at {url} serve another models root? See --url and --models", 1)  # fmt: skip
+    elif status >= 300:
+        leads = link.is_symlink() and os.readlink(link).rstrip("/") == name
+        _failed(f"{name} is imported, {f'and {link} leads to it, but it does not serve' if leads else f'but not deployed; {by_hand}'}", 1)  # fmt: skip
+    return answered
 
 
-@commands.command("check")
-@click.argument("directory", type=options.named_directory, help="A version's directory.")
-@_device_option
-@_json_option
-def _check(directory: Path, device: str, *, as_json: bool) -> int:
-    """Verify, load and warm a version without serving it."""
-    from zwatch import logs
-    from zwatch.engine.check import check_version
-    from zwatch.progress import Progress
-
-    logs.set_up("text")
-    with Progress("checking") as progress:
-        findings, details = check_version(directory, device, progress.update)
-    return _report(directory, findings, f"would serve ({details})", as_json=as_json)
+for _command in version_commands.COMMANDS:
+    commands.add_command(_command)
 
 
 @commands.command("systemd-unit")
-def _systemd_unit() -> int:
+@_switch("--socket", "is_socket", envvar="ZWATCH_SYSTEMD_UNIT_SOCKET", help="Print zwatch.socket instead of zwatch.service.")  # fmt: skip
+@_switch("--takeover", envvar="ZWATCH_SYSTEMD_UNIT_TAKEOVER", help="Print the template zwatch@.service, whose instances take over from each other, or its socket.")  # fmt: skip
+def _systemd_unit(*, is_socket: bool, takeover: bool) -> int:
     """Print a systemd unit that runs this installation; its comments say how to install it."""
     from zwatch import unit
 
-    print(unit.text(Path(sys.executable).parent), end="")
+    if is_socket:
+        print(unit.socket_text(takeover=takeover), end="")
+    else:
+        print(unit.text(Path(sys.executable).parent, takeover=takeover), end="")
     return 0
 
 
 def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
     """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
+    try:
+        status, found = _asked(path, body, url=url, token=token)
+    except KeyboardInterrupt as interrupt:
+        what = path.rpartition("/")[2]
+        return _failed(
+            f"interrupted; a {what} that has begun goes on without this command: {_seen(url)}", status_of(interrupt)
+        )
+    return _answer(path, status, found, as_json=as_json)
+
+
+def _asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tuple[int, dict[str, Any]]:
+    """Return what the service answers once a deploy or a rollback has ended."""
     from zwatch import client
 
     service = client.Service(url, token)
-    try:
-        with client.followed(service, body["alias"]):
-            status, found = service.post(path, body)
-    except KeyboardInterrupt:
-        # Whether the service has the request already is not known here.
-        what, where = path.rpartition("/")[2], "" if url == config.DEFAULT_URL else f" --url {url}"
-        return _failed(
-            f"interrupted; a {what} that has begun goes on without this command: see `zwatch status{where}`", 130
-        )
-    return _answer(path, status, found, as_json=as_json)
+    with client.followed(service, body["alias"]):
+        return service.post(path, body)
+
+
+def _seen(url: str) -> str:
+    """Say where to see what becomes of a deploy. Whether the service has the request already is not known after an interrupt."""
+    return f"see `zwatch status{'' if url == config.DEFAULT_URL else f' --url {url}'}`"
 
 
 def _show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
@@ -262,16 +334,12 @@ def _answer(path: str, status: int, body: dict[str, Any], *, as_json: bool) -> i
     return 0 if status < 300 else 1
 
 
-def _report(directory: Path, findings: list[str], good: str, *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"version": directory.name, "ok": not findings, "findings": findings}, ensure_ascii=False))
-    else:
-        print("\n".join(findings or [f"{directory}: {good}"]))
-    return 1 if findings else 0
-
-
 def _failed(reason: str, status: int) -> int:
     """Say why on standard error, and return the exit status."""
+    import logging
+
+    from zwatch import logs
+
     with contextlib.suppress(OSError):  # it may be a pipe that nobody reads any more, or a full disk
-        print(f"zwatch: {reason}", file=sys.stderr)
+        print(logs.with_priority(f"zwatch: {reason}", logging.ERROR), file=sys.stderr)
     return status

@@ -131,6 +131,8 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
         else "nothing serves"
     )
     lines = [f"{status['status']}: {what}", *(f"  {reason}" for reason in status["reasons"])]
+    if serving and serving.get("signer"):
+        lines.append(f"  signed by {serving['signer']}")
     for name, alias in status["aliases"].items():
         attempt = alias["attempt"]
         how = f", last attempt {attempt['version']} {attempt['state']} in {attempt['seconds']:.2f} s" if attempt else ""
@@ -145,16 +147,50 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
 
 
 def _version_lines(body: dict[str, Any]) -> list[str]:
-    """Return the lines that show the versions."""
+    """Return the lines that show the versions; under each what is wrong with it and where it comes from."""
     lines = []
     for one in body["versions"]:
         marks = [mark for mark in ("serving", "resident") if one[mark]][:1] + [
-            f"<- {alias}" for alias in one["aliases"]
+            f"<- {_quoted(alias)}" for alias in one["aliases"]
         ]
         seal = one["digest"][:12] if one["sealed"] else one["problem"] or "not sealed"
         lines.append(f"{one['name']:<20} {one['bytes']:>16,} bytes  {seal}  {' '.join(marks)}".rstrip())
+        if one["sealed"] and one.get("problem"):
+            lines.append(f"  problem: {one['problem']}")
+        if one.get("signer"):
+            lines.append(f"  signed by {one['signer']}")
+        if (rejected := one.get("rejected")) is not None:
+            lines.append(f"  rejected {rejected['when']}: {rejected['code']}: {rejected['reason']}")
+        if facts := provenance_facts(one.get("provenance") or {}):
+            lines.append(f"  {', '.join(facts)}")
+    lines += [f"{_quoted(one['name'])}: no version: {one['reason']}" for one in body.get("unusable", ())]
     problem = [body["problem"]] if body.get("problem") else []  # an older service has none
     return problem + lines or ["there are no versions"]
+
+
+def provenance_facts(found: dict[str, Any]) -> list[str]:
+    """Return the parts of the line that says what a version was made from, of a `zwatch.json`."""
+    facts = []
+    if source := found.get("source"):
+        name = source.get("repository") or source["name"]
+        revision = f" {source['revision'][:12]}" if "revision" in source else ""
+        count = len(source.get("files", ()))
+        files = f", {count} file{'' if count == 1 else 's'}" if count else ""
+        facts.append(f"from {name}{revision} ({source['kind'].replace('_', ' ')}{files})")
+    if base := found.get("base"):
+        facts.append(f"the rest from {base['version']} {base['digest'][:12]}")
+    facts += [f"LoRA {lora['name']} {lora['blake3'][:12]} x {lora['scale']:g}" for lora in found.get("loras", ())]
+    facts += [f"{one['component']} {one['from']} -> {one['to']}" for one in found.get("conversions", ())]
+    for key, text in (("quantization", "quantized to {}"), ("licence", "licence {}"), ("created", "made {}")):
+        if key in found:
+            facts.append(text.format(found[key]))
+    if tools := found.get("tools"):
+        facts.append("by " + ", ".join(f"{tool} {version}" for tool, version in tools.items()))
+    return facts + ([found["note"]] if "note" in found else [])
+
+
+def _quoted(name: str) -> str:
+    return name if name.isprintable() else json.dumps(name)
 
 
 def _attempt_lines(body: dict[str, Any]) -> list[str]:

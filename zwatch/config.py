@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zwatch.errors import UsageError
@@ -19,7 +19,7 @@ MOST_TOKEN_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Settings of one service. `memory_budget` and `history_max_bytes` are in bytes, `timeout` in seconds, `max_work` in
+    """Settings of one service. `memory_budget` and `history_max_bytes` are in bytes, `timeout` and `stall_timeout` in seconds, `max_work` in
     megapixels x steps x images. The options of `zwatch serve` have these names and check each value."""
 
     models: Path
@@ -30,29 +30,57 @@ class Config:
     state_dir: Path
     host: str
     port: int
-    token: str | None
+    token: str | None = field(repr=False)
     insecure_no_token: bool
     allowed_hosts: tuple[str, ...]
     queue: int
     timeout: float
+    stall_timeout: float | None = None
     max_work: float
     history: bool
     output_dir: Path
     history_max_images: int | None
     history_max_bytes: int | None
     log: str
+    dtype: str = "auto"
+    """What versions are computed in: auto, bf16, fp16 or fp32."""
+    quantize: str | None = None
+    """What weights are quantized to at each load: fp8 or int8."""
+    exact: bool | None = None
+    """Whether pictures have diffusers' own bits; None: as is usual on the device."""
+    require_signature: Path | None = None
+    """The policy that says whose signature which versions need."""
+    takeover: bool = False
+    """Whether a process that uses the state directory is taken over from."""
+    passed_hosts: tuple[str, ...] = ()
+    """The hosts of the sockets that systemd passed; then `host` and `port` are those of the first one, and nothing is bound."""
+    token_file: Path | None = None
+    """The file that the token came from, to read it again."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All hosts on which the service listens."""
+        return self.passed_hosts or (self.host,)
 
     def check(self) -> None:
         """Check what no option can check alone.
 
         Raises:
-            UsageError: other machines reach the address, and there is no token; with what to change.
+            UsageError: other machines reach the address, and there is no token, or the policy of signatures cannot be used; with
+                what to change.
         """
-        if not is_loopback(self.host) and self.token is None and not self.insecure_no_token:
+        reachable = [host for host in self.hosts if not is_loopback(host)]
+        if reachable and self.token is None and not self.insecure_no_token:
+            whose = "ListenStream= of the socket unit" if self.passed_hosts else "or ZWATCH_HOST"
+            what = f"the socket on {reachable[0]}" if self.passed_hosts else f"--host {self.host}"
             raise UsageError(
-                f"--host {self.host} (or ZWATCH_HOST) is reachable from outside and there is no token: give "
+                f"{what} ({whose}) is reachable from outside and there is no token: give "
                 "--token-file FILE (or ZWATCH_TOKEN), or set --insecure-no-token"
             )
+        if self.require_signature is not None:
+            from zwatch.signing.policy import read_policy
+
+            read_policy(self.require_signature)
 
 
 def is_loopback(host: str) -> bool:

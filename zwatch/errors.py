@@ -14,7 +14,7 @@ class ZwatchError(Exception):
 class Retry(Enum):
     """When a rejected version is tried again automatically."""
 
-    ON_CHANGE = "when a file that its seal names changes"
+    ON_CHANGE = "when a file that its seal names, its signature or the signature policy changes"
     BACKOFF = "after a pause that doubles"
     NEVER = "when it is linked or sealed again"
 
@@ -23,6 +23,10 @@ _RETRY = {
     "seal_missing": Retry.NEVER,  # a seal that appears is a new digest
     "seal_invalid": Retry.NEVER,
     "seal_changed": Retry.ON_CHANGE,
+    "signature_missing": Retry.ON_CHANGE,  # the signature and the policy's files are among those that are watched
+    "signature_invalid": Retry.ON_CHANGE,
+    "signer_not_allowed": Retry.ON_CHANGE,
+    "policy_invalid": Retry.ON_CHANGE,
     "file_missing": Retry.ON_CHANGE,
     "file_not_regular": Retry.ON_CHANGE,
     "size_mismatch": Retry.ON_CHANGE,
@@ -70,12 +74,49 @@ class GenerationCancelled(ZwatchError):
     """A request was cancelled between two denoising steps."""
 
 
+class Refused(ZwatchError):
+    """An import was refused or failed; the message says what was found and what to do. Nothing that looks like a version is
+    left."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal ended a command in order, as Ctrl-C does; `status` is its exit status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit status of a command that was interrupted."""
+    return interrupt.status if isinstance(interrupt, Ended) else 130
+
+
+class NoRoom(Refused):
+    """The disk is full, or would be. What an import has written so far is kept for the next run."""
+
+
 class RepointError(ZwatchError):
     """A link could not be repointed; the message says why and what to type."""
 
 
 class UsageError(ZwatchError):
     """The command line or the environment asks for something impossible."""
+
+
+class Ending(Enum):
+    """How a run ended. The values are part of the state file and of the metrics."""
+
+    STOPPED = "stopped"
+    """By a signal, or by a process that took over."""
+    FAILED = "failed"
+    """By an error that another process need not meet."""
+    DEVICE_LOST = "device_lost"
+    """The device could not be used any more."""
+    HUNG = "hung"
+    """A generation did not come back."""
+    KILLED = "killed"
+    """Without a word: `kill -9`, a power failure, systemd's watchdog."""
 
 
 class FatalError(ZwatchError):
@@ -85,10 +126,11 @@ class FatalError(ZwatchError):
     it counts as a crash of the versions that serve or are tried: one of them may have caused it.
     """
 
-    def __init__(self, reason: str, *, status: int = 1, is_crash: bool = False) -> None:
+    def __init__(self, reason: str, *, status: int = 1, is_crash: bool = False, ending: Ending = Ending.FAILED) -> None:
         super().__init__(reason)
         self.status = status
         self.is_crash = is_crash
+        self.ending = ending
 
 
 class Fault(Enum):

@@ -5,9 +5,14 @@ a loop that never ends, would hold up everything behind it.
 """
 
 import ctypes
+import errno
+import os
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -19,14 +24,30 @@ class Interrupted(BaseException):
     """Raised by `Lane.leave` in a thread that was left, to end a loop of Python code. Libraries catch every `Exception`."""
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        OSError: the system has no room for another one.
+    """
+    try:
+        thread.start()
+    except RuntimeError:  # all that Python says of the system's error
+        code = errno.EAGAIN
+        why = f"{os.strerror(code)}: no thread can be started; see the limits of tasks (TasksMax, ulimit -u) and memory"
+        raise OSError(code, why) from None
+
+
 class Lane:
     """Runs functions in up to `width` threads of its own, in the order in which they were submitted.
 
-    With `is_exclusive` no two of them ever run at the same time: the thread of a call that was left is not replaced.
+    With `is_exclusive` no two of them ever run at the same time: the thread of a call that was left is not replaced. With a
+    `nice` value, as of nice(1), other threads go first where cores are scarce.
     """
 
-    def __init__(self, name: str, width: int = 1, *, is_exclusive: bool = False) -> None:
+    def __init__(self, name: str, width: int = 1, *, is_exclusive: bool = False, nice: int = 0) -> None:
         self._name = name
+        self._nice = nice
         self._width = width
         self._is_exclusive = is_exclusive
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
@@ -53,6 +74,7 @@ class Lane:
 
         Raises:
             RuntimeError: the lane is closed.
+            OSError: it has no thread, and none can be started.
         """
         future: Future[R] = Future()
         call = _Call(function, future)
@@ -61,7 +83,12 @@ class Lane:
                 raise RuntimeError(f"the lane {self._name} is closed")
             self._calls.put(call)
             if self._threads < self._width:
-                self._start()
+                try:
+                    self._start()
+                except OSError:
+                    if not self._threads:
+                        future.cancel()
+                        raise
         return future
 
     def leave(self, future: Future[Any]) -> None:
@@ -76,7 +103,8 @@ class Lane:
             if not self._is_exclusive:
                 self._threads -= 1
                 if not self._closed:
-                    self._start()
+                    with suppress(OSError):  # the next `submit` tries again
+                        self._start()
 
     def interrupt(self, future: Future[Any]) -> None:
         """Raise `Interrupted` in the thread of a call that runs, at its next step of Python code."""
@@ -84,6 +112,13 @@ class Lane:
             thread = self._running.get(future) or self._left.get(future)
             if thread is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Interrupted))
+
+    def stack(self, future: Future[Any]) -> str:
+        """Return where the thread of a call that runs is, as in a traceback; empty if it does not run."""
+        with self._lock:
+            thread = self._running.get(future) or self._left.get(future)
+            frame = None if thread is None else sys._current_frames().get(thread)  # noqa: SLF001 (documented, and the only way)
+        return "" if frame is None else "".join(traceback.format_stack(frame))
 
     def close(self) -> None:
         """Accept no more calls; those that wait are cancelled, and the threads end after their calls."""
@@ -96,10 +131,13 @@ class Lane:
                 self._calls.put(None)
 
     def _start(self) -> None:
+        start_thread(threading.Thread(target=self._work, name=f"zwatch-{self._name}", daemon=True))
         self._threads += 1
-        threading.Thread(target=self._work, name=f"zwatch-{self._name}", daemon=True).start()
 
     def _work(self) -> None:
+        if self._nice:
+            with suppress(OSError):  # on Linux, the priority is the thread's own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while (call := self._calls.get()) is not None:
             _until_done(partial(self._carry_out, call))
             is_left = call.is_left

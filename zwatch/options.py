@@ -1,10 +1,13 @@
-"""What the values of options may be. Each parser serves a flag and its environment variable alike."""
+"""The options of the command line, and what their values may be. Each parser serves a flag and its environment variable alike."""
 
+import functools
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -12,12 +15,15 @@ from click.core import ParameterSource
 from click.types import BoolParamType, FuncParamType
 
 from zwatch import config
+from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
+_TOKEN_FILE = "zwatch.token_file"  # noqa: S105 (a key)
+Value = TypeVar("Value")
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -82,6 +88,22 @@ def positive(unit: str) -> Callable[[str], float]:
     return parse
 
 
+def is_number(text: str) -> bool:
+    """Say whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def scale(text: str) -> float:
+    """Return how strong a LoRA is: a number from -100 to 100, and not 0."""
+    if not is_number(text) or not 0 < abs(float(text)) <= 100:
+        raise ValueError(f"expected a number from -100 to 100 that is not 0, got {text!r}")
+    return float(text)
+
+
 def size(text: str) -> int:
     """Return a number of bytes, at least 1: `60G` and `60GiB` are 60 x 2**30, `60GB` is 60 x 10**9."""
     found = _SIZE.fullmatch(text.upper())
@@ -104,11 +126,13 @@ def path(text: str) -> Path:
 
 
 def directory(text: str) -> Path:
-    """Return the path of a directory that exists."""
+    """Return the path of a directory that exists, or of which a passing error hides whether it does."""
     try:
         is_there = path(text).is_dir()
     except OSError as error:  # too long, or in a directory that this user may not search
-        raise ValueError(f"{error.strerror}: {text!r}") from None
+        if leads_nowhere(error):
+            raise ValueError(f"{error.strerror}: {text!r}") from None
+        is_there = True
     if not is_there:
         raise ValueError(f"there is no such directory: {text!r}")
     return Path(text)
@@ -116,6 +140,10 @@ def directory(text: str) -> Path:
 
 def named_directory(text: str) -> Path:
     """Return the absolute path of a directory that exists, so that `.` has a name too; `/` has none."""
+    if os.path.isfile(text):
+        raise ValueError(
+            f"expected a version's directory, got the file {text!r}; `zwatch import` makes a version of one file"
+        )
     found = directory(text).resolve()
     if not found.name:
         raise ValueError(f"expected a version's directory, got {text!r}")
@@ -133,12 +161,28 @@ def version_name(text: str) -> str:
     return text
 
 
+def new_version(text: str) -> str:
+    """Return a name that a new version may have: none that aliases have, which must be links."""
+    if version_name(text) == "current":
+        raise ValueError(
+            "'current' is the name of the link to the version that serves; give the version another, such as v2"
+        )
+    return text
+
+
 def version_argument(text: str) -> str:
     """Return a version's name as the service shall judge it, without what a shell's completion puts around it: `v3/`, `./v3`."""
     name = text.removesuffix("/.").rstrip("/")
     while name.startswith("./"):
         name = name.removeprefix("./").lstrip("/")
     return name or text
+
+
+def base(text: str) -> str:
+    """Return the name of a version that is there, or of a link to one."""
+    if not text:
+        raise ValueError("expected a version's name, got ''")
+    return version_argument(text)
 
 
 def host_name(text: str) -> str:
@@ -188,11 +232,24 @@ def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, .
 def read_token(ctx: click.Context, param: click.Parameter, file: Path | None) -> str | None:
     """Return the token, from the file if one is named. A callback of click's."""
     try:
-        return config.read_token(file)
+        token = config.read_token(file)
+        ctx.meta[_TOKEN_FILE] = file
+        return token
     except UsageError as error:
         if file is None:
             raise
         raise click.BadParameter(str(error)) from None
+
+
+def token_file(ctx: click.Context) -> Path | None:
+    """Return the file that the token came from."""
+    found: Path | None = ctx.meta.get(_TOKEN_FILE)
+    return found
+
+
+def asked(ctx: click.Context, name: str, value: Value) -> Value | None:
+    """Return a parameter's value if the user gave it, by a flag or a variable; None if it is the default."""
+    return None if ctx.get_parameter_source(name) is ParameterSource.DEFAULT else value
 
 
 def sentence(error: click.UsageError) -> str:
@@ -212,3 +269,13 @@ def _source(context: click.Context, parameter: click.Parameter) -> str:
     if context.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT:
         return str(parameter.envvar)
     return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+
+
+option = functools.partial(click.option, show_envvar=True)
+switch = functools.partial(option, type=Switch(), is_flag=True)
+json_switch = switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON: what the HTTP call answers, or the findings.")  # fmt: skip
+device_option = option("--device", envvar="ZWATCH_DEVICE", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", help="What versions are computed in, whatever they are stored in; auto: bf16, or fp32 where the device has no bf16.")  # fmt: skip
+quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
+policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip
+sign_option = option("--sign", "key_file", envvar="ZWATCH_SIGN", type=path, metavar="KEY", help="Write model.sig, a signature with this private key (PEM). The password of an encrypted one is in ZWATCH_SIGN_PASSWORD, or is asked for.")  # fmt: skip

@@ -78,7 +78,7 @@ def tiny_config(root, models, **changes):
     settings = {
         "models": models, "aliases": ("current",), "strict_links": False, "device": "cpu", "memory_budget": None,
         "state_dir": root / "state", "host": "127.0.0.1", "port": 0, "token": None, "insecure_no_token": False,
-        "allowed_hosts": (), "queue": 64, "timeout": 60.0, "log": "text", "max_work": 600.0, "history": True,
+        "allowed_hosts": (), "queue": 64, "timeout": 60.0, "log": "text", "max_work": 600.0, "stall_timeout": None, "history": True,
         "output_dir": root / "output", "history_max_images": None, "history_max_bytes": None,
     }  # fmt: skip
     return Config(**{**settings, **changes})

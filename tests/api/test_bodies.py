@@ -108,6 +108,20 @@ def test_a_body_that_is_neither_json_nor_a_form_gets_an_example_of_this_calls_bo
         assert example in caught.value.message, (content_type, body)
 
 
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data; boundary={}", "{}", "{}/x; y={}", "application/json; charset={}"]
+)
+@pytest.mark.parametrize("word", ["\u75e5", "\udcff", "\u75e5\udcff", "\x80\udc80"])
+def test_a_content_type_that_is_not_ascii_is_no_failure(kind, word):
+    """As a header arrives: UTF-8, and what is not UTF-8 as surrogates."""
+    content_type = kind.replace("{}", word)
+    if kind.startswith("multipart"):
+        with pytest.raises(RequestError, match="multipart/form-data"):
+            fields_of(content_type, b"--x--", GenerateRequest)
+    else:
+        assert fields_of(content_type, b'{"prompt": "x"}', GenerateRequest) == {"prompt": "x"}
+
+
 @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (0.2, "1"), (1.2, "2"), (59.5, "60"), (7200, "60")])
 def test_clients_are_asked_to_wait_1_to_60_seconds(seconds, header):
     assert retry_after(seconds) == {"Retry-After": header}
@@ -220,7 +234,7 @@ async def test_bodies_that_are_half_sent_delay_no_other(lonely):
         )
         writers.append(writer)
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(50):  # a body may take 60 s
+    async with asyncio.timeout(50):
         status, _, body = await lonely.call("POST", "/sdapi/v1/png-info", json={"image": "no image"})
     assert (status, body["error"]["param"]) == (400, "image")
     for writer in writers:

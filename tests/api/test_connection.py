@@ -85,7 +85,7 @@ async def test_a_client_that_leaves_cancels_its_request(client, leave, accept):
     ended = []
     client.services.queue.on_end.append(ended.append)
     _, writer = await client.connect()
-    writer.write(post("/generate", {**LONG, "n": 1}, f"Accept: {accept}"))
+    writer.write(post("/generate", {**LONG, "n": 1, "width": 1024, "height": 1024}, f"Accept: {accept}"))
     while client.services.queue.running is None:
         await asyncio.sleep(0.005)
     if leave == "close after the sending side":

@@ -3,6 +3,11 @@
 import asyncio
 import json
 
+import pytest
+import torch
+
+from zwatch.errors import Ending
+
 LOST = "CUDA error: an illegal memory access was encountered"
 
 
@@ -54,3 +59,48 @@ async def test_a_queue_that_ends_unexpectedly_stops_the_service(client, monkeypa
     client.services.queue.wake()
     await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 10)
     assert str(client.services.supervisor.failure) == "the queue ended unexpectedly: LookupError: a defect"
+
+
+async def see_steps(client):
+    async with client.http.post(
+        client.url + "/generate", json={"prompt": "a cat", "steps": 20}, headers={"Accept": "text/event-stream"}
+    ) as response:
+        await response.read()
+
+
+async def verify(client):
+    await client.call("POST", "/api/verify")
+
+
+async def look(client):
+    await client.call("GET", "/status")
+
+
+@pytest.mark.parametrize(
+    ("ask", "broken"),
+    [
+        (see_steps, "zwatch.generation.previews.preview_file"),
+        (verify, "zwatch.engine.pipeline.Engine.verify_resident"),
+        (look, "zwatch.shadow.device.Device.memory"),
+    ],
+)
+async def test_a_device_that_is_lost_outside_of_a_generation_stops_the_service_too(start, monkeypatch, ask, broken):
+    def fail(*args):
+        raise torch.AcceleratorError(LOST)
+
+    async with start() as client:
+        await client.serves()
+        client.services.queue.generator.preview_share = float("inf")
+        client.services.supervisor.factory.device.lost = lambda: LOST
+        monkeypatch.setattr(broken, fail)
+        await ask(client)
+        await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 30)
+        assert client.services.supervisor.failure.ending is Ending.DEVICE_LOST
+
+
+async def test_a_device_that_is_lost_while_nobody_draws_stops_the_service(start, monkeypatch):
+    monkeypatch.setattr("zwatch.rollout.device_judge.CHECK_SECONDS", 0.05)
+    async with start() as client:
+        await client.serves()
+        client.services.supervisor.factory.device.lost = lambda: "CUDA error: GPU is lost"
+        await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 30)

@@ -1,11 +1,14 @@
-"""schemathesis generates requests from the OpenAPI document: every answer must match it, and none may be a 5xx.
+"""schemathesis generates requests from the OpenAPI document: every answer must match it, and none may be a 5xx but a documented 503.
 
-docs/operations.md has the command for a longer manual run, which also follows links between calls.
+With ZWATCH_LONG=1 there are 10,000 and more, which are counted. docs/operations.md has the command for a longer manual run, which also
+follows links between calls.
 """
 
 import asyncio
+import os
 import shutil
 import zlib
+from collections import Counter
 
 import pytest
 import requests
@@ -29,6 +32,13 @@ WITH_OTHER_LIMITS = (
 )
 ACCEPTED = ("image/*", "application/json", "text/event-stream")
 
+IS_LONG = os.environ.get("ZWATCH_LONG") == "1"
+LONG_CASES = 10_000
+EXAMPLES = 600 if IS_LONG else 10
+"""Cases for each call; one without parameters has very few."""
+seen: Counter[int] = Counter()
+"""How many answers had which status."""
+
 api = schemathesis.openapi.from_dict(document(CALLS, needs_token=False))
 
 
@@ -48,7 +58,7 @@ def url(tiny_versions, tmp_path_factory):
 
 
 bounded = settings(
-    max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )  # fmt: skip
 
@@ -58,6 +68,7 @@ bounded = settings(
 @bounded
 def test_every_answer_matches_the_document(case, url):
     response = case.call(base_url=url, timeout=60)
+    seen[response.status_code] += 1
     if case.operation.path == "/api/unload_model":  # so that the other calls find a serving version
         requests.post(f"{url}/api/load_model", timeout=60)
     case.validate_response(
@@ -71,4 +82,12 @@ def test_every_answer_of_generate_matches_the_document(case, url):
     # The body is checked before Accept, so one Accept for each body is enough.
     accept = ACCEPTED[zlib.crc32(repr(case.body).encode("utf-8", "surrogatepass")) % len(ACCEPTED)]
     response = case.call(base_url=url, timeout=60, headers={"Accept": accept})
+    seen[response.status_code] += 1
     case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="ZWATCH_LONG=1 makes 10,000 requests")
+def test_there_were_thousands_of_answers_and_no_failure_of_the_service(url):
+    print(seen)
+    assert seen.total() >= LONG_CASES, seen
+    assert not [status for status in seen if status >= 500 and status != 503], seen

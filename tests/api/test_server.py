@@ -100,7 +100,7 @@ async def test_head_is_not_allowed_for_streams(client, path):
 
 @pytest.mark.parametrize("words", [b"", b"GET /status HTTP/1.1\r\nHost: loc"])
 async def test_a_connection_that_sends_no_complete_head_is_closed(start, words):
-    async with start(TimeLimits(idle=0.3)) as client:
+    async with start(TimeLimits(head=0.3)) as client:
         reader, writer = await client.connect()
         writer.write(words)
         assert await asyncio.wait_for(reader.read(), 20) == b""
@@ -196,11 +196,11 @@ async def test_connections_beyond_the_limit_get_a_503_and_the_others_are_served(
 @pytest.mark.parametrize(
     ("limits", "raised", "connections"),
     [
-        ((1024, 2**20), (65536, 2**20), (32768, 1024)),
+        ((1024, 2**20), (65536, 2**20), (32768, 4096)),
         ((256, 256), None, (128, 16)),
-        ((2**20, 2**20), None, (32768, 1024)),
-        ((1024, resource.RLIM_INFINITY), (65536, resource.RLIM_INFINITY), (32768, 1024)),
-        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, (32768, 1024)),
+        ((2**20, 2**20), None, (32768, 4096)),
+        ((1024, resource.RLIM_INFINITY), (65536, resource.RLIM_INFINITY), (32768, 4096)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, (32768, 4096)),
     ],
 )
 def test_connections_leave_file_descriptors_for_everything_else(monkeypatch, limits, raised, connections):

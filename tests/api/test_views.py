@@ -12,6 +12,9 @@ from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import Rejection
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
+from zwatch.rollout.saved import SavedState
+from zwatch.rollout.uses import uses
+from zwatch.rollout.verdicts import KEPT_VERDICTS, Verdicts
 
 V1, V2 = VersionKey("v1", "1" * 64), VersionKey("v2", "2" * 64)
 FAULT = Fault("current", "link_missing", "current is missing", link=None)
@@ -25,7 +28,9 @@ class Supervisor:
         self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays))
         self.factory = None
         self._wishes, self._attempts, self._unloaded = dict(wishes), dict(attempts), unloaded
-        self.attempts, self.failure, self.state = list(self._attempts.values()), None, SimpleNamespace(problem=None)
+        self.attempts, self.failure = list(self._attempts.values()), None
+        self.state = SimpleNamespace(problem=None, saved=SavedState())
+        self.runner = SimpleNamespace(running=None)
         self.fault = None
 
     def wish(self, alias):
@@ -33,6 +38,9 @@ class Supervisor:
 
     def attempt(self, alias):
         return self._attempts.get(alias)
+
+    def previous(self, alias):
+        return None
 
     def refusal(self, alias):
         return None
@@ -45,7 +53,9 @@ def serving(*keys):
     """Return engines of these versions, the last of which serves `current`."""
     engines = EngineRegistry()
     for key in keys:
-        engines.admit(key, SimpleNamespace(is_complete=True, nbytes=1000, default_size=256, max_side=512))
+        engines.admit(
+            key, SimpleNamespace(is_complete=True, nbytes=1000, default_size=256, max_side=512, precision="bf16")
+        )
         engines.promote("current", key)
     return engines
 
@@ -66,13 +76,16 @@ def test_there_is_no_view_of_no_attempt():
 
 
 def test_a_running_attempt_shows_its_progress_and_a_copy_of_its_phases():
-    control = SimpleNamespace(phases={"read": 0.123456}, bytes_done=1, bytes_total=3, shared=("vae",))
+    control = SimpleNamespace(
+        phases={"read": 0.123456}, bytes_done=1, bytes_total=3, shared=("vae",), activity="reading"
+    )
     attempt = Attempt("current", V1, LoadWay.DEVICE, control)
     view = views.attempt_view(attempt)
     control.phases["verify"] = 1.0
     assert (view["progress"], view["bytes"], view["phases"], view["shared"]) == (0.3333, 1, {"read": 0.1235}, ["vae"])
     assert (view["state"], view["code"], view["reason"], view["way"]) == ("LOADING", None, None, "device")
     assert (view["alias"], view["version"], view["digest"]) == ("current", "v1", V1.digest)
+    assert view["activity"] == "reading"
 
 
 def test_a_rejected_attempt_shows_code_and_reason_and_no_further_progress():
@@ -140,13 +153,59 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
     supervisor = Supervisor(aliases=("current", "stable"), targets=targets)
     sealed_at = datetime(2026, 11, 21, tzinfo=UTC)
     summary = VersionSummary(name, True, "a" * 64, name, 10, 2, sealed_at, None)
-    assert views.version_view(summary, views.version_marks(supervisor, serving(V1, V2))) == {
-        "name": name, "sealed": True, "digest": "a" * 64, "header_version": name, "bytes": 10, "files": 2,
+    uses = [use for use, is_so in (("serving", serves), ("resident", resident)) if is_so]
+    assert views.version_view(summary, views.version_marks(supervisor, serving(V1, V2)), Verdicts().find) == {
+        "name": name, "sealed": True, "digest": "a" * 64, "signer": None, "header_version": name, "bytes": 10, "files": 2,
         "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "problem": None,
+        "rejected": None, "uses": uses, "provenance": None,
     }  # fmt: skip
+
+
+def test_a_version_shows_why_it_was_rejected_until_it_serves_or_is_sealed_anew():
+    verdicts, marks = Verdicts(), views.version_marks(Supervisor(), serving())
+
+    def shown(digest):
+        summary = VersionSummary("v2", True, digest, "v2", 10, 2, None, None)
+        return views.version_view(summary, marks, verdicts.find)["rejected"]
+
+    verdicts.note(failed := rejected())
+    found = shown(V2.digest)
+    assert (found["code"], found["reason"]) == ("hash_mismatch", "a file differs")
+    assert datetime.fromisoformat(found["when"]) >= failed.started.replace(microsecond=0)
+    assert shown("3" * 64) is None
+    abandoned = Attempt("current", V2, LoadWay.DEVICE)
+    abandoned.abandon("superseded")
+    verdicts.note(abandoned)
+    assert shown(V2.digest) == found
+    good = Attempt("current", V2, LoadWay.RESIDENT)
+    good.begin_warming()
+    good.promote()
+    verdicts.note(good)
+    assert shown(V2.digest) is None
+
+
+def test_the_newest_verdicts_are_kept():
+    verdicts = Verdicts()
+    for number in range(KEPT_VERDICTS + 1):
+        verdicts.note(rejected(VersionKey(f"v{number}", None)))
+    assert verdicts.find("v0", None) is None
+    assert verdicts.find(f"v{KEPT_VERDICTS}", None).code == "hash_mismatch"
+
+
+def test_a_version_is_in_use_as_what_it_is_needed_for():
+    supervisor = Supervisor(wishes={"current": V2})
+    supervisor.state.saved.note_good("current", V1)
+    supervisor.state.saved.alias("current").note_promoted(VersionKey("v0", "0" * 64))
+    supervisor.runner.running = SimpleNamespace(attempt=SimpleNamespace(key=VersionKey("v3", None)))
+    assert uses(supervisor, serving(V1)) == {
+        "v1": ["serving", "resident", "last_known_good"],
+        "v2": ["linked"],
+        "v3": ["loading"],
+        "v0": ["last_known_good"],
+    }
 
 
 def test_a_version_that_is_not_sealed_shows_its_problem():
     summary = VersionSummary("v3", False, None, None, 0, 0, None, "there is no seal")
-    view = views.version_view(summary, views.version_marks(Supervisor(), serving()))
+    view = views.version_view(summary, views.version_marks(Supervisor(), serving()), Verdicts().find)
     assert (view["sealed"], view["sealed_at"], view["problem"]) == (False, None, "there is no seal")

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from zwatch.deploy.durable import write_durably
 from zwatch.deploy.links import TEMPORARY_PREFIX, LinkNote, repoint
 from zwatch.deploy.look import SETTLED, SWEEP_AFTER, Looker, await_files, open_version, point
 from zwatch.deploy.resolving import LinkStamp, are_unchanged, resolve
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 from zwatch.deploy.strays import AHEAD, OLDER
 from zwatch.deploy.wishes import WishFollower
 from zwatch.errors import RepointError
@@ -253,7 +254,7 @@ def test_with_changing_inodes_a_replaced_directory_and_a_new_seal_are_noticed(mo
     run(moving, "cp -r old v1")
     replaced = looker.look().targets["current"]
     assert replaced is not before
-    (moving / "v1" / "new.json").write_text("{}")
+    (moving / "v1" / "zwatch.json").write_text("{}")
     sealed = write_seal(moving / "v1", "v1")
     assert looker.look().targets["current"].digest == sealed.digest != replaced.digest
 
@@ -396,3 +397,23 @@ def test_a_file_is_written_durably_on_a_file_system_that_cannot_sync_directories
     monkeypatch.setattr(os, "fsync", unsupported)
     write_durably(tmp_path, "state.json", b"{}")
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+# Several services on one models root, as pods on one volume.
+
+
+@pytest.mark.parametrize("typed", ["ln -sf v2 current", "ln -sfn v2 current"])
+def test_several_services_on_one_root_all_follow_a_link_and_one_of_them_moves_it(root, typed):
+    lookers = [looking(root) for _ in range(4)]
+    for looker in lookers:
+        looker.look()
+    for version_now, command in (("v2", typed), ("v3", typed.replace("v2", "v3"))):
+        next_tick(root.parent)
+        run(root, command)
+        with ThreadPoolExecutor(len(lookers)) as threads:
+            list(threads.map(Looker.look, lookers))
+        for looker in lookers:
+            look = looker.look()
+            assert (version(look), dict(look.faults), list(look.strays)) == (version_now, {}, [])
+        assert os.readlink(root / "current") == version_now
+    assert temporaries(root) == []

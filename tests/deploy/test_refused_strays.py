@@ -593,3 +593,32 @@ def test_the_links_of_the_root_are_told_with_where_they_lead(root, root_fd):
     assert sorted(found.links) == ["backup", "current", "far", "stable"]
     v1 = (root / "v1").stat()
     assert found.leading_to(root_fd, (v1.st_dev, v1.st_ino)) == ["current", "far", "stable", "../out"]
+
+
+# A second `ln -sf` makes its link under a temporary name, and renames it over the first one.
+
+
+@pytest.mark.parametrize("text", ["v2", "../v2", "absolute"])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_wish_that_was_seen_under_the_temporary_name_of_ln_is_followed(root, text, left):
+    text = str(root / "v2") if text == "absolute" else text
+    if left:  # by an earlier deploy that could not remove it
+        link(root, "v1/v2", text)
+        run(root, "ln -sfn v1 current")
+        next_tick(root.parent)
+    looker = looking(root)
+    looker.look()
+    (root / "v1" / "CuA1b2C3").symlink_to(text)
+    assert versions(looker.look()) == {"current": "v1"}
+    os.rename(root / "v1" / "CuA1b2C3", root / "v1" / "v2")
+    assert versions(looker.look()) == {"current": "v2"}
+
+
+def test_a_link_without_a_version_of_its_name_stays_refused_when_there_is_one(root):
+    looker = looking(root)
+    link(root, "v1/v9", "v9")
+    assert reasons(looker.look()) == {"v1/v9": "no version of that name"}
+    write_version(root, "v9")
+    look = looker.look()
+    assert versions(look) == {"current": "v1"}
+    assert "refused earlier" in reasons(look)["v1/v9"]

@@ -12,7 +12,8 @@ from blake3 import blake3
 from tests.deploy.factory import next_tick, write_version
 from tests.deploy.typed import relink
 from zwatch.deploy.resolving import Directory, Fault, LinkStamp, Target, resolve
-from zwatch.deploy.seal import SEAL_NAME, write_seal
+from zwatch.deploy.seal import SEAL_NAME
+from zwatch.deploy.sealing import write_seal
 
 # Resolving.
 
@@ -169,7 +170,7 @@ def linked_anew(root):
 
 
 def resealed(root):
-    (root / "v1" / "new.json").write_text("{}")
+    (root / "v1" / "zwatch.json").write_text("{}")
     write_seal(root / "v1", "v1")
 
 
@@ -269,7 +270,7 @@ def test_a_directory_is_closed_once_and_its_duplicate_lives_on(root):
 
 def test_file_stamps_tell_what_changed_and_what_is_not_there(root, root_fd):
     directory = resolve(root_fd, "current").directory
-    paths = ["model_index.json", "vae/model.safetensors", "gone", "gone/deeper"]
+    paths = ["model_index.json", "vae/config.json", "gone", "gone/deeper"]
     before = directory.file_stamps(paths)
     assert (before["gone"], before["gone/deeper"]) == (None, None)
     assert directory.file_stamps(paths) == before

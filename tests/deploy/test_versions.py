@@ -53,7 +53,7 @@ def test_a_summary_of_a_sealed_version_has_digest_version_bytes_and_time(root, r
     with opened(root / "v2") as fd:
         sealed = read_seal(fd)
     assert (found.name, found.sealed, found.digest, found.header_version) == ("v2", True, sealed.digest, "v2")
-    assert found.files == len(sealed.files) == 4
+    assert found.files == len(sealed.files) == 10
     assert found.bytes == sum((root / "v2" / path).stat().st_size for path in sealed.files)
     assert found.sealed_at.timestamp() == pytest.approx((root / "v2" / SEAL_NAME).stat().st_mtime)
     assert found.problem is None

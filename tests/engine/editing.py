@@ -9,10 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.deploy.factory import seal_as_it_is, stamp_as_it_is
 from zwatch.deploy.look import open_version
-from zwatch.deploy.seal import read_seal, write_seal
+from zwatch.deploy.seal import read_seal
 from zwatch.engine.factory import EngineFactory
-from zwatch.engine.pipeline import Engine, GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
+from zwatch.engine.pipeline import Engine
 from zwatch.errors import Rejection
 from zwatch.shadow.loader import LoadControl
 
@@ -39,7 +41,8 @@ def edit_tensors(path: Path, change: Callable[[Tensors], Tensors]) -> None:
 
 def seal_again(version: Path) -> None:
     """Seal a version as it is now."""
-    write_seal(version, version.name)
+    stamp_as_it_is(version)
+    seal_as_it_is(version)
 
 
 def build(factory: EngineFactory, models: Path, name: str, control: LoadControl | None = None) -> Engine:

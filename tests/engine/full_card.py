@@ -114,7 +114,7 @@ def test_a_version_that_does_not_fit_even_instead_is_rejected_with_both_byte_cou
     assert code == "insufficient_memory"
     free, total = card.device.memory()
     assert f"{free} of {total} are free" in reason
-    assert f"v2 needs {planned.footprint([TRANSFORMER])} bytes" in reason
+    assert f"v2 needs {planned.footprint([TRANSFORMER], {})} bytes" in reason
 
 
 def test_a_load_that_runs_out_of_memory_is_rejected_and_frees_everything(card, monkeypatch):

@@ -81,7 +81,7 @@ def test_every_parameter_is_a_view_into_the_buffers(factory, tiny_versions, name
 
 def test_an_engine_holds_what_its_files_need_and_no_more(factory, tiny_versions):
     engine = build(factory, tiny_versions, "v1")
-    assert weights_bytes(factory) == engine.nbytes == engine.plan.footprint(list(engine.plan.headers))
+    assert weights_bytes(factory) == engine.nbytes == engine.plan.footprint(list(engine.plan.headers), {})
 
 
 # --- sharing

@@ -13,8 +13,9 @@ from zwatch.engine import store as store_module
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned, Rejection
 from zwatch.shadow.device import Device
-from zwatch.shadow.host import HOST_SPARE, system_memory
+from zwatch.shadow.host import HOST_SPARE
 from zwatch.shadow.loader import LoadControl
+from zwatch.shadow.system import system_memory
 
 
 class Place:

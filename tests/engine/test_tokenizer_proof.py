@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from tests.engine.editing import build, edit_json, parameters, rejection_of, seal_again
-from zwatch.engine import chat_template, tokenizer_maker
+from zwatch.engine import chat_template, child, tokenizer_maker, tokenizer_process
 from zwatch.engine.configs import MAX_CONFIG
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.tokenizer_maker import TokenizerMaker
@@ -126,7 +126,7 @@ def proof_that(tmp_path, monkeypatch, script):
     program.write_text(f"#!/bin/sh\necho 'encoding a prompt with tokenizer.json'\n{script}\n")
     program.chmod(0o700)
     with monkeypatch.context() as patched:
-        patched.setattr(tokenizer_maker.sys, "executable", str(program))
+        patched.setattr(child.sys, "executable", str(program))
         return rejection_of(lambda: TokenizerMaker().get({"tokenizer.json": script.encode()}))
 
 
@@ -154,7 +154,7 @@ def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tok
     tmp_path, monkeypatch, script, code, words
 ):
     if code == "stalled":
-        monkeypatch.setattr(tokenizer_maker, "WALL_SECONDS", 0.5)
+        monkeypatch.setattr(tokenizer_process, "WALL_SECONDS", 0.5)
     found, reason = proof_that(tmp_path, monkeypatch, script.replace("sleep", "exec sleep"))
     assert found == code
     assert Rejection(found, reason).retry is Retry.BACKOFF
@@ -163,7 +163,7 @@ def test_what_the_host_does_to_a_proof_is_tried_again_and_does_not_blame_the_tok
 
 def test_a_proof_needs_no_path_to_zwatch_as_with_an_editable_install(tokenizer, monkeypatch):
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "zwatch").is_dir()])
-    assert tokenizer_maker.made_by_process(files_of(tokenizer)).template
+    assert tokenizer_maker.made_by_process(files_of(tokenizer)).has_template
 
 
 @pytest.fixture
@@ -172,9 +172,9 @@ def fresh(monkeypatch):
     made = []
     real = tokenizer_maker.made_by_process
 
-    def counted(files):
+    def counted(files, spare):
         made.append(files)
-        return real(files)
+        return real(files, spare)
 
     monkeypatch.setattr(tokenizer_maker, "_made", OrderedDict())
     monkeypatch.setattr(tokenizer_maker, "made_by_process", counted)
@@ -224,10 +224,9 @@ def test_another_file_is_another_tokenizer(tokenizer, fresh, tmp_path):
     assert len(fresh) == 2
 
 
-def test_tokenizers_that_cannot_be_kept_are_used_all_the_same(tokenizer, fresh, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    TokenizerMaker(tmp_path / "file").get(files_of(tokenizer))
-    assert "the tokenizer is made anew at the next start" in caplog.text
+def test_tokenizers_that_cannot_be_kept_are_used_all_the_same(tokenizer, fresh, caplog):
+    TokenizerMaker(Path("/proc/kept")).get(files_of(tokenizer))
+    assert "cannot be kept for the next start" in caplog.text
 
 
 def test_compiling_a_template_is_not_counted_as_its_steps(tokenizer, factory, models, monkeypatch):
@@ -236,3 +235,21 @@ def test_compiling_a_template_is_not_counted_as_its_steps(tokenizer, factory, mo
     (tokenizer / "chat_template.jinja").write_text("{% if false %}" + "{{ messages }}" * 500 + "{% endif %}" + template)
     seal_again(models / "v1")
     assert not build(factory, models, "v1").is_truncated("a cat")
+
+
+def test_a_process_that_was_started_early_makes_the_first_tokenizer(tokenizer, fresh, tmp_path):
+    maker = TokenizerMaker(tmp_path / "kept")
+    maker.prepare()
+    [spare] = maker._spare
+    assert ids(maker, files_of(tokenizer))
+    assert (maker._spare, spare.is_alive, len(fresh)) == ([], False, 1)
+    again = TokenizerMaker(tmp_path / "kept")
+    again.prepare()
+    assert again._spare == [], "what is kept needs no process"
+
+
+def test_an_early_process_that_has_ended_is_replaced(tokenizer, fresh):
+    maker = TokenizerMaker()
+    maker.prepare()
+    maker._spare[0].end()
+    assert ids(maker, files_of(tokenizer))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.engine.pipeline import Generation
+from zwatch.engine.parameters import Generation
 from zwatch.errors import GenerationCancelled
 from zwatch.generation.finish import Finisher
 from zwatch.generation.queue import GenerationQueue
@@ -29,6 +29,7 @@ class FakeEngine:
     `error` is raised if it is set."""
 
     is_complete = True
+    is_on_trial = False
     default_size = 64
     max_side = 1024
 

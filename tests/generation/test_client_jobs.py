@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from zwatch.generation.client_jobs import Follower
-from zwatch.generation.job import Finished, Job, Picture, client_of_request
+from zwatch.generation.job import Job, client_of_request
+from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.job_store import KEEP_SECONDS, JobStore
 from zwatch.generation.request import parse_generate
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from zwatch.engine.pipeline import Generation, GenerationParameters
+from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.history import History
 from zwatch.generation.image_details import read_details

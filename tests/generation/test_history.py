@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.errors import RequestError
 from zwatch.generation.history import History
 from zwatch.generation.image_details import details_of

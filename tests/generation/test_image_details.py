@@ -6,7 +6,7 @@ import struct
 import pytest
 from PIL import Image
 
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.generation.image_details import details_of, read_details
 from zwatch.generation.image_files import encode
 from zwatch.generation.request import parse_generate

@@ -6,18 +6,8 @@ from contextlib import aclosing
 import pytest
 
 from zwatch.errors import RequestError
-from zwatch.generation.job import (
-    POLL_SECONDS,
-    Done,
-    Failed,
-    Finished,
-    Job,
-    JobState,
-    Picture,
-    Queued,
-    Quiet,
-    Stepped,
-)
+from zwatch.generation.job import POLL_SECONDS, Job, JobState
+from zwatch.generation.job_events import Done, Failed, Finished, Picture, Queued, Quiet, Stepped
 from zwatch.generation.request import parse_generate
 
 FINISHED = Finished(None, None, False, {}, (Picture(1, b"abc", "a.png"), Picture(2, b"de", None)))

@@ -1,7 +1,8 @@
 """How long jobs can be found."""
 
 from zwatch.errors import RequestError
-from zwatch.generation.job import Finished, Job, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import parse_generate
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.generation.test_comfyui import PLAIN, Z_IMAGE
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.errors import RequestError
 from zwatch.generation.image_details import details_of
 from zwatch.generation.image_files import encode

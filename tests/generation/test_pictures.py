@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.generation.conftest import V1
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.generation import pictures as module
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History

@@ -44,6 +44,22 @@ def test_an_international_text_with_a_language_is_read():
     assert png_texts(io.BytesIO(file.getvalue())) == {"a": "猫"}
 
 
+@pytest.mark.parametrize("part", [b"zh", b"translated"])
+def test_an_international_text_is_no_text_where_any_part_of_it_is_not_utf8(part):
+    """Else a list would show what the picture itself does not have."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("a", "猫", lang="zh", tkey="translated")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png", pnginfo=chunks)
+    begin = file.getvalue().index(b"iTXt")
+    length = int.from_bytes(file.getvalue()[begin - 4 : begin])
+    body = file.getvalue()[begin : begin + 4 + length].replace(part, part[:-1] + b"\xff")
+    rest = file.getvalue()[begin + 8 + length :]
+    changed = file.getvalue()[:begin] + body + zlib.crc32(body).to_bytes(4) + rest
+    assert of_pillow(changed) == {}
+    assert png_texts(io.BytesIO(changed)) is None
+
+
 @pytest.mark.parametrize(
     "file",
     [

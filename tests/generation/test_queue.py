@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
@@ -457,31 +458,195 @@ async def test_on_refuse_gets_each_refusal(queue):
     assert refusals == ["model_not_found", "invalid_value", "shutting_down", "shutting_down"]
 
 
-async def test_a_generation_that_never_comes_back_is_answered_and_holds_up_no_other(engine, queue, monkeypatch):
-    go = threading.Event()
+class Looping:
+    """Never comes back, as a loop of Python code; `begun` is set when it is in it."""
+
+    def __init__(self):
+        self.begun = threading.Event()
+
+    def __call__(self, *args, **kwargs):
+        self.begun.set()
+        while True:
+            time.sleep(0.01)
+
+
+async def test_a_generation_that_never_comes_back_is_answered_and_said_to_be_stuck(engine, queue, monkeypatch):
+    go, stuck = threading.Event(), []
     monkeypatch.setattr(engine, "serve", lambda *args, **kwargs: go.wait())
-    queue.stall = queue.stall_after_end = 0.1
+    queue.generator.stall = queue.generator.grace = 0.1
+    queue.generator.on_stuck = lambda engine, reason: stuck.append((engine, reason))
+    assert queue.worker_stuck_since() is None
+    before = time.monotonic()
     hung = submit(queue)
     await end_of(hung)
     assert (hung.error.code, hung.error.status) == ("generation_failed", 500)
-    assert "did not get on" in hung.error.message
+    assert "made no progress for 0.1 s" in hung.error.message
+    while not stuck:
+        await asyncio.sleep(0.01)
+    assert stuck == [(engine, "a generation by v1 made no progress for 0.1 s and does not come back")]
+    assert before <= queue.worker_stuck_since() <= time.monotonic()
+    go.set()
+
+
+async def test_a_generation_that_loops_for_ever_is_interrupted_and_the_next_one_runs(engine, queue, monkeypatch):
+    monkeypatch.setattr(engine, "serve", Looping())
+    queue.generator.stall = 0.1
+    queue.generator.on_stuck = lambda engine, reason: pytest.fail(reason)
+    hung, after = submit(queue), submit(queue)
+    await end_of(hung)
+    assert hung.error.code == "generation_failed"
     monkeypatch.undo()
-    queue.stall = 600.0
-    after = submit(queue)
+    queue.generator.stall = 600.0
     await end_of(after)
     assert after.state is JobState.DONE
-    go.set()
+    assert queue.worker_stuck_since() is None
 
 
-async def test_a_generation_whose_client_has_gone_does_not_keep_the_device_for_ever(engine, queue, monkeypatch):
-    go = threading.Event()
-    monkeypatch.setattr(engine, "serve", lambda *args, **kwargs: go.wait())
-    queue.stall_after_end = 0.1
-    hung = submit(queue)
-    while queue.running is None:
-        await asyncio.sleep(0)
+async def test_a_generation_whose_client_has_gone_is_interrupted_earlier(engine, queue, monkeypatch):
+    monkeypatch.setattr(engine, "serve", looping := Looping())
+    queue.generator.stall, queue.generator.stall_after_end = 600.0, 0.1
+    hung, after = submit(queue), submit(queue)
+    assert await asyncio.to_thread(looping.begun.wait, DEADLINE)
     queue.cancel(hung)
-    while queue.running is hung:
-        await asyncio.sleep(0.01)
-    assert hung.state is JobState.CANCELLED
+    monkeypatch.undo()
+    await end_of(after)
+    assert (hung.state, after.state) == (JobState.CANCELLED, JobState.DONE)
+
+
+async def test_a_slow_step_whose_client_has_gone_is_waited_for(engine, queue, monkeypatch):
+    """The thread is in a call that an interruption does not end; others wait for it, since the device is busy."""
+    begun, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(engine, "serve", lambda *args, **kwargs: (begun.set(), go.wait()))
+    queue.generator.stall, queue.generator.stall_after_end = 600.0, 0.1
+    slow = submit(queue)
+    assert await asyncio.to_thread(begun.wait, DEADLINE)
+    queue.cancel(slow)
+    await asyncio.sleep(0.5)
+    assert queue.running is slow
+    monkeypatch.undo()
+    after = submit(queue)
     go.set()
+    await end_of(after)
+    assert after.state is JobState.DONE
+
+
+# --- what is loaded meanwhile
+
+
+async def test_a_request_for_what_is_loaded_waits_and_others_do_not(start, engines, engine):
+    queue = start(aliases=("current", "canary"))
+    coming = {"canary", "v2"}
+    queue.is_coming = coming.__contains__
+    by_alias, by_name = submit(queue, model="canary"), submit(queue, model="v2")
+    other = submit(queue, "another")
+    assert await end_of(other) == ["DONE"]
+    assert [job.state.name for job in (by_alias, by_name)] == ["QUEUED"] * 2
+    second = FakeEngine("v2")
+    engines.admit(V2, second)
+    engines.promote("canary", V2)
+    queue._changes.fire()
+    assert await end_of(by_alias, by_name) == ["DONE"] * 2
+    assert len(second.prompts) == 2
+
+
+async def test_a_request_for_what_was_not_loaded_after_all_is_told_so(start):
+    queue = start(aliases=("current", "canary"))
+    coming = {"canary", "v2"}
+    queue.is_coming = coming.__contains__
+    jobs = [submit(queue, model="canary"), submit(queue, model="v2")]
+    await asyncio.sleep(0)
+    coming.clear()
+    queue._changes.fire()
+    assert await end_of(*jobs) == ["FAILED"] * 2
+    assert [job.error.code for job in jobs] == ["model_not_loaded", "model_not_found"]
+
+
+async def test_a_request_that_does_not_fit_what_was_loaded_fails_at_its_turn(start, engines):
+    queue = start(aliases=("current", "canary"))
+    queue.is_coming = lambda model: model == "canary"
+    job = submit(queue, model="canary", width=2048, height=2048)
+    engines.admit(V2, FakeEngine("v2"))
+    engines.promote("canary", V2)
+    queue._changes.fire()
+    assert await end_of(job) == ["FAILED"]
+    assert (job.error.code, job.error.param) == ("invalid_value", "width")
+
+
+async def test_requests_that_wait_for_a_load_count_for_the_limit_and_can_be_cancelled(start):
+    queue = start(limit=1, aliases=("current", "canary"))
+    queue.is_coming = lambda model: model == "canary"
+    first, second = submit(queue, model="canary"), submit(queue, model="canary")
+    assert refused(queue, model="canary").code == "queue_full"
+    queue.cancel(first)
+    assert (first.state.name, queue.waiting, second.position) == ("CANCELLED", 1, 0)
+
+
+@pytest.fixture
+def withdrawing(engines, engine):
+    """Return a judge that withdraws the first engine for its images, and lets another serve."""
+
+    async def withdraw(judged, generation):
+        assert judged is engine
+        engines.withdraw("current")
+        engines.admit(V2, FakeEngine("v2"))
+        engines.promote("current", V2)
+        return False
+
+    engine.is_on_trial = True
+    return withdraw
+
+
+@pytest.mark.parametrize("finite", [True, False])
+async def test_a_request_whose_version_is_withdrawn_by_its_bad_image_is_drawn_by_another(
+    start, engines, engine, withdrawing, finite
+):
+    queue = start()
+    engine.finite, queue.judge_first = finite, withdrawing
+    job = submit(queue, n=2, seed=5)
+    assert await end_of(job) == ["DONE"]
+    assert (job.finished.key, engines.resident(V1).leases, engines.resident(V1).images) == (V2, 0, 0)
+    assert [picture.seed for picture in job.pictures] == [5, 6], "none of the version that was withdrawn"
+
+
+async def test_a_request_for_a_withdrawn_version_by_its_name_fails(start, engines, withdrawing):
+    queue = start()
+    queue.judge_first = withdrawing
+    job = submit(queue, model="v1")
+    assert await end_of(job) == ["FAILED"]
+    assert job.error.message == "v1 makes no usable images and was withdrawn"
+
+
+async def test_the_good_images_of_an_engine_on_trial_are_added(start, engine):
+    queue = start()
+    engine.is_on_trial = True
+
+    async def keep(judged, generation):
+        assert not job.pictures, "they are held until they are judged"
+        return True
+
+    queue.judge_first = keep
+    job = submit(queue, n=2, seed=5)
+    assert await end_of(job) == ["DONE"]
+    assert [picture.seed for picture in job.pictures] == [5, 6]
+
+
+async def test_a_bad_image_of_a_version_that_goes_on_is_an_error(start, engine):
+    queue = start()
+    engine.is_on_trial, engine.finite = True, False
+
+    async def keep(judged, generation):
+        return True
+
+    queue.judge_first = keep
+    job = submit(queue)
+    assert await end_of(job) == ["FAILED"]
+    assert job.error.code == "generation_failed"
+
+
+async def test_requests_for_what_will_not_be_loaded_here_any_more_are_given_up(start):
+    queue = start(aliases=("current", "canary"))
+    queue.is_coming = lambda model: model == "canary"
+    job = submit(queue, model="canary")
+    queue.give_up_waiting(STOPPING)
+    assert (job.state.name, job.error.code, queue.waiting) == ("FAILED", "shutting_down", 0)
+    assert refused(queue, model="canary").code == "model_not_loaded"

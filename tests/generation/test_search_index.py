@@ -4,11 +4,12 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
 
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.generation import search_index as module
 from zwatch.generation.image_details import details_of
 from zwatch.generation.image_files import encode
@@ -227,7 +228,7 @@ def test_a_database_of_another_schema_is_made_again(filled, file):
     assert images.found("dog") == [names[3]]
 
 
-def full_disk(tmp_path, file):
+def a_device(tmp_path, file):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.symlink_to("/dev/full")
 
@@ -240,10 +241,29 @@ def a_directory(tmp_path, file):
     file.mkdir(parents=True)
 
 
-@pytest.mark.parametrize("spoil", [full_disk, no_directory, a_directory])
-def test_where_no_file_can_be_written_the_index_is_in_memory(tmp_path, file, caplog, spoil):
+def a_pipe(tmp_path, file):
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+
+
+def a_directory_beside_it(tmp_path, file):
+    Path(f"{file}-wal").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("spoil", [a_device, no_directory, a_directory, a_pipe, a_directory_beside_it])
+def test_what_lies_in_the_place_of_the_index_is_put_aside(tmp_path, file, caplog, spoil):
     spoil(tmp_path, file)
     images = Images(tmp_path / "out", file)
+    names = [images.put(second, image_file(prompt)) for second, prompt in enumerate(PROMPTS)]
+    assert images.found("dog") == [names[3]]
+    assert images.found("cat") == [names[0], names[4]]
+    assert caplog.text.count("it is renamed to") == 1
+    assert file.is_file()
+    assert not file.is_symlink()
+
+
+def test_where_no_file_can_be_written_the_index_is_in_memory(tmp_path, caplog):
+    images = Images(tmp_path / "out", Path("/proc/self/search.sqlite"))
     names = [images.put(second, image_file(prompt)) for second, prompt in enumerate(PROMPTS)]
     assert images.found("dog") == [names[3]]
     assert images.found("cat") == [names[0], names[4]]

@@ -76,10 +76,12 @@ class Service(Server):
     async def restart(self, number: int = signal.SIGKILL, between=None) -> None:
         """Stop the process, await `between`, and start it again."""
         self.stop(number)
-        if between is not None:
-            await between()
-        await self.http.close()
-        await self.__aenter__()
+        try:
+            if between is not None:
+                await between()
+        finally:
+            await self.http.close()
+            await self.__aenter__()
 
 
 def _port() -> int:

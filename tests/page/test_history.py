@@ -236,6 +236,7 @@ async def test_two_thousand_pictures_are_scrolled_with_few_in_the_document(page,
 async def test_a_deletion_elsewhere_shows_by_itself_and_keeps_the_scroll(page, kept):
     scroller = page.locator(".strip-scroller")
     await scroller.evaluate("one => { one.scrollLeft = 2000; }")
+    page.problems.expect("/history/20260101_003319_seed1999.png")  # it may just be asked for
     async with kept.http.delete(kept.url + "/history/20260101_003319_seed1999.png") as answer:
         assert answer.status == 200
     await expect(page.locator("#strip .count")).to_have_text("1,999")
@@ -247,6 +248,8 @@ async def test_a_deleted_picture_can_be_brought_back_until_the_message_goes(page
     await items(page).nth(1).click()
     await page.get_by_role("button", name="Delete", exact=True).click()
     await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(0)
+    # The next picture takes its place; a click at the one in the stage would open its details
+    await expect(items(page).nth(1)).to_have_attribute("aria-current", "true")
     await page.get_by_role("button", name="Undo").click()
     await expect(page.locator(f'#strip [data-name="{second}"]')).to_have_count(1)
     await items(page).nth(1).click()
@@ -272,6 +275,15 @@ async def shown_at(page, selector, count=6):
         }""",
         [selector, count],
     )
+
+
+async def shown_when_loaded(page, selector):
+    """Return what is seen as soon as all of it, and the rest that is in the document, is loaded."""
+    await expect(page.locator(f"{selector} .thumb[disabled]")).to_have_count(0)
+    while not (found := await shown_at(page, selector)) or not all(name for name, *_ in found):
+        await asyncio.sleep(0.1)
+    await expect(page.locator(f"{selector} .thumb[disabled]")).to_have_count(0)
+    return found
 
 
 @pytest.mark.parametrize("view", ["strip", "full view"])
@@ -304,22 +316,49 @@ async def test_what_is_seen_stays_where_it_is_while_pictures_before_it_go(page, 
     selector = ".strip-scroller" if view == "strip" else ".grid-scroller"
     total = (await kept.get("/history?limit=1"))["total"]
     await page.locator(selector).evaluate("one => { one.scrollLeft = 60000; one.scrollTop = 20000; }")
-    await expect(page.locator(f"{selector} .thumb[disabled]")).to_have_count(0)
-    await expect(page.locator(f"{selector} .cell.seen").first).to_be_visible()
-    before = await shown_at(page, selector)
-    assert all(name for name, *_ in before)
+    before = await shown_when_loaded(page, selector)
     for _ in range(3):
-        name = (await kept.get("/history?limit=1&offset=50"))["images"][0]["name"]
-        async with kept.http.delete(f"{kept.url}/history/{name}") as answer:
-            assert answer.status == 200
+        await delete_one(page, kept)
     await expect(page.locator("#strip .count")).to_have_text(f"{total - 3:,}")
     await expect(page.locator(f"{selector} [aria-setsize='{total - 3}']").first).to_be_visible()
     assert await shown_at(page, selector) == before
 
 
+async def delete_one(page, kept):
+    """Delete a picture that is near the newest."""
+    name = (await kept.get("/history?limit=1&offset=50"))["images"][0]["name"]
+    page.problems.expect(f"/history/{name}")  # its thumbnail may just be asked for
+    async with kept.http.delete(f"{kept.url}/history/{name}") as answer:
+        assert answer.status == 200
+
+
+async def test_what_is_seen_stays_although_another_place_is_loaded_while_pictures_go(page, kept):
+    total = (await kept.get("/history?limit=1"))["total"]
+    await page.locator(".strip-scroller").evaluate("one => { one.scrollLeft = 60000; }")
+    before = await shown_when_loaded(page, ".strip-scroller")
+    deleted = 0
+
+    async def deletes_first(route):
+        nonlocal deleted
+        deleted += 1
+        await delete_one(page, kept)
+        await route.continue_()
+
+    # The picture in the stage, the newest, is looked for after each change
+    await page.route(re.compile(r"/history\?limit=100$"), deletes_first)
+    await delete_one(page, kept)
+    await kept.until(lambda: _is_true(deleted > 0), "the newest are loaded")
+    await expect(page.locator("#strip .count")).to_have_text(f"{total - 1 - deleted:,}")
+    assert await shown_at(page, ".strip-scroller") == before
+
+
+async def _is_true(value):
+    return value
+
+
 async def test_a_picture_that_is_deleted_elsewhere_leaves_the_stage(page, kept):
     names = [image["name"] for image in (await kept.get("/history?limit=9"))["images"]]
-    page.problems.expect(f"{names[4]}/thumbnail")  # it may just be asked for
+    page.problems.expect(f"/history/{names[4]}")  # it, or its thumbnail, may just be asked for
     result = page.get_by_role("img", name="Result")
     await items(page).nth(4).click()
     await expect(result).to_have_attribute("src", f"/history/{names[4]}")

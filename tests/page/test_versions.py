@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,9 @@ from playwright.async_api import expect
 from tests.page.conftest import WAIT
 from tests.page.test_jobs import generate
 from tests.page.test_screen import findings
+from zwatch.deploy import provenance
+from zwatch.deploy.provenance import Base, Conversion, MergedLora, Provenance, Source
+from zwatch.deploy.sealing import write_seal
 
 expect.set_options(timeout=WAIT)
 
@@ -104,6 +108,38 @@ async def test_a_rejected_version_has_its_reason_in_its_row(page, server):
         shutil.rmtree(broken)
 
 
+@pytest.mark.parametrize(
+    ("locale", "words"),
+    [
+        ("en", ["from Tongyi-MAI/Z-Image-Turbo f332072aa78b · + v1", "licence apache-2.0", "made "]),
+        ("zh-CN", ["来自 Tongyi-MAI/Z-Image-Turbo f332072aa78b · + v1", "许可证 apache-2.0", "制作于 "]),
+    ],
+)
+async def test_a_version_says_what_it_was_made_from(new_page, server, locale, words):
+    made = Provenance(
+        source=Source("hub", "f332072aa78b", "Tongyi-MAI/Z-Image-Turbo", "f332072aa78be7aecdf3ee76d5c247082da564a6"),
+        base=Base("v1", "1" * 64),
+        loras=(MergedLora("ink.safetensors", "2" * 64, 0.8),),
+        conversions=(Conversion("transformer", "F32", "BF16"),),
+        created=datetime(2026, 11, 21, 14, 2, 11, tzinfo=UTC),
+        licence="apache-2.0",
+        note="für 画",
+    )
+    version = server.models / "v4"
+    shutil.copytree(server.models / "v2", version)
+    try:
+        (version / "zwatch.json").write_bytes(provenance.format(made))
+        write_seal(version, "v4")
+        page = await new_page(server.url + "/", locale=locale)
+        await page.get_by_role("button", name="Versions" if locale == "en" else "版本", exact=True).click()
+        found = page.get_by_role("row").filter(has_text="ln -sfn v4 current")
+        for text in [*words, "ink.safetensors \u00d7 0.8", "transformer: F32 → BF16", "für 画"]:
+            await expect(found).to_contain_text(text)
+        assert await findings(page) == []
+    finally:
+        shutil.rmtree(version)
+
+
 async def test_an_unloaded_model_is_loaded_from_the_panel(page, server):
     assert (await server.post("/api/unload_model"))[0] == 200
     await page.get_by_role("button", name="Versions").click()
@@ -143,6 +179,8 @@ async def test_the_divider_moves_by_keyboard_and_both_pictures_zoom_together(pag
         await server.generate("two of one version", seed, width=64, height=64, steps=2)
     await expect(page.locator("#strip .thumb").first).to_have_accessible_name("two of one version, v1, seed 12")
     await page.locator("#strip .thumb").first.click()
+    if await page.get_by_role("dialog", name="Details").count():  # it was in the stage already
+        await page.keyboard.press("Escape")
     await page.locator("#strip .thumb").nth(1).click(modifiers=["Control"])
     view = page.get_by_role("dialog", name="Compare")
     await expect(view.locator(".pane img").nth(1)).to_have_attribute("alt", "two of one version, v1, seed 11")

@@ -14,9 +14,9 @@ import pytest
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.look import point
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 from zwatch.engine.factory import EngineFactory
-from zwatch.engine.pipeline import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters
 from zwatch.rollout.alias import GOOD_IMAGES
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import EngineState
@@ -81,8 +81,10 @@ quick_retries = pytest.mark.parametrize("first_pause", [0.05])
 class HeldFactory(EngineFactory):
     """A real factory whose loads of some versions stop at a stage until the test lets them go on."""
 
-    def __init__(self, device: str = "cpu", *, budget: int | None = None, pool: Pool | None = None) -> None:
-        super().__init__(Device(device, budget=budget, pool=pool))
+    def __init__(
+        self, device: str = "cpu", *, budget: int | None = None, pool: Pool | None = None, cache: Path | None = None
+    ) -> None:
+        super().__init__(Device(device, budget=budget, pool=pool), cache)
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []
@@ -139,8 +141,9 @@ class Service:
         aliases: tuple[str, ...],
         make_factory: Callable[[], EngineFactory],
         first_pause: float = BACKOFF_FIRST,
+        policy_file: Path | None = None,
     ):
-        self.first_pause = first_pause
+        self.first_pause, self.policy_file = first_pause, policy_file
         self.root, self.state, self.aliases, self.make_factory = root, state, aliases, make_factory
         self._task: asyncio.Task[None] | None = None
 
@@ -156,8 +159,9 @@ class Service:
             bridge=self.bridge,
             engines=self.engines,
             state_file=self.state_file,
-            make_factory=self.make_factory,
+            make_factory=lambda control: self.make_factory(),
             first_pause=self.first_pause,
+            policy_file=self.policy_file,
         )
         self.operator = Operator(self.supervisor, self.bridge)
         await self.supervisor.start()
@@ -260,8 +264,8 @@ async def services(models, tmp_path, first_pause):
     """Make services on this test's models root; every one is ended with the test."""
     made = []
 
-    def make(*, aliases=("current",), make_factory=HeldFactory):
-        made.append(Service(models, tmp_path / "state", aliases, make_factory, first_pause))
+    def make(*, aliases=("current",), make_factory=HeldFactory, policy_file=None):
+        made.append(Service(models, tmp_path / "state", aliases, make_factory, first_pause, policy_file))
         return made[-1]
 
     yield make

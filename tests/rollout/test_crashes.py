@@ -9,7 +9,7 @@ from zwatch.deploy.resolving import LinkStamp
 from zwatch.rollout import crashes
 from zwatch.rollout.crashes import Crash
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.saved import SavedState
+from zwatch.rollout.saved import KEPT_PROVED, SavedState, serialise
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 ANEW = "ANEW"
@@ -263,3 +263,21 @@ def test_long_random_histories_agree_with_a_simple_model(seed):
         crash = chance.random() < 0.7
         machine.run(serving, trying=trying, proved=proved, crash=crash)
         model.ended(serving, trying, proved, crash)
+
+
+def test_a_run_of_many_versions_keeps_some_of_those_that_proved_themselves_and_all_that_are_in_use():
+    machine = Machine()
+    stable = VersionKey("stable", "5" * 64)
+    daily = [VersionKey(f"day-{number}", f"{number:064x}") for number in range(1000)]
+    machine.run(stable, proved=[stable], alias="stable")
+    saved = machine.saved
+    for key in daily:
+        saved.alias("current").note_promoted(key)
+        assert saved.note_good("current", key)
+        assert not saved.note_good("current", key)
+    assert stable in saved.proved
+    assert daily[-1] in saved.proved
+    assert len(saved.proved) <= KEPT_PROVED + 2
+    assert len(serialise(saved)) < 2**15
+    machine.start()  # it crashed
+    assert saved.crashes == [], "both that were in use had proved themselves"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.editing import edit_tensors
 from tests.rollout.conftest import BUDGET, DEADLINE, TRANSFORMER, HeldFactory, flip_byte, picture, reached
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 from zwatch.rollout.lifecycle import EngineState
 
 # --- unloading

@@ -17,6 +17,7 @@ from zwatch.rollout.policy import (
     LoadView,
     Promote,
     decide,
+    expected,
 )
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
@@ -75,6 +76,10 @@ ROWS = {
         [current(V2, V1)], v2_before_v1, load(V3, abandoned=True), Promote("current", V2)),
     "a resident wish is promoted though it was refused": (
         [current(V2, V1, refused=True)], v2_before_v1, None, Promote("current", V2)),
+    "but not where it needs a signature and was refused": (
+        [current(V2, V1, refused=True, needs_signature=True)], v2_before_v1, None, None),
+    "where it needs a signature and was not refused, it is": (
+        [current(V2, V1, needs_signature=True)], v2_before_v1, None, Promote("current", V2)),
     "what another alias serves is promoted": (
         [current(V2, V1), canary(V2, V2)], [engine(V1), engine(V2)], None, Promote("current", V2)),
     "but not while it is being exchanged": (
@@ -280,3 +285,21 @@ def test_any_history_ends_with_every_wish_served_or_refused(history, bad, good):
     assert all(state is not EngineState.DRAINING for state in world.engines.values())
     kept = {view.serving for view in world.aliases.values()} | set(world.previous.values())
     assert set(world.engines) <= kept
+
+
+@pytest.mark.parametrize(
+    ("view", "loading", "key"),
+    [
+        (current(V2, V1), None, V2),
+        (current(V1, V1), None, None),
+        (current(V1, V1, forced=True), None, V1),
+        (current(V2, refused=True), None, None),
+        (current(V2, refused=True, fallback=V1), None, V1),
+        (current(None, fallback=V1), None, V1),
+        (current(None, V1, fallback=V2), None, None),
+        (current(V2, unloaded=True, fallback=V1), None, None),
+        (current(V2, refused=True), load(V1, fallback=True), V1),
+    ],
+)
+def test_what_a_request_for_an_alias_may_wait_for(view, loading, key):
+    assert expected(view, loading) == key

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from tests.rollout.conftest import (
     reached,
 )
 from zwatch.api.health import health
-from zwatch.deploy.seal import write_seal
+from zwatch.deploy.sealing import write_seal
 from zwatch.errors import FatalError, Rejection, RequestError, UsageError
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.state import StateFile
@@ -76,6 +77,58 @@ async def test_last_known_good_continues_loading_when_the_bad_wish_is_due_again(
     release.set()
     await second.until_serves("v2")
     assert ("v1", "PROMOTED", None) in second.attempts()
+
+
+async def good_v1_without(services, harm, *, first_pause=3600.0):
+    """Start a service whose link leads nowhere, and whose last-known-good version cannot be loaded."""
+    good = await services().start()
+    await good.until_serves("v1")
+    prove_good(good)
+    await noted_good(good, "v1")
+    good.link("nowhere")
+    await good.stop()
+    harm(good.root)
+    service = services()
+    service.first_pause = first_pause
+    await service.start()
+    await service.until(lambda: service.attempts() and service.attempts()[-1][1] == "REJECTED")
+    return service
+
+
+async def test_last_known_good_is_tried_again_when_its_seal_is_back(services):
+    service = await good_v1_without(services, lambda root: (root / "v1/BLAKE3SUMS").rename(root / "seal"))
+    assert service.attempts()[-1] == ("v1", "REJECTED", "seal_missing")
+    (service.root / "seal").rename(service.root / "v1/BLAKE3SUMS")
+    await service.until_serves("v1")
+
+
+async def test_last_known_good_is_tried_again_when_its_whole_directory_was_replaced(services):
+    def replace_by_another(root):
+        (root / "v1").rename(root / "kept")
+        shutil.copytree(root / "kept", root / "v1")
+        flip_byte(root / "v1" / TRANSFORMER)
+
+    service = await good_v1_without(services, replace_by_another, first_pause=0.05)
+    assert service.attempts()[-1] == ("v1", "REJECTED", "hash_mismatch")
+    shutil.move(service.root / "v1", service.root.parent)
+    (service.root / "kept").rename(service.root / "v1")
+    await service.until_serves("v1")
+
+
+async def test_what_no_link_asks_for_begins_at_zero_crashes_when_its_seal_is_back(services):
+    service = await services().start()
+    await service.until_serves("v1")
+    service.link("nowhere")
+    await service.supervisor.look_now()
+    await service.crash()
+    (service.root / "v1/BLAKE3SUMS").rename(service.root / "seal")
+    second = await services().start()
+    await second.until(lambda: ("v1", "REJECTED", "seal_missing") in second.attempts())
+    (service.root / "seal").rename(service.root / "v1/BLAKE3SUMS")
+    await second.until_serves("v1")
+    await second.crash()
+    third = await services().start()
+    await third.until_serves("v1")
 
 
 async def test_where_none_has_proved_itself_the_one_that_was_promoted_last_serves(services):
@@ -136,7 +189,7 @@ async def test_a_version_that_was_set_aside_is_tried_again_when_it_is_sealed_aga
     await crash_while_trying(services, "v1")
     service = await services().start()
     await service.until_rejected("v1", "set_aside")
-    (service.root / "v1/README").write_text("repaired")
+    (service.root / "v1/zwatch.json").write_text("{}")
     write_seal(service.root / "v1", "v1")
     await service.until_serves("v1")
 
@@ -145,6 +198,22 @@ async def crash_while_it_serves(services, version):
     service = await services().start()
     await service.until_serves(version)
     await service.crash()
+
+
+async def test_a_link_made_again_to_what_serves_is_not_taken_for_one_made_after_the_crash(services):
+    service = await services().start()
+    await service.until_serves("v1")
+    service.link("v1")
+    await service.until_serves("v1")
+    await service.supervisor.look_now()
+    state = service.supervisor.state
+    await service.until(
+        lambda: state._links == state.saved.links() and (state._writing is None or state._writing.done())
+    )
+    await service.crash()
+    await crash_while_it_serves(services, "v1")
+    third = await services().start()
+    await third.until_rejected("v1", "set_aside")
 
 
 async def test_an_operator_relinks_what_was_set_aside_and_one_crash_does_not_set_it_aside_again(services):

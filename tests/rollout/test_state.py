@@ -270,6 +270,28 @@ def test_a_wrong_value_puts_the_file_aside(state, tmp_path, caplog, old, new):
     assert len(record.message) < 1000
 
 
+def test_the_file_of_a_newer_release_is_put_aside_said_to_be_so_and_kept_whatever_happens_next(state, tmp_path, caplog):
+    newer = ON_DISK.replace(b'"format": 1', b'"format": 2').replace(b'"crashes": [', b'"collapses": [')
+    (tmp_path / "state/state.json").write_bytes(newer)
+    assert state.read() == SavedState()
+    assert "it is of format 2, expected 1; a newer release that wrote it can use it again" in caplog.text
+    state.write(serialise(a_state()))
+    for _ in range(30):
+        (tmp_path / "state/state.json").write_bytes(b"garbage")
+        assert state.read() == SavedState()
+    assert (tmp_path / "state/state.json.bad").read_bytes() == newer
+
+
+def test_a_file_that_is_cut_off_at_any_length_is_put_aside(state, tmp_path):
+    whole = serialise(a_state())
+    for length in range(len(whole)):
+        (tmp_path / "state/state.json").write_bytes(whole[:length])
+        assert state.read() == SavedState(), length
+        assert not (tmp_path / "state/state.json").exists()
+    (tmp_path / "state/state.json").write_bytes(whole)
+    assert state.read() == a_state()
+
+
 def test_a_file_that_is_too_large_is_put_aside_unread(state, tmp_path):
     with open(tmp_path / "state/state.json", "wb") as file:
         file.truncate(2**40)
@@ -284,8 +306,15 @@ def make_socket(path):
 
 @pytest.mark.parametrize(
     "make",
-    [os.mkfifo, os.mkdir, make_socket, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)],
-    ids=["FIFO", "directory", "socket", "device", "symlink loop"],
+    [
+        os.mkfifo,
+        os.mkdir,
+        make_socket,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path),
+        lambda path: path.symlink_to("nowhere"),
+    ],
+    ids=["FIFO", "directory", "socket", "device", "symlink loop", "dangling symlink"],
 )
 def test_anything_but_a_regular_file_is_put_aside_without_waiting_for_it(state, tmp_path, make):
     make(tmp_path / "state/state.json")

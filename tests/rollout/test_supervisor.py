@@ -9,7 +9,8 @@ import pytest
 
 from tests.rollout.conftest import TRANSFORMER, flip_byte, make_v3, picture, reached
 from zwatch.deploy.look import Looker
-from zwatch.deploy.seal import SEAL_NAME, write_seal
+from zwatch.deploy.seal import SEAL_NAME
+from zwatch.deploy.sealing import write_seal
 from zwatch.rollout.lifecycle import EngineState, LoadWay
 from zwatch.rollout.state import StateFile
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from zwatch.shadow.host import HOST_SPARE, HostShadow, system_memory
+from zwatch.shadow.host import HOST_SPARE, HostShadow
 from zwatch.shadow.pool import GRAIN, Pool
 from zwatch.shadow.reader import HostReader
+from zwatch.shadow.system import system_memory
 
 
 class Owner:
@@ -72,7 +73,7 @@ def test_memory_that_runs_out_during_a_reserve_is_no_reserve(memory):
 @pytest.mark.parametrize("content", [None, "", "MemTotal: 1 kB\n", "MemTotal: x kB\nMemAvailable: y kB\n", "no table"])
 def test_the_hosts_memory_is_known_where_meminfo_is_hidden_or_says_something_else(tmp_path, monkeypatch, content):
     total = system_memory()[1]
-    monkeypatch.setattr("zwatch.shadow.host._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("zwatch.shadow.system._MEMINFO", tmp_path / "meminfo")
     if content is not None:
         (tmp_path / "meminfo").write_text(content)
     free, found = system_memory()
@@ -81,6 +82,6 @@ def test_the_hosts_memory_is_known_where_meminfo_is_hidden_or_says_something_els
 
 
 def test_a_passing_fault_of_meminfo_is_an_error_that_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("zwatch.shadow.host._MEMINFO", tmp_path)
+    monkeypatch.setattr("zwatch.shadow.system._MEMINFO", tmp_path)
     with pytest.raises(OSError, match="directory"):
         system_memory()

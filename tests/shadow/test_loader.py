@@ -13,12 +13,15 @@ from blake3 import blake3
 from tests.shadow.conftest import rejection_of, safetensors_bytes, weights_bytes
 from zwatch.deploy import seal
 from zwatch.deploy.look import open_version
+from zwatch.deploy.resolving import FileStamp
 from zwatch.errors import Abandoned, Rejection
 from zwatch.shadow import reader
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import (
+    KEPT_DIGESTS,
     MAX_SMALL_FILE,
     Candidate,
+    DiskStamp,
     LoadControl,
     VerifiedFiles,
     load_small,
@@ -143,7 +146,7 @@ def test_a_planned_footprint_is_what_loading_and_viewing_takes(models, device):
     directory, found = planned(models)
     buffers = load(directory, found, device)
     views = [buffer.tensors() for buffer in buffers.values()]
-    assert weights_bytes(device) == found.footprint(list(found.headers))
+    assert weights_bytes(device) == found.footprint(list(found.headers), {})
     assert sum(map(len, views)) == sum(len(header.tensors) for header in found.headers.values())
 
 
@@ -291,6 +294,13 @@ def test_abandoning_works_from_another_thread(models, device):
     assert control.bytes_done == 1000
 
 
+def test_all_small_files_are_one_stay_in_each_phase(models):
+    directory, found = planned(models)
+    control = LoadControl()
+    assert len(load_small(directory, found, control)) > 5
+    assert [phase.name for phase in control.timeline] == ["read", "verify"]
+
+
 def test_progress_counts_every_byte_and_the_phases_are_named(models, device):
     directory, found = planned(models)
     reports = []
@@ -361,6 +371,18 @@ def test_only_the_file_that_changed_is_read_again(models, verified, reads):
     os.utime(models / "v1" / TEXT_ENCODER)
     check(verified, directory, found, reads.hash_file)
     assert reads == ["model.safetensors"]
+
+
+def test_hashes_of_files_that_came_and_went_are_forgotten_and_such_a_file_is_read_again(models, verified, reads):
+    directory, found = planned(models)
+    check(verified, directory, found, reads.hash_file)
+    for number in range(3 * KEPT_DIGESTS):
+        verified.note(DiskStamp(1, FileStamp(number, number, number, number), is_old=True), "0" * 64)
+    assert len(verified._digests) == KEPT_DIGESTS
+    reads.clear()
+    for _ in range(2):
+        check(verified, directory, found, reads.hash_file)
+    assert len(reads) == 3
 
 
 def test_a_verified_file_that_then_changed_is_rejected(models, verified, reads):

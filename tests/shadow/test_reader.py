@@ -175,19 +175,26 @@ def test_where_several_reads_fail_nothing_keeps_the_buffers_of_the_load(opened):
         gc.enable()
 
 
-def test_if_not_all_threads_can_be_started_the_started_ones_end(opened, monkeypatch):
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_if_not_all_threads_can_be_started_the_others_read_everything(opened, monkeypatch, most):
     files, start, started = HostReader(3, chunk=100), threading.Thread.start, []
 
     def starts(thread):
-        if len(started) == 2:
+        if len(started) == most:
             raise RuntimeError("can't start new thread")
         started.append(thread)
         start(thread)
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", starts)
-        with pytest.raises(RuntimeError, match="new thread"):
-            files.fill(opened(b"x" * 1000), nothing)
+        if most:
+            read = opened(b"x" * 1000)
+            files.fill(read, nothing)
+            assert contents(read) == [b"x" * 1000]
+        else:
+            with pytest.raises(OSError, match="no thread can be started"):
+                files.fill(opened(b"x" * 1000), nothing)
+    assert not any(thread.is_alive() for thread in started)
     again = opened(b"y" * 1000)
     files.fill(again, nothing)
     assert contents(again) == [b"y" * 1000]

@@ -58,7 +58,7 @@ def test_coupled_noise_carries_luck_and_stays_standard_normal() -> None:
 
 def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    n = 8
+    n = 2
     shelf = Shelf(
         Size(64, 64, 1.0, n),
         torch.randn(2, n, 16, 1, 1).expand(2, n, 16, 8, 8).contiguous(),
@@ -66,6 +66,6 @@ def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
         torch.full((n, 1), 20),
         torch.randn(n, 16),
     )
-    train_flow(new_transformer(), new_text_encoder(50), [shelf], 0, 60, 8, 0, True, log_every=20)
+    train_flow(new_transformer(), new_text_encoder(50), [shelf], 0, 30, n, 0, True, log_every=10)
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines()]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]

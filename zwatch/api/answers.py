@@ -5,6 +5,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
@@ -17,6 +18,7 @@ from zwatch.logs import request_id
 _log = logging.getLogger(__name__)
 
 ID_HEADER = "X-Request-Id"
+TOO_MANY_CONNECTIONS = RequestError("too_many_connections", "too many connections are open", headers=retry_after(5))
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -71,6 +73,20 @@ def error_answer(error: RequestError, path: str = "") -> web.Response:
         body = {**body, "detail": error.message}
     waiting = retry_after(_RETRY_SECONDS) if error.status in (429, 503) else {}
     return answer({**body, **error.extra}, error.status, {**waiting, **error.headers})
+
+
+def raw_answer(error: RequestError) -> bytes:
+    """Return a whole HTTP answer for a connection that never reaches aiohttp's parser."""
+    body = encoded({"error": error_object(error)})
+    headers = {
+        **error.headers,
+        ID_HEADER: uuid.uuid4().hex,
+        "Content-Type": "application/json; charset=utf-8",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{head}\r\n".encode() + body
 
 
 def error_object(error: RequestError) -> ErrorObject:

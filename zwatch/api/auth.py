@@ -81,6 +81,10 @@ class Authenticator:
         """None without a token: then no cookie is needed."""
         self.login_attempts = LoginAttempts()
 
+    def renew(self, token: str, sessions: Sessions) -> None:
+        """Accept another token from now on; `sessions` is made with it, which ends all earlier ones."""
+        self._token, self.sessions = token, sessions
+
     def is_token(self, given: str) -> bool:
         """Return whether this is the token; compared in constant time."""
         if self._token is None:
@@ -97,10 +101,10 @@ class Authenticator:
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 
-def authorizing(authenticator: Authenticator, host: str, allowed_hosts: Iterable[str]) -> Middleware:
+def authorizing(authenticator: Authenticator, own_hosts: Iterable[str], allowed_hosts: Iterable[str]) -> Middleware:
     """Return the middleware that refuses requests without authorization."""
     allowed = frozenset(name.lower() for name in allowed_hosts)
-    hosts = allowed | {host.lower()}
+    hosts = allowed | {name.lower() for name in own_hosts}
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -19,6 +19,9 @@ from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
 """Bytes of unfinished bodies that are held at a time, over all connections."""
+LEAST = 10 * 2**10
+"""Bytes of a body that arrive within `TimeLimits.body`, as they are sent: about a hundredth of what the slowest lines carry, on which a
+picture of 32 MiB takes many minutes."""
 _LARGE = 2**20
 """An unfinished body of so many bytes is the first to go."""
 _ENCODINGS = ("", "identity", "gzip", "deflate", "br", "zstd")
@@ -55,8 +58,8 @@ class _Held:
 
 
 class Bodies:
-    """Bounds the bytes of bodies that are held: beyond them, the one that has been arriving for longest is given up. So clients
-    that send half a body hold up nobody."""
+    """Bounds the bytes of bodies that are held: beyond them, the one of which nothing has arrived for longest is given up. So clients
+    that send half a body hold up nobody, and a slow line is not taken for one of them."""
 
     def __init__(self, most: int = MOST_HELD) -> None:
         self._most = most
@@ -71,6 +74,10 @@ class Bodies:
 
     def grow(self, held: _Held, count: int) -> None:
         """Add bytes that have arrived."""
+        if held not in self._held:
+            return  # given up
+        del self._held[held]  # it is now the last to be given up
+        self._held[held] = None
         held.size += count
         self._bytes += count
         while self._bytes > self._most and (slowest := self._slowest()) is not None:
@@ -87,8 +94,33 @@ class Bodies:
             held.size = 0
 
     def _slowest(self) -> _Held | None:
-        arriving = [held for held in self._held if held.timeout is not None and held.size]
+        arriving = [
+            held for held in self._held if held.timeout is not None and not held.timeout.expired() and held.size
+        ]
         return next((held for held in arriving if held.size >= _LARGE), next(iter(arriving), None))
+
+
+class _Progress:
+    """Moves a time limit as long as enough arrives. A fixed limit would be too short for a slow line and too long for half a body."""
+
+    def __init__(self, request: web.Request, timeout: asyncio.Timeout, seconds: float) -> None:
+        self._connection = request.protocol
+        self._timeout = timeout
+        self._seconds = seconds
+        self._size = 0
+        self._marked = self._arrived
+
+    @property
+    def _arrived(self) -> int:
+        # As sent: some bytes that are decompressed to many would keep a connection open.
+        return getattr(self._connection, "arrived", self._size)
+
+    def note(self, count: int) -> None:
+        """Note that bytes have arrived."""
+        self._size += count
+        if self._arrived - self._marked >= LEAST:
+            self._marked = self._arrived
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
 
 BODIES = web.AppKey("bodies", Bodies)
@@ -108,7 +140,7 @@ async def read_request(request: web.Request, model: type[M], *, may_be_empty: bo
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Return a request's body, which must arrive within `TimeLimits.body`.
+    """Return a request's body. At least `LEAST` bytes of it, or the rest, must arrive within each `TimeLimits.body`.
 
     Raises:
         RequestError: 408, it took longer; 415, its encoding is not known.
@@ -148,7 +180,11 @@ async def received(request: web.Request, limit: int) -> AsyncIterator[bytes]:
     try:
         try:
             async with asyncio.timeout(seconds) as held.timeout:
+                progress = _Progress(request, held.timeout, seconds)
                 while part := await request.content.readany():
+                    if held.is_evicted:
+                        raise TimeoutError
+                    progress.note(len(part))
                     size += len(part)
                     if size > limit:
                         raise web.HTTPRequestEntityTooLarge(limit, size)
@@ -156,8 +192,10 @@ async def received(request: web.Request, limit: int) -> AsyncIterator[bytes]:
                     bodies.grow(held, len(part))
         except TimeoutError:
             parts.clear()
-            why = "before its memory was needed for others" if held.is_evicted else f"within {seconds:g} s"
-            raise RequestError("request_timeout", f"the body did not arrive {why}") from None
+            why = "did not arrive before its memory was needed for others"
+            if not held.is_evicted:
+                why = f"arrives too slowly: {LEAST // 2**10} KiB, or the rest of it, must arrive within {seconds:g} s"
+            raise RequestError("request_timeout", f"the body {why}") from None
         held.timeout = None
         yield b"".join(parts)
     finally:
@@ -177,7 +215,7 @@ def fields_of(content_type: str, raw: bytes, model: type[BaseModel]) -> dict[str
         RequestError: 400, it is neither; the message has an example.
     """
     head = Message()
-    head["Content-Type"] = content_type
+    head["Content-Type"] = content_type.encode("ascii", "replace").decode()  # else the library raises for some of it
     kind, raw = head.get_content_type(), raw.removeprefix(_MARK)
     if kind == _MULTIPART:
         try:

@@ -1,35 +1,37 @@
-"""One client's connection: clients that read nothing, that close their sending side, that leave, or that are refused again
-and again."""
+"""One client's connection: clients that send half a request, that read nothing, that close their sending side, that leave, or that
+are refused again and again."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import select
+import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.web_protocol import RequestPayloadError
 
-from zwatch.api.answers import ID_HEADER, encoded, error_answer, error_object, route_of
+from zwatch.api.answers import ID_HEADER, TOO_MANY_CONNECTIONS, error_answer, raw_answer, route_of
 from zwatch.api.bodies import unsupported
+from zwatch.api.framing import Framing
+from zwatch.api.pieces import bound_buffers, in_pieces
+from zwatch.api.probes import LEFT, BegunTransport, state_of
 from zwatch.api.refusals import Bucket, Refusals, Slowdown
 from zwatch.api.services import TimeLimits
-from zwatch.errors import RequestError, retry_after
+from zwatch.errors import RequestError
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = b"HTTP/1."
-"""The first bytes of every answer."""
 _SOON, _LATER = 0.01, 1.0
 """Seconds until it is looked again whether a client that closed its sending side is there: the pause doubles."""
 _GROWTH = 4.0
 """By how much the time between two probes grows, so that the prefix lasts for many minutes."""
-_LEFT = select.POLLERR | select.POLLHUP
-_TOO_MANY = RequestError("too_many_connections", "too many connections are open", headers=retry_after(5))
+TOO_SLOW = 408
+_LEAST_READ = 4096
+"""Bytes that a client reads of a long answer in `TimeLimits.stall`, at least."""
 
 
 class ConnectionServer(web.Server):
@@ -38,37 +40,15 @@ class ConnectionServer(web.Server):
     limits: TimeLimits
     refusals: Refusals
     slowdown: Slowdown
+    is_leaving: bool
+    """Whether another process has taken over: connections end."""
+    passes_on: bool
+    """Whether connections go there instead, where that is possible."""
 
     @property
     def is_full(self) -> bool:
         """Whether another connection must be refused."""
         raise NotImplementedError
-
-
-class _BegunTransport:
-    """A transport on which the first bytes of the next answer were sent already."""
-
-    def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
-        self._connection = connection
-        self._transport = transport
-        self._sent = 0
-
-    def send_next(self) -> None:
-        """Send the next byte of the prefix, if there is one."""
-        self._transport.write(_PREFIX[self._sent : self._sent + 1])
-        self._sent = min(self._sent + 1, len(_PREFIX))
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the rest of an answer's first bytes. What follows goes to the transport itself."""
-        self._connection.transport = self._transport
-        self._transport.write(memoryview(data)[self._sent :])
-
-    def writelines(self, parts: Iterable[bytes]) -> None:
-        """Write as `write` does."""
-        self.write(b"".join(parts))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class Connection(web.RequestHandler):
@@ -79,14 +59,40 @@ class Connection(web.RequestHandler):
     are always the same, are sent one by one as probes; a stream of events sends comments.
     """
 
-    __slots__ = ("_gap", "_is_half_closed", "_next_probe", "_pause", "_server", "_stall", "_watch", "beat", "bucket")
+    __slots__ = (
+        "_begun",
+        "_gap",
+        "_head",
+        "_heads",
+        "_is_half_closed",
+        "_next_probe",
+        "_pause",
+        "_server",
+        "_stall",
+        "_watch",
+        "_wire",
+        "arrived",
+        "beat",
+        "bucket",
+        "framing",
+    )
 
-    def __init__(self, server: ConnectionServer, **kwargs: Any) -> None:
+    def __init__(self, server: ConnectionServer, begun: bytes | None = None, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
+        self._begun = begun
+        """What was read before; None if nobody has looked whether there is room for this connection."""
+        self._wire: asyncio.Transport | None = None
+        """The transport, also after aiohttp has given it up, but waits until everything is sent."""
+        self.arrived = 0
+        """How many bytes have arrived."""
+        self._heads = 0
+        self._head: asyncio.TimerHandle | None = None
+        """Runs while a part of a head has arrived."""
         self._stall: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._is_half_closed = False
+        self.framing = Framing()
         self._pause, self._gap, self._next_probe = _SOON, 1.0, -math.inf
         self.bucket: Bucket | None = None
         self.beat: Callable[[], None] | None = None
@@ -94,19 +100,87 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the connection, or refuse it if too many are open."""
-        if self._server.is_full and isinstance(transport, asyncio.Transport):
-            transport.write(_refusal())
-            transport.close()
+        self._wire = cast("asyncio.Transport", transport)
+        if self._begun is None and self._server.is_full:
+            self._wire.write(raw_answer(TOO_MANY_CONNECTIONS))
+            self._wire.close()
             self._server.refusals.count("connections beyond the limit")
             return
+        bound_buffers(self._wire)
         super().connection_made(transport)
+        if self._begun:
+            # Before anything is read: the transport begins to read in a later turn of the event loop.
+            self._loop.call_soon(self.data_received, self._begun)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End the connection."""
         self._stop_watching()
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._head):
+            if timer is not None:
+                timer.cancel()
+        self._wire = None
         super().connection_lost(exc)
+
+    # --- a client that sends half a head
+
+    def data_received(self, data: bytes) -> None:
+        """Read what a client sent."""
+        self._begun = b""
+        self.arrived += len(data)
+        self.framing.feed(data)
+        super().data_received(data)
+        if self._head is not None and self.framing.heads != self._heads:
+            self._head.cancel()
+            self._head = None
+        self._heads = self.framing.heads
+        if self._head is None and self.framing.is_in_head:
+            self._head = self._loop.call_later(self._server.limits.head, self._end_head)
+
+    def _end_head(self) -> None:
+        """Close the connection if its next head is still not complete; it has as long again while an answer is being made."""
+        self._head = None
+        if not self.is_idle:
+            self._head = self._loop.call_later(self._server.limits.head, self._end_head)
+            return
+        self._server.refusals.count(
+            f"connection closed: no whole head of a request within {self._server.limits.head:g} s"
+        )
+        self.force_close()
+
+    # --- another process takes over
+
+    def release(self) -> socket.socket | None:
+        """Return the socket if the connection waits for its next request, of which nothing was read, and end it here without
+        the client's notice; None if it has to stay for now."""
+        transport = self.transport
+        if (
+            not isinstance(transport, asyncio.Transport)
+            or transport.is_closing()
+            or not self.is_idle
+            or self._is_half_closed
+            or not self.framing.is_between
+            or self._begun
+            or transport.get_write_buffer_size()
+        ):
+            return None
+        released = transport.get_extra_info("socket").dup()
+        self.force_close()  # closes another descriptor of the same socket
+        return cast("socket.socket", released)
+
+    def end_idle(self) -> None:
+        """Close the connection if it waits for its next request."""
+        if self.is_idle:
+            self.force_close()
+
+    def _prepare_to_leave(self, response: web.StreamResponse) -> None:
+        """Read nothing more, so that another process reads the next request; where one is read already, end with it."""
+        if self._messages:
+            return
+        if not self.framing.is_between or not self._server.passes_on:
+            # The client closes it: what it has sent already would be answered by a reset, which may reach it before the answer.
+            response.headers["Connection"] = "close"
+        elif self.transport is not None and not self._is_half_closed:
+            self.transport.pause_reading()
 
     # --- a client that reads nothing
 
@@ -121,12 +195,15 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def _watch_reading(self, before: float = math.inf) -> None:
-        """Close the connection unless fewer than `before` bytes wait to be sent; else check again later."""
-        transport = self.transport
+        """Close the connection unless `_LEAST_READ` bytes fewer than `before` wait to be sent, or none; else check again later."""
+        transport = self._wire
         if transport is None:
             return
         waiting = transport.get_write_buffer_size()
-        if waiting < before:
+        if not waiting:
+            self._stall = None
+            return
+        if before - waiting >= _LEAST_READ:
             self._stall = asyncio.get_running_loop().call_later(self._server.limits.stall, self._watch_reading, waiting)
             return
         self._server.refusals.count(
@@ -143,7 +220,7 @@ class Connection(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's says None, asyncio's takes either
         """Keep the connection while requests are not answered; return whether it is kept."""
-        if self._is_idle:
+        if self.is_idle:
             return False
         if self._messages and not self._messages[-1][1].is_eof():
             self._messages.pop()  # its body will never be complete
@@ -153,12 +230,14 @@ class Connection(web.RequestHandler):
 
     def look(self) -> None:
         """Look whether the client is gone, if nothing else would show it: while more requests wait than are read ahead,
-        nothing is read. To be called now and then."""
+        nothing is read. Look also whether it reads the end of an answer, which waits in the transport. To be called now and then."""
+        if self._stall is None and self._wire is not None and self._wire.get_write_buffer_size():
+            self._watch_reading()
         transport = self.transport
         if transport is None or transport.is_reading() or self._watch is not None:
             return
-        state = self._state(transport)
-        if state & _LEFT:
+        state = state_of(transport)
+        if state & LEFT:
             transport.abort()
         elif state & select.POLLRDHUP:
             self._watch_client()
@@ -170,7 +249,7 @@ class Connection(web.RequestHandler):
         if transport is None:
             return
         if self._is_half_closed:
-            if self._is_idle:
+            if self.is_idle:
                 transport.close()
                 return
             if request is not None and not request.content.is_eof():  # its body will never be complete
@@ -178,7 +257,7 @@ class Connection(web.RequestHandler):
                 return
         elif transport.is_reading():
             return
-        if self._state(transport) & _LEFT:
+        if state_of(transport) & LEFT:
             transport.abort()
             return
         loop = asyncio.get_running_loop()
@@ -195,21 +274,15 @@ class Connection(web.RequestHandler):
             if self.beat is not None:
                 self.beat()
             return
-        if not isinstance(transport, _BegunTransport):
-            transport = cast("asyncio.Transport", _BegunTransport(self, transport))
+        if not isinstance(transport, BegunTransport):
+            transport = cast("asyncio.Transport", BegunTransport(self, transport))
             self.transport = transport
-        cast("_BegunTransport", transport).send_next()
+        cast("BegunTransport", transport).send_next()
 
     @property
-    def _is_idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether every request was answered and the next one is awaited."""
         return self._waiter is not None and not self._waiter.done() and not self._messages
-
-    @staticmethod
-    def _state(transport: asyncio.Transport) -> int:
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-        return next((events for _, events in poll.poll(0)), 0)
 
     # --- answers
 
@@ -258,45 +331,19 @@ class Connection(web.RequestHandler):
             resp = error_answer(RequestError("invalid_http", reason, status=resp.status))
         if isinstance(resp, web.Response):
             await self._server.slowdown.wait(self, request.remote or "", _route(request), resp.status)
+            in_pieces(resp)
+        if self.framing.is_lost:
+            resp.force_close()  # half a head behind it would not be noticed
+        if self._server.is_leaving:
+            self._prepare_to_leave(resp)
         sent = await super().finish_response(request, resp, start_time)
         self.beat = None
-        if "Content-Encoding" in request.headers and not request.content.is_eof():
-            self.force_close()
+        if not request.content.is_eof() and ("Content-Encoding" in request.headers or resp.status == TOO_SLOW):
+            self.force_close()  # the body that did not arrive in time is not waited for again
         if self._is_half_closed and not self._messages:
             self.close()
         return sent
 
 
-def beats(request: web.Request, response: web.StreamResponse, comment: bytes) -> None:
-    """Let the connection send this comment in a stream of events, when it wants to know whether the client is there."""
-    tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references
-
-    async def write() -> None:
-        with contextlib.suppress(ConnectionError, RuntimeError):  # it is gone; the stream has ended
-            await response.write(comment)
-
-    def beat() -> None:
-        task = asyncio.get_running_loop().create_task(write())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    if isinstance(request.protocol, Connection):
-        request.protocol.beat = beat
-
-
 def _route(request: web.BaseRequest) -> str | None:
     return route_of(request) if isinstance(request, web.Request) and request._match_info is not None else None  # noqa: SLF001
-
-
-def _refusal() -> bytes:
-    """Return a whole HTTP answer, for a connection that never reaches aiohttp's parser."""
-    body = encoded({"error": error_object(_TOO_MANY)})
-    headers = {
-        **_TOO_MANY.headers,
-        ID_HEADER: uuid.uuid4().hex,
-        "Content-Type": "application/json; charset=utf-8",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {_TOO_MANY.status} Service Unavailable\r\n{head}\r\n".encode() + body

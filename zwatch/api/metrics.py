@@ -14,10 +14,12 @@ from prometheus_client.registry import Collector
 
 from zwatch import __version__, logwriter
 from zwatch.api.health import HEALTH_STATES, health
-from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
+from zwatch.api.refusals import Refusals
+from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, Ending, RequestError
 from zwatch.generation.history import History
 from zwatch.generation.job import Job, JobState
 from zwatch.generation.queue import GenerationQueue
+from zwatch.rollout.crashes import CRASHES_TO_SET_ASIDE
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
@@ -41,6 +43,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         self.registry = registry = CollectorRegistry()
         self.present = CollectorRegistry()
+        self.is_watching = True
+        """Whether changes of the models root are reported by the system, as known a second ago."""
+        self.refusals = Refusals()
         self.device_memory: tuple[int, int] | None = None
         """(free, total) bytes, as read for the last scrape."""
         ProcessCollector(namespace="zwatch", registry=registry)
@@ -193,6 +198,13 @@ class Gauges(Collector):
         yield from self._engine_gauges()
         yield from self._device_gauges()
         yield from self._history_gauges()
+        yield from self._fault_gauges()
+        refused = CounterMetricFamily(
+            "zwatch_connections_refused",
+            "Connections refused because too many were open, and connections closed because no whole HTTP request arrived in time.",
+        )
+        refused.add_metric([], self._metrics.refusals.connections)
+        yield refused
         lines = CounterMetricFamily(
             "zwatch_log_lines_dropped",
             "Log lines that were not written: standard error took none, or too many in a second.",
@@ -204,6 +216,11 @@ class Gauges(Collector):
         queue = self._queue
         yield _gauge("zwatch_queue_waiting", "Requests that wait.", queue.waiting)
         yield _gauge("zwatch_queue_running", "Requests that are running.", int(queue.running is not None))
+        yield _gauge(
+            "zwatch_generation_silence_seconds",
+            "Time since the running request made its last step; 0 if none runs.",
+            queue.generator.silence,
+        )
         yield _gauge("zwatch_queue_limit", "Requests that may wait; more are answered with 429.", queue.limit)
 
     def _serving_gauges(self) -> Iterator[Metric]:
@@ -274,6 +291,28 @@ class Gauges(Collector):
         yield _gauge("zwatch_history_bytes", "Total size of the images in the output directory.", view["bytes"])
         fault = int(view["fault"] is not None)
         yield _gauge("zwatch_history_fault", "Whether images cannot be written, or old ones cannot be deleted.", fault)
+
+    def _fault_gauges(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        yield _gauge(
+            "zwatch_state_fault", "Whether the state directory cannot be written.", supervisor.state.problem is not None
+        )
+        yield _gauge("zwatch_links_fault", "Whether the links cannot be looked at.", supervisor.fault is not None)
+        yield _gauge(
+            "zwatch_watching", "Whether the system reports changes of the models root; else only the check sees them.",
+            self._metrics.is_watching,
+        )  # fmt: skip
+        before = supervisor.previous_run
+        previous = GaugeMetricFamily(
+            "zwatch_previous_run", "1 for how the run before this one ended, 0 for the others.", labels=["ending"]
+        )
+        for name in ("none", *(ending.value for ending in Ending)):
+            previous.add_metric([name], int(name == ("none" if before is None else before.ending.value)))
+        yield previous
+        yield _gauge(
+            "zwatch_versions_set_aside", "Versions that are not loaded because they crashed too often.",
+            len({crash.key for crash in supervisor.state.saved.crashes if crash.count >= CRASHES_TO_SET_ASIDE}),
+        )  # fmt: skip
 
 
 def method_name(method: str) -> str:

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Middleware
 from zwatch.api.answers import Handler, route_of
 from zwatch.api.metrics import NO_ROUTE, Metrics, method_name
 from zwatch.api.refusals import HEALTH, Refusals
+from zwatch.api.traces import Traces
 from zwatch.generation.job import Job, JobState, jobs_of_request
 from zwatch.logs import request_id, with_fields
 
@@ -20,14 +21,15 @@ _UNLOGGED = HEALTH | {"/metrics"}
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
-def observer(metrics: Metrics, refusals: Refusals) -> Middleware:
-    """Return the middleware that counts and logs each request, refusals in numbers. It must be outside of `shape_errors`, to see statuses."""
+def observer(metrics: Metrics, refusals: Refusals, traces: Traces | None = None) -> Middleware:
+    """Return the middleware that counts and logs each request, refusals in numbers, and traces those that generate or change
+    something. It must be outside of `shape_errors`, to see statuses."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         jobs: list[Job] = []
         jobs_of_request.set(jobs)
-        begun = time.perf_counter()
+        begun = time.monotonic()
         status, streamed = CLIENT_LEFT, False
         with metrics.http_open.track_inprogress():
             try:
@@ -38,10 +40,12 @@ def observer(metrics: Metrics, refusals: Refusals) -> Middleware:
                 status = error.status
                 raise
             finally:
-                seconds = time.perf_counter() - begun
+                seconds = time.monotonic() - begun
                 measured = not streamed and status != CLIENT_LEFT
                 metrics.http_ended(route_of(request), request.method, status, seconds if measured else None)
                 _log_request(request, status, seconds, jobs, refusals)
+                if traces is not None and request.method not in _READING:
+                    traces.request_ended(request, route_of(request) or NO_ROUTE, status, begun, jobs)
 
     return observe
 

@@ -28,6 +28,8 @@ MOST_ADDRESSES = 1000
 _WEIGHTS = {401: 1.0, 403: 1.0, 429: 1.0, 503: 1.0}
 _OTHER_WEIGHT = 1 / 50
 """Of the other 4xx: a page or a test may well meet many of them in a second."""
+_UNHURRIED = frozenset({408, 409})
+"""Who gets these has waited already."""
 _PRESSED_WEIGHT = 1.0
 """Of the other 4xx while all clients together are refused too often."""
 _PRESSED_FACTOR = 8.0
@@ -83,7 +85,7 @@ class Slowdown:
 
     async def wait(self, connection: Refused, address: str, route: str | None, status: int) -> None:
         """Wait for as long as the answer of this status is delayed."""
-        weight = _WEIGHTS.get(status) or (_OTHER_WEIGHT if 400 <= status < 500 and status != 409 else 0.0)
+        weight = _WEIGHTS.get(status) or (_OTHER_WEIGHT if 400 <= status < 500 and status not in _UNHURRIED else 0.0)
         if not weight or route in HEALTH:
             return
         seconds = self.delay(connection, address, weight, time.monotonic())
@@ -117,13 +119,17 @@ class Refusals:
     """Logs refusals: the first one after a quiet second as it is, then one line a second with their number."""
 
     def __init__(self) -> None:
+        self.connections = 0
+        """How many were of a connection itself, before a request was known."""
         self._kinds: Counter[str] = Counter()
         self._level = logging.INFO
         self._only: tuple[int, str, dict[str, object], str | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def count(self, kind: str, text: str | None = None, level: int = logging.INFO, **fields: object) -> None:
-        """Count a refusal. `text` (or else the kind) and `fields` are its own log line, if it gets one."""
+        """Count a refusal. `text` (or else the kind) and `fields` are its own log line, if it gets one; without them it is a connection that
+        was refused or closed."""
+        self.connections += text is None
         if not _log.isEnabledFor(level):
             return
         line = (level, text or kind, fields, request_id.get())

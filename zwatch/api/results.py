@@ -7,10 +7,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, Time, VersionName, choice
+from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Finished, Job, JobState, Picture
+from zwatch.generation.job import Job, JobState
+from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
@@ -48,6 +49,7 @@ class Result(TypedDict):
     id: str
     version: VersionName
     digest: Digest | None
+    signer: SignerName | None
     model: str
     truncated: bool
     timings: Timings
@@ -101,6 +103,7 @@ class JobView(TypedDict):
     error: NotRequired[ErrorObject]
     version: NotRequired[VersionName]
     digest: NotRequired[Digest | None]
+    signer: NotRequired[SignerName | None]
     model: NotRequired[str]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
@@ -120,9 +123,11 @@ def finished_body(job: Job, finished: Finished) -> bytes:
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
+    signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
+        **signed,
         "X-Zwatch-Seed": str(job.request.seed),
         "X-Zwatch-Job": job.id,
     }
@@ -140,7 +145,7 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
         view["preview"] = None if job.preview is None or not with_preview else data_url(job.preview)
         view["remaining"] = None if job.remaining is None else round(job.remaining, 2)
     if job.key is not None:
-        view["version"], view["digest"] = job.key.version, job.key.digest
+        view["version"], view["digest"], view["signer"] = job.key.version, job.key.digest, job.signer
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -196,6 +201,7 @@ def _result(job: Job, finished: Finished) -> Result:
         "id": job.id,
         "version": finished.key.version,
         "digest": finished.key.digest,
+        "signer": job.signer,
         "model": job.request.model,
         "truncated": finished.truncated,
         "timings": {

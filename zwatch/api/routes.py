@@ -19,6 +19,7 @@ from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
 from zwatch.api.openapi import document
 from zwatch.api.page import add_page
+from zwatch.api.pieces import SHARED, SharedBytes
 from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, IMAGE_HEADERS, Answer, Call, Parameter
 from zwatch.api.views import StatusView
@@ -246,6 +247,7 @@ def add_calls(app: web.Application, *, needs_token: bool) -> None:
     app[operations.DOCUMENT] = encode_document
     app[CLIENTS] = Clients()
     app[BODIES] = Bodies()
+    app[SHARED] = SharedBytes()
     app[READERS] = asyncio.Semaphore(MAX_READERS)
 
 

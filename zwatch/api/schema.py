@@ -31,12 +31,16 @@ Fraction = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "max
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 VersionName = Annotated[str, Field(description="A version's name.")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of the version's seal.")]
+SignerName = Annotated[
+    str, Field(description="Who signed it, as was verified; null where `--require-signature` is not given.")
+]
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, to the second."})]
 Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
 IMAGE_HEADERS = {
     "X-Zwatch-Version": "With images: the version that made them.",
     "X-Zwatch-Digest": "With images: the version's digest.",
+    "X-Zwatch-Signer": "With images: who signed the version, where a signature is required.",
     "X-Zwatch-Seed": "With images: the seed of the first.",
     "X-Zwatch-Job": "With images: the id of the job.",
 }

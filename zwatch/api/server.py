@@ -9,9 +9,10 @@ import logging
 import math
 import re
 import resource
+import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
@@ -22,7 +23,7 @@ from zwatch.api.services import TimeLimits
 
 _log = logging.getLogger(__name__)
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections that may wait to be accepted: enough for many clients that connect at the same moment."""
 MAX_FILES = 65536
 """File descriptors that the service asks for at most."""
@@ -37,15 +38,21 @@ def connection_limits() -> tuple[int, int]:
     """Raise the limit of open files as far as possible (a shell's is often 1,024); return how many connections may be open,
     and how many may wait to be accepted.
 
-    asyncio accepts all that wait at once, in each iteration of the event loop, and a refused connection is closed only four
-    iterations later. Without a free descriptor by then, asyncio would log a traceback for each connection and answer none.
-    A quarter of the descriptors is for everything else.
+    Half of the descriptors is for everything else.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return files // 2, min(BACKLOG, files // 16)
+
+
+class Arrivals(Protocol):
+    """Where connections are before they are served."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
 
 
 class Runner(web.AppRunner):
@@ -64,6 +71,25 @@ class Runner(web.AppRunner):
         self._max_connections = max_connections
         self._limits = limits
         self._refusals = refusals or Refusals()
+
+    @property
+    def listening_sockets(self) -> list[socket.socket]:
+        """The sockets on which connections are accepted."""
+        servers = [cast("asyncio.Server | None", site._server) for site in self.sites]  # noqa: SLF001 (no public way)
+        return [one for server in servers if server is not None for one in server.sockets]
+
+    def stop_accepting(self) -> None:
+        """Leave new connections to another process that has the same sockets: they wait in the sockets' queues."""
+        for listening in self.listening_sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+
+    async def adopt(self, connected: socket.socket) -> None:
+        """Serve a client's connection that another process has accepted."""
+        connected.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(cast("Server", self.server), connected)
+        except OSError:  # the client has left
+            connected.close()
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -98,6 +124,8 @@ class Server(ConnectionServer):
         self.limits = limits
         self.refusals = refusals
         self.slowdown = Slowdown(max(1, max_connections // 4))
+        self.is_leaving = self.passes_on = False
+        self.entrances: list[Arrivals] = []
         self._looking: asyncio.TimerHandle | None = None
         self._max_connections = max_connections
         self._warned = -math.inf
@@ -105,18 +133,27 @@ class Server(ConnectionServer):
     @property
     def is_full(self) -> bool:
         """Whether another connection must be refused."""
-        if len(self._connections) < self._max_connections:
+        if len(self._connections) + self.arriving < self._max_connections:
             return False
         if time.monotonic() - self._warned > _WARNING_SECONDS:
             self._warned = time.monotonic()
             _log.warning("%d connections are open, more are refused; see `ulimit -n`", self._max_connections)
         return True
 
+    @property
+    def arriving(self) -> int:
+        """How many connections were accepted, but have no whole head of a request yet."""
+        return sum(entrance.count for entrance in self.entrances)
+
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a new connection."""
+        return self.connection()
+
+    def connection(self, begun: bytes | None = None) -> Connection:
+        """Return the protocol of a connection that was admitted by an entrance, which has read its first bytes, or of a new one."""
         if self._looking is None:
             self._looking = self._loop.call_later(_LOOK_SECONDS, self._look)
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, begun, loop=self._loop, **self._kwargs)
 
     def _look(self) -> None:
         """Look for clients that are gone, as long as connections are open."""

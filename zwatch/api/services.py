@@ -1,13 +1,15 @@
 """What the application gives to its handlers: the parts of the service, and the time limits for clients."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
 
 from zwatch.api.metrics import Metrics
+from zwatch.api.traces import Traces
 from zwatch.bridge import Bridge
+from zwatch.deploy.summaries import Summaries
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
 from zwatch.rollout.engines import EngineRegistry
@@ -21,19 +23,23 @@ _log = logging.getLogger(__name__)
 class TimeLimits:
     """How long the server waits for clients and for their requests, in seconds."""
 
-    body: float = 60.0
-    """For a whole request body."""
+    head: float = 10.0
+    """For the whole head of a new connection's first request, and of each later one from its first byte."""
+    body: float = 10.0
+    """For the rest of a request's body, or the next `bodies.LEAST` bytes of it."""
     heartbeat: float = 10.0
     """Until a quiet event stream sends a comment, so that proxies keep it open and a dead client is noticed."""
     last_event: float = 5.0
     """For sending the last event of a stream whose request has timed out."""
     idle: float = 75.0
-    """For the whole head of a connection's first request, or of the next one. Longer than the 60 s for which proxies keep
-    an idle connection: the proxy then closes it first, and never while it sends a request."""
+    """Between two requests. Longer than the 60 s for which proxies keep an idle connection: the proxy then closes it first, and
+    never while it sends a request."""
     stall: float = 75.0
-    """For a client that reads nothing of an answer: each such answer may hold megabytes of images in memory."""
+    """For a client that reads nothing of an answer."""
     drain: float = 120.0
     """For accepted requests when the service stops."""
+    failed_drain: float = 5.0
+    """The same when something failed for good: for pictures that are drawn and not yet written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,13 @@ class Services:
     timeout: float
     started: float
     metrics: Metrics
+    traces: Traces | None = None
+    """None where no traces are wanted."""
+    summaries: Summaries = field(init=False)
+    """Of the versions below `models`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summaries", Summaries(self.models))
 
     async def device_memory(self) -> tuple[int, int] | None:
         """Return (free, total) bytes of the device's memory; None before it is opened, or if it cannot be read now, for example

@@ -7,12 +7,13 @@ from contextlib import aclosing, suppress
 from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.connection import beats
+from zwatch.api.connection import Connection
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Queued, Quiet, Stepped
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Queued, Quiet, Stepped
 
 LAST_EVENT = "end"
 """The id of the last event of a job's stream."""
@@ -90,7 +91,7 @@ async def open_stream(request: web.Request) -> web.StreamResponse:
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
-    beats(request, response, _COMMENT)
+    _beats(request, response, _COMMENT)
     return response
 
 
@@ -180,3 +181,20 @@ async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: fl
     except ConnectionResetError:
         pass  # the client disconnected
     return response
+
+
+def _beats(request: web.Request, response: web.StreamResponse, comment: bytes) -> None:
+    """Let the connection send this comment in a stream of events, when it wants to know whether the client is there."""
+    tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references
+
+    async def write() -> None:
+        with suppress(ConnectionError, RuntimeError):  # it is gone; the stream has ended
+            await response.write(comment)
+
+    def beat() -> None:
+        task = asyncio.get_running_loop().create_task(write())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    if isinstance(request.protocol, Connection):
+        request.protocol.beat = beat

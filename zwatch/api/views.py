@@ -1,6 +1,6 @@
 """The state of the service as JSON objects."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
@@ -8,7 +8,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.health import HEALTH_STATES, health
-from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, Time, VersionName, choice
+from zwatch.api.provenance_view import ProvenanceView, provenance_view
+from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import REJECTION_CODES
 from zwatch.generation.history import HistoryView
@@ -17,6 +18,8 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
+from zwatch.rollout.uses import USES, uses
+from zwatch.rollout.verdicts import Verdict
 
 
 class AttemptView(TypedDict):
@@ -25,6 +28,7 @@ class AttemptView(TypedDict):
     alias: str
     version: VersionName
     digest: Digest | None
+    signer: SignerName | None
     state: Annotated[str, choice(*(state.value for state in AttemptState))]
     code: Annotated[str, choice(*REJECTION_CODES)] | None
     reason: str | None
@@ -37,6 +41,7 @@ class AttemptView(TypedDict):
     way: Annotated[str, choice(*(way.value for way in LoadWay))]
     held: Seconds
     fallback: bool
+    activity: Annotated[str | None, Field(description="What it does now; null after its end.")]
 
 
 class ServingView(TypedDict):
@@ -44,6 +49,7 @@ class ServingView(TypedDict):
 
     version: VersionName
     digest: Digest | None
+    signer: SignerName | None
     since: Time
     images: Number
     default_size: Number
@@ -78,9 +84,16 @@ class EngineView(TypedDict):
 
     version: VersionName
     digest: Digest | None
+    signer: SignerName | None
     state: Annotated[str, choice(*(state.value for state in EngineState))]
     leases: Number
     bytes: ByteCount
+    precision: Annotated[
+        str,
+        Field(
+            description="What it computes in: bf16, fp32, fp16, fp8 or int8; two, joined by +, where the text encoder differs."
+        ),
+    ]
 
 
 class StrayView(TypedDict):
@@ -129,12 +142,21 @@ class StatusView(TypedDict):
     history: HistoryView | None
 
 
+class RejectedView(TypedDict):
+    """Why the version was rejected when it was tried last."""
+
+    code: Annotated[str, choice(*REJECTION_CODES)]
+    reason: str
+    when: Time
+
+
 class VersionView(TypedDict):
-    """A version directory."""
+    """A version directory. `uses` says what the service needs it for: `zwatch prune` keeps it."""
 
     name: VersionName
     sealed: bool
     digest: Digest | None
+    signer: SignerName | None
     header_version: str | None
     bytes: ByteCount
     files: Number
@@ -143,6 +165,9 @@ class VersionView(TypedDict):
     aliases: list[str]
     sealed_at: Time | None
     problem: str | None
+    rejected: RejectedView | None
+    uses: Annotated[list[Annotated[str, choice(*USES)]], Field(description="Why `zwatch prune` keeps it.")]
+    provenance: ProvenanceView | None
 
 
 def time_text(moment: datetime) -> str:
@@ -162,6 +187,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
         "alias": attempt.alias,
         "version": attempt.key.version,
         "digest": attempt.key.digest,
+        "signer": attempt.signer,
         "state": attempt.state.value,
         "code": None if rejection is None else rejection.code,
         "reason": attempt.abandoned if rejection is None else rejection.reason,
@@ -174,6 +200,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
         "way": attempt.way.value,
         "held": round(attempt.requests_waited, 4),
         "fallback": attempt.fallback,
+        "activity": control.activity if control is not None and attempt.running else None,
     }
 
 
@@ -186,6 +213,7 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
     return {
         "version": key.version,
         "digest": key.digest,
+        "signer": resident.signer,
         "since": time_text(resident.since),
         "images": resident.images,
         "default_size": engine.default_size,
@@ -242,9 +270,11 @@ def status_view(
             {
                 "version": resident.key.version,
                 "digest": resident.key.digest,
+                "signer": resident.signer,
                 "state": resident.state.value,
                 "leases": resident.leases,
                 "bytes": resident.engine.nbytes,
+                "precision": resident.engine.precision,
             }
             for resident in engines.residents
         ],
@@ -264,27 +294,37 @@ class VersionMarks(NamedTuple):
     resident: bool = False
     serving: bool = False
     aliases: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
 
 
 def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
-    """Return the marks of each version that is resident or that an alias points to, by name."""
-    resident = {resident.key.version for resident in engines.residents}
-    serving = {found.key.version for name in supervisor.aliases if (found := engines.serving(name)) is not None}
+    """Return the marks of each version that the service needs or that an alias points to, by name."""
     aliases: dict[str, tuple[str, ...]] = {}
     for alias in supervisor.aliases:
         if (target := supervisor.seen.targets.get(alias)) is not None:
             aliases[target.version] = (*aliases.get(target.version, ()), alias)
-    names = resident | aliases.keys()
-    return {name: VersionMarks(name in resident, name in serving, aliases.get(name, ())) for name in names}
+    found: dict[str, list[str]] = {name: [] for name in aliases} | uses(supervisor, engines)
+    return {
+        name: VersionMarks("resident" in those, "serving" in those, aliases.get(name, ()), tuple(those))
+        for name, those in found.items()
+    }
 
 
-def version_view(summary: VersionSummary, marks: Mapping[str, VersionMarks]) -> VersionView:
-    """Return a version directory, with its residency and its aliases."""
-    mark = marks.get(summary.name, VersionMarks())
+FindVerdict = Callable[[str, str | None], Verdict | None]
+"""Returns why a version with a digest was rejected."""
+
+
+def version_view(
+    summary: VersionSummary, marks: Mapping[str, VersionMarks], verdict: FindVerdict, signer: str | None = None
+) -> VersionView:
+    """Return a version directory, with its residency, its aliases, and why it was rejected, which `verdict` knows. `signer` is who
+    signed it, as was just verified."""
+    mark, rejected = marks.get(summary.name, VersionMarks()), verdict(summary.name, summary.digest)
     return {
         "name": summary.name,
         "sealed": summary.sealed,
         "digest": summary.digest,
+        "signer": signer,
         "header_version": summary.header_version,
         "bytes": summary.bytes,
         "files": summary.files,
@@ -293,4 +333,9 @@ def version_view(summary: VersionSummary, marks: Mapping[str, VersionMarks]) -> 
         "aliases": list(mark.aliases),
         "sealed_at": None if summary.sealed_at is None else time_text(summary.sealed_at),
         "problem": summary.problem,
+        "rejected": None
+        if rejected is None
+        else {"code": rejected.code, "reason": rejected.reason, "when": time_text(rejected.when)},
+        "uses": list(mark.uses),
+        "provenance": provenance_view(summary.provenance),
     }

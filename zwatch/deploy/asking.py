@@ -6,9 +6,11 @@ import time
 import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from zwatch.deploy.resolving import Directory
 from zwatch.lanes import Lane
 
 P = ParamSpec("P")
@@ -66,10 +68,7 @@ class Asker:
         Raises:
             Unanswered: it did not return in time. A late result is dropped.
         """
-        self._waiting = {key: future for key, future in self._waiting.items() if not future.done()}
-        if subject in self._waiting or len(self._waiting) >= _MOST_WAITING:
-            self.unanswered_at = time.monotonic()
-            raise Unanswered(self.seconds)
+        self._refuse_if_waiting(subject)
         future = self._lane.submit(partial(function, *args, **kwargs))
         try:
             return future.result(self.seconds)
@@ -86,11 +85,16 @@ class Asker:
     def ask_in(self, subject: Hashable, root_fd: int, function: Callable[..., R], *args: object) -> R:
         """As `ask`, for a function whose first argument is a directory's descriptor: it gets one of its own, which stays
         open until it returns."""
-        return self.ask(subject, _with_own, os.dup(root_fd), function, *args)
+        self._refuse_if_waiting(subject)  # before there is a descriptor, which nobody would close
+        return self.ask(subject, _with_own, Directory(os.dup(root_fd), ""), function, *args)
+
+    def _refuse_if_waiting(self, subject: Hashable) -> None:
+        self._waiting = {key: future for key, future in self._waiting.items() if not future.done()}
+        if subject in self._waiting or len(self._waiting) >= _MOST_WAITING:
+            self.unanswered_at = time.monotonic()
+            raise Unanswered(self.seconds)
 
 
-def _with_own(fd: int, function: Callable[..., R], *args: object) -> R:
-    try:
-        return function(fd, *args)
-    finally:
-        os.close(fd)
+def _with_own(directory: Directory, function: Callable[..., R], *args: object) -> R:
+    with closing(directory):  # a call that never begins closes it too, when it is dropped
+        return function(directory.fd, *args)

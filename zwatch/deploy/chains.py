@@ -6,7 +6,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from zwatch.deploy.oserrors import leads_nowhere
+from zwatch.deploy.oserrors import close_quietly, leads_nowhere
 
 MAX_HOPS = 40  # Linux follows no more links than this in one path
 
@@ -106,7 +106,7 @@ def place_of(root_fd: int, path: str) -> Place:
     try:
         return Place.of(fd)
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def path_of(fd: int) -> str:

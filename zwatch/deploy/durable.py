@@ -1,10 +1,16 @@
 """Files written so that after a crash they have either the old bytes or the new ones, never a part."""
 
 import errno
+import logging
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from zwatch.deploy.oserrors import close_quietly
+
+_log = logging.getLogger(__name__)
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What file systems answer that cannot sync a directory: there is nothing to wait for."""
@@ -29,6 +35,22 @@ def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600)
     Raises:
         OSError: the directory could not be written; the file is as it was, or is whole.
     """
+    temporary = write_beside(directory, name, data, mode=mode)
+    try:
+        os.replace(temporary, directory / name)
+    except BaseException:
+        with suppress(OSError):  # `remove_leftovers` is for it then
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_entries(directory)
+
+
+def write_beside(directory: Path, name: str, data: bytes, *, mode: int = 0o600) -> Path:
+    """Write what shall replace the file `name` under a temporary name, fsynced, and return its path.
+
+    Raises:
+        OSError: the directory could not be written; nothing is left of it.
+    """
     fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
     try:
         with open(fd, "wb") as file:
@@ -36,36 +58,105 @@ def write_durably(directory: Path, name: str, data: bytes, *, mode: int = 0o600)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, directory / name)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # `remove_leftovers` is for it then
+            Path(temporary).unlink(missing_ok=True)
         raise
+    return Path(temporary)
+
+
+def sync_entries(directory: Path) -> None:
+    """Do for a directory's path what `sync_directory` does for an open one.
+
+    Raises:
+        OSError: it could not be opened, or it failed.
+    """
     directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_directory(directory_fd)
     finally:
-        os.close(directory_fd)
+        close_quietly(directory_fd)
 
 
-def remove_leftovers(directory: Path, name: str) -> None:
-    """Remove what a crash in the middle of `write_durably` left. Call it only where no other process writes this file."""
+def remove_leftovers(directory: Path, name: str) -> bool:
+    """Remove what a crash or an error in the middle of `write_durably` left; return whether nothing is left. Call it only
+    where no other process writes this file."""
     try:
-        left = [entry.path for entry in os.scandir(directory) if entry.name.startswith(f".{name}.")]
+        with os.scandir(directory) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(f".{name}.")]
     except OSError:
-        return  # the write that follows tells what is wrong
+        return False  # the write that follows tells what is wrong
+    is_removed = True
     for path in left:
-        with suppress(OSError):  # a directory, or it may not be removed
+        try:
             os.unlink(path)
+        except OSError:  # a directory, or it may not be removed
+            is_removed = False
+    return is_removed
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a file that has at most `most` of them. It never blocks, whatever is there under this name.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, or it is too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size} bytes, at most {most} are expected")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        close_quietly(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it. Anything else that has its name is put aside.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if (aside := put_aside(path)) is None:
+            raise
+        _log.warning("%s is not a directory; it is renamed to %s", path, aside)
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def clear_place(path: Path, suffix: str = "bad") -> None:
+    """Put aside what has a file's name and is not a regular file that this process may read and write, if anything has."""
+    try:
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return
+    if not (is_file and os.access(path, os.R_OK | os.W_OK)) and (aside := put_aside(path, suffix)) is not None:
+        why = "may not be read and written" if is_file else "is not a regular file"
+        _log.warning("%s %s; it is renamed to %s", path, why, aside)
+
+
+_MOST_ASIDE = 10
+"""How many files of one name are kept after they were put aside."""
 
 
 def put_aside(path: Path, suffix: str = "bad") -> str | None:
-    """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name which it
-    cannot replace. Return its new name, None if it cannot be renamed."""
-    for ending in (suffix, *(f"{suffix}-{number}" for number in range(1, 10))):
-        aside = path.with_name(f"{path.name}.{ending}")
+    """Rename a file or a directory that cannot be used to NAME.bad, or to NAME.bad-1 … if something has that name: what was put
+    aside earlier stays, it may be a newer release's. Once there are ten, the last is replaced. Return its new name, None if it
+    cannot be renamed."""
+    names = [
+        f"{path.name}.{ending}" for ending in (suffix, *(f"{suffix}-{number}" for number in range(1, _MOST_ASIDE)))
+    ]
+    free = [name for name in names if not os.path.lexists(path.with_name(name))]
+    for name in free or reversed(names):
         try:
-            path.replace(aside)
+            path.replace(path.with_name(name))
         except OSError:
             continue
-        return aside.name
+        return name
     return None

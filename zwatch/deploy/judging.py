@@ -81,8 +81,12 @@ class StrayJudge:
 
     def refuse(self, found: FoundStray, reason: str) -> None:
         """Remember that a stray was refused."""
-        if is_version_name(found.facts.name):  # others can never become a wish
-            self.refused.add(found.path, found.link_stamp, reason, found.made)
+        if not is_version_name(found.facts.name):
+            return  # it can never become a wish
+        identity = found.path, found.link_stamp, found.made
+        if found.facts.may_be_renamed and self.refused.reason(*identity) is None:
+            return  # not under this name, but it may be a wish when it has its own
+        self.refused.add(found.path, found.link_stamp, reason, found.made)
 
     def judged(
         self,

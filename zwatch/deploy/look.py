@@ -15,10 +15,10 @@ from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.reread import Reread
 from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, opened_version, resolve
-from zwatch.deploy.seal import parse_seal, read_seal_bytes
+from zwatch.deploy.seal import SEAL_NAME, parse_seal, read_seal_bytes
 from zwatch.deploy.searching import StraySearch
 from zwatch.deploy.strays import Stray
-from zwatch.deploy.versions import VersionSummary, is_version_directory, opened, summarise, version_names
+from zwatch.deploy.versions import is_version_directory, opened
 from zwatch.errors import Rejection, RepointError
 
 _log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ class Awaited:
 
     @property
     def folders(self) -> list[str]:
-        """The directories below the version that hold them, as paths below the models root."""
+        """The directories below the version that hold them, as paths below the models root, and absolute ones elsewhere."""
         folders = {path.rpartition("/")[0] for path in self.stamps} - {""}
-        return [f"{self.directory.version}/{folder}" for folder in sorted(folders)]
+        return [os.path.join(self.directory.version, folder) for folder in sorted(folders)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +236,9 @@ def _opened_root(root: Path) -> Directory:
     return Directory(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "")
 
 
-def await_files(directory: Directory) -> Awaited:
-    """Note the present state of a version's sealed files; of none if it has no valid seal (a new seal is a new version).
+def await_files(directory: Directory, *, also_seal: bool = False, also: Sequence[str] = ()) -> Awaited:
+    """Note the present state of a version's sealed files; of none if it has no valid seal (a new seal is a new version, unless
+    what is awaited is `also_seal`). `also` are other files: paths below the version, or absolute ones.
 
     Raises:
         OSError: the seal or a file could not be looked at.
@@ -246,7 +247,8 @@ def await_files(directory: Directory) -> Awaited:
         paths = list(parse_seal(read_seal_bytes(directory.fd)).files)
     except Rejection:
         paths = []
-    return Awaited(directory.duplicate(), directory.file_stamps(paths))
+    paths += [SEAL_NAME] if also_seal else []
+    return Awaited(directory.duplicate(), directory.file_stamps([*also, *paths]))
 
 
 def open_version(root: Path, name: str) -> Directory:
@@ -274,16 +276,6 @@ def without_root(root: Path, error: OSError) -> str | None:
     if not (is_missing(error) or error.errno == errno.ELOOP) or error.filename not in (root, str(root)):
         return None
     return f"{error.strerror}: the models root {root} is away; nothing was changed, try again when it is back"
-
-
-def summaries(root: Path) -> list[VersionSummary]:
-    """Describe every version under the models root.
-
-    Raises:
-        OSError: the models root cannot be read.
-    """
-    with opened(root) as root_fd:
-        return [summarise(root_fd, name) for name in version_names(root_fd)]
 
 
 def read_stamps(root: Path, aliases: Sequence[str]) -> list[LinkStamp | None]:

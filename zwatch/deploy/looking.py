@@ -1,11 +1,14 @@
 """Looking quickly: as one call while everything answers, and question by question while something does not."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Direct, Unanswered
 from zwatch.deploy.look import Awaited, Look, Looker
 from zwatch.deploy.refused import RefusedStray
+
+_log = logging.getLogger(__name__)
 
 CAREFUL_SECONDS = 60.0
 """How long looks go on question by question after everything answered again."""
@@ -47,3 +50,15 @@ class QuickLooker:
         before, self._is_careful = self._looker, is_careful
         asker = self._asker if is_careful else Direct()
         self._looker = self._make(refused=before.refused, asker=asker, known=before.known)
+
+
+def log_news(seen: Look, before: Look) -> None:
+    """Log what a look saw and the look before did not."""
+    for note in seen.notes:
+        _log.warning("%s", note)
+    for alias, fault in seen.faults.items():
+        if before.faults.get(alias) != fault:
+            _log.warning("%s", fault.message)
+    for stray in seen.strays:
+        if stray not in before.strays:
+            _log.warning("%s -> %s was not followed: %s", stray.path, stray.text, stray.reason)

@@ -10,7 +10,7 @@ from blake3 import blake3
 from zwatch.deploy import seal
 from zwatch.deploy.chains import ChainLink, path_of, read_chain, stamp_of
 from zwatch.deploy.chains import LinkStamp as LinkStamp  # noqa: PLC0414  others import it from here
-from zwatch.deploy.oserrors import is_missing, leads_nowhere
+from zwatch.deploy.oserrors import close_quietly, is_missing, leads_nowhere
 from zwatch.deploy.versions import is_version_name
 from zwatch.errors import Rejection
 
@@ -65,7 +65,7 @@ class Directory:
     def close(self) -> None:
         """Close the descriptor; harmless when called again."""
         if self.fd >= 0:
-            os.close(self.fd)
+            close_quietly(self.fd)
             self.fd = -1
 
     def __del__(self) -> None:

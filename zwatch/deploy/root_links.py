@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from zwatch.deploy.chains import MAX_HOPS, LinkStamp, Place, place_of
 from zwatch.deploy.links import TEMPORARY_PREFIX
-from zwatch.deploy.oserrors import is_missing, leads_nowhere
+from zwatch.deploy.oserrors import close_quietly, is_missing, leads_nowhere
 from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.versions import is_version_directory
 
@@ -201,7 +201,7 @@ def _links_below(root_fd: int) -> Iterator[str]:
                     elif folder and entry.is_symlink():
                         yield f"{folder}{entry.name}"
         finally:
-            os.close(fd)
+            close_quietly(fd)
 
 
 def _is_in_version(root_fd: int, path: str) -> bool:

@@ -7,6 +7,7 @@ facts. `wishes` acts on those that are.
 import errno
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ _MAX_ENTRIES = 10_000
 """How many entries of a directory that is no version are looked at."""
 _FEW = 50
 _NO_VERSION = "no version of that name"
+_TEMPORARY = re.compile("Cu[A-Za-z0-9]{6}")
+"""The names of the links that GNU `ln -sf` makes and renames."""
 OLDER = "it is older than the alias"
 """The reason of a stray that an earlier deploy may have left."""
 AHEAD = "it seems to be older than the alias, whose time lies in the future: a clock was wrong"
@@ -44,6 +47,14 @@ class StrayFacts:
     is_version: bool
     leads_beside: bool
     """Whether an absolute text resolves to the very directory `name` beside this one."""
+
+    @property
+    def may_be_renamed(self) -> bool:
+        """Whether it may be a second `ln -sf` on its way: that makes a link under a name of its own, and renames it."""
+        if self.is_version:
+            return False
+        is_absolute, name = self.text.startswith("/"), self.text.rstrip("/").rpartition("/")[2]
+        return name != self.name and (not is_absolute or _TEMPORARY.fullmatch(self.name) is not None)
 
 
 @dataclass(frozen=True, slots=True)

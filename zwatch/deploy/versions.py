@@ -9,16 +9,40 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from zwatch.deploy import header, seal
-from zwatch.deploy.oserrors import is_missing
+from zwatch.deploy import header, provenance, seal
+from zwatch.deploy.oserrors import close_quietly, is_missing
+from zwatch.deploy.provenance import Provenance
 from zwatch.errors import Rejection
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
+PRUNED = re.compile(r"\.([A-Za-z0-9_][A-Za-z0-9._-]{0,63})\.(pruned|removing)-[0-9a-f]{12}")
+"""What `zwatch prune` renames a version to: whole, or while it is removed."""
+IMPORTING = re.compile(r"\.([A-Za-z0-9_][A-Za-z0-9._-]{0,63})\.importing")
+"""In what `zwatch import` makes a version."""
 
 
 def is_version_name(name: str) -> bool:
     """Say whether `name` may name a version: 1-64 of `A-Za-z0-9._-`, not starting with `.` or `-`."""
     return _NAME.fullmatch(name) is not None
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a directory of this name cannot be a version; None if it can."""
+    if is_version_name(name):
+        return None
+    if PRUNED.fullmatch(name):
+        return "a `zwatch prune` that was interrupted left it; the next one finishes it"
+    if IMPORTING.fullmatch(name):
+        return "a `zwatch import` works in it, or was interrupted: the same command goes on, or remove it"
+    if name.startswith((".", "-")):
+        what = f"begins with {name[0]!r}"
+    elif len(name) > 64:
+        what = f"has {len(name)} characters"
+    else:
+        wrong = next((one for one in name if not _NAME.fullmatch(f"_{one}")), name)
+        what = f"has the character {wrong!a}"
+    return f"a version's name has 1-64 of A-Za-z0-9._- and begins with neither . nor -; this one {what}"
 
 
 @contextmanager
@@ -32,7 +56,7 @@ def opened(path: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def is_version_directory(root_fd: int, name: str) -> bool:
@@ -59,6 +83,26 @@ def version_names(root_fd: int) -> list[str]:
         OSError: the models root cannot be listed.
     """
     return sorted(name for name in os.listdir(root_fd) if _may_be_version(root_fd, name))
+
+
+def other_directories(root_fd: int) -> list[tuple[str, str]]:
+    """Return the directories in the models root whose names cannot be a version's, and why, sorted. A name that is not UTF-8
+    has its bytes escaped.
+
+    Raises:
+        OSError: the models root cannot be listed.
+    """
+    with os.scandir(root_fd) as entries:
+        found = [entry.name for entry in entries if not is_version_name(entry.name) and _is_directory(entry)]
+    shown = sorted(name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in found)
+    return [(name, name_problem(name) or "") for name in shown]
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # what it is cannot be found out
+        return False
 
 
 def _may_be_version(root_fd: int, name: str) -> bool:
@@ -89,11 +133,12 @@ class VersionSummary:
     files: int
     sealed_at: datetime | None
     problem: str | None
+    provenance: Provenance | None = None
 
 
 def summarise(root_fd: int, name: str) -> VersionSummary:
     """Look at one version. A bad one is described by its `problem`; nothing is raised."""
-    digest = header_version = sealed_at = problem = None
+    digest = header_version = sealed_at = problem = made = None
     size = count = 0
     try:
         if not _has_seal(root_fd, name):  # at once: most of thousands of directories may be no versions at all
@@ -111,6 +156,8 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
                 size += os.fstat(file).st_size
                 if header.carries_version(path) and header_version is None:
                     header_version = header.read_header(file, path).version
+                if path == provenance.NAME:
+                    made = provenance.read(file)
     except Rejection as rejection:
         problem = rejection.reason
     except OSError as error:
@@ -118,5 +165,5 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
     except (OverflowError, ValueError):  # the seal's time is no date
         pass
     finally:
-        os.close(fd)
-    return VersionSummary(name, digest is not None, digest, header_version, size, count, sealed_at, problem)
+        close_quietly(fd)
+    return VersionSummary(name, digest is not None, digest, header_version, size, count, sealed_at, problem, made)

@@ -16,6 +16,8 @@ from watchdog.events import DirModifiedEvent, FileSystemEvent, FileSystemEventHa
 from watchdog.observers.api import BaseObserver, EventEmitter, EventQueue, ObservedWatch
 from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init, inotify_rm_watch
 
+from zwatch.deploy.oserrors import close_quietly
+
 if TYPE_CHECKING:
     from watchdog.observers.inotify_c import WatchDescriptor
 
@@ -72,7 +74,8 @@ class RootWatcher:
         self._names = [_BEFORE_NAME + os.fsencode(name) + b"\0" for name in names]
         self._pause_seconds = pause_seconds
         self._observer: BaseObserver | None = None
-        self._problem: str | None = None
+        self.problem: str | None = None
+        """Why not all is watched that should be; None if it is."""
         self._log_next = 0.0
         self._lock = threading.Lock()
 
@@ -95,14 +98,14 @@ class RootWatcher:
                 new, problem = emitter.watch_only(paths)
             except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 new, problem = False, str(getattr(error, "strerror", None) or error)
-            if problem is not None and self._problem is None:
+            if problem is not None and self.problem is None:
                 _log.warning(
                     "inotify is not available (%s); changes in %s are seen by the check every 250 ms. Raise the limits "
                     "with `sysctl fs.inotify.max_user_instances fs.inotify.max_user_watches`",
                     problem,
                     self._root,
                 )
-            self._problem = problem
+            self.problem = problem
         if new:
             self._handler.report()  # for what changed before the watch was set up
 
@@ -283,7 +286,7 @@ class _Emitter(EventEmitter):
         with self._using:
             for fd in (self._inotify, self._wake):
                 if fd >= 0:
-                    os.close(fd)
+                    close_quietly(fd)
             self._inotify = self._wake = -1
             self._watches = {}
 

@@ -11,7 +11,13 @@ from zwatch.errors import Rejection
 from zwatch.shadow.control import LoadControl
 
 
-def check_version(directory: Path, device: str, report: Callable[[int, int, str], None]) -> tuple[list[str], str]:
+def check_version(
+    directory: Path,
+    device: str,
+    report: Callable[[int, int, str], None],
+    dtype: str = "auto",
+    quantize: str | None = None,
+) -> tuple[list[str], str]:
     """Verify, load and warm a version; return what is wrong with it, and how long each phase took.
 
     `report` gets (bytes done, bytes in all, what is being done).
@@ -22,16 +28,23 @@ def check_version(directory: Path, device: str, report: Callable[[int, int, str]
     """
     opened = open_version(directory.parent, directory.name)
     try:
-        return [], _load_and_warm(opened, read_seal(opened.fd).digest, device, report)
+        return [], _load_and_warm(opened, read_seal(opened.fd).digest, device, dtype, quantize, report)
     except Rejection as rejection:
         return [f"{rejection.code}: {rejection.reason}"], ""
     finally:
         opened.close()
 
 
-def _load_and_warm(opened: Directory, digest: str, device: str, report: Callable[[int, int, str], None]) -> str:
+def _load_and_warm(
+    opened: Directory,
+    digest: str,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    report: Callable[[int, int, str], None],
+) -> str:
     report(0, 0, "opening the device")
-    factory = open_factory(device)
+    factory = open_factory(device, dtype=dtype, quantize=quantize)
     warming = False
 
     def report_load() -> None:

@@ -8,10 +8,13 @@ import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from zwatch.deploy import provenance
+from zwatch.deploy.contents import SCALE
+from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.engine import library
 from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import config_object
@@ -19,16 +22,20 @@ from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
 from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
 from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
 from zwatch.engine.precision import adapt
+from zwatch.engine.scaled import take_quantized
 from zwatch.engine.schedule import EulerSchedule, Schedule
 from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection, Translating
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import WEIGHTS_SUFFIX, Plan
+from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.loader import Plan
 
 INDEX = "model_index.json"
 PIPELINE = "ZImagePipeline"
 WEIGHED = ("text_encoder", "vae", "transformer")
 """Components that have weights, in the order in which they are loaded."""
+
+Value = TypeVar("Value")
 
 COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
 """The dtypes that a component may be stored in."""
@@ -62,15 +69,15 @@ def default_size(small: Mapping[str, bytes]) -> int:
     Raises:
         Rejection: `config_invalid`.
     """
-    own = config_object(small["zwatch.json"], "zwatch.json") if "zwatch.json" in small else {}
-    vae = config_object(small.get("vae/config.json", b"{}"), "vae/config.json")
-    size = own.get("default_size", vae.get("sample_size", 1024))
-    if isinstance(size, list) and "default_size" not in own:
+    if provenance.NAME in small and (own := provenance.parse(small[provenance.NAME]).default_size) is not None:
+        return own
+    size = config_object(small.get("vae/config.json", b"{}"), "vae/config.json").get("sample_size", 1024)
+    if isinstance(size, list):
         size = size[0]
-    where = "zwatch.json: default_size" if "default_size" in own else "vae/config.json: sample_size"
     if type(size) is not int or not 16 <= size <= 4096 or size % 16:
         raise Rejection(
-            "config_invalid", f"{where}: the default size is {size!r}, expected a multiple of 16 from 16 to 4096"
+            "config_invalid",
+            f"vae/config.json: sample_size: the default size is {size!r}, expected a multiple of 16 from 16 to 4096",
         )
     return size
 
@@ -135,6 +142,7 @@ def _config(small: Mapping[str, bytes], component: str, name: str = "config.json
 
 def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Any:
     """Assign tensors to a module that was built on the meta device, and check that none is missing and none unknown."""
+    take_quantized(module, tensors, _computed_dtype(component, tensors))
     expected = module.state_dict()
     for name, tensor in tensors.items():
         if name not in expected:
@@ -152,7 +160,6 @@ def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tens
         raise Rejection(
             "weights_mismatch", f"{component}: the weights lack {missing[0]!r} and {len(missing) - 1} others"
         )
-    _check_one_dtype(component, tensors)
     module.load_state_dict(tensors, assign=True)
     left = [name for name, item in [*module.named_parameters(), *module.named_buffers()] if item.is_meta]
     if left:
@@ -160,16 +167,30 @@ def _fill(component: str, module: torch.nn.Module, tensors: dict[str, torch.Tens
     return module.requires_grad_(False).eval()
 
 
-def _check_one_dtype(component: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Check that all weights have the same supported dtype: the modules compute in it."""
-    first = next(iter(tensors.values())).dtype
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and (tensor.dtype != first or first not in COMPUTED):
+def _computed_dtype(component: str, tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    """Return the dtype that all weights have, since the modules compute in it. Only matrices may be in float16 while the rest is in
+    float32, see `zwatch.engine.precision`, and quantized with their scales, see `zwatch.engine.scaled`.
+
+    Raises:
+        Rejection: `weights_mismatch`.
+    """
+    quantized = {name.removesuffix(SCALE) for name in tensors if name.endswith(f".{SCALE}")}
+    plain = {
+        name: tensor.dtype
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and name.rpartition(".")[0] + "." not in quantized
+    }
+    first = next(iter(plain.values()), torch.bfloat16)
+    if set(plain.values()) == {torch.float16, torch.float32}:
+        return torch.float32
+    for name, dtype in plain.items():
+        if dtype != first or first not in COMPUTED:
             raise Rejection(
                 "weights_mismatch",
-                f"{component}: {name!r} is {tensor.dtype}, the first tensor {first}; all must be the same, one of "
+                f"{component}: {name!r} is {dtype}, the first tensor {first}; all must be the same, one of "
                 f"{', '.join(map(str, COMPUTED))}",
             )
+    return first
 
 
 def _as_rejection_of(path: str) -> Translating:
@@ -184,7 +205,7 @@ def _as_rejection_of(path: str) -> Translating:
 def _may_pass(error: BaseException | None) -> bool:
     """Return whether an error, or what it was raised because of, says that memory, descriptors or a disk failed."""
     while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        if is_memory_short(error):
             return True
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             return True
@@ -202,18 +223,26 @@ def _is_known(path: str, config: Mapping[str, Any]) -> bool:
     return all(name in FIELDS[path] or name in _CALLING or name.startswith("_") for name in config)
 
 
-def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+def _empty_transformer(small: Mapping[str, bytes]) -> Any:
     config = _config(small, "transformer")
     own = TransformerConfig.of(config) if _is_known("transformer/config.json", config) else None
     make = partial(library.transformer, config) if own is None else partial(ZImageTransformer, own)
-    return _fill("transformer", _on_meta("transformer", make), tensors)
+    return _on_meta("transformer", make)
 
 
-def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+    return _fill("transformer", _empty_transformer(small), tensors)
+
+
+def _empty_vae(small: Mapping[str, bytes]) -> Any:
     config = _config(small, "vae")
     own = AutoencoderConfig.of(config) if _is_known("vae/config.json", config) else None
     make = partial(library.autoencoder, config) if own is None else partial(Autoencoder, own)
-    return _fill("vae", _on_meta("vae", make), tensors)
+    return _on_meta("vae", make)
+
+
+def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+    return _fill("vae", _empty_vae(small), tensors)
 
 
 _CALLING = frozenset({
@@ -224,17 +253,27 @@ _CALLING = frozenset({
 implementation can name code on a hub."""
 
 
-def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+def _empty_text_encoder(small: Mapping[str, bytes]) -> Any:
     found = _config(small, "text_encoder")
     config = {name: value for name, value in found.items() if name not in _CALLING and not name.startswith("_")}
     own = TextConfig.of(config) if _is_known("text_encoder/config.json", config) else None
-    model = _on_meta(
+    return _on_meta(
         "text_encoder", partial(library.text_encoder, config) if own is None else partial(Qwen3Encoder, own)
     )
-    # Files saved from Qwen3ForCausalLM have the same tensors under "model.", and a language head, which is not used.
+
+
+def _without_head(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Return tensors as Qwen3Model names them. Files saved from Qwen3ForCausalLM have them under "model.", and a language head,
+    which is not used."""
     if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
-        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    if own is None:
+        return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    return dict(tensors)
+
+
+def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+    model = _empty_text_encoder(small)
+    tensors = _without_head(tensors)
+    if not isinstance(model, Qwen3Encoder):
         with _as_rejection_of("text_encoder/config.json"):
             library.place_frequencies(model, tools.device.torch_device)
     return _fill("text_encoder", model, tensors)
@@ -274,3 +313,22 @@ def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torc
     if isinstance(component, torch.nn.Module):
         adapt(component, tools.device.torch_device)
     return component
+
+
+_EMPTY: Mapping[str, Callable[[Mapping[str, bytes]], Any]] = {
+    "text_encoder": _empty_text_encoder, "vae": _empty_vae, "transformer": _empty_transformer,
+}  # fmt: skip
+
+
+def shapes(component: str, small: Mapping[str, bytes]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor that a component with weights must have, by its name, as its config in `small` says.
+
+    Raises:
+        Rejection: its config is wrong.
+    """
+    return {name: tuple(tensor.shape) for name, tensor in _EMPTY[component](small).state_dict().items()}
+
+
+def as_loaded(component: str, tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what a component's files have, by the names under which it is loaded."""
+    return _without_head(tensors) if component == "text_encoder" else dict(tensors)

@@ -7,17 +7,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from zwatch.deploy.resolving import Directory
+from zwatch.engine.acceleration import Acceleration
+from zwatch.engine.kept_files import KeptFiles
+from zwatch.engine.parameters import Generation
 from zwatch.engine.pipeline import Engine
+from zwatch.engine.precision import Precision
+from zwatch.engine.proven import KEPT, ProvenVersions
 from zwatch.engine.store import ComponentStore, Staged
 from zwatch.engine.tokenizer_maker import TokenizerMaker
-from zwatch.engine.warmup import warm
+from zwatch.engine.warmup import fault_of, warm
 from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
+from zwatch.shadow.faults import is_memory_short
 
 _log = logging.getLogger(__name__)
 
@@ -25,10 +29,16 @@ _log = logging.getLogger(__name__)
 class EngineFactory:
     """Makes engines on one device. Its methods block."""
 
-    def __init__(self, device: Device, cache: Path | None = None) -> None:
-        """`cache` is the directory in which what was prepared is kept for the next start; None keeps nothing."""
+    def __init__(
+        self, device: Device, cache: Path | None = None, tokenizers: TokenizerMaker | None = None, *, exact: bool | None = None,
+        precision: Precision = Precision(),  # noqa: B008 (frozen)
+    ) -> None:  # fmt: skip
+        """`cache` is the directory in which what was prepared is kept for the next start; None keeps nothing. `exact` as
+        `Acceleration` has it; `precision` as `zwatch.engine.precision.conversion_of` has it."""
         self.device = device
-        self._store = ComponentStore(self.device, TokenizerMaker(cache))
+        self.acceleration = Acceleration(device, exact=exact)
+        self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision)
+        self._proven = ProvenVersions(device, KeptFiles(cache, ".proven", KEPT), precision)
 
     def plan(self, directory: Directory, digest: str | None, control: LoadControl | None = None) -> loader.Plan:
         """Read a version's seal and weight headers.
@@ -52,12 +62,12 @@ class EngineFactory:
         """
         with _only_rejections(control):
             staged = self._store.stage(directory, planned, control)
-            return Engine(self._store.assemble(staged, control), self.device)
+            return Engine(self._store.assemble(staged, control), self.device, self.acceleration)
 
     def fits_instead(self, planned: loader.Plan, old: Engine, others: Sequence[Engine]) -> bool:
         """Return whether a version fits on the device once `old` has freed what neither it nor `others` share."""
         freed = sum(buffer.nbytes for buffer in old.exclusive_buffers(others, planned.seal.files.values()))
-        return self._store.needed(planned) <= self.device.room + freed
+        return self._store.needed(planned, is_staged=True) <= self.device.room + freed
 
     def stage(
         self,
@@ -119,7 +129,7 @@ class EngineFactory:
                 del failure  # else it holds the frame that holds it, and with it the staged buffers
 
     def _enter(self, staged: Staged, control: LoadControl) -> Engine:
-        engine = Engine(self._store.assemble(staged, control), self.device)
+        engine = Engine(self._store.assemble(staged, control), self.device, self.acceleration)
         try:
             self.warm(engine, control)
             control.check()
@@ -127,6 +137,26 @@ class EngineFactory:
             engine.close()
             raise
         return engine
+
+    def is_proven(self, engine: Engine) -> bool:
+        """Return whether a version has made a usable warm-up image on this machine before, with the same libraries; if so, the
+        engine has what that has shown, and its first image has to be judged instead."""
+        with _only_rejections(None):
+            engine.colours = self._proven.find(engine.digest)
+            engine.is_on_trial = engine.colours is not None
+            if engine.is_on_trial:
+                engine.prepare()
+            return engine.is_on_trial
+
+    def fault(self, engine: Engine, generation: Generation) -> Rejection | None:
+        """Return what is wrong with the first image of an engine on trial; if nothing is, it is not on trial any more."""
+        fault = fault_of(generation)
+        engine.is_on_trial = fault is not None
+        return fault
+
+    def distrust(self, digest: str) -> None:
+        """Make a version's warm-up image again at its next load."""
+        self._proven.forget(digest)
 
     def warm(self, engine: Engine, control: LoadControl) -> None:
         """Make the warm-up image with an engine.
@@ -144,6 +174,10 @@ class EngineFactory:
         ):
             control.begin("making the warm-up image", is_slow=True)
             warm(engine, cancelled=lambda: control.is_abandoned)
+            engine.is_on_trial = False
+            if engine.colours is not None:
+                self._proven.note(engine.digest, engine.colours)
+            engine.prepare()
 
 
 def _only_rejections(control: LoadControl | None) -> Translating:
@@ -172,9 +206,9 @@ def _config_fault(error: Exception) -> Exception | None:
 
 
 def _rejection_of(error: Exception) -> Rejection:
+    if is_memory_short(error):
+        return Rejection("out_of_memory", f"memory ran out during the load: {_first_line(error)}")
     match error:
-        case torch.OutOfMemoryError() | MemoryError():
-            return Rejection("out_of_memory", f"memory ran out during the load: {_first_line(error)}")
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return Rejection("io_error", f"{where}{error.strerror or error}")

@@ -2,21 +2,25 @@
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
 from PIL import Image
 
+from zwatch.engine.acceleration import Acceleration
+from zwatch.engine.parameters import Generation, GenerationParameters
+from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
 from zwatch.engine.sampling import EncodedText, Pipeline, image_of
 from zwatch.engine.store import Aside, Assembly, Component, ComponentStore
 from zwatch.errors import GenerationCancelled
-from zwatch.shadow.buffers import FileBuffer
+from zwatch.shadow.converted import Buffer
 from zwatch.shadow.device import Device
+from zwatch.shadow.faults import is_memory_short
+from zwatch.timeline import Phases
 
 _log = logging.getLogger(__name__)
 
@@ -24,46 +28,28 @@ LOCK_SECONDS = 30.0
 """Seconds to wait for another image by the same engine: the queue runs one at a time, so that there is none to wait for."""
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationParameters:
-    """What images are made from, one per seed. Sizes in pixels, multiples of 16."""
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    seeds: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Generation:
-    """The result: images in the order of the seeds, whether the prompt was truncated, whether every pixel was a finite
-    number (the images end with the first that has another), and seconds by phase."""
-
-    images: list[Image.Image]
-    truncated: bool
-    finite: bool
-    timings: dict[str, float]
-
-
 class Engine:
     """One version, ready to generate. It makes one image at a time: two would need twice the memory."""
 
-    def __init__(self, assembly: Assembly, device: Device) -> None:
+    def __init__(self, assembly: Assembly, device: Device, acceleration: Acceleration | None = None) -> None:
         self.version = assembly.plan.version
         self.digest = assembly.plan.seal.digest
         self.plan = assembly.plan
         self.default_size = assembly.default_size
         self.device = device
+        self._acceleration = acceleration or Acceleration(device)
         self.components = tuple(assembly.components.values())
         """What it consists of. Replaced, never changed in place: other threads iterate over it."""
         self._pipeline: Pipeline | None = _pipeline(self.components)
+        self.precision = name_of(self.pipeline.transformer, self.pipeline.text_encoder)
+        """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
+        self.is_on_trial = False
+        """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
-        self._colours: LatentColours | None = None
+        self.colours: LatentColours | None = None
+        """Which colours its latents stand for, for previews: set by its first image, or known from an earlier start."""
         self._make_preview: Callable[[], Preview] | None = None
 
     @property
@@ -84,7 +70,7 @@ class Engine:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each piece of device memory that holds its weights."""
+        """Bytes of each piece of device memory that loading its weights takes."""
         return [size for component in self.components for buffer in component.buffers for size in buffer.sizes]
 
     @property
@@ -99,35 +85,42 @@ class Engine:
         on_step: Callable[[int], None] = lambda done: None,
         on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
+        is_request: bool = False,
     ) -> Generation:
         """Make one image per seed. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
-        and the image of each seed before the next is begun, if its pixels are finite.
+        and the image of each seed before the next is begun, if its pixels are finite. For a request, a prompt that was encoded
+        before need not be encoded again; a version has to prove that it can.
 
         Raises:
             GenerationCancelled: `cancelled` returned true between two steps.
             RuntimeError: the device failed.
         """
-        timings = dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+        phases = Phases()
         with self._exclusively(), self.device.measured_request(), torch.inference_mode():
-            with _timed(timings, "encode"), self.device.launching():
-                prompts = self._encode(parameters)
+            pipeline = replace(self.pipeline, computing=self._acceleration.computing(self.pipeline))
+            with phases.of("encode"), self.device.launching():
+                prompts, new = self._encode(pipeline, parameters, is_request=is_request)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
                 done = number * parameters.steps
-                with _timed(timings, "denoise"):
-                    latents = self._denoise(parameters, prompts, seed, done, on_step, cancelled)
-                with _timed(timings, "decode"):
-                    pixels = self.pipeline.decode(latents)
+                with phases.of("denoise"):
+                    latents = self._denoise(pipeline, parameters, prompts, seed, done, on_step, cancelled)
+                with phases.of("decode"):
+                    pixels = pipeline.decode(latents)
                     finite &= bool(torch.isfinite(pixels).all())
-                    if self._colours is None and finite:  # the first image is the warm-up's
-                        self._colours = LatentColours.fit(latents, pixels)
+                    if self.colours is None and finite:  # the first image is the warm-up's
+                        self.colours = LatentColours.fit(latents, pixels)
                         # Run it once now, so that no request waits for the device to load its kernels.
-                        self._colours.pixels(latents, latents, *self.pipeline.timeline(latents, 1).sigmas)
+                        self.colours.pixels(latents, latents, *pipeline.timeline(latents, 1).sigmas)
                     images.append(image_of(torch.nan_to_num(pixels)))
                 if not finite:
                     break
                 on_image(number, images[-1])
-        return Generation(images, prompts[0].is_truncated, finite, timings)
+            if finite and self._acceleration.prompts is not None:
+                for key, prompt in new.items():
+                    self._acceleration.prompts.put(key, prompt)
+        timings = {name: phases.seconds(name) for name in ("encode", "denoise", "decode")}
+        return Generation(images, prompts[0].is_truncated, finite, timings, phases)
 
     def serve(
         self,
@@ -153,18 +146,28 @@ class Engine:
 
         with self.device.serving():
             try:
-                return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled)
-            except torch.OutOfMemoryError as error:
+                return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
+            except (RuntimeError, MemoryError) as error:
+                if not is_memory_short(error):
+                    raise
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
             if not self.device.give_room():
                 raise ran_out
             _log.warning("a request needed the memory kept for the next load: the next version will load more slowly")
-            return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled)
+            return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
 
     def preview(self) -> Preview | None:
         """Return a preview of the image that is being made, inside `on_step`; None before the first image, the warm-up's,
         has shown which colours the latents stand for, and outside `on_step`."""
         return None if self._make_preview is None else self._make_preview()
+
+    def _preview_beside(self, colours: LatentColours, *read: torch.Tensor) -> Preview:
+        with self._acceleration.beside_steps(*read):
+            return colours.preview(*read)
+
+    def prepare(self) -> None:
+        """Begin to compile, beside requests, what makes them faster."""
+        self._acceleration.prepare(self.pipeline)
 
     def is_truncated(self, prompt: str) -> bool:
         """Return whether the text encoder sees only the beginning of a prompt."""
@@ -177,6 +180,8 @@ class Engine:
             # All hashes are launched first; only then does this thread wait for the device.
             checks = [buffer.begin_check() for buffer in buffers]
             problems = [problem for check in checks if (problem := check()) is not None]
+        if problems and self._acceleration.prompts is not None:
+            self._acceleration.prompts.clear()  # they may have been encoded by changed weights
         return sum(buffer.nbytes for buffer in buffers), problems
 
     @contextmanager
@@ -200,13 +205,13 @@ class Engine:
         if is_ours:
             self._lock.release()
 
-    def exclusive_buffers(self, others: Collection["Engine"], digests: Collection[str]) -> set[FileBuffer]:
+    def exclusive_buffers(self, others: Collection["Engine"], digests: Collection[str]) -> set[Buffer]:
         """Return the buffers that none of the other engines holds and whose digest is not among `digests`."""
         shared = {buffer for engine in others for component in engine.components for buffer in component.buffers}
         own = {buffer for component in self.components for buffer in component.buffers}
         return {buffer for buffer in own - shared if buffer.digest not in digests}
 
-    def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[FileBuffer]) -> list[Aside]:
+    def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[Buffer]) -> list[Aside]:
         """Move components' bytes to host memory; until `restore`, it cannot make images.
 
         Raises:
@@ -228,13 +233,28 @@ class Engine:
             self.components = (*self.components, *[store.restore(one) for one in aside])
             self._pipeline = _pipeline(self.components)
 
-    def _encode(self, parameters: GenerationParameters) -> list[EncodedText]:
-        """Return the prompt, and the negative prompt if it counts."""
+    def _encode(
+        self, pipeline: Pipeline, parameters: GenerationParameters, *, is_request: bool
+    ) -> tuple[list[EncodedText], dict[Hashable, EncodedText]]:
+        """Return the prompt, and the negative prompt if it counts; and what of it can be kept for the next request."""
         texts = [parameters.prompt, *([parameters.negative_prompt] if parameters.guidance_scale > 0 else [])]
-        return [self.pipeline.encode(text, self.device.torch_device) for text in texts]
+        cache, device = self._acceleration.prompts if is_request else None, self.device.torch_device
+        if cache is None:
+            return [pipeline.encode(text, device) for text in texts], {}
+        parts = {component.key.component: component.key for component in self.components}
+        found: list[EncodedText] = []
+        new: dict[Hashable, EncodedText] = {}
+        for text in texts:
+            # All that an embedding depends on: its dtype is that of the text encoder's files.
+            key = (text, parts["text_encoder"], parts["tokenizer"], pipeline.computing.name)
+            if (kept := cache.get(key, device)) is None:
+                kept = new[key] = pipeline.encode(text, device)
+            found.append(kept)
+        return found, new
 
     def _denoise(
         self,
+        pipeline: Pipeline,
         parameters: GenerationParameters,
         prompts: list[EncodedText],
         seed: int,
@@ -245,13 +265,15 @@ class Engine:
         if cancelled():
             raise GenerationCancelled
         generator = torch.Generator(self.device.torch_device).manual_seed(seed)
-        noise = self.pipeline.noise(parameters.width, parameters.height, generator)
-        timeline = self.pipeline.timeline(noise, parameters.steps)
+        noise = pipeline.noise(parameters.width, parameters.height, generator)
+        timeline = pipeline.timeline(noise, parameters.steps)
+
+        preview = self._preview_beside if pipeline.computing.runs_ahead else LatentColours.preview
 
         def after_step(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
-            if self._colours is not None:
+            if self.colours is not None:
                 sigmas = timeline.sigmas[step], timeline.sigmas[step + 1]
-                self._make_preview = partial(self._colours.preview, before, after, *sigmas)
+                self._make_preview = partial(preview, self.colours, before, after, *sigmas)
             try:
                 on_step(done + step + 1)
             finally:
@@ -260,15 +282,8 @@ class Engine:
                 raise GenerationCancelled
 
         embeddings = [prompt.embedding for prompt in prompts]
-        return self.pipeline.denoise(noise, timeline, embeddings, parameters.guidance_scale, after_step)
+        return pipeline.denoise(noise, timeline, embeddings, parameters.guidance_scale, after_step)
 
 
 def _pipeline(components: Collection[Component]) -> Pipeline:
     return Pipeline(**{component.key.component: component.module for component in components})
-
-
-@contextmanager
-def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    timings[phase] += time.perf_counter() - begun

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from zwatch.engine import library
+from zwatch.engine.computing import EXACT, Computing, Finished
 from zwatch.engine.config_fields import LATENT_SCALE
-from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.schedule import Schedule, Timeline
 from zwatch.engine.tokenizer import Tokenizer
+from zwatch.engine.tokenizer_service import TokenizerService
 
 AfterStep = Callable[[int, Tensor, Tensor], None]
 """Called after a step with its number, from 0 on, and the latents before and after it; may raise to stop."""
@@ -31,11 +30,12 @@ class EncodedText:
 class Pipeline:
     """The five components together; it has no state."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | TokenizerService
     text_encoder: Any
     transformer: Any
     vae: Any
     scheduler: Schedule
+    computing: Computing = EXACT
 
     @property
     def max_side(self) -> int:
@@ -45,13 +45,9 @@ class Pipeline:
     def encode(self, prompt: str, device: torch.device) -> EncodedText:
         """Encode a prompt for the transformer."""
         encoded = self.tokenizer.encode(prompt)
-        tokens, mask = torch.tensor(encoded.tokens).to(device), torch.tensor(encoded.mask).bool()
-        encode = (
-            self.text_encoder.encode
-            if isinstance(self.text_encoder, Qwen3Encoder)
-            else partial(library.encode, self.text_encoder)
-        )
-        return EncodedText(encode(tokens, mask), encoded.is_truncated)
+        tokens = torch.tensor(encoded.tokens).to(device, non_blocking=True)
+        found = self.computing.encode(self.text_encoder, tokens, torch.tensor(encoded.mask).bool())
+        return EncodedText(found, encoded.is_truncated)
 
     def noise(self, width: int, height: int, generator: torch.Generator) -> Tensor:
         """Return the latents that an image of this size in pixels begins with, float32 of shape (1, channels, h / 8, w / 8)."""
@@ -70,31 +66,48 @@ class Pipeline:
 
         `prompts` are the embeddings of the prompt, and with a `guidance_scale` over 0 of the negative prompt.
         """
-        for number, time in enumerate(timeline.timesteps):
-            moved = timeline.step(self._velocity(latents, time, prompts, guidance_scale), number, latents)
-            after_step(number, latents, moved)
+        velocities = self.computing.velocities(self.transformer, timeline, prompts, latents)
+        running: tuple[Finished, int, Tensor, Tensor] | None = None
+        for number in range(len(timeline.timesteps)):
+            wanted, *others = (found.float() for found in velocities(latents, number))
+            if others:
+                wanted = wanted + guidance_scale * (wanted - others[0])
+            moved = timeline.step(-wanted.unsqueeze(0).squeeze(2), number, latents)
+            if not _runs_ahead(self.computing, moved):
+                after_step(number, latents, moved)
+            else:
+                # The device has this step to do while the one before it is reported.
+                launched = (Finished(), number, latents, moved)
+                if running is not None:
+                    _report(running, after_step)
+                running = launched
             latents = moved
+        if running is not None:
+            _report(running, after_step)
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels of latents of shape (1, 16, h / 8, w / 8): shape (1, 3, h, w), from -1 to 1."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        pixels: Tensor = self.vae.decode(scaled, return_dict=False)[0]
-        return pixels
+        return self.computing.decode(self.vae, scaled)
 
-    def _velocity(self, latents: Tensor, time: Tensor, prompts: Sequence[Tensor], guidance_scale: float) -> Tensor:
-        count = len(prompts)
-        # One frame of each image
-        inputs = latents.to(self.transformer.dtype).repeat(count, 1, 1, 1).unsqueeze(2)
-        towards = ((1000 - time.expand(1)) / 1000).repeat(count)
-        found = self.transformer(list(inputs.unbind(0)), towards, list(prompts), return_dict=False)[0]
-        wanted: Tensor = found[0].float()
-        if count > 1:
-            wanted = wanted + guidance_scale * (wanted - found[1].float())
-        return -wanted.unsqueeze(0).squeeze(2)
+
+def _runs_ahead(computing: Computing, latents: Tensor) -> bool:
+    return computing.runs_ahead and latents.is_cuda
+
+
+def _report(step: tuple[Finished, int, Tensor, Tensor], after_step: AfterStep) -> None:
+    finished, number, before, after = step
+    finished.wait()
+    after_step(number, before, after)
 
 
 def image_of(pixels: Tensor) -> Image.Image:
     """Return the picture of finite pixels of shape (1, 3, h, w), from -1 to 1; waits for the device."""
     levels = (pixels * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
-    return Image.fromarray(levels.float().mul(255).round().to(torch.uint8).cpu().numpy())
+    # In the order of a picture's bytes, which the device makes in no time, and into pinned memory where it is a GPU.
+    levels = levels.float().mul(255).round().to(torch.uint8).contiguous()
+    if levels.is_cuda:
+        levels = levels.to("cpu", non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+    return Image.fromarray(levels.numpy())

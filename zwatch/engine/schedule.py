@@ -86,7 +86,7 @@ class EulerSchedule:
         if self.shift_terminal:
             rest = 1 - sigmas
             sigmas = 1 - rest / (rest[-1] / (1 - self.shift_terminal))
-        levels = torch.from_numpy(sigmas).to(device, torch.float32)
+        levels = torch.from_numpy(sigmas).to(device, torch.float32, non_blocking=True)
         if self.invert_sigmas:
             levels = 1.0 - levels
         end = torch.full((1,), 1.0 if self.invert_sigmas else 0.0, device=device)

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from zwatch.deploy.contents import SCALE
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.components import (
     BUILDERS,
@@ -20,12 +21,14 @@ from zwatch.engine.components import (
 )
 from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.configs import check_configs, check_together
+from zwatch.engine.precision import Precision, conversion_of
 from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.control import LoadControl
+from zwatch.shadow.converted import Buffer, Conversion
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import Candidate, Plan, VerifiedFiles, load
+from zwatch.shadow.loader import Candidate, Plan, VerifiedFiles, convert, load
 
 
 @dataclass(eq=False)
@@ -34,7 +37,7 @@ class Component:
 
     key: ComponentKey
     module: Any
-    buffers: list[FileBuffer] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
     small: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Its other files, by name inside its folder, to build it again from."""
 
@@ -90,14 +93,16 @@ class Aside:
 
     key: ComponentKey
     small: Mapping[str, bytes] = field(repr=False)
-    buffers: list[FileBuffer] = field(repr=False)
+    buffers: list[Buffer] = field(repr=False)
 
 
 class ComponentStore:
     """The components that live engines hold, and their weight files, by content. Its own references are weak."""
 
-    def __init__(self, device: Device, tokenizers: TokenizerMaker) -> None:
+    def __init__(self, device: Device, tokenizers: TokenizerMaker, precision: Precision) -> None:
+        """`precision` is what components are computed in, see `conversion_of`."""
         self.device = device
+        self._precision = precision
         self._tools = Tools(device, tokenizers)
         self._components: WeakValueDictionary[ComponentKey, Component] = WeakValueDictionary()
         self._files: WeakValueDictionary[str, FileBuffer] = WeakValueDictionary()
@@ -130,7 +135,9 @@ class ComponentStore:
             verified=self._verified,
             hash_file=self.device.hash_file,
         )
-        return Staged(candidate, chosen[0])
+        [parts] = chosen
+        conversions = self._conversions(planned, [path for files in parts.paths.values() for path in files])
+        return Staged(convert(candidate, parts.buffers, conversions, control), parts)
 
     def _parts(self, planned: Plan, small: Mapping[str, bytes]) -> Parts:
         classes = component_classes(small)
@@ -151,7 +158,7 @@ class ComponentStore:
         """
         candidate, parts = staged.candidate, staged.parts
         with control.phase("build"), self.device.beside(), self.device.giving_way(control.check):
-            files = dict(parts.buffers)
+            files: dict[str, Buffer] = dict(parts.buffers)
             for path, buffer in candidate.weights.items():
                 control.begin(f"copying {path} to the device")
                 files[path] = self._on_device(buffer)
@@ -167,7 +174,7 @@ class ComponentStore:
         check_together(candidate.small, min(size, WARM_SIZE), components["tokenizer"].module.last_token)
         return Assembly(candidate.plan, components, size)
 
-    def put_aside(self, component: Component, exclusive: Collection[FileBuffer]) -> Aside:
+    def put_aside(self, component: Component, exclusive: Collection[Buffer]) -> Aside:
         """Copy to host memory those buffers that only this component holds, so that it can be freed and built again.
 
         Raises:
@@ -190,22 +197,39 @@ class ComponentStore:
         self._note([component])
         return component
 
-    def needed(self, planned: Plan) -> int:
-        """Return the device bytes that a version needs in addition to the resident ones, as far as its seal and headers tell."""
-        return planned.footprint([
+    def needed(self, planned: Plan, *, is_staged: bool = False) -> int:
+        """Return the device bytes that a version needs in addition to the resident ones, as far as its seal and headers tell;
+        one that is staged in host memory is converted there."""
+        paths = [
             path
             for name in WEIGHED
             if not self._is_resident(name, planned)
             for path in planned.headers
             if path.startswith(f"{name}/") and planned.seal.files[path] not in self._files
-        ])  # fmt: skip
+        ]
+        conversions = self._conversions(planned, paths)
+        return planned.held(paths, conversions) if is_staged else planned.footprint(paths, conversions)
+
+    def _conversions(self, planned: Plan, paths: Collection[str]) -> dict[str, Conversion]:
+        """Return how each of these weight files is converted; one that is not is left out."""
+        found: dict[str, Conversion] = {}
+        for name in WEIGHED:
+            files = [path for path in paths if path.startswith(f"{name}/")]
+            tensors = [item for path in files for item in planned.headers[path].tensors.items()]
+            if any(tensor.endswith(f".{SCALE}") for tensor, _ in tensors):
+                continue  # it was quantized before
+            stored = {info.dtype for _, info in tensors}
+            conversion = conversion_of(name, stored, self._precision, self.device.torch_device)
+            if conversion is not None:
+                found |= dict.fromkeys(files, conversion)
+        return found
 
     def _is_resident(self, name: str, planned: Plan) -> bool:
         hashes = planned.component_hashes(name)
         return any(key.component == name and key.hashes == hashes for key in list(self._components))
 
     def _check_memory(self, planned: Plan, paths: list[str], *, on_host: bool) -> None:
-        needed = planned.footprint(paths)
+        needed = planned.footprint(paths, self._conversions(planned, paths))
         if on_host:
             free, total = self.device.host.memory()
             if needed > free:
@@ -223,10 +247,10 @@ class ComponentStore:
                 f"for making images, {free} of {total} are free",
             )
 
-    def _on_device(self, buffer: FileBuffer) -> FileBuffer:
+    def _on_device(self, buffer: Buffer) -> Buffer:
         return buffer if buffer.shadow is self.device else buffer.moved(self.device)
 
-    def _build(self, key: ComponentKey, small: Mapping[str, bytes], buffers: list[FileBuffer]) -> Component:
+    def _build(self, key: ComponentKey, small: Mapping[str, bytes], buffers: list[Buffer]) -> Component:
         tensors: dict[str, torch.Tensor] = {}
         for buffer in buffers:
             for name, tensor in buffer.tensors().items():
@@ -242,7 +266,7 @@ class ComponentStore:
         for component in components:
             self._components[component.key] = component
             for buffer in component.buffers:
-                if buffer.digest is not None:
+                if isinstance(buffer, FileBuffer) and buffer.digest is not None:
                     self._files[buffer.digest] = buffer
 
 

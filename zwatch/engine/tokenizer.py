@@ -6,7 +6,6 @@ library reads back in a fraction of a second; that is kept for the next start.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from zwatch.engine.chat_template import bounded, compiled, variables
 
@@ -26,22 +25,19 @@ class MadeTokenizer:
     last_token: tuple[str, int]
     """The token with the largest id."""
 
-    def to_json(self) -> str:
-        """Return it as `from_json` reads it."""
-        return json.dumps(asdict(self))
+    def packed(self) -> bytes:
+        """Return it as bytes: a line that says what it is, as JSON, and all of it."""
+        about = {"has_template": bool(self.template), "last_token": self.last_token}
+        return json.dumps(about).encode() + b"\n" + json.dumps(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "MadeTokenizer":
-        """Read it back.
+    def unpacked(cls, packed: bytes) -> "MadeTokenizer":
+        """Return what `packed` returned as an object.
 
         Raises:
             ValueError, TypeError: it is something else.
         """
-        return cls.of(json.loads(text))
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> "MadeTokenizer":
-        """Return it from the object that `to_json` writes."""
+        fields = json.loads(packed.partition(b"\n")[2])
         token, number = fields["last_token"]
         return cls(**{**fields, "last_token": (token, number)})
 

@@ -2,17 +2,15 @@
 
 import json
 import logging
-import os
-import secrets
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -20,29 +18,49 @@ from blake3 import blake3
 
 from zwatch import __version__
 from zwatch.engine import tokenizer_proof
+from zwatch.engine.kept_files import KeptFiles
 from zwatch.engine.tokenizer import MadeTokenizer, Tokenizer
+from zwatch.engine.tokenizer_process import TokenizerProcess
+from zwatch.engine.tokenizer_service import TokenizerService
 from zwatch.errors import Rejection
+from zwatch.lanes import start_thread
 
 _log = logging.getLogger(__name__)
 
 MAX_FILE = 32 * 2**20
 """Largest accepted file of a tokenizer, bytes. Qwen3's has 11 MB."""
-WALL_SECONDS = 120.0
-"""Seconds until the process is given up, on a machine that is busy."""
+LARGE = 2**20
+"""Bytes from which on a tokenizer is in a process of its own: less is built in some 50 ms."""
 _KEPT = 4
 """Tokenizers that are kept, in memory and on disk: the versions of months share one or two."""
-_SUFFIX = ".tokenizer"
-_HASH = 64
-"""Hexadecimal digits of a hash, with which a kept file begins."""
-_PACKAGE_ROOT = str(Path(__file__).parents[2])
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 
 Files = Mapping[str, bytes]
 """A tokenizer's files: their bytes by name inside its folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A tokenizer as `MadeTokenizer.packed` returns it, and what its first line says."""
+
+    packed: bytes
+    has_template: bool
+    last_token: tuple[str, int]
+
+    @classmethod
+    def of(cls, packed: bytes) -> "_Made":
+        """Read the first line.
+
+        Raises:
+            ValueError, TypeError, LookupError: it is something else.
+        """
+        about = json.loads(packed[: packed.index(b"\n")])
+        token, number = about["last_token"]
+        return cls(packed, about["has_template"], (token, number))
+
+
 _lock = threading.Lock()
-_made: OrderedDict[str, Future[MadeTokenizer | Rejection]] = OrderedDict()
+_made: OrderedDict[str, Future[_Made | Rejection]] = OrderedDict()
 """Of this process, by digest: those last made, which a deploy most likely needs again."""
 
 
@@ -50,9 +68,17 @@ class TokenizerMaker:
     """Makes each tokenizer once. `cache` is the directory in which they are kept; None keeps none."""
 
     def __init__(self, cache: Path | None = None) -> None:
-        self._cache = cache
+        self._kept = KeptFiles(cache, ".tokenizer", _KEPT)
+        self._spare: list[TokenizerProcess] = []
 
-    def begin(self, files: Files) -> Future[MadeTokenizer | Rejection]:
+    def prepare(self) -> None:
+        """Start the process that makes the first tokenizer, if none is known: it has to be made, and importing what that needs
+        takes seconds."""
+        with suppress(OSError):  # tried again when it is needed
+            if not _made and self._kept.is_empty:
+                self._spare.append(TokenizerProcess())
+
+    def begin(self, files: Files) -> Future[_Made | Rejection]:
         """Begin to make a tokenizer in a thread; the result is the same for equal files.
 
         Raises:
@@ -66,30 +92,37 @@ class TokenizerMaker:
             future = _made[digest] = Future()
             while len(_made) > _KEPT:
                 _made.popitem(last=False)
-        threading.Thread(target=self._make, args=(future, digest, files), name="zwatch-tokenizer", daemon=True).start()
+        making = threading.Thread(target=self._make, args=(future, digest, files), name="zwatch-tokenizer", daemon=True)
+        try:
+            start_thread(making)
+        except OSError as error:
+            future.set_result(Rejection("io_error", f"tokenizer: {error.strerror}"))
         return future
 
-    def get(self, files: Files) -> Tokenizer:
+    def get(self, files: Files) -> Tokenizer | TokenizerService:
         """Return a tokenizer.
 
         Raises:
             Rejection: `config_invalid`, it is none, or takes too much time or memory; `stalled`, `out_of_memory` or
                 `io_error`, it could not be made now.
+            OSError: the process that a large one needs could not be started.
         """
         made = self.begin(files).result()
         if isinstance(made, Rejection):
             with _lock:
                 _made.pop(_digest(files), None)  # the next load tries again
             raise Rejection(made.code, made.reason)  # one of its own: its frames hold what was loaded
-        if not made.template:
+        if not made.has_template:
             raise Rejection("config_invalid", "tokenizer: it has no chat template, which is needed to encode prompts")
-        return Tokenizer(made)
+        if len(made.packed) <= LARGE:
+            return Tokenizer(MadeTokenizer.unpacked(made.packed))
+        return TokenizerService(made.packed, made.last_token)
 
-    def _make(self, future: Future[MadeTokenizer | Rejection], digest: str, files: Files) -> None:
+    def _make(self, future: Future[_Made | Rejection], digest: str, files: Files) -> None:
         try:
             if (made := self._read(digest)) is None:
-                made = made_by_process(files)
-                self._write(digest, made)
+                made = made_by_process(files, self._taken_spare())
+                self._kept.write(digest, made.packed)
             future.set_result(made)
         except Rejection as rejection:
             future.set_result(rejection)
@@ -99,34 +132,16 @@ class TokenizerMaker:
             _log.exception("making a tokenizer failed unexpectedly")
             future.set_result(Rejection("internal_error", f"tokenizer: {type(error).__name__}: {error}"))
 
-    def _read(self, digest: str) -> MadeTokenizer | None:
-        """Return a tokenizer that was kept; a file that is not whole is as good as none."""
-        if self._cache is None:
-            return None
-        try:
-            data = (self._cache / f"{digest}{_SUFFIX}").read_bytes()
-            if blake3(data[_HASH:]).hexdigest().encode() == data[:_HASH]:
-                return MadeTokenizer.from_json(data[_HASH:])
-        except (OSError, ValueError, TypeError, LookupError):
-            pass
-        return None
+    def _taken_spare(self) -> TokenizerProcess | None:
+        with _lock:  # two tokenizers may be made at once
+            return self._spare.pop() if self._spare else None
 
-    def _write(self, digest: str, made: MadeTokenizer) -> None:
-        if self._cache is None:
-            return
-        data = made.to_json().encode()
-        part = self._cache / f".{secrets.token_hex(8)}.part"
-        try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(blake3(data).hexdigest().encode() + data)
-            part.replace(self._cache / f"{digest}{_SUFFIX}")
-            kept = sorted(self._cache.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-            for path in kept[:-_KEPT]:
-                path.unlink()
-        except OSError as error:
-            _log.warning("the tokenizer is made anew at the next start: %s: %s", self._cache, error.strerror or error)
-            with suppress(OSError):
-                part.unlink()
+    def _read(self, digest: str) -> _Made | None:
+        """Return a tokenizer that was kept, if it can be used."""
+        with suppress(ValueError, TypeError, LookupError):
+            if (packed := self._kept.read(digest)) is not None:
+                return _Made.of(packed)
+        return None
 
 
 def _digest(files: Files) -> str:
@@ -145,12 +160,14 @@ def _digest(files: Files) -> str:
     return hasher.hexdigest()
 
 
-def made_by_process(files: Files) -> MadeTokenizer:
-    """Make a tokenizer in a process of its own.
+def made_by_process(files: Files, spare: TokenizerProcess | None = None) -> _Made:
+    """Make a tokenizer in a process of its own: `spare`, if there is one.
 
     Raises:
         Rejection: as `TokenizerMaker.get`.
+        OSError: the process could not be started.
     """
+    process = spare if spare is not None and spare.is_alive else TokenizerProcess()
     # The library reads files by path: write it a private copy of the verified bytes.
     with tempfile.TemporaryDirectory(prefix="zwatch-tokenizer-") as folder:
         for name, data in files.items():
@@ -158,33 +175,22 @@ def made_by_process(files: Files) -> MadeTokenizer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         result = Path(folder, "result.json")
-        _run(Path(folder, "files"), result)
-        found = json.loads(result.read_bytes())
-    if "error" in found:
-        raise Rejection("config_invalid", f"tokenizer: {found['error']}")
-    return MadeTokenizer.of(found)
+        _run(process, Path(folder, "files"), result)
+        found = result.read_bytes()
+    if b"\n" not in found:
+        raise Rejection("config_invalid", f"tokenizer: {json.loads(found)['error']}")
+    return _Made.of(found)
 
 
-def _run(folder: Path, result: Path) -> None:
-    # An editable install is found by an import hook of this process, not on its path.
-    sent = json.dumps({"path": [*sys.path, _PACKAGE_ROOT], "given": [str(folder), str(result)]})
-    program = (
-        "import json, sys; sent = json.load(sys.stdin); sys.path[:] = sent['path']; "
-        f"from {tokenizer_proof.__name__} import main; main(*sent['given'])"
-    )
-    # No threads: each would take some of the address space.
-    alone = dict.fromkeys(("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+def _run(process: TokenizerProcess, folder: Path, result: Path) -> None:
     try:
-        ended = subprocess.run(
-            [sys.executable, "-S", "-E", "-c", program], input=sent, timeout=WALL_SECONDS, capture_output=True, text=True,
-            check=False, errors="replace", env={**os.environ, **alone, "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        status, said, errors = process.make(folder, result)
+    except subprocess.TimeoutExpired as error:
         raise Rejection(
             "stalled",
-            f"tokenizer: trying it out took more than {WALL_SECONDS:g} s, expected a few; the machine is busy",
+            f"tokenizer: trying it out took more than {error.timeout:g} s, expected a few; the machine is busy",
         ) from None
-    status, begun = ended.returncode, ended.stdout.split("\n")
+    begun = said.split("\n")
     activity = begun[-2] if len(begun) > 1 else "trying it out"  # what follows the last line end is empty
     if (what := _what_is_wrong(status)) is not None:
         raise Rejection(
@@ -195,7 +201,7 @@ def _run(folder: Path, result: Path) -> None:
     if status == -signal.SIGKILL:  # by the kernel: our limits end it by other signals
         raise Rejection("out_of_memory", f"tokenizer: {activity} was ended by SIGKILL; the host has too little memory")
     if status != 0:
-        last = (ended.stderr.strip().splitlines() or [f"status {status}"])[-1]
+        last = (errors.strip().splitlines() or [f"status {status}"])[-1]
         raise Rejection("io_error", f"tokenizer: {activity} failed: {last[:300]}")
 
 

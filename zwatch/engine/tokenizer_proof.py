@@ -9,6 +9,7 @@ service itself.
 import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -27,6 +28,8 @@ BUILD_SECONDS = 60
 """The same to build it. Qwen3's 151,643 tokens take some five."""
 IMPORT_SECONDS = 60
 """The same to import transformers, which takes two."""
+WAIT_SECONDS = 120
+"""Seconds for which a process waits for work: a start takes less."""
 MEMORY = 2**30
 """Bytes of address space; the interpreter itself takes a tenth, Qwen3's tokenizer a third."""
 MOST_CHARACTERS = 2**20
@@ -35,6 +38,20 @@ PROMPTS = ("a cat wearing sunglasses", "ab \n" * 2500)
 """What is rendered and encoded: the warm-up's prompt, and one as long as a request's may be."""
 TOO_LONG, TOO_LARGE = 3, 4
 """Exit statuses: a template's result is too long, there is too little memory."""
+
+
+def serve() -> None:
+    """Import what is needed, then do what a line of standard input asks for: `main` with its list of arguments. A process that
+    nobody asks ends."""
+    signal.alarm(WAIT_SECONDS)
+    _begin("importing transformers", IMPORT_SECONDS)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # it is not needed here, and takes a second
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers.models.qwen2 import tokenization_qwen2  # noqa: F401
+
+    if asked := sys.stdin.readline():
+        signal.alarm(0)
+        main(*json.loads(asked))
 
 
 def main(folder: str, result: str) -> None:
@@ -52,21 +69,16 @@ def main(folder: str, result: str) -> None:
         if (file := Path(folder, "tokenizer.json")).exists():
             _begin("encoding a prompt with tokenizer.json", FILE_SECONDS)
             _quietly(lambda: _encode(file))
-        Path(result).write_text(_made(folder))
+        Path(result).write_bytes(_made(folder))
     except MemoryError:
         sys.exit(TOO_LARGE)
 
 
-def _made(folder: str) -> str:
-    """Return the tokenizer as JSON, or {"error": what transformers says of it}."""
-    _begin("importing transformers", IMPORT_SECONDS)
-    sys.modules["torch"] = None  # type: ignore[assignment]  # it is not needed here, and takes a second
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.models.qwen2 import tokenization_qwen2  # noqa: F401
-
+def _made(folder: str) -> bytes:
+    """Return the packed tokenizer, or {"error": what transformers says of it} as JSON."""
     _begin("building it", BUILD_SECONDS)
     try:
-        return make(folder).to_json()
+        return make(folder).packed()
     except MemoryError:
         raise
     except BaseException as error:  # a panic of the tokenizers library is no Exception
@@ -74,7 +86,7 @@ def _made(folder: str) -> str:
             raise
         # The library's panic is told as what it is for the tokenizer.
         name = "ValueError" if type(error).__name__ == "PanicException" else type(error).__name__
-        return json.dumps({"error": f"{name}: {error}"})
+        return json.dumps({"error": f"{name}: {error}"}).encode()
 
 
 def _begin(activity: str, seconds: int) -> None:

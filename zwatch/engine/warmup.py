@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from zwatch.engine.config_fields import WARM_SIZE
-from zwatch.engine.pipeline import Engine, GenerationParameters
+from zwatch.engine.parameters import Generation, GenerationParameters
+from zwatch.engine.pipeline import Engine
 from zwatch.errors import Rejection
 
 PROMPT = "a cat wearing sunglasses"
@@ -27,8 +28,15 @@ def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
     size = min(WARM_SIZE, engine.default_size)
     parameters = GenerationParameters(PROMPT, "", size, size, STEPS, 0.0, (SEED,))
     generation = engine.generate(parameters, cancelled=cancelled)
+    if (fault := fault_of(generation)) is not None:
+        raise fault
+
+
+def fault_of(generation: Generation) -> Rejection | None:
+    """Return why the first of these images shows that the weights are not usable; None if it does not."""
     if not generation.finite:
-        raise Rejection("bad_image", "the warm-up image has NaN or infinite pixels; the weights are not usable")
+        return Rejection("bad_image", "the warm-up image has NaN or infinite pixels; the weights are not usable")
     deviation = float(np.asarray(generation.images[0].convert("L"), dtype=np.float32).std())
     if deviation < MIN_DEVIATION:
-        raise Rejection("bad_image", f"the warm-up image is one colour (deviation {deviation:.2f} of 255)")
+        return Rejection("bad_image", f"the warm-up image is one colour (deviation {deviation:.2f} of 255)")
+    return None

@@ -23,6 +23,8 @@ MAX_TEXT = 10_000
 """Longest accepted text field, characters."""
 _SHOWN = 60
 """Most characters of a wrong value that an error repeats."""
+_NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
+"""What `str.strip` leaves. The separators are white space to Python, but not to other languages' expressions."""
 _SHOWN_NAME = 100
 """Most characters of an unknown field's name that an error repeats."""
 
@@ -67,7 +69,7 @@ class Text(Rule):
 
     def schema(self) -> JsonSchemaValue:
         """Describe it."""
-        least = {"minLength": 1, "pattern": r"\S"} if self.required else {}
+        least = {"minLength": 1, "pattern": _NOT_BLANK} if self.required else {}
         return {"type": "string", **least, "maxLength": MAX_TEXT}
 
 

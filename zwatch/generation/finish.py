@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
 from zwatch.generation.history import History
-from zwatch.generation.job import Finished, Job, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.pictures import Pictures
 from zwatch.rollout.lifecycle import VersionKey
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import Generation, GenerationParameters
+    from zwatch.engine.parameters import Generation, GenerationParameters
 
 _log = logging.getLogger(__name__)
 

@@ -121,6 +121,16 @@ class History:
         """Return whether an image is there; of many that were saved together, some may be beyond the limits already."""
         return name is not None and self._index.has(name)
 
+    async def look_now(self) -> None:
+        """Notice at once what another program has changed; a directory that does not answer is ignored."""
+        with suppress(OSError):
+            await self._bridge.run("history", self._index.look)
+
+    async def lend_index(self, *, lent: bool) -> None:
+        """Leave the index for searches to another process, or use it again. Meanwhile a search finds nothing."""
+        with suppress(NoAnswer):
+            await self._bridge.run("search", self._search.lend, lent)
+
     async def read(self, name: str) -> bytes:
         """Return an image file.
 

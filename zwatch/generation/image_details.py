@@ -13,7 +13,7 @@ from zwatch.generation.request import GenerateRequest
 from zwatch.rollout.lifecycle import VersionKey
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters
 
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
@@ -43,10 +43,14 @@ class Details:
     version: str
     digest: str
     request: dict[str, Any]
+    signer: str = ""
+    """Who signed the version, where a signature was required."""
 
 
-def details_of(asked: GenerateRequest, parameters: "GenerationParameters", key: VersionKey, seed: int) -> Details:
-    """Return the details of the image of one seed."""
+def details_of(
+    asked: GenerateRequest, parameters: "GenerationParameters", key: VersionKey, seed: int, signer: str | None = None
+) -> Details:
+    """Return the details of the image of one seed, by a version that `signer` signed."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -59,7 +63,7 @@ def details_of(asked: GenerateRequest, parameters: "GenerationParameters", key: 
         "quality": asked.quality,
         "model": asked.model,
     }
-    return Details(_a1111_text(parameters, key, seed), key.version, str(key.digest), request)
+    return Details(_a1111_text(parameters, key, seed), key.version, str(key.digest), request, signer or "")
 
 
 def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int) -> str:
@@ -76,6 +80,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
     chunks.add_text("parameters", details.parameters)
     chunks.add_text("zwatch_version", details.version)
     chunks.add_text("zwatch_digest", details.digest)
+    if details.signer:
+        chunks.add_text("zwatch_signer", details.signer)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -84,6 +90,8 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
     """Return the EXIF of JPEG and WebP: AUTOMATIC1111's text as the user comment, where AUTOMATIC1111 writes it too, and the
     rest as JSON in the maker note. If this is too long for a JPEG, the request is left out first: it repeats the prompt."""
     ours: dict[str, Any] = {"version": details.version, "digest": details.digest}
+    if details.signer:
+        ours["signer"] = details.signer
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -144,7 +152,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     request = note.get("request")
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
-        request if isinstance(request, dict) else {},
+        request if isinstance(request, dict) else {}, str(note.get("signer", "")),
     )  # fmt: skip
 
 
@@ -152,7 +160,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     """Return the details in the text chunks of a PNG."""
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
-        json_object(texts.get("zwatch_request", "")),
+        json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""),
     )  # fmt: skip
 
 

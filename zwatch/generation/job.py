@@ -1,4 +1,4 @@
-"""A job: the state of one accepted request, and the events that its followers get."""
+"""A job: the state of one accepted request."""
 
 import asyncio
 import secrets
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Quiet, Stepped
 from zwatch.generation.request import GenerateRequest
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
+from zwatch.timeline import Phase, Phases
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters
 
 jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
 """The jobs that the current HTTP request created, for its log line."""
@@ -30,7 +32,8 @@ POLL_SECONDS = 10.0
 
 
 class JobState(Enum):
-    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`."""
+    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`, and
+    `RUNNING` becomes `QUEUED` again if the version's first image shows that it is bad."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -44,65 +47,6 @@ class JobState(Enum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One finished image. `file` is None once only the history has it, `name` is None if the history has not stored it."""
-
-    seed: int
-    file: bytes | None
-    name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The result of a job. `key` is the version that made it, taken from the lease; `timings` are seconds by phase."""
-
-    key: VersionKey
-    parameters: "GenerationParameters"
-    truncated: bool
-    timings: dict[str, float]
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """The job waits; `position` other jobs are before it."""
-
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """The job runs: `step` of `steps` denoising steps are done, counted over all its images. `preview` is a JPEG file, or
-    None if there is none newer than the last one sent."""
-
-    step: int
-    steps: int
-    preview: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The job is done."""
-
-    finished: Finished
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The job failed or was cancelled."""
-
-    error: RequestError
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """Nothing happened for one heartbeat interval: send something to keep the connection open."""
-
-
-JobEvent = Queued | Stepped | Done | Failed | Quiet
-
-
 @dataclass(eq=False)
 class Audience:
     """Those who follow all jobs of one client: how many, and what wakes them."""
@@ -113,11 +57,15 @@ class Audience:
 
 class Job:
     """One request, from its acceptance until it is forgotten some time after its end. Used on the event loop only, except
-    `is_cancelled` and `is_watched`, which other threads read.
+    `is_cancelled` and `is_watched`, which other threads read. `phases` has what took how long: `queue`, `generate` and within that
+    the engine's phases, and `write`.
 
     An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
+
+    signer: str | None = None
+    """Who signed the version that makes its images, where a signature is required."""
 
     def __init__(
         self,
@@ -155,14 +103,14 @@ class Job:
         self.created = datetime.now(UTC)
         self.seconds: float | None = None
         """Seconds from acceptance to the end; None before the end."""
-        self.changes = Pulse()
+        self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""
         self.revision = self.previews = 0
         """How many changes and previews there have been."""
         self._ended = ended
         self._clock = clock
-        self._accepted = clock()
+        self._accepted = self._waiting_from = clock()
         self._begun = 0.0
         self._first_step = (0.0, 0)  # when it was done, and its number
         self._followers = 0
@@ -174,6 +122,11 @@ class Job:
     def age(self) -> float:
         """Seconds since the job was accepted."""
         return self._clock() - self._accepted
+
+    @property
+    def accepted(self) -> float:
+        """When it was accepted, on the monotonic clock."""
+        return self._accepted
 
     @property
     def remaining(self) -> float | None:
@@ -266,11 +219,20 @@ class Job:
         """Change to `RUNNING`."""
         self.state = JobState.RUNNING
         self._begun = self._clock()
+        self.phases.append(Phase("queue", self._waiting_from, self._begun))
+        self._changed()
+
+    def wait_again(self) -> None:
+        """Change back to `QUEUED`: what was made so far is not usable."""
+        self.state, self.lease, self.key, self.parameters, self.signer = JobState.QUEUED, None, None, None, None
+        self.step, self.preview, self.pictures = 0, None, ()
+        self._waiting_from = self._clock()
         self._changed()
 
     def assign(self, key: VersionKey, parameters: "GenerationParameters") -> None:
         """Note which version makes its images, and from what."""
         self.key, self.parameters = key, parameters
+        self.signer = None if self.lease is None else self.lease.signer
         self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

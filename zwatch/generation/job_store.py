@@ -80,12 +80,26 @@ class JobStore:
         """All jobs that have not ended or that a client still waits for."""
         return list(self._open.values())
 
-    def settle(self, job: Job) -> None:
+    @property
+    def ended(self) -> list[tuple[float, Job]]:
+        """All jobs that have ended and are kept, oldest first, each with the seconds since its end."""
+        self._expire()
+        now = self._clock()
+        return [(now - ended, job) for ended, job in self._ended.values()]
+
+    def adopt(self, job: Job, ended_ago: float) -> None:
+        """Add a job that ended some seconds ago in another process."""
+        self.add(job)
+        self.settle(job, ended_ago)
+        # Sorted already, but for this one: the first to have ended is the first to be forgotten.
+        self._ended = OrderedDict(sorted(self._ended.items(), key=lambda item: item[1][0]))
+
+    def settle(self, job: Job, ended_ago: float = 0.0) -> None:
         """Move a job that has ended, and that no client waits for, to the jobs that expire."""
         if self._open.pop(job.id, None) is None:
             return
         job.drop_files(also_unsaved=not job.keeps_files)
-        self._ended[job.id] = (self._clock(), job)
+        self._ended[job.id] = (self._clock() - ended_ago, job)
         self._bytes += job.kept_bytes
         self._expire()
         if self._bytes > self.keep_bytes:

@@ -1,6 +1,7 @@
 """The pictures of one job: each is encoded and stored as soon as its image is made, while the device makes the next one."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,13 +10,15 @@ from zwatch.bridge import Bridge
 from zwatch.generation.history import History
 from zwatch.generation.image_details import details_of
 from zwatch.generation.image_files import encode
-from zwatch.generation.job import Job, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Picture
 from zwatch.rollout.lifecycle import VersionKey
+from zwatch.timeline import Phase
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from zwatch.engine.pipeline import GenerationParameters
+    from zwatch.engine.parameters import Generation, GenerationParameters
 
 
 class Pictures:
@@ -57,6 +60,11 @@ class Pictures:
         self._writing.append(task)
         self._begun(task)
 
+    def add_all(self, generation: "Generation") -> None:
+        """Add the finite images of a generation that held them."""
+        for number, image in enumerate(generation.images[: None if generation.finite else -1]):
+            self.add(number, image)
+
     async def written(self) -> tuple[Picture, ...]:
         """Wait until none is being stored any more, and return them in the order of their seeds. One that the history could not
         store, or has deleted again, has no name.
@@ -70,13 +78,16 @@ class Pictures:
         return tuple(replace(picture, name=self._job.stored_name(picture)) for picture in pictures)
 
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
-        asked, name = self._job.request, None
-        details = details_of(asked, self.parameters, self.key, seed)
-        file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
-        if before is not None:  # in the history too, they are in the order of their seeds
-            await asyncio.wait([before])
+        asked, name, begun = self._job.request, None, time.monotonic()
+        details = details_of(asked, self.parameters, self.key, seed, self._job.signer)
+        try:
+            file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
+        finally:
+            if before is not None:  # in the history too, they are in the order of their seeds; also if one fails
+                await asyncio.wait([before])
         if self._history is not None:
             [name] = await self._history.save([(seed, file)], asked.format.suffix)
+        self._job.phases.append(Phase("write", begun, time.monotonic()))
         picture = Picture(seed, file, name)
         self._job.add_picture(picture)
         return picture

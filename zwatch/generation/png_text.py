@@ -35,7 +35,9 @@ def png_texts(file: BinaryIO) -> dict[str, str] | None:
                 if not value.startswith(_PLAIN) or len(parts) < 3:
                     return None
                 try:
-                    texts[name] = parts[2].decode()
+                    _, _, texts[name] = (
+                        part.decode() for part in parts
+                    )  # a complete reader skips a chunk with any that is not UTF-8
                 except UnicodeDecodeError:
                     return None
         begin = end + 4

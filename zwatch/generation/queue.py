@@ -1,51 +1,39 @@
 """The bounded queue: requests wait here for the device, first in, first out."""
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from zwatch.bridge import Bridge, NoAnswer, Pulse
+from zwatch.bridge import Bridge, Pulse
 from zwatch.errors import GenerationCancelled, RequestError, retry_after
 from zwatch.generation.finish import Finisher, Result
+from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.pictures import Pictures
-from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
-from zwatch.generation.request import GenerateRequest, fitted, unloaded
+from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import Engine, Generation
-
-_log = logging.getLogger(__name__)
+    from zwatch.engine.parameters import Generation
+    from zwatch.engine.pipeline import Engine
 
 _FIRST_GUESS = (2.0, 8.4)
 """Seconds, and megapixels x steps, of a request, until one was measured: 1024 x 1024 in 8 steps."""
 _WEIGHT = 0.2  # by which older requests count less at each newer one, in the estimate of how long waiting work takes
 _FINISHING = 4
 """Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
-STALL = 600.0
-"""Seconds after which a generation that makes no step is given up: a step may take minutes on a slow processor."""
-STALL_AFTER_END = 120.0
-"""The same for one whose client was answered (time limit, cancelled, gone): others wait for the device."""
-
-
-class _SignOfLife:
-    """When a generation last got on, on the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
 
 
 class GenerationQueue:
     """Accepts requests while there is room and runs them one at a time on the device.
 
-    `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request.
+    `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request; `stall` is for the
+    `Generator`.
     """
 
     def __init__(
@@ -58,12 +46,11 @@ class GenerationQueue:
         limit: int,
         max_work: float,
         changes: Pulse,
+        stall: float | None = None,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
-        self.preview_share = SHARE
-        """Largest share of a run's time that its previews may take."""
-        self.stall, self.stall_after_end = STALL, STALL_AFTER_END
+        self.generator = Generator(bridge, stall)
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -71,12 +58,15 @@ class GenerationQueue:
         self.judge: Callable[[Exception], Awaitable[RequestError | None]] | None = None
         """Called with each unexpected error of the device or the model, before the next job runs; the error that it returns is
         answered instead."""
+        self.judge_first: Callable[[Engine, Generation], Awaitable[bool]] = _trusting
+        """Called with the first images of an engine on trial; returns whether it can go on serving."""
         self.on_refuse: list[Callable[[RequestError], None]] = []
         """Called with the error of each request that did not become a job."""
+        self.is_coming: Callable[[str], bool] = lambda model: False
+        """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
         self._engines = engines
-        self._bridge = bridge
         self._finisher = finisher
         finisher.on_written = changes.fire
         self._aliases = aliases
@@ -85,25 +75,30 @@ class GenerationQueue:
         self._finishing: dict[Job, asyncio.Task[None]] = {}
         self._room_to_finish = asyncio.Semaphore(_FINISHING)
         self._arrived = asyncio.Event()
-        self._closed: RequestError | None = None
+        self.closed: RequestError | None = None
+        """What every new request is refused with, if it is."""
         self._is_permanent = False
         self._recent_seconds, self._recent_work = _FIRST_GUESS
-        self._preview_cost = PreviewCost()
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._waiting)
 
+    def worker_stuck_since(self) -> float | None:
+        """Return since when the running generation makes no progress, on the monotonic clock, if it was given up and its thread
+        does not come back; None if all is well."""
+        return self.generator.stuck_since
+
     def close(self, error: RequestError, *, permanent: bool = False) -> None:
         """Refuse new requests with this error. `reopen` does not undo a `permanent` close."""
         if not self._is_permanent:
-            self._closed, self._is_permanent = error, permanent
+            self.closed, self._is_permanent = error, permanent
 
     def reopen(self) -> None:
         """Accept requests again, unless the queue was closed permanently."""
         if not self._is_permanent:
-            self._closed = None
+            self.closed = None
 
     def refuse_if_full(self) -> None:
         """Refuse a request that cannot be accepted, before its body is read.
@@ -115,9 +110,9 @@ class GenerationQueue:
             self._check_room()
 
     def _check_room(self) -> None:
-        if self._closed is not None:
+        if self.closed is not None:
             # Raised many times: a traceback would keep the frames of every request.
-            raise self._closed.with_traceback(None)
+            raise self.closed.with_traceback(None)
         # While nothing runs, the first waiting job is about to run.
         if len(self._waiting) >= self.limit + (self.running is None):
             raise RequestError(
@@ -126,7 +121,7 @@ class GenerationQueue:
 
     def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
         """Accept a request; for `attended` and `keeps_files` see `Job`. A request that names a version leases it now; one
-        that names an alias leases what the alias serves when its turn comes.
+        that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 the alias serves nothing or the
@@ -135,12 +130,13 @@ class GenerationQueue:
         with self._reporting_refusals():
             self._check_room()
             resident = self._engines.find(request.model)
-            if resident is None:
+            if resident is None and not self.is_coming(request.model):
                 raise self.not_served(request.model)
-            parameters = fitted(request, resident.engine, self.max_work)
+            if resident is not None:  # else it is checked when its turn comes
+                fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._engines.lease(request.model)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
-        job.work = parameters.width * parameters.height / 1e6 * parameters.steps * len(parameters.seeds)
+        job.work = work_of(request, USUAL_SIDE if resident is None else resident.engine.default_size)
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
             of_request.append(job)
@@ -181,9 +177,7 @@ class GenerationQueue:
     async def run(self) -> None:
         """Run jobs until cancelled."""
         while True:
-            while (job := self._next()) is None:
-                self._arrived.clear()
-                await self._arrived.wait()
+            job = await self._turn()
             self._waiting.remove(job)
             self.running = job
             self._renumber()
@@ -205,13 +199,31 @@ class GenerationQueue:
         """Check again whether a job can run."""
         self._arrived.set()
 
+    async def _turn(self) -> Job:
+        """Wait for a job that can run, and return it."""
+        while True:
+            # Both before the look, so that nothing is missed that happens after it.
+            self._arrived.clear()
+            changed: asyncio.Future[Any] = self._changes.next()
+            if (job := self._next()) is not None:
+                return job
+            arrived: asyncio.Future[Any] = asyncio.ensure_future(self._arrived.wait())
+            try:
+                await asyncio.wait([arrived, changed], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                arrived.cancel()
+
     def _next(self) -> Job | None:
-        """Return the job to run next, if any. While an engine is being exchanged, only jobs with a lease on it run."""
+        """Return the job to run next, if any. While an engine is being exchanged, only jobs with a lease on it run; those for
+        what is being loaded wait for it."""
         exchanged = self._engines.being_exchanged
-        if exchanged is None:
-            return next(iter(self._waiting), None)
-        waiting_with_lease = (job for job in self._waiting if job.lease is not None and job.lease.key == exchanged.key)
-        return next(waiting_with_lease, None)
+        if exchanged is not None:
+            return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
+        waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
+        return next((job for job in self._waiting if job.lease or not waits(job.request.model)), None)
+
+    def _waits(self, model: str) -> bool:
+        return self._engines.find(model) is None and self.is_coming(model)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -224,6 +236,14 @@ class GenerationQueue:
         for job in waiting:
             self._release(job)
             job.fail(error)
+
+    def give_up_waiting(self, error: RequestError) -> None:
+        """Fail all jobs that wait for a version to be loaded, now and from now on: it will not be."""
+        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model)]:
+            self._waiting.remove(job)
+            job.fail(error)
+        self.is_coming = lambda model: False
+        self._renumber()
 
     def abandon(self, error: RequestError) -> None:
         """Fail all jobs that have not ended, when the service stops."""
@@ -240,7 +260,13 @@ class GenerationQueue:
                 raise self.not_served(job.request.model)
             engine = job.lease.engine
             pictures = self._finisher.begin(job, job.lease.key, fitted(job.request, engine, self.max_work))
-            generation = await self._in_thread(engine, pictures, job)
+            is_on_trial = engine.is_on_trial
+            generation = await self.generator.run(engine, pictures, job, holds_pictures=is_on_trial)
+            if is_on_trial:
+                if not await self.judge_first(engine, generation):
+                    self._wait_again(job)
+                    return None
+                pictures.add_all(generation)
             if not generation.finite:
                 raise RequestError("generation_failed", "the model made NaN or infinite pixels")
             self._recent_seconds = (1 - _WEIGHT) * self._recent_seconds + time.monotonic() - begun
@@ -252,52 +278,29 @@ class GenerationQueue:
             job.fail(error)
         except Exception as error:
             other = None if self.judge is None else await self.judge(error)
-            job.fail(other or _failure(error))
+            job.fail(other or failure_of(error, job))
         return None
 
-    async def _in_thread(self, engine: "Engine", pictures: Pictures, job: Job) -> "Generation":
-        """Generate in a thread; leave it if it does not come back.
+    def _wait_again(self, job: Job) -> None:
+        """Let a job wait for the version that serves instead of the one that made bad images for it.
 
         Raises:
-            RequestError: 500, it did not come back, or an earlier one has not yet.
-            GenerationCancelled: the job has ended, and its thread did not come back.
+            RequestError: it asked for that version by name.
         """
-        sign = _SignOfLife()
-        try:
-            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign)
-        except NoAnswer as error:
-            raise RequestError(
-                "generation_failed", f"earlier generations have not come back: {error.strerror}"
-            ) from None
-        try:
-            while not begun.future.done():
-                await asyncio.wait([begun.future], timeout=1.0)
-                limit = self.stall_after_end if job.state.is_final else self.stall
-                if not begun.future.done() and time.monotonic() - sign.at > limit:
-                    begun.interrupt()
-                    begun.leave()
-                    _log.error("a generation by %s does not come back; going on without it", engine.version)
-                    if job.state.is_final:
-                        raise GenerationCancelled
-                    raise RequestError("generation_failed", f"the generation did not get on for {limit:g} s")
-            return begun.future.result()
-        finally:
-            del begun  # an error's frames, of which this is one, hold the memory of a failed generation
-
-    def _generate(self, engine: "Engine", pictures: Pictures, job: Job, sign: "_SignOfLife") -> "Generation":
-        reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
-
-        def cancelled() -> bool:
-            sign.at = time.monotonic()
-            return job.is_cancelled
-
-        return engine.serve(pictures.parameters, on_step=reporter.report, on_image=pictures.post, cancelled=cancelled)
+        if job.request.model not in self._aliases:
+            raise RequestError("generation_failed", f"{job.request.model} makes no usable images and was withdrawn")
+        if job.state.is_final:
+            return
+        self._release(job)
+        job.wait_again()
+        self._waiting.appendleft(job)
+        self._renumber()
 
     async def _finish(self, job: Job, result: Result) -> None:
         try:
             job.finish(await self._finisher.finish(job, result))
         except Exception as error:
-            job.fail(_failure(error))
+            job.fail(failure_of(error, job))
         finally:
             self._room_to_finish.release()
             del self._finishing[job]
@@ -339,10 +342,5 @@ class GenerationQueue:
         return rest + pace * sum(job.work for job in self._waiting) / 2
 
 
-def _failure(error: Exception) -> RequestError:
-    from torch import OutOfMemoryError
-
-    _log.error("a generation failed", exc_info=error)
-    if isinstance(error, (OutOfMemoryError, MemoryError)):
-        return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
-    return RequestError("generation_failed", f"{type(error).__name__}: {error}"[:500])
+async def _trusting(engine: "Engine", generation: "Generation") -> bool:
+    return True

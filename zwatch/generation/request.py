@@ -13,7 +13,8 @@ from zwatch.errors import RequestError
 from zwatch.generation.fields import Converted, Number, OneOf, Text, Whole, invalid, kind_of, validated
 
 if TYPE_CHECKING:
-    from zwatch.engine.pipeline import Engine, GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters
+    from zwatch.engine.pipeline import Engine
 
 PRIMARY = "current"
 """The alias that serves a request which names no model."""
@@ -22,6 +23,8 @@ SIDE_STEP = 16
 """The VAE shrinks 8 times, the transformer takes patches of 2 x 2 latents."""
 MAX_STEPS = 100
 DEFAULT_STEPS = 8
+USUAL_SIDE = 1024
+"""Of an image by Z-Image-Turbo, pixels: what is taken for the default of a version that is not loaded yet."""
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 16
 SEEDS = 2**63
@@ -143,6 +146,11 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
     return validated(GenerateRequest, body)
 
 
+def work_of(request: GenerateRequest, default_size: int) -> float:
+    """Return the megapixels x steps x images of a request; `default_size` is the side of an image in pixels."""
+    return (request.width or default_size) * (request.height or default_size) / 1e6 * request.steps * request.n
+
+
 def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "GenerationParameters":
     """Complete a request with the defaults of the version that serves it, and check it against that version's limits
     and against `max_work`, in megapixels x steps x images.
@@ -150,7 +158,7 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
     Raises:
         RequestError: 400, a side is longer than the version's positions reach, or all of it is too much.
     """
-    from zwatch.engine.pipeline import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters
 
     sides = {"width": request.width or engine.default_size, "height": request.height or engine.default_size}
     for name, side in sides.items():

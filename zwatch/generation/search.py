@@ -27,6 +27,11 @@ class Search:
         self._index.note(added, removed)
         self._bridge.post(self._changes.fire)
 
+    def lend(self, lent: bool) -> None:
+        """As `SearchIndex.lend`, in its thread."""
+        self._index.lend(lent=lent)
+        self._bridge.post(self._changes.fire)
+
     async def run(self) -> None:
         """Read all images that were added into the index, until it is cancelled; then begin to close the index."""
         try:

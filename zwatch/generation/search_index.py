@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
-from zwatch.deploy.durable import put_aside
+from zwatch.deploy.durable import clear_place, make_directory, put_aside
 from zwatch.generation.kept_image import read_kept_image
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _DAMAGED = "damaged"
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for files beside it."""
 _SCHEMA = 1
 _TABLE = """
     CREATE TABLE images (name TEXT PRIMARY KEY, size INTEGER NOT NULL, version TEXT, seed INTEGER, prompt TEXT NOT NULL)
@@ -89,6 +91,8 @@ class SearchIndex:
         self._database: sqlite3.Connection | None = None
         self._is_tidy = False
         self._is_replaced = False
+        self._is_lent = False
+        """Whether another process has the file."""
         self._last: tuple[Query, set[str]] | None = None
         """The last search; None after a change."""
 
@@ -98,6 +102,8 @@ class SearchIndex:
 
     def update(self, seconds: float) -> bool:
         """Read images for about this long, the newest first; return whether there are more."""
+        if self._is_lent:
+            return False
         end = time.monotonic() + seconds
         self._guarded(self._take_changes)
         while self._pending and time.monotonic() < end:
@@ -109,6 +115,8 @@ class SearchIndex:
     def find(self, query: Query, seconds: float) -> tuple[set[str], float]:
         """Return the names that a query finds, some of which may be removed by now, and how much of the directory was searched, from
         0 to 1. Images that were added since are read first, for at most about so many seconds."""
+        if self._is_lent:
+            return set(), 0.0
         self.update(seconds)
         if self._last is None or self._last[0] != query:
             statement, values = query.sql()
@@ -118,6 +126,15 @@ class SearchIndex:
                 rows = self._guarded(lambda database: database.execute(statement, values).fetchall())
             self._last = query, {name for (name,) in rows or ()}
         return self._last[1], 1.0 - min(1.0, len(self._pending) / max(1, len(self._sizes())))
+
+    def lend(self, *, lent: bool) -> None:
+        """Leave the file to another process, or use it again; what changed meanwhile is looked for then."""
+        self._is_lent = lent
+        if lent:
+            self.close()
+        else:
+            self._is_tidy = False
+            self.note(self._sizes(), [])
 
     def close(self) -> None:
         """Close the database."""
@@ -142,7 +159,9 @@ class SearchIndex:
             database = sqlite3.connect(":memory:", check_same_thread=False)
         else:
             with suppress(OSError):
-                self._file.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(self._file.parent)
+            for suffix in ("", *_BESIDE):
+                clear_place(Path(f"{self._file}{suffix}"), _DAMAGED)
             database = sqlite3.connect(self._file, timeout=1.0, check_same_thread=False)
         try:
             # Exclusive: without memory that is shared between processes, which not every file system has.
@@ -264,7 +283,7 @@ def _encodable(text: str) -> str:
 
 def _put_aside(file: Path) -> bool:
     """Rename a damaged database; return whether a new one can take its place."""
-    for suffix in ("-wal", "-shm", "-journal"):
+    for suffix in _BESIDE:
         with suppress(OSError):
             Path(f"{file}{suffix}").unlink(missing_ok=True)
     return put_aside(file, _DAMAGED) is not None

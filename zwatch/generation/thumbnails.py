@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, features
 
+from zwatch.deploy.durable import clear_place, make_directory
 from zwatch.errors import ZwatchError
 from zwatch.generation.image_files import saved
 from zwatch.generation.image_index import opened
@@ -26,7 +27,6 @@ MAX_BYTES = 512 * 2**20
 _MOST_PIXELS = 2**26
 """An image of more pixels gets no thumbnail: decoding it would take over 200 MB."""
 _QUALITY = 78
-_NICE = 10
 _PART = ".part"
 
 
@@ -62,7 +62,6 @@ class Thumbnails:
         """Read what is in the cache, and delete the thumbnails of images that are not there any more, according to `has`."""
         if self._cache is None:
             return
-        _lower_priority()
         with suppress(OSError):
             # The oldest images' first, so that they are the first to go.
             for file in sorted(os.listdir(self._cache)):
@@ -99,7 +98,6 @@ class Thumbnails:
         """
         if order(name) is None:
             return None
-        _lower_priority()
         if (found := self.cached(name)) is not None:
             return found
         try:
@@ -129,7 +127,9 @@ class Thumbnails:
             return
         part = self._cache / f"{secrets.token_hex(8)}{_PART}"
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
+            make_directory(self._cache.parent)
+            make_directory(self._cache)
+            clear_place(self._path(name))
             try:
                 part.write_bytes(file)
                 # The image's own time: of another image of the same name, this is not the thumbnail.
@@ -189,9 +189,3 @@ def _format() -> ImageFormat:
 
 def _suffix() -> str:
     return f".{_format().suffix}"
-
-
-def _lower_priority() -> None:
-    """Let other threads go first where cores are scarce. On Linux, this is a property of the thread."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -169,7 +169,7 @@ function obstacleOf(store) {
 	if (store.get("connection") === "lost") return "unreachable";
 	if (status === null || status.serving) return null;
 	const { unloaded, attempt, fault } = status.aliases?.current ?? {};
-	return unloaded || fault || attempt?.state === "REJECTED" ? "model_not_loaded" : "model_loading";
+	return unloaded || fault || attempt?.state === "REJECTED" ? "model_not_loaded" : null;
 }
 
 function plusOne(text) {

@@ -73,7 +73,14 @@ export class HistoryRows {
 			if (place < 0) return () => {};
 			this.failed = place;
 			const page = await this.page({ limit: PAGE, offset: Math.max(0, place - PAGE / 2) });
-			return page.total === this.length ? () => this.take(page) : this.renew(first, end);
+			const take = () => page.total === this.length && this.take(page);
+			if (page.total === this.length) return take;
+			// Pictures came or went: what is in view is loaded anew first, or it would lose its place
+			const renewed = await this.renew(...this.view);
+			return () => {
+				renewed();
+				take();
+			};
 		});
 	}
 

@@ -63,6 +63,9 @@ versions.isResident = Loaded = 已加载
 versions.isSealed = Sealed = 已封存
 versions.isUnsealed = Not sealed = 未封存
 versions.sealedAt = sealed {time} = 封存于 {time}
+versions.from = from {source} = 来自 {source}
+versions.licence = licence {licence} = 许可证 {licence}
+versions.made = made {time} = 制作于 {time}
 versions.copyCommand = Copy the command for {version} = 复制 {version} 的命令
 versions.link = Link = 链接
 versions.to =  for {alias} = （{alias}）

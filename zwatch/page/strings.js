@@ -1,6 +1,8 @@
 // What the server's codes mean, in Chinese
 export const reasons = {
-	seal_missing: "尚未封存", seal_invalid: "封存无效", seal_changed: "封存已变", file_missing: "缺少文件", file_not_regular: "不是普通文件",
+	seal_missing: "尚未封存", seal_invalid: "封存无效", seal_changed: "封存已变",
+	signature_missing: "没有签名", signature_invalid: "签名无效", signer_not_allowed: "签名者不被允许", policy_invalid: "签名策略无效",
+	file_missing: "缺少文件", file_not_regular: "不是普通文件",
 	size_mismatch: "大小不符", hash_mismatch: "内容不符", header_invalid: "文件头无效", version_mismatch: "版本不符", config_invalid: "配置无效",
 	class_not_allowed: "组件不允许", weights_mismatch: "权重不匹配", bad_image: "图片异常", set_aside: "多次崩溃", insufficient_memory: "内存不足",
 	out_of_memory: "内存不足", io_error: "读取出错", stalled: "没有进展", device_error: "设备出错", internal_error: "内部错误",
@@ -66,8 +68,6 @@ error.code.generation_failed = The picture could not be made. ({message}) = 图�
 
 obstacle.unreachable = no connection = 未连接
 obstacle.model_not_loaded = model not loaded = 模型未加载
-obstacle.model_loading = model is loading = 模型加载中
-error.code.model_loading = The model is still loading. Generate works as soon as it is ready. = 模型仍在加载，就绪后即可生成。
 
 queue = Queue = 队列
 queue.count = Queue · {count} = 队列 · {count}

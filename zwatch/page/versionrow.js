@@ -11,6 +11,7 @@ export function makeRow(name, deploy) {
 		deploy: textButton(t("versions.deploy"), deploy),
 		digest: el("code"),
 		facts: el("p", { class: "count" }),
+		source: el("p", { class: "count" }),
 		problem: el("p", { class: "error" }),
 		attempt: el("p", { class: "version-attempt" }),
 		progress: el("progress", { max: 1, "aria-label": t("progress") }),
@@ -19,7 +20,7 @@ export function makeRow(name, deploy) {
 	const cell = (name, ...content) => el("div", { role: "cell", class: name }, content);
 	const element = el("div", { role: "row", class: "version" },
 		cell("version-name", el("strong", { text: name }), parts.chips), cell("", parts.deploy),
-		cell("version-about", parts.digest, parts.facts, parts.problem, parts.attempt, parts.progress),
+		cell("version-about", parts.digest, parts.facts, parts.source, parts.problem, parts.attempt, parts.progress),
 		cell("version-command", parts.command, iconButton("copy", t("versions.copyCommand", { version: name }), () => copyAndSay(parts.command.textContent))));
 	return { element, parts };
 }
@@ -27,6 +28,9 @@ export function makeRow(name, deploy) {
 // Brings a row up to date; `state` is that of the alias
 export function drawRow(row, { version, alias, links, state, attempt }) {
 	const { element, parts } = row;
+	// For another link, or before the listed attempts
+	const { rejected } = version;
+	attempt ??= rejected && { ...rejected, state: "REJECTED", started: rejected.when };
 	const serves = state.serving === version.name;
 	// Few of hundreds change
 	const shown = JSON.stringify([version, alias, links, serves && state, attempt]);
@@ -38,6 +42,7 @@ export function drawRow(row, { version, alias, links, state, attempt }) {
 	parts.deploy.disabled = links.includes(alias) && (serves || runs);
 	setText(parts.digest, version.digest);
 	setText(parts.facts, facts(version, serves && state).join(" · "));
+	setText(parts.source, sourceText(version.provenance ?? {}));
 	setText(parts.problem, version.problem === attempt?.reason ? "" : version.problem);
 	setText(parts.attempt, attempt ? attemptText(attempt) : "");
 	parts.attempt.classList.toggle("error", attempt?.state === "REJECTED");
@@ -62,6 +67,19 @@ function facts(version, { since, images } = {}) {
 		version.bytes > 0 && bytes(version.bytes),
 		version.sealed_at && t("versions.sealedAt", { time: dateTime(version.sealed_at) }),
 	].filter(Boolean);
+}
+
+function sourceText({ source, base, loras = [], conversions = [], quantization, licence, created, note }) {
+	return [
+		source && t("versions.from", { source: [source.repository ?? source.name, source.revision?.slice(0, 12)].filter(Boolean).join(" ") }),
+		base && `+ ${base.version}`,
+		...loras.map(({ name, scale }) => `${name} × ${number(scale)}`),
+		...conversions.map(({ component, from, to }) => `${component}: ${from} → ${to}`),
+		quantization,
+		licence && t("versions.licence", { licence }),
+		created && t("versions.made", { time: dateTime(created) }),
+		note,
+	].filter(Boolean).join(" · ");
 }
 
 function attemptText({ state, started, seconds, progress, code, reason }) {

@@ -26,7 +26,14 @@ class Alias:
     """The one record of an alias. `target` and `fault` are as the latest look saw them; both are None before the first
     look, and while the link is briefly missing."""
 
-    def __init__(self, name: str, engines: EngineRegistry, *, first_pause: float = BACKOFF_FIRST) -> None:
+    def __init__(
+        self,
+        name: str,
+        engines: EngineRegistry,
+        *,
+        first_pause: float = BACKOFF_FIRST,
+        needs_signature: bool = False,
+    ) -> None:
         self.name = name
         self.target: Target | None = None
         self.fault: Fault | None = None
@@ -34,6 +41,7 @@ class Alias:
         """The last attempt to bring in what the link asks for; loads of last-known-good do not count."""
         self.forced = False
         """Whether an operator asked to load the wish again although it serves."""
+        self._needs_signature = needs_signature
         self.refusals = Refusals(first_pause)
         self.saved = SavedAlias()
         """Its part of the saved state."""
@@ -52,6 +60,11 @@ class Alias:
     def link_stamp(self) -> LinkStamp:
         """The stamp of the link, wherever it leads; while it cannot be read or is missing, the one that it had last."""
         return self._link_stamp
+
+    @property
+    def linked_ns(self) -> int | None:
+        """When the link was made that asks for the wish, by the system's clock in nanoseconds; None if that is not known."""
+        return None if self.target is None or self.target.link_stamp is None else self.target.link_stamp.ctime_ns
 
     @property
     def serving(self) -> Resident | None:
@@ -82,6 +95,7 @@ class Alias:
             # A running load of last-known-good is not given up to try again what was just rejected.
             refused=refusal is not None and not self.forced and (fallback_loads or not refusal.due(now)),
             forced=self.forced,
+            needs_signature=self._needs_signature,
             fallback=self._usable(fallbacks, now) if serving is None else None,
         )
 
@@ -95,7 +109,11 @@ class Alias:
     def proved(self, now: float) -> VersionKey | None:
         """Return what it serves if that has served long enough to be last-known-good, else None."""
         serving = self.serving
-        if serving is None or (serving.images < GOOD_IMAGES and now - serving.serving_from < GOOD_SECONDS):
+        if (
+            serving is None
+            or serving.engine.is_on_trial
+            or (serving.images < GOOD_IMAGES and now - serving.serving_from < GOOD_SECONDS)
+        ):
             return None
         return serving.key
 
@@ -131,7 +149,7 @@ class Alias:
     def promote(self, attempt: Attempt) -> None:
         """Serve the resident engine of an attempt's version from now on."""
         key, first = attempt.key, self.serving is None
-        self._engines.promote(self.name, key)
+        self._engines.promote(self.name, key, attempt.signer)
         if first:  # since the start or an unload: the registry does not know what was served before
             before = next((known for known in (self._served, self.saved.previous) if known not in (None, key)), None)
             self._engines.remember_previous(self.name, before)

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Begun, Bridge, Pulse
-from zwatch.deploy.look import Awaited, await_files, open_version
+from zwatch.deploy.look import Awaited, open_version
 from zwatch.deploy.resolving import Directory, LinkStamp
 from zwatch.errors import Abandoned, FatalError, Rejection
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.exchange import Exchanger
+from zwatch.rollout.gate import Gate
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
-from zwatch.rollout.load_thread import CHECK_SECONDS, LoadLimits, LoadThread
+from zwatch.rollout.load_thread import CHECK_SECONDS, LoadLimits, LoadThread, rejection_of
+from zwatch.rollout.neighbour import Neighbour
 from zwatch.rollout.policy import LoadView
 from zwatch.rollout.prepare import Preparation
 from zwatch.rollout.state import StateKeeper
+from zwatch.rollout.verdicts import Verdicts
 from zwatch.shadow.control import LoadControl
+from zwatch.shadow.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 KEPT_ATTEMPTS = 100
-_OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image")
+_REOPEN_SECONDS = 1.0
+_OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image", "stalled")
 """Codes of rejections that a device may cause which does not work any more."""
 
 
@@ -82,17 +87,19 @@ class AttemptRunner:
         state: StateKeeper,
         changes: Pulse,
         wake: Callable[[], None],
-        make_factory: Callable[[], "EngineFactory"],
+        make_factory: Callable[[LoadControl], "EngineFactory"],
         fail: Callable[[FatalError], None],
         judge: Callable[[], Awaitable[bool]],
         limits: LoadLimits,
+        gate: Gate,
     ) -> None:
         self.running: Load | None = None
         self.factory: EngineFactory | None = None
         """Made by the first load; torch is imported then."""
         self.latest: deque[Attempt] = deque(maxlen=KEPT_ATTEMPTS)
         """The last attempts, newest first."""
-        self.on_end: list[Callable[[Attempt], None]] = []
+        self.verdicts = Verdicts()
+        self.on_end: list[Callable[[Attempt], None]] = [self.verdicts.note]
         """Called with each attempt at its end, however it ended."""
         self._root = root
         self._bridge = bridge
@@ -100,15 +107,18 @@ class AttemptRunner:
         self._closer = closer
         self._state = state
         self._changes = changes
-        self._wake = wake
-        self._make_factory = make_factory
+        self._wake, self._make_factory = wake, make_factory
         self._fail = fail
-        self._judge = judge
+        self._judge, self._gate = judge, gate
         self.keeps_trying = False
         """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
+        self.distrusted: list[str] = []
+        """Digests of versions with which the previous run crashed."""
         self._making: Begun[EngineFactory] | None = None
+        self._opening = LoadControl()
         self._thread = LoadThread(bridge, limits, self._renew_reader)
         self.preparation = Preparation(bridge, engines, changes.fire)
+        self.neighbour = Neighbour(aliases, bridge, closer, self.preparation)
         self._exchanger = Exchanger(aliases, self._thread, engines, self.preparation, changes)
         self._task: asyncio.Task[None] | None = None
 
@@ -117,10 +127,11 @@ class AttemptRunner:
     async def promote_resident(self, alias: Alias, key: VersionKey) -> None:
         """Let an alias serve an engine that is resident."""
         attempt = self._new_attempt(alias, key, LoadWay.RESIDENT)
-        attempt.begin_warming()
-        alias.promote(attempt)
+        if await self._gate.admits(alias, attempt, self._engines, self._bridge):
+            attempt.begin_warming()
+            alias.promote(attempt)
         self._changes.fire()
-        self._end(attempt)
+        self.end(attempt)
         await self._state.save()
 
     def begin_load(self, alias: Alias, key: VersionKey, *, fallback: bool) -> None:
@@ -132,6 +143,27 @@ class AttemptRunner:
         alias.forced = False
         self._task = asyncio.create_task(self._run(self.running), name=f"load {key.version}")
         self._task.add_done_callback(self._load_ended)
+
+    def begin_again(self, alias: Alias) -> Attempt:
+        """Begin an attempt for what an alias serves already: whether it can make images is in doubt."""
+        assert alias.serving is not None
+        key = alias.serving.key
+        attempt = self._new_attempt(alias, key, LoadWay.RESIDENT, fallback=key != alias.wish)
+        attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
+        attempt.signer = alias.serving.signer
+        attempt.begin_warming()
+        self._changes.fire()
+        return attempt
+
+    async def warm_again(self, attempt: Attempt, engine: "Engine") -> None:
+        """Make the warm-up image of an engine that serves.
+
+        Raises:
+            Rejection, Abandoned: as `EngineFactory.warm`.
+        """
+        assert self.factory is not None
+        assert attempt.control is not None  # it is made with the attempt
+        await self._thread.run(attempt, self.factory.warm, engine, attempt.control)
 
     def abandon(self, reason: AbandonReason) -> None:
         """Stop the running load, if there is one, at its next chunk."""
@@ -145,15 +177,22 @@ class AttemptRunner:
 
     def prepare(self) -> None:
         """Reserve memory for the next version, while nothing loads."""
-        if self.running is None and self.factory is not None:
+        if self.running is None and self.factory is not None and not self.neighbour.needs_room:
             self.preparation.begin(self.factory.device)
 
-    async def stop(self) -> None:
+    async def pause(self) -> None:
         """Abandon the running load, and wait for its end as long as `LoadLimits` says."""
         self._thread.is_stopping = True
         if self._task is not None:
             self.abandon(AbandonReason.STOPPING)
             await asyncio.wait([self._task])
+
+    def resume(self) -> None:
+        """Load again, after a `pause`."""
+        self._thread.is_stopping = False
+
+    def leave(self) -> None:
+        """Wait for nothing more, after a `pause`."""
         if self._making is not None:
             self._making.leave()
         self.preparation.cancel()
@@ -172,17 +211,10 @@ class AttemptRunner:
         except FatalError as error:  # not a fault of this version
             attempt.abandon(str(error))
             self._fail(error)
-        except Rejection as rejection:
-            if rejection.code in _OF_THE_DEVICE:
-                await self._judge()
-            alias.refuse(attempt, self._thread.explained(rejection), load.link_stamp, load.awaited)
         except Exception as error:  # an attempt without an end would begin again at once, in an endless loop
-            _log.exception("load failed unexpectedly")
-            await self._judge()
-            unexpected = Rejection("internal_error", f"{type(error).__name__}: {error}")
-            alias.refuse(attempt, unexpected, load.link_stamp, load.awaited)
+            await self._refuse(load, error)
         finally:
-            self._end(attempt)
+            self.end(attempt)
             while load.to_close:
                 await self._closer.close(load.to_close.pop())
             if load.directory is not None and not (attempt.control is not None and attempt.control.is_left):
@@ -192,19 +224,21 @@ class AttemptRunner:
                 alias.saved.trying = None
             await self._state.save()
 
+    async def _refuse(self, load: Load, error: Exception) -> None:
+        rejection = rejection_of(load.attempt.key.version, error)  # here, where it is in none of the error's frames
+        if rejection.code in _OF_THE_DEVICE:
+            await self._judge()
+        load.alias.refuse(load.attempt, self._thread.explained(rejection), load.link_stamp, load.awaited)
+
     async def _load_and_promote(self, load: Load) -> None:
         alias, attempt = load.alias, load.attempt
         if not attempt.fallback and self._state.saved.is_set_aside(attempt.key):
             raise Rejection("set_aside", self._state.saved.why_set_aside(alias.name, attempt.key))
-        try:
-            if alias.target is not None and not attempt.fallback:
-                load.directory = alias.target.directory.duplicate()
-            else:
-                load.directory = await self._thread.run(attempt, open_version, self._root, attempt.key.version)
-            load.awaited = await self._thread.run(attempt, await_files, load.directory)
-        except OSError as error:
-            where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-            raise Rejection("io_error", f"{attempt.key.version}: {where}{error.strerror}") from None
+        if alias.target is not None and not attempt.fallback:
+            load.directory = alias.target.directory.duplicate()
+        else:
+            load.directory = await self._thread.run(attempt, open_version, self._root, attempt.key.version)
+        await self._gate.examine(load, self._thread)
         # Before the first byte is loaded: if this version kills the process, the next run must know.
         alias.saved.trying = attempt.key
         await self._state.save()
@@ -215,11 +249,18 @@ class AttemptRunner:
 
     async def _make_engine(self, load: Load, directory: Directory, after_promotion: ExitStack) -> "Engine":
         """Load, verify, assemble and warm, in a thread."""
-        attempt, factory, run = load.attempt, await self._get_factory(load), self._thread.run
-        control = attempt.control
+        attempt, run, control = load.attempt, self._thread.run, load.attempt.control
         assert control is not None  # it is made with the attempt of a load
+        prefetch = Prefetch(directory) if self.factory is None else None
+        try:
+            factory = await self._get_factory(load, control)
+        finally:
+            if prefetch is not None:
+                prefetch.end()
         control.check()
         planned = await run(attempt, factory.plan, directory, attempt.key.digest, control)
+        if self.neighbour.is_leaving() and await run(attempt, factory.lacks, planned):
+            await self.neighbour.wait_for_room(control)
         if await run(attempt, factory.lacks, planned):
             await self._closer.free_warm()
             old = load.alias.serving
@@ -231,22 +272,33 @@ class AttemptRunner:
         attempt.begin_warming()
         self._changes.fire()
         try:
-            await run(attempt, factory.warm, engine, control)
+            # While nothing serves, requests wait: what was proved here before is judged by the first of them.
+            if load.alias.serving is not None or not await run(attempt, factory.is_proven, engine):
+                await run(attempt, factory.warm, engine, control)
             control.check()
         except BaseException:
             await self._closer.close(engine)
             raise
         return engine
 
-    async def _get_factory(self, load: Load) -> "EngineFactory":
+    async def _get_factory(self, load: Load, control: LoadControl) -> "EngineFactory":
         """Return the factory; the first load imports torch for it. A load that is abandoned does not wait for that."""
         while self.factory is None:
             if self._making is None:
-                self._making = self._bridge.begin("import", self._make_factory)
+                self._opening = LoadControl()
+                self._making = self._bridge.begin("import", self._make_factory, self._opening)
             await asyncio.wait([self._making.future], timeout=CHECK_SECONDS)
+            control.activity = self._opening.activity
             if self._making.future.done():
                 made, self._making = self._making, None
+                if isinstance(made.future.exception(), Rejection) and self.neighbour.is_leaving():
+                    await asyncio.sleep(_REOPEN_SECONDS)  # until the process that was taken over lets go of the device
+                    control.check()
+                    continue
                 self.factory = made.future.result()
+                for digest in self.distrusted:
+                    self.factory.distrust(digest)
+                control.add_phases(self._opening)
             elif load.abandoned:
                 raise Abandoned
         return self.factory
@@ -286,12 +338,13 @@ class AttemptRunner:
     # --- the list of attempts
 
     def _new_attempt(self, alias: Alias, key: VersionKey, way: LoadWay, *, fallback: bool = False) -> Attempt:
-        attempt = Attempt(alias.name, key, way, fallback=fallback)
+        attempt = Attempt(alias.name, key, way, fallback=fallback, linked_ns=None if fallback else alias.linked_ns)
         self.latest.appendleft(attempt)
         if not fallback:
             alias.attempt = attempt
         return attempt
 
-    def _end(self, attempt: Attempt) -> None:
+    def end(self, attempt: Attempt) -> None:
+        """Tell the listeners that an attempt has ended, if it has."""
         for listener in [] if attempt.running else self.on_end:
             listener(attempt)

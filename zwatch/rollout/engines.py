@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from zwatch import heap
 from zwatch.bridge import Bridge, NoAnswer
 from zwatch.rollout import policy
 from zwatch.rollout.lifecycle import EngineState, Resident, VersionKey
@@ -22,7 +23,7 @@ class Lease:
         self._resident: Resident | None = resident
         self._released = released
         self.engine = resident.engine
-        self.key = resident.key
+        self.key, self.signer = resident.key, resident.signer
         resident.leases += 1
 
     def count_images(self, number: int) -> None:
@@ -100,8 +101,8 @@ class EngineRegistry:
         return None if resident is None or not self.is_usable(resident) else Lease(resident, self._changed)
 
     def is_usable(self, resident: Resident) -> bool:
-        """Say whether an engine can take requests: it has its memory, and is not about to give it up."""
-        return resident is not self._being_exchanged and resident.engine.is_complete
+        """Say whether an engine can take requests: it has its memory, is not about to give it up, and its images are usable."""
+        return resident is not self._being_exchanged and resident.engine.is_complete and not resident.is_bad
 
     def find(self, model: str) -> Resident | None:
         """Return what a request for this model would lease now."""
@@ -132,9 +133,10 @@ class EngineRegistry:
         resident = self._residents[key] = Resident(key, engine)
         return resident
 
-    def promote(self, alias: str, key: VersionKey) -> None:
-        """Make a resident engine the one that new leases on `alias` get, and drain what served before."""
+    def promote(self, alias: str, key: VersionKey, signer: str | None = None) -> None:
+        """Make a resident engine the one that new leases on `alias` get, and drain what served before. `signer` signed it."""
         new, old = self._residents[key], self._serving.get(alias)
+        new.signer = signer
         if old is new:
             return
         new.serve()
@@ -203,8 +205,15 @@ class EngineCloser:
         """Close an engine that is not in the registry."""
         self._closing += 1
         try:
-            await self._bridge.run("close", engine.close)
+            await self._bridge.run("close", _close, engine)
         except NoAnswer as error:
             _log.warning("%s does not release its memory (%s); going on without it", engine.version, error.strerror)
+        except Exception:  # whether the device is lost is judged elsewhere
+            _log.exception("%s could not be closed; going on without it", engine.version)
         finally:
             self._closing -= 1
+
+
+def _close(engine: "Engine") -> None:
+    engine.close()
+    heap.give_back()

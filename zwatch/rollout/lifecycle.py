@@ -91,14 +91,18 @@ class Attempt:
     abandoned: str | None = None
     """Why it was abandoned."""
     requests_waited: float = 0.0
+    linked_ns: int | None = None
+    """When the link was made that asks for it, by the system's clock; None for a fallback."""
+    signer: str | None = None
+    """Who signed its version, where a signature is required and was verified."""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    _begun: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=time.monotonic)
     _seconds: float | None = None
 
     @property
     def seconds(self) -> float:
         """Seconds from its start until now, or until its end."""
-        return time.monotonic() - self._begun if self._seconds is None else self._seconds
+        return time.monotonic() - self.begun if self._seconds is None else self._seconds
 
     @property
     def running(self) -> bool:
@@ -126,7 +130,7 @@ class Attempt:
     def _to(self, state: AttemptState) -> None:
         self.state = _transition(ATTEMPT_MOVES, self.state, state)
         if not self.running:
-            self._seconds = time.monotonic() - self._begun
+            self._seconds = time.monotonic() - self.begun
 
 
 @dataclass(eq=False)
@@ -138,6 +142,10 @@ class Resident:
     state: EngineState = EngineState.SERVING
     leases: int = 0
     images: int = 0
+    signer: str | None = None
+    """Who signed it, where a signature was required and verified when it was promoted last."""
+    is_bad: bool = False
+    """Whether it cannot make usable images, as its first ones showed: it gets no leases, and is freed."""
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     serving_from: float = field(default_factory=time.monotonic)
 

@@ -12,6 +12,7 @@ from zwatch.bridge import Begun, Bridge, NoAnswer
 from zwatch.errors import Abandoned, Rejection
 from zwatch.rollout.lifecycle import Attempt
 from zwatch.shadow.control import LoadControl
+from zwatch.shadow.faults import described, is_memory_short
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class LoadThread:
         while not begun.future.done():
             await asyncio.wait([begun.future], timeout=CHECK_SECONDS)
             now, limits = time.monotonic(), self._limits
+            if not begun.has_begun:
+                control.got_on = now  # it waits for another load's stage
             if control.is_abandoned:
                 abandoned = min(abandoned, now)
                 if now - abandoned > (limits.exchange if is_exchange and not self.is_stopping else limits.abandoned):
@@ -127,6 +130,19 @@ class LoadThread:
                 self._interrupt_later(begun)
 
         asyncio.get_running_loop().call_later(self._limits.again, interrupt)
+
+
+def rejection_of(version: str, error: Exception) -> Rejection:
+    """Return the rejection for what has ended a load of a version."""
+    if isinstance(error, Rejection):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return Rejection("io_error", f"{version}: {where}{error.strerror or error}")
+    if is_memory_short(error):
+        return Rejection("out_of_memory", f"{version}: {described(error)}")
+    _log.error("load failed unexpectedly", exc_info=error)
+    return Rejection("internal_error", described(error))
 
 
 def _stalled(control: LoadControl, limit: float) -> str:

@@ -89,10 +89,12 @@ class Operator:
     async def load(self, alias: str) -> Outcome:
         """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
         record = self._supervisor.records[alias]
-        record.saved.unloaded = None
+        was_unloaded, record.saved.unloaded = record.saved.unloaded is not None, None
         self._loads_requested += 1
         self._supervisor.changes.fire()  # an unload may be waiting; this is newer
         record.refusals.clear()
+        if was_unloaded:  # also if there is nothing to load now
+            await self._supervisor.state.save()
         await self._supervisor.look_now()
         serving = record.serving
         if serving is not None and serving.key == record.wish and await self._files_changed(record, serving.engine):

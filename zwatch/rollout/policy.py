@@ -20,6 +20,8 @@ class AliasView:
     """Exactly this wish was rejected and no retry is due."""
     forced: bool = False
     """An operator asked to load the wish, or to load it again, even if it serves."""
+    needs_signature: bool = False
+    """A signature is required: then a refusal holds for what is resident too."""
     fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
 
@@ -105,7 +107,9 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
     resident = {engine.key for engine in engines if engine.usable}
     for view in aliases:
-        if view.wish is not None and not view.unloaded and view.wish != view.serving and view.wish in resident:
+        is_barred = view.needs_signature and view.refused
+        if view.wish in resident and not view.unloaded and not is_barred and view.wish != view.serving:
+            assert view.wish is not None  # no engine is without a key
             return Promote(view.name, view.wish)
     return None
 
@@ -121,10 +125,20 @@ def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
 
 def _load(aliases: Sequence[AliasView]) -> Load | None:
     for view in aliases:
-        if view.unloaded:
-            continue
-        if view.wish is not None and not view.refused and (view.wish != view.serving or view.forced):
-            return Load(view.name, view.wish)
-        if view.serving is None and view.fallback is not None:
-            return Load(view.name, view.fallback, fallback=True)
+        if (key := expected(view)) is not None:
+            return Load(view.name, key, fallback=not _asks(view))
     return None
+
+
+def expected(view: AliasView, loading: LoadView | None = None) -> VersionKey | None:
+    """Return the version that is loaded for an alias, or has to be; None if there is none."""
+    if view.unloaded:
+        return None
+    if loading is not None and loading.alias == view.name and not loading.abandoned:
+        return loading.key
+    return view.wish if _asks(view) else view.fallback if view.serving is None else None
+
+
+def _asks(view: AliasView) -> bool:
+    """Say whether the link asks for a version that does not serve, or not as an operator asked for."""
+    return view.wish is not None and not view.refused and (view.wish != view.serving or view.forced)

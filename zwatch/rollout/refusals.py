@@ -12,25 +12,38 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 """Seconds before a version that failed for lack of memory or on a device error is tried again; doubled each time."""
 
 
+_OF_THE_SEAL = frozenset({"seal_missing", "seal_invalid", "seal_changed"})
+_FOR_GOOD = frozenset({"bad_image", "set_aside"})
+"""Codes that say something about a version whose files are as they were sealed."""
+
+
 @dataclass(eq=False)
 class Refusal:
     """One earlier rejection. `retry_at` is a time of the monotonic clock, in seconds."""
 
+    key: VersionKey
     rejection: Rejection
     link_stamp: LinkStamp | None
     awaited: Awaited | None
     tries: int
     retry_at: float | None
+    is_fallback: bool = False
     file_changed: bool = False
 
     def due(self, now: float) -> bool:
         """Say whether the version should be tried again."""
         return self.file_changed or (self.retry_at is not None and now >= self.retry_at)
 
+    @property
+    def awaits_seal(self) -> bool:
+        """Whether it is for last-known-good without its seal: no link asks for that, so nothing else tells when it is sealed
+        again. A wish that is sealed again is a new wish."""
+        return self.is_fallback and self.rejection.code in _OF_THE_SEAL
+
     def note_change(self) -> None:
         """Note that a file which the version's seal names has changed and then settled. This also ends a pause: a
         file was repaired, or its permissions were."""
-        self.file_changed = self.rejection.retry is not Retry.NEVER
+        self.file_changed = self.file_changed or self.rejection.retry is not Retry.NEVER or self.awaits_seal
 
 
 class Refusals:
@@ -64,8 +77,12 @@ class Refusals:
         before = self._entries.get((key, fallback))
         tries = 1 if before is None else before.tries + 1
         pause = min(BACKOFF_LONGEST, self._first_pause * 2 ** (tries - 1))
-        retry_at = time.monotonic() + pause if rejection.retry is Retry.BACKOFF else None
-        self._entries[key, fallback] = Refusal(rejection, link_stamp, awaited, tries, retry_at)
+        # Last-known-good is tried only while nothing serves: its directory may be replaced, which no file in the old one shows.
+        is_paused = rejection.retry is Retry.BACKOFF or (fallback and rejection.code not in _FOR_GOOD)
+        retry_at = time.monotonic() + pause if is_paused else None
+        self._entries[key, fallback] = Refusal(
+            key, rejection, link_stamp, awaited, tries, retry_at, is_fallback=fallback
+        )
 
     def forget(self, key: VersionKey, *, fallback: bool = False) -> None:
         """Remove a version's refusal, because it serves now."""
@@ -78,6 +95,11 @@ class Refusals:
             for (key, fallback), refusal in self._entries.items()
             if fallback or (key == wish and refusal.link_stamp == link_stamp)
         }
+
+    def end_pauses(self) -> None:
+        """Let all be tried again now, but for what is set aside."""
+        for one in self._entries.values():
+            one.file_changed = one.file_changed or one.rejection.code != "set_aside"
 
     def clear(self) -> None:
         """Remove all, because an operator asked to try again."""

@@ -9,14 +9,19 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.errors import Ending
 from zwatch.rollout import crashes as rules
 from zwatch.rollout.crashes import Crash, SavedKey
 from zwatch.rollout.lifecycle import VersionKey
 
+FORMAT = 1
 KEPT_GOOD = 2
 """How many last-known-good versions are saved, so that if one is set aside there is another."""
 KEPT_PROMOTED = 3
 """How many versions that were promoted last are saved."""
+KEPT_PROVED = 100
+"""How many versions that proved themselves in this run are saved, beside those in use: a service may run for years. One that
+is dropped proves itself again when it serves again."""
 
 
 def _has_keys(*names: str) -> BeforeValidator:
@@ -28,6 +33,14 @@ def _has_keys(*names: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _check_format(value: Any) -> Any:
+    """Check the number of the format first: what else is wrong in a file of another one says nothing."""
+    number = value.get("format", FORMAT) if isinstance(value, dict) else FORMAT
+    if isinstance(number, int) and number != FORMAT:
+        raise ValueError(f"it is of format {number}, expected {FORMAT}; a newer release that wrote it can use it again")
+    return value
 
 
 @dataclass(slots=True)
@@ -51,8 +64,18 @@ class SavedAlias:
 
 
 @dataclass(slots=True)
+class Failure:
+    """Why a run ended by itself; `hung` is the version whose generation did not come back."""
+
+    ending: Ending
+    reason: str
+    hung: SavedKey | None = None
+
+
+@dataclass(slots=True)
 class SavedState:
-    """Everything that is in the state file. `proved` are the versions that have proved themselves in this run."""
+    """Everything that is in the state file. `proved` are the versions that have proved themselves in this run; `failure` says why
+    it ends."""
 
     format: Literal[1] = field(default=1, kw_only=True)
     running: bool = False
@@ -63,26 +86,49 @@ class SavedState:
     refused: list[RefusedStray] = field(default_factory=list)
     """Stray links that were refused and still exist, see `Look.refused`."""
     proved: list[SavedKey] = field(default_factory=list)
+    failure: Annotated[Failure | None, Field(exclude_if=lambda failure: failure is None)] = None
 
     def alias(self, name: str) -> SavedAlias:
         """Return an alias's part, made on first use."""
         return self.aliases.setdefault(name, SavedAlias())
 
+    def crashed_with(self) -> list[str]:
+        """Return the digests of all versions that served or were tried when the previous run crashed, if it did; to be called
+        before `begin_run`."""
+        if not self.running:
+            return []
+        return [key.digest for key in self._used() if key.digest is not None]
+
+    def _used(self) -> set[VersionKey]:
+        """Return the versions that serve, or are being tried."""
+        return {key for part in self.aliases.values() for key in (part.serving, part.trying) if key is not None}
+
     def begin_run(self) -> list[VersionKey]:
         """Note the start of a run; if the previous run crashed, return what that is counted for."""
         before = self._run()
         self.crashes = rules.after(self.crashes, before)
-        self.running = True
+        self.running, self.failure = True, None
         self.proved = []
         for part in self.aliases.values():
             part.serving = part.trying = None
         return sorted(before.blamed, key=str)
 
+    def ending(self) -> Failure | None:
+        """Return how the run ended whose state this is, None if it is no run's; to be called before `begin_run`."""
+        if self.failure is not None:
+            return self.failure
+        if self.running:
+            return Failure(Ending.KILLED, "the process ended without a word")
+        is_anew = all(part == SavedAlias() for part in self.aliases.values())
+        return None if is_anew else Failure(Ending.STOPPED, "the service was stopped")
+
     def _run(self) -> rules.Run:
         parts = list(self.aliases.values())
-        used = {key for part in parts for key in (part.serving, part.trying) if key is not None}
         served = frozenset(part.serving for part in parts if part.serving is not None)
-        return rules.Run(self.running, {key: self._links_to(key) for key in used}, served, frozenset(self.proved))
+        # What did not come back is to blame, whatever it did before.
+        hung = frozenset() if self.failure is None or self.failure.hung is None else frozenset({self.failure.hung})
+        used = {key: self._links_to(key) for key in self._used() | hung}
+        return rules.Run(self.running, used, served, frozenset(self.proved) - hung)
 
     def _links_to(self, key: VersionKey) -> rules.Stamps:
         return frozenset(
@@ -95,6 +141,10 @@ class SavedState:
     def end_run(self) -> None:
         """Note that this run ended without a crash."""
         self.running = False
+
+    def links(self) -> dict[str, tuple[VersionKey | None, LinkStamp | None]]:
+        """Return what each alias's link asks for, and its stamp."""
+        return {name: (part.wish, part.link_stamp) for name, part in self.aliases.items()}
 
     def note_links(self, links: Mapping[VersionKey, rules.Stamps]) -> None:
         """Note which links lead to which versions: what was linked anew is not set aside any more."""
@@ -126,6 +176,10 @@ class SavedState:
             return False
         if key not in self.proved:
             self.proved.append(key)
+            used = self._used()
+            unused = [other for other in self.proved if other not in used]
+            for other in unused[:-KEPT_PROVED]:
+                self.proved.remove(other)
         self.crashes = rules.without(self.crashes, key)
         part.good = [key, *(other for other in part.good if other != key)][:KEPT_GOOD]
         return True
@@ -144,7 +198,8 @@ class SavedState:
 def schema() -> TypeAdapter[SavedState]:
     """Return the schema of the state file."""
     # At the first use, in a thread: building it takes some 30 ms, which the first answer would wait for.
-    return TypeAdapter(Annotated[SavedState, _has_keys("format", "running", "aliases", "crashes")])
+    has_all = _has_keys("format", "running", "aliases", "crashes")
+    return TypeAdapter(Annotated[SavedState, has_all, BeforeValidator(_check_format)])  # the last is asked first
 
 
 def serialise(saved: SavedState) -> bytes:

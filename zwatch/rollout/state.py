@@ -9,19 +9,21 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.durable import put_aside, remove_leftovers, write_durably
+from zwatch.deploy.durable import put_aside, read_regular, remove_leftovers, write_durably
+from zwatch.deploy.oserrors import close_quietly
 from zwatch.errors import UsageError
-from zwatch.rollout.saved import SavedState, schema, serialise
+from zwatch.rollout.saved import Failure, SavedState, schema, serialise
 
 _log = logging.getLogger(__name__)
 
-_FILE, _LOCK = "state.json", "lock"
+_FILE, LOCK = "state.json", "lock"
 _MOST_BYTES = 2**20
 """More than any state file needs: a version, its digest and a link stamp take 300 bytes."""
 _FAULTS_OF_THE_DISK = frozenset(
@@ -38,20 +40,30 @@ SAVE_SECONDS = 5.0
 class StateFile:
     """The file in the state directory, which this process owns while it holds the lock there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lock: int | None = None) -> None:
         """Open the state directory, making it if it is not there. If its disk is full, read-only or broken, that is logged,
-        and the next write tries again.
+        and the next write tries again. `lock` is the descriptor of the lock that another process handed over.
 
         Raises:
             UsageError: it cannot be used, or another process uses it.
         """
         self.directory = directory
-        self._lock: int | None = None
+        self.is_lent = False
+        """Whether another process owns the directory now, or is about to: nothing is written."""
+        self._lock = lock
         self._written: tuple[int, int] | None = None
+        self._is_tidy = True  # else a write that failed may have left its temporary file
+        if lock is not None:
+            with suppress(OSError):
+                remove_leftovers(directory, _FILE)
+            return
         try:
             self._open()
         except BlockingIOError:
-            raise UsageError(f"another zwatch uses the state directory {directory}; see --state-dir") from None
+            raise UsageError(
+                f"another zwatch uses the state directory {directory}; --takeover takes it over without a gap, see also "
+                "--state-dir"
+            ) from None
         except OSError as error:
             if error.errno not in _FAULTS_OF_THE_DISK:
                 raise UsageError(
@@ -68,14 +80,14 @@ class StateFile:
         """
         self.close()
         self.directory.mkdir(parents=True, exist_ok=True)
-        lock = _open_lock(self.directory / _LOCK)
+        lock = _open_lock(self.directory / LOCK)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(lock)
+            close_quietly(lock)
             raise
         except OSError as error:  # such a file system
-            _log.warning("%s cannot be locked: %s", self.directory / _LOCK, error.strerror)
+            _log.warning("%s cannot be locked: %s", self.directory / LOCK, error.strerror)
         self._lock = lock
         remove_leftovers(self.directory, _FILE)
 
@@ -84,9 +96,9 @@ class StateFile:
         path = self.directory / _FILE
         try:
             return schema().validate_json(_read_patiently(path), strict=True)
-        except FileNotFoundError:
-            return SavedState()
         except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+                return SavedState()  # else it is a symlink to nothing
             what, aside = _described(error), put_aside(path)
             how = "could not be renamed" if aside is None else f"is renamed to {aside}"
             _log.warning("%s cannot be used (%s); it %s, and the service starts without saved state", path, what, how)
@@ -99,15 +111,22 @@ class StateFile:
         Raises:
             OSError: the directory could not be written, or another process uses it.
         """
+        if self.is_lent:
+            return
         if not self._is_locked():
             self._open()
         try:
-            write_durably(self.directory, _FILE, data)
+            self._replace(data)
         except IsADirectoryError:
             if not put_aside(self.directory / _FILE):
                 raise
-            write_durably(self.directory, _FILE, data)
+            self._replace(data)
         self._written = _identity(self.directory / _FILE)
+
+    def _replace(self, data: bytes) -> None:
+        was_tidy, self._is_tidy = self._is_tidy, False
+        write_durably(self.directory, _FILE, data)
+        self._is_tidy = was_tidy or remove_leftovers(self.directory, _FILE)
 
     def is_sound(self) -> bool:
         """Say whether the file is the one that was written last, and nothing is seen that would prevent the next write."""
@@ -128,12 +147,17 @@ class StateFile:
         if self._lock is None:
             return False
         held = os.fstat(self._lock)
-        return (held.st_dev, held.st_ino) == _identity(self.directory / _LOCK)
+        return (held.st_dev, held.st_ino) == _identity(self.directory / LOCK)
+
+    @property
+    def lock(self) -> int | None:
+        """The descriptor of the lock, to hand it over; None if it is not held."""
+        return self._lock
 
     def close(self) -> None:
-        """Release the lock, so that another process can use the directory."""
+        """Release the lock, unless it was handed over: another process can use the directory."""
         if self._lock is not None:
-            os.close(self._lock)
+            close_quietly(self._lock)
             self._lock = None
 
 
@@ -148,9 +172,12 @@ class StateKeeper:
         self._bridge = bridge
         self._file = file
         self._changed = changed
+        self._links: object = None
+        """Where the links led when the state was written last."""
         self._writing: asyncio.Task[None] | None = None
         self._again = False
         self._checking: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._pause = _CHECK_SECONDS
         self._check_at = 0.0
 
@@ -175,6 +202,16 @@ class StateKeeper:
                 return  # it was waited for already
         await self._answered(self._writing)
 
+    def note_failure(self, failure: Failure) -> None:
+        """Note why this run ends, and save it at once, in a separate task: the process may not get to its orderly end."""
+        self.saved.failure = failure
+        self._noting = asyncio.create_task(self.save(), name="save why")
+
+    async def save_links(self) -> None:
+        """Save if a link was made anew since the last save, even to what serves: a crash is counted for the links of its time."""
+        if self.problem is None and self.saved.links() != self._links:
+            await self.save()
+
     def keep(self) -> None:
         """Check now and then, in a separate task, that what was saved is still there and can be saved again; save it again
         if not."""
@@ -186,6 +223,10 @@ class StateKeeper:
         self._check_at = math.inf
         if self._checking is not None:
             self._checking.cancel()
+
+    def resume(self) -> None:
+        """Check again after `stop_keeping`, and note that this run goes on."""
+        self.saved.running, self._check_at = True, 0.0
 
     async def _check(self) -> None:
         sound = asyncio.create_task(self._bridge.run("state", self._file.is_sound))
@@ -205,7 +246,7 @@ class StateKeeper:
 
     async def _write(self) -> None:
         while True:
-            self._again = False
+            self._again, self._links = False, self.saved.links()
             try:
                 await self._bridge.run("state", self._file.write, serialise(self.saved))
             except BlockingIOError:
@@ -235,8 +276,9 @@ class StateKeeper:
             _log.info("the state directory can be written again")
         self._changed()
 
-    def save_blocking(self) -> None:
-        """Write the state as it is now, without threads; for a process that exits next."""
+    def end_at_once(self) -> None:
+        """Write, without threads, that an operator ends this run and it does not crash; the process exits next."""
+        self.saved.end_run()
         try:
             self._file.write(serialise(self.saved))
         except OSError as error:
@@ -259,7 +301,7 @@ def _open_lock(path: Path) -> int:
         else:
             if stat.S_ISREG(os.fstat(lock).st_mode):
                 return lock
-            os.close(lock)
+            close_quietly(lock)
             reason = OSError(errno.EEXIST, "the lock is not a regular file")
         if not again or reason.errno in _FAULTS_OF_THE_DISK or not os.path.lexists(path):
             raise reason
@@ -282,36 +324,16 @@ def _read_patiently(path: Path) -> bytes:
     """Return a file's bytes, after some tries if its disk fails for a moment.
 
     Raises:
-        OSError, ValueError: as `_read_regular`.
+        OSError, ValueError: as `read_regular`.
     """
     for _ in range(_READ_TRIES - 1):
         try:
-            return _read_regular(path)
+            return read_regular(path, _MOST_BYTES)
         except OSError as error:
             if error.errno not in _FAULTS_OF_THE_DISK:
                 raise
             time.sleep(_READ_PAUSE)
-    return _read_regular(path)
-
-
-def _read_regular(path: Path) -> bytes:
-    """Return a file's bytes. It never blocks, whatever is there under this name.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not a regular file, or it is too large.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if status.st_size > _MOST_BYTES:
-            raise ValueError(f"it has {status.st_size} bytes, at most {_MOST_BYTES} are expected")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(_MOST_BYTES)
-    finally:
-        os.close(descriptor)
+    return read_regular(path, _MOST_BYTES)
 
 
 def _described(error: OSError | ValueError) -> str:

@@ -14,24 +14,30 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.deploy.look import Look, Looker
-from zwatch.deploy.looking import QuickLooker
+from zwatch.deploy.looking import QuickLooker, log_news
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import FatalError, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AbandonReason, AttemptRunner
+from zwatch.rollout.device_judge import DeviceJudge
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
+from zwatch.rollout.first_image import FirstImageJudge
+from zwatch.rollout.gate import Gate
 from zwatch.rollout.lifecycle import Attempt, VersionKey
 from zwatch.rollout.load_thread import LoadLimits
+from zwatch.rollout.previous_run import begin_run
 from zwatch.rollout.refusals import BACKOFF_FIRST
+from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
+from zwatch.shadow.control import LoadControl
+from zwatch.shadow.faults import described
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 30.0  # a device that works answers in milliseconds
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 
@@ -39,8 +45,16 @@ TICK = 0.25
 class Supervisor:
     """Brings into service what the followed aliases ask for.
 
-    `first_pause` is the seconds before the first retry of a version that failed for lack of memory or on a device error.
+    `first_pause` is the seconds before the first retry of a version that failed for lack of memory or on a device error,
+    `policy_file` that of `--require-signature`.
     """
+
+    failure: FatalError | None = None
+    """Why the service has to stop, see `fail`."""
+    fault: str | None = None
+    """Why the links could not be looked at or followed the last time; None if they were."""
+    previous_run: Failure | None = None
+    """How the run before ended; None if there was none."""
 
     def __init__(
         self,
@@ -51,21 +65,27 @@ class Supervisor:
         bridge: Bridge,
         engines: EngineRegistry,
         state_file: StateFile,
-        make_factory: Callable[[], "EngineFactory"],
+        make_factory: Callable[[LoadControl], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
+        policy_file: Path | None = None,
         limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
         self.root, self.aliases = root, tuple(aliases)
-        self.records: Mapping[str, Alias] = {name: Alias(name, engines, first_pause=first_pause) for name in aliases}
+        self.gate = Gate(policy_file)
+        make = partial(Alias, engines=engines, first_pause=first_pause, needs_signature=self.gate.needs_signature)
+        self.records: Mapping[str, Alias] = {name: make(name) for name in aliases}
         self.changes = Pulse()
         self.seen = Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
-        self._bridge = bridge
-        self._engines = engines
+        self._bridge, self._engines = bridge, engines
         self._make_looker = partial(QuickLooker, partial(Looker, root, aliases, strict_links=strict_links))
         self._looker = self._make_looker()
         self._closer = EngineCloser(bridge, engines)
+        self.device_judge = DeviceJudge(
+            bridge, lambda: None if self.factory is None else self.factory.device, self.fail
+        )
+        bridge.on_error, self.judge = self.device_judge.note, self.device_judge.judge
         self.runner = AttemptRunner(
             root,
             tuple(self.records.values()),
@@ -79,18 +99,13 @@ class Supervisor:
             fail=self.fail,
             judge=self.judge,
             limits=limits,
+            gate=self.gate,
         )
+        self.first_images = FirstImageJudge(bridge, engines, tuple(self.records.values()), self.runner)
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
-        self._ringing = asyncio.Event()
-        self._looks = 0
-        self._looked = Pulse()
-        self.failure: FatalError | None = None
-        """Why the service has to stop, see `fail`."""
-        self.has_failed = asyncio.Event()
-        self.fault: str | None = None
-        """Why the links could not be looked at or followed the last time; None if they were."""
-        self._stopping = False
-        self._begun = time.monotonic()
+        self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
+        self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
+        self.has_failed, self._begun = asyncio.Event(), time.monotonic()
 
     # --- what others ask
 
@@ -122,6 +137,14 @@ class Supervisor:
         """Say whether an operator unloaded the alias, and its link was not made again since."""
         return self.records[alias].is_unloaded
 
+    def is_coming(self, model: str) -> bool:
+        """Say whether an alias or a version is being loaded or about to be; before the first look everything may be."""
+        if self.is_stopping:
+            return self.is_paused  # whoever takes over may load it
+        views, load = self._views()
+        expected = [(view.name, policy.expected(view, load)) for view in views]
+        return not self._looks or any(key is not None and model in (name, key.version) for name, key in expected)
+
     def previous(self, alias: str) -> VersionKey | None:
         """Return what the alias served before what it serves now, also across a restart."""
         return self.records[alias].previous
@@ -146,30 +169,17 @@ class Supervisor:
         """Whether nothing is decided any more: the service stops, or has to."""
         return self._stopping or self.failure is not None
 
-    def fail(self, error: FatalError) -> None:
-        """Decide nothing more: what failed cannot be repeated in this process. The first error stays."""
+    def fail(self, error: FatalError, hung: VersionKey | None = None) -> None:
+        """Decide nothing more: what failed cannot be repeated in this process. The first error stays. `hung` is the version
+        whose generation did not come back."""
         if self.failure is None:
             self.failure = error
             self.runner.keeps_trying = error.is_crash
+            self.state.note_failure(Failure(error.ending, str(error), hung))
             if error.status == 1 and error.__cause__ is not None:
                 _log.error("the service stops: %s", error, exc_info=error.__cause__)
             self.has_failed.set()
             self.changes.fire()
-
-    async def judge(self, error: Exception | None = None) -> bool:
-        """Return whether the device is lost to this process, after an error that may have been its; then the service stops."""
-        factory = self.runner.factory
-        why = None
-        if factory is not None:
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    why = await self._bridge.run("inspect", factory.device.lost)
-            except TimeoutError:
-                why = f"no answer for {_ANSWER_SECONDS:g} s"
-        if factory is not None and why is not None and self.failure is None:
-            first = "" if error is None else f" after {type(error).__name__}: {str(error)[:300]}"
-            self.fail(FatalError(f"{factory.device.torch_device} does not work any more ({why}){first}", is_crash=True))
-        return why is not None
 
     # --- start, loop, stop
 
@@ -179,11 +189,8 @@ class Supervisor:
         self._looker = self._make_looker(refused=saved.refused)
         for name, alias in self.records.items():
             alias.restore(saved.alias(name))
-        if crashed := saved.begin_run():
-            names = " and ".join(key.version for key in crashed)
-            _log.warning(
-                "the previous run crashed while %s was serving or being tried, and had not proved itself", names
-            )
+        self.runner.distrusted = saved.crashed_with()
+        self.previous_run = begin_run(saved)
         await self.state.save()
 
     async def run(self) -> None:
@@ -195,7 +202,7 @@ class Supervisor:
                 if self.fault is None:
                     _log.exception("supervisor iteration failed; retrying")
                 # Without this the loop would end, and links would silently not be followed any more.
-                self._note_fault(f"links are not followed: {type(error).__name__}: {error}")
+                self._note_fault(f"links are not followed: {described(error)}")
                 await asyncio.sleep(TICK)
             try:
                 # Not wait_for: before Python 3.12 it can swallow a cancellation, and this loop would never end.
@@ -213,23 +220,33 @@ class Supervisor:
         """Look once, and carry out all actions that follow; return why the look was not possible, or None."""
         fault = await self._look()
         await self._act()
+        await self.state.save_links()
         if not self.is_stopping:
             self.runner.prepare()
         return fault
 
     async def stop(self) -> None:
+        """End everything, as `pause`."""
+        await self.pause()
+        self.is_paused = False
+        self.runner.leave()
+
+    async def resume(self) -> None:
+        """Decide again, after a `pause`."""
+        self._stopping = self.is_paused = False
+        self.runner.resume()
+        self.state.resume()
+        await self.state.save()
+        self.ring()
+
+    async def pause(self) -> None:
         """Abandon the running load and save that this run did not crash, unless it failed in a way that counts as one."""
-        self._stopping = True
+        self._stopping = self.is_paused = True
         self.state.stop_keeping()
-        await self.runner.stop()
+        await self.runner.pause()
         if self.failure is None or not self.failure.is_crash:
             self.state.saved.end_run()
         await self.state.save()
-
-    def stop_at_once(self) -> None:
-        """Save, blocking, that an operator ends this run and it does not crash; the process exits next."""
-        self.state.saved.end_run()
-        self.state.save_blocking()
 
     # --- look
 
@@ -247,9 +264,11 @@ class Supervisor:
                 _log.error("%s", fault)
             self._looked.fire()
             return fault
-        _log_news(seen, before)
+        log_news(seen, before)
         for position in seen.changed:
             waiting[position].note_change()
+            if waiting[position].awaits_seal:
+                self.state.saved.note_sealed(waiting[position].key)
         self.seen = seen
         self._note_links()
         self._looks += 1
@@ -294,10 +313,15 @@ class Supervisor:
     def _next_action(self) -> policy.Action | None:
         if self.is_stopping:
             return None
+        views, load = self._views()
+        return policy.decide(views, self._engines.views(), load)
+
+    def _views(self) -> tuple[list[policy.AliasView], policy.LoadView | None]:
+        """Return the facts that the policy decides by."""
         now, load = time.monotonic(), self.runner.running
         attempt = None if load is None else load.attempt
         aliases = [alias.view(attempt, self._fallbacks(alias, now), now) for alias in self.records.values()]
-        return policy.decide(aliases, self._engines.views(), None if load is None else load.view)
+        return aliases, None if load is None else load.view
 
     def _fallbacks(self, alias: Alias, now: float) -> list[VersionKey]:
         """Return what serves while an alias's wish cannot, in the order to try it."""
@@ -321,15 +345,3 @@ class Supervisor:
                 case policy.Free(key):
                     await self._closer.free(key)
             self.changes.fire()
-
-
-def _log_news(seen: Look, before: Look) -> None:
-    """Log what a look saw and the look before did not."""
-    for note in seen.notes:
-        _log.warning("%s", note)
-    for alias, fault in seen.faults.items():
-        if before.faults.get(alias) != fault:
-            _log.warning("%s", fault.message)
-    for stray in seen.strays:
-        if stray not in before.strays:
-            _log.warning("%s -> %s was not followed: %s", stray.path, stray.text, stray.reason)

@@ -53,7 +53,7 @@ class FileBuffer:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each piece of memory held on the device."""
+        """Bytes of each piece of device memory that loading it takes."""
         return [piece.numel() for piece in (self._whole, self.derived) if piece is not None]
 
     def begin_hash(self, between: Between = lambda: None) -> Hashing:
@@ -106,6 +106,12 @@ class FileBuffer:
             views[name] = self._view(name, self.derived, position)
             position += self._span(name)
         return {name: view for name, view in views.items() if view is not None}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor of the file: a view, or a copy where its dtype's own alignment forbids a view."""
+        info = self.header.tensors[name]
+        found = self._view(name, self.data, info.begin)
+        return self._view(name, self.data[info.begin : info.end].clone(), 0) if found is None else found  # type: ignore[return-value]
 
     def _view(self, name: str, source: torch.Tensor, begin: int) -> torch.Tensor | None:
         """View `source` from `begin` on as the tensor `name`; None where the dtype's own alignment forbids it."""

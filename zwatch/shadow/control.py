@@ -3,8 +3,11 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 from zwatch.errors import Abandoned
+from zwatch.timeline import Phases
 
 REPORT_SECONDS = 0.02
 """Least time between two reports: a report wakes the event loop, and a fast load has thousands of chunks a second."""
@@ -18,6 +21,8 @@ class LoadControl:
 
     def __init__(self, report: Callable[[], None] = lambda: None, *, report_seconds: float = REPORT_SECONDS) -> None:
         self.phases: dict[str, float] = {}
+        self.timeline = Phases()
+        """When it was in which phase."""
         self.bytes_total = 0
         self.bytes_done = 0
         self.shared: list[str] = []
@@ -62,26 +67,16 @@ class LoadControl:
             self._report()
         self.check()
 
-    def phase(self, name: str) -> "_Phase":
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Return a context manager that adds the time spent inside to the phase `name`, in seconds, and reports."""
-        return _Phase(self, name)
+        return self.timeline.of(name, partial(self.end_phase, name))
+
+    def add_phases(self, other: "LoadControl") -> None:
+        """Add the phases of what was done before, for this load."""
+        self.phases |= other.phases
+        self.timeline += other.timeline
 
     def end_phase(self, name: str, seconds: float) -> None:
         """Add time to a phase, and report."""
         self.phases[name] = self.phases.get(name, 0.0) + seconds
         self._report()
-
-
-class _Phase:
-    """One stay in a phase. Not a generator, for the reason that `Translating` gives: a report may raise."""
-
-    def __init__(self, control: LoadControl, name: str) -> None:
-        self._control = control
-        self._name = name
-        self._begun = 0.0
-
-    def __enter__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._control.end_phase(self._name, time.perf_counter() - self._begun)

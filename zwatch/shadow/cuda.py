@@ -13,6 +13,8 @@ import torch
 from blake3 import blake3
 
 from zwatch.shadow import blake3_gpu
+from zwatch.shadow.cuda_context import EarlyContext
+from zwatch.shadow.faults import is_memory_short
 from zwatch.shadow.hashing import SLICE, Between, Hashing, host_view
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.reader import PinnedReader
@@ -32,13 +34,13 @@ class Cuda:
     compiled kernels are kept.
     """
 
-    def __init__(self, device: torch.device, cache: Path | None = None) -> None:
+    def __init__(self, device: torch.device, cache: Path | None = None, early: EarlyContext | None = None) -> None:
         with torch.cuda.device(device):
             self.serving = torch.cuda.Stream(priority=-1)
             self.beside = torch.cuda.Stream(priority=0)
             copies = torch.cuda.Stream(priority=0)
             self.hasher = CudaHasher(device, copies, self.beside, cache)
-            self.reader = PinnedReader(copies)
+            self.reader = PinnedReader(copies, memory=None if early is None else early.pinned())
             self.memory = CudaMemory(device)
             self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
             for stream in (self.beside, self.serving):
@@ -51,15 +53,25 @@ class Cuda:
             del small
         self._device = device
 
+    def identity(self) -> list[str]:
+        """Return what makes this device, with its driver and torch, this one."""
+        properties = torch.cuda.get_device_properties(self._device)
+        return [
+            properties.name,
+            str(getattr(properties, "uuid", "")),
+            _driver(),
+            torch.__version__,
+            str(torch.version.cuda),
+        ]
+
     def lost(self) -> str | None:
         """Return why this process cannot use the device any more; see `Device.lost`."""
         try:
             torch.ones(1, device=self._device).item()
-        except (torch.OutOfMemoryError, MemoryError):
-            return None
-        except RuntimeError as error:
-            text = (str(error).splitlines() or [type(error).__name__])[0]
-            return None if "out of memory" in text else text
+        except Exception as error:  # some of torch's errors are no RuntimeError
+            if is_memory_short(error):
+                return None
+            return (str(error).splitlines() or [type(error).__name__])[0]
         return None
 
 
@@ -192,14 +204,16 @@ def _make_hasher(device: torch.device, stream: torch.cuda.Stream, cache: Path | 
     try:
         with torch.cuda.device(device), torch.cuda.stream(stream):
             try:
-                return blake3_gpu.GpuHasher(device)
+                made = blake3_gpu.GpuHasher(device)
             except Exception:
                 if kept is None or not kept.exists():
                     raise
                 _log.warning("the compiled kernels in %s cannot be used; compiling them again", kept)
                 shutil.rmtree(kept, ignore_errors=True)
                 blake3_gpu.forget_kernels()
-                return blake3_gpu.GpuHasher(device)
+                made = blake3_gpu.GpuHasher(device)
+        _log.info("the hash kernel is ready")
+        return made
     except Exception:  # no compiler, no space for its cache, another triton: the CPU verifies too, only more slowly
         _log.exception(
             "the hash kernel does not work on this device: weights are verified on the CPU, which takes longer"

@@ -1,22 +1,25 @@
 """The device that weights are loaded on: its memory, its streams, and how bytes get there and are hashed there."""
 
+import platform
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from zwatch.deploy import seal
+from zwatch.deploy.hashing import hash_file
 from zwatch.shadow.cuda import Cuda
+from zwatch.shadow.cuda_context import EarlyContext
 from zwatch.shadow.hashing import Hasher, HostHasher
-from zwatch.shadow.host import HostShadow, host_pool, system_memory
+from zwatch.shadow.host import HostShadow, host_pool, plain
 from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.read_threads import Filling
 from zwatch.shadow.reader import HostReader, Reader
+from zwatch.shadow.system import processor, system_memory
 
 SPARE = 2 * 2**30
 """Bytes that a reserved shadow leaves free, beyond the peak of a request: that may still grow."""
@@ -69,7 +72,7 @@ class Device:
     `budget` caps the bytes that weights may take, for a card that is shared with other programs. `memory` tells what
     the device's memory holds and `pool` keeps freed slabs for the next load (without one, memory is freed at once);
     `host_memory` returns (free, total) bytes of the host. Each defaults to what the device has. `cache` is the directory in
-    which compiled kernels are kept.
+    which compiled kernels are kept; `early` is what was made of a CUDA device before.
     """
 
     is_host = False
@@ -83,11 +86,16 @@ class Device:
         pool: Pool | None = None,
         host_memory: Callable[[], tuple[int, int]] = system_memory,
         cache: Path | None = None,
+        early: EarlyContext | None = None,
     ) -> None:
         self.torch_device = _torch_device(name)
         self.budget = budget
         self.weights_bytes = 0
         """Bytes that weights hold."""
+        self.preparing: list[threading.Thread] = []
+        """Threads that prepare it, see `is_preparing`."""
+        self.peak_elsewhere = 0
+        """Bytes that another process may need to make images while it still does."""
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._lock = threading.Lock()
@@ -96,7 +104,7 @@ class Device:
         self._serving: set[int] = set()  # identifiers of the threads that make images
         self._launching = 0  # of these threads
         host_reader = HostReader()
-        self._cuda = Cuda(self.torch_device, cache) if self.torch_device.type == "cuda" else None
+        self._cuda = Cuda(self.torch_device, cache, early) if self.torch_device.type == "cuda" else None
         self.reader: Reader = host_reader
         """Reads files into tensors on this device; on a GPU in the order of the stream that `beside` has."""
         self.hasher: Hasher = HostHasher()
@@ -115,6 +123,18 @@ class Device:
         if self._cuda is not None:
             return str(torch.cuda.get_device_name(self.torch_device))
         return "CPU"
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether threads still prepare the device: the process must not wait for them, nor end as if they were not there."""
+        compiles = self._cuda is not None and not self._cuda.hasher.compiling.done()
+        return compiles or any(thread.is_alive() for thread in self.preparing)
+
+    def identity(self) -> list[str]:
+        """Return what makes this device, with its driver and torch, this one: on another, results differ."""
+        if self._cuda is not None:
+            return self._cuda.identity()
+        return [torch.__version__, platform.machine(), processor()]
 
     def lost(self) -> str | None:
         """Return why this process cannot use the device any more; None if it can, or if only memory is short. It blocks.
@@ -148,7 +168,7 @@ class Device:
 
         The budget is for weights alone.
         """
-        beside_images = self._unused()[0] - self.request_peak
+        beside_images = self._unused()[0] - self.request_peak - self.peak_elsewhere
         return beside_images if self.budget is None else min(beside_images, self.budget - self.weights_bytes)
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
@@ -156,9 +176,9 @@ class Device:
         garbage-collected.
 
         Raises:
-            torch.OutOfMemoryError: the device has not enough memory left.
+            torch.OutOfMemoryError, MemoryError: the device has not enough memory left.
         """
-        slab = torch.empty(size, dtype=torch.uint8) if self._pool is None else self._pool.take(size)
+        slab = plain(size) if self._pool is None else self._pool.take(size)
         with self._lock:
             self.weights_bytes += size
         weakref.finalize(owner, self._release, size, None if self._pool is None else slab)
@@ -194,7 +214,7 @@ class Device:
         with self._counted():
             try:
                 self._pool.reserve(sizes)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, MemoryError):
                 return False
         return True
 
@@ -235,7 +255,7 @@ class Device:
             OSError: a read failed.
         """
         if self._pool is None or self._pool.lacks([size]):
-            return seal.hash_file(fd, advance)
+            return hash_file(fd, advance)
         scratch, done = _Scratch(), 0
         with self.beside():
             data = self.allocate(scratch, size)
@@ -265,6 +285,10 @@ class Device:
                 yield
         finally:
             self._serving.discard(thread)
+
+    def on_serving_stream(self) -> AbstractContextManager[object]:
+        """Do work inside that prepares the device for requests, without their priority over loads."""
+        return nullcontext() if self._cuda is None else torch.cuda.stream(self._cuda.serving)
 
     @contextmanager
     def launching(self) -> Iterator[None]:

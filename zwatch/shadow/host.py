@@ -1,43 +1,26 @@
 """The memories that a version can be loaded into: the device that serves, or host memory on the way there."""
 
 import mmap
-import os
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from zwatch.shadow.faults import is_memory_short
 from zwatch.shadow.hashing import Hasher, HostHasher
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.reader import Reader
+from zwatch.shadow.system import system_memory
 
-PINNED_PIECE = 2**30
-"""Bytes of host memory pinned by one call, which takes half a second."""
+PINNED_PIECE = 64 * 2**20
+"""Bytes of host memory pinned by one call, which takes 35 ms."""
 COPY_PIECE = 64 * 2**20
 """Bytes of one copy between host and device. It divides PINNED_PIECE: a copy must not span two pinned pieces."""
 HOST_SPARE = 4 * 2**30
 """Bytes of host memory left free for everything else, above all the page cache."""
-
-_MEMINFO = Path("/proc/meminfo")
-
-
-def system_memory() -> tuple[int, int]:
-    """Return (available, total) bytes of the host's memory, as Linux counts them. Where `/proc/meminfo` is hidden (systemd's
-    `ProcSubset=pid`) or says something else, only what is free counts as available.
-
-    Raises:
-        OSError: it cannot be read now, for example for want of file descriptors.
-    """
-    try:
-        fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
-        available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
-    except (FileNotFoundError, PermissionError, LookupError, ValueError):
-        pages = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
-        available, total = (number * os.sysconf("SC_PAGE_SIZE") for number in pages)
-    return available, total
 
 
 class Shadow(Protocol):
@@ -126,7 +109,7 @@ class HostShadow:
 
 def host_pool(*, pin: bool) -> Pool:
     """Return a pool of host memory; `pin` it where a GPU copies from and to it."""
-    return Pool(_pinned, _unpin) if pin else Pool(_plain)
+    return Pool(_pinned, _unpin) if pin else Pool(plain)
 
 
 def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
@@ -138,8 +121,18 @@ def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
         to[begin : begin + COPY_PIECE].copy_(source[begin : begin + COPY_PIECE], non_blocking=True)
 
 
-def _plain(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8)
+def plain(size: int) -> torch.Tensor:
+    """Return an uninitialised uint8 tensor of shape (size,) in host memory.
+
+    Raises:
+        MemoryError: the host has not enough memory left.
+    """
+    try:
+        return torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:
+        if not is_memory_short(error):
+            raise
+        raise MemoryError(f"the host has no {size} bytes left") from None
 
 
 def _pinned(size: int) -> torch.Tensor:
@@ -151,9 +144,11 @@ def _pinned(size: int) -> torch.Tensor:
     pinned = 0
     try:
         for begin in range(0, size, PINNED_PIECE):
-            length = min(PINNED_PIECE, size - begin)
+            length, begun = min(PINNED_PIECE, size - begin), time.monotonic()
             _checked(torch.cuda.cudart().cudaHostRegister(slab.data_ptr() + begin, length, 0))
             pinned = begin + length
+            # The driver's lock is held for each piece, and a thread that makes images does not get it between two.
+            time.sleep(time.monotonic() - begun)
     except RuntimeError as error:
         _unpin_bytes(slab, pinned)
         raise MemoryError(f"{size} bytes of host memory could not be pinned: {error}") from None

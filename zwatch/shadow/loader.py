@@ -16,11 +16,11 @@ from zwatch.deploy.resolving import Directory, FileStamp
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer, Footprint
 from zwatch.shadow.control import LoadControl
+from zwatch.shadow.converted import Buffer, Conversion, ConvertedBuffer, converted_bytes
 from zwatch.shadow.hashing import host_view
 from zwatch.shadow.host import Shadow
 from zwatch.shadow.read_threads import Filling
 
-WEIGHTS_SUFFIX = ".safetensors"
 RACY_NS = 10**9
 """A file that changed so short a time ago may change again without a new time stamp; many times the clock's 4 ms tick."""
 MAX_SMALL_FILE = 256 * 2**20
@@ -43,9 +43,22 @@ class Plan:
         """Return (path, hash) of every sealed file of a component, sorted: equal hashes mean equal components."""
         return tuple(sorted(item for item in self.seal.files.items() if item[0].startswith(f"{component}/")))
 
-    def footprint(self, paths: list[str]) -> int:
-        """Return the most device bytes that these weight files will take."""
-        return sum(Footprint.of(self.headers[path]).total for path in paths)
+    def footprint(self, paths: list[str], conversions: Mapping[str, Conversion]) -> int:
+        """Return the most device bytes that these weight files will take while they are loaded there: those that are converted
+        are there twice."""
+        files = sum(Footprint.of(self.headers[path]).total for path in paths)
+        return files + sum(
+            converted_bytes(self.headers[path], conversions[path]) for path in paths if path in conversions
+        )
+
+    def held(self, paths: list[str], conversions: Mapping[str, Conversion]) -> int:
+        """Return the most device bytes that these weight files will take once they are loaded."""
+        return sum(
+            converted_bytes(self.headers[path], conversions[path])
+            if path in conversions
+            else Footprint.of(self.headers[path]).total
+            for path in paths
+        )
 
 
 _VERIFIED = object()
@@ -60,7 +73,7 @@ class Candidate:
 
     plan: Plan
     small: Mapping[str, bytes] = field(repr=False)
-    weights: Mapping[str, FileBuffer] = field(repr=False)
+    weights: Mapping[str, Buffer] = field(repr=False)
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
@@ -91,7 +104,7 @@ def plan(directory: Directory, digest: str | None, control: LoadControl | None =
             raise Rejection("file_missing", f"{path}: the seal names it, it is not there")
     headers = {}
     for path in sealed.files:
-        if path.endswith(WEIGHTS_SUFFIX):
+        if path.endswith(header.WEIGHTS_SUFFIX):
             control.begin(f"reading the header of {path}")
             with seal.opened_sealed(directory.fd, sealed, path) as fd:
                 headers[path] = header.read_header(fd, path)
@@ -132,6 +145,32 @@ def load(
     return Candidate(planned, small, weights, _VERIFIED)
 
 
+def convert(
+    candidate: Candidate,
+    resident: Mapping[str, FileBuffer],
+    conversions: Mapping[str, Conversion],
+    control: LoadControl,
+) -> Candidate:
+    """Return the candidate with those weight files converted that are in `conversions`, by path; they were loaded for it, or are
+    `resident`.
+
+    Raises:
+        Abandoned: `control` was told to abandon the load.
+        RuntimeError, MemoryError: the memory ran out, or the device failed.
+    """
+    if not conversions:
+        return candidate
+    weights = dict(candidate.weights)
+    with control.phase("convert"):
+        for path, conversion in conversions.items():
+            file = weights.get(path) or resident[path]
+            assert isinstance(file, FileBuffer)  # it was just loaded, or is resident as it is on disk
+            control.begin(f"converting {path}")
+            with file.shadow.beside():
+                weights[path] = ConvertedBuffer.of(file, conversion, control.check)
+    return Candidate(candidate.plan, candidate.small, weights, _VERIFIED)
+
+
 def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dict[str, bytes]:
     """Read and verify every sealed file that is not weights.
 
@@ -139,24 +178,22 @@ def load_small(directory: Directory, planned: Plan, control: LoadControl) -> dic
         Rejection, OSError: as `load_weights`.
     """
     small = {}
-    for path, expected in planned.seal.files.items():
-        if path.endswith(WEIGHTS_SUFFIX):
-            continue
-        control.begin(f"reading {path}")
-        with (
-            control.phase("read"),
-            seal.opened_sealed(directory.fd, planned.seal, path) as fd,
-            open(fd, "rb", closefd=False) as file,
-        ):
-            size = os.fstat(fd).st_size
-            if size > MAX_SMALL_FILE:
-                limit = f"expected at most {MAX_SMALL_FILE} for a file that is not weights"
-                raise Rejection("size_mismatch", f"{path}: {size} bytes, {limit}")
-            data = file.read(MAX_SMALL_FILE + 1)
-        with control.phase("verify"):
-            seal.check_hash(path, blake3(data).hexdigest(), expected)
-        small[path] = data
-        control.check()
+    with control.phase("read"):
+        for path in planned.seal.files:
+            if path.endswith(header.WEIGHTS_SUFFIX):
+                continue
+            control.begin(f"reading {path}")
+            with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
+                size = os.fstat(fd).st_size
+                if size > MAX_SMALL_FILE:
+                    limit = f"expected at most {MAX_SMALL_FILE} for a file that is not weights"
+                    raise Rejection("size_mismatch", f"{path}: {size} bytes, {limit}")
+                small[path] = seal.read_whole(fd)
+            control.check()
+    with control.phase("verify"):
+        for path, data in small.items():
+            seal.check_hash(path, blake3(data).hexdigest(), planned.seal.files[path])
+            control.check()
     return small
 
 
@@ -225,6 +262,10 @@ class DiskStamp:
     is_old: bool
 
 
+KEPT_DIGESTS = 4096
+"""Files whose hashes are remembered, the ones last hashed: versions come and go for as long as the service runs."""
+
+
 class VerifiedFiles:
     """Files on disk that were hashed before, by their stamps.
 
@@ -245,7 +286,10 @@ class VerifiedFiles:
     def note(self, stamp: DiskStamp, digest: str) -> None:
         """Remember a file's hash under the stamp that was taken before its bytes were read."""
         if stamp.is_old:
+            self._digests.pop((stamp.device, stamp.file), None)
             self._digests[stamp.device, stamp.file] = digest
+            while len(self._digests) > KEPT_DIGESTS:
+                del self._digests[next(iter(self._digests))]
 
     def check(
         self,

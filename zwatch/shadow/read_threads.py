@@ -11,12 +11,11 @@ from typing import TypeVar
 import torch
 
 from zwatch.errors import Rejection
+from zwatch.lanes import start_thread
+from zwatch.shadow.read_sizes import thread_count
 
 T = TypeVar("T")
 
-THREADS = 14
-"""Most threads that read at once. On 16 cores 14 were faster than 12 and 16 (0.54 s for 20.3 GB, 0.60, 0.61): the driver and
-the thread that makes images need cores too."""
 BLOCK = 4096
 """What offsets, lengths and addresses of unbuffered reads must be multiples of, bytes: the largest usual logical block."""
 
@@ -91,19 +90,28 @@ class ReadThreads:
     """
 
     def __init__(self, count: int | None) -> None:
-        self.count = count or max(2, min(THREADS, len(os.sched_getaffinity(0)) * 7 // 8))
+        self.count = count or thread_count()
 
     @contextmanager
     def reading(self, most: int) -> Iterator[tuple[Orders, Done]]:
         """Let them take at most `most` orders from a queue, and put each into another when it is done. At the end nothing is
-        read any more, also if orders are left."""
+        read any more, also if orders are left.
+
+        Raises:
+            OSError: no thread can be started.
+        """
         orders: Orders = SimpleQueue()
         done: Done = SimpleQueue()
         workers: list[threading.Thread] = []
         try:
             for _ in range(min(self.count, most)):
                 worker = threading.Thread(target=_work, args=(orders, done), name="zwatch-read", daemon=True)
-                worker.start()
+                try:
+                    start_thread(worker)
+                except OSError:
+                    if not workers:
+                        raise
+                    break  # fewer do it too
                 workers.append(worker)
             yield orders, done
         finally:

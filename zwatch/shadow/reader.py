@@ -4,19 +4,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from zwatch.errors import Rejection
-from zwatch.shadow.page_cache import unbuffered
+from zwatch.shadow.page_cache import Unbuffered, unbuffered
+from zwatch.shadow.read_sizes import CHUNK, SLOTS
 from zwatch.shadow.read_threads import Done, Filling, Order, Orders, ReadThreads, Slot, read_at
 
-CHUNK = 8 * 2**20
-"""Bytes read at a time: small enough to abandon a load quickly and for the pinned pieces to stay in the CPU's cache, large
-enough that a call's cost does not show. 4 MiB is as fast, 2 and 16 MiB are slower."""
-SLOTS = 3
-"""Pieces of pinned memory per thread: one is read into, one waits to be sent, one is being sent. Two were slower (0.60 s)."""
 GATHER = 0.0003
 """Seconds for which pieces that were read are gathered before they are sent: waking up for each piece would take the
 interpreter's lock thousands of times a second from the thread that makes images."""
@@ -75,22 +71,30 @@ class PinnedReader:
     """Threads that read files piece by piece into pinned memory, and one, the caller's, that sends the pieces to the
     device on `stream`.
 
-    All pinned memory is allocated here, once, and again after `renew`.
+    All pinned memory is allocated here, once, and again after `renew`; the first is `memory`, a buffer of `pinned_bytes()`
+    bytes, if that is given.
     """
 
     def __init__(
-        self, stream: torch.cuda.Stream, threads: int | None = None, chunk: int = CHUNK, slots: int | None = None
+        self,
+        stream: torch.cuda.Stream,
+        threads: int | None = None,
+        chunk: int = CHUNK,
+        slots: int | None = None,
+        memory: Any = None,
     ) -> None:
         self.stream = stream
         self.chunk = chunk
         self._threads = ReadThreads(threads)
         self._slot_count = slots or SLOTS * self._threads.count
-        self._slots = self._allocated()
+        self._slots = self._allocated() if memory is None else self._cut(torch.frombuffer(memory, dtype=torch.uint8))
         self._turn = threading.Lock()
 
     def _allocated(self) -> list[Slot]:
         # As one piece: a caching allocator would round each up to a power of two.
-        pinned = torch.empty(self._slot_count * self.chunk, dtype=torch.uint8, pin_memory=True)
+        return self._cut(torch.empty(self._slot_count * self.chunk, dtype=torch.uint8, pin_memory=True))
+
+    def _cut(self, pinned: torch.Tensor) -> list[Slot]:
         pieces = [pinned[begin : begin + self.chunk] for begin in range(0, pinned.numel(), self.chunk)]
         return [Slot(piece, piece.numpy().data) for piece in pieces]
 
@@ -124,7 +128,7 @@ class PinnedReader:
         fillings: Sequence[Filling],
         places: Sequence[tuple[int, int, int]],
         slots: Sequence[Slot],
-        direct: Sequence[int | None],
+        direct: Sequence[Unbuffered | None],
         orders: Orders,
         done: Done,
         landed: Landed,
@@ -137,8 +141,9 @@ class PinnedReader:
         while True:
             while free and waiting:
                 number, begin, length = waiting.popleft()
-                slot = free.popleft()
-                orders.put(Order(fillings[number], number, begin, length, slot.memory, direct[number], slot))
+                slot, file = free.popleft(), direct[number]
+                past_cache = None if file is None else file.at(begin)
+                orders.put(Order(fillings[number], number, begin, length, slot.memory, past_cache, slot))
                 being_read += 1
             if not being_read:
                 return

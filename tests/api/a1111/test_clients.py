@@ -196,7 +196,7 @@ async def test_without_jobs_the_progress_is_idle(client):
 
 
 async def test_the_progress_has_the_steps_and_a_preview(client):
-    client.services.queue.preview_share = float("inf")
+    client.services.queue.generator.preview_share = float("inf")
     task, job = await begun(client)
     await runs(client, job)
     unseen = await progress(client, "?skip_current_image=true")

@@ -184,7 +184,8 @@ async def test_positions_in_the_queue_are_followed(client):
 
 
 async def test_previews_are_made_for_a_follower_and_each_is_sent_once(client):
-    client.services.queue.preview_share = float("inf")  # a step of the tiny pipeline takes hardly longer than a preview
+    # A step of the tiny pipeline takes hardly longer than a preview.
+    client.services.queue.generator.preview_share = float("inf")
     async with following(client) as events:
         identity = await submit(client, n=1, steps=20, width=256, height=256)
         job = await events.job(identity, lambda job: job.get("preview"))

@@ -19,7 +19,7 @@ QUICK = {"prompt": "a cat", "seed": 7}
 @pytest.fixture
 def _unlimited(client):
     """Make a preview for every step: a step of the tiny pipeline takes hardly longer than a preview."""
-    client.services.queue.preview_share = float("inf")
+    client.services.queue.generator.preview_share = float("inf")
 
 
 async def submit(client, **fields):

@@ -18,10 +18,14 @@ async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start
     async with start() as client:
         assert client.services.supervisor.factory is None, "nothing was imported yet"
         assert (await client.call("GET", "/health/live"))[0] == 200
-        status, headers, body = await client.call("POST", "/generate", json={"prompt": "x"})
-        if client.services.engines.serving("current") is None:
-            assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "model_not_loaded", "2")
-        await client.serves()
+        _, _, status = await client.call("GET", "/status")
+        attempt = status["aliases"]["current"]["attempt"]
+        assert attempt is None or attempt["activity"]
+        assert (await client.png(width=64, height=64, steps=1))[0]["X-Zwatch-Version"] == "v1", "it waited for the load"
+        _, _, status = await client.call("GET", "/status")
+        attempt = status["aliases"]["current"]["attempt"]
+        assert attempt["activity"] is None
+        assert {"import", "device", "build"} <= attempt["phases"].keys()
         assert (await client.call("GET", "/health/ready"))[0] == 200
         assert (await client.call("GET", "/health"))[2] == {"status": "ok", "version": "v1", "reasons": []}
 
@@ -29,7 +33,7 @@ async def test_live_answers_before_anything_is_loaded_and_ready_only_after(start
 async def test_the_status_has_every_field_that_the_interface_shows(client):
     _, _, status = await client.call("GET", "/status")
     assert {"status", "serving", "aliases", "engines", "strays", "queue", "device", "uptime"} <= status.keys()
-    assert status["serving"].keys() == {"version", "digest", "since", "images", "default_size", "max_size"}
+    assert status["serving"].keys() == {"version", "digest", "signer", "since", "images", "default_size", "max_size"}
     attempt = status["aliases"]["current"]["attempt"]
     fields = {
         "version",
@@ -45,7 +49,7 @@ async def test_the_status_has_every_field_that_the_interface_shows(client):
         "shared",
     }
     assert fields | {"way", "held"} <= attempt.keys()
-    assert {"read", "verify", "build", "warm", "promote"} == attempt["phases"].keys()
+    assert {"import", "device", "read", "verify", "build", "warm", "promote"} == attempt["phases"].keys()
     assert status["engines"][0].keys() >= {"version", "state", "leases", "bytes"}
     assert status["queue"] == {"waiting": 0, "running": 0, "limit": 64}
     _, _, versions = await client.call("GET", "/versions")

@@ -119,7 +119,7 @@ async def test_a_url_can_be_fetched_unchanged(client, connect):
 
 
 async def test_a_stream_has_partial_images_and_the_completed_one(client, connect):
-    client.services.queue.preview_share = float("inf")
+    client.services.queue.generator.preview_share = float("inf")
     async with connect(client) as (ours, _):
         stream = await ours.images.generate(
             prompt="a cat", stream=True, partial_images=3, size="256x128", output_format="webp", quality="auto",
@@ -152,7 +152,7 @@ async def test_a_stream_has_partial_images_and_the_completed_one(client, connect
 
 
 async def test_without_partial_images_a_stream_has_one_event(client, connect):
-    client.services.queue.preview_share = float("inf")
+    client.services.queue.generator.preview_share = float("inf")
     async with connect(client) as (ours, _):
         stream = await ours.images.generate(prompt="x", stream=True, extra_body={"num_inference_steps": 30})
         assert [event.type async for event in stream] == ["image_generation.completed"]

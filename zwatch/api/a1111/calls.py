@@ -30,7 +30,7 @@ from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
-from zwatch.generation.request import MAX_IMAGES
+from zwatch.generation.request import MAX_IMAGES, USUAL_SIDE
 
 _STATM = Path("/proc/self/statm")
 _MIN_PROGRESS = 0.01
@@ -117,9 +117,8 @@ async def txt2img(request: web.Request) -> web.Response:
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
-    expected = engines.find(wanted.request.model)
-    assert expected is not None  # otherwise the job was not accepted
-    key, size = expected.key, expected.engine.default_size
+    expected = engines.find(wanted.request.model)  # None while it is loaded
+    key, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
     del expected  # its memory may be freed while this waits
     with services.queue.attending(job):
         try:

@@ -68,7 +68,9 @@ def png_info(content_type: str, raw: bytes) -> PngInfo:
         details = read_details(base64.b64decode(image.rpartition(",")[2]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise invalid("image", "image is no PNG, JPEG or WebP file in base64") from None
-    items = {"zwatch_version": details.version, "zwatch_digest": details.digest}
+    items = {
+        "zwatch_version": details.version, "zwatch_digest": details.digest, "zwatch_signer": details.signer,
+    }  # fmt: skip
     if details.request:
         items["zwatch_request"] = json.dumps(details.request, ensure_ascii=False)
     return {

@@ -17,7 +17,8 @@ from zwatch.api.schema import Base64, LenientRequest, Number
 from zwatch.errors import RequestError
 from zwatch.generation.fields import Converted, Flag, Rule, Text, Whole, invalid, refused, validated
 from zwatch.generation.image_details import details_of
-from zwatch.generation.job import Finished, Job
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished
 from zwatch.generation.request import (
     DEFAULT_STEPS,
     MAX_IMAGES,
@@ -242,11 +243,11 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     return _body(asked, job, files, parameters, info)
 
 
-def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey, size: int) -> bytes:
+def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey | None, size: int) -> bytes:
     """Return the answer of an interrupted request: it has no images, and is not an error. `key` is the version that was
-    drawing, or would have been, `size` its default side length in pixels."""
+    drawing, or would have been, if that is known; `size` is its default side length in pixels."""
     sides: Sides = {"width": asked.request.width or size, "height": asked.request.height or size}
-    info = {**_info(asked, job, [], []), **sides, **_model(key)}
+    info = {**_info(asked, job, [], []), **sides, **({} if key is None else _model(key))}
     return _body(asked, job, [], {**asked.parameters, **sides}, info)
 
 

@@ -13,7 +13,8 @@ from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, stream_job
 from zwatch.errors import RequestError
-from zwatch.generation.job import Finished, Job
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished
 from zwatch.generation.request import GenerateRequest, ImageFormat
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")

@@ -7,6 +7,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
 from zwatch.api.bodies import received_image
+from zwatch.api.pieces import SHARED
 from zwatch.api.results import disposition
 from zwatch.api.schema import Number
 from zwatch.api.services import SERVICES
@@ -45,9 +46,9 @@ async def page(request: web.Request) -> web.Response:
 async def picture(request: web.Request) -> web.Response:
     """Return an image file."""
     name = request.match_info["name"]
-    file = await _history(request).read(name)
+    body = await request.app[SHARED].body(name, _history(request).read)
     headers = {**_KEPT, **disposition(name)}
-    return web.Response(body=file, content_type=ImageFormat.of_name(name).media_type, headers=headers)
+    return web.Response(body=body, content_type=ImageFormat.of_name(name).media_type, headers=headers)
 
 
 async def thumbnail(request: web.Request) -> web.Response:

@@ -9,7 +9,8 @@ from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import LAST_EVENT, stream_job
 from zwatch.errors import RequestError
-from zwatch.generation.job import Finished, Job
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished
 from zwatch.generation.request import GenerateRequest
 
 

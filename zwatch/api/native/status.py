@@ -1,7 +1,7 @@
 """The state of the service: status, attempts, versions, events and health checks."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
 from zwatch.bridge import NoAnswer
-from zwatch.deploy.look import summaries
+from zwatch.deploy.summaries import RootSummary
 from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import retry_after
 from zwatch.generation.request import PRIMARY
@@ -29,10 +29,18 @@ class Attempts(TypedDict):
     attempts: list[views.AttemptView | None]
 
 
+class UnusableDirectory(TypedDict):
+    """A directory in the models root whose name cannot be a version's."""
+
+    name: str
+    reason: str
+
+
 class Versions(TypedDict):
     """All version directories; only resident versions while the models root cannot be read, and `problem` says why."""
 
     versions: list[views.VersionView]
+    unusable: list[UnusableDirectory]
     problem: str | None
 
 
@@ -74,19 +82,34 @@ async def versions(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     problem = None
     try:
-        found = await services.bridge.run("inspect", summaries, services.models)
+        found = await services.bridge.run("inspect", services.summaries.read)
+        signers = await services.bridge.run(
+            "inspect", services.supervisor.gate.signers, services.models, found.versions
+        )
     except NoAnswer:
         raise
     except OSError as error:
         problem = f"{services.models}: {error.strerror}; expected the models root, see --models"
-        found = _resident(services, problem)
+        found = RootSummary(_resident(services, problem), ())
+        signers = {one.key.version: one.signer for one in services.engines.residents}
     marks = views.version_marks(services.supervisor, services.engines)
+    verdict = services.supervisor.runner.verdicts.find
     # In a thread: there may be tens of thousands of directories.
-    return json_answer(await services.bridge.run("inspect", _versions, found, marks, problem))
+    return json_answer(await services.bridge.run("inspect", _versions, found, marks, verdict, signers, problem))
 
 
-def _versions(found: Sequence[VersionSummary], marks: Mapping[str, views.VersionMarks], problem: str | None) -> bytes:
-    body: Versions = {"versions": [views.version_view(one, marks) for one in found], "problem": problem}
+def _versions(
+    found: RootSummary,
+    marks: Mapping[str, views.VersionMarks],
+    verdict: views.FindVerdict,
+    signers: Mapping[str, str | None],
+    problem: str | None,
+) -> bytes:
+    body: Versions = {
+        "versions": [views.version_view(one, marks, verdict, signers.get(one.name)) for one in found.versions],
+        "unusable": [{"name": name, "reason": reason} for name, reason in found.unusable],
+        "problem": problem,
+    }
     return encoded(body)
 
 
@@ -142,7 +165,8 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Return whether `current` serves."""
-    serves = request.app[SERVICES].engines.serving(PRIMARY) is not None
+    """Return whether `current` serves and requests are accepted: not while the service stops or unloads."""
+    services = request.app[SERVICES]
+    serves = services.queue.closed is None and services.engines.serving(PRIMARY) is not None
     body: Probe = {"status": "ready" if serves else "unavailable"}
     return answer(body) if serves else answer(body, 503, retry_after(2))

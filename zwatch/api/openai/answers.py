@@ -13,7 +13,8 @@ from zwatch.api.openai.requests import with_client_names
 from zwatch.api.schema import Base64, Digest, Number, VersionName, choice
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import enlarged_preview
-from zwatch.generation.job import Finished, Job
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished
 from zwatch.generation.request import ImageFormat
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident

@@ -24,7 +24,8 @@ from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, relay, send
 from zwatch.deploy.look import has_version, without_root
 from zwatch.errors import RequestError
-from zwatch.generation.job import Done, Failed, Finished, Job, JobEvent, Stepped
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Stepped
 from zwatch.generation.request import PRIMARY
 
 

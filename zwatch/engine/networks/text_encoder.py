@@ -145,8 +145,7 @@ class Qwen3Encoder(nn.Module):
         """
         length, device = len(tokens), tokens.device
         x: Tensor = self.embed_tokens(tokens[None])
-        frequencies = self._frequencies(device)
-        angles = torch.arange(length, device=device)[None, :, None].float() * frequencies
+        angles = self.angles(length, device)[None]
         angles = torch.cat((angles, angles), dim=-1)
         cosine, sine = (wave.to(x.dtype).unsqueeze(1) for wave in (angles.cos(), angles.sin()))
         places = torch.arange(length, device=device)
@@ -156,7 +155,9 @@ class Qwen3Encoder(nn.Module):
         kept: Tensor = x[0, mask.nonzero().flatten().to(device)]
         return kept
 
-    def _frequencies(self, device: torch.device) -> Tensor:
+    def angles(self, length: int, device: torch.device) -> Tensor:
+        """Return how far each pair of a head is turned at each place, float32 of shape (length, head / 2)."""
         head = self.config.head_dim
         steps = torch.arange(0, head, 2, dtype=torch.float32) / head
-        return (1.0 / (self.config.rope_theta**steps)).to(device)
+        frequencies = (1.0 / (self.config.rope_theta**steps)).to(device, non_blocking=True)
+        return torch.arange(length, device=device)[:, None].float() * frequencies

@@ -22,9 +22,9 @@ TIME_WIDTH = 256
 """Most channels of a time step's embedding (`ADALN_EMBED_DIM`)."""
 _TIME_HIDDEN = 1024
 _TIME_PERIOD = 10_000
-_QK_EPSILON = 1e-5
-_FINAL_EPSILON = 1e-6
-_PATCH = 2
+QK_EPSILON = 1e-5
+FINAL_EPSILON = 1e-6
+PATCH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class TransformerConfig:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "TransformerConfig | None":
         """Return a config that was checked; None if it needs what is not here: other patches, conditioning images."""
-        patches = (config.get("all_patch_size", [_PATCH]), config.get("all_f_patch_size", [1]))
-        if patches != ([_PATCH], [1]) or config.get("siglip_feat_dim") is not None:
+        patches = (config.get("all_patch_size", [PATCH]), config.get("all_f_patch_size", [1]))
+        if patches != ([PATCH], [1]) or config.get("siglip_feat_dim") is not None:
             return None
         known = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         self.norm_q: nn.Module | None = None
         self.norm_k: nn.Module | None = None
         if config.qk_norm:
-            self.norm_q, self.norm_k = (RMSNorm(width // self.heads, _QK_EPSILON) for _ in range(2))
+            self.norm_q, self.norm_k = (RMSNorm(width // self.heads, QK_EPSILON) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor | None, rotations: Tensor) -> Tensor:
         """Return the attention's output for x, shape (batch, tokens, width).
@@ -140,7 +140,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=_FINAL_EPSILON)
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=FINAL_EPSILON)
         self.linear = Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(min(width, TIME_WIDTH), width))
 
@@ -186,7 +186,7 @@ class ZImageTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.in_channels = config.in_channels
-        width, patch = config.dim, _PATCH * _PATCH * config.in_channels
+        width, patch = config.dim, PATCH * PATCH * config.in_channels
         self.all_x_embedder = nn.ModuleDict({"2-1": Linear(patch, width)})
         self.all_final_layer = nn.ModuleDict({"2-1": FinalLayer(width, patch)})
         self.noise_refiner = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_refiner_layers))
@@ -217,10 +217,10 @@ class ZImageTransformer(nn.Module):
         assert not return_dict  # as the pipeline calls it
         time = self.t_embedder(t * self.config.t_scale).type_as(x[0])
         _, frames, height, width = x[0].shape
-        grid = (frames, height // _PATCH, width // _PATCH)
-        prompts = [_padded(one) for one in cap_feats]
+        grid = (frames, height // PATCH, width // PATCH)
+        prompts = [padded(one) for one in cap_feats]
         image = self._part(
-            self.all_x_embedder["2-1"], [_padded(_patches(one)) for one in x], [math.prod(grid)] * len(x), self.x_pad_token,
+            self.all_x_embedder["2-1"], [padded(patches(one)) for one in x], [math.prod(grid)] * len(x), self.x_pad_token,
             [(grid, (len(prompt) + 1, 0, 0)) for prompt in prompts],
         )  # fmt: skip
         prompt = self._part(
@@ -236,25 +236,25 @@ class ZImageTransformer(nn.Module):
         for block in self.layers:
             joined = block(joined, mask, rotations, time)
         out = self.all_final_layer["2-1"](joined, time)
-        return ([_image(one, (frames, height, width), self.in_channels) for one in out],)
+        return ([image_of(one, (frames, height, width), self.in_channels) for one in out],)
 
     def _part(
         self, embed: nn.Module, features: list[Tensor], lengths: list[int], pad: Tensor,
         places: list[tuple[tuple[int, int, int], tuple[int, int, int]]],
     ) -> _Part:  # fmt: skip
         """Embed one part of the sequences. `lengths` are without padding, `places` are (grid, position of its first token)."""
-        padded = [len(one) for one in features]
+        counts = [len(one) for one in features]
         tokens = embed(torch.cat(features))
-        is_padding = [place >= length for length, all_ in zip(lengths, padded, strict=True) for place in range(all_)]
+        is_padding = [place >= length for length, all_ in zip(lengths, counts, strict=True) for place in range(all_)]
         if any(is_padding):
             tokens = torch.where(torch.tensor(is_padding, device=tokens.device).unsqueeze(-1), pad, tokens)
-        rotations = [self._rotations_of(*place, count) for place, count in zip(places, padded, strict=True)]
+        rotations = [self.rotations_of(*place, count) for place, count in zip(places, counts, strict=True)]
         return _Part(
-            pad_sequence(list(tokens.split(padded)), batch_first=True),
-            pad_sequence(rotations, batch_first=True), _mask(padded, tokens.device), padded,
+            pad_sequence(list(tokens.split(counts)), batch_first=True),
+            pad_sequence(rotations, batch_first=True), _mask(counts, tokens.device), counts,
         )  # fmt: skip
 
-    def _rotations_of(self, grid: tuple[int, int, int], first: tuple[int, int, int], count: int) -> Tensor:
+    def rotations_of(self, grid: tuple[int, int, int], first: tuple[int, int, int], count: int) -> Tensor:
         """Return the rotations of a grid of positions, complex64 of shape (count, head width / 2); padding is at 0, 0, 0."""
         device = self.x_pad_token.device
         if not self._tables or self._tables[0].device != device:
@@ -287,7 +287,7 @@ def _tables(config: TransformerConfig) -> list[Tensor]:
     return tables
 
 
-def _padded(features: Tensor) -> Tensor:
+def padded(features: Tensor) -> Tensor:
     """Repeat the last row up to a multiple of 32 rows: what stands there is replaced."""
     missing = -len(features) % PAD_MULTIPLE
     return torch.cat([features, features[-1:].repeat(missing, 1)]) if missing else features
@@ -312,16 +312,16 @@ def _joined(image: _Part, tokens: Tensor, prompt: _Part, prompt_tokens: Tensor) 
     return join(tokens, prompt_tokens), join(image.rotations, prompt.rotations), mask
 
 
-def _patches(image: Tensor) -> Tensor:
+def patches(image: Tensor) -> Tensor:
     """Cut latents of shape (channels, frames, h, w) into patches, shape (patches, 4 x channels)."""
     channels, frames, height, width = image.shape
-    cut = image.view(channels, frames, 1, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
-    return cut.permute(1, 3, 5, 2, 4, 6, 0).reshape(-1, _PATCH * _PATCH * channels)
+    cut = image.view(channels, frames, 1, height // PATCH, PATCH, width // PATCH, PATCH)
+    return cut.permute(1, 3, 5, 2, 4, 6, 0).reshape(-1, PATCH * PATCH * channels)
 
 
-def _image(patches: Tensor, size: tuple[int, int, int], channels: int) -> Tensor:
-    """Undo `_patches`; what follows the image's own patches is left out."""
+def image_of(patches: Tensor, size: tuple[int, int, int], channels: int) -> Tensor:
+    """Undo `patches`; what follows the image's own patches is left out."""
     frames, height, width = size
-    rows, columns = height // _PATCH, width // _PATCH
-    cut = patches[: frames * rows * columns].view(frames, rows, columns, 1, _PATCH, _PATCH, channels)
+    rows, columns = height // PATCH, width // PATCH
+    cut = patches[: frames * rows * columns].view(frames, rows, columns, 1, PATCH, PATCH, channels)
     return cut.permute(6, 0, 3, 1, 4, 2, 5).reshape(channels, frames, height, width)

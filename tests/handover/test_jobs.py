@@ -1,0 +1,193 @@
+"""Jobs across a handover: what a client sees of a job is the same in both processes."""
+
+import asyncio
+import json
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from zwatch.api.results import job_view
+from zwatch.engine.parameters import GenerationParameters
+from zwatch.errors import RequestError
+from zwatch.generation.job import Job, JobState, client_of_request
+from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job_store import JobStore
+from zwatch.generation.request import parse_generate
+from zwatch.handover.channel import Channel
+from zwatch.handover.jobs import JobMirror, JobTeller
+from zwatch.rollout.lifecycle import VersionKey
+
+KEY = VersionKey("v1", "d" * 64)
+PARAMETERS = GenerationParameters("a cat", "", 64, 64, 4, 0.0, (7, 8))
+
+
+class Pair:
+    """A store, and a mirror of it behind a channel."""
+
+    def __init__(self) -> None:
+        one, other = socket.socketpair()
+        self.old, self.new = Channel(one), Channel(other)
+        self.store, self.mirrored = JobStore(), JobStore()
+        self.teller = JobTeller(self.store, self.old)
+        self.submitted: list[Job] = []
+        self.queue = SimpleNamespace(jobs=self.mirrored, submit=self.submit, cancel=lambda job: job.cancel())
+        self.mirror = JobMirror(self.queue, None, self.new)
+
+    def submit(self, request, **how) -> Job:
+        self.submitted.append(Job(request, None, self.mirrored.settle, **how))
+        self.mirrored.add(self.submitted[-1])
+        return self.submitted[-1]
+
+    def job(self, **how) -> Job:
+        request = parse_generate({"prompt": "a cat", "n": 2, "steps": 4, "seed": 7, "format": "jpeg"})
+        job = Job(request, None, self.store.settle, **{"attended": False, "keeps_files": True, **how})
+        self.store.add(job)
+        return job
+
+    async def tell(self) -> None:
+        self.teller.tell()
+        self.old.send({"end": True})
+        while "end" not in (message := await self.new.receive(10)).body:
+            await self.mirror.note(message.body)
+
+    def views(self, job: Job) -> tuple[dict, dict]:
+        """Return what both processes answer."""
+        views = [json.loads(json.dumps(job_view(store.find(job.id)))) for store in (self.store, self.mirrored)]
+        for view in views:
+            view.pop("remaining", None)  # measured anew
+        return views[0], views[1]
+
+
+@pytest.fixture
+async def pair():
+    made = Pair()
+    yield made
+    made.old.close()
+    made.new.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_every_state_of_a_job_is_the_same_in_both(pair):
+    job = pair.job()
+    states = [
+        lambda: job.set_position(3),
+        job.begin,
+        lambda: job.assign(KEY, PARAMETERS),
+        lambda: job.advance(2, b"preview"),
+        lambda: job.add_picture(Picture(7, b"one", None)),
+        lambda: job.advance(8),
+        lambda: job.add_picture(Picture(8, b"two", None)),
+        lambda: job.finish(Finished(KEY, PARAMETERS, True, dict.fromkeys(("queue", "encode", "denoise", "decode", "write", "total"), 0.5), job.pictures)),
+    ]  # fmt: skip
+    for change in states:
+        change()
+        await pair.tell()
+        old, new = pair.views(job)
+        assert new == old
+    found = pair.mirrored.find(job.id)
+    assert [picture.file for picture in found.pictures] == [b"one", b"two"]
+    assert found.state is JobState.DONE
+    assert pair.mirrored.unsettled == []
+
+
+@pytest.mark.parametrize(
+    "end", [lambda job: job.fail(RequestError("generation_failed", "no")), lambda job: job.cancel()]
+)
+async def test_a_job_that_fails_or_is_cancelled_does_so_in_both(pair, end):
+    job = pair.job()
+    await pair.tell()
+    end(job)
+    await pair.tell()
+    old, new = pair.views(job)
+    assert new == old
+    assert "error" in new
+
+
+async def test_jobs_that_ended_before_come_over_with_their_age_and_their_clients(pair):
+    clock = 1000.0
+    pair.store._clock = lambda: clock
+    token = client_of_request.set("page-1")
+    jobs = [pair.job() for _ in range(3)]
+    client_of_request.reset(token)
+    jobs[1].cancel()
+    clock = 1500.0
+    jobs[0].cancel()
+    await pair.teller.tell_all()
+    await pair.tell()
+    assert [round(ago) for ago, _ in pair.mirrored.ended] == [500, 0]
+    assert [job.id for _, job in pair.mirrored.ended] == [jobs[1].id, jobs[0].id], (
+        "they expire in the order of their ends"
+    )
+    assert [job.id for job in pair.mirrored.of_client("page-1")] == [job.id for job in jobs]
+    assert all(pair.views(job)[0] == pair.views(job)[1] for job in jobs)
+
+
+async def test_followers_of_the_mirrored_job_get_its_events(pair):
+    job = pair.job()
+    await pair.tell()
+    seen = []
+
+    async def follow():
+        async for event in pair.mirrored.find(job.id).follow(10.0):
+            seen.append(type(event).__name__)  # noqa: PERF401 (the test reads it meanwhile)
+
+    following = asyncio.create_task(follow())
+    for change in (job.begin, lambda: job.advance(1), job.cancel):
+        await asyncio.sleep(0.01)
+        change()
+        await pair.tell()
+    await asyncio.wait_for(following, 10)
+    assert (seen[0], seen[-1]) == ("Queued", "Failed")
+    assert "Stepped" in seen
+
+
+async def test_a_client_of_the_new_process_cancels_a_job_of_the_old_one_and_watches_it(pair):
+    job = pair.job()
+    job.begin()
+    await pair.tell()
+    mirrored = pair.mirrored.find(job.id)
+    mirrored.note_poll()
+    pair.mirror.tell_watched()
+    assert (await pair.old.receive(10)).body == {"watched": job.id}
+    mirrored.cancel()
+    assert (await pair.old.receive(10)).body == {"cancel": job.id}
+    assert mirrored.state is JobState.CANCELLED
+    job.advance(3)
+    await pair.tell()  # what comes late is ignored
+    assert pair.mirrored.find(job.id).state is JobState.CANCELLED
+
+
+async def test_a_job_that_the_old_process_could_not_end_is_drawn_again(pair):
+    job, attended = pair.job(), pair.job(attended=True)
+    job.begin()
+    job.advance(3)
+    await pair.tell()
+    pair.mirror.redraw()
+    await until(lambda: pair.submitted)
+    (again,) = pair.submitted
+    assert again.request == job.request
+    mirrored = pair.mirrored.find(job.id)
+    assert (mirrored.state, mirrored.step) == (JobState.QUEUED, 0)
+    assert pair.mirrored.find(attended.id).state is JobState.FAILED, "its client has lost its connection"
+    again.begin()
+    again.assign(KEY, PARAMETERS)
+    again.add_picture(Picture(7, b"one", None))
+    timings = dict.fromkeys(("queue", "encode", "denoise", "decode", "write", "total"), 0.5)
+    again.finish(Finished(KEY, PARAMETERS, False, timings, again.pictures))
+    await asyncio.wait_for(mirrored.result(), 10)
+    assert (mirrored.state, mirrored.pictures[0].file) == (JobState.DONE, b"one")
+
+
+async def test_a_job_that_is_drawn_again_can_be_cancelled(pair):
+    job = pair.job()
+    await pair.tell()
+    pair.mirror.redraw()
+    await until(lambda: pair.submitted)
+    pair.mirrored.find(job.id).cancel()
+    await until(lambda: pair.submitted[0].state is JobState.CANCELLED)

@@ -1,0 +1,88 @@
+"""How the networks of a pipeline are computed: exactly as diffusers does, bit for bit, or another way."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from zwatch.engine import library
+from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.schedule import Timeline
+
+Velocities = Callable[[Tensor, int], Sequence[Tensor]]
+"""Returns, for latents of shape (1, channels, h, w) before a step and the step's number, where they move for each of the prompts,
+each of shape (channels, 1, h, w)."""
+
+
+class Computing(Protocol):
+    """One way to compute. It has no state of a picture, so that engines share it."""
+
+    @property
+    def name(self) -> str:
+        """What tells its results from those of another way: their last bits differ."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step is launched before the device has finished the one before it."""
+
+    def encode(self, text_encoder: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return a prompt for the transformer, as `Qwen3Encoder.encode`."""
+
+    def velocities(
+        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+    ) -> Velocities:
+        """Return what computes the steps of one picture, whose latents have the shape of these."""
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return the pixels of latents of shape (1, channels, h / 8, w / 8): shape (1, 3, h, w)."""
+
+
+class ExactComputing:
+    """diffusers' own bits."""
+
+    name = "exact"
+    runs_ahead = False
+
+    def encode(self, text_encoder: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `Computing.encode`."""
+        encode = (
+            text_encoder.encode if isinstance(text_encoder, Qwen3Encoder) else partial(library.encode, text_encoder)
+        )
+        found: Tensor = encode(tokens, mask)
+        return found
+
+    def velocities(
+        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+    ) -> Velocities:
+        """As `Computing.velocities`."""
+
+        def at(latents: Tensor, number: int) -> Sequence[Tensor]:
+            # One frame of each image
+            inputs = latents.to(transformer.dtype).repeat(len(prompts), 1, 1, 1).unsqueeze(2)
+            towards = ((1000 - timeline.timesteps[number].expand(1)) / 1000).repeat(len(prompts))
+            found: Sequence[Tensor] = transformer(list(inputs.unbind(0)), towards, list(prompts), return_dict=False)[0]
+            return found
+
+        return at
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """As `Computing.decode`."""
+        found: Tensor = vae.decode(latents, return_dict=False)[0]
+        return found
+
+
+EXACT = ExactComputing()
+
+
+class Finished:
+    """A point in the work of the current stream, which the device reaches later."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(blocking=True)
+        self._event.record()
+
+    def wait(self) -> None:
+        """Wait until the device is there, without using the processor."""
+        self._event.synchronize()

@@ -1,0 +1,1 @@
+"""The networks computed faster: fused operations between the matrix products, rounded once instead of after each step."""

@@ -1,0 +1,83 @@
+"""The fast way to compute, for the networks of `zwatch.engine.networks`; others are computed exactly."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zwatch.engine.computing import EXACT, Velocities
+from zwatch.engine.fast import attention, autoencoder, text_encoder
+from zwatch.engine.fast.operations import Operations
+from zwatch.engine.fast.products import Products
+from zwatch.engine.fast.transformer import Steps
+from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.networks.transformer import PAD_MULTIPLE, ZImageTransformer
+from zwatch.engine.scaled import FP8, quantized_dtype
+from zwatch.engine.schedule import Timeline
+
+
+def gpu_operations(rows: int | None = None) -> Operations:
+    """Return the operations as Triton kernels, of which a program takes so many rows, or the usual number.
+
+    Raises:
+        ImportError: triton is not installed.
+    """
+    from zwatch.engine.fast.triton_operations import ROWS, TritonOperations
+
+    return TritonOperations(rows or ROWS)
+
+
+class FastComputing:
+    """The same mathematics with fewer roundings: pictures differ from the exact ones as rounding differs, and a picture's own
+    bits are always the same."""
+
+    def __init__(
+        self, operations: Operations, attend: str = attention.DEFAULT, products: Products | None = None, *,
+        runs_ahead: bool = False,
+    ) -> None:  # fmt: skip
+        """`attend` is a name in `attention.KERNELS`; `products` are of the one transformer that they were made for."""
+        self.operations = operations
+        self.name = f"fast-{operations.name}-{attend}"
+        self.runs_ahead = runs_ahead
+        self._attend = attention.KERNELS[attend]
+        self._products = products
+
+    def encode(self, network: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `Computing.encode`."""
+        if not isinstance(network, Qwen3Encoder):
+            return EXACT.encode(network, tokens, mask)
+        return text_encoder.encode(network, self.operations, tokens, mask)
+
+    def velocities(
+        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+    ) -> Velocities:
+        """As `Computing.velocities`."""
+        if not isinstance(transformer, ZImageTransformer):
+            return EXACT.velocities(transformer, timeline, prompts, latents)
+        times = (1000 - timeline.timesteps) / 1000
+        size = (latents.shape[2], latents.shape[3])
+        # Prompts of different lengths, one by one: attention needs no mask then.
+        lengths = [-(-len(prompt) // PAD_MULTIPLE) for prompt in prompts]
+        groups = [prompts] if len(set(lengths)) == 1 else [[prompt] for prompt in prompts]
+        products = self._products or Products(scaled=quantized_dtype(transformer) is FP8)
+        steps = [Steps(transformer, self.operations, self._attend, products, size, group, times) for group in groups]
+
+        def at(latents: Tensor, number: int) -> Sequence[Tensor]:
+            inputs = latents.to(transformer.dtype)
+            found = [
+                one.velocity(inputs.expand(len(group), -1, -1, -1), number)
+                for one, group in zip(steps, groups, strict=True)
+            ]
+            return torch.cat(found).unsqueeze(2).unbind(0)
+
+        return at
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """As `Computing.decode`."""
+        return (
+            autoencoder.decode(vae, self.operations, latents)
+            if isinstance(vae, Autoencoder)
+            else EXACT.decode(vae, latents)
+        )

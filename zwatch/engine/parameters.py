@@ -1,0 +1,34 @@
+"""What an engine is asked for and what it returns, for code that must not wait for torch."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from zwatch.timeline import Phases
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParameters:
+    """What images are made from, one per seed. Sizes in pixels, multiples of 16."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Generation:
+    """The result: images in the order of the seeds, whether the prompt was truncated, whether every pixel was a finite
+    number (the images end with the first that has another), and seconds by phase."""
+
+    images: "list[Image.Image]"
+    truncated: bool
+    finite: bool
+    timings: dict[str, float]
+    phases: Phases = field(default_factory=Phases)

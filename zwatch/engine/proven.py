@@ -1,0 +1,79 @@
+"""Which versions have made a usable warm-up image on this machine, so that its next start need not make it again."""
+
+import json
+import threading
+from collections.abc import Callable
+
+import torch
+from blake3 import blake3
+
+from zwatch import __version__
+from zwatch.engine.kept_files import KeptFiles
+from zwatch.engine.precision import Precision
+from zwatch.engine.preview import LatentColours
+from zwatch.lanes import start_thread
+from zwatch.shadow.device import Device
+
+KEPT = 16
+"""Versions that are remembered."""
+_DISTRUSTED = 1000
+"""Versions that are distrusted, whatever is remembered of them; the oldest are forgotten first."""
+MOST_WRITERS = 4
+"""Threads that write or remove at a time. A disk that does not answer keeps them, and what comes then is left out."""
+
+
+class ProvenVersions:
+    """What is known of versions by digest, on this device, with these libraries. `files` is where that is kept."""
+
+    def __init__(self, device: Device, files: KeptFiles, precision: Precision = Precision()) -> None:  # noqa: B008 (frozen)
+        """`precision` is what was asked for."""
+        self._device = device
+        self._files = files
+        self._distrusted: dict[str, None] = {}
+        self._writers = threading.BoundedSemaphore(MOST_WRITERS)
+        self._place = json.dumps([__version__, precision.dtype, precision.quantize, *device.identity()])
+
+    def find(self, digest: str) -> LatentColours | None:
+        """Return what the warm-up image of a version has shown, if it was usable; None if that is not known."""
+        data = None if digest in self._distrusted else self._files.read(self._name(digest))
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+            weights, bias = (torch.tensor(found[name], dtype=torch.float32) for name in ("weights", "bias"))
+        except (ValueError, TypeError, LookupError):
+            return None
+        return LatentColours(weights.to(self._device.torch_device), bias.to(self._device.torch_device))
+
+    def note(self, digest: str, colours: LatentColours) -> None:
+        """Remember that a version has made a usable image, and what that has shown."""
+        self._distrusted.pop(digest, None)
+        found = {"weights": colours.weights.tolist(), "bias": colours.bias.tolist()}
+        self._beside(self._files.write, self._name(digest), json.dumps(found).encode())
+
+    def forget(self, digest: str) -> None:
+        """Forget a version: it has made a bad image since, or the process crashed while it served."""
+        self._distrusted[digest] = None  # also if the file cannot be removed
+        while len(self._distrusted) > _DISTRUSTED:
+            del self._distrusted[next(iter(self._distrusted))]
+        self._beside(self._files.remove, self._name(digest))
+
+    def _name(self, digest: str) -> str:
+        return blake3(f"{digest}\n{self._place}".encode()).hexdigest(32)
+
+    def _beside(self, function: Callable[..., object], *given: object) -> None:
+        """Call a function in a thread: a disk that does not answer holds up neither a load nor the event loop."""
+        if not self._writers.acquire(blocking=False):
+            return
+        try:
+            start_thread(
+                threading.Thread(target=self._write, args=(function, *given), name="zwatch-proven", daemon=True)
+            )
+        except OSError:  # without it the next start takes longer
+            self._writers.release()
+
+    def _write(self, function: Callable[..., object], *given: object) -> None:
+        try:
+            function(*given)
+        finally:
+            self._writers.release()

@@ -1,0 +1,76 @@
+"""A picture by networks of a few tiny layers, whose only purpose is that CUDA loads its libraries and kernels.
+
+That takes a second, which a start spends beside the reading of the weights. The networks are those of a version, with random
+memory instead of weights.
+"""
+
+import logging
+import sys
+import threading
+from contextlib import suppress
+
+import torch
+
+from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
+from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
+from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
+from zwatch.engine.preview import LatentColours
+from zwatch.engine.sampling import Pipeline, image_of
+from zwatch.engine.schedule import EulerSchedule
+from zwatch.lanes import start_thread
+from zwatch.shadow.device import Device
+
+_log = logging.getLogger(__name__)
+
+SWITCH_SECONDS = 0.0005
+"""Longest wait for the interpreter's lock meanwhile; 5 ms is usual."""
+SIDE = 128
+"""Of the picture, pixels."""
+_TOKENS = 512
+_TEXT = TextConfig(
+    vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+)  # fmt: skip
+_TRANSFORMER = TransformerConfig(dim=256, n_layers=1, n_refiner_layers=1, n_heads=2, cap_feat_dim=256)
+_VAE = AutoencoderConfig(block_out_channels=(128, 256), shift_factor=0.0, latent_channels=16, use_quant_conv=False)
+
+
+def begin(device: Device) -> None:
+    """Begin it in a thread, on a GPU; a CPU has nothing to load."""
+    if device.torch_device.type == "cuda":
+        thread = threading.Thread(target=_rehearse, args=(device,), name="zwatch-rehearsal", daemon=True)
+        with suppress(OSError):  # without it the first picture takes longer
+            start_thread(thread)
+            device.preparing.append(thread)
+
+
+def _rehearse(device: Device) -> None:
+    # The thread that sends weights to the device asks for the interpreter's lock at each of them, and gets it so late.
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        with device.on_serving_stream(), torch.inference_mode():
+            draw(device.torch_device)
+    except Exception:  # it has no other purpose: the warm-up and requests say what does not work
+        _log.debug("the rehearsal failed", exc_info=True)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def draw(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Make a picture of noise on a device."""
+    with torch.device("meta"):
+        made = Qwen3Encoder(_TEXT), ZImageTransformer(_TRANSFORMER), Autoencoder(_VAE)
+    for network in made:
+        network.to_empty(device=device).to(dtype).eval()
+    text, transformer, vae = made
+    pipeline = Pipeline(None, text, transformer, vae, EulerSchedule())  # type: ignore[arg-type]  # no prompt is read
+    mask = torch.arange(_TOKENS) < 16
+    prompt = text.encode(torch.zeros(_TOKENS, dtype=torch.int64).to(device), mask)
+    noise = pipeline.noise(SIDE, SIDE, torch.Generator(device).manual_seed(0))
+    timeline = pipeline.timeline(noise, 2)
+    latents = pipeline.denoise(noise, timeline, [prompt], 0.0, lambda number, before, after: None)
+    pixels = pipeline.decode(latents)
+    torch.isfinite(pixels).all().item()
+    image_of(torch.nan_to_num(pixels))
+    colours = LatentColours(torch.zeros(3, 16, device=device), torch.zeros(3, 1, device=device))
+    colours.preview(noise, latents, *timeline.sigmas[:2]).image()

@@ -1,0 +1,160 @@
+"""Making one job's images on the device, in a thread that is given up if it does not get on."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from zwatch.bridge import Begun, Bridge, NoAnswer
+from zwatch.errors import GenerationCancelled, RequestError
+from zwatch.generation.job import Job
+from zwatch.generation.pictures import Pictures
+from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
+from zwatch.lanes import Interrupted
+from zwatch.logs import hiding, without_private
+from zwatch.shadow.faults import is_memory_short
+from zwatch.timeline import Phase
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from zwatch.engine.parameters import Generation
+    from zwatch.engine.pipeline import Engine
+
+_log = logging.getLogger(__name__)
+
+STALL, STALL_ON_GPU = 600.0, 120.0
+"""Seconds after which a generation that makes no step is given up: a step may take minutes on a slow processor."""
+STALL_AFTER_END = 120.0
+"""Seconds after which one whose client was answered (time limit, cancelled, gone) is interrupted: others wait for the device."""
+GRACE = 10.0
+"""Seconds for a thread that was interrupted to come back. A loop in Python does; a call of CUDA that hangs does not."""
+GRACE_ON_CPU = 300.0
+"""The same on a processor, where one call of a slow step may take long: it is not stuck."""
+_CHECK_SECONDS = 1.0
+
+
+class _SignOfLife:
+    """When a generation last got on, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since then."""
+        return time.monotonic() - self.at
+
+
+class Generator:
+    """Makes the images of one job at a time. `stall` is the seconds without a step after which a generation is given up, None for
+    what suits the device."""
+
+    def __init__(self, bridge: Bridge, stall: float | None = None) -> None:
+        self.preview_share = SHARE
+        """Largest share of a run's time that its previews may take."""
+        self.stall, self.stall_after_end, self.grace = stall, STALL_AFTER_END, GRACE
+        self.is_on_gpu: Callable[[], bool] = lambda: False
+        """Says whether the device is a GPU, whose steps take less than a processor's."""
+        self.on_stuck: Callable[[Engine, str], object] = lambda engine, reason: None
+        """Called when a generation was given up and its thread does not come back: the device can make no other image."""
+        self.stuck_since: float | None = None
+        """Since when such a generation makes no progress, on the monotonic clock; None if there is none."""
+        self._bridge = bridge
+        self._preview_cost = PreviewCost()
+        self._sign: _SignOfLife | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the running generation last got on; 0 if none runs."""
+        return 0.0 if self._sign is None else self._sign.silence
+
+    async def run(
+        self, engine: "Engine", pictures: Pictures, job: Job, *, holds_pictures: bool = False
+    ) -> "Generation":
+        """Generate in a thread; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
+
+        Raises:
+            RequestError: 500, an earlier one has not come back.
+            GenerationCancelled: the job has ended; so it has where the generation was given up.
+        """
+        sign = _SignOfLife()
+        begun_at = time.monotonic()
+        try:
+            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures)
+        except NoAnswer as error:
+            raise RequestError(
+                "generation_failed", f"earlier generations have not come back: {error.strerror}"
+            ) from None
+        self._sign = sign
+        try:
+            if not await self._gets_on(begun, engine, job, sign):
+                raise GenerationCancelled
+            generation = begun.future.result()
+            job.phases += generation.phases
+            return generation
+        except Interrupted:
+            raise GenerationCancelled from None
+        finally:
+            job.phases.append(Phase("generate", begun_at, time.monotonic()))
+            self._sign = None if self.stuck_since is None else sign
+            del begun  # an error's frames, of which this is one, hold the memory of a failed generation
+
+    async def _gets_on(self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife) -> bool:
+        """Wait for a generation; return False if it was given up."""
+        limit = self.stall or (STALL_ON_GPU if self.is_on_gpu() else STALL)
+        is_interrupted = False
+        while not begun.future.done():
+            await asyncio.wait([begun.future], timeout=min(_CHECK_SECONDS, limit / 4))
+            if begun.future.done():
+                break
+            if job.state.is_final and not is_interrupted and sign.silence > self.stall_after_end:
+                is_interrupted = True
+                begun.interrupt()
+            if sign.silence > limit:
+                await self._give_up(begun, engine, job, sign, limit)
+                return False
+        return True
+
+    async def _give_up(
+        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, limit: float
+    ) -> None:
+        """Tell those who wait for a generation that makes no progress, and end it; if it does not end, the device is stuck."""
+        reason = f"a generation by {engine.version} made no progress for {limit:g} s"
+        job.fail(RequestError("generation_failed", f"{reason} and was given up"))
+        begun.interrupt()
+        await asyncio.wait([begun.future], timeout=min(self.grace if self.is_on_gpu() else GRACE_ON_CPU, limit))
+        if begun.future.done():
+            _ = begun.future.cancelled() or begun.future.exception()  # seen: else asyncio logs it
+            _log.error("%s and was interrupted (%s)", reason, job.id)
+            return
+        self.stuck_since = sign.at
+        _log.error("%s and does not come back (%s); its thread is in\n%s", reason, job.id, begun.stack)
+        begun.leave()
+        self.on_stuck(engine, f"{reason} and does not come back")
+
+    def _generate(
+        self, engine: "Engine", pictures: Pictures, job: Job, sign: "_SignOfLife", holds_pictures: bool
+    ) -> "Generation":
+        reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
+
+        def cancelled() -> bool:
+            sign.at = time.monotonic()
+            return job.is_cancelled
+
+        on_image = _ignore if holds_pictures else pictures.post
+        return engine.serve(pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled)
+
+
+def _ignore(number: int, image: "Image") -> None:
+    pass
+
+
+def failure_of(error: Exception, job: Job) -> RequestError:
+    """Return the error that is answered for an unexpected one of the device or the model, and log that."""
+    with hiding(job.request.prompt, job.request.negative_prompt):
+        _log.error("a generation failed", exc_info=error)
+        if is_memory_short(error):
+            return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
+        return RequestError("generation_failed", without_private(f"{type(error).__name__}: {error}")[:500])
