@@ -32,6 +32,7 @@ from torch import Tensor
 from zwatch.engine.computing import EXACT, Computing
 from zwatch.engine.fast.attention import DEFAULT, KERNELS
 from zwatch.engine.fast.computing import FastComputing, gpu_operations
+from zwatch.engine.fast.graphs import Graphs
 from zwatch.engine.fast.operations import GroupNorm, Norm, Operations, Rotation, TorchOperations
 from zwatch.engine.fast.products import CopiedProducts, Products
 from zwatch.engine.fast.transformer import Steps
@@ -41,6 +42,7 @@ from zwatch.engine.networks.transformer import PAD_MULTIPLE, TransformerConfig, 
 from zwatch.engine.sampling import Pipeline, image_of
 from zwatch.engine.scaled import QuantizedLinear, Scaled
 from zwatch.engine.schedule import EulerSchedule
+from zwatch.shadow.graphs import CudaRecorder
 
 STEPS = 8
 TOKENS = 512
@@ -516,27 +518,22 @@ def batches(bench: Bench) -> None:
 
 
 def graphs(bench: Bench) -> None:
-    """All steps as one CUDA graph: what launching costs."""
+    """As requests are drawn: the steps and the encoding recorded as CUDA graphs, and what recording costs."""
     if not bench.is_gpu:
         return
-    for side in bench.preset.sides[::-1]:
-        with bench.trying(f"graph {side}"):
-            made, noise, timeline = steps_of(bench, side, 1)
-            call = partial(all_steps, made, noise, timeline, bench.dtype)
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                expected = call()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            begun = time.perf_counter()
-            with torch.cuda.graph(graph, stream=stream):
-                found = call()
-            captured = round((time.perf_counter() - begun) * 1000)
-            milliseconds, spread = bench.timed(graph.replay)
-            bench.row(
-                f"denoise {side}", "fast, CUDA graph", ms=milliseconds, spread=spread, capture_ms=captured,
-                same_bits=bool(torch.equal(found, expected)), limit=bench.limit(milliseconds, side),
-            )  # fmt: skip
+    for way, products in (("fast", None), ("fp8", CopiedProducts(bench.transformer, scaled=True))):
+        made = Graphs(CudaRecorder(bench.device), lambda: True)
+        using = FastComputing(bench.operations, DEFAULT, products, runs_ahead=True, graphs=made)
+        with torch.cuda.stream(torch.cuda.Stream(priority=-1)):
+            assert made.hold()
+            pipeline = bench.pipeline(using)
+            for side in bench.preset.sides[::-1]:
+                begun = time.perf_counter()
+                bench.whole(pipeline, side)
+                first = round((time.perf_counter() - begun) * 1000)
+                bench.row(f"whole {side}", f"{way}, graphs, first", ms=first)
+            measured(bench, f"{way}, graphs", using)
+            made.release()
 
 
 def true(bench: Bench) -> None:
@@ -620,7 +617,7 @@ def diffusers_ways(bench: Bench) -> None:
 
 MEASUREMENTS: tuple[tuple[Callable[[Bench], None], float, bool], ...] = (
     (rates, 5, True), (kernels, 60, True), (exact, 30, True), (fast, 20, True), (profiles, 10, True), (fp8, 25, True),
-    (attentions, 15, True), (graphs, 15, False), (joined, 10, False), (batches, 20, False), (kernel_times, 5, True),
+    (graphs, 20, True), (attentions, 15, True), (joined, 10, False), (batches, 20, False), (kernel_times, 5, True),
     (layer_products, 5, False), (rows, 15, False), (diffusers_ways, 60, False), (true, 30, False),
 )  # fmt: skip
 """Each with the most seconds that it may need, and whether it belongs to a quick run."""

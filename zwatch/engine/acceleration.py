@@ -10,6 +10,7 @@ import torch
 
 from zwatch.engine.computing import EXACT, Computing
 from zwatch.engine.fast.computing import FastComputing, gpu_operations
+from zwatch.engine.fast.graphs import Graphs
 from zwatch.engine.fast.operations import TorchOperations
 from zwatch.engine.networks.autoencoder import Autoencoder
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
@@ -20,11 +21,12 @@ from zwatch.engine.sampling import Pipeline
 from zwatch.engine.schedule import EulerSchedule
 from zwatch.lanes import start_thread
 from zwatch.shadow.cuda import CudaHasher
-from zwatch.shadow.device import Device
+from zwatch.shadow.device import SPARE, Device
+from zwatch.shadow.graphs import GRAPH_ROOM
 
 _log = logging.getLogger(__name__)
 
-EXACT_BY_DEFAULT = {"cuda": True, "cpu": True}
+EXACT_BY_DEFAULT = {"cuda": False, "cpu": True}
 """Whether pictures have diffusers' own bits where `--exact` is not given, by the kind of device."""
 _TOKENS, _SIDE = 16, 8
 """Of the prompt and the latents that kernels are compiled with."""
@@ -45,7 +47,9 @@ class Acceleration:
         self._lock = threading.Lock()
         self._begun: set[Hashable] = set()
         self._ready: set[Hashable] = set()
-        self._fast: Computing | None = None
+        self._fast: FastComputing | None = None
+        self._of_requests: Computing | None = None
+        self._graphs = Graphs(device.recorder, self._has_room) if device.recorder is not None else None
         self._beside: torch.cuda.Stream | None = None
         if kind == "cpu":
             self._fast = FastComputing(TorchOperations())
@@ -55,6 +59,18 @@ class Acceleration:
         if self.is_exact or self._fast is None or _is_mixed(pipeline):
             return EXACT
         return self._fast if self._device.torch_device.type == "cpu" or _kind(pipeline) in self._ready else EXACT
+
+    @contextmanager
+    def during(self, pipeline: Pipeline, *, is_request: bool) -> Iterator[Computing]:
+        """Make pictures of a pipeline inside, as `computing` says; a request's with graphs, unless another request has them."""
+        computing, graphs = self.computing(pipeline), self._graphs
+        if not is_request or computing is EXACT or self._of_requests is None or graphs is None or not graphs.hold():
+            yield computing
+            return
+        try:
+            yield self._of_requests
+        finally:
+            graphs.release()
 
     def prepare(self, pipeline: Pipeline) -> None:
         """Begin to compile what a pipeline needs, in a thread, unless that was begun before."""
@@ -85,6 +101,20 @@ class Acceleration:
         for tensor in read:
             tensor.record_stream(self._beside)
 
+    def give_room(self) -> bool:
+        """Release the graphs, because an image needs their memory now; return whether there were any."""
+        graphs, recorder = self._graphs, self._device.recorder
+        if graphs is None or recorder is None or not graphs.hold():
+            return False
+        try:
+            recorder.forget()
+            return graphs.forget()
+        finally:
+            graphs.release()
+
+    def _has_room(self) -> bool:
+        return self._device.room - self._device.kept >= SPARE + GRAPH_ROOM
+
     def _compile(self, pipeline: Pipeline, kind: Hashable) -> None:
         try:
             hasher = self._device.hasher
@@ -94,6 +124,7 @@ class Acceleration:
             with self._device.beside(), torch.inference_mode():
                 _try(fast, pipeline, self._device.torch_device)
             self._fast = fast
+            self._of_requests = FastComputing(fast.operations, runs_ahead=True, graphs=self._graphs)
             self._ready.add(kind)
             _log.info("the kernels for drawing are ready")
         except Exception:  # no triton, no compiler, no memory: the exact way needs none of them

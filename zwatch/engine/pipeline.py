@@ -96,8 +96,11 @@ class Engine:
             RuntimeError: the device failed.
         """
         phases = Phases()
-        with self._exclusively(), self.device.measured_request(), torch.inference_mode():
-            pipeline = replace(self.pipeline, computing=self._acceleration.computing(self.pipeline))
+        with (
+            self._exclusively(), self.device.measured_request(), torch.inference_mode(),
+            self._acceleration.during(self.pipeline, is_request=is_request) as computing,
+        ):  # fmt: skip
+            pipeline = replace(self.pipeline, computing=computing)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
             images, finite = [], True
@@ -151,9 +154,13 @@ class Engine:
                 if not is_memory_short(error):
                     raise
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
-            if not self.device.give_room():
+            had_graphs = self._acceleration.give_room()
+            if self.device.give_room():
+                _log.warning(
+                    "a request needed the memory kept for the next load: the next version will load more slowly"
+                )
+            elif not had_graphs:
                 raise ran_out
-            _log.warning("a request needed the memory kept for the next load: the next version will load more slowly")
             return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
 
     def preview(self) -> Preview | None:

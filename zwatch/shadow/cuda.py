@@ -15,6 +15,7 @@ from blake3 import blake3
 from zwatch.shadow import blake3_gpu
 from zwatch.shadow.cuda_context import EarlyContext
 from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.graphs import CudaRecorder
 from zwatch.shadow.hashing import SLICE, Between, Hashing, host_view
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.reader import PinnedReader
@@ -41,7 +42,8 @@ class Cuda:
             copies = torch.cuda.Stream(priority=0)
             self.hasher = CudaHasher(device, copies, self.beside, cache)
             self.reader = PinnedReader(copies, memory=None if early is None else early.pinned())
-            self.memory = CudaMemory(device)
+            self.recorder = CudaRecorder(device)
+            self.memory = CudaMemory(device, self.recorder)
             self.pool = Pool(lambda size: torch.empty(size, dtype=torch.uint8, device=device))
             for stream in (self.beside, self.serving):
                 with torch.cuda.stream(stream):
@@ -78,13 +80,14 @@ class Cuda:
 class CudaMemory:
     """The memory of a CUDA device as the driver and torch's caching allocator report it; see `MemorySource`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, recorder: CudaRecorder) -> None:
+        self._device, self._recorder = device, recorder
 
     def unused(self) -> tuple[int, int]:
-        """Return (free, total) bytes; what the caching allocator keeps unused counts as free."""
+        """Return (free, total) bytes; what the caching allocator keeps unused counts as free, but for what graphs need."""
         free, total = torch.cuda.mem_get_info(self._device)
-        return free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device), total
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return free + max(0, kept - self._recorder.held), total
 
     def allocated(self) -> int:
         """Return the bytes that tensors of this process hold."""

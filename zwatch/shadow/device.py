@@ -114,6 +114,8 @@ class Device:
         if self._cuda is not None:
             self.reader, self.hasher = self._cuda.reader, self._cuda.hasher
             self._memory, self._pool = memory or self._cuda.memory, pool or self._cuda.pool
+        self.recorder = None if self._cuda is None else self._cuda.recorder
+        """Records graphs; None where the device has none."""
         self.host = HostShadow(host_reader, host_pool(pin=self._cuda is not None), host_memory)
         """Host memory, for a version that does not fit beside the one that serves."""
 
@@ -137,10 +139,8 @@ class Device:
         return [torch.__version__, platform.machine(), processor()]
 
     def lost(self) -> str | None:
-        """Return why this process cannot use the device any more; None if it can, or if only memory is short. It blocks.
-
-        After some errors, such as an access to a wrong address, CUDA refuses every further call of the process.
-        """
+        """Return why this process cannot use the device any more (CUDA refuses every call after some errors); None if it can,
+        or if only memory is short. It blocks."""
         return None if self._cuda is None else self._cuda.lost()
 
     # --- memory

@@ -39,8 +39,8 @@ def psnr(found, exact):
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def test_pictures_are_exact_unless_told_otherwise(models):
-    assert all(acceleration.EXACT_BY_DEFAULT.values()), "docs/operations.md and --exact say that this is the default"
+def test_on_a_processor_pictures_are_exact_unless_told_otherwise(models):
+    assert acceleration.EXACT_BY_DEFAULT == {"cuda": False, "cpu": True}, "docs/operations.md and --exact say so"
     usual, exact = (build(factory(exact=exact), models, "v1") for exact in (None, True))
     assert Acceleration(Device("cpu")).computing(usual.pipeline) is EXACT
     assert np.array_equal(pixels(usual), pixels(exact))
@@ -146,7 +146,9 @@ def test_kernels_are_compiled_with_the_networks_own_weights_and_without_touching
 def test_where_kernels_cannot_be_compiled_pictures_are_exact(models, caplog):
     pipeline = build(factory(), models, "v1").pipeline
     # A GPU that is not there.
-    device = SimpleNamespace(torch_device=torch.device("cuda", 99), hasher=None, preparing=[], beside=nullcontext)
+    device = SimpleNamespace(
+        torch_device=torch.device("cuda", 99), hasher=None, recorder=None, preparing=[], beside=nullcontext
+    )
     made = Acceleration(device, exact=False)
     assert made.computing(pipeline) is EXACT
     made.prepare(pipeline)

@@ -8,8 +8,9 @@ import torch
 from tests.engine.fast import networks
 from tests.engine.fast.interpreted import triton_operations
 from tests.engine.fast.networks import error
-from zwatch.engine.fast import autoencoder, text_encoder
+from zwatch.engine.fast import autoencoder
 from zwatch.engine.fast.attention import KERNELS
+from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.operations import TorchOperations
 from zwatch.engine.fast.products import CopiedProducts, Products
 from zwatch.engine.fast.transformer import Steps
@@ -55,5 +56,5 @@ def test_decoding():
 def test_encoding():
     network = networks.text_encoder(torch.bfloat16, DEVICE)
     tokens, mask = torch.randint(0, 100, (32,)).to(DEVICE), torch.arange(32) < 7
-    found, expected = (text_encoder.encode(network, operations, tokens, mask) for operations in (TRITON, TORCH))
+    found, expected = (FastComputing(operations).encode(network, tokens, mask) for operations in (TRITON, TORCH))
     assert error(found, expected) < 0.01

@@ -1,6 +1,7 @@
 """The fast way to compute, for the networks of `zwatch.engine.networks`; others are computed exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from zwatch.engine.computing import EXACT, Velocities
 from zwatch.engine.fast import attention, autoencoder, text_encoder
+from zwatch.engine.fast.graphs import Graphs, is_recordable
 from zwatch.engine.fast.operations import Operations
 from zwatch.engine.fast.products import Products
 from zwatch.engine.fast.transformer import Steps
@@ -35,20 +37,28 @@ class FastComputing:
 
     def __init__(
         self, operations: Operations, attend: str = attention.DEFAULT, products: Products | None = None, *,
-        runs_ahead: bool = False,
+        runs_ahead: bool = False, graphs: Graphs | None = None,
     ) -> None:  # fmt: skip
-        """`attend` is a name in `attention.KERNELS`; `products` are of the one transformer that they were made for."""
+        """`attend` is a name in `attention.KERNELS`; `products` are of the one transformer that they were made for. With `graphs`,
+        which the caller holds, what a request computes again is launched as a whole."""
         self.operations = operations
         self.name = f"fast-{operations.name}-{attend}"
         self.runs_ahead = runs_ahead
         self._attend = attention.KERNELS[attend]
         self._products = products
+        self._graphs = graphs
 
     def encode(self, network: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """As `Computing.encode`."""
         if not isinstance(network, Qwen3Encoder):
             return EXACT.encode(network, tokens, mask)
-        return text_encoder.encode(network, self.operations, tokens, mask)
+        count = int(mask.sum())
+        if not mask[:count].all():
+            return EXACT.encode(network, tokens, mask)
+        padded = text_encoder.padded(tokens, count)
+        waves = text_encoder.waves(network, len(padded), padded.device)
+        encode = partial(text_encoder.encode, network, self.operations)
+        return self._run(network, ("encode", len(padded)), encode, padded, *waves)[:count]
 
     def velocities(
         self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
@@ -65,11 +75,16 @@ class FastComputing:
         steps = [Steps(transformer, self.operations, self._attend, products, size, group, times) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
+            if number > 0 and self._graphs is not None:
+                self._graphs.record_one()  # the device has the step before this one to do
             inputs = latents.to(transformer.dtype)
             found = [
-                one.velocity(inputs.expand(len(group), -1, -1, -1), number)
+                self._run(
+                    transformer, ("step", size, len(group), one.text.shape[1]), one.forward,
+                    inputs.expand(len(group), -1, -1, -1), one.text, one.factors[number],
+                )
                 for one, group in zip(steps, groups, strict=True)
-            ]
+            ]  # fmt: skip
             return torch.cat(found).unsqueeze(2).unbind(0)
 
         return at
@@ -81,3 +96,8 @@ class FastComputing:
             if isinstance(vae, Autoencoder)
             else EXACT.decode(vae, latents)
         )
+
+    def _run(self, network: Any, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self._graphs is None or not is_recordable(inputs[0]):
+            return function(*inputs)
+        return self._graphs.run(network, key, function, *inputs)

@@ -1,5 +1,6 @@
 """The encoding of `Qwen3Encoder` without its padding, and with what lies between the products fused."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -7,16 +8,29 @@ from zwatch.engine.fast.operations import Norm, Operations, Rotation
 from zwatch.engine.networks.layers import RMSNorm
 from zwatch.engine.networks.text_encoder import Attention, Layer, Qwen3Encoder
 
+PAD_MULTIPLE = 32
+"""Prompts are padded to a multiple of this: few lengths, for each of which a graph is recorded once. A product of 32 rows takes as
+long as one of a single row, that of reading its weights."""
 
-def encode(network: Qwen3Encoder, operations: Operations, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return what `Qwen3Encoder.encode` does. Padding behind a prompt changes nothing before it; elsewhere it is computed."""
-    count = int(mask.sum())
-    if not mask[:count].all():
-        return network.encode(tokens, mask)
-    x: Tensor = network.embed_tokens(tokens[None, :count])
-    angles = network.angles(count, x.device)
+
+def padded(tokens: Tensor, count: int) -> Tensor:
+    """Return the first `count` of tokens, shape (length,), and padding that changes nothing before it."""
+    missing = -count % PAD_MULTIPLE
+    return functional.pad(tokens[:count], (0, missing)) if missing else tokens[:count]
+
+
+def waves(network: Qwen3Encoder, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of so many positions, float32 of shape (count, head / 2)."""
+    angles = network.angles(count, device)
     # Rounded as the network rounds them: that is part of what was trained.
-    cosines, sines = (wave.to(x.dtype).float() for wave in (angles.cos(), angles.sin()))
+    dtype = network.embed_tokens.weight.dtype
+    return angles.cos().to(dtype).float(), angles.sin().to(dtype).float()
+
+
+def encode(network: Qwen3Encoder, operations: Operations, tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Return what `Qwen3Encoder.encode` does for tokens of shape (count,) that all count, with their positions' waves: shape
+    (count, width)."""
+    x: Tensor = network.embed_tokens(tokens[None])
     rotation = Rotation(cosines, sines, interleaved=False)
     layers: list[Layer] = list(network.layers[:-1])  # type: ignore[arg-type]
     normed = operations.norm(x, _norm(layers[0].input_layernorm))

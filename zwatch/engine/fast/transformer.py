@@ -40,18 +40,6 @@ class Modulation:
         """Return the norms of a block that no time step modulates."""
         return cls(*map(_plain, _norms(block)))
 
-    @classmethod
-    def of_steps(cls, block: Block, times: Tensor) -> "list[Modulation]":
-        """Return those of all steps, whose embedded times are of shape (steps, 256)."""
-        scale, gate, ffn_scale, ffn_gate = block.adaLN_modulation(times).float().chunk(4, dim=1)
-        factors = 1.0 + scale, gate.tanh(), 1.0 + ffn_scale, ffn_gate.tanh()
-        norms = _norms(block)
-        each = [(norm.weight * factor).unsqueeze(1).unbind(0) for norm, factor in zip(norms, factors, strict=True)]
-        return [
-            cls(*(Norm(factor, norm.epsilon) for factor, norm in zip(of_step, norms, strict=True)))
-            for of_step in zip(*each, strict=True)
-        ]
-
 
 def _plain(norm: RMSNorm) -> Norm:
     return Norm(norm.weight[None], norm.epsilon)
@@ -59,6 +47,16 @@ def _plain(norm: RMSNorm) -> Norm:
 
 def _norms(block: Block) -> tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm]:
     return block.attention_norm1, block.attention_norm2, block.ffn_norm1, block.ffn_norm2
+
+
+def _factors(blocks: list[Block], times: Tensor) -> Tensor:
+    """Return what the blocks' norms multiply with, float32 of shape (steps, 4 * blocks, width), for embedded times of shape
+    (steps, 256). All blocks together: few launches, which the device waits for."""
+    width = blocks[0].attention_norm1.weight.shape[0]
+    made = torch.stack([block.adaLN_modulation(times) for block in blocks], dim=1)
+    scales, gates = made.view(len(times), len(blocks), 2, 2, width).float().unbind(3)
+    factors = torch.stack([1.0 + scales, gates.tanh()], dim=3).flatten(1, 3)
+    return torch.stack([norm.weight for block in blocks for norm in _norms(block)]) * factors
 
 
 class Steps:
@@ -86,25 +84,37 @@ class Steps:
         self._image_rotation = _rotation(image)
         self._rotation = _rotation(torch.cat([image, text]))
         embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
-        self._refining = [Modulation.of_steps(block, embedded) for block in _blocks(network.noise_refiner)]
-        self._modulating = [Modulation.of_steps(block, embedded) for block in _blocks(network.layers)]
-        final = _final_layer(network)
-        factors = 1.0 + final.adaLN_modulation(embedded).float()
-        self._final = [Norm(factor, FINAL_EPSILON, centred=True) for factor in factors.unsqueeze(1).unbind(0)]
-        self._text = self._refined(prompts, _rotation(text))
+        final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
+        self.factors = torch.cat([_factors(self._modulated, embedded), final.unsqueeze(1)], dim=1)
+        """What the norms multiply with, float32 of shape (steps, norms, width)."""
+        self.text = self._refined(prompts, _rotation(text))
+        """The prompts' tokens, of shape (batch, tokens, width)."""
+
+    @property
+    def _modulated(self) -> list[Block]:
+        return _blocks(self._network.noise_refiner) + _blocks(self._network.layers)
 
     def velocity(self, latents: Tensor, step: int) -> Tensor:
         """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
+        return self.forward(latents, self.text, self.factors[step])
+
+    def forward(self, latents: Tensor, text: Tensor, factors: Tensor) -> Tensor:
+        """Return `velocity` for given tokens of the prompts, and for factors of one step, of shape (norms, width). Nothing else of
+        this picture is in it, but its size and the length of its prompts."""
         network = self._network
+        blocks = self._modulated
+        of_blocks = factors[:-1].view(len(blocks), 4, 1, -1)
+        modulations = [
+            Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
+            for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
+        ]
+        refining = len(network.noise_refiner)
         x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
         x = _with_padding(x, network.x_pad_token)
-        x = self._through(
-            _blocks(network.noise_refiner), [steps[step] for steps in self._refining], x, self._image_rotation
-        )
-        x = torch.cat([x, self._text], dim=1)
-        mods = [steps[step] for steps in self._modulating]
-        x = self._through(_blocks(network.layers), mods, x, self._rotation)
-        normed = self._operations.norm(x, self._final[step])
+        x = self._through(_blocks(network.noise_refiner), modulations[:refining], x, self._image_rotation)
+        x = torch.cat([x, text], dim=1)
+        x = self._through(_blocks(network.layers), modulations[refining:], x, self._rotation)
+        normed = self._operations.norm(x, Norm(factors[-1:], FINAL_EPSILON, centred=True))
         assert isinstance(normed, Tensor)
         out = _final_layer(network).linear(normed[:, : self._count])
         return torch.stack([image_of(one, (1, *self._size), network.in_channels).squeeze(1) for one in out])

@@ -1,0 +1,204 @@
+"""Parts of pictures are recorded while the device is busy, and give the same bytes when they are done again."""
+
+import gc
+import weakref
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.editing import build, parameters
+from tests.engine.fast import networks
+from zwatch.engine.factory import EngineFactory
+from zwatch.engine.fast import computing
+from zwatch.engine.fast.computing import FastComputing
+from zwatch.engine.fast.graphs import MOST, Graphs
+from zwatch.engine.fast.operations import TorchOperations
+from zwatch.engine.schedule import EulerSchedule
+from zwatch.shadow.device import Device
+
+
+class Again:
+    """What a recorder makes on a device that cannot record: it calls the function again, on the same inputs, into the same output."""
+
+    def __init__(self, function, inputs):
+        self.inputs = [one.clone() for one in inputs]
+        self.output = torch.full_like(function(*self.inputs), torch.nan)
+        self._function = function
+        self.replays = 0
+
+    def replay(self):
+        self.output.copy_(self._function(*self.inputs))
+        self.replays += 1
+
+
+class Recorder:
+    """Records in memory that every replay overwrites, as CUDA's graphs do."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, function, inputs):
+        self.made.append(weakref.ref(made := Again(function, inputs)))
+        return made
+
+    @property
+    def replays(self):
+        return sum(made().replays for made in self.made)
+
+
+@contextmanager
+def held(graphs):
+    assert graphs.hold()
+    try:
+        yield FastComputing(TorchOperations(), graphs=graphs)
+    finally:
+        graphs.release()
+
+
+@pytest.fixture(autouse=True)
+def _recordable(monkeypatch):
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(computing, "is_recordable", lambda inputs: True)
+    with torch.inference_mode():
+        yield
+
+
+def drawn(transformer, using, seed, lengths=(20,), size=(8, 6), steps=4):
+    """Return the velocities of a picture's steps."""
+    made = torch.Generator().manual_seed(seed)
+    latents = torch.randn(1, 16, *size, generator=made)
+    prompts = [torch.randn(length, 24, generator=made).to(transformer.dtype) for length in lengths]
+    timeline = EulerSchedule(shift=3.0).timeline(steps, 12, latents.device)
+    at = using.velocities(transformer, timeline, prompts, latents)
+    return [found.clone() for number in range(steps) for found in at(latents * (1 - number / 9), number)]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(torch.equal(one, two) for one, two in zip(left, right, strict=True))
+
+
+CASES = [{}, {"lengths": (20, 30)}, {"lengths": (20, 40)}, {"size": (4, 4)}, {"lengths": (70,)}, {"steps": 2}]
+
+
+def test_the_steps_have_the_same_bits_again_whatever_came_between():
+    transformer, recorder = networks.transformer(torch.float32), Recorder()
+    graphs, plain = Graphs(recorder, lambda: True), FastComputing(TorchOperations())
+    for seed in range(3):
+        for case in CASES:
+            with held(graphs) as using:
+                assert same(drawn(transformer, using, seed, **case), drawn(transformer, plain, seed, **case))
+    assert len(recorder.made) == 5, "one for each size, length and number of prompts"
+    assert recorder.replays > 40
+
+
+def test_encoded_prompts_have_the_same_bits_again_and_stay_as_they_are():
+    network, recorder = networks.text_encoder(torch.float32), Recorder()
+    graphs, plain = Graphs(recorder, lambda: True), FastComputing(TorchOperations())
+    prompts = [(torch.randint(0, 100, (64,)), torch.arange(64) < count) for count in (3, 32, 7, 33, 64)]
+    expected = [plain.encode(network, *prompt) for prompt in prompts]
+    for _ in range(2):
+        with held(graphs) as using:
+            assert same([using.encode(network, *prompt) for prompt in prompts], expected)
+            for _ in range(3):
+                graphs.record_one()
+    assert len(recorder.made) == 2
+    assert recorder.replays == 5
+
+
+def test_other_versions_have_graphs_of_their_own_which_go_with_them():
+    recorder = Recorder()
+    graphs, plain = Graphs(recorder, lambda: True), FastComputing(TorchOperations())
+    versions = [networks.transformer(torch.float32, seed=seed) for seed in (1, 2)]
+    for _ in range(2):
+        for version in versions:
+            with held(graphs) as using:
+                assert same(drawn(version, using, 3), drawn(version, plain, 3))
+    assert len(recorder.made) == 2
+    gone = weakref.ref(versions.pop(0))
+    del version
+    gc.collect()
+    assert gone() is None or recorder.made[0]() is not None  # the recorder of this test holds the network
+    graphs.forget()
+    gc.collect()
+    assert [made() for made in recorder.made] == [None, None]
+
+
+def test_without_memory_nothing_is_recorded():
+    transformer, recorder = networks.transformer(torch.float32), Recorder()
+    graphs, plain = Graphs(recorder, lambda: False), FastComputing(TorchOperations())
+    for _ in range(2):
+        with held(graphs) as using:
+            assert same(drawn(transformer, using, 3), drawn(transformer, plain, 3))
+    assert not recorder.made
+
+
+def test_what_cannot_be_recorded_is_computed_and_tried_once(caplog):
+    transformer, tried = networks.transformer(torch.float32), []
+
+    def record(function, inputs):
+        tried.append(1)
+        raise torch.OutOfMemoryError("no memory for this")
+
+    graphs, plain = Graphs(record, lambda: True), FastComputing(TorchOperations())
+    for _ in range(3):
+        with held(graphs) as using:
+            assert same(drawn(transformer, using, 3), drawn(transformer, plain, 3))
+    assert len(tried) == 1
+    assert "cannot be recorded (no memory for this)" in caplog.text
+
+
+def test_the_oldest_graph_of_a_network_goes_first():
+    transformer, recorder = networks.transformer(torch.float32), Recorder()
+    graphs = Graphs(recorder, lambda: True)
+    for number in range(MOST + 1):
+        with held(graphs) as using:
+            drawn(transformer, using, 3, size=(2, 2 * number + 2))
+    gc.collect()
+    assert [made() is None for made in recorder.made] == [True] + [False] * MOST
+
+
+def test_only_one_request_has_them():
+    graphs = Graphs(Recorder(), lambda: True)
+    with held(graphs):
+        assert not graphs.hold()
+    assert graphs.hold()
+
+
+def pixels(engine, *prompt_and_seeds, **changes):
+    return [np.asarray(image) for image in engine.serve(parameters(*prompt_and_seeds, **changes)).images]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_requests_have_the_same_bytes_with_graphs_and_without(models, tmp_path):
+    device = Device("cuda", cache=tmp_path)
+    made = EngineFactory(device, tmp_path, exact=False)
+    engines = [build(made, models, name) for name in ("v1", "v2")]
+    engines[0].prepare()
+    for thread in device.preparing:
+        thread.join()
+    requests = [
+        ("a cat", {}),
+        ("a dog " * 30, {}),
+        ("a cat", {"guidance_scale": 3.0, "negative_prompt": "a " * 60}),
+        ("a cat", {"width": 48, "height": 80}),
+    ]
+
+    def draw():
+        return [pixels(engine, prompt, 7, steps=5, **changes)[0] for prompt, changes in requests for engine in engines]
+
+    assert device.recorder.held == 0
+    first = draw()
+    for _ in range(2):
+        made.acceleration.prompts.clear()
+        assert all(np.array_equal(*pair) for pair in zip(draw(), first, strict=True))
+    assert device.recorder.held > 0
+    held = device.recorder.held
+    draw()
+    assert device.recorder.held == held
+    assert made.acceleration.give_room()
+    torch.cuda.empty_cache()
+    assert device.recorder.held == 0
+    assert all(np.array_equal(*pair) for pair in zip(draw(), first, strict=True))
+    assert device.recorder.held > 0

@@ -1,0 +1,84 @@
+"""Which parts of pictures are recorded as graphs, and when: while the device has something else to do."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from zwatch.shadow.graphs import Record, Recorded
+
+_log = logging.getLogger(__name__)
+
+MOST = 16
+"""Graphs of one network: of its last sizes, or lengths of prompts. One more costs little memory, since all share it."""
+
+Wanted = tuple[nn.Module, Hashable, Callable[..., Tensor], tuple[Tensor, ...]]
+
+
+class Graphs:
+    """What networks compute for requests, recorded where it was computed once.
+
+    A request `hold`s them: the graphs share memory, so that only one request can use them at a time. A network's graphs go with
+    it: they read its weights where these were.
+    """
+
+    def __init__(self, record: Record, has_room: Callable[[], bool]) -> None:
+        """`has_room` says whether there is memory for one more."""
+        self._record, self._has_room = record, has_room
+        self._of: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recorded | None]] = WeakKeyDictionary()
+        self._wanted: list[Wanted] = []
+        self._lock = threading.Lock()
+
+    def hold(self) -> bool:
+        """Take them for a request, until `release`; return False if another one has them."""
+        return self._lock.acquire(blocking=False)
+
+    def release(self) -> None:
+        """End a request."""
+        self._wanted.clear()
+        self._lock.release()
+
+    def run(self, network: nn.Module, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return the function's result, which depends on the network, the key and the inputs alone; the first time by calling it."""
+        known = self._of.setdefault(network, OrderedDict())
+        if key not in known:
+            if all(key != other or network is not owner for owner, other, *_ in self._wanted):
+                self._wanted.append((network, key, function, inputs))
+            return function(*inputs)
+        known.move_to_end(key)
+        if (recorded := known[key]) is None:
+            return function(*inputs)
+        for place, given in zip(recorded.inputs, inputs, strict=True):
+            place.copy_(given)
+        recorded.replay()
+        return recorded.output.clone()
+
+    def record_one(self) -> None:
+        """Record what was called last of what is not recorded: to be called when the device is busy for a while."""
+        if not self._wanted or not self._has_room():
+            return
+        network, key, function, inputs = self._wanted.pop()
+        known = self._of[network]
+        try:
+            known[key] = self._record(function, inputs)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            known[key] = None
+            _log.warning("a part of a picture is launched kernel by kernel: it cannot be recorded (%s)", error)
+        if len(known) > MOST:
+            known.popitem(last=False)
+
+    def forget(self) -> bool:
+        """Release all of them; return whether there were any. Only for the request that holds them."""
+        had = any(recorded is not None for known in self._of.values() for recorded in known.values())
+        self._of.clear()
+        self._wanted.clear()
+        return had
+
+
+def is_recordable(inputs: Tensor) -> bool:
+    """Return whether work on such a tensor can be recorded: on a GPU, and not on its default stream."""
+    return inputs.is_cuda and torch.cuda.current_stream(inputs.device) != torch.cuda.default_stream(inputs.device)
