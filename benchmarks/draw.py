@@ -35,7 +35,7 @@ from zwatch.engine.fast.computing import FastComputing, gpu_operations
 from zwatch.engine.fast.graphs import Graphs
 from zwatch.engine.fast.operations import GroupNorm, Norm, Operations, Rotation, TorchOperations
 from zwatch.engine.fast.products import CopiedProducts, Products
-from zwatch.engine.fast.transformer import Steps
+from zwatch.engine.fast.transformer import Step, Steps
 from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
 from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
 from zwatch.engine.networks.transformer import PAD_MULTIPLE, TransformerConfig, ZImageTransformer
@@ -489,7 +489,8 @@ def steps_of(bench: Bench, side: int, count: int) -> tuple[Steps, Tensor, Any]:
     timeline = pipeline.timeline(noise, STEPS)
     times = (1000 - timeline.timesteps) / 1000
     size = (noise.shape[2], noise.shape[3])
-    made = Steps(bench.transformer, bench.operations, KERNELS[DEFAULT], Products(), size, [bench.prompt] * count, times)
+    step = Step(bench.operations, KERNELS[DEFAULT], Products(), size)
+    made = Steps(bench.transformer, step, [bench.prompt] * count, times)
     others = [torch.randn_like(noise) for _ in range(count - 1)]
     return made, torch.cat([noise, *others]), timeline
 
@@ -527,11 +528,15 @@ def graphs(bench: Bench) -> None:
         with torch.cuda.stream(torch.cuda.Stream(priority=-1)):
             assert made.hold()
             pipeline = bench.pipeline(using)
+            plain = bench.pipeline(computing(bench, products=products))
             for side in bench.preset.sides[::-1]:
+                expected = bench.whole(plain, side)
                 begun = time.perf_counter()
-                bench.whole(pipeline, side)
+                found = [bench.whole(pipeline, side)]
                 first = round((time.perf_counter() - begun) * 1000)
-                bench.row(f"whole {side}", f"{way}, graphs, first", ms=first)
+                found += [bench.whole(pipeline, side) for _ in range(3)]
+                same = found == [expected] * 4
+                bench.row(f"whole {side}", f"{way}, graphs, first", ms=first, same_bytes_as_launched_singly=same)
             measured(bench, f"{way}, graphs", using)
             made.release()
 

@@ -15,9 +15,16 @@ BROKEN = Path(__file__).parent / "broken_device"
 
 
 def service(models, tmp_path, device):
-    path = os.pathsep.join([str(BROKEN), str(BROKEN.parent.parent)])
+    given = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(BROKEN), str(BROKEN.parent.parent), *([given] if given else [])])
     options = ("--stall-timeout", "1", "--no-history")
-    return Server(models, tmp_path / "state", *options, device=device, environment={"PYTHONPATH": path})
+    return Server(
+        models,
+        tmp_path / "state",
+        *options,
+        device=device,
+        environment={"PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))},
+    )
 
 
 async def asked(server, *prompts, pause=0.1):

@@ -97,7 +97,7 @@ async def test_200_flips_in_every_way_fail_no_request_and_mix_no_versions(three_
     assert len({images[WANTED[0]] for images in goldens.values()}) == 3, "the versions make different pixels"
     draw = random.Random(7)
     ways = {**WAYS, **({"busybox": shell(BUSYBOX)} if shutil.which("busybox") else {})}
-    async with Server(models, tmp_path / "state", device=device) as server:
+    async with Server(models, tmp_path / "state", "--exact", device=device) as server:
         await server.serves("v1")
         served: dict[str, int] = dict.fromkeys(goldens, 0)
         async with asking(server, goldens, digests, served) as clients:
@@ -135,7 +135,8 @@ async def test_if_two_versions_do_not_fit_requests_wait_for_the_exchange_and_non
     digests = {name: digest_of(models / name) for name in goldens}
     weights = sum(path.stat().st_size for path in (models / "v1").rglob("*.safetensors"))
     draw = random.Random(8)
-    async with Server(models, tmp_path / "state", "--memory-budget", str(int(weights * 1.3)), device=device) as server:
+    budget = str(int(weights * 1.3))
+    async with Server(models, tmp_path / "state", "--exact", "--memory-budget", budget, device=device) as server:
         await server.serves("v1")
         served = dict.fromkeys(goldens, 0)
         async with asking(server, goldens, digests, served) as clients:
@@ -154,3 +155,29 @@ async def test_if_two_versions_do_not_fit_requests_wait_for_the_exchange_and_non
         assert all(
             attempt["held"] > 0 for attempt in attempts if attempt["state"] == "PROMOTED" and attempt["way"] == "host"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+async def test_what_is_drawn_the_fast_way_has_the_same_bytes_whatever_is_deployed_beside_it(tiny_versions, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(tiny_versions, models)
+    (models / "current").symlink_to("v1")
+    names = ("v1", "v2")
+    async with Server(models, tmp_path / "state", device="cuda") as server:
+        await server.serves("v1")
+        await server.until(lambda: "kernels for drawing are ready" in server.log.read_text(), "kernels are compiled")
+        goldens: dict[str, dict] = {}
+        for name in names:
+            replace(models, name)
+            await server.serves(name)
+            goldens[name] = {wanted: (await server.generate(*wanted))[2] for wanted in WANTED}
+        served = dict.fromkeys(names, 0)
+        digests = {name: digest_of(models / name) for name in names}
+        draw = random.Random(9)
+        async with asking(server, goldens, digests, served) as clients:
+            for number in range(60):
+                replace(models, names[number % 2])
+                await asyncio.sleep(draw.choice((0.02, 0.2, 0.8)))
+                assert not clients.done(), clients.exception()
+        assert min(served.values()) > 0, served

@@ -84,7 +84,7 @@ class HeldFactory(EngineFactory):
     def __init__(
         self, device: str = "cpu", *, budget: int | None = None, pool: Pool | None = None, cache: Path | None = None
     ) -> None:
-        super().__init__(Device(device, budget=budget, pool=pool), cache)
+        super().__init__(Device(device, budget=budget, pool=pool), cache, exact=True)
         self.holding: dict[tuple[str, str], threading.Event] = {}
         self.reached: set[tuple[str, str]] = set()
         self.built: list[str] = []

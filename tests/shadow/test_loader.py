@@ -15,6 +15,7 @@ from zwatch.deploy import seal
 from zwatch.deploy.look import open_version
 from zwatch.deploy.resolving import FileStamp
 from zwatch.errors import Abandoned, Rejection
+from zwatch.shadow import device as device_module
 from zwatch.shadow import reader
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import (
@@ -541,7 +542,7 @@ def test_a_file_that_is_only_checked_goes_through_reserved_memory_and_gives_it_b
     path = folder.path / name
     assert device.reserve([path.stat().st_size])
     before, on_cpu, done = allocations(), [], []
-    monkeypatch.setattr(seal, "hash_file", lambda *rest: on_cpu.append(1))
+    monkeypatch.setattr(device_module, "hash_file", lambda *rest: on_cpu.append(1))
     with open(path, "rb") as file:
         found = device.hash_file(file.fileno(), name, path.stat().st_size, done.append)
     assert found == blake3(path.read_bytes()).hexdigest()

@@ -13,7 +13,7 @@ from zwatch.engine.fast.attention import KERNELS
 from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.operations import TorchOperations
 from zwatch.engine.fast.products import CopiedProducts, Products
-from zwatch.engine.fast.transformer import Steps
+from zwatch.engine.fast.transformer import Step, Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 
@@ -38,10 +38,9 @@ def test_velocities(products):
     latents, prompts = torch.randn(1, 16, 8, 4), [torch.randn(5, 24)]
 
     def run(operations):
-        steps = Steps(
-            transformer, operations, KERNELS["torch"], made, (8, 4),
-            [prompt.to(DEVICE, torch.bfloat16) for prompt in prompts], torch.tensor([0.6]).to(DEVICE),
-        )  # fmt: skip
+        step = Step(operations, KERNELS["torch"], made, (8, 4))
+        given = [prompt.to(DEVICE, torch.bfloat16) for prompt in prompts]
+        steps = Steps(transformer, step, given, torch.tensor([0.6]).to(DEVICE))
         return steps.velocity(latents.to(DEVICE, torch.bfloat16), 0)
 
     assert error(run(TRITON), run(TORCH)) < (0.05 if "fp8" in products else 0.01)
@@ -50,7 +49,8 @@ def test_velocities(products):
 def test_decoding():
     network = networks.autoencoder(torch.bfloat16, DEVICE, block_out_channels=[8, 8, 16, 16])
     latents = torch.randn(2, 16, 2, 2).to(DEVICE, torch.bfloat16)
-    assert error(autoencoder.decode(network, TRITON, latents), autoencoder.decode(network, TORCH, latents)) < 0.01
+    found, expected = (autoencoder.decode(network, latents, operations=operations) for operations in (TRITON, TORCH))
+    assert error(found, expected) < 0.01
 
 
 def test_encoding():

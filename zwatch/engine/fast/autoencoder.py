@@ -25,7 +25,7 @@ class _Pending:
     shortcut: Tensor | None = None
 
 
-def decode(network: Autoencoder, operations: Operations, latents: Tensor) -> Tensor:
+def decode(network: Autoencoder, latents: Tensor, *, operations: Operations) -> Tensor:
     """Return the pixels that `Autoencoder.decode` does, channels-last."""
     decoder = network.decoder
     if network.post_quant_conv is not None:

@@ -12,12 +12,15 @@ from zwatch.engine.fast import attention, autoencoder, text_encoder
 from zwatch.engine.fast.graphs import Graphs, is_recordable
 from zwatch.engine.fast.operations import Operations
 from zwatch.engine.fast.products import Products
-from zwatch.engine.fast.transformer import Steps
+from zwatch.engine.fast.transformer import Step, Steps
 from zwatch.engine.networks.autoencoder import Autoencoder
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.networks.transformer import PAD_MULTIPLE, ZImageTransformer
 from zwatch.engine.scaled import FP8, quantized_dtype
 from zwatch.engine.schedule import Timeline
+
+DECODED_AS_A_WHOLE = 64 * 64
+"""Most latents, of a picture of 512 x 512, whose decoding is recorded: a larger one takes longer than launching it does, and memory."""
 
 
 def gpu_operations(rows: int | None = None) -> Operations:
@@ -57,7 +60,7 @@ class FastComputing:
             return EXACT.encode(network, tokens, mask)
         padded = text_encoder.padded(tokens, count)
         waves = text_encoder.waves(network, len(padded), padded.device)
-        encode = partial(text_encoder.encode, network, self.operations)
+        encode = partial(text_encoder.encode, operations=self.operations)
         return self._run(network, ("encode", len(padded)), encode, padded, *waves)[:count]
 
     def velocities(
@@ -72,16 +75,17 @@ class FastComputing:
         lengths = [-(-len(prompt) // PAD_MULTIPLE) for prompt in prompts]
         groups = [prompts] if len(set(lengths)) == 1 else [[prompt] for prompt in prompts]
         products = self._products or Products(scaled=quantized_dtype(transformer) is FP8)
-        steps = [Steps(transformer, self.operations, self._attend, products, size, group, times) for group in groups]
+        step = Step(self.operations, self._attend, products, size)
+        steps = [Steps(transformer, step, group, times) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
             if number > 0 and self._graphs is not None:
-                self._graphs.record_one()  # the device has the step before this one to do
+                self._graphs.record_one(transformer)  # the device has the step before this one to do
             inputs = latents.to(transformer.dtype)
             found = [
                 self._run(
-                    transformer, ("step", size, len(group), one.text.shape[1]), one.forward,
-                    inputs.expand(len(group), -1, -1, -1), one.text, one.factors[number],
+                    transformer, ("step", size, len(group), one.length), step,
+                    inputs.expand(len(group), -1, -1, -1), *one.inputs(number),
                 )
                 for one, group in zip(steps, groups, strict=True)
             ]  # fmt: skip
@@ -91,13 +95,14 @@ class FastComputing:
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `Computing.decode`."""
-        return (
-            autoencoder.decode(vae, self.operations, latents)
-            if isinstance(vae, Autoencoder)
-            else EXACT.decode(vae, latents)
-        )
+        if not isinstance(vae, Autoencoder):
+            return EXACT.decode(vae, latents)
+        decode = partial(autoencoder.decode, operations=self.operations)
+        if latents.shape[2] * latents.shape[3] > DECODED_AS_A_WHOLE:
+            return decode(vae, latents)
+        return self._run(vae, ("decode", latents.shape), decode, latents)
 
     def _run(self, network: Any, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if self._graphs is None or not is_recordable(inputs[0]):
-            return function(*inputs)
+            return function(network, *inputs)
         return self._graphs.run(network, key, function, *inputs)

@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +17,8 @@ _log = logging.getLogger(__name__)
 MOST = 16
 """Graphs of one network: of its last sizes, or lengths of prompts. One more costs little memory, since all share it."""
 
-Wanted = tuple[nn.Module, Hashable, Callable[..., Tensor], tuple[Tensor, ...]]
+Computed = Callable[..., Tensor]
+"""Computes a tensor of a network and of others, and holds neither."""
 
 
 class Graphs:
@@ -30,7 +32,9 @@ class Graphs:
         """`has_room` says whether there is memory for one more."""
         self._record, self._has_room = record, has_room
         self._of: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recorded | None]] = WeakKeyDictionary()
-        self._wanted: list[Wanted] = []
+        self._wanted: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Computed, Sequence[Tensor]]]] = (
+            WeakKeyDictionary()
+        )
         self._lock = threading.Lock()
 
     def hold(self) -> bool:
@@ -39,32 +43,36 @@ class Graphs:
 
     def release(self) -> None:
         """End a request."""
-        self._wanted.clear()
         self._lock.release()
 
-    def run(self, network: nn.Module, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return the function's result, which depends on the network, the key and the inputs alone; the first time by calling it."""
+    def run(self, network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
+        """Return the function's result for the network and the inputs; the first time by calling it. The key tells functions, and
+        shapes of inputs, apart."""
         known = self._of.setdefault(network, OrderedDict())
         if key not in known:
-            if all(key != other or network is not owner for owner, other, *_ in self._wanted):
-                self._wanted.append((network, key, function, inputs))
-            return function(*inputs)
+            self._wanted.setdefault(network, {})[key] = function, inputs
+            return function(network, *inputs)
         known.move_to_end(key)
         if (recorded := known[key]) is None:
-            return function(*inputs)
+            return function(network, *inputs)
         for place, given in zip(recorded.inputs, inputs, strict=True):
             place.copy_(given)
         recorded.replay()
         return recorded.output.clone()
 
-    def record_one(self) -> None:
-        """Record what was called last of what is not recorded: to be called when the device is busy for a while."""
+    def record_one(self, network: nn.Module) -> None:
+        """Record one thing that a network, or else another one, computed: to be called when the device is busy for a while."""
         if not self._wanted or not self._has_room():
             return
-        network, key, function, inputs = self._wanted.pop()
+        if network not in self._wanted:
+            network = next(iter(self._wanted))
+        wanted = self._wanted[network]
+        key, (function, inputs) = wanted.popitem()
+        if not wanted:
+            del self._wanted[network]
         known = self._of[network]
         try:
-            known[key] = self._record(function, inputs)
+            known[key] = self._record(partial(function, network), inputs)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             known[key] = None
             _log.warning("a part of a picture is launched kernel by kernel: it cannot be recorded (%s)", error)

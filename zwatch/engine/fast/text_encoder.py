@@ -27,7 +27,7 @@ def waves(network: Qwen3Encoder, count: int, device: torch.device) -> tuple[Tens
     return angles.cos().to(dtype).float(), angles.sin().to(dtype).float()
 
 
-def encode(network: Qwen3Encoder, operations: Operations, tokens: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def encode(network: Qwen3Encoder, tokens: Tensor, cosines: Tensor, sines: Tensor, *, operations: Operations) -> Tensor:
     """Return what `Qwen3Encoder.encode` does for tokens of shape (count,) that all count, with their positions' waves: shape
     (count, width)."""
     x: Tensor = network.embed_tokens(tokens[None])

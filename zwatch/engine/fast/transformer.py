@@ -59,81 +59,44 @@ def _factors(blocks: list[Block], times: Tensor) -> Tensor:
     return torch.stack([norm.weight for block in blocks for norm in _norms(block)]) * factors
 
 
-class Steps:
-    """The network for all steps of pictures of one size, whose prompts have one length when padded.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of pictures of a size, in latents: all that is known of a picture comes as tensors, so that it can be recorded."""
 
-    Each number depends on its own picture alone, not on how many there are: except for what a library's product of more rows
-    rounds differently.
-    """
+    operations: Operations
+    attend: Attend
+    products: Products
+    size: tuple[int, int]
 
-    def __init__(
-        self, network: ZImageTransformer, operations: Operations, attend: Attend, products: Products,
-        size: tuple[int, int], prompts: Sequence[Tensor], times: Tensor,
-    ) -> None:  # fmt: skip
-        """Compute what all steps share. `size` is of the latents; `prompts` are encoded, each of shape (tokens, width); `times`
-        are of shape (steps,), 0 for noise and 1 for an image."""
-        self._network, self._operations, self._attend, self._products = network, operations, attend, products
-        self._size = size
-        grid = (1, size[0] // PATCH, size[1] // PATCH)
-        self._count = grid[1] * grid[2]
-        length = _padded(len(prompts[0]))
-        if any(_padded(len(prompt)) != length for prompt in prompts):
-            raise ValueError("the prompts have different lengths: attention would need a mask")
-        image = network.rotations_of(grid, (length + 1, 0, 0), _padded(self._count))
-        text = network.rotations_of((length, 1, 1), (1, 0, 0), length)
-        self._image_rotation = _rotation(image)
-        self._rotation = _rotation(torch.cat([image, text]))
-        embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
-        final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
-        self.factors = torch.cat([_factors(self._modulated, embedded), final.unsqueeze(1)], dim=1)
-        """What the norms multiply with, float32 of shape (steps, norms, width)."""
-        self.text = self._refined(prompts, _rotation(text))
-        """The prompts' tokens, of shape (batch, tokens, width)."""
+    def __call__(
+        self, network: ZImageTransformer, latents: Tensor, text: Tensor, factors: Tensor, *waves: Tensor
+    ) -> Tensor:
+        """Return where latents of shape (batch, channels, h, w) move, in the network's dtype, of the same shape.
 
-    @property
-    def _modulated(self) -> list[Block]:
-        return _blocks(self._network.noise_refiner) + _blocks(self._network.layers)
-
-    def velocity(self, latents: Tensor, step: int) -> Tensor:
-        """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
-        return self.forward(latents, self.text, self.factors[step])
-
-    def forward(self, latents: Tensor, text: Tensor, factors: Tensor) -> Tensor:
-        """Return `velocity` for given tokens of the prompts, and for factors of one step, of shape (norms, width). Nothing else of
-        this picture is in it, but its size and the length of its prompts."""
-        network = self._network
-        blocks = self._modulated
+        `text` are the prompts' tokens, of shape (batch, tokens, width); `factors` what the norms multiply with, of shape (norms,
+        width); `waves` the cosines and sines of the image's positions, and of all.
+        """
+        blocks = _modulated(network)
         of_blocks = factors[:-1].view(len(blocks), 4, 1, -1)
         modulations = [
             Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
             for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
         ]
+        image, whole = (Rotation(waves[at], waves[at + 1], interleaved=True) for at in (0, 2))
         refining = len(network.noise_refiner)
         x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
         x = _with_padding(x, network.x_pad_token)
-        x = self._through(_blocks(network.noise_refiner), modulations[:refining], x, self._image_rotation)
+        x = self.through(blocks[:refining], modulations[:refining], x, image)
         x = torch.cat([x, text], dim=1)
-        x = self._through(_blocks(network.layers), modulations[refining:], x, self._rotation)
-        normed = self._operations.norm(x, Norm(factors[-1:], FINAL_EPSILON, centred=True))
+        x = self.through(blocks[refining:], modulations[refining:], x, whole)
+        normed = self.operations.norm(x, Norm(factors[-1:], FINAL_EPSILON, centred=True))
         assert isinstance(normed, Tensor)
-        out = _final_layer(network).linear(normed[:, : self._count])
-        return torch.stack([image_of(one, (1, *self._size), network.in_channels).squeeze(1) for one in out])
+        out = _final_layer(network).linear(normed[:, : _places(self.size)])
+        return torch.stack([image_of(one, (1, *self.size), network.in_channels).squeeze(1) for one in out])
 
-    def _refined(self, prompts: Sequence[Tensor], rotation: Rotation) -> Tensor:
-        """Return the prompts' tokens as the layers take them, which no time step changes."""
-        network = self._network
-        norm, linear = network.cap_embedder
-        assert isinstance(norm, RMSNorm)
-        rows = []
-        for prompt in prompts:
-            normed = self._operations.norm(prompt[None].contiguous(), _plain(norm))
-            rows.append(_with_padding(linear(normed), network.cap_pad_token))
-        blocks = _blocks(network.context_refiner)
-        return self._through(blocks, [Modulation.plain(block) for block in blocks], torch.cat(rows), rotation)
-
-    def _through(self, blocks: list[Block], modulations: list[Modulation], x: Tensor, rotation: Rotation) -> Tensor:
+    def through(self, blocks: list[Block], modulations: list[Modulation], x: Tensor, rotation: Rotation) -> Tensor:
         """Return what blocks make of x, shape (batch, tokens, width)."""
-        operations, scaled = self._operations, self._products.scaled
+        operations, scaled = self.operations, self.products.scaled
         for number, (block, norms) in enumerate(zip(blocks, modulations, strict=True)):
             if number == 0:
                 normed = operations.norm(x, norms.attention, scaled=scaled)
@@ -147,21 +110,72 @@ class Steps:
         return x
 
     def _attention(self, attention: Attention, x: Activations, rotation: Rotation) -> Tensor:
-        made = self._products.of(x, attention.to_q, attention.to_k, attention.to_v)
+        made = self.products.of(x, attention.to_q, attention.to_k, attention.to_v)
         query, key, value = (part.view(*part.shape[:-1], attention.heads, -1) for part in made)
         norms = None
         if isinstance(attention.norm_q, RMSNorm) and isinstance(attention.norm_k, RMSNorm):
             norms = _plain(attention.norm_q), _plain(attention.norm_k)
-        self._operations.heads(query, key, norms, rotation)
-        found = self._attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        self.operations.heads(query, key, norms, rotation)
+        found = self.attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return self._closing(found.transpose(1, 2).flatten(2), attention.to_out[0])
 
     def _feed_forward(self, network: FeedForward, x: Activations) -> Tensor:
-        left, right = self._products.of(x, network.w1, network.w3)
-        return self._products.of(self._operations.gated(left, right, scaled=self._products.scaled), network.w2)[0]
+        left, right = self.products.of(x, network.w1, network.w3)
+        return self.products.of(self.operations.gated(left, right, scaled=self.products.scaled), network.w2)[0]
 
     def _closing(self, x: Tensor, linear: nn.Module) -> Tensor:
-        return self._products.of(self._operations.scaled(x) if self._products.scaled else x, linear)[0]
+        return self.products.of(self.operations.scaled(x) if self.products.scaled else x, linear)[0]
+
+
+class Steps:
+    """The network for all steps of pictures of one size, whose prompts have one length when padded.
+
+    Each number depends on its own picture alone, not on how many there are: except for what a library's product of more rows
+    rounds differently.
+    """
+
+    def __init__(self, network: ZImageTransformer, step: Step, prompts: Sequence[Tensor], times: Tensor) -> None:
+        """Compute what all steps share. `prompts` are encoded, each of shape (tokens, width); `times` are of shape (steps,), 0 for
+        noise and 1 for an image."""
+        self.step = step
+        self._network = network
+        places = _places(step.size)
+        length = _padded(len(prompts[0]))
+        if any(_padded(len(prompt)) != length for prompt in prompts):
+            raise ValueError("the prompts have different lengths: attention would need a mask")
+        grid = (1, step.size[0] // PATCH, step.size[1] // PATCH)
+        image = network.rotations_of(grid, (length + 1, 0, 0), _padded(places))
+        text = network.rotations_of((length, 1, 1), (1, 0, 0), length)
+        embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
+        final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
+        self._factors = torch.cat([_factors(_modulated(network), embedded), final.unsqueeze(1)], dim=1)
+        self._text = self._refined(prompts, Rotation(*_waves(text), interleaved=True))
+        self._waves = *_waves(image), *_waves(torch.cat([image, text]))
+
+    @property
+    def length(self) -> int:
+        """Tokens of each prompt, with padding."""
+        return self._text.shape[1]
+
+    def inputs(self, number: int) -> tuple[Tensor, ...]:
+        """Return what a step takes beside the latents."""
+        return self._text, self._factors[number], *self._waves
+
+    def velocity(self, latents: Tensor, number: int) -> Tensor:
+        """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
+        return self.step(self._network, latents, *self.inputs(number))
+
+    def _refined(self, prompts: Sequence[Tensor], rotation: Rotation) -> Tensor:
+        """Return the prompts' tokens as the layers take them, which no time step changes."""
+        network = self._network
+        norm, linear = network.cap_embedder
+        assert isinstance(norm, RMSNorm)
+        rows = []
+        for prompt in prompts:
+            normed = self.step.operations.norm(prompt[None].contiguous(), _plain(norm))
+            rows.append(_with_padding(linear(normed), network.cap_pad_token))
+        blocks = _blocks(network.context_refiner)
+        return self.step.through(blocks, [Modulation.plain(block) for block in blocks], torch.cat(rows), rotation)
 
 
 def _padded(length: int) -> int:
@@ -174,12 +188,23 @@ def _with_padding(tokens: Tensor, pad: Tensor) -> Tensor:
     return torch.cat([tokens, pad.expand(tokens.shape[0], missing, -1)], dim=1) if missing else tokens
 
 
-def _rotation(rotations: Tensor) -> Rotation:
-    return Rotation(rotations.real.contiguous(), rotations.imag.contiguous(), interleaved=True)
+def _places(size: tuple[int, int]) -> int:
+    """Return the number of patches of latents."""
+    return (size[0] // PATCH) * (size[1] // PATCH)
+
+
+def _waves(rotations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of rotations."""
+    return rotations.real.contiguous(), rotations.imag.contiguous()
 
 
 def _final_layer(network: ZImageTransformer) -> FinalLayer:
     return network.all_final_layer["2-1"]  # type: ignore[return-value]
+
+
+def _modulated(network: ZImageTransformer) -> list[Block]:
+    """Return the blocks that a time step modulates."""
+    return _blocks(network.noise_refiner) + _blocks(network.layers)
 
 
 def _blocks(blocks: nn.ModuleList) -> list[Block]:
