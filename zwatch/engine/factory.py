@@ -10,6 +10,7 @@ from pathlib import Path
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.acceleration import Acceleration
 from zwatch.engine.kept_files import KeptFiles
+from zwatch.engine.kernels import Kernels
 from zwatch.engine.parameters import Generation
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.precision import Precision
@@ -31,12 +32,12 @@ class EngineFactory:
 
     def __init__(
         self, device: Device, cache: Path | None = None, tokenizers: TokenizerMaker | None = None, *, exact: bool | None = None,
-        precision: Precision = Precision(),  # noqa: B008 (frozen)
+        precision: Precision = Precision(), kernels: Kernels | None = None,  # noqa: B008 (frozen)
     ) -> None:  # fmt: skip
         """`cache` is the directory in which what was prepared is kept for the next start; None keeps nothing. `exact` as
-        `Acceleration` has it; `precision` as `zwatch.engine.precision.conversion_of` has it."""
+        `Acceleration` has it; `precision` as `zwatch.engine.precision.conversion_of` has it; `kernels` are the device's."""
         self.device = device
-        self.acceleration = Acceleration(device, exact=exact)
+        self.acceleration = Acceleration(device, exact=exact, kernels=kernels)
         self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision)
         self._proven = ProvenVersions(device, KeptFiles(cache, ".proven", KEPT), precision)
 

@@ -20,6 +20,7 @@ from zwatch.shadow.read_sizes import pinned_bytes
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
+    from zwatch.engine.kernels import Kernels
     from zwatch.engine.tokenizer_maker import TokenizerMaker
     from zwatch.shadow.device import Device
 
@@ -67,7 +68,7 @@ def open_factory(
         tokenizers = _tokenizer_maker(cache)
         _import_torch()
         opener = ThreadPoolExecutor(1, thread_name_prefix="zwatch-open")
-        opening = opener.submit(_opened, device, budget, cache, early)
+        opening = opener.submit(_opened, device, budget, cache, early, exact)
         opener.shutdown(wait=False)
         for library in ("PIL.Image", "tokenizers", "jinja2", *_AT_FIRST_USE, "zwatch.engine.factory"):
             import_library(library)
@@ -78,7 +79,9 @@ def open_factory(
         from zwatch.engine.precision import Precision
     with control.phase("device"):
         control.begin("opening the device", is_slow=True)
-        return EngineFactory(opening.result(), cache, tokenizers, exact=exact, precision=Precision(dtype, quantize))
+        opened, kernels = opening.result()
+        precision = Precision(dtype, quantize)
+        return EngineFactory(opened, cache, tokenizers, exact=exact, precision=precision, kernels=kernels)
 
 
 def _tokenizer_maker(cache: Path | None) -> "TokenizerMaker":
@@ -95,20 +98,25 @@ def _tokenizer_maker(cache: Path | None) -> "TokenizerMaker":
     return made
 
 
-def _opened(device: str, budget: int | None, cache: Path | None, early: EarlyContext) -> "Device":
-    """Open a device, and let it load its kernels.
+def _opened(
+    device: str, budget: int | None, cache: Path | None, early: EarlyContext, exact: bool | None
+) -> "tuple[Device, Kernels | None]":  # fmt: skip
+    """Open a device, and let it load its kernels. Return it with those of the fast way, if pictures are to be drawn so.
 
     Raises:
         FatalError, Rejection: as `open_factory`.
     """
     from zwatch.engine import rehearsal
+    from zwatch.engine.kernels import Kernels
     from zwatch.shadow.device import Device
 
     try:
         _check_present(device)
         opened = Device(device, budget=budget, cache=cache, early=early)
-        rehearsal.begin(opened)
-        return opened
+        is_fast = opened.torch_device.type == "cuda" and not exact
+        kernels = Kernels(opened, cache) if is_fast else None
+        rehearsal.begin(opened, kernels)
+        return opened, kernels
     except FatalError:
         raise
     except Exception as error:

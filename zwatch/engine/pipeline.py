@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from PIL import Image
 
-from zwatch.engine.acceleration import Acceleration
+from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
@@ -41,6 +41,7 @@ class Engine:
         self.components = tuple(assembly.components.values())
         """What it consists of. Replaced, never changed in place: other threads iterate over it."""
         self._pipeline: Pipeline | None = _pipeline(self.components)
+        self._kind = kind_of(self._pipeline)  # looking through all modules takes milliseconds
         self.precision = name_of(self.pipeline.transformer, self.pipeline.text_encoder)
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
@@ -98,7 +99,7 @@ class Engine:
         phases = Phases()
         with (
             self._exclusively(), self.device.measured_request(), torch.inference_mode(),
-            self._acceleration.during(self.pipeline, is_request=is_request) as computing,
+            self._acceleration.during(self._kind, is_request=is_request) as computing,
         ):  # fmt: skip
             pipeline = replace(self.pipeline, computing=computing)
             with phases.of("encode"), self.device.launching():

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tests.engine.editing import build, parameters
-from zwatch.engine import acceleration, sampling
-from zwatch.engine.acceleration import Acceleration
+from zwatch.engine import acceleration, kernels, sampling
+from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.computing import EXACT
 from zwatch.engine.factory import EngineFactory
-from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.operations import TorchOperations
+from zwatch.engine.kernels import Kernels, Kind
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.precision import Precision
 from zwatch.engine.prompt_cache import PromptCache
 from zwatch.engine.sampling import EncodedText
 from zwatch.errors import GenerationCancelled
@@ -34,6 +35,12 @@ def pixels(engine, *prompt_and_seeds, **changes):
     return [np.asarray(image) for image in engine.serve(parameters(*prompt_and_seeds, **changes)).images]
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Kernels of torch, which any device has."""
+    monkeypatch.setattr(kernels, "gpu_operations", TorchOperations)
+
+
 def psnr(found, exact):
     error = float(((found.astype(float) - exact.astype(float)) ** 2).mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
@@ -42,7 +49,7 @@ def psnr(found, exact):
 def test_on_a_processor_pictures_are_exact_unless_told_otherwise(models):
     assert acceleration.EXACT_BY_DEFAULT == {"cuda": False, "cpu": True}, "docs/operations.md and --exact say so"
     usual, exact = (build(factory(exact=exact), models, "v1") for exact in (None, True))
-    assert Acceleration(Device("cpu")).computing(usual.pipeline) is EXACT
+    assert Acceleration(Device("cpu")).computing(kind_of(usual.pipeline)) is EXACT
     assert np.array_equal(pixels(usual), pixels(exact))
 
 
@@ -133,11 +140,15 @@ def test_kept_prompts_take_bounded_memory_and_the_oldest_goes_first():
     assert cache.get(3, CPU) is not None
 
 
-def test_kernels_are_compiled_with_the_networks_own_weights_and_without_touching_what_requests_use(models):
+def test_kernels_are_compiled_with_the_networks_own_weights_and_without_touching_what_requests_use(models, plain):
     pipeline = build(factory(exact=False), models, "v1").pipeline
-    acceleration._try(FastComputing(TorchOperations()), pipeline, CPU)
+    made = Kernels(Device("cpu"))
+    made.begin(pipeline, Kind.of(pipeline))
+    for thread in made._device.preparing:
+        thread.join()
+    assert made.is_ready(Kind.of(pipeline))
     assert not pipeline.transformer._rotations
-    mirrored = acceleration._mirrored(pipeline.transformer)
+    mirrored = kernels._mirrored(pipeline.transformer)
     assert mirrored is not pipeline.transformer
     ours, theirs = (network.layers[0].attention.to_q.weight for network in (mirrored, pipeline.transformer))
     assert ours.data_ptr() == theirs.data_ptr()
@@ -150,13 +161,13 @@ def test_where_kernels_cannot_be_compiled_pictures_are_exact(models, caplog):
         torch_device=torch.device("cuda", 99), hasher=None, recorder=None, preparing=[], beside=nullcontext
     )
     made = Acceleration(device, exact=False)
-    assert made.computing(pipeline) is EXACT
+    assert made.computing(kind_of(pipeline)) is EXACT
     made.prepare(pipeline)
     made.prepare(pipeline)
     assert len(device.preparing) == 1, "it is tried once"
     device.preparing[0].join()
     assert "the slower, exact way" in caplog.text
-    assert made.computing(pipeline) is EXACT
+    assert made.computing(kind_of(pipeline)) is EXACT
 
 
 def test_steps_are_launched_one_ahead_and_reported_when_they_are_done(models, monkeypatch):
@@ -192,6 +203,59 @@ def test_a_cancelled_picture_launches_no_further_step(models, monkeypatch):
     assert (len(launched), reported) == (2, [1])
 
 
+@pytest.mark.parametrize("quantize", [None, "fp8", "int8"])
+def test_the_next_start_makes_ready_what_this_one_compiled(models, tmp_path, plain, quantize):
+    pipeline = build(EngineFactory(Device("cpu"), precision=Precision(quantize=quantize)), models, "v1").pipeline
+    kind = Kind.of(pipeline)
+    first = Kernels(Device("cpu"), tmp_path)
+    assert not first.rehearse()
+    first.begin(pipeline, kind)
+    for thread in first._device.preparing:
+        thread.join()
+    following = Kernels(Device("cpu"), tmp_path)
+    assert not following.is_ready(kind)
+    assert following.rehearse()
+    assert following.is_ready(kind)
+    following.wait(kind, 60)
+    following.begin(pipeline, kind)
+    assert not following._device.preparing
+
+
+def test_a_quantized_version_needs_other_kernels(models):
+    kinds = {
+        Kind.of(build(EngineFactory(Device("cpu"), precision=Precision(quantize=quantize)), models, "v1").pipeline)
+        for quantize in (None, "fp8", "int8")
+    }
+    assert len(kinds) == 3
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[1]", b'[{"text": {"size": 1}}]', b"\xff"])
+def test_what_is_not_a_list_of_kinds_is_as_good_as_none(tmp_path, data):
+    made = Kernels(Device("cpu"), tmp_path)
+    made._files.write(made._name(), data)
+    assert not made.rehearse()
+
+
+def test_a_request_waits_for_early_kernels_only_while_they_are_loaded(models, tmp_path, plain, monkeypatch):
+    pipeline = build(factory(), models, "v1").pipeline
+    kind = Kind.of(pipeline)
+    first = Kernels(Device("cpu"), tmp_path)
+    first.begin(pipeline, kind)
+    for thread in first._device.preparing:
+        thread.join()
+    made = Kernels(Device("cpu"), tmp_path)
+    made.wait(kind, 600)  # nothing was begun
+
+    def fail(*given):
+        raise RuntimeError("the device has gone")
+
+    monkeypatch.setattr(kernels, "try_networks", fail)
+    with pytest.raises(RuntimeError, match="gone"):
+        made.rehearse()
+    made.wait(kind, 600)
+    assert not made.is_ready(kind)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_requests_are_exact_until_the_kernels_are_compiled_and_then_fast(models, tmp_path):
     device = Device("cuda", cache=tmp_path)
@@ -202,9 +266,17 @@ def test_on_a_gpu_requests_are_exact_until_the_kernels_are_compiled_and_then_fas
     engine.prepare()
     for thread in device.preparing:
         thread.join()
-    assert made.acceleration.computing(engine.pipeline).name.startswith("fast-triton")
+    assert made.acceleration.computing(kind_of(engine.pipeline)).name.startswith("fast-triton")
     fast = pixels(engine, "a cat", 3)
     assert psnr(fast[0], exact[0]) > 30  # random weights
     assert np.array_equal(pixels(engine, "a cat", 3), fast)
     other = build(made, models, "v2")
-    assert made.acceleration.computing(other.pipeline).name.startswith("fast-triton"), "nothing is compiled for it"
+    assert made.acceleration.computing(kind_of(other.pipeline)).name.startswith("fast-triton"), (
+        "nothing is compiled for it"
+    )
+    again = Kernels(device, tmp_path)
+    assert again._remembered() == []  # this factory keeps nothing
+    kept = Kernels(device, tmp_path)
+    kept._compile(engine.pipeline, Kind.of(engine.pipeline))
+    assert again.rehearse()
+    assert again.is_ready(Kind.of(engine.pipeline))
