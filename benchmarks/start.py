@@ -73,9 +73,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure every kind of start."""
-        version = make_versions(
-            self.options.models, self.options.preset, self.options.device, self.clock, only_first=True
-        )[0]
+        version = make_versions(self.options.models, self.options.preset, self.options.device, self.clock, count=1)[0]
         self.environment = {
             **os.environ, "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

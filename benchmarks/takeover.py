@@ -188,7 +188,7 @@ def main() -> None:
         options.out, [options.work, options.models], benchmark="takeover", started=now(), machine=machine(options.models),
         settings={"preset": options.preset, "device": options.device, "steps": STEPS}, versions=packages("torch"), rows=[],
     )  # fmt: skip
-    make_versions(options.models, options.preset, options.device, clock, only_first=True)
+    make_versions(options.models, options.preset, options.device, clock, count=1)
     for full_card in (False, True) if options.full_card else (False,):
         kind = "no room for two models" if full_card else "room for two models"
         results.data["rows"].append({"kind": kind, **measured(options, clock, full_card=full_card)})

@@ -68,8 +68,8 @@ class Version:
         os.replace(temporary, self.directory / seal.SEAL_NAME)
 
 
-def make_versions(models: Path, preset: str, device: str, clock: Clock, *, only_first: bool = False) -> list[Version]:
-    """Return v1, v2, v3, or `only_first`, made where they are not there yet, and `current` pointing to v1.
+def make_versions(models: Path, preset: str, device: str, clock: Clock, *, count: int = 3) -> list[Version]:
+    """Return v1, v2, v3, or the first `count`, made where they are not there yet, and `current` pointing to v1.
 
     v2 has another transformer and v1's other files as hard links, as `cp -al` deploys have; in v3 every weight file
     differs, so that nothing of another version can be shared.
@@ -91,7 +91,7 @@ def make_versions(models: Path, preset: str, device: str, clock: Clock, *, only_
             if path.parent.name == "transformer":
                 copy_weights(path, path, stamp="v1", differs=False)
         v1.seal()
-    for version, shared in () if only_first else ((v2, True), (v3, False)):
+    for version, shared in ((v2, True), (v3, False))[: count - 1]:
         if not (version.directory / seal.SEAL_NAME).exists():
             clock.say(f"writing {version.name}")
             _vary(v1, version, share=shared)
@@ -100,7 +100,7 @@ def make_versions(models: Path, preset: str, device: str, clock: Clock, *, only_
     os.sync()
     (models / "next").symlink_to("v1")
     os.replace(models / "next", models / "current")
-    return versions[:1] if only_first else versions
+    return versions[:count]
 
 
 def _vary(source: Version, target: Version, *, share: bool) -> None:
