@@ -58,20 +58,18 @@ WAYS: dict[str, tuple[bool, str | None]] = {
 """Whether diffusers' bits are wanted, and how weights are quantized."""
 
 
-def loaded(models: Path, version: str, device: str, way: str) -> Engine:
+def loaded(models: Path, version: str, device: Device, way: str) -> Engine:
     """Load a version, and wait until it draws in this way."""
     exact, quantize = WAYS[way]
-    with tempfile.TemporaryDirectory() as cache:
-        opened_device = Device(device, cache=Path(cache))
-        factory = EngineFactory(opened_device, exact=exact, precision=Precision("auto", quantize))
-        opened = open_version(models, version)
-        try:
-            engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), LoadControl())
-        finally:
-            opened.close()
-        engine.prepare()
-        for thread in opened_device.preparing:
-            thread.join()
+    factory = EngineFactory(device, exact=exact, precision=Precision("auto", quantize))
+    opened = open_version(models, version)
+    try:
+        engine = factory.build(opened, factory.plan(opened, read_seal(opened.fd).digest), LoadControl())
+    finally:
+        opened.close()
+    engine.prepare()
+    for thread in device.preparing:
+        thread.join()
     assert exact or factory.acceleration.computing(kind_of(engine.pipeline)) is not EXACT
     return engine
 
@@ -93,7 +91,7 @@ def ssim(found: np.ndarray, exact: np.ndarray) -> float:
     return float((above / below).mean())
 
 
-def measured(models: Path, version: str, device: str, size: int) -> Json:
+def measured(models: Path, version: str, device: Device, size: int) -> Json:
     """Return what the ways cost for one version."""
     engines = {way: loaded(models, version, device, way) for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -130,6 +128,7 @@ def main() -> None:
     parser.add_argument("--versions", nargs="+", default=["v1", "v2"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--cache", type=Path, help="where compiled kernels are kept (nowhere)")
     parser.add_argument("--out", type=Path, default=RESULTS / "precisions.json")
     options = parser.parse_args()
     found: Json = {
@@ -139,9 +138,11 @@ def main() -> None:
         "size": options.size,
         "prompts": len(PROMPTS),
     }
-    found["versions"] = {
-        version: measured(options.models, version, options.device, options.size) for version in options.versions
-    }
+    with tempfile.TemporaryDirectory() as temporary:
+        device = Device(options.device, cache=options.cache or Path(temporary))
+        found["versions"] = {
+            version: measured(options.models, version, device, options.size) for version in options.versions
+        }
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     for version, rows in found["versions"].items():
         for kind, row in rows.items():

@@ -34,7 +34,10 @@ PROMPT = "a cat wearing sunglasses"
 KINDS = ("hot", "fresh", "without bytecode", "cold")
 LIMIT = 300.0
 """Seconds until a start is given up."""
-KERNEL = re.compile(rb"hash kernel is ready|hash kernel does not work|triton is not installed")
+KERNELS = (
+    re.compile(rb"hash kernel is ready|hash kernel does not work|triton is not installed"),
+    re.compile(rb"kernels for drawing (are ready|do not work)"),
+)
 """What the log says once there is nothing left to compile."""
 PLAIN = """
 import json, sys, time
@@ -96,7 +99,10 @@ class Bench:
         ) as server:
             server.generate(1, steps=STEPS)
             if self.options.device.startswith("cuda"):
-                server.wait(lambda: KERNEL.search(server.log.read_bytes()), "the hash kernel is compiled", pause=0.2)
+                for kernel in KERNELS:
+                    server.wait(
+                        lambda kernel=kernel: kernel.search(server.log.read_bytes()), "kernels are compiled", pause=0.2
+                    )  # type: ignore[misc]
 
     def measure(self, kind: str, version: Version) -> None:
         """Start both in turns; note their parts, medians and the ratio."""
