@@ -37,6 +37,8 @@ from soak_sampling import Sample, memory_of, sample
 from soak_traffic import visit
 from soak_versions import Fleet, prepare
 
+from zwatch.engine.kernels import READY as KERNELS
+
 TOKEN = "soak-" + "0123456789abcdef" * 2
 SAMPLE_SECONDS = 5.0
 KEPT_JOBS = 1000
@@ -325,6 +327,8 @@ def soak(options: argparse.Namespace) -> Results:
     with Observed(fleet.models, work, options.device, trace=options.trace, processes=options.processes) as server:
         server.wait(lambda: server.call("GET", "/health/ready")[0] == 200, "it serves", 600.0, 0.1)
         clock.say("it serves")
+        if options.device.startswith("cuda"):  # until they are, pictures have other bytes
+            server.wait(lambda: KERNELS in server.log.read_text(), "the kernels for drawing are ready", 300.0, 0.1)
         running = Soak(options, server, fleet, clock, results)
         asyncio.run(running.run())
         if options.trace:

@@ -18,8 +18,9 @@ from zwatch.shadow.graphs import GRAPH_ROOM
 
 EXACT_BY_DEFAULT = {"cuda": False, "cpu": True}
 """Whether pictures have diffusers' own bits where `--exact` is not given, by the kind of device."""
-EARLY_SECONDS = 0.5
-"""Longest wait of a request for kernels that are being loaded: as much longer takes a picture of 1024 x 1024 without them."""
+EARLY_SECONDS = 1.0
+"""Longest wait of a request for kernels that are being loaded. They are usually ready within half of that, and so much longer takes a
+picture of 1024 x 1024 without them."""
 
 
 class Acceleration:

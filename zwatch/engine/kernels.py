@@ -117,17 +117,16 @@ class Kernels:
         self._lock = threading.Lock()
         self._begun: set[Kind] = set()
         self._ready: set[Kind] = set()
-        self._early: set[Kind] = set()  # they will soon be ready
-        self._rehearsed = threading.Event()
+        self._early: dict[Kind, threading.Event] = {}  # set when they are ready, or will not be
 
     def is_ready(self, kind: Kind) -> bool:
         """Return whether nothing has to be compiled for such networks."""
         return kind in self._ready
 
-    def wait(self, kind: Kind, seconds: float) -> None:
+    def wait(self, kind: Kind, seconds: float | None = None) -> None:
         """Wait for kernels that an earlier start compiled, and that are being loaded."""
         if kind in self._early:
-            self._rehearsed.wait(seconds)
+            self._early[kind].wait(seconds)
 
     def begin(self, pipeline: Pipeline, kind: Kind) -> None:
         """Begin to compile what a pipeline needs, in a thread, unless that was begun before."""
@@ -146,18 +145,23 @@ class Kernels:
     def rehearse(self) -> bool:
         """Load what earlier starts compiled, with small networks of the same kinds, on torch's current stream; return whether
         there was any. It raises what a device or a compiler raises."""
+        kinds = self._remembered()
+        self._early = {kind: threading.Event() for kind in kinds}
         try:
-            kinds = self._remembered()
-            self._early = set(kinds)
             for kind in kinds:
                 self._make_ready(kind, kind.small(self._device.torch_device))
-            if kinds:
-                _log.info(READY)
-            return bool(kinds)
+                self._early[kind].set()
         finally:
-            self._rehearsed.set()
+            for event in self._early.values():
+                event.set()
+        if kinds:
+            _log.info(READY)
+        return bool(kinds)
 
     def _compile(self, pipeline: Pipeline, kind: Kind) -> None:
+        self.wait(kind)
+        if self.is_ready(kind):
+            return
         try:
             networks = tuple(map(_mirrored, (pipeline.text_encoder, pipeline.transformer, pipeline.vae)))
             with self._device.beside(), torch.inference_mode():

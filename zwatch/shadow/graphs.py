@@ -62,10 +62,12 @@ class CudaRecorder:
             self._capture(first, torch.cuda.graph_pool_handle(), lambda: torch.zeros(1, device=self._device))
             self._first = first
         graph = torch.cuda.CUDAGraph()
+        reserved = torch.cuda.memory_reserved(self._device)
         try:
             output = self._capture(graph, self._first.pool(), function, *static)
         finally:
-            self._measure()
+            if not self.held or torch.cuda.memory_reserved(self._device) != reserved:
+                self._measure()  # it goes through all memory of the process
         return CudaGraph(graph, static, output)
 
     def forget(self) -> None:

@@ -19,6 +19,9 @@ from zwatch.engine.networks.transformer import PAD_MULTIPLE, ZImageTransformer
 from zwatch.engine.scaled import FP8, quantized_dtype
 from zwatch.engine.schedule import Timeline
 
+RECORDING = (1, 2)
+"""The steps before which something is recorded, which takes tens of milliseconds: first the step itself, which the steps that follow
+repeat, then something of an earlier picture."""
 DECODED_AS_A_WHOLE = 64 * 64
 """Most latents, of a picture of 512 x 512, whose decoding is recorded: a larger one takes longer than launching it does, and memory."""
 
@@ -79,13 +82,13 @@ class FastComputing:
         steps = [Steps(transformer, step, group, times) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
-            if number > 0 and self._graphs is not None:
+            if number in RECORDING and self._graphs is not None:
                 self._graphs.record_one(transformer)  # the device has the step before this one to do
             inputs = latents.to(transformer.dtype)
             found = [
                 self._run(
                     transformer, ("step", size, len(group), one.length), step,
-                    inputs.expand(len(group), -1, -1, -1), *one.inputs(number),
+                    inputs.expand(len(group), -1, -1, -1), *one.inputs(number), repeats=True,
                 )
                 for one, group in zip(steps, groups, strict=True)
             ]  # fmt: skip
@@ -102,7 +105,9 @@ class FastComputing:
             return decode(vae, latents)
         return self._run(vae, ("decode", latents.shape), decode, latents)
 
-    def _run(self, network: Any, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def _run(
+        self, network: Any, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor, repeats: bool = False
+    ) -> Tensor:
         if self._graphs is None or not is_recordable(inputs[0]):
             return function(network, *inputs)
-        return self._graphs.run(network, key, function, *inputs)
+        return self._graphs.run(network, key, function, *inputs, repeats=repeats)

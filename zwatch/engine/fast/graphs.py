@@ -14,6 +14,8 @@ from zwatch.shadow.graphs import Record, Recorded
 
 _log = logging.getLogger(__name__)
 
+MOST_SEEN = 64
+"""Keys of one network that are remembered without a graph."""
 MOST = 16
 """Graphs of one network: of its last sizes, or lengths of prompts. One more costs little memory, since all share it."""
 
@@ -35,6 +37,7 @@ class Graphs:
         self._wanted: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Computed, Sequence[Tensor]]]] = (
             WeakKeyDictionary()
         )
+        self._seen: WeakKeyDictionary[nn.Module, dict[Hashable, None]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def hold(self) -> bool:
@@ -45,12 +48,15 @@ class Graphs:
         """End a request."""
         self._lock.release()
 
-    def run(self, network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
-        """Return the function's result for the network and the inputs; the first time by calling it. The key tells functions, and
-        shapes of inputs, apart."""
+    def run(
+        self, network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor, repeats: bool = False
+    ) -> Tensor:
+        """Return the function's result for the network and the inputs, by calling it until it is recorded. The key tells functions,
+        and shapes of inputs, apart. What `repeats` is worth recording at once, other things when they are asked for again."""
         known = self._of.setdefault(network, OrderedDict())
         if key not in known:
-            self._wanted.setdefault(network, {})[key] = function, inputs
+            if repeats or self._was_seen(network, key):
+                self._wanted.setdefault(network, {})[key] = function, inputs
             return function(network, *inputs)
         known.move_to_end(key)
         if (recorded := known[key]) is None:
@@ -78,6 +84,16 @@ class Graphs:
             _log.warning("a part of a picture is launched kernel by kernel: it cannot be recorded (%s)", error)
         if len(known) > MOST:
             known.popitem(last=False)
+
+    def _was_seen(self, network: nn.Module, key: Hashable) -> bool:
+        """Return whether a key was asked for before, and remember it."""
+        seen = self._seen.setdefault(network, {})
+        if key in seen:
+            return True
+        seen[key] = None
+        if len(seen) > MOST_SEEN:
+            del seen[next(iter(seen))]
+        return False
 
     def forget(self) -> bool:
         """Release all of them; return whether there were any. Only for the request that holds them."""
