@@ -8,7 +8,7 @@ import torch
 from zwatch.engine.computing import EXACT, Computing
 from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.graphs import Graphs
-from zwatch.engine.fast.operations import TorchOperations
+from zwatch.engine.fast.operations import ProcessorOperations
 from zwatch.engine.kernels import Kernels, Kind
 from zwatch.engine.precision import is_mixed
 from zwatch.engine.prompt_cache import PromptCache
@@ -35,7 +35,7 @@ class Acceleration:
         self.is_exact = EXACT_BY_DEFAULT[kind] if exact is None else exact
         self.prompts = None if self.is_exact else PromptCache()
         self._device = device
-        self._on_cpu = FastComputing(TorchOperations()) if kind == "cpu" else None
+        self._on_cpu = FastComputing(ProcessorOperations()) if kind == "cpu" else None
         self._kernels = None if kind == "cpu" else kernels or Kernels(device)
         self._graphs = Graphs(device.recorder, self._has_room) if device.recorder is not None else None
         self._beside: torch.cuda.Stream | None = None

@@ -7,13 +7,13 @@ from tests.engine.fast import networks
 from tests.engine.fast.networks import error
 from zwatch.engine.computing import EXACT
 from zwatch.engine.fast.computing import FastComputing
-from zwatch.engine.fast.operations import TorchOperations
+from zwatch.engine.fast.operations import GroupNorm, ProcessorOperations, TorchOperations
 from zwatch.engine.fast.products import CopiedProducts
 from zwatch.engine.networks.layers import Linear
 from zwatch.engine.precision import _IN_FLOAT32
 from zwatch.engine.schedule import EulerSchedule
 
-FAST = FastComputing(TorchOperations())
+FAST, ON_A_PROCESSOR = FastComputing(TorchOperations()), FastComputing(ProcessorOperations())
 CLOSE = {torch.float32: 2e-5, torch.bfloat16: 0.02, torch.float16: 0.003}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -72,7 +72,32 @@ def test_a_pictures_bits_do_not_depend_on_the_prompt_beside_it():
 def test_decoding(change, dtype):
     autoencoder = networks.autoencoder(dtype, **change)
     latents = torch.randn(2, 16, 6, 4).to(dtype)
-    assert error(FAST.decode(autoencoder, latents), EXACT.decode(autoencoder, latents)) < CLOSE[dtype]
+    for fast in (FAST, ON_A_PROCESSOR):
+        assert error(fast.decode(autoencoder, latents), EXACT.decode(autoencoder, latents)) < CLOSE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_shortcut", [False, True], ids=["", "shortcut"])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_a_processors_operations_change_none_of_their_arguments(with_bias, with_shortcut, dtype):
+    image, shortcut = (
+        torch.randn(2, 12, 6, 4).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    bias = torch.randn(12)
+    norm = GroupNorm(torch.randn(12).to(dtype), torch.randn(12).to(dtype), 4, 1e-6)
+    given = {"bias": bias if with_bias else None, "shortcut": shortcut if with_shortcut else None}
+    before = [one.clone() for one in (image, shortcut, bias)]
+    for silu in (False, True):
+        found, expected = (
+            operations.group_norm(image, norm, silu=silu, **given)
+            for operations in (ProcessorOperations(), TorchOperations())
+        )
+        assert error([found[0]], [expected[0]]) < CLOSE[dtype]
+        assert error([found[1]], [expected[1]]) < CLOSE[dtype]
+    found, expected = (operations.doubled(image, **given) for operations in (ProcessorOperations(), TorchOperations()))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error([found], [expected]) < CLOSE[dtype]
+    assert all(map(torch.equal, before, (image, shortcut, bias)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,11 +114,12 @@ def test_encoding_without_the_padding(mask, change, dtype):
 def test_modules_that_were_adapted_to_the_processor_are_called_as_such():
     autoencoder = networks.autoencoder(torch.bfloat16)
     latents = torch.randn(1, 16, 4, 4).to(torch.bfloat16)
-    before = FAST.decode(autoencoder, latents)
+    before = [fast.decode(autoencoder, latents) for fast in (FAST, ON_A_PROCESSOR)]
     for part in autoencoder.modules():
         if (kind := _IN_FLOAT32.get(type(part))) is not None:
             part.__class__ = kind
-    assert error(FAST.decode(autoencoder, latents), before) < 0.02
+    for fast, one in zip((FAST, ON_A_PROCESSOR), before, strict=True):
+        assert error(fast.decode(autoencoder, latents), one) < 0.02
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

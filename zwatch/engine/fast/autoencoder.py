@@ -30,7 +30,7 @@ def decode(network: Autoencoder, latents: Tensor, *, operations: Operations) -> 
     decoder = network.decoder
     if network.post_quant_conv is not None:
         latents = network.post_quant_conv(latents)
-    image = _convolved(decoder.conv_in, latents.contiguous(memory_format=torch.channels_last))
+    image = _convolved(decoder.conv_in, operations, latents.contiguous(memory_format=torch.channels_last))
     middle = decoder.mid_block
     parts: list[nn.Module] = [middle.resnets[0], *middle.attentions, middle.resnets[1]]
     for level in decoder.up_blocks:
@@ -42,7 +42,9 @@ def decode(network: Autoencoder, latents: Tensor, *, operations: Operations) -> 
             image = _attention(part, operations, image)
         else:
             assert isinstance(part, Doubling)
-            image = _convolved(part.conv, operations.doubled(image.x, bias=image.bias, shortcut=image.shortcut))
+            image = _convolved(
+                part.conv, operations, operations.doubled(image.x, bias=image.bias, shortcut=image.shortcut)
+            )
     normed, _ = _normed(decoder.conv_norm_out, operations, image)
     pixels: Tensor = decoder.conv_out(normed)
     return pixels
@@ -50,14 +52,14 @@ def decode(network: Autoencoder, latents: Tensor, *, operations: Operations) -> 
 
 def _residual(part: Residual, operations: Operations, image: _Pending) -> _Pending:
     normed, x = _normed(part.norm1, operations, image)
-    change = _convolved(part.conv1, normed)
+    change = _convolved(part.conv1, operations, normed)
     normed, _ = _normed(part.norm2, operations, change)
-    change = _convolved(part.conv2, normed)
+    change = _convolved(part.conv2, operations, normed)
     # Without a shortcut, the sum was not written: what x is still to be shifted by goes the same way as x.
     missing = image.bias if image.shortcut is None else None
     if part.conv_shortcut is None:
         return _Pending(change.x, _added(change.bias, missing), x)
-    shortcut = _convolved(part.conv_shortcut, x)
+    shortcut = _convolved(part.conv_shortcut, operations, x)
     if missing is not None:
         missing = part.conv_shortcut.weight.flatten(1).float() @ missing.float()
     return _Pending(change.x, _added(_added(change.bias, shortcut.bias), missing), shortcut.x)
@@ -78,9 +80,9 @@ def _normed(norm: nn.GroupNorm, operations: Operations, image: _Pending, *, silu
     return operations.group_norm(image.x, parameters, bias=image.bias, shortcut=image.shortcut, silu=silu)
 
 
-def _convolved(convolution: Conv2d, x: Tensor) -> _Pending:
-    """Return a convolution whose bias is still to be added, which would be a pass of its own."""
-    if type(convolution) is not Conv2d:  # adapted to a processor
+def _convolved(convolution: Conv2d, operations: Operations, x: Tensor) -> _Pending:
+    """Return a convolution, whose bias is still to be added if that would be a pass of its own."""
+    if type(convolution) is not Conv2d or not operations.adds_bias:  # the first: adapted to a processor
         return _Pending(convolution(x))
     return _Pending(convolution._conv_forward(x, convolution.weight, None), convolution.bias)  # noqa: SLF001
 

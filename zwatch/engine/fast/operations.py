@@ -52,6 +52,8 @@ class Operations(Protocol):
 
     name: str
     """What tells results of one implementation from those of another: their last bits differ."""
+    adds_bias: bool
+    """Whether adding a convolution's bias is left to them, because the convolution would do it in a pass of its own."""
 
     def norm(self, x: Tensor, norm: Norm, *, scaled: bool = False) -> Activations:
         """Return x normalized over its width."""
@@ -94,15 +96,16 @@ class TorchOperations:
     """The operations in torch."""
 
     name = "torch"
+    adds_bias = True
 
     def norm(self, x: Tensor, norm: Norm, *, scaled: bool = False) -> Activations:
         """As `Operations.norm`."""
-        return _rounded(_normed(x.float(), norm), x.dtype, scaled)
+        return _rounded(_normed(x, norm), x.dtype, scaled)
 
     def residual(self, x: Tensor, change: Tensor, norm: Norm | None) -> Tensor:
         """As `Operations.residual`."""
-        changed = change.float() if norm is None else _normed(change.float(), norm)
-        return (x.float() + changed).to(x.dtype)
+        changed = _copied(change) if norm is None else _normed(change, norm)
+        return changed.add_(x.float()).to(x.dtype)
 
     def residual_norm(
         self, x: Tensor, change: Tensor, norm: Norm | None, following: Norm, *, scaled: bool = False
@@ -113,19 +116,20 @@ class TorchOperations:
 
     def heads(self, query: Tensor, key: Tensor, norms: tuple[Norm, Norm] | None, rotation: Rotation) -> None:
         """As `Operations.heads`."""
+        cosines, sines = rotation.cosines.unsqueeze(1), rotation.sines.unsqueeze(1)
+        turns = torch.complex(cosines, sines) if rotation.interleaved else None
         for number, x in enumerate((query, key)):
-            exact = x.float() if norms is None else _normed(x.float(), norms[number])
-            cosines, sines = rotation.cosines.unsqueeze(1), rotation.sines.unsqueeze(1)
-            if rotation.interleaved:
-                left, right = exact.view(*exact.shape[:-1], -1, 2).unbind(-1)
+            exact = _copied(x) if norms is None else _normed(x, norms[number])
+            if turns is not None:  # in one operation, which reads and writes its numbers in order
+                torch.view_as_complex(exact.view(*exact.shape[:-1], -1, 2)).mul_(turns)
             else:
                 left, right = exact.chunk(2, dim=-1)
-            turned = left * cosines - right * sines, right * cosines + left * sines
-            x.copy_(torch.stack(turned, dim=-1).flatten(-2) if rotation.interleaved else torch.cat(turned, dim=-1))
+                exact = torch.cat((left * cosines - right * sines, right * cosines + left * sines), dim=-1)
+            x.copy_(exact)
 
     def gated(self, left: Tensor, right: Tensor, *, scaled: bool = False) -> Activations:
         """As `Operations.gated`."""
-        return _rounded(functional.silu(left.float()) * right.float(), left.dtype, scaled)
+        return _rounded(functional.silu(_copied(left), inplace=True).mul_(right.float()), left.dtype, scaled)
 
     def scaled(self, x: Tensor) -> Scaled:
         """As `Operations.scaled`."""
@@ -157,6 +161,32 @@ class TorchOperations:
         )
 
 
+class ProcessorOperations(TorchOperations):
+    """The operations on a processor: as few passes over an image as torch has there, which round where the network does."""
+
+    name = "processor"
+    adds_bias = False  # oneDNN's convolutions add it to what they have in registers
+
+    def group_norm(
+        self,
+        x: Tensor,
+        norm: GroupNorm,
+        *,
+        bias: Tensor | None = None,
+        shortcut: Tensor | None = None,
+        silu: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """As `Operations.group_norm`."""
+        total = _sum_rounded(x, bias, shortcut)
+        normed = functional.group_norm(total, norm.groups, norm.weight, norm.bias, norm.epsilon)
+        return functional.silu(normed, inplace=True) if silu else normed, x if shortcut is None else total
+
+    def doubled(self, x: Tensor, *, bias: Tensor | None = None, shortcut: Tensor | None = None) -> Tensor:
+        """As `Operations.doubled`."""
+        total = _sum_rounded(x, bias, shortcut)
+        return functional.interpolate(total, scale_factor=2.0, mode="nearest")
+
+
 def _sum(x: Tensor, bias: Tensor | None, shortcut: Tensor | None) -> Tensor:
     exact = x.float()
     if bias is not None:
@@ -164,11 +194,25 @@ def _sum(x: Tensor, bias: Tensor | None, shortcut: Tensor | None) -> Tensor:
     return exact if shortcut is None else exact + shortcut.float()
 
 
+def _sum_rounded(x: Tensor, bias: Tensor | None, shortcut: Tensor | None) -> Tensor:
+    """Return `_sum` in the dtype of x, rounded after each addition."""
+    if bias is not None:
+        x = x + bias.to(x.dtype)[:, None, None]
+    return x if shortcut is None else x + shortcut
+
+
+def _copied(x: Tensor) -> Tensor:
+    """Return a copy in float32, contiguous: what follows may change it in place, which saves memory that is read and written."""
+    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
 def _normed(x: Tensor, norm: Norm) -> Tensor:
-    factor = norm.factor.float().view(-1, *[1] * (x.dim() - 2), x.shape[-1])
+    """Return a new tensor, in float32."""
+    exact, width = _copied(x), x.shape[-1]
     if norm.centred:
-        x = x - x.mean(-1, keepdim=True)
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.epsilon) * factor
+        exact -= exact.mean(-1, keepdim=True)
+    scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(width).add_(norm.epsilon).rsqrt_()
+    return exact.mul_(scale).mul_(norm.factor.float().view(-1, *[1] * (x.dim() - 2), width))
 
 
 def _rounded(x: Tensor, dtype: torch.dtype, scaled: bool) -> Activations:

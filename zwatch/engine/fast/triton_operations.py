@@ -32,6 +32,7 @@ class TritonOperations:
     """The operations on a GPU, or in Triton's interpreter."""
 
     name = "triton"
+    adds_bias = True
 
     def __init__(self, rows: int = ROWS) -> None:
         self.rows = rows
