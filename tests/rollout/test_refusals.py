@@ -61,5 +61,19 @@ def test_a_new_link_or_a_new_seal_clears_the_wish_but_not_the_fallback(wish, lin
     assert refusals.find(V2, fallback=True) is None
 
 
+def test_what_is_not_set_aside_any_more_is_not_refused_for_it():
+    refusals, _ = refused("set_aside")
+    refusals.forget_set_aside(lambda key: key == V2)
+    assert refusals.find(V2) is not None
+    refusals.forget_set_aside(lambda key: False)
+    assert refusals.find(V2) is None
+
+
+def test_other_refusals_stay_although_nothing_is_set_aside():
+    refusals, refusal = refused("out_of_memory")
+    refusals.forget_set_aside(lambda key: False)
+    assert refusals.find(V2) is refusal
+
+
 def test_without_a_wish_there_is_no_refusal():
     assert Refusals().find(None) is None

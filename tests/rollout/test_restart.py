@@ -236,6 +236,31 @@ async def test_what_was_set_aside_is_tried_again_when_it_is_sealed_again_with_th
     await service.until_serves("v1")
 
 
+@pytest.mark.parametrize("first_pause", [3600.0])
+async def test_a_new_link_of_one_alias_ends_the_setting_aside_for_all(services, models):
+    (models / "canary").symlink_to("v1")
+    both = {"aliases": ("current", "canary")}
+    for _ in range(2):
+        service = await services(**both).start()
+        await service.until(lambda service=service: service.serves("canary") == service.serves() == "v1")
+        await service.crash()
+    fails = [Rejection("out_of_memory", "memory was short at the first try")]
+
+    class FailsOnce(HeldFactory):
+        def build(self, directory, planned, control):
+            if fails:
+                raise fails.pop()
+            return super().build(directory, planned, control)
+
+    service = await services(make_factory=FailsOnce, **both).start()
+    await service.until(lambda: service.attempts() == [("v1", "REJECTED", "set_aside")] * 2)
+    service.link("v1")
+    await service.until(lambda: service.serves("canary") == service.serves() == "v1")
+    assert not fails
+    tries = [(one.alias, one.state.name) for one in reversed(service.supervisor.attempts)][2:]
+    assert tries == [("current", "REJECTED"), ("canary", "PROMOTED"), ("current", "PROMOTED")]
+
+
 async def test_with_nothing_else_good_a_proven_version_is_tried_after_a_pause_and_not_called_rejected(
     services, monkeypatch
 ):

@@ -139,12 +139,7 @@ class Alias:
         self.refusals.keep_only(VersionKey(target.version, target.digest), target.link_stamp)
         if self.saved.unloaded is not None and self.saved.unloaded != target.link_stamp:
             self.saved.unloaded = None
-        if before is None or before.seal_stamp == target.seal_stamp or before.identity != target.identity:
-            return False
-        refusal = self.refusals.find(self.wish)
-        if refusal is not None and refusal.rejection.code == "set_aside":
-            self.refusals.clear()
-        return True
+        return before is not None and before.seal_stamp != target.seal_stamp and before.identity == target.identity
 
     def promote(self, attempt: Attempt) -> None:
         """Serve the resident engine of an attempt's version from now on."""

@@ -1,6 +1,7 @@
 """Earlier rejections: which wish each one is for, and what must happen before the version is tried again."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from zwatch.deploy.look import Awaited
@@ -94,6 +95,12 @@ class Refusals:
             (key, fallback): refusal
             for (key, fallback), refusal in self._entries.items()
             if fallback or (key == wish and refusal.link_stamp == link_stamp)
+        }
+
+    def forget_set_aside(self, is_set_aside: Callable[[VersionKey], bool]) -> None:
+        """Remove those for crashes that do not count any more: also of an alias whose own link stayed as it was."""
+        self._entries = {
+            at: one for at, one in self._entries.items() if one.rejection.code != "set_aside" or is_set_aside(one.key)
         }
 
     def end_pauses(self) -> None:

@@ -296,6 +296,8 @@ class Supervisor:
                 if sealed_again:
                     self.state.saved.note_sealed(wish)
         self.state.saved.note_links(links)
+        for alias in self.records.values():
+            alias.refusals.forget_set_aside(self.state.saved.is_set_aside)
 
     async def _note_good(self) -> None:
         """Save which versions have proved themselves since."""
