@@ -44,7 +44,11 @@ def test_a_file_stays_in_its_place(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "make", [*[ODD[name] for name in ODD if name != "a directory"], lambda path: path.write_text("")]
+    "make",
+    [
+        *[ODD[name] for name in ODD if name not in ("a directory", "a dangling symlink")],
+        lambda path: path.write_text(""),
+    ],
 )
 def test_what_is_no_directory_leaves_the_place_of_one(tmp_path, make, caplog):
     make(tmp_path / "folder")
@@ -53,6 +57,18 @@ def test_what_is_no_directory_leaves_the_place_of_one(tmp_path, make, caplog):
     assert not (tmp_path / "folder").is_symlink()
     assert os.path.lexists(tmp_path / "folder.bad")
     assert "folder is not a directory; it is renamed to folder.bad" in caplog.text
+
+
+def test_a_symlink_to_a_disk_that_is_not_mounted_stays_and_is_used_when_it_is(tmp_path, caplog):
+    (tmp_path / "folder").symlink_to("disk")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="it is a symbolic link to disk, where nothing is"):
+            make_directory(tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+    assert caplog.text == ""
+    (tmp_path / "disk").mkdir()
+    make_directory(tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path)) == ["disk", "folder"]
 
 
 def test_a_directory_by_way_of_a_symlink_is_one(tmp_path):

@@ -274,6 +274,33 @@ async def test_a_page_says_how_many_images_are_newer_than_its_first(history):
     assert (empty["images"], empty["offset"], empty["next"]) == ([], 4, None)
 
 
+@pytest.mark.parametrize("folder", ["cache", "cache/thumbnails"])
+async def test_a_cache_on_a_disk_that_is_not_mounted_is_used_when_it_is_there_again(start, tmp_path, folder):
+    link, disk, cache = tmp_path / folder, tmp_path / "disk", tmp_path / "cache"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(disk)
+    history = await start(cache=cache, look_seconds=0.02)
+    changes = []
+    history.on_change = lambda: changes.append(history.fault)
+    [name] = await history.save([(1, image_file(1))], "png")
+    assert (
+        history.fault
+        == f"{link}: thumbnails and the search index are not kept: it is a symbolic link to {disk}, where nothing is"
+    )
+    for _ in range(2):
+        assert (await history.thumbnail(name)).file
+        assert (await history.page(1, None, Query.of("cat", None, None)))["total"] == 1
+    assert link.is_symlink()
+    disk.mkdir()
+    async with asyncio.timeout(60):
+        while history.fault is not None or not (cache / "search.sqlite").exists():
+            await asyncio.sleep(0.01)
+    assert None in changes
+    assert (await history.page(1, None, Query.of("cat", None, None)))["total"] == 1
+    await history.thumbnail(name)
+    assert [path.name.split(".")[0] for path in (cache / "thumbnails").iterdir()] == [name.split(".")[0]]
+
+
 async def test_images_are_made_searchable_in_the_background(start, directory, tmp_path):
     directory.mkdir()
     for seed in range(120):

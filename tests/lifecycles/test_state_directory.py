@@ -67,7 +67,7 @@ def test_odd_things_in_the_places_of_all_files_are_put_aside_and_the_links_are_f
 
 
 @pytest.mark.parametrize(
-    "make", [ODD["a FIFO"], CONTENTS["garbage"], ODD["a dangling symlink"]], ids=["FIFO", "file", "symlink"]
+    "make", [ODD["a FIFO"], CONTENTS["garbage"], ODD["a symlink loop"]], ids=["FIFO", "file", "symlink loop"]
 )
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_odd_things_in_the_places_of_folders_are_put_aside(light, folder, make):
@@ -76,6 +76,42 @@ def test_odd_things_in_the_places_of_folders_are_put_aside(light, folder, make):
     light.start()
     works(light, "v1")
     assert f"{folder} is not a directory; it is renamed to {os.path.basename(folder)}.bad" in str(light.new_log())
+    light.stop()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_on_a_disk_that_is_not_mounted_is_missed_and_used_when_it_is(light, folder):
+    disk, link = light.state.parent / "disk", light.state / folder
+    link.parent.mkdir(parents=True)
+    link.symlink_to(disk)
+    light.start()
+    works(light, "v1")
+    light.until(lambda seen: light.call("GET", "/health")[2]["status"] == "degraded")
+    [reason] = light.call("GET", "/health")[2]["reasons"]
+    assert reason.startswith(f"{link}: ")
+    assert reason.endswith(f"are not kept: it is a symbolic link to {disk}, where nothing is")
+    assert os.readlink(link) == str(disk)
+    disk.mkdir()
+    light.until(lambda seen: light.call("GET", "/health")[2]["status"] == "ok")
+    works(light, "v1")
+    assert list(disk.rglob("*.webp"))
+    assert os.listdir(link.parent).count(f"{link.name}.bad") == 0
+    light.stop()
+
+
+def test_pictures_on_a_disk_that_is_not_mounted_are_answered_and_kept_when_it_is(light):
+    disk = light.state.parent / "disk"
+    light.images.symlink_to(disk)
+    light.start()
+    light.until(lambda seen: seen["settled"] and seen["serving"]["current"])
+    assert light.draw()[0][0] == "v1"
+    assert light.call("GET", "/status")[2]["history"]["fault"].endswith(
+        f"images cannot be kept: it is a symbolic link to {disk}, where nothing is"
+    )
+    disk.mkdir()
+    works(light, "v1")
+    assert light.call("GET", "/health")[2]["status"] == "ok"
+    assert list(disk.glob("*.png"))
     light.stop()
 
 

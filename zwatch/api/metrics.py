@@ -290,7 +290,9 @@ class Gauges(Collector):
         yield _gauge("zwatch_history_images", "Images in the output directory.", view["images"])
         yield _gauge("zwatch_history_bytes", "Total size of the images in the output directory.", view["bytes"])
         fault = int(view["fault"] is not None)
-        yield _gauge("zwatch_history_fault", "Whether images cannot be written, or old ones cannot be deleted.", fault)
+        yield _gauge(
+            "zwatch_history_fault", "Whether images or thumbnails cannot be kept, or old ones not deleted.", fault
+        )
 
     def _fault_gauges(self) -> Iterator[Metric]:
         supervisor = self._supervisor

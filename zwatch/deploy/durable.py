@@ -116,18 +116,49 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it. Anything else that has its name is put aside.
+    """Make a directory and those above it. Anything else that has its name is put aside, but not a link as `ensure_directory`
+    refuses it.
 
     Raises:
         OSError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        ensure_directory(path)
     except FileExistsError:
         if (aside := put_aside(path)) is None:
             raise
         _log.warning("%s is not a directory; it is renamed to %s", path, aside)
         path.mkdir(parents=True, exist_ok=True)
+
+
+def ensure_directory(path: Path) -> None:
+    """Make a directory and those above it, if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or is a symbolic link to where nothing is: what belongs there may be mounted later.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if (reason := unmounted(path)) is not None:
+            raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+        raise
+
+
+def unmounted(path: Path) -> str | None:
+    """Return the reason why a path cannot be used if it is a symbolic link to where nothing is, such as a disk that is not mounted;
+    else None."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return None
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return f"it is a symbolic link to {target}, where nothing is"
+    except OSError:
+        pass
+    return None
 
 
 def clear_place(path: Path, suffix: str = "bad") -> None:

@@ -12,6 +12,7 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from zwatch.bridge import Bridge, NoAnswer
+from zwatch.deploy.durable import unmounted
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.image_index import LOOK_SECONDS, ImageIndex
@@ -42,7 +43,7 @@ class HistoryPage(TypedDict):
 
 class HistoryView(TypedDict):
     """The history's part of the status; `newest` is the name of an image, `fault` says why images cannot be kept, or old ones
-    not be deleted."""
+    not be deleted, or that the disk with their thumbnails is not mounted."""
 
     directory: str
     images: int
@@ -65,8 +66,9 @@ class History:
         *,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        self.fault: str | None = None
-        """Why the last images could not be stored, or old images not be deleted; None if neither failed."""
+        self._fault: str | None = None
+        self._cache_fault: str | None = None
+        self._cache = cache
         self.on_change: Callable[[], object] = lambda: None
         """Called on the event loop after images were added or removed, also by other programs."""
         self._bridge = bridge
@@ -78,6 +80,12 @@ class History:
         self._removed: deque[str] = deque()
         """Images that are gone, whose thumbnails are not."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why the last images could not be stored, or old images not be deleted, or that the disk with what can be made again is
+        not mounted; None if nothing is wrong."""
+        return self._fault or self._cache_fault
+
     async def open(self) -> None:
         """Read the directory. Other calls wait until this is done."""
         fault = None
@@ -88,6 +96,7 @@ class History:
             fault = self._describe("images cannot be kept", error)
         self._report(fault)
         with suppress(NoAnswer):
+            await self._look_at_cache()
             await self._bridge.run("thumbnail", self._thumbnails.open, self._index.has)
 
     async def keep_current(self) -> None:
@@ -247,18 +256,36 @@ class History:
             try:
                 await self._bridge.run("history", self._index.look_again)
                 self._begin_removal()
+                if await self._look_at_cache():
+                    await self._bridge.run("thumbnail", self._thumbnails.open, self._index.has)
+                    await self._bridge.run("search", self._search.reopen)
             except NoAnswer:
                 pass  # the status says so
             except Exception:  # without this the looking would end for good
                 _log.exception("looking for changed images failed; retrying")
 
+    async def _look_at_cache(self) -> bool:
+        """Note whether the disk with what can be made again is not mounted; return whether it is there again."""
+        before, self._cache_fault = self._cache_fault, await self._bridge.run("thumbnail", self._cache_reason)
+        if self._cache_fault != before:
+            if self._cache_fault is not None:
+                _log.warning("%s", self._cache_fault)
+            self.on_change()
+        return before is not None and self._cache_fault is None
+
+    def _cache_reason(self) -> str | None:
+        for place in () if self._cache is None else (self._cache, self._cache / THUMBNAILS):
+            if (reason := unmounted(place)) is not None:
+                return f"{place}: thumbnails and the search index are not kept: {reason}"
+        return None
+
     def _describe(self, what: str, error: OSError) -> str:
         return f"{self._index.directory}: {what}: {error.strerror or error}"
 
     def _report(self, fault: str | None) -> None:
-        if fault is not None and self.fault is None:
+        if fault is not None and self._fault is None:
             _log.warning("%s; requests are still answered. See --output-dir and --no-history", fault)
-        self.fault = fault
+        self._fault = fault
 
     def _note(self, added: Mapping[str, int], removed: Iterable[str]) -> None:
         """Note a change of the index; called in the thread that made it."""

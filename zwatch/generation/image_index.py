@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from zwatch.deploy.durable import ensure_directory
 from zwatch.generation.image_order import ImageOrder, order
 
 LOOK_SECONDS = 10.0
@@ -70,7 +71,7 @@ class ImageIndex:
         Raises:
             OSError: the directory cannot be created, read or written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        ensure_directory(self.directory)
         self._look()
         trial = self.directory / f".{secrets.token_hex(8)}{_PART}"
         try:
@@ -224,7 +225,7 @@ class ImageIndex:
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileNotFoundError:  # another program removed the directory
-            self.directory.mkdir(parents=True, exist_ok=True)
+            ensure_directory(self.directory)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as written:
             written.write(file)

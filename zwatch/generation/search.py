@@ -32,6 +32,11 @@ class Search:
         self._index.lend(lent=lent)
         self._bridge.post(self._changes.fire)
 
+    def reopen(self) -> None:
+        """As `SearchIndex.reopen`, in its thread."""
+        self._index.reopen()
+        self._bridge.post(self._changes.fire)
+
     async def run(self) -> None:
         """Read all images that were added into the index, until it is cancelled; then begin to close the index."""
         try:

@@ -81,7 +81,7 @@ class SearchIndex:
 
     def __init__(self, images: Path, file: Path | None, sizes: Callable[[], Mapping[str, int]]) -> None:
         self._images = images
-        self._file = file
+        self._file = self._given = file
         self._sizes = sizes
         self._changes: SimpleQueue[tuple[dict[str, int], list[str]]] = SimpleQueue()
         self._pending: dict[str, int] = {}
@@ -135,6 +135,13 @@ class SearchIndex:
         else:
             self._is_tidy = False
             self.note(self._sizes(), [])
+
+    def reopen(self) -> None:
+        """Use the file again, after its directory was not there."""
+        self._file, self._is_replaced = self._given, False
+        if not self._is_lent:
+            self.close()
+            self.lend(lent=False)
 
     def close(self) -> None:
         """Close the database."""
