@@ -12,6 +12,7 @@ from tests.lifecycles.light import Faults, LightEngine, LightFactory, key_of
 from zwatch import app, logs, serving
 from zwatch.config import Config
 from zwatch.deploy import look
+from zwatch.errors import Retry
 from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.supervisor import Supervisor
 
@@ -57,6 +58,7 @@ class Inside:
         serving = {name: engines.serving(name) for name in supervisor.aliases}
         return {
             "settled": supervisor.settled_once
+            and not self._awaits_changes()
             and not supervisor.runner._closer.is_closing
             and (supervisor.state._writing is None or supervisor.state._writing.done())
             and (supervisor.state.problem is not None or supervisor.state._links == supervisor.state.saved.links()),
@@ -65,6 +67,7 @@ class Inside:
             "promoted": {
                 name: [_pair(key) for key in record.saved.promoted] for name, record in supervisor.records.items()
             },
+            "good": {name: [_pair(key) for key in record.saved.good] for name, record in supervisor.records.items()},
             "unloaded": {name for name in supervisor.aliases if supervisor.is_unloaded(name)},
             "resident": {key_of(one) for one in engines.residents},
             "leases": sum(one.leases for one in engines.residents),
@@ -82,11 +85,24 @@ class Inside:
             "memory": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         }
 
+    def _awaits_changes(self):
+        """Say whether files have changed for which a version is tried again as soon as they stay as they are."""
+        changed = self._supervisor._looker._looker._unsettled
+        return any(
+            id(refusal.awaited) in changed
+            and not refusal.file_changed
+            and (refusal.rejection.retry is not Retry.NEVER or refusal.awaits_seal)
+            for record in self._supervisor.records.values()
+            for refusal in record.refusals.awaiting()
+        )
+
     async def look(self):
         """Look again, and return what is so when there is nothing to do, or when a load stopped as a test wants."""
         await self._supervisor.look_now()
         end = time.monotonic() + DEADLINE
         while not self.view()["settled"] and self._faults.stopped_in is None and time.monotonic() < end:
+            if self._awaits_changes():
+                self._supervisor.ring()
             await asyncio.sleep(0.002)
         return self.view()
 

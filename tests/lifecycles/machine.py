@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.lifecycles.light import BAD
 from tests.lifecycles.service import WEIGHTS, Light, make_version
-from tests.lifecycles.truth import Content, Truth
+from tests.lifecycles.truth import GOOD_IMAGES, Content, Truth
 from tests.lifecycles.ways import STRAY_WAYS, TEXTS, WAYS, clear
 from zwatch.deploy.seal import SEAL_NAME
 
@@ -122,9 +122,13 @@ class World:
         assert seen["serving"][name] in expected, (expected, seen)
         before = {alias.serving, alias.previous, alias.saved_previous, alias.served, *alias.promoted, None}
         assert {seen["previous"][name], *seen["promoted"][name]} <= between | expected | before
+        # One that made enough images for another alias has proved itself for this one as well, if it was seen.
+        proved = {key for key in between if truth.images.get(key, 0) >= GOOD_IMAGES}
+        assert set(seen["good"][name]) <= {*alias.good, *proved}, (seen["good"], alias.good, proved)
         if seen["serving"][name] is not None:
-            alias.serving, alias.previous, alias.promoted = (
-                seen[what][name] for what in ("serving", "previous", "promoted")
+            truth.proved |= {*seen["good"][name]} - {*alias.good}
+            alias.serving, alias.previous, alias.promoted, alias.good = (
+                seen[what][name] for what in ("serving", "previous", "promoted", "good")
             )
             alias.saved_previous = alias.previous
             for key in seen["resident"] - truth.resident:
@@ -245,16 +249,20 @@ class World:
         clear(self.root / version)
         self.truth.disk.pop(version, None)
 
-    def copy_in(self, version, order):
-        """Copy a version in file by file, in some order, with a look in between."""
+    def copy_in(self, version, order, *, looks):
+        """Copy a version in file by file, in some order, with a look in between or without."""
         self.remove(version)
         elsewhere = self.folder / "elsewhere" / version
         clear(elsewhere)
         digest, colour = make_version(elsewhere, b"%d copied" % next(self._contents))
         (self.root / version / "transformer").mkdir(parents=True)
+        # A link that leads there ends an unload already now, and what can serve instead does.
+        self.truth.disk[version] = Content(None, colour, loads=False)
+        self.check()
         for path in order:
             (self.root / version / path).write_bytes((elsewhere / path).read_bytes())
-            self.service.ask("look")
+            if looks:
+                self.service.ask("look")
         self.truth.disk[version] = Content(digest, colour)
         self._keep(version)
 

@@ -114,9 +114,9 @@ class Lifecycle(RuleBasedStateMachine):
     def remove(self, version):
         self.world.remove(version)
 
-    @rule(version=versions, order=st.permutations(FILES))
-    def copy_in_late(self, version, order):
-        self.world.copy_in(version, order)
+    @rule(version=versions, order=st.permutations(FILES), looks=st.booleans())
+    def copy_in_late(self, version, order, looks):
+        self.world.copy_in(version, order, looks=looks)
 
     # --- loads that fail or hang
 
