@@ -175,13 +175,13 @@ def test_a_lane_without_a_thread_says_so_and_works_when_one_can_be_started(no_th
         lane.submit(lambda: 1)
     assert caught.value.errno == errno.EAGAIN
     no_threads()
-    assert lane.submit(lambda: 2).result(10) == 2
+    assert lane.submit(lambda: 2).result(60) == 2
     lane.close()
 
 
 def test_a_lane_with_a_thread_needs_no_second_one(monkeypatch):
     lane, go = Lane("test", width=2), threading.Event()
-    first = lane.submit(lambda: go.wait(10))
+    first = lane.submit(lambda: go.wait(60))
 
     def refused(thread):
         raise RuntimeError("can't start new thread")
@@ -190,14 +190,14 @@ def test_a_lane_with_a_thread_needs_no_second_one(monkeypatch):
         patch.setattr(threading.Thread, "start", refused)
         second = lane.submit(lambda: 2)
     go.set()
-    assert (first.result(10), second.result(10)) == (True, 2)
+    assert (first.result(60), second.result(60)) == (True, 2)
     lane.close()
 
 
 def test_a_lane_whose_call_was_left_works_when_a_thread_can_be_started(monkeypatch):
     lane, go, begun = Lane("test"), threading.Event(), threading.Event()
-    stuck = lane.submit(lambda: (begun.set(), go.wait(10)))
-    assert begun.wait(10)
+    stuck = lane.submit(lambda: (begun.set(), go.wait(60)))
+    assert begun.wait(60)
 
     def refused(thread):
         raise RuntimeError("can't start new thread")
@@ -207,7 +207,7 @@ def test_a_lane_whose_call_was_left_works_when_a_thread_can_be_started(monkeypat
         lane.leave(stuck)
         with pytest.raises(OSError, match="no thread"):
             lane.submit(lambda: 1)
-    assert lane.submit(lambda: 2).result(10) == 2
+    assert lane.submit(lambda: 2).result(60) == 2
     go.set()
     lane.close()
 

@@ -39,7 +39,7 @@ class Client:
         reader, writer = await self.connect()
         writer.write(request)
         try:
-            return (await asyncio.wait_for(reader.readline(), 10)).rstrip()
+            return (await asyncio.wait_for(reader.readline(), 60)).rstrip()
         finally:
             writer.close()
 

@@ -43,7 +43,7 @@ async def closed_after(client, first: bytes, drip: bytes = b"", pause: float = 0
     writer.write(first)
     sending = asyncio.create_task(dripping())
     try:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             answer = await reader.read()
     except ConnectionResetError:
         answer = b""
@@ -56,7 +56,7 @@ async def closed_after(client, first: bytes, drip: bytes = b"", pause: float = 0
 async def answered(client, words: bytes = LIVE) -> bytes:
     reader, writer = await client.connect()
     writer.write(words)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
     writer.close()
     return head
@@ -87,7 +87,7 @@ async def answered(client, words: bytes = LIVE) -> bytes:
 )  # fmt: skip
 async def test_half_a_request_is_closed_after_its_limit_and_not_the_idle_one(lonely, first, drip):
     seconds, answer = await closed_after(lonely, first, drip)
-    assert seconds < 20, "the idle time is 75 s"
+    assert seconds < 60, "the idle time is 75 s"
     if first.startswith(b"POST /generate") and not drip:  # what is sent to a closed connection resets it
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code": "request_timeout"' in answer
@@ -97,7 +97,7 @@ async def test_a_connection_that_has_sent_a_request_may_be_idle_for_longer(lonel
     reader, writer = await lonely.connect()
     for _ in range(3):
         writer.write(LIVE)
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 200 ")
         await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
         await asyncio.sleep(2 * SECONDS)
@@ -117,7 +117,7 @@ async def test_a_slow_line_may_take_as_long_as_it_needs(start, models, monkeypat
             writer.write(body[at : at + 1000])
             await asyncio.sleep(limit / 20)  # a busy machine may make 20 times as much of it
         assert time.monotonic() - begun > 1.2 * limit
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 400 "), "all of it was read"
         writer.close()
 
@@ -190,7 +190,7 @@ async def test_beyond_the_limit_those_that_send_nothing_give_way_and_those_that_
     await asyncio.sleep(0.3)
     for _ in range(5):
         assert (await answered(small)).startswith(b"HTTP/1.1 200 ")
-    assert await asyncio.wait_for(silent[0][0].read(), 20) == b"", "the one that waited for longest"
+    assert await asyncio.wait_for(silent[0][0].read(), 60) == b"", "the one that waited for longest"
     for reader, writer in kept:
         writer.write(LIVE)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
@@ -204,11 +204,11 @@ async def test_thousands_of_connections_at_once_are_counted_and_leave_nothing(sm
     for number, (_, writer) in enumerate(lines):
         writer.write((b"", b"GET /he", LIVE)[number % 3])
     for reader, _ in lines[2::3]:
-        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).startswith(b"HTTP/1.1 200 ")
     assert small.server.arriving == 200
     for _, writer in lines:
         writer.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while small.server.arriving or small.server.connections:
             await asyncio.sleep(0.01)
 
@@ -264,7 +264,7 @@ async def test_pictures_that_are_read_slowly_hold_little_memory_and_arrive_whole
         writing = [one for one in gc.get_objects() if type(one) is Connection and one.transport is not None]
         assert len(writing) >= 20
         assert all(one.transport.get_write_buffer_size() <= 2 * PIECE for one in writing), "the rest is not copied"
-        heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30) for reader, _ in lines]
+        heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60) for reader, _ in lines]
         assert all(f"Content-Length: {len(file)}".encode() in head for head in heads)
         for reader, writer in lines:
             assert await asyncio.wait_for(reader.read(), 60) == file

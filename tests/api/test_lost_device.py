@@ -20,7 +20,7 @@ async def test_a_request_that_loses_the_device_stops_the_service_and_requests_th
             body = {"prompt": "a cat"}
             answers = await asyncio.gather(*(client.call("POST", "/generate", json=body) for _ in range(4)))
         assert [(status, body["error"]["code"]) for status, _, body in answers] == [(503, "shutting_down")] * 4
-        await asyncio.wait_for(supervisor.has_failed.wait(), 10)
+        await asyncio.wait_for(supervisor.has_failed.wait(), 60)
         assert supervisor.failure.status == 1
         assert LOST in str(supervisor.failure)
         _, _, health = await client.call("GET", "/health")
@@ -57,7 +57,7 @@ async def test_a_queue_that_ends_unexpectedly_stops_the_service(client, monkeypa
 
     monkeypatch.setattr(client.services.queue, "_next", lambda: fail(1))
     client.services.queue.wake()
-    await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 10)
+    await asyncio.wait_for(client.services.supervisor.has_failed.wait(), 60)
     assert str(client.services.supervisor.failure) == "the queue ended unexpectedly: LookupError: a defect"
 
 

@@ -103,7 +103,7 @@ def stamp_as_it_is(directory: Path) -> None:
         path.write_bytes(header.with_version(found, directory.name, path.name) + data[found.data_start :])
 
 
-def until(happened: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+def until(happened: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Ask again and again until the answer is true, and return it; fail when it takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

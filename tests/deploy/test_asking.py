@@ -41,6 +41,7 @@ def test_a_question_whose_thread_has_not_begun_leaves_no_descriptor(root_fd, gon
         with pytest.raises(Unanswered):
             asker.ask_in(number, root_fd, gone)
     monkeypatch.undo()
+    asker.seconds = 60.0
     asker.ask("another", lambda: None)  # takes what was left out of the queue first
     assert descriptors() <= before  # a thread of an earlier test may close its own meanwhile
 

@@ -623,7 +623,7 @@ def test_after_every_burst_of_wishes_the_last_one_is_in_effect_and_nothing_is_le
             return "current" in look.targets and version(look) == operator.last and overtaken  # noqa: B023
 
         try:
-            until(settled, "the last wish", 3)
+            until(settled, "the last wish")
         except AssertionError:
             raise AssertionError(
                 f"burst {burst}: typed …{operator.typed[-6:]}, current -> {os.readlink(root / 'current')}, "

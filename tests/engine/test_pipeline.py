@@ -258,7 +258,7 @@ def test_two_versions_that_share_components_generate_at_the_same_time(v1, v2):
     barrier = threading.Barrier(2)
 
     def work(engine):
-        barrier.wait(10)
+        barrier.wait(60)
         found = []
         for one in wanted:
             generation = engine.generate(one)
@@ -277,12 +277,12 @@ def test_two_versions_that_share_components_tokenize_at_the_same_time(v1, v2):
     barrier, done = threading.Barrier(2), threading.Event()
 
     def encode():
-        barrier.wait(10)
+        barrier.wait(60)
         while not done.is_set():
             encode_prompt(v1, prompt)
 
     def ask():
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             return {v2.is_truncated(prompt) for _ in range(100)}
         finally:
@@ -308,7 +308,7 @@ class Paused(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         self.reached.set()
-        assert self.released.wait(10)
+        assert self.released.wait(60)
         return func(*args, **(kwargs or {}))
 
 
@@ -321,7 +321,7 @@ def test_a_thread_that_pauses_in_a_call_of_torch_does_not_hold_the_tokenizer(v1,
 
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.submit(encode)
-        assert paused.reached.wait(10)
+        assert paused.reached.wait(60)
         try:
             assert pool.submit(v2.is_truncated, "word").result(5) is False
         finally:

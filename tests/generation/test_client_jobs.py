@@ -115,7 +115,7 @@ async def test_every_change_of_a_job_wakes_the_followers_of_its_client(jobs, cha
         waiting = asyncio.create_task(client.audience.changes.wait())
         await asyncio.sleep(0)
         change(job)
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
 
 
 async def test_a_new_job_wakes_the_followers_of_its_client(jobs):
@@ -126,7 +126,7 @@ async def test_a_new_job_wakes_the_followers_of_its_client(jobs):
         await asyncio.sleep(0)
         assert not waiting.done()
         added(jobs)
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
 
 
 async def test_previews_are_made_for_jobs_whose_client_is_followed(jobs):

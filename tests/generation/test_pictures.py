@@ -15,7 +15,7 @@ from zwatch.generation.image_files import encode
 from zwatch.generation.job import Job, JobState
 from zwatch.generation.request import parse_generate
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from zwatch.rollout.lifecycle import VersionKey
 
 V2 = VersionKey("v2", "2" * 64)
 STOPPING = RequestError("shutting_down", "the service stops")
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 def request(prompt="a cat", **fields):

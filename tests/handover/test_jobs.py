@@ -142,7 +142,7 @@ async def test_followers_of_the_mirrored_job_get_its_events(pair):
         await asyncio.sleep(0.01)
         change()
         await pair.tell()
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, 60)
     assert (seen[0], seen[-1]) == ("Queued", "Failed")
     assert "Stepped" in seen
 
@@ -180,7 +180,7 @@ async def test_a_job_that_the_old_process_could_not_end_is_drawn_again(pair):
     again.add_picture(Picture(7, b"one", None))
     timings = dict.fromkeys(("queue", "encode", "denoise", "decode", "write", "total"), 0.5)
     again.finish(Finished(KEY, PARAMETERS, False, timings, again.pictures))
-    await asyncio.wait_for(mirrored.result(), 10)
+    await asyncio.wait_for(mirrored.result(), 60)
     assert (mirrored.state, mirrored.pictures[0].file) == (JobState.DONE, b"one")
 
 

@@ -54,9 +54,11 @@ class Faults:
             raise Rejection(code, "the test asked for it")
         if self.hang == stage:
             self.hang, self.stopped_in = None, stage
-            while not control.is_left:
-                time.sleep(0.002)
-            self.stopped_in = None
+            try:
+                while not control.is_left:
+                    time.sleep(0.002)
+            finally:  # it may be interrupted
+                self.stopped_in = None
         elif self.slow == stage:
             self.slow, self.stopped_in = None, stage
             self.go_on.clear()

@@ -59,14 +59,22 @@ class World:
         truth = self.truth
         truth.settle()
         expected = {name: alias.serving for name, alias in truth.aliases.items()}
-        seen = self._seen(lambda seen: seen["serving"] == expected and seen["resident"] == truth.resident)
+        unloaded = {name for name, alias in truth.aliases.items() if alias.unloaded is not None}
+        seen = self._seen(
+            lambda seen: (
+                seen["serving"] == expected
+                and (seen["unloaded"], seen["resident"]) == (unloaded, truth.resident)
+                and (seen["engines"], seen["leases"]) == (len(truth.resident), 0)
+            )
+        )
+        assert seen["settled"], seen
         assert seen["serving"] == expected, (expected, seen)
-        assert seen["unloaded"] == {name for name, alias in truth.aliases.items() if alias.unloaded is not None}, seen
+        assert seen["unloaded"] == unloaded, seen
         assert seen["resident"] == truth.resident, (truth.resident, seen)
         assert seen["engines"] == len(truth.resident), seen
         assert seen["leases"] == 0, seen
 
-    def _seen(self, condition, seconds=10.0):
+    def _seen(self, condition, seconds=60.0):
         """Look until a condition is true, or for so long."""
         end = time.monotonic() + seconds
         while True:
@@ -159,7 +167,7 @@ class World:
 
     def _expect_moved(self, link, version, stray):
         """Wait until a link was moved, which is what this stray asks for."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             self.service.ask("look")
             if os.path.realpath(link) == str(self.root / version) and not os.path.lexists(stray):

@@ -27,7 +27,7 @@ from zwatch.rollout.supervisor import Supervisor
 from zwatch.shadow.device import Device
 from zwatch.shadow.pool import Pool
 
-DEADLINE = 15.0
+DEADLINE = 60.0
 BUDGET = 2**26
 """Bytes of device memory: enough for a handful of tiny versions."""
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -122,7 +122,7 @@ class HeldFactory(EngineFactory):
         """Wait like `_pass`, but whether or not the load is abandoned meanwhile."""
         self.reached.add((stage, version))
         event = self.holding.get((stage, version))
-        assert event is None or event.wait(15)
+        assert event is None or event.wait(DEADLINE)
 
     def _pass(self, stage, version, control):
         event = self.holding.get((stage, version))

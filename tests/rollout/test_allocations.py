@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from tests.chaos.driver import LONG
-from tests.rollout.conftest import BUDGET, HeldFactory, make_v3, picture
+from tests.rollout.conftest import BUDGET, DEADLINE, HeldFactory, make_v3, picture
 from zwatch.rollout.lifecycle import LoadWay
 from zwatch.shadow.host import plain
 from zwatch.shadow.pool import Pool
@@ -128,7 +128,7 @@ async def test_whichever_host_allocation_of_an_exchange_fails_the_old_version_se
     service, before = pooled
     device = service.factory.device
     await service.operator.unload()  # only one of them is to be resident
-    await asyncio.wait_for(service.operator.load("current"), 15)
+    await asyncio.wait_for(service.operator.load("current"), DEADLINE)
     await service.until_serves("v1")
     await service.until(lambda: not service.supervisor.runner.preparation.is_running)
     device.give_room()

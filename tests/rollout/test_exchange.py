@@ -6,7 +6,17 @@ import threading
 import pytest
 import torch
 
-from tests.rollout.conftest import BUDGET, TRANSFORMER, HeldFactory, flip_byte, make_v3, picture, quick_retries, reached
+from tests.rollout.conftest import (
+    BUDGET,
+    DEADLINE,
+    TRANSFORMER,
+    HeldFactory,
+    flip_byte,
+    make_v3,
+    picture,
+    quick_retries,
+    reached,
+)
 from zwatch.rollout.lifecycle import EngineState, LoadWay
 from zwatch.shadow.host import HOST_SPARE, HostShadow
 from zwatch.shadow.pool import Pool
@@ -280,7 +290,7 @@ async def test_an_unload_during_an_exchange_frees_both(service):
     service.link("v2")
     await reached(service, "warm", "v2")
     unloading = asyncio.create_task(service.operator.unload())
-    assert await asyncio.wait_for(unloading, 15)
+    assert await asyncio.wait_for(unloading, DEADLINE)
     assert service.states() == {}
     device = service.factory.device
     await service.until(

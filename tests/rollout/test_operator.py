@@ -191,7 +191,7 @@ async def test_waiting_for_a_load_ends_with_an_unload(service, asked):
     )
     await reached(service, "build", "v2")
     await asyncio.wait_for(service.operator.unload(), DEADLINE)
-    done, _ = await asyncio.wait([waiting], timeout=5)
+    done, _ = await asyncio.wait([waiting], timeout=DEADLINE)
     waiting.cancel()
     assert done, "it still waits for a load that was abandoned"
     assert not waiting.result().serves

@@ -278,12 +278,12 @@ def test_abandoning_works_from_another_thread(models, device):
     def report():
         if control.bytes_done:
             landed.set()
-            assert abandoned.wait(10)
+            assert abandoned.wait(60)
 
     control = LoadControl(report, report_seconds=0)
 
     def abandon():
-        landed.wait(10)
+        landed.wait(60)
         control.abandon()
         abandoned.set()
 

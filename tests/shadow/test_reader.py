@@ -89,7 +89,7 @@ def test_an_error_in_the_progress_callback_stops_the_reading(opened, monkeypatch
     def preadv(*arguments):
         begun.append(arguments[2])
         if len(begun) > 2:
-            assert go.wait(10)
+            assert go.wait(60)
         return reading(*arguments)
 
     def stop(number, prefix):
