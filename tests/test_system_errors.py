@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.deploy.factory import write_version
+from tests.descriptors import assert_none_left, descriptors
 from zwatch import options
 from zwatch.app import check
 from zwatch.deploy import header, seal
@@ -38,10 +39,6 @@ def version(tmp_path):
     fd = os.open(tmp_path / "v1", os.O_RDONLY | os.O_DIRECTORY)
     yield fd
     os.close(fd)
-
-
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def test_a_descriptor_that_reports_an_error_when_it_is_closed_is_closed_and_what
         for path in sealed.files:
             with seal.opened_sealed(version, sealed, path) as fd:
                 assert hash_file(fd) == sealed.files[path]
-    assert descriptors() == before
+    assert_none_left(before)
 
 
 def test_a_header_is_whole_however_few_bytes_one_call_reads(version, monkeypatch):
@@ -236,7 +233,7 @@ def test_what_is_only_for_the_next_start_needs_no_thread(no_threads, version):
     prefetch.end()
     prefetch.join()
     del prefetch
-    assert descriptors() == before
+    assert_none_left(before)
 
 
 # --- the configuration

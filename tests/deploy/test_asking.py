@@ -1,17 +1,13 @@
 """Questions to file systems that do not answer: each waits for a while, and none leaves anything behind."""
 
-import os
 import threading
 
 import pytest
 
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy import look as looking
 from zwatch.deploy.asking import Asker, Unanswered
 from zwatch.deploy.look import Looker
-
-
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def test_a_question_that_is_not_asked_because_an_earlier_one_waits_leaves_no_des
     for _ in range(50):
         with pytest.raises(Unanswered):
             asker.ask_in("a file server", root_fd, gone)
-    assert descriptors() <= before  # a thread of an earlier test may close its own meanwhile
+    assert_none_left(before)
 
 
 def test_a_question_whose_thread_has_not_begun_leaves_no_descriptor(root_fd, gone, monkeypatch):
@@ -43,7 +39,7 @@ def test_a_question_whose_thread_has_not_begun_leaves_no_descriptor(root_fd, gon
     monkeypatch.undo()
     asker.seconds = 60.0
     asker.ask("another", lambda: None)  # takes what was left out of the queue first
-    assert descriptors() <= before  # a thread of an earlier test may close its own meanwhile
+    assert_none_left(before)
 
 
 def test_looks_at_an_alias_on_a_file_server_that_is_gone_leave_no_descriptor(root, gone, monkeypatch):
@@ -57,4 +53,4 @@ def test_looks_at_an_alias_on_a_file_server_that_is_gone_leave_no_descriptor(roo
     before = descriptors()
     for _ in range(50):
         looker.look()
-    assert descriptors() <= before + 1  # of a thread that is about to close its own
+    assert_none_left(before, 1)

@@ -12,6 +12,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy import hashing
 from zwatch.deploy.hashing import Source, hash_file, hashed
 from zwatch.errors import Rejection
@@ -127,7 +128,7 @@ def test_more_files_than_descriptors_are_hashed(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interruption_leaves_no_thread_and_no_open_file(tmp_path, small_pieces, error):
     paths = write(tmp_path, {str(number): bytes(1000) for number in range(5)})
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     def interrupt(path, done):
         raise error
@@ -135,7 +136,7 @@ def test_an_interruption_leaves_no_thread_and_no_open_file(tmp_path, small_piece
     with pytest.raises(error):
         list(hashed(map(source, paths), interrupt))
     assert not [thread for thread in threading.enumerate() if thread.name == "zwatch-hash"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 def test_an_error_of_who_names_the_files_is_raised(tmp_path):

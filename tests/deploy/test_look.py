@@ -17,6 +17,7 @@ from tests.deploy.factory import (
     write_version,
 )
 from tests.deploy.typed import relink
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy.links import TEMPORARY_PREFIX
 from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point
 from zwatch.deploy.resolving import LinkStamp
@@ -234,11 +235,11 @@ def test_the_first_look_finishes_what_a_crash_interrupted(root):
 
 def test_looks_leak_no_descriptor(root, looker):
     looker.look()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for text in ("v2", "v9", "v1", "..", "v3", "v1"):
         relink(root, text)
         looker.look()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 # Awaited files.

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from tests.deploy.factory import next_tick, write_version
 from tests.deploy.typed import relink
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy.resolving import Directory, Fault, LinkStamp, Target, resolve
 from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.sealing import write_seal
@@ -142,9 +143,9 @@ def test_a_link_to_no_version_is_a_fault_that_says_what_was_found(root, root_fd,
 @pytest.mark.parametrize("spoil", [case[0] for case in FAULTS])
 def test_a_fault_leaks_no_descriptor(root, root_fd, spoil):
     spoil(root)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     resolve(root_fd, "current")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 def test_a_version_without_a_seal_resolves_without_a_digest(root, root_fd):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.deploy.factory import AS_ROOT, VAE, WEIGHTS, framed, reseal_by_hand, weights, write_version
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy import seal
 from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME
 from zwatch.deploy.verifying import check_directory
@@ -256,13 +257,13 @@ def test_a_sealed_file_that_is_not_there_is_refused(version, path):
 
 def test_opening_sealed_files_leaks_no_descriptor(version):
     os.mkfifo(version / "vae" / "pipe")
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for path in ("gone", "gone/x", "vae/pipe", "vae", WEIGHTS):
         try:
             opening(version, path)
         except Rejection:
             continue
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)
 
 
 def findings(directory, name="v2"):

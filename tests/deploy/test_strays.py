@@ -12,6 +12,7 @@ import pytest
 
 from tests.deploy.factory import AS_ROOT, next_tick, reseal_by_hand, until, write_version
 from tests.deploy.typed import relink, temporaries
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy import links
 from zwatch.deploy.look import Looker
 from zwatch.deploy.seal import SEAL_NAME
@@ -516,13 +517,13 @@ def test_a_late_wish_counts_though_another_alias_leads_to_the_new_version(root, 
 def test_searching_versions_just_left_leaks_no_descriptor(root, clock):
     looker = Looker(root, ["current"], strict_links=False, clock=clock)
     looker.look()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for wish in ("v2", "v1", "v3", "v1") * 5:
         run(root, "ln", "-sf", wish, "current")
         looker.look()
     clock.forward(60)
     looker.look()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert_none_left(before, 1)
 
 
 # The operator moves while a wish is followed.

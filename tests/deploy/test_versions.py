@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.factory import WEIGHTS, framed, reseal_by_hand, tensor, weights, write_version
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.deploy.seal import SEAL_NAME, read_seal
 from zwatch.deploy.versions import is_version_directory, is_version_name, opened, summarise, version_names
 
@@ -117,7 +118,7 @@ def test_a_summary_of_weights_without_a_header_version_has_none(root, root_fd):
 
 def test_a_summary_leaks_no_descriptor(root, root_fd):
     (root / "v3" / "model_index.json").unlink()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for name in ("v1", "v2", "v3", "gone"):
         summarise(root_fd, name)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert_none_left(before)

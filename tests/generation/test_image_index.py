@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.generation import image_index as module
 from zwatch.generation.image_index import ImageIndex
 from zwatch.generation.image_order import created, order
@@ -141,9 +142,9 @@ def test_a_link_is_not_followed(index, tmp_path):
 def test_only_a_regular_file_is_an_image(index, make):
     name = "20261121_142231_seed1.png"
     make(index.directory / name)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     assert [index.read(name) for _ in range(3)] == [None] * 3
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert_none_left(before)
     assert not index.delete(name)
     assert files(index) == [name]
 

@@ -89,13 +89,16 @@ async def answered(server):
 async def test_an_idle_page_asks_for_nothing_but_its_event_stream(page, server):
     await expect(page.get_by_role("status")).to_contain_text("Model: v1")
     await expect(page.get_by_role("status")).to_contain_text("Queue: empty")  # of other tests, nothing goes on
-    await page.wait_for_timeout(1000)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    before = await answered(server)
-    await page.wait_for_timeout(3000)
-    assert asked == []
-    assert await answered(server) == before
+    for _ in range(10):  # what the page asks for at its start comes late on a busy machine
+        asked.clear()
+        before = await answered(server)
+        await page.wait_for_timeout(3000)
+        if asked == [] and await answered(server) == before:
+            break
+    else:
+        raise AssertionError(f"it asks again and again: {asked}")
 
 
 async def test_all_comes_from_this_server(new_page, server):

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from tests.descriptors import assert_none_left, descriptors
 from zwatch.bridge import Bridge
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
@@ -328,11 +329,11 @@ def test_anything_but_a_regular_file_is_put_aside_without_waiting_for_it(state, 
 def test_what_was_put_aside_earlier_does_not_prevent_it_now(state, tmp_path, caplog):
     (tmp_path / "state/state.json").mkdir()
     (tmp_path / "state/state.json.bad").write_text("from an earlier time")
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     assert state.read() == SavedState()
     assert "(it is not a regular file); it is renamed to state.json.bad-1" in caplog.text
     assert (tmp_path / "state/state.json.bad").read_text() == "from an earlier time"
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert_none_left(before)
     (tmp_path / "state/state.json").write_text("{")
     (tmp_path / "state/state.json.bad").unlink()
     (tmp_path / "state/state.json.bad/inside").mkdir(parents=True)
