@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 from PIL import Image
 
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 
 def serve_command(models: Path, state: Path, *options: object) -> list[str]:

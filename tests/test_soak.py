@@ -195,7 +195,7 @@ def test_a_soak_of_some_seconds_deploys_in_many_forms_and_fails_no_call(three, t
             "--flip-seconds", "0.2", "--rest-seconds", "100", "--warm-up", "0", "--kept-jobs", "5", "--pause", "0.05",
             "--work", str(tmp_path / "work"), "--out", str(out),
         ],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
     )  # fmt: skip
     assert out.exists(), done.stderr
     data = json.loads(out.read_text())

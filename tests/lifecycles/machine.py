@@ -40,6 +40,8 @@ class World:
         self.truth = Truth(self.root, ALIASES)
         self._contents = itertools.count()
         self._kept = {}
+        self.stalls = 0
+        """How many loads of this run did not get on."""
         for version in VERSIONS[:3]:
             self.seal_anew(version)
         for alias in ALIASES:
@@ -68,6 +70,7 @@ class World:
             )
         )
         assert seen["settled"], seen
+        assert [code for _, _, code in seen["attempts"]].count("stalled") == self.stalls, seen
         assert seen["serving"] == expected, (expected, seen)
         assert seen["unloaded"] == unloaded, seen
         assert seen["resident"] == truth.resident, (truth.resident, seen)
@@ -325,4 +328,5 @@ class World:
         self.check_log()
         (self.service.kill if crashed else self.service.stop)()
         self.truth.end_run(crashed=crashed, trying=trying)
+        self.stalls = 0
         self.service.start()

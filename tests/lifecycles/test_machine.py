@@ -184,6 +184,7 @@ class Lifecycle(RuleBasedStateMachine):
             before = service.ask("view")["attempts"].count((version, "REJECTED", "stalled"))
             service.ask("give_up")
             service.until(lambda seen: seen["attempts"].count((version, "REJECTED", "stalled")) > before)
+            world.stalls += 1
             truth.aliases[alias].refused = (truth.wish(alias), stamp)  # unless its link was made again since
         elif ending == "in time":
             service.ask("go_on")
