@@ -108,19 +108,26 @@ class Truth:
 
     def place(self, directory, stray) -> Path | None:
         """Return the link that `ln -sf` of any alias in this directory means: the last one of the only chain that leads there, from
-        wherever below the models root. None if it is not clear: also two aliases that lead through one link are two."""
+        wherever below the models root, but for what an earlier `ln -sf` left. None if it is not clear: also two aliases that lead
+        through one link are two."""
         leading = set()
         for here, folders, names in os.walk(self.root):
             for path in (Path(here, name) for name in [*folders, *names]):
                 if (
                     path != stray
                     and path.is_symlink()
+                    and not self._is_like_a_stray(path)
                     and os.path.exists(path)
                     and os.path.realpath(path) == str(directory)
                 ):
                     leading.add(path)
         chains = [self.links(self.root / name) for name in self.aliases]
         return next((chain[-1] for chain in chains if leading and set(chain) == leading), None)
+
+    def _is_like_a_stray(self, path) -> bool:
+        """Say whether a link lies in a version and has the name of one."""
+        beside = self.root / path.name
+        return path.parent.parent == self.root and beside.is_dir() and not beside.is_symlink()
 
     # --- what happens
 

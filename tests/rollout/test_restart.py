@@ -68,11 +68,14 @@ async def test_last_known_good_continues_loading_when_the_bad_wish_is_due_again(
     second = await services(make_factory=lambda: factory).start()
     await reached(second, "build", "v1")
     (refusal,) = second.supervisor.records["current"].refusals.awaiting()
+    tried = second.attempts()
     await second.until(lambda: refusal.due(time.monotonic()))
     await second.supervisor.look_now()
-    assert [(attempt.key.version, attempt.fallback, attempt.running) for attempt in second.supervisor.attempts] == [
-        ("v1", True, True), ("v2", False, False),
-    ]  # fmt: skip
+    assert second.attempts() == tried
+    last, *before = second.supervisor.attempts
+    assert (last.key.version, last.fallback, last.running) == ("v1", True, True)
+    # A busy machine may take longer than the pause to begin with v1.
+    assert {(one.key.version, one.fallback, one.running) for one in before} == {("v2", False, False)}
     factory.device.budget = BUDGET
     release.set()
     await second.until_serves("v2")
