@@ -490,7 +490,7 @@ async def test_a_generation_that_never_comes_back_is_answered_and_said_to_be_stu
 
 async def test_a_generation_that_loops_for_ever_is_interrupted_and_the_next_one_runs(engine, queue, monkeypatch):
     monkeypatch.setattr(engine, "serve", Looping())
-    queue.generator.stall = 0.1
+    queue.generator.stall = 2.0  # as long as a slow machine may take until the thread comes back
     queue.generator.on_stuck = lambda engine, reason: pytest.fail(reason)
     hung, after = submit(queue), submit(queue)
     await end_of(hung)

@@ -8,6 +8,7 @@ times as large, but are small. `benchmarks/png_files.py` compares times and size
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import chain
 
 import numpy as np
 from isal import isal_zlib
@@ -33,18 +34,23 @@ def write_png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None, *,
     """
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     size = b"".join(side.to_bytes(4) for side in image.size)
-    chunks = [(b"IHDR", size + bytes([_DEPTH, _TRUECOLOUR, 0, 0, 0]))]
-    chunks += [(kind, data) for kind, data, *_ in (text.chunks if text is not None else ())]
-    chunks += [(b"IDAT", _compressed(pixels.reshape(image.height, -1), band)), (b"IEND", b"")]
-    return _SIGNATURE + b"".join(_framed(kind, data) for kind, data in chunks)
+    chunks = [(b"IHDR", [size + bytes([_DEPTH, _TRUECOLOUR, 0, 0, 0])])]
+    chunks += [(kind, [data]) for kind, data, *_ in (text.chunks if text is not None else ())]
+    chunks += [(b"IDAT", _compressed(pixels.reshape(image.height, -1), band)), (b"IEND", [])]
+    # Joined once: each copy of some megabytes takes as long as filtering them.
+    return b"".join([_SIGNATURE, *chain.from_iterable(_framed(kind, pieces) for kind, pieces in chunks)])
 
 
-def _framed(kind: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4) + kind + data + isal_zlib.crc32(data, isal_zlib.crc32(kind)).to_bytes(4)
+def _framed(kind: bytes, pieces: list[bytes]) -> list[bytes]:
+    """Return the pieces of a chunk with what stands before and behind them."""
+    checksum = isal_zlib.crc32(kind)
+    for piece in pieces:
+        checksum = isal_zlib.crc32(piece, checksum)
+    return [sum(map(len, pieces)).to_bytes(4), kind, *pieces, checksum.to_bytes(4)]
 
 
-def _compressed(rows: np.ndarray, band: int) -> bytes:
-    """Filter and compress rows, uint8, shape (height, width * 3)."""
+def _compressed(rows: np.ndarray, band: int) -> list[bytes]:
+    """Filter and compress rows, uint8, shape (height, width * 3); return the pieces of the stream."""
     height, width = rows.shape
     count = max(1, band // width)
     begins = range(0, height, count)
@@ -54,10 +60,10 @@ def _compressed(rows: np.ndarray, band: int) -> bytes:
     except RuntimeError:  # no thread can be started
         done = list(map(deflate, begins))
     checksum, pieces = 1, [_ZLIB_HEADER]
-    for filtered, piece in done:
+    for filtered, made in done:
         checksum = isal_zlib.adler32(filtered, checksum)
-        pieces.append(piece)
-    return b"".join([*pieces, checksum.to_bytes(4)])
+        pieces += made
+    return [*pieces, checksum.to_bytes(4)]
 
 
 @cache
@@ -65,12 +71,12 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), thread_name_prefix="zwatch-png")
 
 
-def _deflated(rows: np.ndarray, count: int, begin: int) -> tuple[np.ndarray, bytes]:
-    """Return up to `count` filtered rows from row `begin`, and their part of the compressed stream."""
+def _deflated(rows: np.ndarray, count: int, begin: int) -> tuple[np.ndarray, list[bytes]]:
+    """Return up to `count` filtered rows from row `begin`, and the pieces of their part of the compressed stream."""
     filtered = _filtered(rows[begin : begin + count], rows[begin - 1] if begin else np.zeros_like(rows[0]))
     compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
     ending = isal_zlib.Z_FINISH if begin + count >= len(rows) else isal_zlib.Z_SYNC_FLUSH
-    return filtered, compressor.compress(filtered) + compressor.flush(ending)
+    return filtered, [compressor.compress(filtered), compressor.flush(ending)]
 
 
 def _filtered(rows: np.ndarray, above: np.ndarray) -> np.ndarray:
