@@ -9,13 +9,13 @@ import torch
 
 from zwatch.deploy.contents import SCALE
 from zwatch.deploy.resolving import Directory
+from zwatch.engine.allowed import component_classes
 from zwatch.engine.components import (
     BUILDERS,
     WEIGHED,
     ComponentKey,
     Tools,
     build,
-    component_classes,
     default_size,
     weight_files,
 )

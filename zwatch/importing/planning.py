@@ -7,6 +7,7 @@ from math import prod
 
 from zwatch.deploy import pipeline_files, provenance, seal
 from zwatch.deploy.header import ITEM_BITS, VERSION_KEY, WEIGHTS_SUFFIX
+from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused, Rejection
 from zwatch.importing import origins, pieces, reading
 from zwatch.importing.bases import Base
@@ -173,7 +174,7 @@ def _add_small(plan: Plan, found: Found, weighted: set[str], base: Base | None) 
             _check_json(found, path, reading.read_whole(file))
 
 
-_READ = (pipeline_files.INDEX, *(f"{component}/config.json" for component in pipeline_files.WEIGHTS))
+_READ = (pipeline_files.INDEX, *FIELDS)
 """The files that the fit of the weights is judged by, which checks them, too."""
 
 

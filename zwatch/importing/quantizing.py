@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.deploy import pipeline_files, provenance
 from zwatch.deploy.contents import SCALE, scale_of
+from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused
 from zwatch.importing import planning, reading
 from zwatch.importing.bases import Base, open_base
@@ -69,7 +70,7 @@ def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
         for path, file in base.files.items()
         if path not in written and not (path.startswith(_QUANTIZED) and path.endswith(INDEX_SUFFIX))
     }
-    for path in (pipeline_files.INDEX, *(f"{component}/config.json" for component in pipeline_files.WEIGHTS)):
+    for path in (pipeline_files.INDEX, *FIELDS):
         plan.small[path] = reading.read_whole(base.files[path])
     planning.check_complete(plan, found)
     return plan

@@ -6,10 +6,9 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +37,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SPARE = 2**20
 """Bytes beside the files: directories, the seal, and what is remembered of complete files."""
 
-
 _SWITCH_SECONDS = 0.0002
+"""While torch is imported: the threads that copy must not wait 5 ms for the interpreter at each piece."""
 
 
 @dataclass(slots=True)
@@ -160,25 +159,16 @@ class _Import:
     _hashes: dict[str, str] = field(default_factory=dict)
     _of_sources: dict[str, str] = field(default_factory=dict)
     _shared: dict[str, int] = field(default_factory=dict)
-    _fit: Future[None] | None = None
 
     def run(self) -> Imported:
         """Write, seal and rename."""
-        with ExitStack() as stack:
-            # Torch is imported meanwhile: the threads that copy must not wait 5 ms for the interpreter at each piece.
-            stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(_SWITCH_SECONDS)
-            thread = ThreadPoolExecutor(1, "zwatch-import-fit")
-            stack.callback(thread.shutdown, cancel_futures=True)
-            self._fit = thread.submit(fit.check, self.found.path, self.plan.small, self.plan.shapes)
-            to_write, kept = self._prepare()
-            # Meanwhile torch is imported: what is copied as it is comes first.
+        fit.check(self.found.path, self.plan.small, self.plan.shapes)
+        to_write, kept = self._prepare()
+        with _importing_torch() if any(output.needs_torch for output in to_write) else nullcontext():
             self._write(sorted(to_write, key=lambda output: output.needs_torch))
-            with Progress("importing") as progress:
-                progress.step("comparing the weights with their configs")
-                self._fit.result()
-                progress.step("finishing")
-                return self._finish(sum(output.size for output in to_write), kept)
+        with Progress("importing") as progress:
+            progress.step("finishing")
+            return self._finish(sum(output.size for output in to_write), kept)
 
     def _prepare(self) -> tuple[list[Output], int]:
         """Return what is to be written, after what need not be is in its place, and how many bytes an earlier run wrote."""
@@ -221,7 +211,7 @@ class _Import:
         with (
             Progress("importing", sum(output.read for output in outputs)) as progress,
             ThreadPoolExecutor(1, "zwatch-import-sync") as syncing,
-            FileWriter(partial(self._advance, progress)) as writer,
+            FileWriter(progress.advance) as writer,
         ):
             waiting: list[Future[tuple[str, Done]]] = []
             try:
@@ -244,11 +234,6 @@ class _Import:
         self.place.record(path, done)
         self._hashes[path] = done.blake3
         self._of_sources |= done.sources
-
-    def _advance(self, progress: Progress, path: str, count: int) -> None:
-        if self._fit is not None and self._fit.done():
-            self._fit.result()  # raises what does not fit, before more is written
-        progress.advance(path, count)
 
     def _finish(self, written: int, kept: int) -> Imported:
         """Write what is made here and the seal, look at all sources once more, and rename."""
@@ -294,6 +279,24 @@ class _Import:
         return provenance.format(
             origins.made(self.plan, self.found, self.base, self.wish, self._of_sources, tools, datetime.now(UTC))
         )
+
+
+@contextmanager
+def _importing_torch() -> Iterator[None]:
+    """Import torch beside the block, which copies first what needs no torch."""
+
+    def load() -> None:
+        with suppress(Exception):  # what needs it says why it cannot be imported
+            import torch  # noqa: F401
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        with ThreadPoolExecutor(1, "zwatch-import-torch") as thread:
+            thread.submit(load)
+            yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _synced(sink: int, output: Output, digest: str, of_sources: dict[str, str]) -> tuple[str, Done]:
