@@ -96,6 +96,8 @@ def _say(line: str) -> None:
 def _came(made: Imported) -> str:
     """Say where the bytes came from."""
     parts = [f"{made.written:,} bytes written"]
+    if made.cloned:
+        parts.append(f"{made.cloned:,} in blocks shared with their source")
     if made.kept:
         parts.append(f"{made.kept:,} kept of an interrupted import")
     parts += [f"{size:,} of the base by {how}" for how, size in made.shared.items()]
@@ -108,6 +110,7 @@ def _as_json(made: Imported, seconds: float) -> dict[str, object]:
         "digest": made.sealed.digest,
         "files": len(made.sealed.files),
         "written": made.written,
+        "cloned": made.cloned,
         "kept": made.kept,
         "shared": made.shared,
         "notes": made.notes,

@@ -4,6 +4,7 @@ import errno
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,6 +24,7 @@ from zwatch.deploy.seal import SEAL_NAME, Seal, format_seal, parse_seal
 from zwatch.errors import NoRoom, Refused, Rejection
 from zwatch.importing import fit, interrupts, origins, pieces, planning, reading, sources, weights
 from zwatch.importing.bases import Base, open_base, share
+from zwatch.importing.cloning import clone
 from zwatch.importing.pieces import Output
 from zwatch.importing.place import Done, Place, status_of
 from zwatch.importing.plans import Plan, Wish
@@ -43,12 +45,13 @@ _SWITCH_SECONDS = 0.0002
 
 @dataclass(slots=True)
 class Imported:
-    """What was made: the version's directory, its seal, bytes written, bytes kept of an interrupted import, how files came from
-    the base, and remarks."""
+    """What was made: the version's directory, its seal, bytes written, bytes that share blocks with a source, bytes kept of an
+    interrupted import, how files came from the base, and remarks."""
 
     directory: Path
     sealed: Seal
     written: int = 0
+    cloned: int = 0
     kept: int = 0
     shared: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -159,6 +162,7 @@ class _Import:
     _hashes: dict[str, str] = field(default_factory=dict)
     _of_sources: dict[str, str] = field(default_factory=dict)
     _shared: dict[str, int] = field(default_factory=dict)
+    _cloned: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> Imported:
         """Write, seal and rename."""
@@ -168,7 +172,10 @@ class _Import:
             self._write(sorted(to_write, key=lambda output: output.needs_torch))
         with Progress("importing") as progress:
             progress.step("finishing")
-            return self._finish(sum(output.size for output in to_write), kept)
+            made = self._finish()
+        made.cloned, made.kept, made.shared = sum(self._cloned.values()), kept, self._shared
+        made.written = sum(output.size for output in to_write) - made.cloned
+        return made
 
     def _prepare(self) -> tuple[list[Output], int]:
         """Return what is to be written, after what need not be is in its place, and how many bytes an earlier run wrote."""
@@ -199,10 +206,19 @@ class _Import:
         to_write = [output for path, output in outputs.items() if path not in self.place.done]
         needed, free = sum(output.size for output in to_write) + _SPARE, _free(self.root)
         if needed > free:
+            needed -= sum(output.size for output in to_write if self._is_shared(output))
+        if needed > free:
             raise NoRoom(
                 f"{self.root}: {needed:,} bytes are to be written, {free:,} are free; make room, then import again"
             )
         return to_write, sum(self.place.done[path].status[1] for path in self.place.done)
+
+    def _is_shared(self, output: Output) -> bool:
+        """Say whether an output will share the blocks of its source but the first, by a trial."""
+        if len(output.pieces) != 1 or not output.pieces[0].is_plain:
+            return False
+        with tempfile.TemporaryFile(dir=self.place.version) as sink, reading.opened(output.pieces[0].source) as fd:
+            return clone(fd, sink.fileno())
 
     def _write(self, outputs: list[Output]) -> None:
         """Write the files one after the other; each is synced to the disk while the next is written."""
@@ -229,13 +245,31 @@ class _Import:
             finally:  # also when it is interrupted: what is complete need not be written again
                 for future in waiting:
                     self._record(*future.result())
+            self._cloned = writer.cloned
+        self._say_written_anew(outputs)
+
+    def _say_written_anew(self, outputs: list[Output]) -> None:
+        """Say how many bytes of the base were written although none of them changes."""
+        if self.base is None:
+            return
+        files = {file for _, file in self.base.weights("transformer")}
+        sizes = [
+            output.size
+            for output in outputs
+            if output.path not in self._cloned and all(one.is_plain and one.source in files for one in output.pieces)
+        ]
+        if sizes:
+            self.say(
+                f"transformer: {sum(sizes):,} bytes of {self.base.name} were written again: its headers name the version, and this "
+                "file system cannot share blocks between two files"
+            )
 
     def _record(self, path: str, done: Done) -> None:
         self.place.record(path, done)
         self._hashes[path] = done.blake3
         self._of_sources |= done.sources
 
-    def _finish(self, written: int, kept: int) -> Imported:
+    def _finish(self) -> Imported:
         """Write what is made here and the seal, look at all sources once more, and rename."""
         texts = {**self.plan.texts, provenance.NAME: self._provenance()}
         for path, data in texts.items():
@@ -258,7 +292,7 @@ class _Import:
         except BaseException:
             interrupts.go_on()
             raise
-        return Imported(self.root / self.wish.name, parse_seal(data), written, kept, self._shared, signer=signer)
+        return Imported(self.root / self.wish.name, parse_seal(data), signer=signer)
 
     def _sign(self, seal: bytes) -> str | None:
         """Sign the seal if there is a key; return the signer."""
