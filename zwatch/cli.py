@@ -198,10 +198,10 @@ def _attempts(**service: Any) -> int:
 
 class _Import(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Let `--lora` stand without its scale: what follows it is one if it is a number."""
+        """Let `--lora` stand without a value: what follows it is one if it is a scale or FILE:SCALE."""
         given = []
         for this, following in zip(args, [*args[1:], ""], strict=True):
-            given.append("--lora=1" if this == "--lora" and not options.is_number(following) else this)
+            given.append("--lora=1" if this == "--lora" and not options.is_lora_value(following) else this)
         return super().parse_args(ctx, given)
 
 
@@ -212,7 +212,7 @@ class _Import(click.Command):
 @_option("--base", envvar="ZWATCH_IMPORT_BASE", type=options.base, metavar="VERSION", help="Take what SOURCE lacks from this version, without copying where possible.")  # fmt: skip
 @_option("--dtype", envvar="ZWATCH_IMPORT_DTYPE", type=click.Choice(["bf16", "fp16"]), default="bf16", help="What is stored in fp32 becomes this.")  # fmt: skip
 @_switch("--keep-dtype", envvar="ZWATCH_IMPORT_KEEP_DTYPE", help="Convert nothing.")
-@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.scale, metavar="[SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given.")  # fmt: skip
+@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(options.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
 @_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip

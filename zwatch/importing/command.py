@@ -3,13 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.deploy.oserrors import user_name
-from zwatch.errors import Refused
+from zwatch.errors import Refused, UsageError
 from zwatch.importing import interrupts
 from zwatch.importing.place import Place
 from zwatch.importing.plans import Wish
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def import_version(
-    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: float | None, key_file: Path | None, as_json: bool, deploys: bool
+    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], key_file: Path | None, as_json: bool, deploys: bool
 ) -> None:  # fmt: skip
     """Import a source, and print what was made. Signals wait from its rename on, see `interrupts`.
     `deploys`: standard output is for what comes after it, if that is JSON.
@@ -34,9 +34,19 @@ def import_version(
     """
     begun = time.monotonic()
     with _making(models, name):
-        wish = Wish(name, None if keep_dtype else dtype, lora)
+        wish = Wish(name, None if keep_dtype else dtype, *_loras(lora))
         made = run(source, models, wish, base, _say, _key(key_file))
     _print(made, "imported", time.monotonic() - begun, as_json=as_json, deploys=deploys)
+
+
+def _loras(given: Sequence[float | tuple[Path, float]]) -> tuple[float | None, tuple[tuple[Path, float], ...]]:
+    """Return the scale of the source, if it is a LoRA, and the LoRAs beside it, each with its scale."""
+    scales = [one for one in given if not isinstance(one, tuple)]
+    if len(scales) > 1:
+        raise UsageError(
+            f"--lora gives the scale of SOURCE {len(scales)} times; another LoRA is --lora=FILE or --lora FILE:SCALE"
+        )
+    return (scales[0] if scales else None), tuple(one for one in given if isinstance(one, tuple))
 
 
 def quantize_version(version: str, name: str, *, kind: str, models: Path, key_file: Path | None, as_json: bool) -> None:

@@ -74,7 +74,8 @@ def run(
     """
     with Progress("importing") as progress:
         progress.step("looking at the source")
-        found = _watching(sources.find(source, wish.dtype))
+        loras = tuple((sources.find_lora(path), scale) for path, scale in wish.loras)
+        found = _watching(replace(sources.find(source, wish.dtype), loras=loras))
         base = None if base_name is None else open_base(root, base_name)
         plan = planning.make(found, base, wish)
     return carry_out(plan, root, found, base, wish, say, key)
@@ -83,7 +84,11 @@ def run(
 def _watching(found: Found) -> Found:
     """Return a source with all files that decide about the version without being in it: they must stay as they are, too."""
     own = found.small.get(provenance.NAME)
-    beside = [path for file in found.files if (path := file.path.with_name(weights.ADAPTER_CONFIG)).is_file()]
+    beside = [
+        path
+        for file in (*found.files, *(lora for lora, _ in found.loras))
+        if (path := file.path.with_name(weights.ADAPTER_CONFIG)).is_file()
+    ]
     more = [*([] if own is None else [own]), *(reading.find(path, path.name) for path in beside)]
     return replace(found, watched=(*found.watched, *more))
 

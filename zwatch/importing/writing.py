@@ -22,8 +22,8 @@ from zwatch.importing.converting import converted, is_finite, overflow, tensor_o
 from zwatch.importing.pieces import Output, Piece
 from zwatch.importing.reading import SourceFile
 
-_CHUNK = 8 * 2**20
-_BUFFERS = 4
+_CHUNK = 2 * 2**20  # a few of them stay in the cache, and hashing one still takes all cores
+_BUFFERS = 8
 
 
 class _WholeHash:
