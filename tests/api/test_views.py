@@ -31,7 +31,7 @@ class Supervisor:
         self.attempts, self.failure = list(self._attempts.values()), None
         self.state = SimpleNamespace(problem=None, saved=SavedState())
         self.runner = SimpleNamespace(running=None)
-        self.fault = None
+        self.fault, self.gate = None, SimpleNamespace(fault=None)
 
     def wish(self, alias):
         return self._wishes.get(alias)
