@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.deploy.oserrors import user_name
+from zwatch.deploy.signals import Ending
 from zwatch.errors import Refused, UsageError
-from zwatch.importing import interrupts
 from zwatch.importing.place import Place
 from zwatch.importing.plans import Wish
 from zwatch.importing.quantizing import quantize
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def import_version(
-    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], key_file: Path | None, as_json: bool, deploys: bool
+    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], key_file: Path | None, as_json: bool, deploys: bool, ending: Ending
 ) -> None:  # fmt: skip
-    """Import a source, and print what was made. Signals wait from its rename on, see `interrupts`.
+    """Import a source, and print what was made. Signals wait from its rename on.
     `deploys`: standard output is for what comes after it, if that is JSON.
 
     Raises:
@@ -35,7 +35,7 @@ def import_version(
     begun = time.monotonic()
     with _making(models, name):
         wish = Wish(name, None if keep_dtype else dtype, *_loras(lora))
-        made = run(source, models, wish, base, _say, _key(key_file))
+        made = run(source, models, wish, base, _say, ending, _key(key_file))
     _print(made, "imported", time.monotonic() - begun, as_json=as_json, deploys=deploys)
 
 
@@ -49,7 +49,9 @@ def _loras(given: Sequence[float | tuple[Path, float]]) -> tuple[float | None, t
     return (scales[0] if scales else None), tuple(one for one in given if isinstance(one, tuple))
 
 
-def quantize_version(version: str, name: str, *, kind: str, models: Path, key_file: Path | None, as_json: bool) -> None:
+def quantize_version(
+    version: str, name: str, *, kind: str, models: Path, key_file: Path | None, as_json: bool, ending: Ending
+) -> None:
     """Quantize a version, and print what was made.
 
     Raises:
@@ -57,14 +59,13 @@ def quantize_version(version: str, name: str, *, kind: str, models: Path, key_fi
     """
     begun = time.monotonic()
     with _making(models, name):
-        made = quantize(version, models, name, kind, _say, _key(key_file))
+        made = quantize(version, models, name, kind, _say, ending, _key(key_file))
     _print(made, f"{version} in {kind} as", time.monotonic() - begun, as_json=as_json)
 
 
 @contextmanager
 def _making(models: Path, name: str) -> Iterator[None]:
-    """Make a version inside: first its name must be free, and signals end it in order and are answered with what is left."""
-    interrupts.end_in_order()
+    """Make a version inside: first its name must be free; an interruption is answered with what is left."""
     place = Place(models, name)
     place.refuse_existing()  # before anything is looked at, which may take long
     try:

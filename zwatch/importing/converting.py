@@ -1,5 +1,9 @@
 """Bytes as tensors and back, in another dtype. torch is imported by the functions."""
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from zwatch.deploy.header import TensorInfo
@@ -13,6 +17,26 @@ _TORCH = {
     "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
 }  # fmt: skip
 """torch's names of the dtypes."""
+_SWITCH_SECONDS = 0.0002
+"""While torch is imported: the threads that copy must not wait 5 ms for the interpreter at each piece."""
+
+
+@contextmanager
+def importing_torch() -> Iterator[None]:
+    """Import torch beside the block, which copies first what needs no torch."""
+
+    def load() -> None:
+        with suppress(Exception):  # what needs it says why it cannot be imported
+            import torch  # noqa: F401
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        with ThreadPoolExecutor(1, "zwatch-import-torch") as thread:
+            thread.submit(load)
+            yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def tensor_of(data: memoryview, dtype: str, info: TensorInfo | None = None) -> "torch.Tensor":

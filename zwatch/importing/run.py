@@ -1,15 +1,13 @@
 """`zwatch import`: from what people have to a sealed version, in one rename."""
 
-import errno
 import os
 import platform
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,26 +19,22 @@ from zwatch.deploy.durable import write_durably
 from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.deploy.seal import SEAL_NAME, Seal, format_seal, parse_seal
-from zwatch.errors import NoRoom, Refused, Rejection
-from zwatch.importing import fit, interrupts, origins, pieces, planning, reading, sources, weights
+from zwatch.deploy.signals import Ending
+from zwatch.errors import NoRoom
+from zwatch.importing import fit, origins, pieces, planning, reading, sources, weights
 from zwatch.importing.bases import Base, open_base, share
 from zwatch.importing.cloning import clone
+from zwatch.importing.converting import importing_torch
 from zwatch.importing.pieces import Output
 from zwatch.importing.place import Done, Place, status_of
 from zwatch.importing.plans import Plan, Wish
+from zwatch.importing.room import SPARE, Say, explained, free_bytes
 from zwatch.importing.sources import Found
 from zwatch.importing.writing import FileWriter
 from zwatch.progress import Progress
 
 if TYPE_CHECKING:
     from zwatch.signing.keys import SigningKey
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SPARE = 2**20
-"""Bytes beside the files: directories, the seal, and what is remembered of complete files."""
-
-_SWITCH_SECONDS = 0.0002
-"""While torch is imported: the threads that copy must not wait 5 ms for the interpreter at each piece."""
 
 
 @dataclass(slots=True)
@@ -58,12 +52,14 @@ class Imported:
     signer: str | None = None
 
 
-Say = Callable[[str], None]
-"""Gets a line for people whenever something is decided."""
-
-
 def run(
-    source: Path, root: Path, wish: Wish, base_name: str | None, say: Say, key: "SigningKey | None" = None
+    source: Path,
+    root: Path,
+    wish: Wish,
+    base_name: str | None,
+    say: Say,
+    ending: Ending,
+    key: "SigningKey | None" = None,
 ) -> Imported:
     """Import a source as a version under the models root, signed with a key if there is one.
 
@@ -78,7 +74,7 @@ def run(
         found = _watching(replace(sources.find(source, wish.dtype), loras=loras))
         base = None if base_name is None else open_base(root, base_name)
         plan = planning.make(found, base, wish)
-    return carry_out(plan, root, found, base, wish, say, key)
+    return carry_out(plan, root, found, base, wish, say, ending, key)
 
 
 def _watching(found: Found) -> Found:
@@ -94,7 +90,14 @@ def _watching(found: Found) -> Found:
 
 
 def carry_out(
-    plan: Plan, root: Path, found: Found, base: Base | None, wish: Wish, say: Say, key: "SigningKey | None"
+    plan: Plan,
+    root: Path,
+    found: Found,
+    base: Base | None,
+    wish: Wish,
+    say: Say,
+    ending: Ending,
+    key: "SigningKey | None",
 ) -> Imported:
     """Make a version as it is planned.
 
@@ -109,47 +112,10 @@ def carry_out(
 
     for note in [*plan.notes, *plan.remarks]:
         tell(note)
-    with Place(root, wish.name) as place, _explained(place, root, say):
-        made = _Import(place, root, plan, found, base, wish, tell, key).run()
+    with Place(root, wish.name) as place, explained(place, root, say):
+        made = _Import(place, root, plan, found, base, wish, tell, ending, key).run()
     made.notes = said
     return made
-
-
-@contextmanager
-def _explained(place: Place, root: Path, say: Say) -> Iterator[None]:
-    """Say what to do after a failure in the middle. What is complete is kept, unless the source is refused."""
-    try:
-        yield
-    except NoRoom:
-        raise
-    except Refused:
-        place.done = {}
-        raise
-    except Rejection as rejection:
-        place.done = {}
-        raise Refused(rejection.reason) from None
-    except OSError as error:
-        if error.errno in _FULL:
-            free = _free(root)
-            raise NoRoom(
-                f"{root}: {error.strerror}, {free:,} bytes are free now; make room, then {place.remark}"
-            ) from None
-        _say_left(place, say)
-        raise
-    except Exception:
-        _say_left(place, say)
-        raise
-
-
-def _say_left(place: Place, say: Say) -> None:
-    if place.done:
-        say(f"no version was made; {place.remark}")
-
-
-def _free(root: Path) -> int:
-    """Return how many bytes are free; all there are if the file system does not count."""
-    status = os.statvfs(root)
-    return status.f_bavail * status.f_frsize if status.f_blocks else sys.maxsize
 
 
 @dataclass(slots=True)
@@ -163,6 +129,7 @@ class _Import:
     base: Base | None
     wish: Wish
     say: Say
+    ending: Ending
     key: "SigningKey | None"
     _hashes: dict[str, str] = field(default_factory=dict)
     _of_sources: dict[str, str] = field(default_factory=dict)
@@ -173,7 +140,7 @@ class _Import:
         """Write, seal and rename."""
         fit.check(self.found.path, self.plan.small, self.plan.shapes)
         to_write, kept = self._prepare()
-        with _importing_torch() if any(output.needs_torch for output in to_write) else nullcontext():
+        with importing_torch() if any(output.needs_torch for output in to_write) else nullcontext():
             self._write(sorted(to_write, key=lambda output: output.needs_torch))
         with Progress("importing") as progress:
             progress.step("finishing")
@@ -209,7 +176,7 @@ class _Import:
             self._hashes[path] = done.blake3
             self._of_sources |= done.sources
         to_write = [output for path, output in outputs.items() if path not in self.place.done]
-        needed, free = sum(output.size for output in to_write) + _SPARE, _free(self.root)
+        needed, free = sum(output.size for output in to_write) + SPARE, free_bytes(self.root)
         if needed > free:
             needed -= sum(output.size for output in to_write if self._is_shared(output))
         if needed > free:
@@ -232,7 +199,7 @@ class _Import:
         with (
             Progress("importing", sum(output.read for output in outputs)) as progress,
             ThreadPoolExecutor(1, "zwatch-import-sync") as syncing,
-            FileWriter(progress.advance) as writer,
+            FileWriter(partial(self._advance, progress)) as writer,
         ):
             waiting: list[Future[tuple[str, Done]]] = []
             try:
@@ -252,6 +219,10 @@ class _Import:
                     self._record(*future.result())
             self._cloned = writer.cloned
         self._say_written_anew(outputs)
+
+    def _advance(self, progress: Progress, path: str, count: int) -> None:
+        self.ending.check()
+        progress.advance(path, count)
 
     def _say_written_anew(self, outputs: list[Output]) -> None:
         """Say how many bytes of the base were written although none of them changes."""
@@ -291,11 +262,11 @@ class _Import:
         write_durably(self.place.version, SEAL_NAME, data, mode=0o644)
         signer = self._sign(data)  # the version is complete, and nothing has its name yet
         folders = {str(Path(path).parent) for path in self._hashes} - {"."}
-        interrupts.put_off()  # after the rename the version is there, and the command must say so
+        self.ending.put_off()  # after the rename the version is there, and the command must say so
         try:
             self.place.publish(sorted(folders, reverse=True))
         except BaseException:
-            interrupts.go_on()
+            self.ending.go_on()
             raise
         return Imported(self.root / self.wish.name, parse_seal(data), signer=signer)
 
@@ -318,24 +289,6 @@ class _Import:
         return provenance.format(
             origins.made(self.plan, self.found, self.base, self.wish, self._of_sources, tools, datetime.now(UTC))
         )
-
-
-@contextmanager
-def _importing_torch() -> Iterator[None]:
-    """Import torch beside the block, which copies first what needs no torch."""
-
-    def load() -> None:
-        with suppress(Exception):  # what needs it says why it cannot be imported
-            import torch  # noqa: F401
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        with ThreadPoolExecutor(1, "zwatch-import-torch") as thread:
-            thread.submit(load)
-            yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _synced(sink: int, output: Output, digest: str, of_sources: dict[str, str]) -> tuple[str, Done]:
