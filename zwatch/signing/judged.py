@@ -23,9 +23,21 @@ _Stamp = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Known:
+    """A judgement, the stamps of the policy's files and of the version's own, and when it was made."""
+
+    policy: Sequence[_Stamp]
     stamps: Sequence[_Stamp]
     verdict: str | Rejection
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _PolicyLook:
+    """The files that a policy depends on, their stamps, and why it cannot be used, None if it can."""
+
+    files: Sequence[str] = ()
+    stamps: Sequence[_Stamp] = ()
+    fault: str | None = None
 
 
 class Judgements:
@@ -37,54 +49,47 @@ class Judgements:
 
     def __init__(self, policy_file: Path) -> None:
         self._path = policy_file
-        self._files: Sequence[str] = ()
-        self._stamps: Sequence[_Stamp] | None = None
-        self._fault: str | None = None
+        self._seen = _PolicyLook()
         self._known: Mapping[tuple[str, str | None], _Known] = {}
 
     def look(self) -> str | None:
         """Return why the policy cannot be used, None if it can. It is read only if it or a file that it names changed."""
-        stamps = [_stamp(path) for path in self._files]
-        if stamps != self._stamps or not stamps:
+        return self._look().fault
+
+    def _look(self) -> _PolicyLook:
+        seen = self._seen
+        if not seen.files or [_stamp(path) for path in seen.files] != seen.stamps:
             # Stamped before it is read: what changes meanwhile is read again at the next look.
             files = files_of(self._path) or [os.path.abspath(self._path)]
-            stamps = [_stamp(path) for path in files]
-            fault = None
+            stamps, fault = [_stamp(path) for path in files], None
             try:
                 read_policy(self._path)
             except UsageError as error:
                 fault = f"{error}; no version can be loaded until it can be read"
-            self._files, self._stamps, self._fault, self._known = files, stamps, fault, {}
-        return self._fault
+            self._seen = seen = _PolicyLook(files, stamps, fault)
+        return seen
 
     def judge(self, root: Path, versions: Iterable[VersionSummary]) -> dict[str, str | Rejection]:
         """Return of each version who signed it, or why the policy does not allow it; nothing of one that cannot be read."""
-        fault = self.look()
-        before, now = self._known, dict[tuple[str, str | None], _Known]()
+        seen, before, now = self._look(), self._known, dict[tuple[str, str | None], _Known]()
+        if seen.fault is not None:
+            return {one.name: Rejection("policy_invalid", seen.fault) for one in versions}
         found: dict[str, str | Rejection] = {}
         policy: Policy | None = None
         for one in versions:
-            if fault is not None:
-                found[one.name] = Rejection("policy_invalid", fault)
-                continue
-            key, stamps = (
-                (one.name, one.digest),
-                [_stamp(root / one.name / file) for file in (SEAL_NAME, SIGNATURE_NAME)],
-            )
+            key, own = (one.name, one.digest), [_stamp(root / one.name / file) for file in (SEAL_NAME, SIGNATURE_NAME)]
             known = before.get(key)
-            if known is None or known.stamps != stamps or time.monotonic() - known.at > _KEPT_SECONDS:
-                verdict: str | Rejection
+            is_kept = known is not None and (known.policy, known.stamps) == (seen.stamps, own)
+            if known is None or not is_kept or time.monotonic() - known.at > _KEPT_SECONDS:
                 try:
                     policy = policy or read_policy(self._path)
-                    verdict = _judged(policy, root, one)
+                    known = _Known(seen.stamps, own, _judged(policy, root, one), time.monotonic())
                 except UsageError as error:  # it changed just now, or a library is missing
-                    verdict = Rejection("policy_invalid", str(error))
+                    known = _Known(seen.stamps, own, Rejection("policy_invalid", str(error)), time.monotonic())
                 except OSError:
                     continue
-                known = _Known(stamps, verdict, time.monotonic())
             now[key], found[one.name] = known, known.verdict
-        if fault is None:
-            self._known = now
+        self._known = now
         return found
 
 
