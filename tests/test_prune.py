@@ -205,6 +205,34 @@ def test_what_a_crash_after_the_rename_leaves_is_finished_or_returned(versions):
     assert names(versions) == ["link-v2", "link-v3", "v2", "v4", "v5", "v6"], "what is partly removed is not returned"
 
 
+def test_a_dry_run_says_what_is_renamed_back_and_what_is_removed(versions, capsys):
+    for name in ("v1", "v2", "v3"):
+        (versions / name).rename(versions / f".{name}.pruned-0123456789ab")
+    (versions / "link").symlink_to("v2")
+    (versions / ".v2.pruned-0123456789ab/more").symlink_to("../v3")  # needed once v2 is there again
+    before = names(versions)
+    assert run(versions, 5, dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    returned = [line for line in lines if line.startswith("return  ")]
+    assert [line.partition(":")[0] for line in returned] == [
+        f"return  .{name}.pruned-0123456789ab to {name}" for name in ("v2", "v3")
+    ]
+    assert [line.split()[1] for line in lines if line.startswith("delete  ")] == [".v1.pruned-0123456789ab:"]
+    assert names(versions) == before
+    assert run(versions, 5, dry_run=True, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (list(found["leftovers"].values()), sorted(found["returned"])) == (["v1"], ["v2", "v3"])
+    assert run(versions, 5) == 0
+    assert names(versions) == ["link", "v2", "v3", "v4", "v5", "v6"]
+
+
+def test_nobody_is_asked_about_what_is_only_renamed_back(versions):
+    (versions / "v2").rename(versions / ".v2.pruned-0123456789ab")
+    (versions / "link").symlink_to("v2")
+    assert run(versions, 6, is_agreed=False) == 0
+    assert names(versions) == ["link", "v1", "v2", "v3", "v4", "v5", "v6"]
+
+
 def test_names_that_a_terminal_would_obey_are_escaped(versions, capsys):
     (versions / "\x1b[2J").symlink_to("v1")
     (versions / os.fsdecode(b"\xff")).symlink_to("v2")
@@ -400,10 +428,12 @@ async def test_what_a_running_service_needs_is_kept(models, tmp_path, monkeypatc
         assert {"serving", "resident", "linked"} <= set(found["v4"])
         assert {"previous", "last_known_good"} <= set(found["v1"])
         call = ("prune", "--keep", "1", "--models", models, "--url", server.url)
+        copy = shutil.copytree(models, tmp_path / "copy", symlinks=True)
         for arguments, status, words in [
             ((*call,), 2, "--yes deletes without a question"),
             ((*call, "--dry-run"), 0, "delete  v2: "),
             (("prune", "--keep", "1", "--models", tmp_path, "--yes", "--url", server.url), 2, "serves another models root"),
+            (("prune", "--keep", "1", "--models", copy, "--yes", "--url", server.url), 2, "serves another models root"),
             (("prune", "--keep", "0", "--yes"), 2, "expected a whole number of at least 1"),
             (("prune", "--yes"), 2, "--keep"),
             (("prune", "--keep", "1", "--models", models, "--no-service", "--state-dir", tmp_path / "state", "--yes"), 2, "a service runs"),

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from zwatch import __version__, config, options, version_commands
+from zwatch.deploy.signals import Ending
 from zwatch.errors import FatalError, UsageError, ZwatchError, status_of
 
 _Command = Callable[..., int]
@@ -198,10 +199,10 @@ def _attempts(**service: Any) -> int:
 
 class _Import(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Let `--lora` stand without its scale: what follows it is one if it is a number."""
+        """Let `--lora` stand without a value: what follows it is one if it is a scale or FILE:SCALE."""
         given = []
         for this, following in zip(args, [*args[1:], ""], strict=True):
-            given.append("--lora=1" if this == "--lora" and not options.is_number(following) else this)
+            given.append("--lora=1" if this == "--lora" and not options.is_lora_value(following) else this)
         return super().parse_args(ctx, given)
 
 
@@ -212,7 +213,7 @@ class _Import(click.Command):
 @_option("--base", envvar="ZWATCH_IMPORT_BASE", type=options.base, metavar="VERSION", help="Take what SOURCE lacks from this version, without copying where possible.")  # fmt: skip
 @_option("--dtype", envvar="ZWATCH_IMPORT_DTYPE", type=click.Choice(["bf16", "fp16"]), default="bf16", help="What is stored in fp32 becomes this.")  # fmt: skip
 @_switch("--keep-dtype", envvar="ZWATCH_IMPORT_KEEP_DTYPE", help="Convert nothing.")
-@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.scale, metavar="[SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given.")  # fmt: skip
+@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(options.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
 @_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip
@@ -227,8 +228,11 @@ def _import(source: Path, name: str, *, deploy: bool, alias: str, as_json: bool,
         )
     if deploy:
         _check_service(name, url, token)
-    import_version(source, name, as_json=as_json, deploys=deploy, **asked)
-    return _deploy_imported(name, alias, url=url, token=token, as_json=as_json, models=asked["models"]) if deploy else 0
+    ending = Ending()
+    import_version(source, name, as_json=as_json, deploys=deploy, ending=ending, **asked)
+    if not deploy:
+        return 0
+    return _deploy_imported(name, alias, ending, url=url, token=token, as_json=as_json, models=asked["models"])
 
 
 def _check_service(name: str, url: str, token: str | None) -> None:
@@ -245,22 +249,22 @@ def _check_service(name: str, url: str, token: str | None) -> None:
         raise UsageError(f"the service at {url} cannot be asked: {client.message(found)}; nothing was imported")
 
 
-def _deploy_imported(name: str, alias: str, *, url: str, token: str | None, as_json: bool, models: Path) -> int:
+def _deploy_imported(
+    name: str, alias: str, ending: Ending, *, url: str, token: str | None, as_json: bool, models: Path
+) -> int:
     """Deploy what was just imported; whatever becomes of that, say that it is there."""
-    from zwatch.importing import interrupts
-
     link, has_asked = models / alias, False
     by_hand = f"repoint the link yourself: ln -sfn {name} {link}"
     try:
-        interrupts.go_on()
+        ending.go_on()
         has_asked = True
         status, found = _asked("/api/deploy", {"version": name, "alias": alias, "wait": True}, url=url, token=token)
+        ending.put_off()
     except UsageError as error:
         raise UsageError(f"{name} is imported, but not deployed: {error}; start the service, or {by_hand}") from None
     except KeyboardInterrupt as interrupt:
         goes_on = f"a deploy of it that has begun goes on without this command: {_seen(url)}"
         return _failed(f"interrupted; {name} is imported; {goes_on if has_asked else f'deploy it, or {by_hand}'}", status_of(interrupt))  # fmt: skip
-    interrupts.put_off()
     answered = _answer("/api/deploy", status, found, as_json=as_json)
     if status == 404:
         _failed(f"{name} is imported into {models.absolute()}; does the service at {url} serve another models root? See --url and --models", 1)  # fmt: skip

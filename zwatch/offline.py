@@ -29,6 +29,7 @@ def versions(models: Path) -> dict[str, Any]:
                 "serving": None,
                 "aliases": [_shown(link.partition(" -> ")[0]) for link in pointers.get(one.name, ())],
                 "sealed_at": None if one.sealed_at is None else f"{one.sealed_at:%Y-%m-%dT%H:%M:%SZ}",
+                "seal_changed_ns": None if one.seal_changed_ns is None else str(one.seal_changed_ns),
                 "problem": one.problem,
                 "rejected": None,
                 "uses": None,

@@ -39,7 +39,7 @@ class Switch(BoolParamType):
         return _WORDS[value.lower()]
 
 
-class ListOf(FuncParamType[str, str]):
+class ListOf(FuncParamType[str, Value]):
     """One item of an option that may be repeated; its variable holds a list, split at commas and spaces."""
 
     def split_envvar_value(self, rv: str) -> list[str]:
@@ -102,6 +102,24 @@ def scale(text: str) -> float:
     if not is_number(text) or not 0 < abs(float(text)) <= 100:
         raise ValueError(f"expected a number from -100 to 100 that is not 0, got {text!r}")
     return float(text)
+
+
+def lora(text: str) -> float | tuple[Path, float]:
+    """Return what `--lora` of an import says: the scale of SOURCE, or another LoRA, FILE or FILE:SCALE."""
+    if is_number(text):
+        return scale(text)
+    file, _, number = text.rpartition(":")
+    found = (Path(file), scale(number)) if file and is_number(number) else (Path(text), 1.0)
+    if not found[0].exists():
+        raise ValueError(
+            f"expected a scale, or a LoRA's file such as ink.safetensors:0.8, got {text!r}, which is not there"
+        )
+    return found
+
+
+def is_lora_value(text: str) -> bool:
+    """Say whether a text behind a `--lora` belongs to it: a scale, or FILE:SCALE."""
+    return is_number(text.rpartition(":")[2])
 
 
 def size(text: str) -> int:

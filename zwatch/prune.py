@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,18 @@ def _uses(url: str, service: client.Service, root_fd: int) -> Mapping[str, Seque
         if body.get("problem"):
             raise UsageError(f"the service at {url} does not say what it needs: {body['problem']}")
         try:
-            theirs = {one["name"]: one["digest"] for one in body["versions"]}
+            theirs = {one["name"]: (one["digest"], one["seal_changed_ns"]) for one in body["versions"]}
             uses = {one["name"]: one["uses"] for one in body["versions"]}
         except (KeyError, TypeError) as error:
             raise UsageError(
                 f"the answer of {url} to /versions is not zwatch's, or another version's ({error!r})"
             ) from None
-        ours = {one.name: one.digest for one in pruning.find_versions(root_fd)}
+        ours = {one.name: (one.digest, str(one.changed_ns)) for one in pruning.find_versions(root_fd)}
         both = theirs.keys() & ours.keys()
-        different = [name for name in both if None not in (theirs[name], ours[name]) and theirs[name] != ours[name]]
+        # A copy of a version has the same digest, and was never changed at the same nanosecond.
+        different = [
+            name for name in both if theirs[name] != ours[name] and None not in (theirs[name][0], ours[name][0])
+        ]
         differing = min([*(theirs.keys() ^ ours.keys()), *different], default="")
         if not differing:
             return uses
@@ -85,17 +89,23 @@ class _Prune:
     ask_needs: AskNeeds
     as_json: bool
 
-    def needs(self, root_fd: int) -> tuple[Needs, Mapping[str, str]]:
-        """Return why versions are needed, and the directories that could not be searched for links."""
+    def needs(self, root_fd: int, returned: AbstractSet[str] = frozenset()) -> tuple[Needs, Mapping[str, str]]:
+        """Return why versions are needed, and the directories that could not be searched for links. Links in what an earlier
+        prune left count only of what is `returned`."""
         asked = self.ask_needs(root_fd)
         # Last: a service loads what a link asks for.
-        pointers = find_pointers(self.models, frozenset(pruning.leftovers(root_fd)))
+        pointers = find_pointers(self.models, frozenset(pruning.leftovers(root_fd).keys() - returned))
         names = dict.fromkeys([*pointers.by_version, *asked])
         return {name: pointers.by_version.get(name, []) + asked.get(name, []) for name in names}, pointers.unread
 
     def plan(self, root_fd: int) -> tuple[pruning.Plan, Mapping[str, str]]:
-        needs, unread = self.needs(root_fd)
-        return pruning.make_plan(pruning.find_versions(root_fd), self.keep, needs, pruning.leftovers(root_fd)), unread
+        returned: frozenset[str] = frozenset()
+        while True:  # what is renamed back may lead to others
+            needs, unread = self.needs(root_fd, returned)
+            plan = pruning.make_plan(pruning.find_versions(root_fd), self.keep, needs, pruning.leftovers(root_fd))
+            if plan.returned.keys() <= returned:
+                return plan, unread
+            returned = returned | plan.returned.keys()
 
     def delete(self, root_fd: int, agreed: pruning.Plan) -> tuple[pruning.Outcome, int]:
         """Delete what was agreed and may still be deleted; return what was done, and the bytes that this frees."""
@@ -129,7 +139,7 @@ def prune(models: Path, keep: int, ask_needs: AskNeeds, *, dry_run: bool, is_agr
     run = _Prune(models, keep, ask_needs, as_json)
     with pruning.locked(models) as root_fd:
         plan, unread = run.plan(root_fd)
-        sizes = pruning.measure(models, [*(one.name for one in plan.deleted), *plan.leftovers])
+        sizes = pruning.measure(models, [*(one.name for one in plan.deleted), *plan.finished])
         problems = [
             *sizes.problems.values(),
             *(f"{path}: it cannot be searched for links: {why}" for path, why in unread.items()),
@@ -139,7 +149,8 @@ def prune(models: Path, keep: int, ask_needs: AskNeeds, *, dry_run: bool, is_agr
             for line in _lines(plan, sizes):
                 print(_plain(line))
         if (plan.deleted or plan.leftovers) and not dry_run:
-            if not is_agreed and not _agrees(len(plan.deleted) + len(plan.leftovers)):
+            count = len(plan.deleted) + len(plan.finished)
+            if count and not is_agreed and not _agrees(count):
                 print("zwatch: nothing was deleted", file=sys.stderr)
                 return 1
             outcome, freed = run.delete(root_fd, plan)
@@ -175,9 +186,10 @@ def _lines(plan: pruning.Plan, sizes: pruning.Sizes) -> list[str]:
     lines += [f"delete  {one.name}: {sizes.by_name.get(one.name, 0):,} bytes" for one in plan.deleted]
     lines += [
         f"delete  {new}: {sizes.by_name.get(new, 0):,} bytes, left of {name} by a prune that was interrupted"
-        for new, name in plan.leftovers.items()
+        for new, name in plan.finished.items()
     ]
-    if not plan.deleted and not plan.leftovers:
+    lines += [f"return  {new} to {plan.leftovers[new]}: {', '.join(reasons)}" for new, reasons in plan.returned.items()]
+    if not plan.deleted and not plan.finished:
         return [*lines, "there is nothing to delete"]
     total = sum(sizes.by_name.values())
     shared = "" if sizes.freed == total else f", {sizes.freed:,} of them become free: the others have other names, too"
@@ -191,9 +203,9 @@ def _as_json(
         "kept": plan.kept,
         "left": plan.left,
         "chosen": {one.name: sizes.by_name.get(one.name, 0) for one in plan.deleted},
-        "leftovers": plan.leftovers,
+        "leftovers": plan.finished,
         "deleted": outcome.removed,
-        "returned": outcome.returned,
+        "returned": outcome.returned or {plan.leftovers[new]: reasons for new, reasons in plan.returned.items()},
         "freed": freed,
         "problems": problems,
     }

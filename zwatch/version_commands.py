@@ -32,7 +32,7 @@ def _seal(directory: Path, version: str | None, key_file: Path | None) -> int:
     with sealing.naming(directory), sealing.locked(directory):
         plan = sealing.prepare(directory, name)
         with Progress("sealing", plan.size) as progress:
-            sealed = sealing.carry_out(plan, progress.advance, ending.check)
+            sealed = sealing.carry_out(plan, ending, progress.advance)
         print(f"{directory}: sealed {name}, {len(sealed.files)} files, digest {sealed.digest}")
         if plan.selection.left_out:
             print(f"left out, because a pipeline does not need it: {plan.selection.summary}")
@@ -95,9 +95,10 @@ def _check(
 @options.json_switch
 def _quantize(version: str, name: str, kind: str, models: Path, key_file: Path | None, *, as_json: bool) -> int:
     """Make a version of half the size: quantized once, loaded as it is."""
+    from zwatch.deploy.signals import Ending
     from zwatch.importing.command import quantize_version
 
-    quantize_version(version, name, kind=kind, models=models, key_file=key_file, as_json=as_json)
+    quantize_version(version, name, kind=kind, models=models, key_file=key_file, as_json=as_json, ending=Ending())
     return 0
 
 

@@ -30,12 +30,13 @@ class Supervisor:
         problem=None,
         failure=None,
         looking=None,
+        policy=None,
     ):
         self.aliases = ("current",) if canary is None else ("current", "canary")
         self.seen = SimpleNamespace(faults={} if fault is None else {"current": fault}, strays=list(strays))
         self._wishes = {"current": None if fault else current, "canary": canary}
         self.attempts, self.failure, self.state = list(attempts), failure, SimpleNamespace(problem=problem)
-        self.fault = looking
+        self.fault, self.gate = looking, SimpleNamespace(fault=policy)
         self._unloaded, self._refused = unloaded, refused
 
     def wish(self, alias):
@@ -158,6 +159,11 @@ CASES = {
 @pytest.mark.parametrize(("supervisor", "served", "state", "reasons"), CASES.values(), ids=CASES.keys())
 def test_the_health_is_ok_degraded_or_unavailable_with_reasons(supervisor, served, state, reasons):
     assert health(supervisor, serving(**served)) == (state, reasons)
+
+
+def test_a_policy_that_cannot_be_used_is_a_fault():
+    found = health(Supervisor(policy="the policy p.toml cannot be read"), serving(current=V1))
+    assert found == ("degraded", ["the policy p.toml cannot be read"])
 
 
 def test_a_history_that_cannot_be_written_is_a_fault():

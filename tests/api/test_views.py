@@ -31,7 +31,7 @@ class Supervisor:
         self.attempts, self.failure = list(self._attempts.values()), None
         self.state = SimpleNamespace(problem=None, saved=SavedState())
         self.runner = SimpleNamespace(running=None)
-        self.fault = None
+        self.fault, self.gate = None, SimpleNamespace(fault=None)
 
     def wish(self, alias):
         return self._wishes.get(alias)
@@ -156,7 +156,7 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
     uses = [use for use, is_so in (("serving", serves), ("resident", resident)) if is_so]
     assert views.version_view(summary, views.version_marks(supervisor, serving(V1, V2)), Verdicts().find) == {
         "name": name, "sealed": True, "digest": "a" * 64, "signer": None, "header_version": name, "bytes": 10, "files": 2,
-        "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "problem": None,
+        "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "seal_changed_ns": None, "problem": None,
         "rejected": None, "uses": uses, "provenance": None,
     }  # fmt: skip
 

@@ -31,6 +31,7 @@ from tests.deploy.factory import (
 from zwatch.deploy import hashing, header, sealing, stamping
 from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME, parse_seal
 from zwatch.deploy.sealing import write_seal
+from zwatch.deploy.signals import Ending
 from zwatch.deploy.verifying import check_directory, sealed_bytes
 from zwatch.errors import Rejection
 
@@ -299,7 +300,7 @@ def test_progress_counts_what_is_hashed_and_what_is_written_anew(tmp_path, name)
     version = write_version(tmp_path, "v2").rename(tmp_path / name)  # v2 has its version already, v3 has room for it
     counted = Counter()
     plan = sealing.prepare(version, name)
-    sealing.carry_out(plan, lambda path, count: counted.update({path: count}))
+    sealing.carry_out(plan, Ending(), lambda path, count: counted.update({path: count}))
     assert counted == {path: (version / path).stat().st_size for path in COMPLETE}
     assert counted.total() == plan.size == sealed_bytes(version)
 
@@ -307,7 +308,7 @@ def test_progress_counts_what_is_hashed_and_what_is_written_anew(tmp_path, name)
 def test_progress_counts_the_first_version_of_a_file_twice_because_it_is_copied(unsealed):
     counted = Counter()
     plan = sealing.prepare(unsealed, "v2")
-    sealing.carry_out(plan, lambda path, count: counted.update({path: count}))
+    sealing.carry_out(plan, Ending(), lambda path, count: counted.update({path: count}))
     sizes = {path: (unsealed / path).stat().st_size for path in COMPLETE}
     assert counted == {**sizes, WEIGHTS: 2 * sizes[WEIGHTS]}
     assert counted.total() == plan.size
@@ -409,7 +410,7 @@ def test_a_file_that_changes_while_it_is_sealed_is_an_error_and_nothing_is_seale
             changed.append(happen())
 
     with pytest.raises(Rejection) as caught:
-        sealing.carry_out(plan, advance)
+        sealing.carry_out(plan, Ending(), advance)
     assert caught.value.reason.startswith(f"{path}: it changed while it was sealed; nothing is sealed.")
     assert not (unsealed / SEAL_NAME).exists()
     assert not list(unsealed.rglob(".*"))
@@ -425,7 +426,7 @@ def test_ctrl_c_in_the_middle_leaves_everything_as_it_was(version, name):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sealing.carry_out(sealing.prepare(directory, name), interrupt)
+        sealing.carry_out(sealing.prepare(directory, name), Ending(), interrupt)
     assert everything(directory) == before
     assert [
         thread for thread in threading.enumerate() if thread.name.startswith("zwatch-") and thread not in there

@@ -131,3 +131,8 @@ def only_variant(pipeline, target, late=False):
 def tree(directory: Path) -> dict[str, bytes]:
     """Return all files below a directory with their bytes."""
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}  # fmt: skip
+
+
+def provenance(version):
+    """What a version's `zwatch.json` says."""
+    return json.loads((version / "zwatch.json").read_bytes())

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from tests.deploy.test_signals import dropped, send_in_a_callback
 from tests.importing import published
 from tests.importing.layouts import make
 from tests.importing.published import tree
 from zwatch import cli
 from zwatch.deploy.verifying import check_directory
+from zwatch.errors import Ended
 from zwatch.importing import place, writing
 
 ENDING = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -55,6 +57,17 @@ def test_a_signal_ends_it_in_order_and_says_what_is_left(number, command, pipeli
     assert os.listdir(importing.root) in (["v1"], ["v1", ".v2.importing"], [".v2.importing", "v1"])
     assert cli.main(arguments) == 0
     assert check_directory(importing.root / "v2", "v2") == []
+
+
+@ENDING
+def test_a_signal_that_the_interpreter_drops_ends_it_too(number, pipeline, importing, monkeypatch):
+    lost = dropped(monkeypatch)
+    with monkeypatch.context() as context:
+        after(context, writing.FileWriter, "buffer", lambda: send_in_a_callback(number), calls=2)
+        importing(pipeline, "v2", status=128 + number)
+    assert lost == [Ended]
+    assert not (importing.root / "v2").exists()
+    assert check_directory(importing(pipeline, "v2"), "v2") == []
 
 
 @ENDING

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.importing import published
 from tests.importing.layouts import make
-from tests.importing.published import COMMIT, REPOSITORY, weights
+from tests.importing.published import COMMIT, REPOSITORY, provenance, weights
 from zwatch import cli
 from zwatch.deploy.sealing import write_seal
 from zwatch.deploy.verifying import check_directory
@@ -23,10 +23,6 @@ STATED = {
     "source": {"kind": "hub", "name": "x", "repository": "owner/tuned", "revision": COMMIT},
     "loras": [{"name": "first.safetensors", "blake3": "0" * 64, "scale": 0.5}],
 }
-
-
-def provenance(version):
-    return json.loads((version / "zwatch.json").read_text())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from zwatch.engine.factory import EngineFactory
 from zwatch.engine.precision import Precision, name_of
 from zwatch.shadow.device import Device
 
+PLAIN = (torch.bfloat16, torch.float16, torch.float32)
 KIND = pytest.mark.parametrize("kind", ["fp8", "int8"])
 WEIGHTS = ("transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 
@@ -35,8 +36,8 @@ def quantize(v1, name, *options, status=0):
     return v1.parent / name
 
 
-def load(version, quantized=None):
-    return build(EngineFactory(Device("cpu"), precision=Precision("auto", quantized)), version.parent, version.name)
+def load(version, quantized=None, dtype="auto"):
+    return build(EngineFactory(Device("cpu"), precision=Precision(dtype, quantized)), version.parent, version.name)
 
 
 def pixels(engine):
@@ -50,6 +51,29 @@ def test_a_quantized_version_draws_what_quantize_draws_at_a_load(v1, kind):
     engine = load(made)
     assert name_of(engine.pipeline.transformer) == name_of(engine.pipeline.text_encoder) == kind
     assert np.array_equal(pixels(engine), pixels(load(v1, kind)))
+
+
+@KIND
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_what_is_not_quantized_is_in_the_dtype_that_is_asked_for(v1, kind, dtype):
+    engine = load(quantize(v1, "small", "--to", kind), dtype=dtype)
+    parts = engine.pipeline.transformer, engine.pipeline.text_encoder
+    plain = {
+        one.dtype
+        for part in parts
+        for name, one in part.named_parameters()
+        if one.dtype in PLAIN and "_scale" not in name
+    }
+    assert plain == {"bf16": {torch.bfloat16}, "fp16": {torch.float16, torch.float32}, "fp32": {torch.float32}}[dtype]
+    assert name_of(*parts) == kind
+    assert np.array_equal(pixels(engine), pixels(load(v1, kind, dtype)))
+
+
+@KIND
+def test_it_stays_as_it_is_stored_whatever_quantize_says(v1, kind):
+    other = "int8" if kind == "fp8" else "fp8"
+    made = quantize(v1, "small", "--to", kind)
+    assert name_of(load(made, other).pipeline.transformer) == kind
 
 
 def test_it_is_smaller_shares_the_rest_and_says_what_it_is(v1, capsys):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.engine.editing import build, parameters
 from tests.importing import published
 from tests.importing.layouts import make
-from tests.importing.published import COMMIT, REPOSITORY, STEMS, tree, weights
+from tests.importing.published import COMMIT, REPOSITORY, STEMS, provenance, tree, weights
 from zwatch.deploy.header import read_header
 from zwatch.deploy.verifying import check_directory
 from zwatch.engine.factory import EngineFactory
@@ -52,10 +52,6 @@ def stamps(version):
         with open(path, "rb") as file:
             found.append(read_header(file.fileno(), str(path)).version)
     return found
-
-
-def provenance(version):
-    return json.loads((version / "zwatch.json").read_text())
 
 
 def in_one_dtype(pipeline, target, dtype):

@@ -73,6 +73,42 @@ async def is_done(server, job):
     return (await server.get(f"/jobs/{job}"))["state"] == "done"
 
 
+async def test_a_policy_that_changes_is_told_and_judges_anew(setting, tmp_path):
+    models, policy, key = setting
+    async with Server(models, tmp_path / "state", "--require-signature", str(policy)) as server:
+        await server.serves("v1")
+        assert (await server.get("/health"))["reasons"] == []
+        (models / "next").symlink_to("v2")
+        os.replace(models / "next", models / "current")
+        await server.rejected("signature_missing")
+        (models / "next").symlink_to("v1")
+        os.replace(models / "next", models / "current")
+        await server.until(lambda: is_ok(server), "v1 is asked for and serves")
+        assert (await listed(server))["v2"] == (None, "signature_missing")
+        policy.rename(tmp_path / "away.toml")
+        await server.until(lambda: tells(server, f"the policy {policy} cannot be read"), "the fault is told")
+        assert (await listed(server))["v2"] == (None, "policy_invalid")
+        (tmp_path / "away.toml").rename(policy)
+        await server.until(lambda: is_ok(server), "the fault is over")
+        signed(models / "v2", key)
+        signer, rejected = (await listed(server))["v2"]
+        assert (signer.startswith("key release.pub "), rejected) == (True, None)
+
+
+async def listed(server):
+    found = (await server.get("/versions"))["versions"]
+    return {one["name"]: (one["signer"], one["rejected"] and one["rejected"]["code"]) for one in found}
+
+
+async def is_ok(server):
+    return (await server.get("/health"))["status"] == "ok"
+
+
+async def tells(server, words):
+    status, health = await server.status(), await server.get("/health")
+    return status["status"] == health["status"] == "degraded" and any(words in one for one in health["reasons"])
+
+
 def test_a_policy_that_is_wrong_at_the_start_is_a_wrong_configuration(setting, tmp_path):
     models, policy, _ = setting
     (tmp_path / "release.pub").unlink()

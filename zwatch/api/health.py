@@ -19,7 +19,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
         for stray in supervisor.seen.strays
         if stray.is_wish
     ]
-    found += [supervisor.fault, supervisor.state.problem, history_fault]
+    found += [supervisor.fault, supervisor.gate.fault, supervisor.state.problem, history_fault]
     reasons = [reason for reason in found if reason is not None]
     if engines.serving(PRIMARY) is None:
         return "unavailable", reasons

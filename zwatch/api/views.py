@@ -164,6 +164,10 @@ class VersionView(TypedDict):
     serving: bool
     aliases: list[str]
     sealed_at: Time | None
+    seal_changed_ns: Annotated[
+        str | None,
+        Field(description="The seal's ctime, nanoseconds: `zwatch prune` tells a copy of the models root by it."),
+    ]
     problem: str | None
     rejected: RejectedView | None
     uses: Annotated[list[Annotated[str, choice(*USES)]], Field(description="Why `zwatch prune` keeps it.")]
@@ -332,6 +336,7 @@ def version_view(
         "serving": mark.serving,
         "aliases": list(mark.aliases),
         "sealed_at": None if summary.sealed_at is None else time_text(summary.sealed_at),
+        "seal_changed_ns": None if summary.seal_changed_ns is None else str(summary.seal_changed_ns),
         "problem": summary.problem,
         "rejected": None
         if rejected is None

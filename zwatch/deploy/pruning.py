@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,25 +33,33 @@ class PruneBusyError(ZwatchError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version directory. `digest` and `sealed_ns` are of its seal, None without a valid one; `problem` says why there is
-    none. `identity` is (device, inode) of the directory."""
+    """A version directory. `digest`, `sealed_ns` (mtime) and `changed_ns` (ctime) are of its seal, None without a valid one;
+    `problem` says why there is none. `identity` is (device, inode) of the directory."""
 
     name: str
     identity: tuple[int, int]
     digest: str | None
     sealed_ns: int | None
     problem: str | None
+    changed_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a prune does: `kept` and `left` have the reasons by version (what is left is no sealed version), `deleted` are the
-    old versions, `leftovers` what an earlier prune left, by the names that the versions had."""
+    old versions. `leftovers` are what an earlier prune left, the names that the versions had by their present ones; those of
+    them that are needed are `returned`, the reasons by the present name."""
 
     kept: Mapping[str, Sequence[str]]
     left: Mapping[str, str]
     deleted: Sequence[Found]
     leftovers: Mapping[str, str]
+    returned: Mapping[str, Sequence[str]]
+
+    @property
+    def finished(self) -> dict[str, str]:
+        """Those leftovers that are removed."""
+        return {new: name for new, name in self.leftovers.items() if new not in self.returned}
 
 
 @dataclass(slots=True)
@@ -104,8 +112,8 @@ def _find(root_fd: int, name: str) -> Found | None:
         status = os.fstat(fd)
         identity = status.st_dev, status.st_ino
         sealed = seal.read_seal(fd)
-        sealed_ns = os.stat(seal.SEAL_NAME, dir_fd=fd, follow_symlinks=False).st_mtime_ns
-        return Found(name, identity, sealed.digest, sealed_ns, None)
+        of_seal = os.stat(seal.SEAL_NAME, dir_fd=fd, follow_symlinks=False)
+        return Found(name, identity, sealed.digest, of_seal.st_mtime_ns, None, of_seal.st_ctime_ns)
     except Rejection as rejection:
         why = "it is not sealed; perhaps it is being copied" if rejection.code == "seal_missing" else rejection.reason
         return Found(name, identity, None, None, why)
@@ -141,7 +149,12 @@ def make_plan(versions: Iterable[Found], keep: int, needs: Needs, left_over: Map
         else:
             deleted.append(one)
     left = {one.name: one.problem or "" for one in versions if one.sealed_ns is None}
-    return Plan(kept, left, deleted, left_over)
+    return Plan(kept, left, deleted, left_over, to_return(left_over, needs, {one.name for one in versions}))
+
+
+def to_return(hidden: Mapping[str, str], needs: Needs, there: Container[str]) -> dict[str, Sequence[str]]:
+    """Return which hidden versions are needed and whole, and why, by their present names; `there` are the names that are taken."""
+    return {new: needs[name] for new, name in hidden.items() if name in needs and _is_whole(new) and name not in there}
 
 
 def hide(root_fd: int, versions: Iterable[Found], outcome: Outcome, hidden: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from zwatch.deploy.durable import remove_leftovers, sync_entries, write_beside
 from zwatch.deploy.hashing import Advance, Source, fingerprint, hashed
 from zwatch.deploy.oserrors import close_quietly, user_name
 from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME, Seal
-from zwatch.deploy.signals import uninterrupted
+from zwatch.deploy.signals import Ending
 from zwatch.errors import Rejection
 
 _NEEDED_FOLDERS = ("golden", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
@@ -56,7 +56,11 @@ def write_seal(directory: Path, version: str, advance: Advance = lambda path, do
         Rejection, OSError: as they do.
     """
     with locked(directory):
-        return carry_out(prepare(directory, version), advance)
+        ending = Ending()
+        try:
+            return carry_out(prepare(directory, version), ending, advance)
+        finally:
+            ending.close()
 
 
 @contextmanager
@@ -142,9 +146,9 @@ def _prepared(directory: Path, version: str) -> Plan:
     return Plan(directory, version, selection, stamps, {path: there[path] for path in selection.needed})
 
 
-def carry_out(plan: Plan, advance: Advance = lambda path, done: None, check: Callable[[], None] = lambda: None) -> Seal:
+def carry_out(plan: Plan, ending: Ending, advance: Advance = lambda path, done: None) -> Seal:
     """Hash the files, write the version into the transformer's headers, and write the seal last. `advance` gets the bytes that are
-    hashed, and those that are written anew; `check` is called before anything is put in place, and may raise to stop.
+    hashed, and those that are written anew; `ending` lets signals wait while what belongs together is put in place.
 
     Raises:
         Rejection: a file changed meanwhile; nothing is changed.
@@ -159,8 +163,7 @@ def carry_out(plan: Plan, advance: Advance = lambda path, done: None, check: Cal
         data = seal.format_seal(hashes)
         remove_leftovers(plan.directory, SEAL_NAME)
         new_seal = write_beside(plan.directory, SEAL_NAME, data, mode=0o644)
-        check()
-        with uninterrupted():
+        with ending.uninterrupted():
             _check_unchanged(plan)
             stamping.commit(list(plan.stamps.values()))
             os.replace(new_seal, plan.directory / SEAL_NAME)

@@ -134,11 +134,13 @@ class VersionSummary:
     sealed_at: datetime | None
     problem: str | None
     provenance: Provenance | None = None
+    seal_changed_ns: int | None = None
+    """The seal's ctime, nanoseconds: that of a copy of the version is another one."""
 
 
 def summarise(root_fd: int, name: str) -> VersionSummary:
     """Look at one version. A bad one is described by its `problem`; nothing is raised."""
-    digest = header_version = sealed_at = problem = made = None
+    digest = header_version = sealed_at = changed_ns = problem = made = None
     size = count = 0
     try:
         if not _has_seal(root_fd, name):  # at once: most of thousands of directories may be no versions at all
@@ -149,7 +151,8 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
     try:
         found = seal.read_seal(fd)
         digest = found.digest
-        sealed_at = datetime.fromtimestamp(os.stat(seal.SEAL_NAME, dir_fd=fd).st_mtime, UTC)
+        status = os.stat(seal.SEAL_NAME, dir_fd=fd)
+        changed_ns, sealed_at = status.st_ctime_ns, datetime.fromtimestamp(status.st_mtime, UTC)
         count = len(found.files)
         for path in found.files:
             with seal.opened_file(fd, path) as file:
@@ -166,4 +169,5 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
         pass
     finally:
         close_quietly(fd)
-    return VersionSummary(name, digest is not None, digest, header_version, size, count, sealed_at, problem, made)
+    is_sealed = digest is not None
+    return VersionSummary(name, is_sealed, digest, header_version, size, count, sealed_at, problem, made, changed_ns)

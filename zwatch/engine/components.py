@@ -8,19 +8,18 @@ import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from zwatch.deploy import provenance
 from zwatch.deploy.contents import SCALE
 from zwatch.deploy.header import WEIGHTS_SUFFIX
-from zwatch.engine import library
-from zwatch.engine.config_fields import FIELDS
+from zwatch.engine import allowed, library
 from zwatch.engine.configs import config_object
-from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
-from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
-from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
+from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.networks.transformer import ZImageTransformer
 from zwatch.engine.precision import adapt
 from zwatch.engine.scaled import take_quantized
 from zwatch.engine.schedule import EulerSchedule, Schedule
@@ -30,12 +29,8 @@ from zwatch.shadow.device import Device
 from zwatch.shadow.faults import is_memory_short
 from zwatch.shadow.loader import Plan
 
-INDEX = "model_index.json"
-PIPELINE = "ZImagePipeline"
 WEIGHED = ("text_encoder", "vae", "transformer")
 """Components that have weights, in the order in which they are loaded."""
-
-Value = TypeVar("Value")
 
 COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
 """The dtypes that a component may be stored in."""
@@ -80,34 +75,6 @@ def default_size(small: Mapping[str, bytes]) -> int:
             f"vae/config.json: sample_size: the default size is {size!r}, expected a multiple of 16 from 16 to 4096",
         )
     return size
-
-
-def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
-    """Return (library, class) by component from the pipeline's index, each checked against the allow-list.
-
-    Raises:
-        Rejection: `file_missing`, `config_invalid` or `class_not_allowed`.
-    """
-    if INDEX not in small:
-        raise Rejection("file_missing", f"{INDEX}: the seal does not name it; is this a diffusers pipeline?")
-    index = config_object(small[INDEX], INDEX)
-    if index.get("_class_name") != PIPELINE:
-        raise Rejection(
-            "class_not_allowed", f"{INDEX}: _class_name is {index.get('_class_name')!r}, expected {PIPELINE!r}"
-        )
-    # Besides components there may be settings, which are no lists, and components that are left out, [null, null].
-    entries = {
-        name: entry
-        for name, entry in index.items()
-        if name in BUILDERS or (isinstance(entry, list) and entry != [None, None] and not name.startswith("_"))
-    }
-    if set(entries) != set(BUILDERS):
-        raise Rejection("config_invalid", f"{INDEX}: has the components {sorted(entries)}, expected {sorted(BUILDERS)}")
-    for name, entry in entries.items():
-        if not isinstance(entry, list) or tuple(map(str, entry)) not in BUILDERS[name]:
-            allowed = " or ".join(".".join(pair) for pair in BUILDERS[name])
-            raise Rejection("class_not_allowed", f"{INDEX}: {name} is {entry!r}, only {allowed} is allowed")
-    return {name: (entry[0], entry[1]) for name, entry in entries.items()}
 
 
 def weight_files(component: str, planned: Plan, small: Mapping[str, bytes]) -> list[str]:
@@ -218,14 +185,9 @@ def _on_meta(component: str, make: Callable[[], Any]) -> Any:
         return make()
 
 
-def _is_known(path: str, config: Mapping[str, Any]) -> bool:
-    """Return whether every field of a config is one that is known: what a newer library's field means only it can tell."""
-    return all(name in FIELDS[path] or name in _CALLING or name.startswith("_") for name in config)
-
-
 def _empty_transformer(small: Mapping[str, bytes]) -> Any:
     config = _config(small, "transformer")
-    own = TransformerConfig.of(config) if _is_known("transformer/config.json", config) else None
+    own = allowed.own_transformer(config)
     make = partial(library.transformer, config) if own is None else partial(ZImageTransformer, own)
     return _on_meta("transformer", make)
 
@@ -236,7 +198,7 @@ def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], t
 
 def _empty_vae(small: Mapping[str, bytes]) -> Any:
     config = _config(small, "vae")
-    own = AutoencoderConfig.of(config) if _is_known("vae/config.json", config) else None
+    own = allowed.own_vae(config)
     make = partial(library.autoencoder, config) if own is None else partial(Autoencoder, own)
     return _on_meta("vae", make)
 
@@ -245,34 +207,17 @@ def _vae(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "T
     return _fill("vae", _empty_vae(small), tensors)
 
 
-_CALLING = frozenset({
-    "attn_implementation", "experts_implementation", "chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id",
-    "num_labels", "output_attentions", "output_hidden_states", "problem_type", "return_dict",
-})  # fmt: skip
-"""Fields of every library's config that say how a model is called, not what it computes: the pipeline decides that, and an
-implementation can name code on a hub."""
-
-
 def _empty_text_encoder(small: Mapping[str, bytes]) -> Any:
-    found = _config(small, "text_encoder")
-    config = {name: value for name, value in found.items() if name not in _CALLING and not name.startswith("_")}
-    own = TextConfig.of(config) if _is_known("text_encoder/config.json", config) else None
+    config = allowed.computing(_config(small, "text_encoder"))
+    own = allowed.own_text_encoder(config)
     return _on_meta(
         "text_encoder", partial(library.text_encoder, config) if own is None else partial(Qwen3Encoder, own)
     )
 
 
-def _without_head(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """Return tensors as Qwen3Model names them. Files saved from Qwen3ForCausalLM have them under "model.", and a language head,
-    which is not used."""
-    if all(name.startswith("model.") or name == "lm_head.weight" for name in tensors):
-        return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
-    return dict(tensors)
-
-
 def _text_encoder(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
     model = _empty_text_encoder(small)
-    tensors = _without_head(tensors)
+    tensors = allowed.without_head(tensors)
     if not isinstance(model, Qwen3Encoder):
         with _as_rejection_of("text_encoder/config.json"):
             library.place_frequencies(model, tools.device.torch_device)
@@ -287,7 +232,7 @@ def _tokenizer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], too
 def _scheduler(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Schedule:
     path = "scheduler/scheduler_config.json"
     config = _config(small, "scheduler", "scheduler_config.json")
-    if _is_known(path, config) and (own := EulerSchedule.of(config)) is not None:
+    if allowed.is_known(path, config) and (own := EulerSchedule.of(config)) is not None:
         return own
     with _as_rejection_of(path):
         return library.LibrarySchedule(config)
@@ -300,7 +245,7 @@ BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
     "vae": {("diffusers", "AutoencoderKL"): _vae},
     "transformer": {("diffusers", "ZImageTransformer2DModel"): _transformer},
 }
-"""The allow-list: what may be built for each component, and how."""
+"""What may be built for each component, and how: the pairs are those of `allowed.ALLOWED`."""
 
 
 def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
@@ -327,8 +272,3 @@ def shapes(component: str, small: Mapping[str, bytes]) -> dict[str, tuple[int, .
         Rejection: its config is wrong.
     """
     return {name: tuple(tensor.shape) for name, tensor in _EMPTY[component](small).state_dict().items()}
-
-
-def as_loaded(component: str, tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """Return what a component's files have, by the names under which it is loaded."""
-    return _without_head(tensors) if component == "text_encoder" else dict(tensors)

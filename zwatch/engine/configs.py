@@ -52,14 +52,23 @@ def check_configs(small: Mapping[str, bytes]) -> None:
     Raises:
         Rejection: `file_missing`, or `config_invalid` with the file, the field, what was found and what was expected.
     """
-    for path, rules in FIELDS.items():
+    for path in FIELDS:
         if path not in small:
             raise Rejection("file_missing", f"{path}: the seal does not name it")
-        config = config_object(small[path], path)
-        _check_fields(path, config, rules, "")
-        for check in _RELATIONS.get(path, ()):
-            if (problem := check(config)) is not None:
-                raise Rejection("config_invalid", f"{path}: {problem}")
+        check_config(path, small[path])
+
+
+def check_config(path: str, data: bytes) -> None:
+    """Check the fields of one config of a version, each by itself and together.
+
+    Raises:
+        Rejection: `config_invalid`, as `check_configs`.
+    """
+    config = config_object(data, path)
+    _check_fields(path, config, FIELDS[path], "")
+    for check in _RELATIONS.get(path, ()):
+        if (problem := check(config)) is not None:
+            raise Rejection("config_invalid", f"{path}: {problem}")
 
 
 def _check_fields(path: str, config: Config, rules: Mapping[str, Rule], prefix: str) -> None:
@@ -176,18 +185,14 @@ _RELATIONS: Mapping[str, tuple[Callable[[Config], str | None], ...]] = {
 """What holds between the fields of one config: each returns what is wrong, beginning with the field."""
 
 
-def check_together(small: Mapping[str, bytes], size: int, last_token: tuple[str, int]) -> None:
-    """Check what holds between the configs of a version whose weights fit them: `size` is the side length in pixels that
-    images have at least, `last_token` the tokenizer's token with the largest id.
+def check_widths(small: Mapping[str, bytes]) -> None:
+    """Check that the transformer takes what the text encoder and the VAE give.
 
     Raises:
         Rejection: `config_invalid`, as `check_configs`.
     """
-    transformer, text, vae = (
-        config_object(small[f"{name}/config.json"], f"{name}/config.json")
-        for name in ("transformer", "text_encoder", "vae")
-    )
     path = "transformer/config.json"
+    transformer, text, vae = _of_networks(small)
     pairs = (
         (
             "cap_feat_dim",
@@ -202,6 +207,23 @@ def check_together(small: Mapping[str, bytes], size: int, last_token: tuple[str,
             raise Rejection(
                 "config_invalid", f"{path}: {key}: found {found}, expected {expected}, the {other}/config.json"
             )
+
+
+def _of_networks(small: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    paths = [f"{name}/config.json" for name in ("transformer", "text_encoder", "vae")]
+    return [config_object(small[path], path) for path in paths]
+
+
+def check_together(small: Mapping[str, bytes], size: int, last_token: tuple[str, int]) -> None:
+    """Check what holds between the configs of a version whose weights fit them: `size` is the side length in pixels that
+    images have at least, `last_token` the tokenizer's token with the largest id.
+
+    Raises:
+        Rejection: `config_invalid`, as `check_configs`.
+    """
+    check_widths(small)
+    transformer, text, _ = _of_networks(small)
+    path = "transformer/config.json"
     rows, columns = transformer.get("axes_lens", [1024, 512, 512])[1:]
     if min(rows, columns) * LATENT_SCALE * _PATCH < size:
         raise Rejection(

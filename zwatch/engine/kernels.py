@@ -16,9 +16,10 @@ from torch import nn
 from zwatch import __version__
 from zwatch.engine.fast.computing import FastComputing, gpu_operations
 from zwatch.engine.kept_files import KeptFiles
-from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
-from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
-from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
+from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.configs import AutoencoderConfig, TextConfig, TransformerConfig
+from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.networks.transformer import ZImageTransformer
 from zwatch.engine.sampling import Pipeline
 from zwatch.engine.scaled import QuantizedLinear, quantized_dtype
 from zwatch.engine.schedule import EulerSchedule

@@ -12,9 +12,10 @@ from contextlib import suppress
 import torch
 
 from zwatch.engine.kernels import Kernels
-from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
-from zwatch.engine.networks.text_encoder import Qwen3Encoder, TextConfig
-from zwatch.engine.networks.transformer import TransformerConfig, ZImageTransformer
+from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.configs import AutoencoderConfig, TextConfig, TransformerConfig
+from zwatch.engine.networks.text_encoder import Qwen3Encoder
+from zwatch.engine.networks.transformer import ZImageTransformer
 from zwatch.engine.preview import LatentColours
 from zwatch.engine.sampling import Pipeline, image_of
 from zwatch.engine.schedule import EulerSchedule

@@ -1,7 +1,7 @@
 """The components of all live engines, by content: equal ones are shared, and nothing is loaded twice."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -9,13 +9,13 @@ import torch
 
 from zwatch.deploy.contents import SCALE
 from zwatch.deploy.resolving import Directory
+from zwatch.engine.allowed import component_classes
 from zwatch.engine.components import (
     BUILDERS,
     WEIGHED,
     ComponentKey,
     Tools,
     build,
-    component_classes,
     default_size,
     weight_files,
 )
@@ -215,13 +215,14 @@ class ComponentStore:
         found: dict[str, Conversion] = {}
         for name in WEIGHED:
             files = [path for path in paths if path.startswith(f"{name}/")]
-            tensors = [item for path in files for item in planned.headers[path].tensors.items()]
-            if any(tensor.endswith(f".{SCALE}") for tensor, _ in tensors):
-                continue  # it was quantized before
-            stored = {info.dtype for _, info in tensors}
-            conversion = conversion_of(name, stored, self._precision, self.device.torch_device)
+            tensors = {tensor: info for path in files for tensor, info in planned.headers[path].tensors.items()}
+            scales = {tensor for tensor in tensors if tensor.endswith(f".{SCALE}")}
+            kept = frozenset(scales | {tensor.removesuffix(SCALE) + "weight" for tensor in scales})
+            stored = {info.dtype for tensor, info in tensors.items() if tensor not in kept}
+            asked = replace(self._precision, quantize=None) if kept else self._precision  # it was quantized before
+            conversion = conversion_of(name, stored, asked, self.device.torch_device)
             if conversion is not None:
-                found |= dict.fromkeys(files, conversion)
+                found |= dict.fromkeys(files, replace(conversion, kept=kept))
         return found
 
     def _is_resident(self, name: str, planned: Plan) -> bool:

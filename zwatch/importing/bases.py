@@ -13,8 +13,8 @@ from zwatch.deploy.seal import SEAL_NAME, opened_file, read_seal, read_whole
 from zwatch.deploy.versions import is_version_name, opened
 from zwatch.errors import Refused, Rejection
 from zwatch.importing import reading
+from zwatch.importing.cloning import clone
 from zwatch.importing.reading import SourceFile
-from zwatch.importing.writing import clone
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 

@@ -3,14 +3,14 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.deploy.oserrors import user_name
-from zwatch.errors import Refused
-from zwatch.importing import interrupts
+from zwatch.deploy.signals import Ending
+from zwatch.errors import Refused, UsageError
 from zwatch.importing.place import Place
 from zwatch.importing.plans import Wish
 from zwatch.importing.quantizing import quantize
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def import_version(
-    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: float | None, key_file: Path | None, as_json: bool, deploys: bool
+    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], key_file: Path | None, as_json: bool, deploys: bool, ending: Ending
 ) -> None:  # fmt: skip
-    """Import a source, and print what was made. Signals wait from its rename on, see `interrupts`.
+    """Import a source, and print what was made. Signals wait from its rename on.
     `deploys`: standard output is for what comes after it, if that is JSON.
 
     Raises:
@@ -34,12 +34,24 @@ def import_version(
     """
     begun = time.monotonic()
     with _making(models, name):
-        wish = Wish(name, None if keep_dtype else dtype, lora)
-        made = run(source, models, wish, base, _say, _key(key_file))
+        wish = Wish(name, None if keep_dtype else dtype, *_loras(lora))
+        made = run(source, models, wish, base, _say, ending, _key(key_file))
     _print(made, "imported", time.monotonic() - begun, as_json=as_json, deploys=deploys)
 
 
-def quantize_version(version: str, name: str, *, kind: str, models: Path, key_file: Path | None, as_json: bool) -> None:
+def _loras(given: Sequence[float | tuple[Path, float]]) -> tuple[float | None, tuple[tuple[Path, float], ...]]:
+    """Return the scale of the source, if it is a LoRA, and the LoRAs beside it, each with its scale."""
+    scales = [one for one in given if not isinstance(one, tuple)]
+    if len(scales) > 1:
+        raise UsageError(
+            f"--lora gives the scale of SOURCE {len(scales)} times; another LoRA is --lora=FILE or --lora FILE:SCALE"
+        )
+    return (scales[0] if scales else None), tuple(one for one in given if isinstance(one, tuple))
+
+
+def quantize_version(
+    version: str, name: str, *, kind: str, models: Path, key_file: Path | None, as_json: bool, ending: Ending
+) -> None:
     """Quantize a version, and print what was made.
 
     Raises:
@@ -47,14 +59,13 @@ def quantize_version(version: str, name: str, *, kind: str, models: Path, key_fi
     """
     begun = time.monotonic()
     with _making(models, name):
-        made = quantize(version, models, name, kind, _say, _key(key_file))
+        made = quantize(version, models, name, kind, _say, ending, _key(key_file))
     _print(made, f"{version} in {kind} as", time.monotonic() - begun, as_json=as_json)
 
 
 @contextmanager
 def _making(models: Path, name: str) -> Iterator[None]:
-    """Make a version inside: first its name must be free, and signals end it in order and are answered with what is left."""
-    interrupts.end_in_order()
+    """Make a version inside: first its name must be free; an interruption is answered with what is left."""
     place = Place(models, name)
     place.refuse_existing()  # before anything is looked at, which may take long
     try:
@@ -96,6 +107,8 @@ def _say(line: str) -> None:
 def _came(made: Imported) -> str:
     """Say where the bytes came from."""
     parts = [f"{made.written:,} bytes written"]
+    if made.cloned:
+        parts.append(f"{made.cloned:,} in blocks shared with their source")
     if made.kept:
         parts.append(f"{made.kept:,} kept of an interrupted import")
     parts += [f"{size:,} of the base by {how}" for how, size in made.shared.items()]
@@ -108,6 +121,7 @@ def _as_json(made: Imported, seconds: float) -> dict[str, object]:
         "digest": made.sealed.digest,
         "files": len(made.sealed.files),
         "written": made.written,
+        "cloned": made.cloned,
         "kept": made.kept,
         "shared": made.shared,
         "notes": made.notes,

@@ -47,18 +47,18 @@ def made(
 ) -> Provenance:  # fmt: skip
     """Return the provenance of a version. `hashes` are the blake3 of the files that were read, by path."""
     ancestors, own = plan.ancestors, plan.ancestors.source.source
-    of_base = set() if base is None else {str(file.path) for file in base.files.values()}
+    others = {file.path for file, _ in found.loras} | (
+        set() if base is None else {file.path for file in base.files.values()}
+    )
     files = {
         file.name: hashes[str(file.path)]
         for output in plan.outputs
         for file in output.sources
-        if str(file.path) not in of_base
+        if file.path not in others
     }
-    loras = ancestors.transformer.loras
-    if plan.lora is not None:
-        digest = hashes[str(plan.lora.path)]
-        loras = (*loras, provenance.MergedLora(plan.lora.path.name, digest, wish.strength))
-    kind = "lora" if plan.lora is not None else found.kind
+    merged = [provenance.MergedLora(file.path.name, hashes[str(file.path)], scale) for file, scale in plan.loras]
+    loras = (*ancestors.transformer.loras, *merged)
+    kind = "lora" if len(plan.loras) > len(found.loras) else found.kind
     repository, revision = found.repository, found.revision
     if repository is None and revision is None and own is not None:
         repository, revision = own.repository, own.revision

@@ -8,13 +8,13 @@ from math import prod
 from blake3 import blake3
 
 from zwatch import __version__
-from zwatch.deploy.header import ITEM_BITS, LENGTH_BYTES, MAX_HEADER, MAX_VERSION, VERSION_KEY, TensorInfo
+from zwatch.deploy.header import BLOCK, ITEM_BITS, LENGTH_BYTES, MAX_HEADER, MAX_VERSION, VERSION_KEY, TensorInfo
 from zwatch.errors import Refused
 from zwatch.importing.reading import SourceFile
 from zwatch.importing.recipes import Made
 
 _ALIGNMENT = 64  # the tensors of a file that is written start on a cache line
-_FORMAT = 1
+_FORMAT = 2
 """To be raised when the same key could mean other bytes than before: what an earlier run wrote is then written anew."""
 
 Table = Mapping[str, tuple[SourceFile, TensorInfo]]
@@ -33,6 +33,11 @@ class Piece:
     cast: tuple[str, str] | None = None
     made: Made | None = None
     inputs: tuple[tuple[SourceFile, TensorInfo], ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes stay as they are."""
+        return self.cast is None and self.made is None
 
     @property
     def read(self) -> int:
@@ -113,19 +118,22 @@ def file_of(
             "data_offsets": [position, position + piece.size],
         }
         position += piece.size
-    text = _json(dict(metadata), entries)
+    joined = _joined([piece for piece, _ in placed])
+    text = _json(dict(metadata), entries, joined[0].begin if len(joined) == 1 and joined[0].is_plain else None)
     if len(text) > MAX_HEADER:
         raise Refused(f"{path}: its header would have {len(text)} bytes, the limit is {MAX_HEADER}")
     header = len(text).to_bytes(LENGTH_BYTES, "little") + text
-    return Output(path, header, _joined([piece for piece, _ in placed]), layout)
+    return Output(path, header, joined, layout)
 
 
-def _json(metadata: dict[str, str], entries: dict[str, object]) -> bytes:
-    """Return a header's JSON. Where it has a version, room for the longest one is left as `header.with_version` leaves it."""
+def _json(metadata: dict[str, str], entries: dict[str, object], begin: int | None) -> bytes:
+    """Return a header's JSON. Where it has a version, room for the longest one is left as `header.with_version` leaves it. What
+    follows lies in the blocks as in the source from `begin` on, if that is given, so that the files can share them."""
     head = b'{"__metadata__":' + _compact(metadata) if metadata else b"{"
     tail = (b"," if metadata and entries else b"") + _compact(entries)[1:]
     room = MAX_VERSION - len(metadata[VERSION_KEY]) if VERSION_KEY in metadata else 0
-    room += -(LENGTH_BYTES + len(head) + room + len(tail)) % _ALIGNMENT
+    end = LENGTH_BYTES + len(head) + room + len(tail)
+    room += -end % _ALIGNMENT if begin is None else (begin - end) % BLOCK
     return head + b" " * room + tail
 
 

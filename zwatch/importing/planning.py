@@ -1,12 +1,13 @@
 """What an import writes: which component comes from where, in which layout and dtype."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from math import prod
 
 from zwatch.deploy import pipeline_files, provenance, seal
 from zwatch.deploy.header import ITEM_BITS, VERSION_KEY, WEIGHTS_SUFFIX
+from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused, Rejection
 from zwatch.importing import origins, pieces, reading
 from zwatch.importing.bases import Base
@@ -39,10 +40,12 @@ def make(found: Found, base: Base | None, wish: Wish) -> Plan:
             if one.component in weights:
                 raise Refused(f"{file.path}: this is a {one.component}, as another file of {found.path} is; give one of them")  # fmt: skip
             weights[one.component] = one
-        plan.lora = plan.lora if held else file
-    if wish.lora_scale is not None and plan.lora is None:
+        if not held:
+            plan.loras.append((file, 1.0 if wish.lora_scale is None else wish.lora_scale))
+    if wish.lora_scale is not None and not plan.loras:
         raise Refused(f"{found.path}: --lora says that this is a LoRA, and it is none")
-    _refuse_lacking(found, weights, base, plan.lora)
+    plan.loras += found.loras
+    _refuse_lacking(found, weights, base, plan.loras)
     of_source = frozenset(weights)
     for one in weights.values():
         if one.layout:
@@ -51,8 +54,8 @@ def make(found: Found, base: Base | None, wish: Wish) -> Plan:
             plan.conversions.append(provenance.Conversion(one.component, one.layout[:200], after))
     if base is not None and "transformer" not in weights:
         weights["transformer"] = of_files("transformer", base.weights("transformer"))
-    if plan.lora is not None:
-        weights["transformer"] = merged(weights["transformer"], plan.lora, wish.strength)
+    if plan.loras:
+        weights["transformer"] = merged(weights["transformer"], plan.loras)
         plan.remarks += weights["transformer"].notes
     for one in weights.values():
         _add_weights(plan, one, wish)
@@ -74,11 +77,13 @@ def _add_ancestors(plan: Plan, found: Found, base: Base | None, of_source: Abstr
     plan.ancestors = Ancestors(source, of_base, name, source if "transformer" in of_source else of_base)
 
 
-def _refuse_lacking(found: Found, weights: Mapping[str, Weights], base: Base | None, lora: SourceFile | None) -> None:
+def _refuse_lacking(
+    found: Found, weights: Mapping[str, Weights], base: Base | None, loras: Sequence[tuple[SourceFile, float]]
+) -> None:
     if base is not None:
         return
-    if lora is not None:
-        raise Refused(f"{lora.path}: this is a LoRA, which changes a transformer; name the version it shall change: --base VERSION")  # fmt: skip
+    if loras and "transformer" not in weights:
+        raise Refused(f"{loras[0][0].path}: this is a LoRA, which changes a transformer; name the version it shall change: --base VERSION")  # fmt: skip
     lacking = [one for one in COMPONENTS if one not in weights and not _is_given(found, one)]
     if pipeline_files.INDEX not in found.small:
         lacking.insert(0, pipeline_files.INDEX)
@@ -173,7 +178,7 @@ def _add_small(plan: Plan, found: Found, weighted: set[str], base: Base | None) 
             _check_json(found, path, reading.read_whole(file))
 
 
-_READ = (pipeline_files.INDEX, *(f"{component}/config.json" for component in pipeline_files.WEIGHTS))
+_READ = (pipeline_files.INDEX, *FIELDS)
 """The files that the fit of the weights is judged by, which checks them, too."""
 
 

@@ -1,6 +1,7 @@
 """What an import is asked for, and what it will do, as data."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from zwatch.deploy import provenance
 from zwatch.deploy.provenance import Provenance
@@ -26,23 +27,19 @@ class Ancestors:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the command line asks for: the name, the dtype that fp32 becomes (None: it stays), and, if it says that
-    the source is a LoRA, how strong that is."""
+    """What the command line asks for: the name, the dtype that fp32 becomes (None: it stays), if it says that
+    the source is a LoRA, how strong that is, and the LoRAs that are merged beside, with their scales."""
 
     name: str
     dtype: str | None
     lora_scale: float | None = None
-
-    @property
-    def strength(self) -> float:
-        """With which scale a LoRA is merged."""
-        return 1.0 if self.lora_scale is None else self.lora_scale
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 @dataclass(slots=True)
 class Plan:
     """What is to be done. `outputs` are written, `shared` come from the base by path, `texts` are made here; `small` and
-    `shapes` are what the fit is judged by; `notes` are for the terminal, `remarks` for the provenance too."""
+    `shapes` are what the fit is judged by; `loras` are merged in this order, with these scales; `notes` are for the terminal, `remarks` for the provenance too."""
 
     outputs: list[Output] = field(default_factory=list)
     shared: dict[str, SourceFile] = field(default_factory=dict)
@@ -50,7 +47,7 @@ class Plan:
     small: dict[str, bytes] = field(default_factory=dict)
     shapes: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     conversions: list[provenance.Conversion] = field(default_factory=list)
-    lora: SourceFile | None = None
+    loras: list[tuple[SourceFile, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     ancestors: Ancestors = field(default_factory=Ancestors)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from zwatch.deploy import pipeline_files, provenance
 from zwatch.deploy.contents import SCALE, scale_of
+from zwatch.deploy.signals import Ending
+from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused
 from zwatch.importing import planning, reading
 from zwatch.importing.bases import Base, open_base
 from zwatch.importing.plans import Ancestors, Plan, Wish
 from zwatch.importing.recipes import Compute, Made
-from zwatch.importing.run import Imported, Say, carry_out
+from zwatch.importing.room import Say
+from zwatch.importing.run import Imported, carry_out
 from zwatch.importing.sources import INDEX_SUFFIX, Found
 from zwatch.importing.weights import Weights, of_files
 from zwatch.progress import Progress
@@ -34,7 +37,9 @@ _REST = "BF16"
 """What the other weights of a quantized component are stored in: it is what the engine computes in beside fp8."""
 
 
-def quantize(version: str, root: Path, name: str, kind: str, say: Say, key: "SigningKey | None" = None) -> Imported:
+def quantize(
+    version: str, root: Path, name: str, kind: str, say: Say, ending: Ending, key: "SigningKey | None" = None
+) -> Imported:
     """Make `name` of a version under the models root; `kind` is `fp8` or `int8`. Its bytes are compared with its seal.
 
     Raises:
@@ -47,7 +52,7 @@ def quantize(version: str, root: Path, name: str, kind: str, say: Say, key: "Sig
         base = open_base(root, version)
         found = Found("version", base.directory)
         plan = _planned(base, name, kind, found)
-    return carry_out(plan, root, found, base, Wish(name, None), say, key)
+    return carry_out(plan, root, found, base, Wish(name, None), say, ending, key)
 
 
 def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
@@ -69,7 +74,7 @@ def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
         for path, file in base.files.items()
         if path not in written and not (path.startswith(_QUANTIZED) and path.endswith(INDEX_SUFFIX))
     }
-    for path in (pipeline_files.INDEX, *(f"{component}/config.json" for component in pipeline_files.WEIGHTS)):
+    for path in (pipeline_files.INDEX, *FIELDS):
         plan.small[path] = reading.read_whole(base.files[path])
     planning.check_complete(plan, found)
     return plan

@@ -119,7 +119,8 @@ def read_header(file: SourceFile) -> header.Header:
         try:
             return header.read_header(fd, str(file.path))
         except Rejection as rejection:
-            raise Refused(f"{rejection.reason}; fetch the file again") from None
+            end = " Fetch" if rejection.reason.endswith("?") else "; fetch"
+            raise Refused(f"{rejection.reason}{end} the file again") from None
 
 
 def refuse_pickle(path: Path | str) -> None:

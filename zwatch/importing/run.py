@@ -1,12 +1,10 @@
 """`zwatch import`: from what people have to a sealed version, in one rename."""
 
-import errno
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,12 +19,16 @@ from zwatch.deploy.durable import write_durably
 from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.deploy.seal import SEAL_NAME, Seal, format_seal, parse_seal
-from zwatch.errors import NoRoom, Refused, Rejection
-from zwatch.importing import fit, interrupts, origins, pieces, planning, reading, sources, weights
+from zwatch.deploy.signals import Ending
+from zwatch.errors import NoRoom
+from zwatch.importing import fit, origins, pieces, planning, reading, sources, weights
 from zwatch.importing.bases import Base, open_base, share
+from zwatch.importing.cloning import clone
+from zwatch.importing.converting import importing_torch
 from zwatch.importing.pieces import Output
 from zwatch.importing.place import Done, Place, status_of
 from zwatch.importing.plans import Plan, Wish
+from zwatch.importing.room import SPARE, Say, explained, free_bytes
 from zwatch.importing.sources import Found
 from zwatch.importing.writing import FileWriter
 from zwatch.progress import Progress
@@ -34,34 +36,30 @@ from zwatch.progress import Progress
 if TYPE_CHECKING:
     from zwatch.signing.keys import SigningKey
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SPARE = 2**20
-"""Bytes beside the files: directories, the seal, and what is remembered of complete files."""
-
-
-_SWITCH_SECONDS = 0.0002
-
 
 @dataclass(slots=True)
 class Imported:
-    """What was made: the version's directory, its seal, bytes written, bytes kept of an interrupted import, how files came from
-    the base, and remarks."""
+    """What was made: the version's directory, its seal, bytes written, bytes that share blocks with a source, bytes kept of an
+    interrupted import, how files came from the base, and remarks."""
 
     directory: Path
     sealed: Seal
     written: int = 0
+    cloned: int = 0
     kept: int = 0
     shared: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     signer: str | None = None
 
 
-Say = Callable[[str], None]
-"""Gets a line for people whenever something is decided."""
-
-
 def run(
-    source: Path, root: Path, wish: Wish, base_name: str | None, say: Say, key: "SigningKey | None" = None
+    source: Path,
+    root: Path,
+    wish: Wish,
+    base_name: str | None,
+    say: Say,
+    ending: Ending,
+    key: "SigningKey | None" = None,
 ) -> Imported:
     """Import a source as a version under the models root, signed with a key if there is one.
 
@@ -72,22 +70,34 @@ def run(
     """
     with Progress("importing") as progress:
         progress.step("looking at the source")
-        found = _watching(sources.find(source, wish.dtype))
+        loras = tuple((sources.find_lora(path), scale) for path, scale in wish.loras)
+        found = _watching(replace(sources.find(source, wish.dtype), loras=loras))
         base = None if base_name is None else open_base(root, base_name)
         plan = planning.make(found, base, wish)
-    return carry_out(plan, root, found, base, wish, say, key)
+    return carry_out(plan, root, found, base, wish, say, ending, key)
 
 
 def _watching(found: Found) -> Found:
     """Return a source with all files that decide about the version without being in it: they must stay as they are, too."""
     own = found.small.get(provenance.NAME)
-    beside = [path for file in found.files if (path := file.path.with_name(weights.ADAPTER_CONFIG)).is_file()]
+    beside = [
+        path
+        for file in (*found.files, *(lora for lora, _ in found.loras))
+        if (path := file.path.with_name(weights.ADAPTER_CONFIG)).is_file()
+    ]
     more = [*([] if own is None else [own]), *(reading.find(path, path.name) for path in beside)]
     return replace(found, watched=(*found.watched, *more))
 
 
 def carry_out(
-    plan: Plan, root: Path, found: Found, base: Base | None, wish: Wish, say: Say, key: "SigningKey | None"
+    plan: Plan,
+    root: Path,
+    found: Found,
+    base: Base | None,
+    wish: Wish,
+    say: Say,
+    ending: Ending,
+    key: "SigningKey | None",
 ) -> Imported:
     """Make a version as it is planned.
 
@@ -102,47 +112,10 @@ def carry_out(
 
     for note in [*plan.notes, *plan.remarks]:
         tell(note)
-    with Place(root, wish.name) as place, _explained(place, root, say):
-        made = _Import(place, root, plan, found, base, wish, tell, key).run()
+    with Place(root, wish.name) as place, explained(place, root, say):
+        made = _Import(place, root, plan, found, base, wish, tell, ending, key).run()
     made.notes = said
     return made
-
-
-@contextmanager
-def _explained(place: Place, root: Path, say: Say) -> Iterator[None]:
-    """Say what to do after a failure in the middle. What is complete is kept, unless the source is refused."""
-    try:
-        yield
-    except NoRoom:
-        raise
-    except Refused:
-        place.done = {}
-        raise
-    except Rejection as rejection:
-        place.done = {}
-        raise Refused(rejection.reason) from None
-    except OSError as error:
-        if error.errno in _FULL:
-            free = _free(root)
-            raise NoRoom(
-                f"{root}: {error.strerror}, {free:,} bytes are free now; make room, then {place.remark}"
-            ) from None
-        _say_left(place, say)
-        raise
-    except Exception:
-        _say_left(place, say)
-        raise
-
-
-def _say_left(place: Place, say: Say) -> None:
-    if place.done:
-        say(f"no version was made; {place.remark}")
-
-
-def _free(root: Path) -> int:
-    """Return how many bytes are free; all there are if the file system does not count."""
-    status = os.statvfs(root)
-    return status.f_bavail * status.f_frsize if status.f_blocks else sys.maxsize
 
 
 @dataclass(slots=True)
@@ -156,29 +129,25 @@ class _Import:
     base: Base | None
     wish: Wish
     say: Say
+    ending: Ending
     key: "SigningKey | None"
     _hashes: dict[str, str] = field(default_factory=dict)
     _of_sources: dict[str, str] = field(default_factory=dict)
     _shared: dict[str, int] = field(default_factory=dict)
-    _fit: Future[None] | None = None
+    _cloned: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> Imported:
         """Write, seal and rename."""
-        with ExitStack() as stack:
-            # Torch is imported meanwhile: the threads that copy must not wait 5 ms for the interpreter at each piece.
-            stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(_SWITCH_SECONDS)
-            thread = ThreadPoolExecutor(1, "zwatch-import-fit")
-            stack.callback(thread.shutdown, cancel_futures=True)
-            self._fit = thread.submit(fit.check, self.found.path, self.plan.small, self.plan.shapes)
-            to_write, kept = self._prepare()
-            # Meanwhile torch is imported: what is copied as it is comes first.
+        fit.check(self.found.path, self.plan.small, self.plan.shapes)
+        to_write, kept = self._prepare()
+        with importing_torch() if any(output.needs_torch for output in to_write) else nullcontext():
             self._write(sorted(to_write, key=lambda output: output.needs_torch))
-            with Progress("importing") as progress:
-                progress.step("comparing the weights with their configs")
-                self._fit.result()
-                progress.step("finishing")
-                return self._finish(sum(output.size for output in to_write), kept)
+        with Progress("importing") as progress:
+            progress.step("finishing")
+            made = self._finish()
+        made.cloned, made.kept, made.shared = sum(self._cloned.values()), kept, self._shared
+        made.written = sum(output.size for output in to_write) - made.cloned
+        return made
 
     def _prepare(self) -> tuple[list[Output], int]:
         """Return what is to be written, after what need not be is in its place, and how many bytes an earlier run wrote."""
@@ -207,12 +176,21 @@ class _Import:
             self._hashes[path] = done.blake3
             self._of_sources |= done.sources
         to_write = [output for path, output in outputs.items() if path not in self.place.done]
-        needed, free = sum(output.size for output in to_write) + _SPARE, _free(self.root)
+        needed, free = sum(output.size for output in to_write) + SPARE, free_bytes(self.root)
+        if needed > free:
+            needed -= sum(output.size for output in to_write if self._is_shared(output))
         if needed > free:
             raise NoRoom(
                 f"{self.root}: {needed:,} bytes are to be written, {free:,} are free; make room, then import again"
             )
         return to_write, sum(self.place.done[path].status[1] for path in self.place.done)
+
+    def _is_shared(self, output: Output) -> bool:
+        """Say whether an output will share the blocks of its source but the first, by a trial."""
+        if len(output.pieces) != 1 or not output.pieces[0].is_plain:
+            return False
+        with tempfile.TemporaryFile(dir=self.place.version) as sink, reading.opened(output.pieces[0].source) as fd:
+            return clone(fd, sink.fileno())
 
     def _write(self, outputs: list[Output]) -> None:
         """Write the files one after the other; each is synced to the disk while the next is written."""
@@ -239,18 +217,35 @@ class _Import:
             finally:  # also when it is interrupted: what is complete need not be written again
                 for future in waiting:
                     self._record(*future.result())
+            self._cloned = writer.cloned
+        self._say_written_anew(outputs)
+
+    def _advance(self, progress: Progress, path: str, count: int) -> None:
+        self.ending.check()
+        progress.advance(path, count)
+
+    def _say_written_anew(self, outputs: list[Output]) -> None:
+        """Say how many bytes of the base were written although none of them changes."""
+        if self.base is None:
+            return
+        files = {file for _, file in self.base.weights("transformer")}
+        sizes = [
+            output.size
+            for output in outputs
+            if output.path not in self._cloned and all(one.is_plain and one.source in files for one in output.pieces)
+        ]
+        if sizes:
+            self.say(
+                f"transformer: {sum(sizes):,} bytes of {self.base.name} were written again: its headers name the version, and this "
+                "file system cannot share blocks between two files"
+            )
 
     def _record(self, path: str, done: Done) -> None:
         self.place.record(path, done)
         self._hashes[path] = done.blake3
         self._of_sources |= done.sources
 
-    def _advance(self, progress: Progress, path: str, count: int) -> None:
-        if self._fit is not None and self._fit.done():
-            self._fit.result()  # raises what does not fit, before more is written
-        progress.advance(path, count)
-
-    def _finish(self, written: int, kept: int) -> Imported:
+    def _finish(self) -> Imported:
         """Write what is made here and the seal, look at all sources once more, and rename."""
         texts = {**self.plan.texts, provenance.NAME: self._provenance()}
         for path, data in texts.items():
@@ -267,13 +262,13 @@ class _Import:
         write_durably(self.place.version, SEAL_NAME, data, mode=0o644)
         signer = self._sign(data)  # the version is complete, and nothing has its name yet
         folders = {str(Path(path).parent) for path in self._hashes} - {"."}
-        interrupts.put_off()  # after the rename the version is there, and the command must say so
+        self.ending.put_off()  # after the rename the version is there, and the command must say so
         try:
             self.place.publish(sorted(folders, reverse=True))
         except BaseException:
-            interrupts.go_on()
+            self.ending.go_on()
             raise
-        return Imported(self.root / self.wish.name, parse_seal(data), written, kept, self._shared, signer=signer)
+        return Imported(self.root / self.wish.name, parse_seal(data), signer=signer)
 
     def _sign(self, seal: bytes) -> str | None:
         """Sign the seal if there is a key; return the signer."""

@@ -38,7 +38,7 @@ _MOST_NAMES = 100_000
 class Found:
     """What a source has. `small` are all files but weights, by their path in a version; `weights` are the files of a component's
     weights with their names in its folder; `files` are lone files whose layout is to be recognised; `others` are the paths of what is not
-    taken; `watched` decided about what is, and must stay as they are, too."""
+    taken; `watched` decided about what is, and must stay as they are, too; `loras` are merged beside, with their scales."""
 
     kind: str
     path: Path
@@ -51,6 +51,7 @@ class Found:
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     watched: tuple[SourceFile, ...] = ()
+    loras: tuple[tuple[SourceFile, float], ...] = ()
 
 
 def find(source: Path, preferred: str | None) -> Found:
@@ -80,6 +81,19 @@ def find(source: Path, preferred: str | None) -> Found:
         kind = "version" if sealed and origin.kind == "diffusers" else origin.kind
         found = replace(found, kind="transformer" if kind == "diffusers" and set(found.weights) == {"transformer"} and pipeline_files.INDEX not in found.small else kind)  # fmt: skip
     return replace(found, path=source, repository=origin.repository, revision=origin.revision, licence=licence)
+
+
+def find_lora(path: Path) -> SourceFile:
+    """Return the file of a LoRA that is merged beside a source.
+
+    Raises:
+        Refused: it is none.
+        OSError: it cannot be read.
+    """
+    found = find(path, None)
+    if len(found.files) == 1 and contents.is_lora(reading.read_header(found.files[0])):
+        return found.files[0]
+    raise Refused(f"{path}: --lora names this, and it is no LoRA; give a LoRA's file, or its directory")
 
 
 def _directory(directory: Path, preferred: str | None) -> Found:

@@ -1,6 +1,6 @@
 """A component's weights, as they are stored and as they will be: recognised by their tensors, before dtypes are decided."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,26 +122,38 @@ def _is_loaded_as_it_is(weights: Weights, translation: Translation) -> bool:
     )
 
 
-def merged(weights: Weights, lora: SourceFile, scale: float) -> Weights:
-    """Return the transformer's weights with a LoRA in them.
+def merged(weights: Weights, loras: Sequence[tuple[SourceFile, float]]) -> Weights:
+    """Return the transformer's weights with LoRAs in them, each with its scale: their changes are added up before the sum is
+    rounded.
 
     Raises:
-        Refused: it does not fit.
-        OSError: it cannot be read.
+        Refused: one does not fit, or is given twice.
+        OSError: one cannot be read.
     """
     from zwatch.importing import layouts
     from zwatch.importing.layouts.lora import Lora
 
-    found, config = reading.read_header(lora), _adapter_config(lora)
-    tensors = {name: info for name, (_, info) in weights.table.items()}
-    try:
-        translation = layouts.merge(tensors, [Lora(found.tensors, found.metadata, scale, config)])
-    except Rejection as rejection:
-        raise Refused(f"{lora.path}: {rejection.reason}") from None
-    table = {**weights.table, **{lora_source(0, name): (lora, info) for name, info in found.tensors.items()}}
-    # A scale and PEFT's config are part of what decides about the bytes.
-    layout = f"{translation.layout} x {scale!r} {config!r}"
-    return Weights(weights.component, weights.files, weights.metadata, translation.made, table, layout, translation.notes)  # fmt: skip
+    if weights.layout:
+        raise Refused(
+            f"{weights.files[0][1].path}: LoRAs are merged into diffusers' layout, and this is {weights.layout}; import it alone "
+            "first, then merge them into that version: `zwatch import LORA NAME --base VERSION`"
+        )
+    base = {name: info for name, (_, info) in weights.table.items()}
+    table, given, layout = dict(weights.table), [], []
+    for number, (file, scale) in enumerate(loras):
+        if any(other.path.samefile(file.path) for other, _ in loras[:number]):
+            raise Refused(f"{file.path}: this LoRA is given twice; give it once, with the sum of the scales")
+        found, config = reading.read_header(file), _adapter_config(file)
+        one = Lora(found.tensors, found.metadata, scale, config)
+        try:
+            layouts.merge(base, [one])
+        except Rejection as rejection:
+            raise Refused(f"{file.path}: {rejection.reason}") from None
+        table |= {lora_source(number, name): (file, info) for name, info in found.tensors.items()}
+        given.append(one)
+        layout.append(f"{scale!r} {config!r}")  # part of what decides about the bytes
+    translation = layouts.merge(base, given)
+    return Weights(weights.component, weights.files, weights.metadata, translation.made, table, f"{translation.layout} x {layout}", translation.notes)  # fmt: skip
 
 
 def _adapter_config(lora: SourceFile) -> dict[str, Any] | None:

@@ -3,8 +3,6 @@
 torch is imported only where something is converted.
 """
 
-import errno
-import fcntl
 import json
 import os
 from collections import deque
@@ -12,44 +10,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from blake3 import blake3
 
-from zwatch.deploy.header import ITEM_BITS, LENGTH_BYTES, TensorInfo
+from zwatch.deploy.header import BLOCK, ITEM_BITS, LENGTH_BYTES
 from zwatch.errors import Refused, Rejection
 from zwatch.importing import reading
+from zwatch.importing.cloning import clone, clone_range
+from zwatch.importing.converting import converted, is_finite, overflow, tensor_of
 from zwatch.importing.pieces import Output, Piece
 from zwatch.importing.reading import SourceFile
 
-if TYPE_CHECKING:
-    import torch
-
-_CHUNK = 8 * 2**20
-_BUFFERS = 4
-_FICLONE = 0x40049409  # linux/fs.h
-_NO_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ENOSYS, errno.ETXTBSY, errno.EBADF)  # fmt: skip
-_TORCH = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
-}  # fmt: skip
-"""torch's names of the dtypes."""
-
-
-def clone(source: int, sink: int) -> bool:
-    """Let an empty open file share the blocks of another, where the file system can; return whether it did.
-
-    Raises:
-        OSError: it failed otherwise.
-    """
-    try:
-        fcntl.ioctl(sink, _FICLONE, source)
-    except OSError as error:
-        if error.errno not in _NO_CLONE:
-            raise
-        return False
-    return True
+_CHUNK = 2 * 2**20  # a few of them stay in the cache, and hashing one still takes all cores
+_BUFFERS = 8
 
 
 class _WholeHash:
@@ -86,7 +60,8 @@ def _shorter(file: SourceFile) -> Refused:
 
 
 class FileWriter:
-    """Writes outputs, one after the other. `hashes` are the blake3 of the source files so far."""
+    """Writes outputs, one after the other. `hashes` are the blake3 of the source files so far, `cloned` how many bytes of each
+    output share blocks with their source."""
 
     def __init__(self, advance: Callable[[str, int], None]) -> None:
         """`advance` gets an output's path and how many more bytes were read for it."""
@@ -95,6 +70,7 @@ class FileWriter:
         self._pending: deque[list[Future[Any]]] = deque()
         self._rings: dict[str, deque[memoryview]] = {}
         self.hashes: dict[SourceFile, str] = {}
+        self.cloned: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +101,7 @@ class FileWriter:
         """Copy a whole file: its hash is that of the source."""
         [piece] = output.pieces
         is_cloned = piece.size > 0 and clone(fd, sink)
+        self.cloned[output.path] = piece.size if is_cloned else 0
         hasher = blake3(max_threads=blake3.AUTO)
         for begin in range(0, piece.end, _CHUNK):
             data = self.read(output, piece.source, fd, begin, min(begin + _CHUNK, piece.end), self.buffer())
@@ -215,27 +192,48 @@ class _Made:
         return self._hasher.hexdigest()
 
     def _emit(
-        self, data: memoryview, file: SourceFile | None = None, begin: int = 0, read: memoryview | None = None
-    ) -> None:
+        self, data: memoryview, file: SourceFile | None = None, begin: int = 0, read: memoryview | None = None, *, is_there: bool = False
+    ) -> None:  # fmt: skip
         """Write bytes; beside it the bytes `read` from a source at `begin` are hashed."""
         whole = self._sources.get(file) if file is not None else None
         self._position += len(data)
         fed = None if whole is None or read is None else (whole.feed, begin, read)
-        self._writer.submit((_write_all, self._sink, data), (self._hasher.update, data), fed)
+        written = None if is_there else (_write_all, self._sink, data)
+        self._writer.submit(written, (self._hasher.update, data), fed)
 
     def _range(self, piece: Piece) -> None:
-        for begin in range(piece.begin, piece.end, _CHUNK):
-            end = min(begin + _CHUNK, piece.end)
+        begin, end = self._blocks(piece)
+        self._bytes(piece, piece.begin, begin)
+        if begin < end:
+            self._writer.settle(check=True)
+            place = self._position
+            if is_cloned := clone_range(self._files[piece.source], begin, end, self._sink, place):
+                os.lseek(self._sink, place + end - begin, os.SEEK_SET)
+                self._writer.cloned[self._output.path] = self._writer.cloned.get(self._output.path, 0) + end - begin
+            self._bytes(piece, begin, end, is_there=is_cloned)
+        self._bytes(piece, end, piece.end)
+
+    def _blocks(self, piece: Piece) -> tuple[int, int]:
+        """Return which part of a range lies in the output's blocks as in the source's: an empty one if none does."""
+        begin = -(-piece.begin // BLOCK) * BLOCK
+        end = piece.end if piece.end == piece.source.identity.size else piece.end // BLOCK * BLOCK
+        is_alike = piece.is_plain and (self._position - piece.begin) % BLOCK == 0
+        return (begin, end) if is_alike and begin < end else (piece.end, piece.end)
+
+    def _bytes(self, piece: Piece, first: int, last: int, *, is_there: bool = False) -> None:
+        """Write a part of a range, unless it `is_there`, and hash it."""
+        for begin in range(first, last, _CHUNK):
+            end = min(begin + _CHUNK, last)
             read = self._writer.read(
                 self._output, piece.source, self._files[piece.source], begin, end, self._writer.buffer()
             )
             data = read
             if piece.cast is not None:
-                tensor = _tensor(read, piece.cast[0])
-                data = _converted(tensor, piece.cast[1], self._writer.buffer("converted"))
-                if (place := _overflow(tensor, data, piece.cast[1])) is not None:
+                tensor = tensor_of(read, piece.cast[0])
+                data = converted(tensor, piece.cast[1], self._writer.buffer("converted"))
+                if (place := overflow(tensor, data, piece.cast[1])) is not None:
                     raise self._too_large(piece, place, float(tensor[place]))
-            self._emit(data, piece.source, begin, read)
+            self._emit(data, piece.source, begin, read, is_there=is_there)
 
     def _computed(self, piece: Piece) -> None:
         assert piece.made is not None
@@ -247,7 +245,7 @@ class _Made:
             read = self._writer.read(
                 self._output, file, self._files[file], info.begin, info.end, memoryview(bytearray(size))
             )
-            inputs.append(_tensor(read, info.dtype, info))
+            inputs.append(tensor_of(read, info.dtype, info))
             reads.append((file, info.begin, read))
         for file, begin, read in reads:
             if (whole := self._sources.get(file)) is not None:
@@ -261,10 +259,10 @@ class _Made:
             raise Refused(
                 f"{self._output.path}: {piece.made.name} became {list(made.shape)}, expected {list(piece.made.shape)}"
             )
-        data = _converted(made, piece.cast[1])
-        if (place := _overflow(made.reshape(-1), data, piece.cast[1])) is not None:
+        data = converted(made, piece.cast[1])
+        if (place := overflow(made.reshape(-1), data, piece.cast[1])) is not None:
             raise self._too_large(piece, place, float(made.reshape(-1)[place]))
-        if made.itemsize > 1 and not _is_finite(made) and all(map(_is_finite, inputs)):
+        if made.itemsize > 1 and not is_finite(made) and all(map(is_finite, inputs)):
             raise Refused(f"{piece.source.path}: {piece.made.name} would have infinite values in {self._output.path}")
         self._emit(data)
 
@@ -280,52 +278,6 @@ class _Made:
         return Refused(
             f"{piece.source.path}: {name} has the value {value:g}, which {kind} cannot hold; import with {other}"
         )
-
-
-def _tensor(data: memoryview, dtype: str, info: TensorInfo | None = None) -> "torch.Tensor":
-    import torch
-
-    if not len(data):
-        return torch.empty(info.shape if info else 0, dtype=getattr(torch, _TORCH[dtype]))
-    flat = torch.frombuffer(data, dtype=getattr(torch, _TORCH[dtype]))
-    return flat if info is None else flat.view(info.shape)
-
-
-def _converted(tensor: "torch.Tensor", dtype: str, into: memoryview | None = None) -> memoryview:
-    """Return a tensor's bytes with this dtype, in the memory that is given if it has room."""
-    import torch
-
-    kind = getattr(torch, _TORCH[dtype])
-    size = tensor.numel() * kind.itemsize
-    out = into[:size] if into is not None and size <= len(into) else memoryview(bytearray(size))
-    if size:
-        torch.frombuffer(out, dtype=kind).copy_(tensor.reshape(-1))
-    return out
-
-
-def _overflow(tensor: "torch.Tensor", data: memoryview, dtype: str) -> int | None:
-    """Return the place of the first finite number that became infinite as it was converted, None if none did."""
-    import torch
-
-    kind = getattr(torch, _TORCH[dtype])
-    if not (tensor.numel() and tensor.is_floating_point() and kind.is_floating_point):
-        return None
-    most = torch.finfo(kind).max
-    if torch.finfo(tensor.dtype).max <= most or kind.itemsize == 1:
-        return None
-    wide = tensor if tensor.itemsize > 1 else tensor.float()
-    least, greatest = torch.aminmax(wide)
-    if -most <= least and greatest <= most:  # not so if any is no number
-        return None
-    lost = torch.isinf(torch.frombuffer(data, dtype=kind)) & torch.isfinite(wide)
-    return int(lost.nonzero()[0]) if lost.any() else None
-
-
-def _is_finite(tensor: "torch.Tensor") -> bool:
-    """Say whether a tensor has neither infinite values nor such as are no numbers."""
-    if not tensor.is_floating_point():
-        return True
-    return bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all())
 
 
 def _write_all(fd: int, data: memoryview) -> None:

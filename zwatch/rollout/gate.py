@@ -1,12 +1,13 @@
 """Which versions may be loaded and promoted: where signatures are required, those that the policy allows."""
 
-from collections.abc import Iterable
-from contextlib import closing, suppress
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zwatch.bridge import Bridge
-from zwatch.deploy.look import Awaited, await_files, open_version
+from zwatch.deploy.look import Awaited, await_files
 from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import SIGNATURE_NAME
 from zwatch.deploy.versions import VersionSummary
@@ -16,9 +17,12 @@ from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, VersionKey
 from zwatch.rollout.load_thread import LoadThread, rejection_of
 from zwatch.signing.check import Signatures
+from zwatch.signing.judged import Judgements
 
 if TYPE_CHECKING:
     from zwatch.shadow.control import LoadControl
+
+_log = logging.getLogger(__name__)
 
 
 class Load(Protocol):
@@ -35,6 +39,10 @@ class Gate:
 
     def __init__(self, policy_file: Path | None) -> None:
         self._signatures = None if policy_file is None else Signatures(policy_file)
+        self._looking: asyncio.Task[None] | None = None
+        self.fault: str | None = None
+        """Why the policy cannot be used, as it was looked at last; None if it can, or there is none."""
+        self._judgements = None if policy_file is None else Judgements(policy_file)
 
     @property
     def needs_signature(self) -> bool:
@@ -56,13 +64,10 @@ class Gate:
             control.begin(f"verifying {SIGNATURE_NAME}")
         return self._signatures.check(directory.fd, key.version, key.digest)
 
-    def signers(self, root: Path, versions: Iterable[VersionSummary]) -> dict[str, str | None]:
-        """Return who signed each version, by name, where the policy allows the signature."""
-        found: dict[str, str | None] = {}
-        for one in versions if self.needs_signature else ():
-            with suppress(Rejection, OSError), closing(open_version(root, one.name)) as directory:
-                found[one.name] = self.signer(directory, VersionKey(one.name, one.digest))
-        return found
+    def judge(self, root: Path, versions: Iterable[VersionSummary]) -> dict[str, str | Rejection]:
+        """Return of each version, by name, who signed it, or why the policy does not allow it. Nothing of one that cannot be read,
+        and where no signature is required."""
+        return {} if self._judgements is None else self._judgements.judge(root, versions)
 
     def await_files(self, directory: Directory, *, also_seal: bool = False) -> Awaited:
         """Note the present state of all files on which it depends whether a version is rejected.
@@ -74,6 +79,24 @@ class Gate:
         return await_files(directory, also_seal=also_seal, also=also)
 
     # --- on the event loop
+
+    def watch(self, bridge: Bridge, changed: Callable[[], None]) -> None:
+        """Look at the policy, unless a look at it has not come back; `changed` is called when `fault` is another one."""
+        if self._judgements is not None and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look(self._judgements, bridge, changed))
+
+    async def _look(self, judgements: Judgements, bridge: Bridge, changed: Callable[[], None]) -> None:
+        try:
+            fault = await bridge.run("inspect", judgements.look)
+        except OSError as error:  # also NoAnswer
+            fault = f"the policy of signatures cannot be read: {error.strerror}"
+        if fault != self.fault:
+            self.fault = fault
+            if fault is None:
+                _log.info("the policy of signatures can be used again")
+            else:
+                _log.error("%s", fault)
+            changed()
 
     async def examine(self, load: Load, thread: LoadThread) -> None:
         """Note in a load which files it waits for if it is rejected, and who signed its version.

@@ -219,6 +219,7 @@ class Supervisor:
     async def step(self) -> str | None:
         """Look once, and carry out all actions that follow; return why the look was not possible, or None."""
         fault = await self._look()
+        self.gate.watch(self._bridge, self.changes.fire)
         await self._act()
         await self.state.save_links()
         if not self.is_stopping:

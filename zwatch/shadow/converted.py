@@ -17,21 +17,24 @@ from zwatch.shadow.quantized import Rows, is_quantizable
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """The dtype that floating tensors are converted to, and the one for matrices: two-dimensional tensors named `….weight`. With
-    `quantized`, fp8 or int8, those that `is_quantizable` names become that, with a scale for each row beside them."""
+    `quantized`, fp8 or int8, those that `is_quantizable` names become that, with a scale for each row beside them. The tensors
+    named in `kept` stay as they are stored: those that are quantized already, and their scales."""
 
     dtype: torch.dtype
     matrices: torch.dtype
     quantized: torch.dtype | None = None
+    kept: frozenset[str] = frozenset()
 
     def quantizes(self, name: str, info: TensorInfo) -> bool:
         """Return whether a tensor becomes quantized."""
         is_floating = TORCH_DTYPES[info.dtype].is_floating_point
-        return self.quantized is not None and is_floating and is_quantizable(name, info.shape)
+        is_plain = is_floating and name not in self.kept
+        return self.quantized is not None and is_plain and is_quantizable(name, info.shape)
 
     def of(self, name: str, info: TensorInfo) -> torch.dtype:
         """Return the dtype of a tensor after the conversion."""
         stored = TORCH_DTYPES[info.dtype]
-        if not stored.is_floating_point:
+        if not stored.is_floating_point or name in self.kept:
             return stored
         return self.matrices if len(info.shape) == 2 and name.endswith(".weight") else self.dtype
 

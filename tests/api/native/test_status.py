@@ -64,6 +64,7 @@ async def test_the_status_has_every_field_that_the_interface_shows(client):
         "serving",
         "aliases",
         "sealed_at",
+        "seal_changed_ns",
     }
     assert all(fields <= one.keys() for one in versions["versions"])
     assert [one["header_version"] for one in versions["versions"]] == ["v1", "v2"]

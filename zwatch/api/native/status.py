@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 from aiohttp import web
@@ -19,8 +20,10 @@ from zwatch.api.streams import stream_changes
 from zwatch.bridge import NoAnswer
 from zwatch.deploy.summaries import RootSummary
 from zwatch.deploy.versions import VersionSummary
-from zwatch.errors import retry_after
+from zwatch.errors import Rejection, retry_after
 from zwatch.generation.request import PRIMARY
+from zwatch.rollout.verdicts import Verdict
+from zwatch.signing.judged import SIGNATURE_CODES
 
 
 class Attempts(TypedDict):
@@ -83,34 +86,45 @@ async def versions(request: web.Request) -> web.Response:
     problem = None
     try:
         found = await services.bridge.run("inspect", services.summaries.read)
-        signers = await services.bridge.run(
-            "inspect", services.supervisor.gate.signers, services.models, found.versions
-        )
+        judged = await services.bridge.run("inspect", services.supervisor.gate.judge, services.models, found.versions)
     except NoAnswer:
         raise
     except OSError as error:
         problem = f"{services.models}: {error.strerror}; expected the models root, see --models"
         found = RootSummary(_resident(services, problem), ())
-        signers = {one.key.version: one.signer for one in services.engines.residents}
+        judged = {one.key.version: one.signer for one in services.engines.residents if one.signer is not None}
     marks = views.version_marks(services.supervisor, services.engines)
-    verdict = services.supervisor.runner.verdicts.find
+    verdict = _at_present(services.supervisor.runner.verdicts.find, judged)
     # In a thread: there may be tens of thousands of directories.
-    return json_answer(await services.bridge.run("inspect", _versions, found, marks, verdict, signers, problem))
+    return json_answer(await services.bridge.run("inspect", _versions, found, marks, verdict, judged, problem))
 
 
 def _versions(
     found: RootSummary,
     marks: Mapping[str, views.VersionMarks],
     verdict: views.FindVerdict,
-    signers: Mapping[str, str | None],
+    judged: Mapping[str, str | Rejection],
     problem: str | None,
 ) -> bytes:
+    signers = {name: one for name, one in judged.items() if isinstance(one, str)}
     body: Versions = {
         "versions": [views.version_view(one, marks, verdict, signers.get(one.name)) for one in found.versions],
         "unusable": [{"name": name, "reason": reason} for name, reason in found.unusable],
         "problem": problem,
     }
     return encoded(body)
+
+
+def _at_present(find: views.FindVerdict, judged: Mapping[str, str | Rejection]) -> views.FindVerdict:
+    """Return what finds why a version was rejected: for want of a signature only as long as the policy still says so."""
+
+    def found(version: str, digest: str | None) -> Verdict | None:
+        known, present = find(version, digest), judged.get(version)
+        if known is None or present is None or known.code not in SIGNATURE_CODES:
+            return known
+        return None if isinstance(present, str) else replace(known, code=present.code, reason=present.reason)
+
+    return found
 
 
 def _resident(services: Services, problem: str) -> list[VersionSummary]:

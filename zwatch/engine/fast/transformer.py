@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from zwatch.engine.fast.attention import Attend
 from zwatch.engine.fast.operations import Norm, Operations, Rotation
 from zwatch.engine.fast.products import Products
+from zwatch.engine.networks.configs import PATCH
 from zwatch.engine.networks.layers import RMSNorm
 from zwatch.engine.networks.transformer import (
     FINAL_EPSILON,
     PAD_MULTIPLE,
-    PATCH,
     Attention,
     Block,
     FeedForward,

@@ -3,45 +3,14 @@
 Parameters have the names, and results the bits, of diffusers' `AutoencoderKL`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zwatch.engine.networks.configs import AutoencoderConfig
 from zwatch.engine.networks.layers import Conv2d, GroupNorm, Linear
 
 _EPSILON = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class AutoencoderConfig:
-    """The fields of `vae/config.json` that count, with diffusers' defaults."""
-
-    block_out_channels: tuple[int, ...]
-    shift_factor: float
-    scaling_factor: float = 0.18215
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "AutoencoderConfig | None":
-        """Return a config that was checked; None if it needs what is not here: attention in other blocks, other activations."""
-        blocks = {*config["down_block_types"], *config["up_block_types"]}
-        if blocks != {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
-            return None
-        if config.get("act_fn", "silu").lower() not in ("silu", "swish"):
-            return None
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
-        found = cls(**(known | {"block_out_channels": tuple(config["block_out_channels"])}))
-        is_even = all(width % found.norm_num_groups == 0 for width in found.block_out_channels)
-        return found if is_even else None
 
 
 class Residual(nn.Module):

@@ -3,51 +3,12 @@
 Parameters have the names, and results the bits, of transformers' `Qwen3Model` with its attention "sdpa".
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zwatch.engine.networks.configs import TextConfig
 from zwatch.engine.networks.layers import Embedding, Linear, RMSNorm
-
-_THETA = 10_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class TextConfig:
-    """The fields of `text_encoder/config.json` that count, with transformers' defaults."""
-
-    vocab_size: int = 151_936
-    hidden_size: int = 4096
-    intermediate_size: int = 22_016
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 128
-    rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
-    rope_theta: float = _THETA
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "TextConfig | None":
-        """Return a config that was checked; None if it needs what is not here: scaled positions, sliding windows, other
-        activations."""
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
-        is_sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
-        if kind != "default" or partial != 1 or is_sliding or config.get("hidden_act", "silu") not in ("silu", "swish"):
-            return None
-        known = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
-        known["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or _THETA
-        if config.get("num_key_value_heads", 0) is None:
-            known["num_key_value_heads"] = known.get("num_attention_heads", cls().num_attention_heads)
-        found = cls(**known)
-        fits = found.num_attention_heads % found.num_key_value_heads == 0 and found.num_hidden_layers > 1
-        return found if fits and found.head_dim % 2 == 0 else None
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ Parameters have the names, and results the bits, of diffusers' `ZImageTransforme
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from zwatch.engine.networks.configs import PATCH, TransformerConfig
 from zwatch.engine.networks.layers import Linear, RMSNorm
 
 PAD_MULTIPLE = 32
@@ -24,37 +25,6 @@ _TIME_HIDDEN = 1024
 _TIME_PERIOD = 10_000
 QK_EPSILON = 1e-5
 FINAL_EPSILON = 1e-6
-PATCH = 2
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """The fields of `transformer/config.json`, with diffusers' defaults. Patches have 2 x 2 latents of one frame."""
-
-    in_channels: int = 16
-    dim: int = 3840
-    n_layers: int = 30
-    n_refiner_layers: int = 2
-    n_heads: int = 30
-    norm_eps: float = 1e-5
-    qk_norm: bool = True
-    cap_feat_dim: int = 2560
-    rope_theta: float = 256.0
-    t_scale: float = 1000.0
-    axes_dims: tuple[int, int, int] = (32, 48, 48)
-    axes_lens: tuple[int, int, int] = (1024, 512, 512)
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "TransformerConfig | None":
-        """Return a config that was checked; None if it needs what is not here: other patches, conditioning images."""
-        patches = (config.get("all_patch_size", [PATCH]), config.get("all_f_patch_size", [1]))
-        if patches != ([PATCH], [1]) or config.get("siglip_feat_dim") is not None:
-            return None
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
-        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-        found = cls(**(known | lists))
-        fits = found.dim % found.n_heads == 0 and found.dim // found.n_heads == sum(found.axes_dims)
-        return found if fits and not any(width % 2 for width in found.axes_dims) else None
 
 
 class Attention(nn.Module):

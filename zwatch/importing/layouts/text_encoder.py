@@ -2,7 +2,7 @@
 llama.cpp's."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, size_of
 
@@ -54,12 +54,16 @@ def sizes(shapes: Shapes) -> dict[str, int]:
 
 
 def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors of an encoder of these sizes, as `Qwen3Model.state_dict` names them.
+    """Return the tensors that an encoder must have beside some of its tensors.
 
     Raises:
         Rejection: a tensor that the sizes are read from is missing or odd.
     """
-    of = sizes(shapes)
+    return tensors(sizes(shapes))
+
+
+def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
+    """Return the tensors of an encoder of these `sizes`, as `Qwen3Model.state_dict` names them."""
     hidden, head, inner = of["hidden_size"], of["head_dim"], of["intermediate_size"]
     queries, keys = of["num_attention_heads"] * head, of["num_key_value_heads"] * head
     layer: dict[str, Shape] = {

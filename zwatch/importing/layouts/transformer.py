@@ -6,7 +6,7 @@ this order, and other names for the embedders, the norms and the output. Z-Image
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, size_of
 
@@ -68,12 +68,16 @@ def sizes(shapes: Shapes) -> dict[str, int]:
 
 
 def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors of a transformer of these sizes, as `ZImageTransformer2DModel.state_dict` names them.
+    """Return the tensors that a transformer must have beside some of its tensors.
 
     Raises:
         Rejection: a tensor that the sizes are read from is missing or odd.
     """
-    of = sizes(shapes)
+    return tensors(sizes(shapes))
+
+
+def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
+    """Return the tensors of a transformer of these `sizes`, as `ZImageTransformer2DModel.state_dict` names them."""
     dim, modulation, patch = of["dim"], min(of["dim"], MOST_MODULATION), of["in_channels"] * PATCH_ELEMENTS
     table: dict[str, Shape] = {
         "x_pad_token": (1, dim), "cap_pad_token": (1, dim),

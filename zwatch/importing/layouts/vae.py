@@ -6,6 +6,7 @@ are counted from the other end, and the attention of the middle block is stored 
 
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, refusal, size_of
 
@@ -58,8 +59,24 @@ def _resnet(rest: str) -> str:
     return rest.replace("nin_shortcut.", "conv_shortcut.")
 
 
-def sizes(shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
-    """Return what diffusers' config calls the sizes, from the shapes of a VAE in diffusers' layout.
+_QUANT = {"quant_conv": 2, "post_quant_conv": 1}
+"""Convolutions of one pixel around the latents, which FLUX.1's has not: how many times the latents' channels they have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a VAE, which diffusers' config calls `block_out_channels`, `in_channels`, `out_channels`, `latent_channels` and
+    `layers_per_block`."""
+
+    channels: tuple[int, ...]
+    pictures: int
+    out: int
+    latents: int
+    layers: int
+
+
+def sizes(shapes: Shapes) -> Sizes:
+    """Return the sizes, from the shapes of a VAE in diffusers' layout.
 
     Raises:
         Rejection: a tensor that they are read from is missing or odd, or the latents are not Z-Image's.
@@ -76,38 +93,38 @@ def sizes(shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
         raise refusal(
             f"a VAE of {latents} latent channels, {kind}; Z-Image needs FLUX.1's, of {LATENTS}: ae.safetensors"
         )
-    return {
-        "block_out_channels": channels, "in_channels": pictures, "out_channels": out, "latent_channels": latents,
-        "layers_per_block": blocks_of(shapes, "encoder.down_blocks.0.resnets"),
-    }  # fmt: skip
+    return Sizes(channels, pictures, out, latents, blocks_of(shapes, "encoder.down_blocks.0.resnets"))
 
 
 def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors of a VAE of these sizes, as `AutoencoderKL.state_dict` names them.
+    """Return the tensors that a VAE must have beside some of its tensors.
 
     Raises:
         Rejection: a tensor that the sizes are read from is missing or odd, or the latents are not Z-Image's.
     """
     of = sizes(shapes)
-    channels, layers = of["block_out_channels"], of["layers_per_block"]
-    assert isinstance(channels, tuple)
-    assert isinstance(layers, int)
-    if not channels:
+    if not of.channels:
         raise refusal("no tensor of encoder.down_blocks; is the file complete?")
+    return tensors(of, [name for name in _QUANT if f"{name}.weight" in shapes])
+
+
+def tensors(of: Sizes, quant: Collection[str]) -> dict[str, Shape]:
+    """Return the tensors of a VAE of these sizes, as `AutoencoderKL.state_dict` names them. `quant` are those of `quant_conv` and
+    `post_quant_conv` that it has."""
+    channels, latents = of.channels, of.latents
     table: dict[str, Shape] = {}
-    _coder(table, "encoder.down_blocks", channels, layers, "downsamplers")
-    _coder(table, "decoder.up_blocks", channels[::-1], layers + 1, "upsamplers")
+    _coder(table, "encoder.down_blocks", channels, of.layers, "downsamplers")
+    _coder(table, "decoder.up_blocks", channels[::-1], of.layers + 1, "upsamplers")
     for coder, into, out in (
-        ("encoder", (channels[0], of["in_channels"]), (2 * LATENTS, channels[-1])),
-        ("decoder", (channels[-1], LATENTS), (of["out_channels"], channels[0])),
+        ("encoder", (channels[0], of.pictures), (2 * latents, channels[-1])),
+        ("decoder", (channels[-1], latents), (of.out, channels[0])),
     ):
-        _conv(table, f"{coder}.conv_in", into[0], into[1])  # type: ignore[arg-type]
-        _conv(table, f"{coder}.conv_out", out[0], out[1])  # type: ignore[arg-type]
+        _conv(table, f"{coder}.conv_in", *into)
+        _conv(table, f"{coder}.conv_out", *out)
         _norm(table, f"{coder}.conv_norm_out", channels[0] if coder == "decoder" else channels[-1])
         _middle(table, f"{coder}.mid_block", channels[-1])
-    for name, size in (("quant_conv", 2 * LATENTS), ("post_quant_conv", LATENTS)):
-        if f"{name}.weight" in shapes:
-            _conv(table, name, size, size, 1)
+    for name in quant:
+        _conv(table, name, _QUANT[name] * latents, _QUANT[name] * latents, 1)
     return table
 
 
