@@ -315,7 +315,7 @@ def make_factory(config: Config, control: LoadControl) -> "EngineFactory":
         cache = config.state_dir / "prepared"
         factory = open_factory(
             config.device, budget=config.memory_budget, cache=cache, control=control, exact=config.exact, dtype=config.dtype,
-            quantize=config.quantize,
+            quantize=config.quantize, text_encoder=config.text_encoder,
         )  # fmt: skip
     finally:
         gc.enable()

@@ -76,6 +76,7 @@ def commands() -> None:
 @_option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
 @options.dtype_option
 @options.quantize_option
+@options.text_encoder_option
 @_switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 @_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
 @_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip

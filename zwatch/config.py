@@ -46,6 +46,8 @@ class Config:
     """What versions are computed in: auto, bf16, fp16 or fp32."""
     quantize: str | None = None
     """What weights are quantized to at each load: fp8 or int8."""
+    text_encoder: str = "auto"
+    """Where the text encoder's weights are: auto, device or host."""
     exact: bool | None = None
     """Whether pictures have diffusers' own bits; None: as is usual on the device."""
     require_signature: Path | None = None

@@ -66,10 +66,18 @@ def _verify(directory: Path, policy: Path | None, *, as_json: bool) -> int:
 @options.device_option
 @options.dtype_option
 @options.quantize_option
+@options.text_encoder_option
 @options.policy_option
 @options.json_switch
 def _check(
-    directory: Path, device: str, dtype: str, quantize: str | None, policy: Path | None, *, as_json: bool
+    directory: Path,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    text_encoder: str,
+    policy: Path | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Verify, load and warm a version without serving it."""
     signer, findings = _signer(directory, policy)
@@ -81,7 +89,9 @@ def _check(
 
     logs.set_up("text")
     with Progress("checking") as progress:
-        findings, details = check_version(directory, device, progress.update, dtype, quantize)
+        findings, details = check_version(
+            directory, device, progress.update, dtype=dtype, quantize=quantize, text_encoder=text_encoder
+        )
     good = f"would serve ({details})" if signer is None else f"would serve, signed by {signer} ({details})"
     return _report(directory, findings, good, as_json=as_json, signer=signer)
 

@@ -54,7 +54,10 @@ def serving(*keys):
     engines = EngineRegistry()
     for key in keys:
         engines.admit(
-            key, SimpleNamespace(is_complete=True, nbytes=1000, default_size=256, max_side=512, precision="bf16")
+            key,
+            SimpleNamespace(
+                is_complete=True, nbytes=1000, host_nbytes=0, default_size=256, max_side=512, precision="bf16"
+            ),
         )
         engines.promote("current", key)
     return engines

@@ -172,11 +172,29 @@ def test_versions_share_converted_components_and_give_their_memory_back(models):
     assert made.device.weights_bytes == 0
 
 
-def test_too_little_memory_for_the_file_and_its_conversion_is_told_before_anything_is_loaded(models):
+def test_files_and_what_is_made_of_them_need_not_fit_at_once(models):
+    expected = build(factory("fp32", budget=2**30), models, "v1")
+    made = factory("fp32", budget=expected.nbytes)
+    engine = build(made, models, "v1")
+    assert engine.verify_resident() == (expected.nbytes, [])
+    assert engine.sizes == [buffer.size for buffer in engine.device_buffers]
+    assert np.array_equal(pixels(engine), pixels(expected))
+    assert made.device.weights_bytes == expected.nbytes
+
+
+def test_too_little_memory_for_what_is_made_is_told_before_anything_is_loaded(models):
     whole = build(factory("fp32", budget=2**30), models, "v1").nbytes
-    code, reason = rejection_of(lambda: build(factory("fp32", budget=whole), models, "v1"))
+    code, reason = rejection_of(
+        lambda: build(
+            EngineFactory(Device("cpu", budget=whole - 1), precision=Precision("fp32"), text_encoder="device"),
+            models,
+            "v1",
+        )
+    )
     assert code == "insufficient_memory"
-    assert f"{whole} of {whole} are free" in reason
+    assert f"v1 needs {whole} bytes" in reason
+    assert f"{whole - 1} of {whole - 1} are free" in reason
+    assert "--text-encoder host" in reason
 
 
 def test_an_exchange_keeps_converted_weights(models):

@@ -15,7 +15,8 @@ from zwatch.deploy.seal import Seal
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import LoadControl, Plan, VerifiedFiles, load_weights
+from zwatch.shadow.loader import LoadControl, Plan, load_weights
+from zwatch.shadow.verified_files import VerifiedFiles
 
 BUDGET = 64 * 2**20
 Entry = tuple[str, tuple[int, ...], bytes]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from zwatch.shadow.host import HOST_SPARE, HostShadow
+from zwatch.shadow import host as host_module
+from zwatch.shadow.host import HOST_SPARE, HostShadow, copy_from_slab, plain
 from zwatch.shadow.pool import GRAIN, Pool
 from zwatch.shadow.reader import HostReader
 from zwatch.shadow.system import system_memory
@@ -85,3 +86,21 @@ def test_a_passing_fault_of_meminfo_is_an_error_that_is_tried_again(tmp_path, mo
     monkeypatch.setattr("zwatch.shadow.system._MEMINFO", tmp_path)
     with pytest.raises(OSError, match="directory"):
         system_memory()
+
+
+def test_a_copy_of_a_tensor_does_not_span_two_pinned_pieces(monkeypatch):
+    monkeypatch.setattr(host_module, "PINNED_PIECE", 64)
+    copied = []
+    slab = plain(1000).random_()
+    real = torch.Tensor.copy_
+
+    def noted(to, source, **options):
+        copied.append((source.storage_offset(), source.storage_offset() + source.numel()))
+        return real(to, source, **options)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    tensor = slab[50:290].view(torch.bfloat16).view(10, 12)
+    made = copy_from_slab(tensor, torch.device("cpu"))
+    assert torch.equal(made.view(torch.int16), tensor.view(torch.int16))
+    assert made.data_ptr() != tensor.data_ptr()
+    assert copied == [(50, 64), (64, 128), (128, 192), (192, 256), (256, 290)]

@@ -19,17 +19,16 @@ from zwatch.shadow import device as device_module
 from zwatch.shadow import reader
 from zwatch.shadow.device import Device
 from zwatch.shadow.loader import (
-    KEPT_DIGESTS,
     MAX_SMALL_FILE,
     Candidate,
-    DiskStamp,
     LoadControl,
-    VerifiedFiles,
+    Lot,
     load_small,
     load_weights,
     plan,
 )
 from zwatch.shadow.loader import load as load_candidate
+from zwatch.shadow.verified_files import KEPT_DIGESTS, DiskStamp, VerifiedFiles
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -347,7 +346,7 @@ def verified():
 
 
 def check(verified, directory, found, hash_file, *, paths=None, control=None):
-    verified.check(directory, found, paths or list(found.headers), control or LoadControl(), hash_file)
+    verified.check(directory, found.seal, paths or list(found.headers), control or LoadControl(), hash_file)
 
 
 def test_verified_files_are_read_once(models, verified, reads):
@@ -453,10 +452,9 @@ def candidate(models, device, *, resident=None, choose=None):
     return load_candidate(
         directory,
         found,
-        device,
         LoadControl(),
         resident=resident or {},
-        choose=choose or (lambda small: list(found.headers)),
+        choose=lambda small: [Lot((choose or (lambda _: list(found.headers)))(small), device, device)],
         verified=VerifiedFiles(),
         hash_file=device.hash_file,
     )

@@ -87,7 +87,13 @@ class EngineView(TypedDict):
     signer: SignerName | None
     state: Annotated[str, choice(*(state.value for state in EngineState))]
     leases: Number
-    bytes: ByteCount
+    bytes: Annotated[ByteCount, Field(description="Of its weights on the device.")]
+    text_encoder: Annotated[
+        str,
+        choice("device", "host"),
+        Field(description="Where its weights are; those in host memory visit the device for each new prompt."),
+    ]
+    host_bytes: Annotated[ByteCount, Field(description="Of its weights in host memory.")]
     precision: Annotated[
         str,
         Field(
@@ -278,6 +284,8 @@ def status_view(
                 "state": resident.state.value,
                 "leases": resident.leases,
                 "bytes": resident.engine.nbytes,
+                "text_encoder": "host" if resident.engine.host_nbytes else "device",
+                "host_bytes": resident.engine.host_nbytes,
                 "precision": resident.engine.precision,
             }
             for resident in engines.residents

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zwatch.deploy.look import open_version
 from zwatch.deploy.resolving import Directory
@@ -15,12 +16,11 @@ def check_version(
     directory: Path,
     device: str,
     report: Callable[[int, int, str], None],
-    dtype: str = "auto",
-    quantize: str | None = None,
+    **options: Any,
 ) -> tuple[list[str], str]:
     """Verify, load and warm a version; return what is wrong with it, and how long each phase took.
 
-    `report` gets (bytes done, bytes in all, what is being done).
+    `report` gets (bytes done, bytes in all, what is being done); `options` are those of `open_factory`.
 
     Raises:
         OSError: the directory cannot be read.
@@ -28,7 +28,7 @@ def check_version(
     """
     opened = open_version(directory.parent, directory.name)
     try:
-        return [], _load_and_warm(opened, read_seal(opened.fd).digest, device, dtype, quantize, report)
+        return [], _load_and_warm(opened, read_seal(opened.fd).digest, device, report, options)
     except Rejection as rejection:
         return [f"{rejection.code}: {rejection.reason}"], ""
     finally:
@@ -39,12 +39,11 @@ def _load_and_warm(
     opened: Directory,
     digest: str,
     device: str,
-    dtype: str,
-    quantize: str | None,
     report: Callable[[int, int, str], None],
+    options: dict[str, Any],
 ) -> str:
     report(0, 0, "opening the device")
-    factory = open_factory(device, dtype=dtype, quantize=quantize)
+    factory = open_factory(device, **options)
     warming = False
 
     def report_load() -> None:

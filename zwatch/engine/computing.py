@@ -10,6 +10,7 @@ from torch import Tensor
 from zwatch.engine import library
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.schedule import Timeline
+from zwatch.engine.streamed import StreamedEncoder
 
 Velocities = Callable[[Tensor, int], Sequence[Tensor]]
 """Returns, for latents of shape (1, channels, h, w) before a step and the step's number, where they move for each of the prompts,
@@ -48,7 +49,9 @@ class ExactComputing:
     def encode(self, text_encoder: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """As `Computing.encode`."""
         encode = (
-            text_encoder.encode if isinstance(text_encoder, Qwen3Encoder) else partial(library.encode, text_encoder)
+            text_encoder.encode
+            if isinstance(text_encoder, Qwen3Encoder | StreamedEncoder)
+            else partial(library.encode, text_encoder)
         )
         found: Tensor = encode(tokens, mask)
         return found

@@ -32,13 +32,14 @@ class EngineFactory:
 
     def __init__(
         self, device: Device, cache: Path | None = None, tokenizers: TokenizerMaker | None = None, *, exact: bool | None = None,
-        precision: Precision = Precision(), kernels: Kernels | None = None,  # noqa: B008 (frozen)
+        precision: Precision = Precision(), text_encoder: str = "auto", kernels: Kernels | None = None,  # noqa: B008 (frozen)
     ) -> None:  # fmt: skip
         """`cache` is the directory in which what was prepared is kept for the next start; None keeps nothing. `exact` as
-        `Acceleration` has it; `precision` as `zwatch.engine.precision.conversion_of` has it; `kernels` are the device's."""
+        `Acceleration` has it; `precision` and `text_encoder` as `zwatch.engine.placement.Placement` has them; `kernels` are the
+        device's."""
         self.device = device
         self.acceleration = Acceleration(device, exact=exact, kernels=kernels)
-        self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision)
+        self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision, text_encoder)
         self._proven = ProvenVersions(device, KeptFiles(cache, ".proven", KEPT), precision)
 
     def plan(self, directory: Directory, digest: str | None, control: LoadControl | None = None) -> loader.Plan:
@@ -52,7 +53,7 @@ class EngineFactory:
 
     def lacks(self, planned: loader.Plan) -> bool:
         """Return whether the device has too little free memory for this version in addition to the resident ones."""
-        return not self.device.has_room([self._store.needed(planned)])
+        return self._store.lacks(planned)
 
     def build(self, directory: Directory, planned: loader.Plan, control: LoadControl) -> Engine:
         """Load, verify and assemble a version.
@@ -68,7 +69,7 @@ class EngineFactory:
     def fits_instead(self, planned: loader.Plan, old: Engine, others: Sequence[Engine]) -> bool:
         """Return whether a version fits on the device once `old` has freed what neither it nor `others` share."""
         freed = sum(buffer.nbytes for buffer in old.exclusive_buffers(others, planned.seal.files.values()))
-        return self._store.needed(planned, is_staged=True) <= self.device.room + freed
+        return self._store.needed_staged(planned) <= self.device.room + freed
 
     def stage(
         self,

@@ -53,9 +53,11 @@ _PASSING = ("out of memory", "busy or unavailable")
 def open_factory(
     device: str, *, budget: int | None = None, cache: Path | None = None, control: LoadControl | None = None,
     exact: bool | None = None, dtype: str = "auto", quantize: str | None = None,
+    text_encoder: str = "auto",
 ) -> "EngineFactory":  # fmt: skip
     """Import all libraries and open a device; return its engine factory, which keeps what it prepares in `cache` and draws
-    `exact` as `zwatch.engine.acceleration` has it, in the precision that `zwatch.engine.precision` makes of `dtype` and `quantize`. It blocks. `control` is told what is done: the phases `import`, and `device` for what is left of its opening then.
+    `exact` as `zwatch.engine.acceleration` has it, in the precision that `zwatch.engine.precision` makes of `dtype` and `quantize`, with the `text_encoder` where
+    `zwatch.engine.placement` has it. It blocks. `control` is told what is done: the phases `import`, and `device` for what is left of its opening then.
 
     Raises:
         FatalError: a library cannot be imported, or the device cannot be opened by this process.
@@ -81,7 +83,9 @@ def open_factory(
         control.begin("opening the device", is_slow=True)
         opened, kernels = opening.result()
         precision = Precision(dtype, quantize)
-        return EngineFactory(opened, cache, tokenizers, exact=exact, precision=precision, kernels=kernels)
+        return EngineFactory(
+            opened, cache, tokenizers, exact=exact, precision=precision, text_encoder=text_encoder, kernels=kernels
+        )
 
 
 def _tokenizer_maker(cache: Path | None) -> "TokenizerMaker":

@@ -70,9 +70,19 @@ class Engine:
         return sum(component.nbytes for component in self.components)
 
     @property
+    def host_nbytes(self) -> int:
+        """Host bytes of weights that visit the device: the text encoder's, if it is offloaded."""
+        return sum(buffer.nbytes for part in self.components if part.is_offloaded for buffer in part.buffers)
+
+    @property
+    def device_buffers(self) -> list[Buffer]:
+        """Its weights on the device."""
+        return [buffer for component in self.components for buffer in component.device_buffers]
+
+    @property
     def sizes(self) -> list[int]:
         """Bytes of each piece of device memory that loading its weights takes."""
-        return [size for component in self.components for buffer in component.buffers for size in buffer.sizes]
+        return [size for buffer in self.device_buffers for size in buffer.sizes]
 
     @property
     def is_complete(self) -> bool:
@@ -182,7 +192,7 @@ class Engine:
         return self.pipeline.tokenizer.encode(prompt).is_truncated
 
     def verify_resident(self) -> tuple[int, list[str]]:
-        """Hash every weight byte on the device; return how many there are, and a sentence per file that changed."""
+        """Hash every weight byte, on the device and in host memory; return how many there are, and a sentence per file that changed."""
         buffers = [buffer for component in self.components for buffer in component.buffers]
         with self.device.beside():
             # All hashes are launched first; only then does this thread wait for the device.
@@ -214,10 +224,9 @@ class Engine:
             self._lock.release()
 
     def exclusive_buffers(self, others: Collection["Engine"], digests: Collection[str]) -> set[Buffer]:
-        """Return the buffers that none of the other engines holds and whose digest is not among `digests`."""
-        shared = {buffer for engine in others for component in engine.components for buffer in component.buffers}
-        own = {buffer for component in self.components for buffer in component.buffers}
-        return {buffer for buffer in own - shared if buffer.digest not in digests}
+        """Return the buffers on the device that none of the other engines holds and whose digest is not among `digests`."""
+        shared = {buffer for engine in others for buffer in engine.device_buffers}
+        return {buffer for buffer in set(self.device_buffers) - shared if buffer.digest not in digests}
 
     def put_aside(self, store: ComponentStore, leaving: list[Component], exclusive: set[Buffer]) -> list[Aside]:
         """Move components' bytes to host memory; until `restore`, it cannot make images.
@@ -254,7 +263,7 @@ class Engine:
         new: dict[Hashable, EncodedText] = {}
         for text in texts:
             # All that an embedding depends on: its dtype is that of the text encoder's files.
-            key = (text, parts["text_encoder"], parts["tokenizer"], pipeline.computing.name)
+            key = (text, parts["text_encoder"], parts["tokenizer"], pipeline.computing.name, self.host_nbytes > 0)
             if (kept := cache.get(key, device)) is None:
                 kept = new[key] = pipeline.encode(text, device)
             found.append(kept)

@@ -1,13 +1,13 @@
 """The components of all live engines, by content: equal ones are shared, and nothing is loaded twice."""
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from zwatch.deploy.contents import SCALE
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.allowed import component_classes
 from zwatch.engine.components import (
@@ -21,14 +21,19 @@ from zwatch.engine.components import (
 )
 from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.configs import check_configs, check_together
-from zwatch.engine.precision import Precision, conversion_of
+from zwatch.engine.placement import TEXT_ENCODER, Placement
+from zwatch.engine.precision import Precision
+from zwatch.engine.streamed import StreamedEncoder
 from zwatch.engine.tokenizer_maker import TokenizerMaker
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import FileBuffer
 from zwatch.shadow.control import LoadControl
-from zwatch.shadow.converted import Buffer, Conversion
+from zwatch.shadow.converted import Buffer
 from zwatch.shadow.device import Device
-from zwatch.shadow.loader import Candidate, Plan, VerifiedFiles, convert, load
+from zwatch.shadow.loader import Candidate, Lot, Plan, convert, load
+from zwatch.shadow.verified_files import VerifiedFiles
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -42,9 +47,19 @@ class Component:
     """Its other files, by name inside its folder, to build it again from."""
 
     @property
+    def device_buffers(self) -> list[Buffer]:
+        """Those of its weights that are on the device: all, or none."""
+        return [buffer for buffer in self.buffers if not buffer.shadow.is_host]
+
+    @property
     def nbytes(self) -> int:
         """Device bytes of its weights."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        return sum(buffer.nbytes for buffer in self.device_buffers)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether its weights stay in host memory, and visit the device."""
+        return any(buffer.shadow.is_host for buffer in self.buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,8 @@ class Parts:
     """The resident components."""
     buffers: Mapping[str, FileBuffer]
     """Resident weight files of components that are not resident, by path."""
+    is_offloaded: bool = False
+    """Whether its text encoder stays in host memory, if it is not resident."""
 
     @property
     def missing(self) -> list[str]:
@@ -99,10 +116,12 @@ class Aside:
 class ComponentStore:
     """The components that live engines hold, and their weight files, by content. Its own references are weak."""
 
-    def __init__(self, device: Device, tokenizers: TokenizerMaker, precision: Precision) -> None:
-        """`precision` is what components are computed in, see `conversion_of`."""
+    def __init__(
+        self, device: Device, tokenizers: TokenizerMaker, precision: Precision, text_encoder: str = "auto"
+    ) -> None:
+        """`precision` and `text_encoder` as `Placement` has them."""
         self.device = device
-        self._precision = precision
+        self._placement = Placement(device, precision, text_encoder)
         self._tools = Tools(device, tokenizers)
         self._components: WeakValueDictionary[ComponentKey, Component] = WeakValueDictionary()
         self._files: WeakValueDictionary[str, FileBuffer] = WeakValueDictionary()
@@ -116,19 +135,21 @@ class ComponentStore:
                 the allow-list, or there is too little memory.
         """
         chosen: list[Parts] = []
+        lots: list[Lot] = []
 
-        def choose(small: Mapping[str, bytes]) -> list[str]:
+        def choose(small: Mapping[str, bytes]) -> list[Lot]:
             chosen.append(parts := self._parts(planned, small))
             if "tokenizer" not in parts.components:  # its process works while the weights are read
                 self._tools.tokenizers.begin(_folder(small, "tokenizer"))
             control.shared.extend(parts.shared)
-            self._check_memory(planned, parts.missing, on_host=on_host)
-            return parts.missing
+            if parts.is_offloaded and any(path.startswith(f"{TEXT_ENCODER}/") for path in parts.missing):
+                self._tell(planned)
+            lots.extend(self._placement.lots(planned, parts.missing, on_host=on_host))
+            return lots
 
         candidate = load(
             directory,
             planned,
-            self.device.host if on_host else self.device,
             control,
             resident=self._files,
             choose=choose,
@@ -136,19 +157,28 @@ class ComponentStore:
             hash_file=self.device.hash_file,
         )
         [parts] = chosen
-        conversions = self._conversions(planned, [path for files in parts.paths.values() for path in files])
-        return Staged(convert(candidate, parts.buffers, conversions, control), parts)
+        if sum(lot.into is self.device for lot in lots) > 1:
+            self.device.give_room()  # files came one by one, for want of room: images need what the last ones took
+        conversions = self._placement.conversions(planned, [path for files in parts.paths.values() for path in files])
+        resident = {path: conversion for path, conversion in conversions.items() if path in parts.buffers}
+        return Staged(convert(candidate, parts.buffers, resident, control), parts)
 
     def _parts(self, planned: Plan, small: Mapping[str, bytes]) -> Parts:
         classes = component_classes(small)
         check_configs(small)
         default_size(small)
+        is_offloaded = self._placement.is_offloaded(planned)
         keys = {name: ComponentKey(name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
         components = {name: found for name, key in keys.items() if (found := self._components.get(key)) is not None}
         paths = {name: weight_files(name, planned, small) for name in WEIGHED if name not in components}
-        wanted = [path for files in paths.values() for path in files]
-        buffers = {path: file for path in wanted if (file := self._files.get(planned.seal.files[path])) is not None}
-        return Parts(keys, paths, components, buffers)
+        buffers = {
+            path: file
+            for name, files in paths.items()
+            for path in files
+            if (file := self._files.get(planned.seal.files[path])) is not None
+            and file.shadow.is_host == (is_offloaded and name == TEXT_ENCODER)
+        }
+        return Parts(keys, paths, components, buffers, is_offloaded)
 
     def assemble(self, staged: Staged, control: LoadControl) -> Assembly:
         """Build a version from its staged parts; those in host memory are copied to the device first.
@@ -161,7 +191,8 @@ class ComponentStore:
             files: dict[str, Buffer] = dict(parts.buffers)
             for path, buffer in candidate.weights.items():
                 control.begin(f"copying {path} to the device")
-                files[path] = self._on_device(buffer)
+                stays = parts.is_offloaded and path.startswith(f"{TEXT_ENCODER}/")
+                files[path] = buffer if stays else self._on_device(buffer)
             components = dict(parts.components)
             for name in BUILDERS:
                 control.begin(f"building {name}")
@@ -197,56 +228,36 @@ class ComponentStore:
         self._note([component])
         return component
 
-    def needed(self, planned: Plan, *, is_staged: bool = False) -> int:
-        """Return the device bytes that a version needs in addition to the resident ones, as far as its seal and headers tell;
-        one that is staged in host memory is converted there."""
-        paths = [
+    def lacks(self, planned: Plan) -> bool:
+        """Return whether the device has too little free memory for a version in addition to the resident ones, as far as its seal
+        and headers tell."""
+        return not self._placement.fits(planned, self._missing(planned))
+
+    def needed_staged(self, planned: Plan) -> int:
+        """Return the device bytes that a version takes in addition to the resident ones, once it is verified and converted in host
+        memory."""
+        return self._placement.needs(planned, self._missing(planned)).held
+
+    def _missing(self, planned: Plan) -> list[str]:
+        return [
             path
             for name in WEIGHED
             if not self._is_resident(name, planned)
             for path in planned.headers
             if path.startswith(f"{name}/") and planned.seal.files[path] not in self._files
         ]
-        conversions = self._conversions(planned, paths)
-        return planned.held(paths, conversions) if is_staged else planned.footprint(paths, conversions)
 
-    def _conversions(self, planned: Plan, paths: Collection[str]) -> dict[str, Conversion]:
-        """Return how each of these weight files is converted; one that is not is left out."""
-        found: dict[str, Conversion] = {}
-        for name in WEIGHED:
-            files = [path for path in paths if path.startswith(f"{name}/")]
-            tensors = {tensor: info for path in files for tensor, info in planned.headers[path].tensors.items()}
-            scales = {tensor for tensor in tensors if tensor.endswith(f".{SCALE}")}
-            kept = frozenset(scales | {tensor.removesuffix(SCALE) + "weight" for tensor in scales})
-            stored = {info.dtype for tensor, info in tensors.items() if tensor not in kept}
-            asked = replace(self._precision, quantize=None) if kept else self._precision  # it was quantized before
-            conversion = conversion_of(name, stored, asked, self.device.torch_device)
-            if conversion is not None:
-                found |= dict.fromkeys(files, replace(conversion, kept=kept))
-        return found
+    def _tell(self, planned: Plan) -> None:
+        whole, text_encoder = self._placement.whole(planned)
+        _log.info(
+            "the text encoder of %s (%d bytes) stays in host memory and is copied to %s, layer by layer, for each new prompt: the "
+            "weights take %d bytes, and %d are there for them",
+            planned.version, text_encoder, self.device.name, whole, self.device.capacity,
+        )  # fmt: skip
 
     def _is_resident(self, name: str, planned: Plan) -> bool:
         hashes = planned.component_hashes(name)
         return any(key.component == name and key.hashes == hashes for key in list(self._components))
-
-    def _check_memory(self, planned: Plan, paths: list[str], *, on_host: bool) -> None:
-        needed = planned.footprint(paths, self._conversions(planned, paths))
-        if on_host:
-            free, total = self.device.host.memory()
-            if needed > free:
-                raise Rejection(
-                    "insufficient_memory",
-                    f"{planned.version} needs {needed} bytes; {self.device.name} has no room for them next to the serving "
-                    f"version, and only {free} of the host's {total} bytes are free to stage them in",
-                )
-            return
-        if not self.device.has_room([needed]):
-            free, total = self.device.memory()
-            raise Rejection(
-                "insufficient_memory",
-                f"{planned.version} needs {needed} bytes on {self.device.name} besides {self.device.request_peak} "
-                f"for making images, {free} of {total} are free",
-            )
 
     def _on_device(self, buffer: Buffer) -> Buffer:
         return buffer if buffer.shadow is self.device else buffer.moved(self.device)
@@ -261,7 +272,10 @@ class ComponentStore:
                     )
                 tensors[name] = tensor
         kept = small if key.component in WEIGHED else {}  # a tokenizer's files are large, and it is never put aside
-        return Component(key, build(key, small, tensors, self._tools), buffers, kept)
+        module = build(key, small, tensors, self._tools)
+        if any(buffer.shadow.is_host for buffer in buffers):
+            module = StreamedEncoder(module, self.device.torch_device)
+        return Component(key, module, buffers, kept)
 
     def _note(self, components: Collection[Component]) -> None:
         for component in components:

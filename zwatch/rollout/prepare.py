@@ -56,7 +56,7 @@ class Preparation:
         """Reserve a shadow on the device. Where no second version fits there, reserve host memory for two: the version
         that is loaded, and the one that makes room for it."""
         sizes = engine.sizes
-        files = [buffer.size for component in engine.components for buffer in component.buffers]
+        files = [buffer.size for buffer in engine.device_buffers]
         try:
             reserved = await self._bridge.run("load", device.reserve, sizes)
             if not reserved and alone and not await self._bridge.run("memory", device.has_room, sizes):

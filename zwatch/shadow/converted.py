@@ -1,6 +1,6 @@
 """The tensors of a weight file in another dtype than it is stored in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +12,11 @@ from zwatch.errors import Rejection
 from zwatch.shadow.buffers import DATA_ALIGNMENT, TORCH_DTYPES, FileBuffer
 from zwatch.shadow.host import Shadow, copy_bytes
 from zwatch.shadow.quantized import Rows, is_quantizable
+
+CONVERTED_PIECE = 32 * 2**20
+"""Bytes of a tensor as stored that are converted at a time."""
+CONVERSION_ROOM = 16 * CONVERTED_PIECE
+"""Bytes that a conversion takes beside what it makes: a piece as stored, and a few copies of it in float32, of twice its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +71,33 @@ class ConvertedBuffer:
 
     @classmethod
     def of(
-        cls, file: FileBuffer, conversion: Conversion, between: Callable[[], None] = lambda: None
+        cls, file: FileBuffer, conversion: Conversion, into: Shadow, between: Callable[[], None] = lambda: None
     ) -> "ConvertedBuffer":
-        """Convert the verified bytes of a file in the memory that they are in; `between` is called before each tensor, and may
-        raise to stop.
+        """Convert the verified bytes of a file into a memory, which may be another: then they get there in pieces, one at a time.
+        `between` is called before each piece, and may raise to stop.
 
         Raises:
             Rejection: `weights_mismatch`, a number is too large for its new dtype.
             torch.OutOfMemoryError, MemoryError: that memory is not large enough.
         """
-        made = cls(file.path, file.digest, _places(file.header, conversion), file.shadow)
-        made._file_size = file.size
+        made = cls(file.path, file.digest, _places(file.header, conversion), into)
+        made._file_size = file.size if file.shadow is into else 0
         made._data.zero_()  # the gaps are hashed, too
         tensors = made.tensors()
         for name, info in file.header.tensors.items():
-            between()
             source = file.tensor(name)
             if conversion.quantizes(name, info):
-                rows = Rows.of(source, tensors[name].dtype)
-                tensors[name].copy_(rows.values)
-                tensors[scale_of(name)].copy_(rows.scales)
-            else:
-                _copy(tensors[name], source, f"{file.path}: {name!r}")
+                values, scales = tensors[name], tensors[scale_of(name)]
+                for part in _parts(source):
+                    between()
+                    rows = Rows.of(source[part].to(values.device), values.dtype)
+                    values[part].copy_(rows.values)
+                    scales[part].copy_(rows.scales)
+                continue
+            flat, target = source.reshape(-1), tensors[name].view(-1)
+            for part in _parts(flat):
+                between()
+                _copy(target[part], flat[part].to(target.device), f"{file.path}: {name!r}")
         made._hash = made.shadow.hasher.begin(made._data).hexdigest()
         return made
 
@@ -103,8 +113,8 @@ class ConvertedBuffer:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each piece of device memory that loading it takes: the file's, for a moment, and its own."""
-        return [self._file_size, self.size]
+        """Bytes of each piece of its memory that loading it takes: the file's, if it was read there for a moment, and its own."""
+        return [size for size in (self._file_size, self.size) if size]
 
     def begin_check(self) -> Callable[[], str | None]:
         """As `FileBuffer.begin_check`."""
@@ -137,6 +147,13 @@ class ConvertedBuffer:
             name: self._data[place.begin : place.begin + place.nbytes].view(place.dtype).view(place.shape)
             for name, place in self._places.items()
         }
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[slice]:
+    """Return what of a tensor's first dimension is converted at a time."""
+    length = len(tensor)
+    step = max(1, CONVERTED_PIECE * length // max(1, tensor.nbytes))
+    return (slice(begin, begin + step) for begin in range(0, length, step))
 
 
 def _copy(to: torch.Tensor, source: torch.Tensor, what: str) -> None:

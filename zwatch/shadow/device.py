@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -15,6 +14,7 @@ from zwatch.shadow.cuda import Cuda
 from zwatch.shadow.cuda_context import EarlyContext
 from zwatch.shadow.hashing import Hasher, HostHasher
 from zwatch.shadow.host import HostShadow, host_pool, plain
+from zwatch.shadow.memory import CpuMemory, MemorySource
 from zwatch.shadow.pace import GivingWay
 from zwatch.shadow.pool import Pool
 from zwatch.shadow.read_threads import Filling
@@ -23,47 +23,8 @@ from zwatch.shadow.system import processor, system_memory
 
 SPARE = 2 * 2**30
 """Bytes that a reserved shadow leaves free, beyond the peak of a request: that may still grow."""
-
-
-class MemorySource(Protocol):
-    """Tells what a device's memory holds. All figures are bytes."""
-
-    def unused(self) -> tuple[int, int]:
-        """Return (free, total), whatever a budget says; what a pool keeps does not count as free."""
-
-    def allocated(self) -> int:
-        """Return what tensors of this process hold, as far as the device can tell."""
-
-    def reset_peak(self) -> None:
-        """Begin a new measurement for `peak`."""
-
-    def peak(self) -> int:
-        """Return the most that was allocated at once since `reset_peak`."""
-
-    def release_cached(self) -> None:
-        """Give what an allocator keeps unused back to the device."""
-
-
-class CpuMemory:
-    """The host's memory as a CPU device uses it; see `MemorySource`. What tensors hold there is not known."""
-
-    def unused(self) -> tuple[int, int]:
-        """Return (free, total) bytes."""
-        return system_memory()
-
-    def allocated(self) -> int:
-        """Return 0: it is not known."""
-        return 0
-
-    def reset_peak(self) -> None:
-        """Do nothing."""
-
-    def peak(self) -> int:
-        """Return 0: it is not known."""
-        return 0
-
-    def release_cached(self) -> None:
-        """Do nothing: torch keeps no unused host memory."""
+WORKING_ROOM = 2 * 2**30
+"""Bytes that making an image is taken to need before one was made, to decide what has a place on the device."""
 
 
 class Device:
@@ -90,6 +51,8 @@ class Device:
     ) -> None:
         self.torch_device = _torch_device(name)
         self.budget = budget
+        self.is_host_memory = self.torch_device.type == "cpu"
+        """Whether its memory is the host's, so that moving weights there would save nothing."""
         self.weights_bytes = 0
         """Bytes that weights hold."""
         self.preparing: list[threading.Thread] = []
@@ -117,7 +80,9 @@ class Device:
         self.recorder = None if self._cuda is None else self._cuda.recorder
         """Records graphs; None where the device has none."""
         self.host = HostShadow(host_reader, host_pool(pin=self._cuda is not None), host_memory)
-        """Host memory, for a version that does not fit beside the one that serves."""
+        """Host memory, for a version that does not fit beside the one that serves, and for a text encoder that does not fit at all."""
+        self.stopover = HostShadow(host_reader, host_pool(pin=False), host_memory, for_a_moment=True)
+        """Host memory for files that are converted from there, for want of room on the device."""
 
     @property
     def name(self) -> str:
@@ -168,8 +133,12 @@ class Device:
 
         The budget is for weights alone.
         """
-        beside_images = self._unused()[0] - self.request_peak - self.peak_elsewhere
+        beside_images = self._beside_images
         return beside_images if self.budget is None else min(beside_images, self.budget - self.weights_bytes)
+
+    @property
+    def _beside_images(self) -> int:
+        return self._unused()[0] - self.request_peak - self.peak_elsewhere
 
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """Return an uninitialised uint8 tensor of shape (size,), counted against the budget until `owner` is
@@ -218,10 +187,21 @@ class Device:
                 return False
         return True
 
-    def has_room(self, sizes: Iterable[int]) -> bool:
-        """Return whether buffers of these sizes fit now in addition to what is needed for making images; nothing always fits."""
+    def has_room(self, sizes: Iterable[int], *, beside: int = 0) -> bool:
+        """Return whether buffers of these sizes fit now in addition to what is needed for making images, and to `beside` bytes that
+        are no weights; nothing always fits."""
         wanted = sum(sizes)
-        return not wanted or wanted <= self.room
+        return not wanted or (wanted <= self.room and wanted + beside <= self._beside_images)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that all weights together may take, in addition to what is needed for making images; what weights of this process
+        hold counts as free."""
+        whole = self._unused()[0] + self.weights_bytes - max(self.request_peak, WORKING_ROOM) - self.peak_elsewhere
+        return whole if self.budget is None else min(whole, self.budget)
+
+    def let_go(self) -> None:
+        """As `Shadow.let_go`: nothing, a next load needs it as well."""
 
     def give_room(self) -> int:
         """Release what is kept for the next load, because an image needs it now; return the bytes."""

@@ -42,22 +42,28 @@ class Shadow(Protocol):
     def beside(self) -> AbstractContextManager[None]:
         """Work on these bytes inside with lower priority than image generation; leaving waits until the work is done."""
 
+    def let_go(self) -> None:
+        """Take note that a load is done with the bytes that it only converted: what is kept for a next one may be freed."""
+
 
 class HostShadow:
     """Host memory for a version that does not fit on the device beside the one that serves.
 
-    `pool` allocates it (see `host_pool`); `system_memory` returns (free, total) bytes of the host.
+    `pool` allocates it (see `host_pool`); `system_memory` returns (free, total) bytes of the host. What was freed is kept for
+    the next version, unless it is memory for a moment.
     """
 
     is_host = True
 
     def __init__(
-        self, reader: Reader, pool: Pool, system_memory: Callable[[], tuple[int, int]] = system_memory
-    ) -> None:
+        self, reader: Reader, pool: Pool, system_memory: Callable[[], tuple[int, int]] = system_memory, *,
+        for_a_moment: bool = False,
+    ) -> None:  # fmt: skip
         self.reader = reader
         self.hasher = HostHasher()
         self._pool = pool
         self._system_memory = system_memory
+        self._for_a_moment = for_a_moment
 
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes of the host's memory; what is kept here for the next version counts as free."""
@@ -106,6 +112,11 @@ class HostShadow:
         """As `Shadow.beside`; on the host nothing has to wait."""
         return nullcontext()
 
+    def let_go(self) -> None:
+        """As `Shadow.let_go`."""
+        if self._for_a_moment:
+            self._pool.trim()
+
 
 def host_pool(*, pin: bool) -> Pool:
     """Return a pool of host memory; `pin` it where a GPU copies from and to it."""
@@ -119,6 +130,20 @@ def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
     """
     for begin in range(0, source.numel(), COPY_PIECE):
         to[begin : begin + COPY_PIECE].copy_(source[begin : begin + COPY_PIECE], non_blocking=True)
+
+
+def copy_from_slab(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy, on a device, of a contiguous tensor that is a view into a slab of host memory, in the order of the current
+    stream."""
+    made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    source, to = tensor.reshape(-1).view(torch.uint8), made.view(-1).view(torch.uint8)
+    begin, end = 0, source.numel()
+    while begin < end:
+        to_border = PINNED_PIECE - (int(source.storage_offset()) + begin) % PINNED_PIECE
+        length = min(to_border, end - begin)
+        to[begin : begin + length].copy_(source[begin : begin + length], non_blocking=True)
+        begin += length
+    return made
 
 
 def plain(size: int) -> torch.Tensor:

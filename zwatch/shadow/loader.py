@@ -4,8 +4,7 @@ A `Candidate` is the proof: `load` alone makes one, so code that has one has ver
 """
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 
@@ -20,9 +19,8 @@ from zwatch.shadow.converted import Buffer, Conversion, ConvertedBuffer, convert
 from zwatch.shadow.hashing import host_view
 from zwatch.shadow.host import Shadow
 from zwatch.shadow.read_threads import Filling
+from zwatch.shadow.verified_files import HashFile, VerifiedFiles
 
-RACY_NS = 10**9
-"""A file that changed so short a time ago may change again without a new time stamp; many times the clock's 4 ms tick."""
 MAX_SMALL_FILE = 256 * 2**20
 """Largest accepted file that is not weights, bytes. Qwen3's tokenizer.json, the largest known, has 11 MB."""
 
@@ -43,22 +41,33 @@ class Plan:
         """Return (path, hash) of every sealed file of a component, sorted: equal hashes mean equal components."""
         return tuple(sorted(item for item in self.seal.files.items() if item[0].startswith(f"{component}/")))
 
-    def footprint(self, paths: list[str], conversions: Mapping[str, Conversion]) -> int:
-        """Return the most device bytes that these weight files will take while they are loaded there: those that are converted
-        are there twice."""
+    def footprint(self, paths: Sequence[str], conversions: Mapping[str, Conversion]) -> int:
+        """Return the most bytes that these weight files take while they are loaded all at once: those that are converted are
+        there twice."""
         files = sum(Footprint.of(self.headers[path]).total for path in paths)
         return files + sum(
             converted_bytes(self.headers[path], conversions[path]) for path in paths if path in conversions
         )
 
-    def held(self, paths: list[str], conversions: Mapping[str, Conversion]) -> int:
-        """Return the most device bytes that these weight files will take once they are loaded."""
+    def held(self, paths: Sequence[str], conversions: Mapping[str, Conversion]) -> int:
+        """Return the most bytes that these weight files take once they are loaded."""
         return sum(
             converted_bytes(self.headers[path], conversions[path])
             if path in conversions
             else Footprint.of(self.headers[path]).total
             for path in paths
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """Weight files that are loaded together: read into `via` and verified there. Those with a conversion are then converted into
+    `into`, one after the other, and their bytes as stored are freed; others stay in `via`."""
+
+    paths: Sequence[str]
+    via: Shadow
+    into: Shadow
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
 
 
 _VERIFIED = object()
@@ -118,15 +127,14 @@ def plan(directory: Directory, digest: str | None, control: LoadControl | None =
 def load(
     directory: Directory,
     planned: Plan,
-    shadow: Shadow,
     control: LoadControl,
     *,
     resident: Mapping[str, FileBuffer],
-    choose: Callable[[Mapping[str, bytes]], list[str]],
-    verified: "VerifiedFiles",
-    hash_file: "HashFile",
+    choose: Callable[[Mapping[str, bytes]], Sequence[Lot]],
+    verified: VerifiedFiles,
+    hash_file: HashFile,
 ) -> Candidate:
-    """Read and verify all sealed files, and load those weight files into `shadow` that `choose` returns the paths of.
+    """Read and verify all sealed files, and load the weight files of the lots that `choose` returns, lot by lot.
 
     `choose` gets the verified files that are not weights. The other weight files are verified on disk. `resident` has
     buffers that were loaded before, by digest: a weight file of the same content must have the same header.
@@ -135,14 +143,32 @@ def load(
         Rejection, Abandoned, OSError, RuntimeError: as `load_weights`; besides, whatever `choose` raises.
     """
     small = load_small(directory, planned, control)
-    weights = load_weights(directory, planned, choose(small), shadow, control, verified)
+    lots = choose(small)
+    control.bytes_total += sum(planned.headers[path].file_size for lot in lots for path in lot.paths)
+    weights: dict[str, Buffer] = {}
+    for lot in lots:
+        weights |= _converted(_read_weights(directory, planned, lot.paths, lot.via, control, verified), lot, control)
     with control.phase("verify"):
         rest = [path for path in planned.headers if path not in weights]
-        verified.check(directory, planned, rest, control, hash_file)
+        verified.check(directory, planned.seal, rest, control, hash_file)
         for path in rest:
             if (buffer := resident.get(planned.seal.files[path])) is not None:
                 _check_header(path, planned.headers[path], buffer.header.raw)
     return Candidate(planned, small, weights, _VERIFIED)
+
+
+def _converted(files: dict[str, FileBuffer], lot: Lot, control: LoadControl) -> dict[str, Buffer]:
+    """Return verified files with those converted that have to be; as stored, each is freed before the next."""
+    made: dict[str, Buffer] = {path: files[path] for path in files if path not in lot.conversions}
+    if not lot.conversions:
+        return made
+    with control.phase("convert"):
+        for path in lot.conversions:
+            control.begin(f"converting {path}")
+            with lot.into.beside():
+                made[path] = ConvertedBuffer.of(files.pop(path), lot.conversions[path], lot.into, control.check)
+        lot.via.let_go()
+    return made
 
 
 def convert(
@@ -151,8 +177,7 @@ def convert(
     conversions: Mapping[str, Conversion],
     control: LoadControl,
 ) -> Candidate:
-    """Return the candidate with those weight files converted that are in `conversions`, by path; they were loaded for it, or are
-    `resident`.
+    """Return the candidate with resident weight files, by path, that this version alone needs converted.
 
     Raises:
         Abandoned: `control` was told to abandon the load.
@@ -163,11 +188,10 @@ def convert(
     weights = dict(candidate.weights)
     with control.phase("convert"):
         for path, conversion in conversions.items():
-            file = weights.get(path) or resident[path]
-            assert isinstance(file, FileBuffer)  # it was just loaded, or is resident as it is on disk
+            file = resident[path]
             control.begin(f"converting {path}")
             with file.shadow.beside():
-                weights[path] = ConvertedBuffer.of(file, conversion, control.check)
+                weights[path] = ConvertedBuffer.of(file, conversion, file.shadow, control.check)
     return Candidate(candidate.plan, candidate.small, weights, _VERIFIED)
 
 
@@ -203,7 +227,7 @@ def load_weights(
     paths: list[str],
     shadow: Shadow,
     control: LoadControl,
-    verified: "VerifiedFiles",
+    verified: VerifiedFiles,
 ) -> dict[str, FileBuffer]:
     """Read weight files into buffers and verify the bytes that arrived there.
 
@@ -214,6 +238,17 @@ def load_weights(
         RuntimeError: the device failed; torch.OutOfMemoryError if its memory ran out.
     """
     control.bytes_total += sum(planned.headers[path].file_size for path in paths)
+    return _read_weights(directory, planned, paths, shadow, control, verified)
+
+
+def _read_weights(
+    directory: Directory,
+    planned: Plan,
+    paths: Sequence[str],
+    shadow: Shadow,
+    control: LoadControl,
+    verified: VerifiedFiles,
+) -> dict[str, FileBuffer]:
     control.check()
     with shadow.beside():
         with control.phase("read"):
@@ -247,75 +282,6 @@ def load_weights(
                 verified.note(stamp, expected)
     control.check()
     return {buffer.path: buffer for buffer in buffers}
-
-
-HashFile = Callable[[int, str, int, Callable[[int], None]], str]
-"""Hashes an open file; see `Device.hash_file`."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskStamp:
-    """What changes on disk when a file's bytes do; `is_old` if it surely would change with the next write."""
-
-    device: int
-    file: FileStamp
-    is_old: bool
-
-
-KEPT_DIGESTS = 4096
-"""Files whose hashes are remembered, the ones last hashed: versions come and go for as long as the service runs."""
-
-
-class VerifiedFiles:
-    """Files on disk that were hashed before, by their stamps.
-
-    A component that is shared instead of loaded is verified on disk too, but read at most once. `now_ns` is the clock.
-    """
-
-    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
-        self._now_ns = now_ns
-        self._digests: dict[tuple[int, FileStamp], str] = {}
-
-    def stamp(self, fd: int) -> DiskStamp:
-        """Return an open file's stamp; to be taken before its bytes are read."""
-        status = os.fstat(fd)
-        # A write within one clock tick of the last one leaves the stamp as it is: trust only what is older.
-        is_old = self._now_ns() - status.st_ctime_ns > RACY_NS
-        return DiskStamp(status.st_dev, FileStamp.of(status), is_old)
-
-    def note(self, stamp: DiskStamp, digest: str) -> None:
-        """Remember a file's hash under the stamp that was taken before its bytes were read."""
-        if stamp.is_old:
-            self._digests.pop((stamp.device, stamp.file), None)
-            self._digests[stamp.device, stamp.file] = digest
-            while len(self._digests) > KEPT_DIGESTS:
-                del self._digests[next(iter(self._digests))]
-
-    def check(
-        self,
-        directory: Directory,
-        planned: Plan,
-        paths: list[str],
-        control: LoadControl,
-        hash_file: HashFile,
-    ) -> None:
-        """Verify weight files on disk, reading those that changed or were never read.
-
-        Raises:
-            Rejection: a file is missing or differs from the seal.
-            Abandoned: `control` was told to abandon the load.
-            OSError: a read failed.
-        """
-        for path in paths:
-            control.begin(f"reading {path}")
-            with seal.opened_sealed(directory.fd, planned.seal, path) as fd:
-                stamp = self.stamp(fd)
-                digest = self._digests.get((stamp.device, stamp.file))
-                if digest is None:
-                    control.bytes_total += stamp.file.size
-                    digest = hash_file(fd, path, stamp.file.size, control.advance)
-                    self.note(stamp, digest)
-            seal.check_hash(path, digest, planned.seal.files[path])
 
 
 def _reading(buffers: list[FileBuffer], done: list[int]) -> str:
