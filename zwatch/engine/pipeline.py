@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from zwatch.engine.acceleration import Acceleration, kind_of
+from zwatch.engine.decoding import Decoding
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
@@ -38,6 +39,7 @@ class Engine:
         self.default_size = assembly.default_size
         self.device = device
         self._acceleration = acceleration or Acceleration(device)
+        self._decoding = Decoding(device)
         self.components = tuple(assembly.components.values())
         """What it consists of. Replaced, never changed in place: other threads iterate over it."""
         self._pipeline: Pipeline | None = _pipeline(self.components)
@@ -120,7 +122,7 @@ class Engine:
                 with phases.of("denoise"):
                     latents = self._denoise(pipeline, parameters, prompts, seed, done, on_step, cancelled)
                 with phases.of("decode"):
-                    pixels = pipeline.decode(latents)
+                    pixels = self._decoding.decode(pipeline, latents)
                     finite &= bool(torch.isfinite(pixels).all())
                     if self.colours is None and finite:  # the first image is the warm-up's
                         self.colours = LatentColours.fit(latents, pixels)

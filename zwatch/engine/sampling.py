@@ -88,8 +88,12 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels of latents of shape (1, 16, h / 8, w / 8): shape (1, 3, h, w), from -1 to 1."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return self.computing.decode(self.vae, scaled)
+        return self.computing.decode(self.vae, self.scaled(latents))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Return latents as the autoencoder takes them."""
+        scaled: Tensor = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return scaled
 
 
 def _runs_ahead(computing: Computing, latents: Tensor) -> bool:

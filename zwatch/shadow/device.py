@@ -223,6 +223,10 @@ class Device:
         if begun == self._begun:
             self.request_peak = max(self.request_peak, self._memory.peak() - allocated)
 
+    def forget_peak(self) -> None:
+        """Let what was allocated so far not count as what making the present image takes: it was tried, and did not fit."""
+        self._memory.reset_peak()
+
     # --- bytes
 
     def hash_file(self, fd: int, path: str, size: int, advance: Callable[[int], None]) -> str:
