@@ -1,5 +1,8 @@
 """Where the weights of a version are, when the device is small."""
 
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,9 @@ from tests.engine.editing import (
 )
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
+from zwatch.engine.acceleration import kind_of
 from zwatch.engine.factory import EngineFactory
+from zwatch.engine.kernels import Kind
 from zwatch.engine.placement import Placement
 from zwatch.engine.precision import Precision
 from zwatch.shadow import device as device_module
@@ -176,7 +181,10 @@ def test_the_fast_way_draws_with_it_too(models):
     made = card(whole - text_encoder)
     fast = EngineFactory(made, exact=False)
     engine = build(fast, models, "v1")
-    engine.prepare()
+    kind = kind_of(engine.pipeline)
+    assert kind is not None
+    assert kind == replace(kind_of(build(factory(card(2**40)), models, "v1").pipeline), is_offloaded=True)
+    assert Kind.read(json.loads(json.dumps(asdict(kind)))) == kind
     first, again = (engine.serve(parameters(steps=4)).images[0] for _ in range(2))  # the second from the prompt cache
     assert np.array_equal(np.asarray(first), np.asarray(again))
 

@@ -23,6 +23,7 @@ from zwatch.engine.networks.transformer import ZImageTransformer
 from zwatch.engine.sampling import Pipeline
 from zwatch.engine.scaled import QuantizedLinear, quantized_dtype
 from zwatch.engine.schedule import EulerSchedule
+from zwatch.engine.streamed import StreamedEncoder
 from zwatch.lanes import start_thread
 from zwatch.shadow.cuda import CudaHasher
 from zwatch.shadow.device import Device
@@ -50,17 +51,21 @@ class Kind:
     dtypes: tuple[str, str, str]
     quantized: tuple[str | None, str | None]
     """Of the quantized weights of the first two."""
+    is_offloaded: bool = False
+    """Whether the text encoder is in host memory, and computed the exact way, without these kernels."""
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Kind | None":
         """Return the kind of a pipeline; None if it has networks of a library, for which there are no kernels."""
-        networks = pipeline.text_encoder, pipeline.transformer, pipeline.vae
+        encoder = pipeline.text_encoder
+        is_offloaded = isinstance(encoder, StreamedEncoder)
+        networks = encoder.network if is_offloaded else encoder, pipeline.transformer, pipeline.vae
         if not all(map(isinstance, networks, (Qwen3Encoder, ZImageTransformer, Autoencoder))):
             return None
         text, transformer, vae = networks
         dtypes = _name(next(text.parameters()).dtype), _name(transformer.dtype), _name(vae.dtype)
         quantized = _name(quantized_dtype(text)), _name(quantized_dtype(transformer))
-        return cls(text.config, transformer.config, vae.config, dtypes, quantized)  # type: ignore[arg-type]
+        return cls(text.config, transformer.config, vae.config, dtypes, quantized, is_offloaded)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, found: dict[str, Any]) -> "Kind":
@@ -83,7 +88,7 @@ class Kind:
         first, second, third = found["dtypes"]
         fourth, fifth = found["quantized"]
         text, transformer, vae = (made(*each) for each in configs)
-        return cls(text, transformer, vae, (first, second, third), (fourth, fifth))
+        return cls(text, transformer, vae, (first, second, third), (fourth, fifth), bool(found["is_offloaded"]))
 
     def small(self, device: torch.device) -> Networks:
         """Make networks of one layer, of zeros, that need the same kernels."""

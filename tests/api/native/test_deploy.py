@@ -76,3 +76,17 @@ async def test_verify_waits_while_two_versions_are_exchanged(client):
     ours.release()
     engines.end_exchange()
     assert (await asyncio.wait_for(verifying, 60))[0] == 200
+
+
+async def test_a_version_with_its_text_encoder_in_host_memory_is_told_verified_and_swapped(start):
+    async with start(text_encoder="host") as client:
+        await client.serves()
+        _, _, status = await client.call("GET", "/status")
+        [engine] = status["engines"]
+        assert (engine["text_encoder"], engine["host_bytes"] > 0) == ("host", True)
+        assert (await client.call("POST", "/api/verify"))[2]["bytes"] == engine["bytes"] + engine["host_bytes"]
+        status, _, _ = await client.call("POST", "/api/deploy", json={"version": "v2"})
+        assert status == 200
+        assert (await client.png(width=64, height=64, steps=1))[0]["X-Zwatch-Version"] == "v2"
+        _, _, status = await client.call("GET", "/status")
+        assert status["aliases"]["current"]["attempt"]["shared"] == ["text_encoder", "vae"]
