@@ -26,6 +26,7 @@ from zwatch.engine.kernels import Kind
 from zwatch.engine.placement import Placement
 from zwatch.engine.precision import Precision
 from zwatch.shadow import device as device_module
+from zwatch.shadow.buffers import Footprint
 from zwatch.shadow.device import CpuMemory, Device
 from zwatch.shadow.host import HOST_SPARE
 from zwatch.shadow.loader import LoadControl, plan
@@ -139,10 +140,21 @@ def test_too_little_host_memory_for_the_text_encoder_is_told_before_anything_is_
     made = card(whole - 1, host_memory=lambda: (HOST_SPARE + text_encoder - 1, 2**40))
     code, reason = rejection_of(lambda: build(factory(made), models, "v1"))
     assert (code, made.weights_bytes) == ("insufficient_memory", 0)
-    assert (
-        f"v1 needs {text_encoder} bytes; its text encoder stays in host memory, where only {text_encoder - 1} of"
-        in reason
-    )
+    assert f"v1 needs {text_encoder} bytes; its text encoder" in reason
+    assert f"only {text_encoder - 1} of the host's {2**40} bytes are free" in reason
+
+
+def test_too_little_host_memory_to_convert_a_file_there_is_told_before_anything_is_loaded(models):
+    whole, _ = bytes_of(models, "int8")
+    largest = max(Footprint.of(header).total for header in planned(models).headers.values())
+    for lacking in (0, 1):
+        made = Device("cpu", budget=whole, host_memory=lambda lacking=lacking: (HOST_SPARE + largest - lacking, 2**40))
+        if lacking:
+            code, reason = rejection_of(lambda made=made: build(factory(made, quantize="int8"), models, "v1"))
+            assert (code, made.weights_bytes) == ("insufficient_memory", 0)
+            assert f"v1 needs {largest} bytes; " in reason
+        else:
+            assert build(factory(made, quantize="int8"), models, "v1").nbytes == whole
 
 
 # --- engines with an offloaded text encoder
@@ -350,3 +362,25 @@ def test_on_a_gpu_files_are_converted_from_host_memory_to_the_same_weights(model
     engine = build(made(expected.nbytes), models, "v1")
     assert engine.verify_resident() == (expected.nbytes, [])
     assert np.array_equal(pixels(engine), pixels(expected))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_versions_with_the_text_encoder_in_host_memory_change_places(models):
+    expected = {name: pixels(build(EngineFactory(Device("cuda"), exact=True), models, name)) for name in ("v1", "v2")}
+    whole, text_encoder = bytes_of(models)
+    made = EngineFactory(Device("cuda", budget=whole - text_encoder), exact=True)
+    engine = build(made, models, "v1")
+    for name in ("v2", "v1"):
+        directory = open_version(models, name)
+        try:
+            new_plan = made.plan(directory, read_seal(directory.fd).digest)
+            assert made.lacks(new_plan)
+            assert made.fits_instead(new_plan, engine, [])
+            staged = made.stage(directory, new_plan, LoadControl(), engine, [])
+            engine = made.exchange(engine, [], staged, LoadControl())
+            del staged
+        finally:
+            directory.close()
+        assert np.array_equal(pixels(engine), expected[name])
+        assert engine.verify_resident() == (whole, [])
+        assert engine.host_nbytes == text_encoder

@@ -98,7 +98,12 @@ class Placement:
                 info.end - info.begin for path in converted for info in planned.headers[path].tensors.values()
             )
             beside = min(CONVERSION_ROOM, 8 * longest)
-        stops = [Footprint.of(planned.headers[path]).total for path in for_host if path in conversions]
+        files = {path: Footprint.of(planned.headers[path]).total for path in conversions}
+        stops = [files[path] for path in for_host if path in conversions]
+        if beside:
+            stops += [
+                files[path] for path in converted if not self._device.has_room([planned.footprint([path], conversions)])
+            ]
         return Needs(
             planned.held(for_device, conversions), beside, planned.held(for_host, conversions) + max(stops, default=0)
         )
@@ -116,7 +121,8 @@ class Placement:
                 f"{device.name} has no room for them next to the serving version, and only {free} of the host's {total} bytes are "
                 "free to stage them in"
                 if on_host
-                else f"its text encoder stays in host memory, where only {free} of {total} bytes are free"
+                else f"its text encoder, or a file that is converted, does not fit on {device.name}, and only {free} of the host's "
+                f"{total} bytes are free for it"
             )
             raise Rejection("insufficient_memory", f"{planned.version} needs {needs.host} bytes; {why}")
         if not device.has_room([needs.held], beside=needs.beside):

@@ -79,7 +79,7 @@ class Device:
             self._memory, self._pool = memory or self._cuda.memory, pool or self._cuda.pool
         self.recorder = None if self._cuda is None else self._cuda.recorder
         """Records graphs; None where the device has none."""
-        self.host = HostShadow(host_reader, host_pool(pin=self._cuda is not None), host_memory)
+        self.host = HostShadow(host_reader, host_pool(pin=self._cuda is not None, images=self._serving), host_memory)
         """Host memory, for a version that does not fit beside the one that serves, and for a text encoder that does not fit at all."""
         self.stopover = HostShadow(host_reader, host_pool(pin=False), host_memory, for_a_moment=True)
         """Host memory for files that are converted from there, for want of room on the device."""

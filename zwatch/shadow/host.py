@@ -3,8 +3,9 @@
 import mmap
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -118,9 +119,9 @@ class HostShadow:
             self._pool.trim()
 
 
-def host_pool(*, pin: bool) -> Pool:
-    """Return a pool of host memory; `pin` it where a GPU copies from and to it."""
-    return Pool(_pinned, _unpin) if pin else Pool(plain)
+def host_pool(*, pin: bool, images: Sized = ()) -> Pool:
+    """Return a pool of host memory; `pin` it where a GPU copies from and to it, giving way to those who make `images`."""
+    return Pool(partial(_pinned, images), _unpin) if pin else Pool(plain)
 
 
 def copy_bytes(to: torch.Tensor, source: torch.Tensor) -> None:
@@ -160,7 +161,7 @@ def plain(size: int) -> torch.Tensor:
         raise MemoryError(f"the host has no {size} bytes left") from None
 
 
-def _pinned(size: int) -> torch.Tensor:
+def _pinned(images: Sized, size: int) -> torch.Tensor:
     # Not torch's own pinned memory: that rounds up to a power of two, 16 GiB for a file of 10 GB.
     try:
         slab = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
@@ -172,8 +173,9 @@ def _pinned(size: int) -> torch.Tensor:
             length, begun = min(PINNED_PIECE, size - begin), time.monotonic()
             _checked(torch.cuda.cudart().cudaHostRegister(slab.data_ptr() + begin, length, 0))
             pinned = begin + length
-            # The driver's lock is held for each piece, and a thread that makes images does not get it between two.
-            time.sleep(time.monotonic() - begun)
+            if images:
+                # The driver's lock is held for each piece, and a thread that makes images does not get it between two.
+                time.sleep(time.monotonic() - begun)
     except RuntimeError as error:
         _unpin_bytes(slab, pinned)
         raise MemoryError(f"{size} bytes of host memory could not be pinned: {error}") from None
