@@ -131,7 +131,7 @@ class Bench:
             row["free"] = self.card.free
             limit = []
         else:
-            row["budget"] = int(versions[0].nbytes * (0.7 + float(size) / 60))
+            row["budget"] = int(versions[0].nbytes * (0.85 + float(size) / 80))
             limit = ["--memory-budget", str(row["budget"])]
         work = self.options.work
         try:
