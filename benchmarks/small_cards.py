@@ -104,9 +104,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure every row that the deadline leaves time for."""
-        versions = make_versions(
-            self.options.models, self.options.preset, self.options.device, self.clock, count=2
-        )
+        versions = make_versions(self.options.models, self.options.preset, self.options.device, self.clock, count=2)
         self.results.data["bytes"] = versions[0].nbytes
         longest = ROW_SECONDS[self.kind]
         for name in self.options.rows:

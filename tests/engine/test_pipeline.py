@@ -177,15 +177,15 @@ def test_an_image_that_is_not_finite_is_not_given_and_ends_the_request(factory, 
 
 def test_a_request_that_is_tried_again_for_want_of_memory_gives_each_image_once(factory, tiny_versions, monkeypatch):
     engine, given, failures = build(factory, tiny_versions, "v1"), [], [torch.OutOfMemoryError("CUDA out of memory")]
-    decode, decoded = Pipeline.decode, []
+    denoise, begun = Pipeline.denoise, []
 
-    def decode_without_room(self, latents):
-        decoded.append(latents)
-        if len(decoded) == 2:
+    def denoise_without_room(self, *given):
+        begun.append(given)
+        if len(begun) == 2:
             raise failures.pop()
-        return decode(self, latents)
+        return denoise(self, *given)
 
-    monkeypatch.setattr(Pipeline, "decode", decode_without_room)
+    monkeypatch.setattr(Pipeline, "denoise", denoise_without_room)
     monkeypatch.setattr(engine.device, "give_room", lambda: 1)
     made = engine.serve(
         parameters("a cat", 1, 2, steps=1), on_image=lambda number, image: given.append((number, pixels(image)))

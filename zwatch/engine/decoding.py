@@ -59,6 +59,10 @@ def _tried(way: "_Way", pipeline: Pipeline, latents: Tensor) -> Tensor | None:
         return None
 
 
+def _at_once(pipeline: Pipeline, latents: Tensor) -> Tensor:
+    return pipeline.decode(latents)
+
+
 def _in_bands(pipeline: Pipeline, latents: Tensor, store: torch.device | None = None) -> Tensor:
     """Decode in bands, with whole images in the memory of `store`, by default the device's."""
     scaled = pipeline.scaled(latents)
@@ -74,6 +78,6 @@ def _in_bands_from_host(pipeline: Pipeline, latents: Tensor) -> Tensor:
 
 _Way = Callable[[Pipeline, Tensor], Tensor]
 _WAYS: tuple[tuple[str, _Way], ...] = (
-    ("at once", Pipeline.decode), ("in bands", _in_bands), ("in bands, with the rest in host memory", _in_bands_from_host),
+    ("at once", _at_once), ("in bands", _in_bands), ("in bands, with the rest in host memory", _in_bands_from_host),
 )  # fmt: skip
 """From the fastest to the one that takes the least memory, with what they are called."""
