@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.shadow.conftest import BUDGET, weights_bytes
-from zwatch.shadow.device import Device
+from zwatch.shadow.device import WORKING_ROOM, Device
 from zwatch.shadow.pool import GRAIN, Pool
 
 
@@ -115,6 +115,35 @@ def test_memory_of_a_load_that_began_before_is_not_counted_as_the_requests(poole
     with pooled.measured_request():
         memory.take(50)
     assert pooled.request_peak == 50
+
+
+def test_what_was_tried_and_did_not_fit_is_not_counted_as_the_requests(pooled, memory):
+    with pooled.measured_request():
+        memory.take(1000)
+        memory.allocated_now -= 1000
+        pooled.forget_peak()
+        memory.take(50)
+    assert pooled.request_peak == 50
+
+
+def test_the_capacity_counts_what_this_process_holds_as_free_and_what_images_need_as_taken():
+    memory = FakeMemory(free=3 * WORKING_ROOM)
+    device = Device("cpu", memory=memory)
+    assert device.capacity == 2 * WORKING_ROOM
+    memory.allocated_now = 1000
+    assert device.capacity == 2 * WORKING_ROOM + 1000
+    device.request_peak = WORKING_ROOM + 500
+    assert device.capacity == 2 * WORKING_ROOM + 500
+    device.peak_elsewhere = 100
+    assert device.capacity == 2 * WORKING_ROOM + 400
+    device.budget = 300
+    assert device.capacity == 300
+
+
+def test_bytes_that_are_no_weights_need_room_but_no_budget():
+    device = Device("cpu", budget=1000, memory=FakeMemory(free=1500))
+    assert device.has_room([1000], beside=500)
+    assert not device.has_room([1000], beside=501)
 
 
 def test_a_full_device_has_room_for_zero_bytes():

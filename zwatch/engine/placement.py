@@ -97,7 +97,7 @@ class Placement:
             longest = max(
                 info.end - info.begin for path in converted for info in planned.headers[path].tensors.values()
             )
-            beside = min(CONVERSION_ROOM, 8 * longest)
+            beside = min(CONVERSION_ROOM, 10 * longest)
         files = {path: Footprint.of(planned.headers[path]).total for path in conversions}
         stops = [files[path] for path in for_host if path in conversions]
         if beside:

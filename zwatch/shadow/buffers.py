@@ -56,6 +56,10 @@ class FileBuffer:
         """Bytes of each piece of device memory that loading it takes."""
         return [piece.numel() for piece in (self._whole, self.derived) if piece is not None]
 
+    @property
+    def _where(self) -> str:
+        return "in host memory" if self.shadow.is_host else "on the device"
+
     def begin_hash(self, between: Between = lambda: None) -> Hashing:
         """Begin to hash the file's bytes in place, while they may still be arriving; see `Hasher.begin`."""
         return self.shadow.hasher.begin(self.data, between)
@@ -71,9 +75,9 @@ class FileBuffer:
 
         def compare() -> str | None:
             if (found := whole.hexdigest()) != self.digest:
-                return f"{self.path}: blake3 on the device is {found}, it was loaded as {self.digest}"
+                return f"{self.path}: blake3 {self._where} is {found}, it was loaded as {self.digest}"
             if derived is not None and derived.hexdigest() != self._derived_digest:
-                return f"{self.path}: the aligned copy of its tensors on the device has changed"
+                return f"{self.path}: the aligned copy of its tensors {self._where} has changed"
             return None
 
         return compare

@@ -123,7 +123,8 @@ class ConvertedBuffer:
 
         def compare() -> str | None:
             if hashing.hexdigest() != self._hash:
-                return f"{self.path}: the converted copy of its tensors on the device has changed"
+                where = "in host memory" if self.shadow.is_host else "on the device"
+                return f"{self.path}: the converted copy of its tensors {where} has changed"
             return None
 
         return compare

@@ -195,9 +195,10 @@ class Device:
 
     @property
     def capacity(self) -> int:
-        """Bytes that all weights together may take, in addition to what is needed for making images; what weights of this process
-        hold counts as free."""
-        whole = self._unused()[0] + self.weights_bytes - max(self.request_peak, WORKING_ROOM) - self.peak_elsewhere
+        """Bytes that all weights together may take, in addition to what is needed for making images; what this process holds now
+        counts as free."""
+        held = max(self._memory.allocated(), self.weights_bytes + self.kept)
+        whole = self._memory.unused()[0] + held - max(self.request_peak, WORKING_ROOM) - self.peak_elsewhere
         return whole if self.budget is None else min(whole, self.budget)
 
     def let_go(self) -> None:
