@@ -11,6 +11,7 @@ link is moved to a version with another transformer while a client asks for one 
 """
 
 import argparse
+import re
 import statistics
 import sys
 import threading
@@ -27,6 +28,10 @@ STEPS = 8
 SIZES = {"full": (1024, 512), "tiny": (64, 32)}
 ROWS = ("24", "16", "12:fp8", "12:int8", "16:fp8", "16:int8", "24:fp8", "24:host")
 """A card's GiB, and how: fp8 and int8 quantize; `host` keeps the text encoder in host memory. The most telling rows first."""
+SMALL_PIECE = 16 * 2**20
+"""Bytes that torch asks the driver for as they are; it rounds up what is smaller."""
+READY = re.compile(r"the kernels for drawing (are ready|do not work)")
+"""What the log says once there is nothing left to compile."""
 PAUSE = 0.2
 """Seconds between an answer and the next request of the client during a swap."""
 ROW_SECONDS = {"cuda": 35.0, "cpu": 20.0}
@@ -52,7 +57,7 @@ class Card:
         """Fill the card until at most this many bytes are free."""
         self._taken.clear()
         self._torch.cuda.empty_cache()
-        for piece in (GIB, 2 * 2**20):
+        for piece in (GIB, SMALL_PIECE):
             while self.free - piece >= size:
                 self._taken.append(self._torch.empty(piece, dtype=self._torch.uint8, device=self._device))
 
@@ -134,14 +139,15 @@ class Bench:
         work = self.options.work
         try:
             server = Server(
-                self.options.models, work, self.options.device, state=work / "state", more=[*row["options"], *limit]
-            )
+                self.options.models, work, self.options.device, state=work / "state", more=[*row["options"], *limit],
+                log=f"serve-{name.replace(':', '-')}-{time.time_ns()}.log",
+            )  # fmt: skip
             server.link(versions[0].name)
             with server:
                 self.start(row, server, versions[0])
                 self.draw(row, server)
                 self.swap(row, server, versions[1])
-        except ServerError as error:
+        except (ServerError, OSError) as error:
             row["failed"] = self.results.clean(str(error))
         return row
 
@@ -152,6 +158,10 @@ class Bench:
         row["load_seconds"], row["phases"] = attempt["seconds"], attempt["phases"]
         [engine] = server.get("/status")["engines"]
         row |= {name: engine[name] for name in ("bytes", "host_bytes", "precision", "text_encoder")}
+        if self.card is not None:
+            begun = time.monotonic()
+            server.wait(lambda: READY.search(server.log.read_text()), "the kernels are compiled", 150.0, 0.1)
+            row["compiled_seconds"] = round(time.monotonic() - begun, 3)
 
     def draw(self, row: Json, server: Server) -> None:
         """Draw each size; note the medians of requests with new prompts and with the same prompt."""
