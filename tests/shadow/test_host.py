@@ -104,3 +104,17 @@ def test_a_copy_of_a_tensor_does_not_span_two_pinned_pieces(monkeypatch):
     assert torch.equal(made.view(torch.int16), tensor.view(torch.int16))
     assert made.data_ptr() != tensor.data_ptr()
     assert copied == [(50, 64), (64, 128), (128, 192), (192, 256), (256, 290)]
+
+
+def test_memory_for_a_moment_is_not_kept():
+    host = HostMemory()
+    shadow = HostShadow(
+        HostReader(), Pool(host.new, host.release), lambda: (HOST_SPARE + GRAIN, 2**40), for_a_moment=True
+    )
+    owner = Owner()
+    data = shadow.allocate(owner, GRAIN)
+    assert (data.numel(), host.taken) == (GRAIN, [])
+    with pytest.raises(MemoryError):
+        shadow.allocate(owner, GRAIN + 1)
+    del data, owner
+    assert shadow.memory() == (GRAIN, 2**40)

@@ -201,9 +201,6 @@ class Device:
         whole = self._memory.unused()[0] + held - max(self.request_peak, WORKING_ROOM) - self.peak_elsewhere
         return whole if self.budget is None else min(whole, self.budget)
 
-    def let_go(self) -> None:
-        """As `Shadow.let_go`: nothing, a next load needs it as well."""
-
     def give_room(self) -> int:
         """Release what is kept for the next load, because an image needs it now; return the bytes."""
         if self._pool is None:

@@ -43,9 +43,6 @@ class Shadow(Protocol):
     def beside(self) -> AbstractContextManager[None]:
         """Work on these bytes inside with lower priority than image generation; leaving waits until the work is done."""
 
-    def let_go(self) -> None:
-        """Take note that a load is done with the bytes that it only converted: what is kept for a next one may be freed."""
-
 
 class HostShadow:
     """Host memory for a version that does not fit on the device beside the one that serves.
@@ -79,6 +76,8 @@ class HostShadow:
         """
         if not self._make_room([size]):
             raise MemoryError(f"the host has no {size} bytes left")
+        if self._for_a_moment:
+            return plain(size)
         slab = self._pool.take(size)
         weakref.finalize(owner, self._pool.give_back, slab)
         return slab[:size]
@@ -112,11 +111,6 @@ class HostShadow:
     def beside(self) -> AbstractContextManager[None]:
         """As `Shadow.beside`; on the host nothing has to wait."""
         return nullcontext()
-
-    def let_go(self) -> None:
-        """As `Shadow.let_go`."""
-        if self._for_a_moment:
-            self._pool.trim()
 
 
 def host_pool(*, pin: bool, images: Sized = ()) -> Pool:

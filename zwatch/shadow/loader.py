@@ -167,7 +167,6 @@ def _converted(files: dict[str, FileBuffer], lot: Lot, control: LoadControl) -> 
             control.begin(f"converting {path}")
             with lot.into.beside():
                 made[path] = ConvertedBuffer.of(files.pop(path), lot.conversions[path], lot.into, control.check)
-        lot.via.let_go()
     return made
 
 
