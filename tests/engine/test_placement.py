@@ -30,6 +30,7 @@ from zwatch.shadow.buffers import Footprint
 from zwatch.shadow.device import CpuMemory, Device
 from zwatch.shadow.host import HOST_SPARE
 from zwatch.shadow.loader import LoadControl, plan
+from zwatch.shadow.quantized import Rows
 
 
 class Card(CpuMemory):
@@ -384,3 +385,12 @@ def test_on_a_gpu_versions_with_the_text_encoder_in_host_memory_change_places(mo
         assert np.array_equal(pixels(engine), expected[name])
         assert engine.verify_resident() == (whole, [])
         assert engine.host_nbytes == text_encoder
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_gpu_quantizes_to_the_bytes_that_a_cpu_does(dtype):
+    x = torch.randn((512, 1024), generator=torch.Generator().manual_seed(0)).bfloat16()
+    here, there = Rows.of(x, dtype), Rows.of(x.cuda(), dtype)
+    assert torch.equal(here.scales, there.scales.cpu())
+    assert torch.equal(here.values.view(torch.uint8), there.values.cpu().view(torch.uint8))

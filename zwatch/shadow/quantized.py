@@ -28,9 +28,11 @@ class Rows:
 
     @classmethod
     def of(cls, x: torch.Tensor, dtype: torch.dtype) -> "Rows":
-        """Return numbers with the largest of each row at the largest of `dtype`; NaN stays NaN in fp8."""
+        """Return numbers with the largest of each row at the largest of `dtype`, the same on every device; NaN stays NaN in fp8."""
         exact = x.float()
-        scales = exact.abs().amax(dim=-1, keepdim=True).clamp_min(LEAST) / LARGEST[dtype]
+        # By a tensor: CUDA multiplies by the reciprocal of a number, whose last bits are others than a CPU's.
+        largest = exact.new_full((1,), LARGEST[dtype])
+        scales = exact.abs().amax(dim=-1, keepdim=True).clamp_min(LEAST) / largest
         scaled = exact / scales
         return cls((scaled.round() if dtype is torch.int8 else scaled).to(dtype), scales)
 
