@@ -7,6 +7,7 @@ import torch
 
 from tests.shadow.conftest import BUDGET, weights_bytes
 from zwatch.shadow.device import WORKING_ROOM, Device
+from zwatch.shadow.host import HOST_SPARE
 from zwatch.shadow.pool import GRAIN, Pool
 
 
@@ -250,3 +251,14 @@ class TestOnCuda:
         with device.beside(), device.measured_request():
             device.allocate(Owner(), 700 * self.MB)
         assert device.request_peak == before
+
+
+def test_host_memory_that_is_kept_for_the_next_version_is_released_for_a_moments_need():
+    device = Device("cpu", host_memory=lambda: (HOST_SPARE + 10 * GRAIN - device.host._pool.free, 2**40))
+    assert device.host.reserve([8 * GRAIN])
+    assert device.host.memory()[0] == 10 * GRAIN
+    owner = Owner()
+    device.stopover.allocate(owner, 2 * GRAIN)
+    assert device.host._pool.free == 8 * GRAIN
+    device.stopover.allocate(owner, 9 * GRAIN)
+    assert device.host._pool.free == 0

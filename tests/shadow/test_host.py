@@ -118,3 +118,17 @@ def test_memory_for_a_moment_is_not_kept():
         shadow.allocate(owner, GRAIN + 1)
     del data, owner
     assert shadow.memory() == (GRAIN, 2**40)
+
+
+def test_what_another_pool_keeps_of_the_same_memory_is_released_where_it_is_needed():
+    host = HostMemory()
+    lender = Pool(host.new, host.release)
+    shadow = HostShadow(HostReader(), Pool(plain), host.available, for_a_moment=True, lender=lender)
+    owner = Owner()
+    lender.reserve([4 * GRAIN, 3 * GRAIN])
+    shadow.allocate(owner, 3 * GRAIN)
+    assert host.taken == [4 * GRAIN, 3 * GRAIN], "there is room beside it"
+    shadow.allocate(owner, 10 * GRAIN)
+    assert host.taken == []
+    with pytest.raises(MemoryError):
+        shadow.allocate(owner, 10 * GRAIN + 1)

@@ -58,7 +58,7 @@ class Device:
         self.preparing: list[threading.Thread] = []
         """Threads that prepare it, see `is_preparing`."""
         self.peak_elsewhere = 0
-        """Bytes that another process may need to make images while it still does."""
+        """Bytes that another process may need to make images while it still does; 0 only if there is no such process."""
         self.request_peak = 0
         """Most bytes that making images has taken so far beyond the weights, on a device that can tell."""
         self._lock = threading.Lock()
@@ -79,9 +79,10 @@ class Device:
             self._memory, self._pool = memory or self._cuda.memory, pool or self._cuda.pool
         self.recorder = None if self._cuda is None else self._cuda.recorder
         """Records graphs; None where the device has none."""
-        self.host = HostShadow(host_reader, host_pool(pin=self._cuda is not None, images=self._serving), host_memory)
+        kept = host_pool(pin=self._cuda is not None, images=self._serving)
+        self.host = HostShadow(host_reader, kept, host_memory)
         """Host memory, for a version that does not fit beside the one that serves, and for a text encoder that does not fit at all."""
-        self.stopover = HostShadow(host_reader, host_pool(pin=False), host_memory, for_a_moment=True)
+        self.stopover = HostShadow(host_reader, host_pool(pin=False), host_memory, for_a_moment=True, lender=kept)
         """Host memory for files that are converted from there, for want of room on the device."""
 
     @property
@@ -126,6 +127,11 @@ class Device:
         """Return (free, total) bytes of the device, whatever the budget; what is kept for the next load is free."""
         free, total = self._memory.unused()
         return free + self.kept, total
+
+    @property
+    def unused(self) -> int:
+        """Bytes that nothing needs now, whatever the budget: images may take them."""
+        return self._unused()[0]
 
     @property
     def room(self) -> int:
@@ -199,6 +205,12 @@ class Device:
         counts as free."""
         held = max(self._memory.allocated(), self.weights_bytes + self.kept)
         whole = self._memory.unused()[0] + held - max(self.request_peak, WORKING_ROOM) - self.peak_elsewhere
+        return whole if self.budget is None else min(whole, self.budget)
+
+    @property
+    def capacity_alone(self) -> int:
+        """As `capacity`, if nothing else had memory of the device."""
+        whole = self._memory.unused()[1] - max(self.request_peak, WORKING_ROOM)
         return whole if self.budget is None else min(whole, self.budget)
 
     def give_room(self) -> int:

@@ -48,20 +48,21 @@ class HostShadow:
     """Host memory for a version that does not fit on the device beside the one that serves.
 
     `pool` allocates it (see `host_pool`); `system_memory` returns (free, total) bytes of the host. What was freed is kept for
-    the next version, unless it is memory for a moment.
+    the next version, unless it is memory for a moment. What `lender` keeps of the same memory is released where it is needed here.
     """
 
     is_host = True
 
     def __init__(
         self, reader: Reader, pool: Pool, system_memory: Callable[[], tuple[int, int]] = system_memory, *,
-        for_a_moment: bool = False,
+        for_a_moment: bool = False, lender: Pool | None = None,
     ) -> None:  # fmt: skip
         self.reader = reader
         self.hasher = HostHasher()
         self._pool = pool
         self._system_memory = system_memory
         self._for_a_moment = for_a_moment
+        self._lender = lender
 
     def memory(self) -> tuple[int, int]:
         """Return (free, total) bytes of the host's memory; what is kept here for the next version counts as free."""
@@ -103,6 +104,8 @@ class HostShadow:
         """
         if self._pool.lacks(sizes) <= self.memory()[0] - self._pool.free:
             return True
+        if self._lender is not None and sum(sizes) > self.memory()[0]:
+            self._lender.trim()
         if sum(sizes) > self.memory()[0]:
             return False
         self._pool.trim()
