@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from tests.engine.editing import build, edit_json, parameters, seal_again
+from zwatch.engine.decoding import MORE
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.networks import banded
 from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
-from zwatch.shadow.device import Device
+from zwatch.shadow.device import CpuMemory, Device
 
 CPU = torch.device("cpu")
 SIZES = {"wide": (4, 7), "high": (9, 3)}
@@ -98,9 +99,23 @@ class ShortMemory:
         monkeypatch.setattr(banded, "decode", bands)
 
 
+class Free(CpuMemory):
+    """Memory of which a test says how much is free."""
+
+    free = 2**40
+
+    def unused(self):
+        return self.free, 2**40
+
+
 @pytest.fixture
-def engine(models):
-    return build(EngineFactory(Device("cpu")), models, "v1")
+def free():
+    return Free()
+
+
+@pytest.fixture
+def engine(models, free):
+    return build(EngineFactory(Device("cpu", memory=free)), models, "v1")
 
 
 def pixels(engine, side=64):
@@ -117,6 +132,66 @@ def test_a_picture_without_the_memory_to_be_decoded_at_once_is_decoded_in_bands(
     assert memory.at_once == [64]  # not tried again
     assert np.array_equal(pixels(engine, 32), small)
     assert memory.at_once == [64, 16]
+
+
+def test_a_size_is_decoded_at_once_again_when_clearly_more_memory_is_free(engine, free, monkeypatch):
+    expected = pixels(engine)
+    free.free = 1000
+    memory = ShortMemory(monkeypatch)
+    memory.places = 64
+    pixels(engine)
+    assert memory.at_once == [64]
+    memory.places = 65
+    free.free = 1000 + MORE
+    pixels(engine)
+    assert (memory.at_once, len(memory.stores)) == ([64], 2), "not clearly more"
+    free.free += 1
+    assert np.array_equal(pixels(engine), expected)
+    assert (memory.at_once, len(memory.stores)) == ([64, 64], 2)
+
+
+def test_each_size_has_its_own_shortage(engine, free, monkeypatch):
+    memory = ShortMemory(monkeypatch)
+    free.free = 1000
+    pixels(engine, 32)
+    free.free = 1000 + 2 * MORE
+    pixels(engine, 64)
+    assert memory.at_once == [16, 64]
+    pixels(engine, 64)
+    assert memory.at_once == [16, 64]
+    free.free = 1000
+    for side in (32, 64):
+        pixels(engine, side)
+    assert memory.at_once == [16, 64]
+    memory.places = 17
+    free.free = 1001 + MORE
+    pixels(engine, 32)
+    assert memory.at_once == [16, 64, 16]
+
+
+def test_what_a_warm_up_lacked_does_not_count_for_requests(engine, monkeypatch):
+    expected = pixels(engine)
+    memory = ShortMemory(monkeypatch)
+    memory.places = 64
+    engine.generate(parameters(width=64, height=64))
+    assert (memory.at_once, len(memory.stores)) == ([64], 1)
+    memory.places = 65
+    assert np.array_equal(pixels(engine), expected)
+    assert (memory.at_once, len(memory.stores)) == ([64, 64], 1)
+
+
+def test_a_request_for_which_graphs_were_released_is_decoded_at_once_again(engine, monkeypatch):
+    expected = pixels(engine)
+    memory = ShortMemory(monkeypatch)
+    memory.failing_bands = 2  # on the device, and with the rest in host memory
+
+    def give_room():
+        memory.places = 65
+        return True
+
+    monkeypatch.setattr(engine._acceleration, "give_room", give_room)
+    assert np.array_equal(pixels(engine), expected)
+    assert memory.at_once == [64, 64]
 
 
 def test_what_is_kept_for_the_next_version_is_given_first(engine, monkeypatch):

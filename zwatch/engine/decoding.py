@@ -1,8 +1,8 @@
 """Decoding pictures on a device with little memory: at once, or, where that does not fit, in bands."""
 
 import logging
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,15 +15,29 @@ from zwatch.shadow.faults import is_memory_short
 
 _log = logging.getLogger(__name__)
 
+MORE = 256 * 2**20
+"""Bytes that have to be free beyond those that were not enough, for another try: what is free differs a little each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """Memory ran out for so many places of latents although so many bytes were free."""
+
+    places: int
+    free: int
+
+    def covers(self, other: "_Shortage") -> bool:
+        return self.places <= other.places and other.free <= self.free
+
 
 class Decoding:
-    """How one engine decodes. A size for which memory ran out is decoded in the next way from then on: to try again would cost time,
-    and the same request gives the same picture."""
+    """How one engine decodes. A size for which memory ran out is decoded in the next way until clearly more memory is free: to try
+    again each time would cost time."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._too_large = [math.inf] * (len(_WAYS) - 1)
-        """The fewest places of latents for which memory ran out, for each way but the last."""
+        self._shortages: list[list[_Shortage]] = [[] for _ in _WAYS[:-1]]
+        """Those of each way but the last."""
 
     def decode(self, pipeline: Pipeline, latents: Tensor) -> Tensor:
         """As `Pipeline.decode`.
@@ -33,20 +47,32 @@ class Decoding:
         """
         places = latents.shape[2] * latents.shape[3]
         for number, (what, way) in enumerate(_WAYS[:-1]):
-            if places >= self._too_large[number]:
+            if self._is_known(number, places):
                 continue
             if (pixels := _tried(way, pipeline, latents)) is not None:
                 return pixels
             # What is kept for the next version is worth less than decoding at once, each time.
             if number == 0 and self._device.give_room() and (pixels := _tried(way, pipeline, latents)) is not None:
                 return pixels
-            self._too_large[number] = places
+            free = self._note(number, places)
             self._device.forget_peak()
             _log.warning(
-                "memory ran out when a picture of %d x %d was decoded %s; from now on such pictures are decoded %s, which takes longer",
-                8 * latents.shape[3], 8 * latents.shape[2], what, _WAYS[number + 1][0],
+                "memory ran out when a picture of %d x %d was decoded %s, with %d bytes free; it is decoded %s, which takes longer",
+                8 * latents.shape[3], 8 * latents.shape[2], what, free, _WAYS[number + 1][0],
             )  # fmt: skip
         return _WAYS[-1][1](pipeline, latents)
+
+    def _is_known(self, number: int, places: int) -> bool:
+        """Return whether memory would run out again."""
+        known = self._shortages[number]
+        return bool(known) and any(one.covers(_Shortage(places, self._device.unused - MORE)) for one in known)
+
+    def _note(self, number: int, places: int) -> int:
+        """Note that memory ran out; return what is free."""
+        new = _Shortage(places, self._device.unused)
+        others = [one for one in self._shortages[number] if not new.covers(one)]
+        self._shortages[number] = [*others, new]
+        return new.free
 
 
 def _tried(way: "_Way", pipeline: Pipeline, latents: Tensor) -> Tensor | None:

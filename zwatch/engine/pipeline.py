@@ -122,7 +122,8 @@ class Engine:
                 with phases.of("denoise"):
                     latents = self._denoise(pipeline, parameters, prompts, seed, done, on_step, cancelled)
                 with phases.of("decode"):
-                    pixels = self._decoding.decode(pipeline, latents)
+                    decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
+                    pixels = decoding.decode(pipeline, latents)
                     finite &= bool(torch.isfinite(pixels).all())
                     if self.colours is None and finite:  # the first image is the warm-up's
                         self.colours = LatentColours.fit(latents, pixels)
@@ -167,7 +168,8 @@ class Engine:
                 if not is_memory_short(error):
                     raise
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
-            had_graphs = self._acceleration.give_room()
+            if had_graphs := self._acceleration.give_room():
+                self._decoding = Decoding(self.device)
             if self.device.give_room():
                 _log.warning(
                     "a request needed the memory kept for the next load: the next version will load more slowly"
