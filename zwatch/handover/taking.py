@@ -113,6 +113,7 @@ class Taking:
             return Taken(lock=lock)
         if (factory := await self._opened()) is not None:
             self._share_budget(factory, 0)
+            factory.device.peak_elsewhere = 0
         return Taken(factory, self._beside.warmed(), lock=lock)
 
     async def _meet(self, channel: Channel) -> Taken | None:
@@ -157,7 +158,7 @@ class Taking:
         if factory is None:
             return
         self._share_budget(factory, offer["weights"])
-        factory.device.peak_elsewhere = int(offer.get("peak", 0))
+        factory.device.peak_elsewhere = max(1, int(offer.get("peak", 0)))  # 0 would say that there is no such process
 
         async def make_room() -> None:
             channel.send({"ask": "room"})
