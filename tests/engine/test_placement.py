@@ -18,6 +18,7 @@ from tests.engine.editing import (
     rejection_of,
     seal_again,
 )
+from zwatch.deploy.contents import SCALE
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
 from zwatch.engine.acceleration import kind_of
@@ -38,10 +39,12 @@ class Card(CpuMemory):
 
     def __init__(self, size):
         self.size = size
+        self.elsewhere = 0
+        """What other programs have of it."""
         self.device = None
 
     def unused(self):
-        return self.size - self.device.weights_bytes, self.size
+        return self.size - self.elsewhere - self.device.weights_bytes, self.size
 
 
 def card(size, **options):
@@ -197,7 +200,10 @@ def test_the_fast_way_draws_with_it_too(models):
     kind = kind_of(engine.pipeline)
     assert kind is not None
     assert kind == replace(kind_of(build(factory(card(2**40)), models, "v1").pipeline), is_offloaded=True)
-    assert Kind.read(json.loads(json.dumps(asdict(kind)))) == kind
+    kept = json.loads(json.dumps(asdict(kind)))
+    assert Kind.read(kept) == kind
+    del kept["is_offloaded"]  # as an earlier build wrote it
+    assert Kind.read(kept) == replace(kind, is_offloaded=False)
     first, again = (engine.serve(parameters(steps=4)).images[0] for _ in range(2))  # the second from the prompt cache
     assert np.array_equal(np.asarray(first), np.asarray(again))
 
@@ -231,6 +237,66 @@ def test_versions_share_it(models):
     one, two = build(asked, models, "v1"), build(asked, models, "v2")
     parts = [next(part for part in engine.components if part.is_offloaded) for engine in (one, two)]
     assert parts[0] is parts[1]
+
+
+def crowded(models, size):
+    """Return a card with room for all weights but one byte, of a size that is enough for more."""
+    made = card(size)
+    made._memory.elsewhere = size - bytes_of(models)[0] + 1
+    return made
+
+
+def test_a_version_that_is_loaded_when_others_have_freed_the_card_has_its_text_encoder_there(models, caplog):
+    expected = pixels(build(factory(card(2**40)), models, "v2"))
+    whole, text_encoder = bytes_of(models)
+    made = crowded(models, 3 * whole)
+    asked = factory(made)
+    with caplog.at_level("INFO"):
+        old = build(asked, models, "v1")
+    assert old.host_nbytes == text_encoder
+    [record] = [record for record in caplog.records if "stays in host memory" in record.getMessage()]
+    assert (record.levelname, "if nothing else uses it" in record.getMessage()) == ("WARNING", True)
+    made._memory.elsewhere = 0
+    new = build(asked, models, "v2")
+    assert (new.nbytes, new.host_nbytes) == (whole, 0)
+    assert np.array_equal(pixels(new), expected)
+    assert old.host_nbytes == text_encoder
+    assert next(iter(build(asked, models, "v1").components)) in new.components
+
+
+def test_its_bytes_count_when_room_is_looked_for(models):
+    whole, text_encoder = bytes_of(models)
+    made = crowded(models, 3 * whole)
+    asked = factory(made)
+    old = build(asked, models, "v1")
+    one, two = planned(models), planned(models, "v2")
+    own = sum(
+        Footprint.of(header).total
+        for path, header in two.headers.items()
+        if two.seal.files[path] not in one.seal.files.values()
+    )
+    for lacking in (0, 1):
+        made._memory.elsewhere = 3 * whole - old.nbytes - text_encoder - own + lacking
+        assert asked.lacks(two) == bool(lacking)
+    assert not asked.lacks(one)
+
+
+def test_a_version_shares_a_text_encoder_in_host_memory_that_has_no_place_on_the_device_yet(models):
+    whole, text_encoder = bytes_of(models)
+    made = card(whole - text_encoder)
+    asked = factory(made)
+    old = build(asked, models, "v1")
+    made.request_peak = 1  # more than there is beside it
+    again = build(asked, models, "v1")
+    assert again.components[0] in old.components
+    assert (again.host_nbytes, made.weights_bytes) == (text_encoder, whole - text_encoder)
+
+
+def test_a_card_that_is_too_small_is_told_without_a_warning(models, caplog):
+    with caplog.at_level("INFO"):
+        build(factory(card(bytes_of(models)[0] - 1)), models, "v1")
+    [record] = [record for record in caplog.records if "stays in host memory" in record.getMessage()]
+    assert (record.levelname, "nothing else" in record.getMessage()) == ("INFO", False)
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["the same text encoder", "another text encoder"])
@@ -315,6 +381,25 @@ def test_with_room_for_one_file_more_files_are_converted_on_the_device_one_by_on
     engine = build(factory(watched, dtype="fp32"), models, "v1")
     assert engine.verify_resident() == (whole, [])
     assert max(engine.sizes) < watched.most <= whole + largest
+    assert engine.sizes == [buffer.size for buffer in engine.device_buffers], "files were there one at a time"
+
+
+def test_all_files_of_a_component_say_what_it_is_converted_to(models):
+    """The dtypes that its matrices are in decide, and the files that are missing may have others than those that are resident."""
+    made = planned(models)
+    other = "transformer/other.safetensors"
+    header = made.headers[TRANSFORMER]
+    wide = replace(header, tensors={name: replace(info, dtype="F32") for name, info in header.tensors.items()})
+    both = replace(made, headers={**made.headers, other: wide})
+    placement = Placement(card(2**40), Precision("bf16"))
+    all_files = placement.conversions(both, [TRANSFORMER, other])
+    for path in (TRANSFORMER, other):
+        assert placement.conversions(both, [path]) == {path: all_files[path]}
+    scaled = replace(header, tensors={**header.tensors, f"x.{SCALE}": next(iter(header.tensors.values()))})
+    both = replace(made, headers={**made.headers, other: scaled})
+    placement = Placement(card(2**40), Precision("fp32", "int8"))
+    assert placement.conversions(made, [TRANSFORMER])[TRANSFORMER].quantized is torch.int8
+    assert placement.conversions(both, [TRANSFORMER])[TRANSFORMER].quantized is None
 
 
 def test_a_changed_byte_is_found_on_each_way(models):

@@ -88,7 +88,9 @@ class Kind:
         first, second, third = found["dtypes"]
         fourth, fifth = found["quantized"]
         text, transformer, vae = (made(*each) for each in configs)
-        return cls(text, transformer, vae, (first, second, third), (fourth, fifth), bool(found["is_offloaded"]))
+        return cls(
+            text, transformer, vae, (first, second, third), (fourth, fifth), bool(found.get("is_offloaded", False))
+        )
 
     def small(self, device: torch.device) -> Networks:
         """Make networks of one layer, of zeros, that need the same kernels."""

@@ -50,6 +50,16 @@ class Placement:
         whole, text_encoder = self.whole(planned)
         return whole - text_encoder <= device.capacity < whole
 
+    def has_place(self, planned: Plan) -> bool:
+        """Return whether the text encoder of a version belongs on the device, even if the same one is in host memory."""
+        if self._text_encoder != "auto":
+            return self._text_encoder == "device"
+        return self.whole(planned)[0] <= self._device.capacity
+
+    def is_crowded(self, planned: Plan) -> bool:
+        """Return whether a version would fit whole if nothing else had memory of the device."""
+        return self._text_encoder == "auto" and self.whole(planned)[0] <= self._device.capacity_alone
+
     def whole(self, planned: Plan) -> tuple[int, int]:
         """Return the bytes that all weights of a version take, and those of its text encoder."""
         paths = [path for name in WEIGHED for path in _of(name, planned.headers)]
@@ -155,7 +165,9 @@ class Placement:
         found: dict[str, Conversion] = {}
         for name in WEIGHED:
             files = _of(name, paths)
-            tensors = {tensor: info for path in files for tensor, info in planned.headers[path].tensors.items()}
+            # All files of the component count: which of them are asked for depends on what is resident.
+            own = _of(name, planned.headers)
+            tensors = {tensor: info for path in own for tensor, info in planned.headers[path].tensors.items()}
             scales = {tensor for tensor in tensors if tensor.endswith(f".{SCALE}")}
             kept = frozenset(scales | {tensor.removesuffix(SCALE) + "weight" for tensor in scales})
             stored = {info.dtype for tensor, info in tensors.items() if tensor not in kept}

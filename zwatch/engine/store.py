@@ -169,14 +169,18 @@ class ComponentStore:
         default_size(small)
         is_offloaded = self._placement.is_offloaded(planned)
         keys = {name: ComponentKey(name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
-        components = {name: found for name, key in keys.items() if (found := self._components.get(key)) is not None}
+        components = {
+            name: found
+            for name, key in keys.items()
+            if (found := self._components.get(key)) is not None
+            and self._is_shared(found, planned, is_offloaded=is_offloaded)
+        }
         paths = {name: weight_files(name, planned, small) for name in WEIGHED if name not in components}
         buffers = {
             path: file
             for name, files in paths.items()
             for path in files
-            if (file := self._files.get(planned.seal.files[path])) is not None
-            and file.shadow.is_host == (is_offloaded and name == TEXT_ENCODER)
+            if (file := self._file(path, planned, is_offloaded=is_offloaded)) is not None
         }
         return Parts(keys, paths, components, buffers, is_offloaded)
 
@@ -239,25 +243,44 @@ class ComponentStore:
         return self._placement.needs(planned, self._missing(planned)).held
 
     def _missing(self, planned: Plan) -> list[str]:
+        is_offloaded = self._placement.is_offloaded(planned)
         return [
             path
             for name in WEIGHED
-            if not self._is_resident(name, planned)
+            if not self._is_resident(name, planned, is_offloaded=is_offloaded)
             for path in planned.headers
-            if path.startswith(f"{name}/") and planned.seal.files[path] not in self._files
+            if path.startswith(f"{name}/") and self._file(path, planned, is_offloaded=is_offloaded) is None
         ]
 
     def _tell(self, planned: Plan) -> None:
         whole, text_encoder = self._placement.whole(planned)
-        _log.info(
+        is_crowded = self._placement.is_crowded(planned)
+        _log.log(
+            logging.WARNING if is_crowded else logging.INFO,
             "the text encoder of %s (%d bytes) stays in host memory and is copied to %s, layer by layer, for each new prompt: the "
-            "weights take %d bytes, and %d are there for them",
+            "weights take %d bytes, and %d are there for them%s",
             planned.version, text_encoder, self.device.name, whole, self.device.capacity,
+            "; all of them have room on this device if nothing else uses it: a version that is loaded then has its text encoder there"
+            if is_crowded else "",
         )  # fmt: skip
 
-    def _is_resident(self, name: str, planned: Plan) -> bool:
+    def _is_resident(self, name: str, planned: Plan, *, is_offloaded: bool) -> bool:
         hashes = planned.component_hashes(name)
-        return any(key.component == name and key.hashes == hashes for key in list(self._components))
+        return any(
+            self._is_shared(found, planned, is_offloaded=is_offloaded)
+            for key, found in list(self._components.items())
+            if key.component == name and key.hashes == hashes
+        )
+
+    def _is_shared(self, found: Component, planned: Plan, *, is_offloaded: bool) -> bool:
+        """Return whether a version takes a resident component: not one in host memory that has a place on the device by now."""
+        return not found.is_offloaded or is_offloaded or not self._placement.has_place(planned)
+
+    def _file(self, path: str, planned: Plan, *, is_offloaded: bool) -> FileBuffer | None:
+        """Return a weight file that is resident in the memory where a version has it."""
+        found = self._files.get(planned.seal.files[path])
+        on_host = is_offloaded and path.startswith(f"{TEXT_ENCODER}/")
+        return found if found is not None and found.shadow.is_host == on_host else None
 
     def _on_device(self, buffer: Buffer) -> Buffer:
         return buffer if buffer.shadow is self.device else buffer.moved(self.device)

@@ -71,17 +71,18 @@ class ConvertedBuffer:
 
     @classmethod
     def of(
-        cls, file: FileBuffer, conversion: Conversion, into: Shadow, between: Callable[[], None] = lambda: None
-    ) -> "ConvertedBuffer":
+        cls, file: FileBuffer, conversion: Conversion, into: Shadow, between: Callable[[], None] = lambda: None, *,
+        is_alone: bool = False,
+    ) -> "ConvertedBuffer":  # fmt: skip
         """Convert the verified bytes of a file into a memory, which may be another: then they get there in pieces, one at a time.
-        `between` is called before each piece, and may raise to stop.
+        `between` is called before each piece, and may raise to stop. `is_alone`: the file is freed before the next is read.
 
         Raises:
             Rejection: `weights_mismatch`, a number is too large for its new dtype.
             torch.OutOfMemoryError, MemoryError: that memory is not large enough.
         """
         made = cls(file.path, file.digest, _places(file.header, conversion), into)
-        made._file_size = file.size if file.shadow is into else 0
+        made._file_size = file.size if file.shadow is into and not is_alone else 0
         made._data.zero_()  # the gaps are hashed, too
         tensors = made.tensors()
         for name, info in file.header.tensors.items():
@@ -113,7 +114,7 @@ class ConvertedBuffer:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each piece of its memory that loading it takes: the file's, if it was read there for a moment, and its own."""
+        """Bytes of each piece of its memory that loading it takes: the file's, if it was there for a moment beside others, and its own."""
         return [size for size in (self._file_size, self.size) if size]
 
     def begin_check(self) -> Callable[[], str | None]:

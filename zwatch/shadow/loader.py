@@ -166,7 +166,9 @@ def _converted(files: dict[str, FileBuffer], lot: Lot, control: LoadControl) -> 
         for path in lot.conversions:
             control.begin(f"converting {path}")
             with lot.into.beside():
-                made[path] = ConvertedBuffer.of(files.pop(path), lot.conversions[path], lot.into, control.check)
+                made[path] = ConvertedBuffer.of(
+                    files.pop(path), lot.conversions[path], lot.into, control.check, is_alone=len(lot.paths) == 1
+                )
     return made
 
 
