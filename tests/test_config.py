@@ -54,6 +54,10 @@ DTYPE = ([("bf16", "bf16"), ("auto", "auto"), ("fp16", "fp16")], ["BF16", "float
 TEXT_ENCODER = ([(name, name) for name in ("auto", "device", "host")], ["cpu", "HOST", "no"])
 QUANTIZE = ([("fp8", "fp8"), ("int8", "int8")], ["fp16", "FP8", "none"])
 SCALE = ([("0.8", 0.8), ("-1", -1.0), ("100", 100.0)], ["0", "101", "-100.5", "nan", "inf", "much"])
+LORA = (
+    [("0.8", (0.8,)), ("-1", (-1.0,)), ("file", ((Path("file"), 1.0),)), ("file:0.5", ((Path("file"), 0.5),))],
+    [*SCALE[1], "nowhere.safetensors", "file:0"],
+)
 LOG = ([("text", "text"), ("json", "json")], ["xml", "JSON", "plain"])
 URL = (
     [("http://127.0.0.1:7860", "http://127.0.0.1:7860"), ("https://x.example/zwatch/", "https://x.example/zwatch"), ("http://[::1]", "http://[::1]")],
@@ -77,7 +81,7 @@ CASES = {
     "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,
     "ZWATCH_PRUNE_YES": SWITCH, "ZWATCH_PRUNE_ALSO": listed((URL[0], URL[1][:-1])), "ZWATCH_PRUNE_NO_SERVICE": SWITCH,
     "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
-    "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": SCALE, "ZWATCH_IMPORT_DEPLOY": SWITCH,
+    "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": LORA, "ZWATCH_IMPORT_DEPLOY": SWITCH,
     "ZWATCH_REQUIRE_SIGNATURE": PATH, "ZWATCH_SIGN": PATH, "ZWATCH_QUANTIZE_TO": QUANTIZE, "ZWATCH_VERIFY_SIGNATURE": PATH,
     "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip

@@ -109,8 +109,10 @@ def lora(text: str) -> float | tuple[Path, float]:
     if is_number(text):
         return scale(text)
     file, _, number = text.rpartition(":")
-    found = (Path(file), scale(number)) if file and is_number(number) else (Path(text), 1.0)
-    if not found[0].exists():
+    if file and is_number(number) and not 0 < abs(float(number)) <= 100:
+        raise ValueError(f"expected a scale from -100 to 100 that is not 0 behind the file's name, got {text!r}")
+    found = (Path(file), float(number)) if file and is_number(number) else (Path(text), 1.0)
+    if not text or not found[0].exists():
         raise ValueError(
             f"expected a scale, or a LoRA's file such as ink.safetensors:0.8, got {text!r}, which is not there"
         )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zwatch.api import views
+from zwatch.api import version_views, views
 from zwatch.deploy.resolving import Fault
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary
@@ -157,7 +157,7 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
     sealed_at = datetime(2026, 11, 21, tzinfo=UTC)
     summary = VersionSummary(name, True, "a" * 64, name, 10, 2, sealed_at, None)
     uses = [use for use, is_so in (("serving", serves), ("resident", resident)) if is_so]
-    assert views.version_view(summary, views.version_marks(supervisor, serving(V1, V2)), Verdicts().find) == {
+    assert version_views.version_view(summary, version_views.version_marks(supervisor, serving(V1, V2)), Verdicts().find) == {
         "name": name, "sealed": True, "digest": "a" * 64, "signer": None, "header_version": name, "bytes": 10, "files": 2,
         "resident": resident, "serving": serves, "aliases": aliases, "sealed_at": "2026-11-21T00:00:00Z", "seal_changed_ns": None, "problem": None,
         "rejected": None, "uses": uses, "provenance": None,
@@ -165,11 +165,11 @@ def test_a_version_shows_whether_it_is_resident_and_serves(name, resident, serve
 
 
 def test_a_version_shows_why_it_was_rejected_until_it_serves_or_is_sealed_anew():
-    verdicts, marks = Verdicts(), views.version_marks(Supervisor(), serving())
+    verdicts, marks = Verdicts(), version_views.version_marks(Supervisor(), serving())
 
     def shown(digest):
         summary = VersionSummary("v2", True, digest, "v2", 10, 2, None, None)
-        return views.version_view(summary, marks, verdicts.find)["rejected"]
+        return version_views.version_view(summary, marks, verdicts.find)["rejected"]
 
     verdicts.note(failed := rejected())
     found = shown(V2.digest)
@@ -210,5 +210,5 @@ def test_a_version_is_in_use_as_what_it_is_needed_for():
 
 def test_a_version_that_is_not_sealed_shows_its_problem():
     summary = VersionSummary("v3", False, None, None, 0, 0, None, "there is no seal")
-    view = views.version_view(summary, views.version_marks(Supervisor(), serving()), Verdicts().find)
+    view = version_views.version_view(summary, version_views.version_marks(Supervisor(), serving()), Verdicts().find)
     assert (view["sealed"], view["sealed_at"], view["problem"]) == (False, None, "there is no seal")

@@ -8,7 +8,7 @@ from typing import Annotated
 from aiohttp import web
 from typing_extensions import TypedDict
 
-from zwatch.api import views
+from zwatch.api import version_views, views
 from zwatch.api.answers import answer, encoded, json_answer
 from zwatch.api.health import HEALTH_STATES
 from zwatch.api.health import health as judge_health
@@ -42,7 +42,7 @@ class UnusableDirectory(TypedDict):
 class Versions(TypedDict):
     """All version directories; only resident versions while the models root cannot be read, and `problem` says why."""
 
-    versions: list[views.VersionView]
+    versions: list[version_views.VersionView]
     unusable: list[UnusableDirectory]
     problem: str | None
 
@@ -93,7 +93,7 @@ async def versions(request: web.Request) -> web.Response:
         problem = f"{services.models}: {error.strerror}; expected the models root, see --models"
         found = RootSummary(_resident(services, problem), ())
         judged = {one.key.version: one.signer for one in services.engines.residents if one.signer is not None}
-    marks = views.version_marks(services.supervisor, services.engines)
+    marks = version_views.version_marks(services.supervisor, services.engines)
     verdict = _at_present(services.supervisor.runner.verdicts.find, judged)
     # In a thread: there may be tens of thousands of directories.
     return json_answer(await services.bridge.run("inspect", _versions, found, marks, verdict, judged, problem))
@@ -101,21 +101,21 @@ async def versions(request: web.Request) -> web.Response:
 
 def _versions(
     found: RootSummary,
-    marks: Mapping[str, views.VersionMarks],
-    verdict: views.FindVerdict,
+    marks: Mapping[str, version_views.VersionMarks],
+    verdict: version_views.FindVerdict,
     judged: Mapping[str, str | Rejection],
     problem: str | None,
 ) -> bytes:
     signers = {name: one for name, one in judged.items() if isinstance(one, str)}
     body: Versions = {
-        "versions": [views.version_view(one, marks, verdict, signers.get(one.name)) for one in found.versions],
+        "versions": [version_views.version_view(one, marks, verdict, signers.get(one.name)) for one in found.versions],
         "unusable": [{"name": name, "reason": reason} for name, reason in found.unusable],
         "problem": problem,
     }
     return encoded(body)
 
 
-def _at_present(find: views.FindVerdict, judged: Mapping[str, str | Rejection]) -> views.FindVerdict:
+def _at_present(find: version_views.FindVerdict, judged: Mapping[str, str | Rejection]) -> version_views.FindVerdict:
     """Return what finds why a version was rejected: for want of a signature only as long as the policy still says so."""
 
     def found(version: str, digest: str | None) -> Verdict | None:
