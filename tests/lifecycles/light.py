@@ -97,7 +97,8 @@ class LightDevice:
 class LightEngine:
     """One version in memory."""
 
-    is_on_trial, colours, components, sizes, nbytes, precision = False, None, (), [], 0, "bf16"
+    is_on_trial, colours, components, device_buffers, sizes = False, None, (), (), []
+    nbytes, host_nbytes, precision = 0, 0, "bf16"
     default_size, max_side = SIDE, 64
     open = 0
     """How many engines are not closed, over all versions."""
