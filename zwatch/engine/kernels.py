@@ -34,11 +34,13 @@ _log = logging.getLogger(__name__)
 KEPT_KINDS = 4
 """Kinds of networks that are remembered."""
 READY = "the kernels for drawing are ready"
+"""What the log says then."""
 _TOKENS, _SIDE = 16, 8
 """Of the prompt and the latents that kernels are compiled with."""
 
 Networks = tuple[Any, ...]
 """A text encoder, a transformer and an autoencoder."""
+_CLASSES: tuple[Any, Any, Any] = (Qwen3Encoder, ZImageTransformer, Autoencoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Kind:
         encoder = pipeline.text_encoder
         is_offloaded = isinstance(encoder, StreamedEncoder)
         networks = encoder.network if is_offloaded else encoder, pipeline.transformer, pipeline.vae
-        if not all(map(isinstance, networks, (Qwen3Encoder, ZImageTransformer, Autoencoder))):
+        if not all(map(isinstance, networks, _CLASSES)):
             return None
         text, transformer, vae = networks
         dtypes = _name(next(text.parameters()).dtype), _name(transformer.dtype), _name(vae.dtype)
@@ -109,9 +111,6 @@ class Kind:
             if quantized is not None:
                 _quantize(network, getattr(torch, quantized))
         return tuple(made)
-
-
-_CLASSES: tuple[Any, Any, Any] = (Qwen3Encoder, ZImageTransformer, Autoencoder)
 
 
 class Kernels:

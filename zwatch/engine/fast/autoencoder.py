@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from zwatch.engine.fast import operations as made_of
 from zwatch.engine.fast.operations import Operations
-from zwatch.engine.networks.autoencoder import Attention, Autoencoder, Doubling, Residual
+from zwatch.engine.networks.autoencoder import Attention, Autoencoder, Residual
 from zwatch.engine.networks.layers import Conv2d
 
 
@@ -31,17 +31,12 @@ def decode(network: Autoencoder, latents: Tensor, *, operations: Operations) -> 
     if network.post_quant_conv is not None:
         latents = network.post_quant_conv(latents)
     image = _convolved(decoder.conv_in, operations, latents.contiguous(memory_format=torch.channels_last))
-    middle = decoder.mid_block
-    parts: list[nn.Module] = [middle.resnets[0], *middle.attentions, middle.resnets[1]]
-    for level in decoder.up_blocks:
-        parts += [*level.resnets, *getattr(level, "upsamplers", ())]  # type: ignore[misc]
-    for part in parts:
+    for part in decoder.parts():
         if isinstance(part, Residual):
             image = _residual(part, operations, image)
         elif isinstance(part, Attention):
             image = _attention(part, operations, image)
         else:
-            assert isinstance(part, Doubling)
             image = _convolved(
                 part.conv, operations, operations.doubled(image.x, bias=image.bias, shortcut=image.shortcut)
             )

@@ -154,6 +154,14 @@ class Decoder(nn.Module):
         """Return an image, shape (batch, 3, 8 h, 8 w), for latents of shape (batch, latent channels, h, w)."""
         return _through(self, self.conv_in(x), [self.mid_block, *self.up_blocks])
 
+    def parts(self) -> list[Residual | Attention | Doubling]:
+        """Return what lies between the first convolution and the last norm, in order, for another way to compute it."""
+        middle = self.mid_block
+        found: list[nn.Module] = [middle.resnets[0], *middle.attentions, middle.resnets[1]]
+        for level in self.up_blocks:
+            found += [*level.resnets, *getattr(level, "upsamplers", ())]  # type: ignore[misc]
+        return found  # type: ignore[return-value]
+
 
 def _through(ends: Encoder | Decoder, x: Tensor, parts: list[nn.Module]) -> Tensor:
     for part in parts:

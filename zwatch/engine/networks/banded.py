@@ -25,17 +25,12 @@ def decode(network: Autoencoder, latents: Tensor, store: torch.device) -> Tensor
     if network.post_quant_conv is not None:
         latents = network.post_quant_conv(latents)
     image = _Image(decoder.conv_in(latents), device)
-    middle = decoder.mid_block
-    parts: list[nn.Module] = [middle.resnets[0], *middle.attentions, middle.resnets[1]]
-    for level in decoder.up_blocks:
-        parts += [*level.resnets, *getattr(level, "upsamplers", ())]  # type: ignore[misc]
-    for part in parts:
+    for part in decoder.parts():
         if isinstance(part, Residual):
             image = _residual(part, image, store)
         elif isinstance(part, Attention):
             image = _attention(part, image)
         else:
-            assert isinstance(part, Doubling)
             image = _doubled(part, image, store)
     norm = _Norm(decoder.conv_norm_out, image)
     pixels = latents.new_empty((1, decoder.conv_out.out_channels, image.height, image.width))
