@@ -7,7 +7,7 @@ import struct
 import threading
 from pathlib import Path
 
-_DETACH = 2  # MNT_DETACH
+_FORCE, _DETACH = 1, 2  # MNT_FORCE, which ends the connection: a read of /dev/fuse fails then; MNT_DETACH
 _HEADER = struct.Struct("<IIQQIIII")  # struct fuse_in_header
 _ANSWER = struct.Struct("<IiQ")  # struct fuse_out_header
 _LOOKUP, _GETATTR, _OPEN, _READ, _RELEASE, _FLUSH, _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT = (
@@ -38,7 +38,8 @@ class HangingMount:
             os.close(self._fuse)
             os.close(self._under)
             raise OSError(ctypes.get_errno(), "FUSE cannot be mounted")
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
 
     def heal(self) -> None:
         """Answer everything that hangs, and what comes later."""
@@ -49,10 +50,10 @@ class HangingMount:
 
     def close(self) -> None:
         """Unmount; what still hangs fails."""
-        _libc.umount2(os.fsencode(self.directory), _DETACH)
+        _libc.umount2(os.fsencode(self.directory), _FORCE | _DETACH)
         self.hangs = None
-        with contextlib.suppress(OSError):
-            os.close(self._fuse)
+        self._server.join()  # or it would read whatever takes the number of its descriptor next
+        os.close(self._fuse)
         os.close(self._under)
 
     def _serve(self) -> None:
