@@ -22,6 +22,11 @@ RESULTS = HERE / "results"
 Json = dict[str, Any]
 
 
+def search_path(*first: Path | None) -> str:
+    """Return the PYTHONPATH of a program that a benchmark starts: `first`, this project, and what it was set to already."""
+    return os.pathsep.join(str(one) for one in (*first, ROOT, os.environ.get("PYTHONPATH")) if one)
+
+
 # --- numbers
 
 

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common import HERE, ROOT, Clock, Json, Results, command_line, machine, now, packages, parsed, quantile
+from common import HERE, Clock, Json, Results, command_line, machine, now, packages, parsed, quantile, search_path
 from draw_served_report import PHASES, busy, line, medians, table
 from served import Server, ServerError
 from versions import Version, make_versions
@@ -318,8 +318,7 @@ class Bench:
             sys.executable, str(HERE / "draw_plain.py"), str(self.versions[0].directory), self.options.device, way,
             str(self.options.seconds), *map(str, sides),
         ]  # fmt: skip
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": search_path(), "HF_HUB_OFFLINE": "1"}
         limit = min(300.0, self.clock.left)
         with open(self.options.work / "plain.log", "w+") as log:
             try:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from common import RESULTS, ROOT, Json, machine, now, packages, summary
+from common import RESULTS, ROOT, Json, machine, now, packages, search_path, summary
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     root = options.work / "models"
     root.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = search_path()
     data: Json = {"when": now(), "machine": machine(options.work), "packages": packages("torch", "blake3"), "note": options.note}  # fmt: skip
     data["rows"] = {}
     for name, source in write_sources(options.work, options.layers).items():

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import HERE, ROOT, Clock, Json, Results, command_line, machine, now, packages, parsed, summary
+from common import HERE, Clock, Json, Results, command_line, machine, now, packages, parsed, search_path, summary
 from load_report import draw, goals, table
 from page_cache import B3sum, cached_share, drop, read_plainly
 from served import Server, ServerError
@@ -93,11 +93,10 @@ class Worker:
             if name in ("safetensors prefetch", "InstantTensor", "runai-model-streamer", "fastsafetensors")
             else None
         )
-        paths = [str(one) for one in (added, ROOT, os.environ.get("PYTHONPATH")) if one]
         with open(log, "ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "peers.py"), name, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=errors, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                stderr=errors, text=True, env={**os.environ, "PYTHONPATH": search_path(added)},
             )  # fmt: skip
 
     def begin(self, deadline: float) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import RESULTS, ROOT, Json, machine, now, packages, place_line, summary
+from common import RESULTS, Json, machine, now, packages, place_line, search_path, summary
 
 from zwatch.deploy.pipeline_files import INDEX, PIPELINE, REQUIRED, WEIGHTS
 from zwatch.deploy.verifying import sealed_bytes
@@ -99,7 +99,7 @@ class Bench:
                 cwd=self.version,
                 check=True,
                 stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": search_path()},
             )
         took = time.perf_counter() - begun, _processor_seconds() - used
         self.taken.setdefault(what, []).append(took)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from common import HERE, ROOT, Json
+from common import HERE, Json, search_path
 
 
 class ServerError(Exception):
@@ -46,14 +46,13 @@ class Server:
         self._local = threading.local()
 
     def __enter__(self) -> Self:
-        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with open(self.log, "ab") as log:
             place = log.tell()
             self.begun = time.monotonic()
             pipe = subprocess.PIPE if self._answers else None
             self._process = subprocess.Popen(
                 self._command, stderr=log, stdout=pipe or log, stdin=pipe or subprocess.DEVNULL, text=True,
-                env={**self._environment, "PYTHONPATH": paths},
+                env={**self._environment, "PYTHONPATH": search_path()},
             )  # fmt: skip
 
         def listens() -> bool:
