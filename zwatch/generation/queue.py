@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.traffic import Traffic
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import Generation
@@ -41,12 +42,13 @@ class GenerationQueue:
         engines: EngineRegistry,
         bridge: Bridge,
         finisher: Finisher,
-        aliases: tuple[str, ...],
+        aliases: Container[str],
         *,
         limit: int,
         max_work: float,
         changes: Pulse,
         stall: float | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
@@ -66,7 +68,7 @@ class GenerationQueue:
         """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
-        self._engines = engines
+        self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
         finisher.on_written = changes.fire
         self._aliases = aliases
@@ -119,8 +121,10 @@ class GenerationQueue:
                 "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
 
-    def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
-        """Accept a request; for `attended` and `keeps_files` see `Job`. A request that names a version leases it now; one
+    def submit(
+        self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False, client: str | None = None
+    ) -> Job:
+        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; one
         that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
@@ -129,13 +133,13 @@ class GenerationQueue:
         """
         with self._reporting_refusals():
             self._check_room()
-            resident = self._engines.find(request.model)
+            resident = self._traffic.find(request.model, client)
             if resident is None and not self.is_coming(request.model):
                 raise self.not_served(request.model)
             if resident is not None:  # else it is checked when its turn comes
                 fitted(request, resident.engine, self.max_work)
-        lease = None if request.model in self._aliases else self._engines.lease(request.model)
-        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
         job.work = work_of(request, USUAL_SIDE if resident is None else resident.engine.default_size)
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
@@ -220,10 +224,10 @@ class GenerationQueue:
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(job.request.model)), None)
+        return next((job for job in self._waiting if job.lease or not waits(job.request.model, job.client)), None)
 
-    def _waits(self, model: str) -> bool:
-        return self._engines.find(model) is None and self.is_coming(model)
+    def _waits(self, model: str, client: str | None) -> bool:
+        return self._traffic.find(model, client) is None and self.is_coming(model)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -239,7 +243,7 @@ class GenerationQueue:
 
     def give_up_waiting(self, error: RequestError) -> None:
         """Fail all jobs that wait for a version to be loaded, now and from now on: it will not be."""
-        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model)]:
+        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model, job.client)]:
             self._waiting.remove(job)
             job.fail(error)
         self.is_coming = lambda model: False
@@ -255,7 +259,7 @@ class GenerationQueue:
         queued, begun = job.age, time.monotonic()
         job.begin()
         try:
-            job.lease = job.lease or self._engines.lease(job.request.model)
+            job.lease = job.lease or self._traffic.lease(job.request.model, job.client)
             if job.lease is None:
                 raise self.not_served(job.request.model)
             engine = job.lease.engine
