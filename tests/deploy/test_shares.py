@@ -27,7 +27,9 @@ def test_names(name, expected):
     assert expected is None or expected.name == name
 
 
-@pytest.mark.parametrize("name", ["c@101", "c@010", "c@00", "c@-5", "c@5.0", "c@ten", "c@10%", "c@", "c@1000", "c@10@20"])
+@pytest.mark.parametrize(
+    "name", ["c@101", "c@010", "c@00", "c@-5", "c@5.0", "c@ten", "c@10%", "c@", "c@1000", "c@10@20"]
+)
 def test_a_bad_name_is_explained_with_what_to_do(name):
     text = why_no_share(name)
     assert text.startswith(f"{name}: ")
@@ -71,5 +73,8 @@ def test_any_key_has_a_side(client):
 
 def test_the_side_of_a_key_stays_what_it_is():
     """A change would move every client of every running trial."""
-    assert [round(side_of(client, "current"), 6) for client in ("alice", "bob", "127.0.0.1")] == [80.607809, 48.12505, 7.962167]
-
+    assert [round(side_of(client, "current"), 6) for client in ("alice", "bob", "127.0.0.1")] == [
+        80.607809,
+        48.12505,
+        7.962167,
+    ]
