@@ -265,17 +265,20 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         state_file=state_file,
         make_factory=partial(make_factory, config),
         policy_file=config.require_signature,
+        probation=config.probation,
     )
     history = _make_history(config, bridge)
     queue = GenerationQueue(
         engines,
         bridge,
         Finisher(bridge, history),
-        config.aliases,
+        supervisor.traffic,
         limit=config.queue,
         max_work=config.max_work,
         changes=supervisor.changes,
         stall=config.stall_timeout,
+        traffic=supervisor.traffic,
+        timeout=config.timeout,
     )
     let_judge(supervisor, queue)
     if history is not None:

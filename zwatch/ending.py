@@ -21,9 +21,11 @@ STOPPING = RequestError("shutting_down", "the service stops", headers=retry_afte
 def let_judge(supervisor: Supervisor, queue: GenerationQueue) -> None:
     """Let the supervisor judge what the queue meets: errors of the device, first images, and what does not come back."""
 
-    async def judge(error: Exception) -> RequestError | None:
+    async def judge(error: Exception, key: VersionKey) -> RequestError | None:
         if not await supervisor.judge(error):
             return None
+        if supervisor.withdrawal.is_watched(key):
+            supervisor.state.blame(key)
         refuse_all(queue)
         return STOPPING
 
@@ -32,7 +34,7 @@ def let_judge(supervisor: Supervisor, queue: GenerationQueue) -> None:
         error = FatalError(reason, is_crash=True, ending=Ending.HUNG)
         supervisor.fail(error, hung=VersionKey(engine.version, engine.digest))
 
-    queue.drawer.judge = judge
+    queue.drawer.judge, queue.drawer.withdrawal = judge, supervisor.withdrawal
     queue.drawer.judge_first = supervisor.first_images.judge
     queue.generator.on_stuck = stuck
     queue.generator.is_on_gpu = lambda: (

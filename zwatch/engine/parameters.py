@@ -40,3 +40,5 @@ class Generation:
     finite: bool
     timings: dict[str, float]
     phases: Phases = field(default_factory=Phases)
+    flaw: Flaw | None = None
+    """Why its images are not usable, once that was found out."""

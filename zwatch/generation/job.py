@@ -1,6 +1,7 @@
 """A job: the state of one accepted request."""
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -18,6 +19,7 @@ from zwatch.generation.request import GenerateRequest
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.trials import Suspicion
 from zwatch.timeline import Phase, Phases
 
 if TYPE_CHECKING:
@@ -60,12 +62,14 @@ class Job:
     `is_cancelled` and `is_watched`, which other threads read. `phases` has what took how long: `queue`, `generate` and within that
     the engine's phases, and `write`.
 
-    An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
+    `client` is the key by which its client stays on one side of a share; None: it is never moved to a share. An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
+    by_share: str | None = None
+    """The share by which it got that version, such as `current@10`; None if it was not by one."""
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Job:
         *,
         attended: bool = True,
         keeps_files: bool = False,
+        client: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
@@ -83,12 +88,22 @@ class Job:
         self.attended = attended
         self.keeps_files = keeps_files
         self.request_id = request_id.get()
-        self.client = client_of_request.get()
+        self.client = client
+        self.client_name = client_of_request.get()
+        """The name that its client gave itself, to find its jobs by."""
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = self.step = 0
         self.steps = request.steps * request.n
+        self.time_limit = math.inf
+        """Seconds from its acceptance after which its client gets an error."""
+        self.avoided: frozenset[VersionKey] = frozenset()
+        """The version on trial that failed to draw it: another one is to draw it."""
+        self.suspicion: Suspicion | None = None
+        """How that failed, until it is known whether the other version can draw it."""
+        self.first_error: RequestError | None = None
+        """What is answered if no other version draws it."""
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
@@ -127,6 +142,16 @@ class Job:
     def accepted(self) -> float:
         """When it was accepted, on the monotonic clock."""
         return self._accepted
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds of its time limit that remain; None if it has none."""
+        return None if math.isinf(self.time_limit) else max(0.0, self.time_limit - self.age)
+
+    @property
+    def is_timed_out(self) -> bool:
+        """Whether its time limit has passed."""
+        return self._timeout is not None
 
     @property
     def remaining(self) -> float | None:
@@ -225,6 +250,7 @@ class Job:
     def wait_again(self) -> None:
         """Change back to `QUEUED`: what was made so far is not usable."""
         self.state, self.lease, self.key, self.parameters, self.signer = JobState.QUEUED, None, None, None, None
+        self.by_share = None
         self.step, self.preview, self.pictures = 0, None, ()
         self._waiting_from = self._clock()
         self._changed()
@@ -232,7 +258,8 @@ class Job:
     def assign(self, key: VersionKey, parameters: "GenerationParameters") -> None:
         """Note which version makes its images, and from what."""
         self.key, self.parameters = key, parameters
-        self.signer = None if self.lease is None else self.lease.signer
+        if self.lease is not None:
+            self.signer, self.by_share = self.lease.signer, self.lease.by_share
         self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

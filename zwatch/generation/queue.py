@@ -1,8 +1,9 @@
 """The bounded queue: requests wait here for the device, first in, first out."""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.traffic import Traffic
 
 _FINISHING = 4
 """Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
@@ -26,7 +29,7 @@ class GenerationQueue:
     """Accepts requests while there is room and runs them one at a time on the device.
 
     `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request; `stall` is for the
-    `Generator`.
+    `Generator`, `timeout` the seconds after which the client of an attended job gets an error.
     """
 
     def __init__(
@@ -34,16 +37,17 @@ class GenerationQueue:
         engines: EngineRegistry,
         bridge: Bridge,
         finisher: Finisher,
-        aliases: tuple[str, ...],
+        aliases: Container[str],
         *,
         limit: int,
         max_work: float,
         changes: Pulse,
         stall: float | None = None,
+        traffic: Traffic | None = None,
+        timeout: float = math.inf,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
-        self.drawer = Drawer(engines, Generator(bridge, stall), finisher, aliases, max_work, self.not_served)
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -54,8 +58,11 @@ class GenerationQueue:
         """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
-        self._engines = engines
+        self._engines, self._traffic, self._timeout = engines, traffic or Traffic({}, engines), timeout
         self._finisher = finisher
+        self.drawer = Drawer(
+            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming
+        )
         finisher.on_written = changes.fire
         self._aliases = aliases
         self._changes = changes
@@ -111,8 +118,10 @@ class GenerationQueue:
                 "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
 
-    def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
-        """Accept a request; for `attended` and `keeps_files` see `Job`. A request that names a version leases it now; one
+    def submit(
+        self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False, client: str | None = None
+    ) -> Job:
+        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; one
         that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
@@ -121,13 +130,14 @@ class GenerationQueue:
         """
         with self._reporting_refusals():
             self._check_room()
-            resident = self._engines.find(request.model)
+            resident = self._traffic.find(request.model, client)
             if resident is None and not self.is_coming(request.model):
                 raise self.not_served(request.model)
             if resident is not None:  # else it is checked when its turn comes
                 fitted(request, resident.engine, self.max_work)
-        lease = None if request.model in self._aliases else self._engines.lease(request.model)
-        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
+        job.time_limit = self._timeout if attended else math.inf
         job.work = work_of(request, USUAL_SIDE if resident is None else resident.engine.default_size)
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
@@ -214,10 +224,13 @@ class GenerationQueue:
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(job.request.model)), None)
+        return next((job for job in self._waiting if job.lease or not waits(*_asked(job))), None)
 
-    def _waits(self, model: str) -> bool:
-        return self._engines.find(model) is None and self.is_coming(model)
+    def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
+        return self._traffic.find(model, client, avoided) is None and self.is_coming(model)
+
+    def _is_coming(self, model: str) -> bool:
+        return self.is_coming(model)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -233,7 +246,7 @@ class GenerationQueue:
 
     def give_up_waiting(self, error: RequestError) -> None:
         """Fail all jobs that wait for a version to be loaded, now and from now on: it will not be."""
-        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model)]:
+        for job in [job for job in self._waiting if job.lease is None and self._waits(*_asked(job))]:
             self._waiting.remove(job)
             job.fail(error)
         self.is_coming = lambda model: False
@@ -265,6 +278,7 @@ class GenerationQueue:
             job.lease.release()
 
     def _ended(self, job: Job) -> None:
+        self.drawer.note_end(job)
         if not job.attended:
             self.jobs.settle(job)
         for listener in self.on_end:
@@ -290,7 +304,12 @@ class GenerationQueue:
 
     def _seconds_until_room(self) -> float:
         """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""
-        pace = self.drawer.pace
+        pace = self.drawer.pace.of_all
         running = self.running
         rest = 0.0 if running is None else running.remaining or pace * running.work
         return rest + pace * sum(job.work for job in self._waiting) / 2
+
+
+def _asked(job: Job) -> tuple[str, str | None, frozenset[VersionKey]]:
+    """Return what decides which engine a job gets."""
+    return job.request.model, job.client, job.avoided

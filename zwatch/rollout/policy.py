@@ -106,7 +106,12 @@ def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading:
     """Return the next action, or None if there is nothing to do but wait."""
     if loading is not None and not loading.abandoned and not _still_wanted(loading, aliases):
         return Abandon()
-    return _promotion(aliases, engines) or retreat(aliases, engines) or _retirement(engines) or (None if loading is not None else _load(aliases))
+    return (
+        _promotion(aliases, engines)
+        or retreat(aliases, engines)
+        or _retirement(engines)
+        or (None if loading is not None else _load(aliases))
+    )
 
 
 def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:

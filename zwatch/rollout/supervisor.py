@@ -30,6 +30,9 @@ from zwatch.rollout.previous_run import begin_run
 from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
+from zwatch.rollout.traffic import Traffic
+from zwatch.rollout.trials import PROBATION
+from zwatch.rollout.withdrawal import Withdrawal
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.faults import described
 
@@ -46,7 +49,7 @@ class Supervisor:
     """Brings into service what the followed aliases ask for.
 
     `first_pause` is the seconds before the first retry of a version that failed for lack of memory or on a device error,
-    `policy_file` that of `--require-signature`.
+    `probation` those for which a version is on trial after its promotion, `policy_file` that of `--require-signature`.
     """
 
     failure: FatalError | None = None
@@ -67,6 +70,7 @@ class Supervisor:
         state_file: StateFile,
         make_factory: Callable[[LoadControl], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
+        probation: float = PROBATION,
         policy_file: Path | None = None,
         limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
@@ -74,6 +78,7 @@ class Supervisor:
         self.gate = Gate(policy_file)
         make = partial(Alias, engines=engines, first_pause=first_pause, needs_signature=self.gate.needs_signature)
         self.records: Mapping[str, Alias] = {name: make(name) for name in aliases}
+        self.traffic = Traffic(self.records, engines)
         self.changes = Pulse()
         self.seen = Look()
         """The latest look."""
@@ -102,6 +107,9 @@ class Supervisor:
             gate=self.gate,
         )
         self.first_images = FirstImageJudge(bridge, engines, tuple(self.records.values()), self.runner)
+        self.withdrawal = Withdrawal(
+            self.records, engines, self.runner, self.state, self._note_withdrawal, probation=probation
+        )
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
         self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
@@ -112,6 +120,10 @@ class Supervisor:
     def ring(self) -> None:
         """Look again now. From another thread, go through the bridge."""
         self._ringing.set()
+
+    def _note_withdrawal(self) -> None:
+        self.changes.fire()
+        self.ring()
 
     async def look_now(self) -> None:
         """Return after a look that began after this call."""
@@ -221,6 +233,7 @@ class Supervisor:
         fault = await self._look()
         self.gate.watch(self._bridge, self.changes.fire)
         await self._act()
+        self.withdrawal.refresh()
         await self.state.save_links()
         if not self.is_stopping:
             self.runner.prepare()
@@ -343,6 +356,8 @@ class Supervisor:
                     await self.runner.promote_resident(self.records[name], key)
                 case policy.Load(name, key, fallback):
                     self.runner.begin_load(self.records[name], key, fallback=fallback)
+                case policy.Retreat():
+                    self.withdrawal.retreat(action)
                 case policy.Keep(key):
                     self._engines.keep(key)
                 case policy.Free(key):
