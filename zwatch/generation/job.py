@@ -62,7 +62,7 @@ class Job:
     `is_cancelled` and `is_watched`, which other threads read. `phases` has what took how long: `queue`, `generate` and within that
     the engine's phases, and `write`.
 
-    `client` is the key by which its client stays on one side of a share; None: it is never moved to a share. An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
+    `client` is the key by which its client stays on one side of a share; None: it is never moved to a share. `client_name` is what its client calls itself, to find its jobs. An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
@@ -85,12 +85,9 @@ class Job:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request = request
         self.lease = lease
-        self.attended = attended
-        self.keeps_files = keeps_files
+        self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
-        self.client = client
-        self.client_name = client_of_request.get()
-        """The name that its client gave itself, to find its jobs by."""
+        self.client, self.client_name = client, client_of_request.get()
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED

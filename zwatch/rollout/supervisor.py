@@ -78,9 +78,7 @@ class Supervisor:
         self.gate = Gate(policy_file)
         make = partial(Alias, engines=engines, first_pause=first_pause, needs_signature=self.gate.needs_signature)
         self.records: Mapping[str, Alias] = {name: make(name) for name in aliases}
-        self.traffic = Traffic(self.records, engines)
-        self.changes = Pulse()
-        self.seen = Look()
+        self.traffic, self.changes, self.seen = Traffic(self.records, engines), Pulse(), Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
         self._bridge, self._engines = bridge, engines
