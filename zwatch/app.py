@@ -265,7 +265,6 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         state_file=state_file,
         make_factory=partial(make_factory, config),
         policy_file=config.require_signature,
-        probation=config.probation,
     )
     history = _make_history(config, bridge)
     queue = GenerationQueue(
@@ -278,9 +277,8 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         changes=supervisor.changes,
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
-        timeout=config.timeout,
     )
-    let_judge(supervisor, queue)
+    let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
     if history is not None:
         history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()

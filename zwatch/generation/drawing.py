@@ -3,6 +3,7 @@
 A request that fails with a version on trial is drawn again by the other version, before its client sees an error.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Container
 from enum import Enum
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
-from zwatch.generation.generator import Faulted, Generator, failure_of
+from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
 from zwatch.generation.job import Job
 from zwatch.generation.pace import Pace
 from zwatch.generation.request import fitted
@@ -24,7 +25,13 @@ from zwatch.shadow.faults import is_memory_short
 if TYPE_CHECKING:
     from zwatch.engine.parameters import Generation
     from zwatch.engine.pipeline import Engine
+    from zwatch.generation.pictures import Pictures
     from zwatch.rollout.withdrawal import Withdrawal
+
+
+_log = logging.getLogger(__name__)
+
+_ONE_COLOUR = "the model made an image of one colour"
 
 
 class _Again(Enum):
@@ -75,25 +82,33 @@ class Drawer:
         """Generate a job's images on the device; None if the job failed or was cancelled (its state is set here)."""
         queued, begun = job.age, time.monotonic()
         job.begin()
+        lease = job.lease = job.lease or self._traffic.lease(job.request.model, job.client, job.second_turn.avoided)
+        if lease is None:
+            job.fail(job.second_turn.error or self._not_served(job.request.model))
+            return None
+        # Noted now: the alias may serve something else when it fails.
+        is_watched = self._is_watched(lease.key)
         try:
-            lease = job.lease = job.lease or self._traffic.lease(job.request.model, job.client, job.avoided)
-            if lease is None:
-                raise self._not_served(job.request.model)
-            return await self._draw(job, lease, queued)
+            return await self._draw(job, lease, queued, is_watched=is_watched)
         except GenerationCancelled:
-            if job.lease is not None:
-                self._note_time_limit(job, job.lease.key, time.monotonic() - begun)
+            self._note_time_limit(job, lease.key, time.monotonic() - begun)
             job.cancel()  # usually it is in its final state already
         except Faulted as error:
-            return self._faulted(job, error.kind, error)
+            return self._faulted(job, lease, error.kind, error, is_watched=is_watched)
         except RequestError as error:
-            job.fail(job.first_error or error)
+            job.fail(job.second_turn.error or error)
         except Exception as error:
-            return await self._failed(job, error)
+            other = None if self.judge is None else await self.judge(error, lease.key)
+            if other is None:
+                kind = FaultKind.OUT_OF_MEMORY if is_memory_short(error) else FaultKind.ERROR
+                return self._faulted(job, lease, kind, failure_of(error, job), is_watched=is_watched)
+            job.fail(other)
         return None
 
-    async def _draw(self, job: Job, lease: Lease, queued: float) -> Result | Literal[_Again.AGAIN] | None:
-        begun, engine, is_watched = time.monotonic(), lease.engine, self._is_watched(lease.key)
+    async def _draw(
+        self, job: Job, lease: Lease, queued: float, *, is_watched: bool
+    ) -> Result | Literal[_Again.AGAIN] | None:
+        begun, engine = time.monotonic(), lease.engine
         pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work))
         is_first = engine.is_on_trial
         generation = await self.generator.run(
@@ -101,57 +116,89 @@ class Drawer:
             pictures,
             job,
             holds_pictures=is_first or is_watched,
-            patience=self._patience(job, lease.key) if is_watched and self._may_be_drawn_again(job) else None,
+            patience=self._patience(job, lease.key) if is_watched else None,
         )
+        seconds = time.monotonic() - begun
         if is_first and not await self.judge_first(engine, generation):
             return self._again(job)
         flaw = None if generation.flaw is None else FaultKind(generation.flaw.kind)
         if flaw is FaultKind.NOT_FINITE:
             raise Faulted(flaw, "the model made NaN or infinite pixels")
+        self.pace.note(lease.key, seconds, job.work)
         if flaw is not None and is_watched and self._another(job, lease.key):
-            return self._faulted(job, flaw, RequestError("generation_failed", "the model made an image of one colour"))
+            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR))
+            if other is not None:
+                return Result(*other, queued)
+        elif (suspicion := job.second_turn.take_suspicion()) is not None:
+            self._settle(suspicion, Redraw.WELL, lease.key)
+        elif self.withdrawal is not None and flaw is None:
+            self.withdrawal.note(lease.key, None)
         if is_first or is_watched:
             pictures.add_all(generation)
-        self.pace.note(lease.key, time.monotonic() - begun, job.work)
-        self._note_drawn(job, lease.key, flaw)
         return Result(pictures, generation, queued)
+
+    async def _drawn_in_colours(
+        self, job: Job, first: Lease, suspicion: Suspicion
+    ) -> "tuple[Pictures, Generation] | None":
+        """Let another version draw a job whose image has one colour by a version on trial; return what it drew if that has not. If
+        it has, or cannot be drawn, the first image is what its client gets: it may have asked for a plain picture."""
+        other = self._traffic.lease(job.request.model, job.client, frozenset({first.key}))
+        if other is None:
+            return None
+        parameters = job.parameters
+        assert parameters is not None  # it was drawn
+        job.lease = other
+        job.restart()
+        try:
+            pictures = self._finisher.begin(job, other.key, fitted(job.request, other.engine, self._max_work))
+            generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True)
+            if generation.flaw is None:
+                first.release()
+                self._redrawn(suspicion)
+                self._settle(suspicion, Redraw.WELL, other.key)
+                pictures.add_all(generation)
+                return pictures, generation
+        except GenerationCancelled:
+            other.release()
+            job.lease = first
+            raise
+        except Exception as error:
+            _log.warning("a picture of one colour by %s could not be drawn again: %s", first.key.version, error)
+        other.release()
+        job.lease = first
+        job.assign(first.key, parameters)
+        return None
 
     # --- what becomes of a fault
 
-    async def _failed(self, job: Job, error: Exception) -> Literal[_Again.AGAIN] | None:
-        """Answer an unexpected error of the device or the model, or let another version draw the job."""
-        assert job.lease is not None  # without one it has another error
-        other = None if self.judge is None else await self.judge(error, job.lease.key)
-        if other is not None:
-            job.fail(other)
-            return None
-        kind = FaultKind.OUT_OF_MEMORY if is_memory_short(error) else FaultKind.ERROR
-        return self._faulted(job, kind, failure_of(error, job))
-
-    def _faulted(self, job: Job, kind: FaultKind, error: RequestError) -> Literal[_Again.AGAIN] | None:
+    def _faulted(
+        self, job: Job, lease: Lease, kind: FaultKind, error: RequestError, *, is_watched: bool
+    ) -> Literal[_Again.AGAIN] | None:
         """Let another version draw a job that a version on trial failed to draw; if that is not possible, answer the error."""
-        assert job.lease is not None  # it was drawn
-        key = job.lease.key
-        if job.suspicion is not None:  # the other version failed too
-            self._settle(job, Redraw.FAILED)
-        elif self._is_watched(key) and not job.state.is_final:
-            job.suspicion = Suspicion(key, kind, error.message)
-            job.first_error = error.with_traceback(None)  # its frames hold the images
-            if self._another(job, key):
-                return self._draw_again(job, job.suspicion)
-            suspicion = job.suspicion
-            self._settle(job, Redraw.NONE)
+        if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
+            self._settle(suspicion, Redraw.FAILED)
+        elif is_watched and not job.state.is_final:
+            suspicion = Suspicion(lease.key, kind, error.message)
+            if self._another(job, lease.key):
+                job.second_turn.suspicion = suspicion
+                return self._draw_again(job, suspicion, error)
+            self._settle(suspicion, Redraw.NONE)
             # If that was one too many, what serves instead may have to be loaded first.
-            if self._may_be_drawn_again(job) and not self._is_watched(key) and self._is_coming(job.request.model):
-                return self._draw_again(job, suspicion)
+            if self._may_be_drawn_again(job) and not self._is_watched(lease.key) and self._is_coming(job.request.model):
+                return self._draw_again(job, suspicion, error)
         job.fail(error)
         return None
 
-    def _draw_again(self, job: Job, suspicion: Suspicion) -> Literal[_Again.AGAIN] | None:
-        job.avoided = frozenset({suspicion.key})
+    def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
+        job.second_turn.avoided = frozenset({suspicion.key})
+        job.second_turn.error = error.with_traceback(None)  # its frames hold the images
+        self._redrawn(suspicion)
+        return self._again(job)
+
+    def _redrawn(self, suspicion: Suspicion) -> None:
+        _log.warning("%s failed (%s); another version draws the request again", suspicion.key.version, suspicion.text)
         for listener in self.on_redraw:
             listener(suspicion)
-        return self._again(job)
 
     def _again(self, job: Job) -> Literal[_Again.AGAIN] | None:
         """Let a job wait for the version that serves instead of the one that drew it.
@@ -169,12 +216,13 @@ class Drawer:
 
     def _may_be_drawn_again(self, job: Job) -> bool:
         """Say whether another version may draw a job: it names none, and this is its first turn."""
-        return job.request.model in self._aliases and not job.avoided
+        return job.request.model in self._aliases and not job.second_turn.avoided
 
     def _another(self, job: Job, key: VersionKey) -> bool:
         """Say whether another version can draw a job now."""
         return (
-            self._may_be_drawn_again(job)
+            not job.state.is_final
+            and self._may_be_drawn_again(job)
             and self._traffic.find(job.request.model, job.client, frozenset({key})) is not None
         )
 
@@ -183,8 +231,9 @@ class Drawer:
     def _is_watched(self, key: VersionKey) -> bool:
         return self.withdrawal is not None and self.withdrawal.is_watched(key)
 
-    def _patience(self, job: Job, key: VersionKey) -> float | None:
-        return trials.patience(job.time_left, self._usual(job, key), self.least_patience)
+    def _patience(self, job: Job, key: VersionKey) -> Patience | None:
+        seconds = trials.patience(job.time_left, self._usual(job, key), self.least_patience)
+        return None if seconds is None else Patience(seconds, lambda: self._another(job, key))
 
     def _usual(self, job: Job, key: VersionKey) -> float | None:
         """Return how many seconds the other version takes for such a job, if that is known."""
@@ -192,29 +241,26 @@ class Drawer:
         found = [seconds for other in others if (seconds := self.pace.seconds(other, job.work)) is not None]
         return max(found, default=None)
 
-    def _note_drawn(self, job: Job, key: VersionKey, flaw: FaultKind | None) -> None:
-        if job.suspicion is not None:
-            self._settle(job, Redraw.WELL if flaw is None else Redraw.ONE_COLOUR, key)
-        elif self.withdrawal is not None and flaw is None:
-            self.withdrawal.note(key, None)
-
     def _note_time_limit(self, job: Job, key: VersionKey, drawn: float) -> None:
         """Note that a version on trial drew until the job's time limit passed, if that was its fault."""
-        if self.withdrawal is None or job.suspicion is not None or not job.is_timed_out or not self._is_watched(key):
+        if (
+            self.withdrawal is None
+            or job.second_turn.suspicion is not None
+            or not job.is_timed_out
+            or not self._is_watched(key)
+        ):
             return
         if trials.is_too_slow(drawn, job.time_limit, self._usual(job, key)):
             self.withdrawal.note(key, f"it drew for {drawn:.3g} s until the time limit of {job.time_limit:g} s passed")
 
     def note_end(self, job: Job) -> None:
         """Note the end of a job: one that waited to be drawn again may have been cancelled."""
-        if job.suspicion is not None:
-            self._settle(job, Redraw.NONE)
+        if (suspicion := job.second_turn.take_suspicion()) is not None:
+            self._settle(suspicion, Redraw.NONE)
 
-    def _settle(self, job: Job, redraw: Redraw, other: VersionKey | None = None) -> None:
-        assert job.suspicion is not None
-        suspicion, job.suspicion = job.suspicion, None
-        for key, fault in trials.settled(suspicion, redraw, other):
-            if self.withdrawal is not None:
+    def _settle(self, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
+        if self.withdrawal is not None:
+            for key, fault in trials.settled(suspicion, redraw, other):
                 self.withdrawal.note(key, fault)
 
 

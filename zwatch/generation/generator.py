@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Begun, Bridge, NoAnswer
@@ -43,6 +44,14 @@ class Faulted(RequestError):
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__("generation_failed", message)
         self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how many seconds a version may draw a request; `is_over` says, after them, whether another version can draw it."""
+
+    seconds: float
+    is_over: Callable[[], bool]
 
 
 class _SignOfLife:
@@ -94,13 +103,13 @@ class Generator:
         job: Job,
         *,
         holds_pictures: bool = False,
-        patience: float | None = None,
+        patience: Patience | None = None,
     ) -> "Generation":
         """Generate in a thread; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
 
         Raises:
             RequestError: 500, an earlier one has not come back.
-            Faulted: it took more than `patience` seconds, and was given up.
+            Faulted: it took longer than `patience` allows, and was given up.
             GenerationCancelled: the job has ended; so it has where the generation was given up.
         """
         sign = _SignOfLife()
@@ -125,7 +134,7 @@ class Generator:
             del begun  # an error's frames, of which this is one, hold the memory of a failed generation
 
     async def _gets_on(
-        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, patience: float | None
+        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, patience: Patience | None
     ) -> bool:
         """Wait for a generation; return False if it was given up, and its job has failed."""
         limit = self.stall or (STALL_ON_GPU if self.is_on_gpu() else STALL)
@@ -134,8 +143,8 @@ class Generator:
             await asyncio.wait([begun.future], timeout=min(_CHECK_SECONDS, limit / 4))
             if begun.future.done():
                 break
-            if patience is not None and sign.age > patience and not job.state.is_final:
-                return await self._ends_early(begun, engine, job, sign, patience)
+            if patience is not None and sign.age > patience.seconds and patience.is_over():
+                return await self._ends_early(begun, engine, job, sign, patience.seconds)
             if job.state.is_final and not is_interrupted and sign.silence > self.stall_after_end:
                 is_interrupted = True
                 begun.interrupt()

@@ -16,10 +16,10 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Quiet, Stepped
 from zwatch.generation.request import GenerateRequest
+from zwatch.generation.second_turn import SecondTurn
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.trials import Suspicion
 from zwatch.timeline import Phase, Phases
 
 if TYPE_CHECKING:
@@ -95,12 +95,8 @@ class Job:
         self.steps = request.steps * request.n
         self.time_limit = math.inf
         """Seconds from its acceptance after which its client gets an error."""
-        self.avoided: frozenset[VersionKey] = frozenset()
-        """The version on trial that failed to draw it: another one is to draw it."""
-        self.suspicion: Suspicion | None = None
-        """How that failed, until it is known whether the other version can draw it."""
-        self.first_error: RequestError | None = None
-        """What is answered if no other version draws it."""
+        self.second_turn = SecondTurn()
+        """What is known of its first one, if a version on trial failed to draw it."""
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
@@ -242,6 +238,12 @@ class Job:
         self.state = JobState.RUNNING
         self._begun = self._clock()
         self.phases.append(Phase("queue", self._waiting_from, self._begun))
+        self._changed()
+
+    def restart(self) -> None:
+        """Begin again while it runs: another version draws it."""
+        self.step, self.preview = 0, None
+        self._begun = self._clock()
         self._changed()
 
     def wait_again(self) -> None:

@@ -29,7 +29,7 @@ class GenerationQueue:
     """Accepts requests while there is room and runs them one at a time on the device.
 
     `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request; `stall` is for the
-    `Generator`, `timeout` the seconds after which the client of an attended job gets an error.
+    `Generator`.
     """
 
     def __init__(
@@ -44,10 +44,11 @@ class GenerationQueue:
         changes: Pulse,
         stall: float | None = None,
         traffic: Traffic | None = None,
-        timeout: float = math.inf,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
+        self.timeout = math.inf
+        """Seconds after which the client of an attended job gets an error."""
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -58,7 +59,7 @@ class GenerationQueue:
         """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
-        self._engines, self._traffic, self._timeout = engines, traffic or Traffic({}, engines), timeout
+        self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
         self.drawer = Drawer(
             self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming
@@ -137,7 +138,7 @@ class GenerationQueue:
                 fitted(request, resident.engine, self.max_work)
         lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
-        job.time_limit = self._timeout if attended else math.inf
+        job.time_limit = self.timeout if attended else math.inf
         job.work = work_of(request, USUAL_SIDE if resident is None else resident.engine.default_size)
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
@@ -312,4 +313,4 @@ class GenerationQueue:
 
 def _asked(job: Job) -> tuple[str, str | None, frozenset[VersionKey]]:
     """Return what decides which engine a job gets."""
-    return job.request.model, job.client, job.avoided
+    return job.request.model, job.client, job.second_turn.avoided

@@ -108,8 +108,7 @@ class AttemptRunner:
         self._state = state
         self._changes = changes
         self._wake, self._make_factory = wake, make_factory
-        self._fail = fail
-        self._judge, self._gate = judge, gate
+        self._fail, self._judge, self._gate = fail, judge, gate
         self.keeps_trying = False
         """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
         self.distrusted: list[str] = []

@@ -10,7 +10,6 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from zwatch.bridge import Bridge
 from zwatch.deploy.durable import put_aside, read_regular, remove_leftovers, write_durably
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.errors import UsageError
-from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.saved import Failure, SavedState, schema, serialise
 
 _log = logging.getLogger(__name__)
@@ -208,11 +206,6 @@ class StateKeeper:
         """Note why this run ends, and save it at once, in a separate task: the process may not get to its orderly end."""
         self.saved.failure = failure
         self._noting = asyncio.create_task(self.save(), name="save why")
-
-    def blame(self, key: VersionKey) -> None:
-        """Note which version drew when this run ended by itself: it is to blame, whatever it did before."""
-        if self.saved.failure is not None and self.saved.failure.hung is None:
-            self.note_failure(replace(self.saved.failure, hung=key))
 
     async def save_links(self) -> None:
         """Save if a link was made anew since the last save, even to what serves: a crash is counted for the links of its time."""

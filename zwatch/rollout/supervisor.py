@@ -31,7 +31,6 @@ from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
 from zwatch.rollout.traffic import Traffic
-from zwatch.rollout.trials import PROBATION
 from zwatch.rollout.withdrawal import Withdrawal
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.faults import described
@@ -49,7 +48,7 @@ class Supervisor:
     """Brings into service what the followed aliases ask for.
 
     `first_pause` is the seconds before the first retry of a version that failed for lack of memory or on a device error,
-    `probation` those for which a version is on trial after its promotion, `policy_file` that of `--require-signature`.
+    `policy_file` that of `--require-signature`.
     """
 
     failure: FatalError | None = None
@@ -70,7 +69,6 @@ class Supervisor:
         state_file: StateFile,
         make_factory: Callable[[LoadControl], "EngineFactory"],
         first_pause: float = BACKOFF_FIRST,
-        probation: float = PROBATION,
         policy_file: Path | None = None,
         limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
@@ -105,9 +103,7 @@ class Supervisor:
             gate=self.gate,
         )
         self.first_images = FirstImageJudge(bridge, engines, tuple(self.records.values()), self.runner)
-        self.withdrawal = Withdrawal(
-            self.records, engines, self.runner, self.state, self._note_withdrawal, probation=probation
-        )
+        self.withdrawal = Withdrawal(self.records, engines, self.runner, self.state, self.ring)
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
         self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
@@ -118,10 +114,6 @@ class Supervisor:
     def ring(self) -> None:
         """Look again now. From another thread, go through the bridge."""
         self._ringing.set()
-
-    def _note_withdrawal(self) -> None:
-        self.changes.fire()
-        self.ring()
 
     async def look_now(self) -> None:
         """Return after a look that began after this call."""

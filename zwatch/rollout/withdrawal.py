@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zwatch.deploy.shares import alias_of_key
 from zwatch.rollout import policy
@@ -33,8 +33,8 @@ class Trial:
 
 
 class Withdrawal:
-    """Notes what becomes of requests, and withdraws what fails. `records` are the aliases and shares, `changed` is called after a
-    withdrawal, `probation` is in seconds."""
+    """Notes what becomes of requests, and withdraws what fails. `records` are the aliases and shares, `wake` is called after a
+    withdrawal."""
 
     def __init__(
         self,
@@ -42,14 +42,15 @@ class Withdrawal:
         engines: EngineRegistry,
         runner: AttemptRunner,
         state: StateKeeper,
-        changed: Callable[[], None],
+        wake: Callable[[], None],
         *,
-        probation: float = PROBATION,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._records, self._engines, self._runner, self._state = records, engines, runner, state
-        self._changed, self._probation, self._clock, self._wall_clock = changed, probation, clock, wall_clock
+        self._wake, self._clock, self._wall_clock = wake, clock, wall_clock
+        self.probation = PROBATION
+        """Seconds for which a version is on trial after its promotion."""
         self._outcomes: dict[VersionKey, Outcomes] = {}
         self._promoted: dict[str, tuple[VersionKey, float]] = {}  # by alias: what, and when by `clock`
         self._shared: set[tuple[str, VersionKey]] = set()  # what shares of aliases served at the last `refresh`
@@ -93,6 +94,12 @@ class Withdrawal:
                 self._withdraw(trial, own)
         self._forget()
 
+    def blame(self, key: VersionKey) -> None:
+        """Note that a version drew when this run failed: if it is on trial, it is to blame, whatever it did before."""
+        failure = self._state.saved.failure
+        if failure is not None and failure.hung is None and self.is_watched(key):
+            self._state.note_failure(replace(failure, hung=key))
+
     # --- what the supervisor tells
 
     def refresh(self) -> None:
@@ -123,7 +130,7 @@ class Withdrawal:
             alias = alias_of_key(name)
             since = self._promoted.get(name)
             ago = self._clock() - since[1] if since is not None and since[0] == serving.key else None
-            if is_on_trial(by_share=alias is not None, promoted_ago=ago, probation=self._probation):
+            if is_on_trial(by_share=alias is not None, promoted_ago=ago, probation=self.probation):
                 yield Trial(record, serving.key, self._other(record, alias, serving.key))
 
     def _other(self, record: Alias, alias: str | None, key: VersionKey) -> VersionKey | None:
@@ -172,4 +179,4 @@ class Withdrawal:
         if (action := policy.retreat([view], self._engines.views())) is not None:
             self.retreat(action)
         self._saving = asyncio.create_task(self._state.save(), name="save a withdrawal")
-        self._changed()
+        self._wake()
