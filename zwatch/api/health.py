@@ -47,8 +47,8 @@ def _alias_problem(supervisor: Supervisor, engines: EngineRegistry, alias: str) 
     if rejection is not None:
         again = "it is tried again after a pause" if rejection.retry is Retry.BACKOFF else None
         return _joined(f"{alias} asks for {wish.version}, {serves}: {rejection.reason}", now or again)
-    if (withdrawn := supervisor.records[alias].withdrawn) is not None:  # in an earlier run
-        return _joined(f"{alias} asks for {wish.version}, {serves}: {withdrawn.reason}", now)
+    if (reason := supervisor.withdrawal.reason(alias)) is not None:  # in an earlier run
+        return _joined(f"{alias} asks for {wish.version}, {serves}: {reason}", now)
     if attempt is not None and attempt.running and attempt.key == wish:
         return f"{alias} asks for {wish.version}, which {_doing(attempt)}; {serves}"
     return _joined(f"{alias} asks for {wish.version}, which is not ready; {serves}", now)

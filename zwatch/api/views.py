@@ -16,7 +16,6 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.alias import WITHDRAWN
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
-from zwatch.rollout.saved import Withdrawn
 from zwatch.rollout.supervisor import Supervisor
 
 
@@ -200,7 +199,7 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
     """Return what an alias's link points to and what the alias serves."""
     target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
-    serving, withdrawn = engines.serving(alias), supervisor.records[alias].withdrawn
+    serving, withdrawn = engines.serving(alias), supervisor.withdrawal.reason(alias)
     return {
         "link": target.link if target is not None else fault.link if fault is not None else None,
         "target": None if target is None else target.version,
@@ -210,10 +209,10 @@ def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> 
     }
 
 
-def _fault_view(fault: Fault | None, withdrawn: Withdrawn | None) -> FaultView | None:
+def _fault_view(fault: Fault | None, withdrawn: str | None) -> FaultView | None:
     if fault is not None:
         return {"code": fault.code, "message": fault.message}
-    return None if withdrawn is None else {"code": WITHDRAWN, "message": withdrawn.reason}
+    return None if withdrawn is None else {"code": WITHDRAWN, "message": withdrawn}
 
 
 def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasView:

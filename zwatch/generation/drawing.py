@@ -164,6 +164,8 @@ class Drawer:
             raise
         except Exception as error:
             _log.warning("a picture of one colour by %s could not be drawn again: %s", first.key.version, error)
+            if not isinstance(error, RequestError) and self.judge is not None:
+                await self.judge(error, other.key)
         other.release()
         job.lease = first
         job.assign(first.key, parameters)

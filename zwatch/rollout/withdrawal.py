@@ -67,6 +67,11 @@ class Withdrawal:
         """Return the versions that serve instead of one on trial if it is withdrawn."""
         return [trial.other for trial in self._trials() if trial.key == key and trial.other is not None]
 
+    def reason(self, name: str) -> str | None:
+        """Return why what an alias or share asks for was withdrawn, if it was."""
+        withdrawn = self._records[name].withdrawn
+        return None if withdrawn is None else withdrawn.reason
+
     def problems(self) -> list[str]:
         """Return the sentences about versions on trial that fail, and serve on because there is no other."""
         found = []
