@@ -250,7 +250,10 @@ async def test_a_job_that_is_cancelled_while_it_waits_for_the_other_version_is_c
 
 
 async def test_what_is_loaded_again_draws_the_request_that_met_the_last_fault(promoted):
-    await promoted.services.supervisor._closer.free_warm()
+    supervisor, engines = promoted.services.supervisor, promoted.services.engines
+    while engines.find("v1") is not None:  # until it is drained
+        await supervisor.look_now()
+        await supervisor._closer.free_warm()
     Faulty(promoted).nan()
     for _ in range(2):
         await promoted.error("/generate", HURT, 500)  # there is nothing that could draw it

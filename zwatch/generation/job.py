@@ -71,6 +71,9 @@ class Job:
     by_share: str | None = None
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
 
+    time_limit: float = math.inf
+    """Seconds from its acceptance after which its client gets an error."""
+
     def __init__(
         self,
         request: GenerateRequest,
@@ -83,8 +86,7 @@ class Job:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
-        self.request = request
-        self.lease = lease
+        self.request, self.lease = request, lease
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -93,10 +95,7 @@ class Job:
         self.state = JobState.QUEUED
         self.position = self.step = 0
         self.steps = request.steps * request.n
-        self.time_limit = math.inf
-        """Seconds from its acceptance after which its client gets an error."""
         self.second_turn = SecondTurn()
-        """What is known of its first one, if a version on trial failed to draw it."""
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None

@@ -81,10 +81,9 @@ class Supervisor:
         self.traffic, self.changes, self.seen = Traffic(self.records, engines), Pulse(), Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
-        self._bridge, self._engines = bridge, engines
+        self._bridge, self._engines, self._closer = bridge, engines, EngineCloser(bridge, engines)
         self._make_looker = partial(QuickLooker, partial(Looker, root, aliases, strict_links=strict_links))
         self._looker = self._make_looker()
-        self._closer = EngineCloser(bridge, engines)
         self.device_judge = DeviceJudge(
             bridge, lambda: None if self.factory is None else self.factory.device, self.fail
         )
