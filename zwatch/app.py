@@ -278,7 +278,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
     )
-    let_judge(supervisor, queue)
+    let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
     if history is not None:
         history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()
