@@ -242,13 +242,15 @@ def share_states(supervisor: Supervisor) -> dict[str, ShareState]:
     found: dict[str, ShareState] = {}
     seen = supervisor.seen
     for record in supervisor.records.shares:
+        if record.share is None:
+            continue  # taken over, and not looked at yet
         alias, serving, fault = alias_of_key(record.key) or "", record.serving, seen.faults.get(record.key)
         link = record.target.link if record.target is not None else fault.link if fault is not None else None
         found[record.name] = {
             "alias": alias,
             "link": link,
             "target": None if record.target is None else record.target.version,
-            "percent": None if record.share is None else record.share.percent,
+            "percent": record.share.percent,
             "counts": record.counts,
             "fault": _fault_view(fault, None if record.withdrawn is None else record.withdrawn.reason),
             "serving": None if serving is None else serving.key.version,
