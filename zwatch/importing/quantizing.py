@@ -76,7 +76,7 @@ def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
     }
     for path in (pipeline_files.INDEX, *FIELDS):
         plan.small[path] = reading.read_whole(base.files[path])
-    goldens.add_to_quantized(plan, base)
+    goldens.add_to_quantized(plan, base, kind)
     planning.check_complete(plan, found)
     return plan
 
