@@ -1,7 +1,7 @@
 """The state of the service as JSON objects."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -15,6 +15,9 @@ from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from zwatch.engine.golden import GoldenImages
 
 
 class AttemptView(TypedDict):
@@ -74,6 +77,14 @@ class AliasView(AliasState):
     attempt: AttemptView | None
 
 
+class GoldenView(TypedDict):
+    """How many golden images of a version were checked, of how many, and how many of these were missed."""
+
+    checked: Number
+    of: Number
+    missed: Number
+
+
 class EngineView(TypedDict):
     """A resident engine."""
 
@@ -95,6 +106,7 @@ class EngineView(TypedDict):
             description="What it computes in: bf16, fp32, fp16, fp8 or int8; two, joined by +, where the text encoder differs."
         ),
     ]
+    golden: Annotated[GoldenView | None, Field(description="Null if the version has no golden images.")]
 
 
 class StrayView(TypedDict):
@@ -141,6 +153,12 @@ class StatusView(TypedDict):
     device: DeviceView
     uptime: Seconds
     history: HistoryView | None
+
+
+def golden_view(golden: "GoldenImages") -> GoldenView | None:
+    """Return how far the check of golden images is, or null if there are none."""
+    of = len(golden.pictures)
+    return {"checked": golden.checked, "of": of, "missed": golden.missed} if of else None
 
 
 def time_text(moment: datetime) -> str:
@@ -250,6 +268,7 @@ def status_view(
                 "text_encoder": "host" if resident.engine.host_nbytes else "device",
                 "host_bytes": resident.engine.host_nbytes,
                 "precision": resident.engine.precision,
+                "golden": golden_view(resident.engine.golden),
             }
             for resident in engines.residents
         ],

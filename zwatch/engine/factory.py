@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.acceleration import Acceleration
-from zwatch.engine.golden import HELD_SECONDS, SECONDS, compare_first
+from zwatch.engine.comparing import HELD_SECONDS, SECONDS, compare_first
 from zwatch.engine.kept_files import KeptFiles
 from zwatch.engine.kernels import Kernels
 from zwatch.engine.parameters import Generation
@@ -136,7 +136,7 @@ class EngineFactory:
     def _enter(self, staged: Staged, control: LoadControl) -> Engine:
         engine = Engine(self._store.assemble(staged, control), self.device, self.acceleration)
         try:
-            self.warm(engine, control, is_held=True)
+            self.warm(engine, control, is_held=True, golden_seconds=HELD_SECONDS)
             control.check()
         except BaseException:
             engine.close()
@@ -167,8 +167,11 @@ class EngineFactory:
         """Make a version's warm-up image again at its next load."""
         self._proven.forget(digest)
 
-    def warm(self, engine: Engine, control: LoadControl, *, is_held: bool = False) -> None:
-        """Make the warm-up image with an engine, and compare its first golden images. `is_held`: requests wait meanwhile.
+    def warm(
+        self, engine: Engine, control: LoadControl, *, is_held: bool = False, golden_seconds: float = SECONDS
+    ) -> None:
+        """Make the warm-up image with an engine, and compare its first golden images, which may take `golden_seconds`. `is_held`:
+        requests wait meanwhile.
 
         Raises:
             Rejection: an image is not usable or not like the golden one, or the device failed.
@@ -183,8 +186,7 @@ class EngineFactory:
             if engine.golden.next is not None:
                 with control.phase("golden"):
                     control.begin("comparing golden images", is_slow=True)
-                    seconds = HELD_SECONDS if is_held else SECONDS
-                    compare_first(engine, seconds, is_held=is_held, check=control.check)
+                    compare_first(engine, golden_seconds, is_held=is_held, check=control.check)
             engine.is_on_trial = False
             self.note_golden(engine)
             engine.prepare()

@@ -100,6 +100,10 @@ class EngineRegistry:
         resident = self.find(model)
         return None if resident is None or not self.is_usable(resident) else Lease(resident, self._changed)
 
+    def hold(self, resident: Resident) -> Lease:
+        """Return a lease on a resident engine for what is no request; it ends as a request's does."""
+        return Lease(resident, self._changed)
+
     def is_usable(self, resident: Resident) -> bool:
         """Say whether an engine can take requests: it has its memory, is not about to give it up, and its images are usable."""
         return resident is not self._being_exchanged and resident.engine.is_complete and not resident.is_bad
