@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 
 from tests.engine.editing import VAE, edit_json, edit_tensors
 from zwatch import cli
@@ -38,20 +39,29 @@ def mix_scales(version: Path) -> None:
     edit_tensors(version / "transformer/diffusion_pytorch_model.safetensors", change)
 
 
-def change_shift(version: Path) -> None:
-    """Change the scheduler's config."""
-    edit_json(version / "scheduler/scheduler_config.json", lambda config: config.update(shift=1.0))
+def change_shift(version: Path, shift: float = 1.0) -> None:
+    """Change the scheduler's config; it is 3."""
+    edit_json(version / "scheduler/scheduler_config.json", lambda config: config.update(shift=shift))
+
+
+def invert(version: Path, image: str) -> None:
+    """Replace a golden image by its negative."""
+    with Image.open(version / image) as found:
+        ImageOps.invert(found).save(version / image)
 
 
 def change_vae(version: Path) -> None:
     """Give it another autoencoder: one whose decoder was trained a little differently."""
 
+    def other(value):
+        return value * (1 + 0.1 * torch.randn(value.shape)).to(value.dtype)
+
     def change(tensors):
         torch.manual_seed(0)
-        for name, value in tensors.items():
-            if name.startswith("decoder") and value.ndim == 4:
-                value *= (1 + 0.1 * torch.randn(value.shape)).to(value.dtype)
-        return tensors
+        return {
+            name: other(value) if name.startswith("decoder") and value.ndim == 4 else value
+            for name, value in tensors.items()
+        }
 
     edit_tensors(version / VAE, change)
 

@@ -136,7 +136,7 @@ class EngineFactory:
     def _enter(self, staged: Staged, control: LoadControl) -> Engine:
         engine = Engine(self._store.assemble(staged, control), self.device, self.acceleration)
         try:
-            self.warm(engine, control, is_held=True, golden_seconds=HELD_SECONDS)
+            self.warm(engine, control, is_held=True)
             control.check()
         except BaseException:
             engine.close()
@@ -168,10 +168,10 @@ class EngineFactory:
         self._proven.forget(digest)
 
     def warm(
-        self, engine: Engine, control: LoadControl, *, is_held: bool = False, golden_seconds: float = SECONDS
+        self, engine: Engine, control: LoadControl, *, is_held: bool = False, golden_seconds: float | None = None
     ) -> None:
-        """Make the warm-up image with an engine, and compare its first golden images, which may take `golden_seconds`. `is_held`:
-        requests wait meanwhile.
+        """Make the warm-up image with an engine, and compare its first golden images, which may take `golden_seconds`, by default as
+        the service has it. `is_held`: requests wait meanwhile.
 
         Raises:
             Rejection: an image is not usable or not like the golden one, or the device failed.
@@ -186,7 +186,8 @@ class EngineFactory:
             if engine.golden.next is not None:
                 with control.phase("golden"):
                     control.begin("comparing golden images", is_slow=True)
-                    compare_first(engine, golden_seconds, is_held=is_held, check=control.check)
+                    seconds = (HELD_SECONDS if is_held else SECONDS) if golden_seconds is None else golden_seconds
+                    compare_first(engine, seconds, is_held=is_held, check=control.check)
             engine.is_on_trial = False
             self.note_golden(engine)
             engine.prepare()
