@@ -39,6 +39,7 @@ SIZE = (
 )  # fmt: skip
 COUNT = ([("1", 1), ("64", 64), (" 7 ", 7)], ["0", "-1", "1.5", "many", "1e3", "inf", "1_0", "9" * 5000])
 POSITIVE = ([("600", 600.0), ("0.5", 0.5), ("inf", float("inf"))], ["0", "-1", "nan", "soon", "1s"])
+SECONDS = ([("60", 60.0), ("0", 0.0), ("0.5", 0.5), ("inf", float("inf"))], ["-1", "nan", "soon", "1s"])
 DIRECTORY = ([("models", Path("models")), (".", Path())], ["nowhere", "file", "file/x", "x" * 300])
 PATH = ([("some/where", Path("some/where")), ("/x y", Path("/x y"))], [])
 TOKEN = (
@@ -76,12 +77,15 @@ def listed(cases):
     return [(text, (value,)) for text, value in cases[0]], cases[1]
 
 
-ALIASES = ([(text, ("current", value)) for text, value in NAME[0]], NAME[1])
+ALIASES = (
+    [(text, ("current", value)) for text, value in [*NAME[0], *((one, one) for one in ("c*", "?", "[ab]-*", "[!v]*"))]],
+    [*NAME[1], "*/x", "[", "c*d]", "@*", "c*@10"],
+)
 CASES = {
-    "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
+    "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_ALL_ALIASES": SWITCH, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
     "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
-    "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
+    "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_PROBATION": SECONDS, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
     "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TEXT_ENCODER": TEXT_ENCODER, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": NAME,
     "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": NAME, "ZWATCH_SEAL_VERSION": NAME,
     "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,

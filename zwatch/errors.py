@@ -40,6 +40,7 @@ _RETRY = {
     "bad_image": Retry.NEVER,
     "golden_mismatch": Retry.NEVER,
     "set_aside": Retry.NEVER,
+    "withdrawn": Retry.NEVER,
     "insufficient_memory": Retry.BACKOFF,
     "out_of_memory": Retry.BACKOFF,
     "io_error": Retry.BACKOFF,

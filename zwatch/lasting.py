@@ -61,6 +61,7 @@ def _golden_checks(services: Services) -> GoldenChecks:
             supervisor.factory.note_golden(engine)
 
     checks.remember = remember
+    checks.on_checked.append(supervisor.withdrawal.note)
     return checks
 
 
@@ -90,7 +91,8 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
     """See to it every second, and whenever other folders matter, that they and the models root are watched."""
     supervisor = services.supervisor
     while True:
-        folders = supervisor.seen.folders
+        folders, aliases = supervisor.seen.folders, supervisor.aliases
+        root_watcher.follow(aliases)
         try:
             services.metrics.is_watching = await services.bridge.run("watch", _watched, root_watcher, folders)
         except NoAnswer:
@@ -99,7 +101,7 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
             _log.exception("watching %s failed; retrying", services.models)
         try:
             async with asyncio.timeout(1.0):
-                while supervisor.seen.folders == folders:
+                while supervisor.seen.folders == folders and supervisor.aliases == aliases:
                     await supervisor.changes.wait()
         except TimeoutError:
             pass

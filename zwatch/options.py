@@ -19,6 +19,7 @@ from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+_PATTERN = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\]){1,64}")
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
@@ -106,6 +107,17 @@ def image_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or len(found) != len(sides) or any(not 16 <= side <= 2048 or side % 16 for side in found):
         raise ValueError(f"expected a multiple of 16 from 16 to 2048, or two such as 1024x768, got {text!r}")
     return found[0], found[-1]
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds, at least 0. Infinity is allowed, NaN is not."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        raise ValueError(f"expected a number of seconds of at least 0, got {text!r}")
+    return number
 
 
 def is_number(text: str) -> bool:
@@ -264,6 +276,17 @@ def service_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def followed_name(text: str) -> str:
+    """Return the name of a link to follow, or a shell pattern for such names."""
+    from zwatch.deploy.following import is_pattern
+
+    if not is_pattern(text):
+        return version_name(text)
+    if not _PATTERN.fullmatch(text):
+        raise ValueError(f"{text!r} matches no alias: expected a pattern of A-Za-z0-9._-, *, ? and [...], such as 'c*'")
+    return text
+
+
 def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Return the aliases to follow: `current` first, each once. A callback of click's."""
     return tuple(dict.fromkeys(["current", *given]))
@@ -319,5 +342,6 @@ dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto
 quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
 exact_option = switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 text_encoder_option = option("--text-encoder", envvar="ZWATCH_TEXT_ENCODER", type=click.Choice(["auto", "device", "host"]), default="auto", help="Where its weights are; host: copied to the device, layer by layer, for each new prompt; auto: host where the device has too little memory for the whole model.")  # fmt: skip
+probation_option = option("--probation", envvar="ZWATCH_PROBATION", type=seconds, default="60", metavar="SECONDS", help="Seconds for which a version is on trial after its promotion: if it fails in 3 of its last 20 requests, the one before it serves again. 0: not at all; inf: always.")  # fmt: skip
 policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip
 sign_option = option("--sign", "key_file", envvar="ZWATCH_SIGN", type=path, metavar="KEY", help="Write model.sig, a signature with this private key (PEM). The password of an encrypted one is in ZWATCH_SIGN_PASSWORD, or is asked for.")  # fmt: skip

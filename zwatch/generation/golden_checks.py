@@ -83,8 +83,8 @@ class GoldenChecks:
                 fault = f"{picture.image}: {error.reason if isinstance(error, Rejection) else described(error)}"
                 if not isinstance(error, Rejection) and not is_memory_short(error):
                     _log.error("a golden image could not be drawn", exc_info=error)
-                    if self._queue.judge is not None:
-                        await self._queue.judge(error)
+                    if (judge := self._queue.drawer.judge) is not None:
+                        await judge(error, resident.key)
             engine.golden.note(fault)
             self._tell(resident, fault)
         return True

@@ -1,6 +1,7 @@
 """A job: the state of one accepted request."""
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -15,6 +16,7 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Quiet, Stepped
 from zwatch.generation.request import GenerateRequest
+from zwatch.generation.second_turn import SecondTurn
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
@@ -60,12 +62,17 @@ class Job:
     `is_cancelled` and `is_watched`, which other threads read. `phases` has what took how long: `queue`, `generate` and within that
     the engine's phases, and `write`.
 
-    An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
+    `client` is the key by which its client stays on one side of a share; None: it is never moved to a share. `client_name` is what its client calls itself, to find its jobs. An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
+    by_share: str | None = None
+    """The share by which it got that version, such as `current@10`; None if it was not by one."""
+
+    time_limit: float = math.inf
+    """Seconds from its acceptance after which its client gets an error."""
 
     def __init__(
         self,
@@ -75,20 +82,20 @@ class Job:
         *,
         attended: bool = True,
         keeps_files: bool = False,
+        client: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
-        self.request = request
-        self.lease = lease
-        self.attended = attended
-        self.keeps_files = keeps_files
+        self.request, self.lease = request, lease
+        self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
-        self.client = client_of_request.get()
+        self.client, self.client_name = client, client_of_request.get()
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = self.step = 0
         self.steps = request.steps * request.n
+        self.second_turn = SecondTurn()
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
@@ -127,6 +134,16 @@ class Job:
     def accepted(self) -> float:
         """When it was accepted, on the monotonic clock."""
         return self._accepted
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds of its time limit that remain; None if it has none."""
+        return None if math.isinf(self.time_limit) else max(0.0, self.time_limit - self.age)
+
+    @property
+    def is_timed_out(self) -> bool:
+        """Whether its time limit has passed."""
+        return self._timeout is not None
 
     @property
     def remaining(self) -> float | None:
@@ -222,9 +239,16 @@ class Job:
         self.phases.append(Phase("queue", self._waiting_from, self._begun))
         self._changed()
 
+    def restart(self) -> None:
+        """Begin again while it runs: another version draws it."""
+        self.step, self.preview = 0, None
+        self._begun = self._clock()
+        self._changed()
+
     def wait_again(self) -> None:
         """Change back to `QUEUED`: what was made so far is not usable."""
         self.state, self.lease, self.key, self.parameters, self.signer = JobState.QUEUED, None, None, None, None
+        self.by_share = None
         self.step, self.preview, self.pictures = 0, None, ()
         self._waiting_from = self._clock()
         self._changed()
@@ -232,7 +256,8 @@ class Job:
     def assign(self, key: VersionKey, parameters: "GenerationParameters") -> None:
         """Note which version makes its images, and from what."""
         self.key, self.parameters = key, parameters
-        self.signer = None if self.lease is None else self.lease.signer
+        if self.lease is not None:
+            self.signer, self.by_share = self.lease.signer, self.lease.by_share
         self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

@@ -23,6 +23,7 @@ from zwatch.api.a1111.txt2img import (
 )
 from zwatch.api.answers import answer, json_answer
 from zwatch.api.bodies import fields_of, read_body, read_request, received_image
+from zwatch.api.client_key import client_key
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES
@@ -109,16 +110,18 @@ async def txt2img(request: web.Request) -> web.Response:
     services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
     services.queue.refuse_if_full()
     asked, engines = await read_request(request, Txt2ImgRequest), services.engines
+    traffic = services.supervisor.traffic
     named = checkpoint_asked(asked)
-    choice = choice_of(named, engines, services.supervisor.aliases) if named else clients.model(client, engines)
+    choice = choice_of(named, engines, traffic) if named else clients.model(client, engines, traffic)
     wanted = wanted_images(asked, model_of(choice))
+    key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
-        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images)
+        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images, client=key)
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
-    expected = engines.find(wanted.request.model)  # None while it is loaded
-    key, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
+    expected = traffic.find(wanted.request.model, key)  # None while it is loaded
+    version, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
     del expected  # its memory may be freed while this waits
     with services.queue.attending(job):
         try:
@@ -126,8 +129,8 @@ async def txt2img(request: web.Request) -> web.Response:
         except RequestError as error:
             if error.code != "cancelled":
                 raise
-            key = key if job.lease is None else job.lease.key
-            return json_answer(interrupted_body(wanted, job, key, size), {"X-Zwatch-Job": job.id})
+            version = version if job.lease is None else job.lease.key
+            return json_answer(interrupted_body(wanted, job, version, size), {"X-Zwatch-Job": job.id})
         sent = await services.bridge.run("encode", finished_body, wanted, job, finished)
         return json_answer(sent, served_headers(job, finished))
 
@@ -167,9 +170,9 @@ def _interrupt(request: web.Request, most: int = MAX_IMAGES) -> None:
 async def options(request: web.Request) -> web.Response:
     """Return the client's own options, with the checkpoint for its requests that name none: `current` if it follows that."""
     services = request.app[SERVICES]
-    model = request.app[CLIENTS].model(client_of(request), services.engines)
-    resident = services.engines.find(model)
-    is_alias = model in services.supervisor.aliases
+    traffic = services.supervisor.traffic
+    model = request.app[CLIENTS].model(client_of(request), services.engines, traffic)
+    resident, is_alias = traffic.find(model), model in traffic
     body: SdOptions = {
         "samples_format": "png",
         "sd_model_checkpoint": model if is_alias or resident is None else title(resident.key),
@@ -186,7 +189,7 @@ async def set_options(request: web.Request) -> web.Response:
     body = fields_of(request.headers.get("Content-Type", ""), await read_body(request), SdOptionsRequest)
     name = validated(SdOptionsRequest, body).sd_model_checkpoint
     if name is not None:
-        clients, aliases = request.app[CLIENTS], services.supervisor.aliases
+        clients, aliases = request.app[CLIENTS], services.supervisor.traffic
         clients.choose(client_of(request), name, services.engines, aliases, among_others=len(body) > 1)
     return answer(None)
 
@@ -194,7 +197,7 @@ async def set_options(request: web.Request) -> web.Response:
 async def checkpoints(request: web.Request) -> web.Response:
     """List `current` and the other aliases, then the loaded versions, of which the one that `current` serves is first."""
     services = request.app[SERVICES]
-    return answer(checkpoint_views(services.engines, services.supervisor.aliases))
+    return answer(checkpoint_views(services.supervisor, services.engines))
 
 
 async def info(request: web.Request) -> web.Response:
