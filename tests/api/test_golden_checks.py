@@ -159,3 +159,20 @@ async def test_a_check_that_does_not_get_on_is_a_fault_and_given_up(start, model
         assert hung.is_set()
         assert [fault for _, fault in told] == ["golden/2.png: the image made no progress for 0.5 s", None]
         await client.png(seed=1)
+
+
+async def test_a_version_on_trial_that_misses_three_is_withdrawn(start, models, told):
+    goldens.add(models, "v2", prompts=("a", "b", "c", "d"))
+    for number in (2, 3, 4):
+        goldens.invert(models / "v2", f"golden/{number}.png")
+    goldens.seal(models / "v2")
+    async with start() as client:
+        await until(client, lambda: golden_of(client) is not None)
+        await client.call("POST", "/api/deploy", json={"version": "v2"})
+        await until(client, lambda: [name for name, fault in told if fault is not None] == ["v2"] * 3)
+        await client.serves("v1")
+        _, _, status = await client.call("GET", "/status")
+        attempts = (await client.call("GET", "/attempts"))[2]["attempts"]
+        assert "withdrawn" in {one["code"] for one in attempts}
+        assert status["status"] == "degraded"
+        assert any("golden/4.png" in reason for reason in status["reasons"])
