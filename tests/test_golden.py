@@ -212,3 +212,14 @@ def test_a_version_that_makes_no_image_gets_no_golden_ones(make, models):
     status, _, error = make()
     assert (status, "NaN or infinite pixels" in error) == (1, True)
     assert not (models / "v1/golden.json").exists()
+
+
+def test_a_comparison_of_versions_names_what_differs_of_them(make, models, capsys):
+    shutil.copytree(models / "v1", models / "v3")
+    goldens.seal(models / "v3")
+    assert make("a cat", options=["--steps", "1"])[0] == 0
+    capsys.readouterr()
+    assert cli.main(["diff", "v3", "v1", "--models", str(models)]) == 0
+    out = capsys.readouterr().out
+    assert "golden/1.png: added" in out
+    assert "golden.json: added" in out

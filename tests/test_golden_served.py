@@ -1,5 +1,6 @@
 """Golden images on a real server: what they catch, what is checked beside requests, and what a restart repeats."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -110,3 +111,19 @@ async def test_a_restart_checks_only_what_was_not_checked(root, tmp_path):
 async def checked_of(server, count):
     engines = [one for one in (await server.status())["engines"] if one["version"] == "v2"]
     return bool(engines) and engines[0]["golden"]["checked"] == count
+
+
+async def test_golden_images_for_what_serves_deploy_it_again_without_moving_a_weight(root, tmp_path):
+    async with Server(root, tmp_path / "state") as server:
+        await server.serves("v1")
+        first = (await server.status())["serving"]["digest"]
+        await asyncio.to_thread(goldens.add, root, "v1", "--steps", "2", prompts=("a cat",))
+
+        async def served():
+            serving = (await server.status())["serving"]
+            return serving["version"] == "v1" and serving["digest"] != first
+
+        await server.until(served, "the new seal serves")
+        attempt = (await server.status())["aliases"]["current"]["attempt"]
+        assert sorted(attempt["shared"]) == ["text_encoder", "transformer", "vae"]
+        assert attempt["bytes"] == 0
