@@ -290,7 +290,7 @@ class Gauges(Collector):
                 "missed": found.missed,
                 "pending": len(found.pictures) - found.checked,
             }
-            for result, count in counts.items() if found.pictures else ():
+            for result, count in counts.items():
                 golden.add_metric([resident.key.version, resident.key.digest or "", result], count)
         return golden
 
