@@ -102,8 +102,8 @@ class Withdrawal:
     def blame(self, key: VersionKey) -> None:
         """Note that a version drew when this run failed: if it is on trial, it is to blame, whatever it did before."""
         failure = self._state.saved.failure
-        if failure is not None and failure.hung is None and self.is_watched(key):
-            self._state.note_failure(replace(failure, hung=key))
+        if failure is not None and failure.hung in (None, key) and self.is_watched(key):
+            self._state.note_failure(replace(failure, hung=key, on_trial=True))
 
     # --- what the supervisor tells
 
