@@ -286,6 +286,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
     queue.on_end += [metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
+    queue.drawer.on_redraw.append(metrics.request_redrawn)
     supervisor.on_end.append(metrics.attempt_ended)
     traces = Traces() if wanted() else None
     if traces is not None:

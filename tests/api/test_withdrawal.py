@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.rollout.conftest import flip_byte
 from zwatch.deploy.sealing import write_seal
+from zwatch.deploy.shares import share_key, side_of
 from zwatch.engine.usable import deviation_of
 
 HURT = {"prompt": "a cat", "width": 96, "height": 64, "seed": 7, "steps": 4}
@@ -21,10 +22,10 @@ WIDE = 96 // 8
 
 
 class Faulty:
-    """Makes the transformer of what `current` serves fail for some requests, by hooks of torch."""
+    """Makes the transformer of what an alias or a share serves fail for some requests, by hooks of torch."""
 
-    def __init__(self, client):
-        components = client.services.engines.serving("current").engine.components
+    def __init__(self, client, key="current"):
+        components = client.services.engines.serving(key).engine.components
         parts = {one.key.component: one.module for one in components}
         self.transformer, self.vae = parts["transformer"], parts["vae"]
         self.met = 0
@@ -295,3 +296,76 @@ async def test_a_device_that_is_lost_on_trial_is_blamed_on_the_version_that_drew
 def pixels(file):
     with Image.open(io.BytesIO(file)) as image:
         return image.convert("RGB").tobytes()
+
+
+# --- shares
+
+KEY = share_key("current")
+ON_SHARE = next(f"c{number}" for number in range(1000) if side_of(f"c{number}", "current") < 50)
+ON_OWN = next(f"c{number}" for number in range(1000) if side_of(f"c{number}", "current") >= 50)
+
+
+@pytest.fixture
+async def shared(client, models):
+    """A service in which v1 serves `current`, and v2 half of its requests."""
+    (models / "current@50").symlink_to("v2")
+    supervisor, engines = client.services.supervisor, client.services.engines
+    supervisor.ring()
+    while engines.serving(KEY) is None:
+        await supervisor.changes.wait()
+    return client
+
+
+async def share_of(client, **fields):
+    """Draw an image; return the version and the share."""
+    headers, _ = await client.png(**fields)
+    return headers["X-Zwatch-Version"], headers.get("X-Zwatch-Share")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_share_that_fails_at_one_size_only_is_withdrawn_and_no_client_notices(shared, fault):
+    spoil, reason = FAULTS[fault]
+    spoil(Faulty(shared, KEY))
+    for _ in range(3):
+        assert await share_of(shared, **WELL, user=ON_SHARE) == ("v2", "current@50")
+        assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+        assert await share_of(shared, **HURT, user=ON_OWN) == ("v1", None)
+    assert await share_of(shared, **WELL, user=ON_SHARE) == ("v1", None)
+    _, _, status = await shared.call("GET", "/status")
+    share = status["shares"]["current@50"]
+    assert (status["status"], share["fault"]["code"]) == ("degraded", "withdrawn")
+    assert reason in share["fault"]["message"]
+    assert "v2 was withdrawn from current@50: 3 of its last 6 requests failed" in share["fault"]["message"]
+    assert any("v2 was withdrawn from current@50" in one for one in status["reasons"]), status["reasons"]
+    async with shared.http.get(shared.url + "/metrics") as response:
+        text = await response.text()
+    assert 'zwatch_attempts_total{outcome="withdrawn"} 1.0' in text
+    assert (
+        sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("zwatch_requests_redrawn_total{"))
+        == 3
+    )
+
+
+async def test_a_share_that_hangs_is_drawn_again_before_the_time_limit(shared):
+    assert await share_of(shared, **HURT, user=ON_OWN) == ("v1", None)  # how long it takes is known then
+    Faulty(shared, KEY).hang()
+    shared.services.queue.drawer.least_patience = 0.5
+    for _ in range(3):
+        assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+    assert "v2 took more than" in shared.services.supervisor.withdrawal.reason(KEY)
+
+
+async def test_what_its_alias_fails_to_draw_is_not_given_to_the_share(shared):
+    Faulty(shared).nan()
+    for _ in range(3):
+        await shared.error("/generate", {**HURT, "user": ON_OWN}, 500)
+    assert await share_of(shared, **HURT, user=ON_SHARE) == ("v2", "current@50")
+
+
+async def test_a_failed_request_counts_for_the_side_that_failed(shared):
+    Faulty(shared, KEY).nan()
+    assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+    async with shared.http.get(shared.url + "/metrics") as response:
+        text = await response.text()
+    assert 'zwatch_version_requests_total{outcome="redrawn",share="current@50",version="v2"} 1.0' in text
+    assert 'zwatch_requests_redrawn_total{fault="not_finite"} 1.0' in text

@@ -126,7 +126,7 @@ class Drawer:
             raise Faulted(flaw, "the model made NaN or infinite pixels")
         self.pace.note(lease.key, seconds, job.work)
         if flaw is not None and is_watched and self._another(job, lease.key):
-            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR))
+            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR, lease.by_share))
             if other is not None:
                 return Result(*other, queued)
         elif (suspicion := job.second_turn.take_suspicion()) is not None:
@@ -180,7 +180,7 @@ class Drawer:
         if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
             self._settle(suspicion, Redraw.FAILED)
         elif is_watched and not job.state.is_final:
-            suspicion = Suspicion(lease.key, kind, error.message)
+            suspicion = Suspicion(lease.key, kind, error.message, lease.by_share)
             if self._another(job, lease.key):
                 job.second_turn.suspicion = suspicion
                 return self._draw_again(job, suspicion, error)
