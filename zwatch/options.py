@@ -181,6 +181,18 @@ def version_name(text: str) -> str:
     return text
 
 
+def alias_name(text: str) -> str:
+    """Return the name of an alias. Its share is not named by its link, because a change of percentage renames that."""
+    from zwatch.deploy.shares import parse_share
+
+    if (share := parse_share(text)) is not None:
+        raise ValueError(
+            f"{text!r} is a share of {share.alias}; `zwatch share VERSION {share.percent}`"
+            f"{'' if share.alias == 'current' else f' --alias {share.alias}'} points it to a version, `zwatch share promote` deploys it"
+        )
+    return version_name(text)
+
+
 def new_version(text: str) -> str:
     """Return a name that a new version may have: none that aliases have, which must be links."""
     if version_name(text) == "current":
