@@ -13,7 +13,7 @@ from zwatch.api.a1111 import table as a1111
 from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
-from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, share, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
@@ -184,6 +184,21 @@ _DEPLOY = (
         "POST", "/api/rollback", deploy.rollback, "deploying", "rollback",
         "Repoint an alias to the version that it served before", {200: _DEPLOYED},
         errors=(404, 409, 504), body=deploy.AliasRequest, body_required=False,
+    ),
+    Call(
+        "POST", "/api/share", share.share, "deploying", "share",
+        "Try a version on a part of an alias's requests, and wait until it is ready or is rejected; or end the trial",
+        {
+            200: Answer("The version is ready, or the trial has ended.", share.Shared),
+            202: Answer("With `wait` false: the share points to the version.", share.ShareLinked),
+        },
+        errors=(404, 409, 504), body=share.ShareRequest,
+    ),
+    Call(
+        "POST", "/api/promote", share.promote, "deploying", "promote",
+        "Make the version of an alias's share the alias's, by one rename, and wait until it serves",
+        {200: _DEPLOYED, 202: Answer("With `wait` false: the alias points to the version.", share.Promoting)},
+        errors=(404, 409, 504), body=share.PromoteRequest, body_required=False,
     ),
     Call(
         "POST", "/api/load_model", deploy.load_model, "deploying", "load_model",
