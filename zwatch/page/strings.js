@@ -19,7 +19,6 @@ export function table(text) {
 
 // The strings of the page. "1 step|{count} steps" is for one and for more, by `count`
 export default table(`
-ok = OK = 确定
 cancel = Cancel = 取消
 close = Close = 关闭
 dismiss = Dismiss = 移除
