@@ -70,6 +70,9 @@ def random_seed() -> int:
 
 RequiredText = Annotated[str, Text(required=True)]
 OptionalText = Annotated[str, Text()]
+UserName = Annotated[
+    str, Text(most=256), Field(description="Whom the request is for: one user stays on one side of a share.")
+]
 Side = Annotated[int, Whole(SIDE_STEP, MAX_SIDE, SIDE_STEP)]
 Steps = Annotated[int, Whole(1, MAX_STEPS)]
 Guidance = Annotated[float, Number(0.0, MAX_GUIDANCE)]
@@ -105,7 +108,10 @@ class GenerateRequest(BaseModel):
     n: Annotated[Count, Field(description="More than 1 needs an answer of JSON.")] = 1
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
-    model: Annotated[OptionalText, Field(description="An alias, or a resident version.", examples=[PRIMARY])] = PRIMARY
+    model: Annotated[
+        OptionalText, Field(description="An alias, a share, or a resident version.", examples=[PRIMARY])
+    ] = PRIMARY
+    user: UserName = ""
 
     @model_validator(mode="after")
     def _check_last_seed(self) -> "GenerateRequest":

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from zwatch.api.answers import json_answer
 from zwatch.api.bodies import read_request
+from zwatch.api.client_key import native_client
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
@@ -34,7 +35,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
-    job = services.queue.submit(wanted, attended=True)
+    client = native_client(request, wanted)
+    job = services.queue.submit(wanted, attended=True, client=client)
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)

@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, encoded
 from zwatch.api.bodies import read_request
+from zwatch.api.client_key import native_client
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import Accepted, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
@@ -20,7 +21,7 @@ async def submit(request: web.Request) -> web.Response:
     queue.refuse_if_full()
     note_client(request)
     wanted = await read_request(request, GenerateRequest)
-    job = queue.submit(wanted, attended=False, keeps_files=True)
+    job = queue.submit(wanted, attended=False, keeps_files=True, client=native_client(request, wanted))
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
