@@ -146,6 +146,35 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
     return [*lines, f"  queue: {queue['waiting']} waiting, {queue['running']} running, room for {queue['limit']}"]
 
 
+def _trial_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show a trial: what both sides have drawn, each figure with its interval where there is one."""
+    alias, share, sides = body["alias"], body["share"], body["sides"]
+    if not sides:
+        return [f"{alias} has no trial; `zwatch share VERSION 10` tries a version on a tenth of its requests"]
+    rows = [("", [f"{side['version']} ({side['share'] or alias})" for side in sides])]
+    rows += [(name, [f"{side[name]:,}" for side in sides]) for name in ("requests", "failures")]
+    rows.append(("latency", [_interval(side["latency"], "median", "{:.2f} s".format) for side in sides]))
+    rows.append(("votes", [_votes(side["votes"]) for side in sides]))
+    width = max(len(text) for _, texts in rows for text in texts)
+    lines = [f"  {name:<8}  {'  '.join(text.ljust(width) for text in texts)}".rstrip() for name, texts in rows]
+    ended = f", which ended {body['ended']}" if body.get("ended") else ""
+    return [f"{share or alias}: the trial of {sides[-1]['version']}{ended}", *lines, "  in brackets: 95 % confidence"]
+
+
+def _votes(votes: dict[str, Any] | None) -> str:
+    if not votes or not votes["up"] + votes["down"]:
+        return "-"
+    return f"{votes['up']} of {votes['up'] + votes['down']} up, {_interval(votes, 'share', '{:.0%}'.format)}"
+
+
+def _interval(found: dict[str, Any] | None, name: str, shown: Callable[[float], str]) -> str:
+    """Return a value with its interval, "-" where there is none."""
+    if not found or found[name] is None:
+        return "-"
+    between = "" if found["low"] is None else f" [{shown(found['low'])} - {shown(found['high'])}]"
+    return f"{shown(found[name])}{between}"
+
+
 def _version_lines(body: dict[str, Any]) -> list[str]:
     """Return the lines that show the versions; under each what is wrong with it and where it comes from."""
     lines = []
@@ -204,6 +233,9 @@ def _attempt_lines(body: dict[str, Any]) -> list[str]:
 _LINES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "/api/deploy": _change_lines,
     "/api/rollback": _change_lines,
+    "/api/share": _change_lines,
+    "/api/promote": _change_lines,
+    "/api/trial": _trial_lines,
     "/status": _status_lines,
     "/versions": _version_lines,
     "/attempts": _attempt_lines,

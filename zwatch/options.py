@@ -186,9 +186,10 @@ def alias_name(text: str) -> str:
     from zwatch.deploy.shares import parse_share
 
     if (share := parse_share(text)) is not None:
+        of = "" if share.alias == "current" else f" --alias {share.alias}"
         raise ValueError(
-            f"{text!r} is a share of {share.alias}; `zwatch share VERSION {share.percent}`"
-            f"{'' if share.alias == 'current' else f' --alias {share.alias}'} points it to a version, `zwatch share promote` deploys it"
+            f"{text!r} is a share of {share.alias}; `zwatch share VERSION {share.percent}{of}` points it to a version, "
+            f"`zwatch share promote{of}` makes its version the one of {share.alias}"
         )
     return version_name(text)
 
