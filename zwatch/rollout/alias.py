@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Iterable
 
+from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.look import Awaited
 from zwatch.deploy.resolving import Fault, LinkStamp, Target
-from zwatch.deploy.shares import ShareLink
+from zwatch.deploy.shares import ShareLink, alias_of_key
 from zwatch.errors import Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
@@ -32,16 +33,20 @@ class Alias:
 
     def __init__(
         self,
-        name: str,
+        key: str,
         engines: EngineRegistry,
         *,
         first_pause: float = BACKOFF_FIRST,
         needs_signature: bool = False,
     ) -> None:
-        self.key = name
+        self.key = key
         """What it is known by inside: in the registry, the saved state and attempts."""
+        self.is_share = alias_of_key(key) is not None
+        """Whether it is the share of an alias: it takes some of that one's requests, and needs no fallback."""
         self.share: ShareLink | None = None
-        """The link of a share, as it is named now; None for an alias."""
+        """The link of a share, as it is named now; None for an alias, and before the first look."""
+        self.counts = True
+        """Whether a share takes requests: not while its alias has another one."""
         self.target: Target | None = None
         self.fault: Fault | None = None
         self.attempt: Attempt | None = None
@@ -66,7 +71,7 @@ class Alias:
     @property
     def percent(self) -> int:
         """How many per cent of the alias's requests a share takes; 0 while it does not count."""
-        return 0 if self.share is None else self.share.percent
+        return 0 if self.share is None or not self.counts else self.share.percent
 
     @property
     def is_withdrawn(self) -> bool:
@@ -113,6 +118,7 @@ class Alias:
         fallback_loads = running is not None and running.alias == self.key and running.fallback
         return policy.AliasView(
             name=self.key,
+            is_share=self.is_share,
             wish=self.wish,
             serving=None if serving is None else serving.key,
             unloaded=self.is_unloaded,
@@ -149,6 +155,23 @@ class Alias:
         self._served = saved.serving
         if saved.previous is not None:
             self._engines.remember_previous(self.key, saved.previous)
+
+    def note_share(self, seen: ShareSeen) -> None:
+        """Note the link of a share. One that was renamed asks for what it asked for: what is known of it is kept."""
+        self.counts = seen.link is not None
+        if seen.link is None or seen.link == self.share:
+            return
+        if self.share is not None:
+            _log.info("%s is now %s", self.share.name, seen.link.name)
+        self.share = seen.link
+        if self.attempt is not None:
+            self.attempt.shown = self.name
+
+    def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
+        """Note that its link has another stamp, although it was not made anew."""
+        self.refusals.restamp(old, new)
+        if self.saved.unloaded == old:
+            self.saved.unloaded = new
 
     def note_look(self, target: Target | None, fault: Fault | None) -> bool:
         """Note what a look saw. A link made again, or a version sealed again, clears its refusals. Return whether the wish was

@@ -24,6 +24,8 @@ class AliasView:
     """A signature is required: then a refusal holds for what is resident too."""
     fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
+    is_share: bool = False
+    """It is the share of an alias: what an alias asks for is loaded first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class LoadView:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Stop the running load."""
+    """Stop the running load; with `yields` because what an alias asks for is loaded before what a share does."""
+
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,26 @@ def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading:
     """Return the next action, or None if there is nothing to do but wait."""
     if loading is not None and not loading.abandoned and not _still_wanted(loading, aliases):
         return Abandon()
+    if loading is not None and not loading.abandoned and _yields(loading, aliases):
+        return Abandon(yields=True)
     return _promotion(aliases, engines) or _retirement(engines) or (None if loading is not None else _load(aliases))
 
 
 def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
-    view = next(view for view in aliases if view.name == loading.alias)
-    if view.unloaded:
+    view = next((view for view in aliases if view.name == loading.alias), None)
+    if view is None or view.unloaded:
         return False
     if loading.fallback:
         return view.serving is None and (view.wish is None or view.refused)
     return view.wish == loading.key and (view.serving != view.wish or loading.forced)
+
+
+def _yields(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
+    """Say whether a load for a share holds up one for an alias. One of the version that the alias asks for does not: it is
+    promoted for both."""
+    if not any(view.is_share and view.name == loading.alias for view in aliases):
+        return False
+    return any(not view.is_share and expected(view) not in (None, loading.key) for view in aliases)
 
 
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
@@ -124,7 +138,7 @@ def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
 
 
 def _load(aliases: Sequence[AliasView]) -> Load | None:
-    for view in aliases:
+    for view in sorted(aliases, key=lambda view: view.is_share):
         if (key := expected(view)) is not None:
             return Load(view.name, key, fallback=not _asks(view))
     return None

@@ -97,6 +97,12 @@ class Refusals:
             if fallback or (key == wish and refusal.link_stamp == link_stamp)
         }
 
+    def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
+        """Note that the link which asked for refused versions has another stamp, although it was not made anew."""
+        for one in self._entries.values():
+            if one.link_stamp == old:
+                one.link_stamp = new
+
     def forget_set_aside(self, is_set_aside: Callable[[VersionKey], bool]) -> None:
         """Remove those for crashes that do not count any more: also of an alias whose own link stayed as it was."""
         self._entries = {

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import Ending
 from zwatch.rollout import crashes as rules
 from zwatch.rollout.crashes import Crash, SavedKey
@@ -150,6 +151,12 @@ class SavedState:
         """Note which links lead to which versions: what was linked anew is not set aside any more."""
         self.crashes = rules.without_new_links(self.crashes, links)
 
+    def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
+        """Note that a link has another stamp, although it was not made anew: crashes go on to count."""
+        self.crashes = [
+            Crash(crash.key, crash.count, new) if crash.link_stamp == old else crash for crash in self.crashes
+        ]
+
     def note_sealed(self, key: VersionKey) -> None:
         """Note that a version was sealed anew: it is not set aside any more."""
         self.crashes = rules.without(self.crashes, key)
@@ -160,19 +167,19 @@ class SavedState:
         links = {} if link_stamp is None else {key: frozenset({link_stamp})}
         return rules.is_set_aside(rules.without_new_links(self.crashes, links), key)
 
-    def why_set_aside(self, alias: str, key: VersionKey) -> str:
-        """Return the sentence about a version that was set aside."""
+    def why_set_aside(self, alias: str, key: VersionKey, link: str) -> str:
+        """Return the sentence about a version that was set aside; `link` is the name of the alias's link."""
         version, pause = key.version, self.last_resorts(alias).get(key)
         later = "" if pause is None else f". If nothing else can serve, it is tried {pause:g} s after the start"
         return (
             f"{version} was serving or being tried at {rules.count(self.crashes, key)} crashes in a row, and had not proved "
-            f"itself; link it again (`ln -sfn {version} {alias}`) or seal it again{later}"
+            f"itself; link it again (`ln -sfn {version} {link}`) or seal it again{later}"
         )
 
     def note_good(self, alias: str, key: VersionKey) -> bool:
         """Note that a version has proved itself in this run; return whether that is new."""
         part = self.alias(alias)
-        if key in self.proved and part.good[:1] == [key]:
+        if key in self.proved and (part.good[:1] == [key] or alias_of_key(alias) is not None):
             return False
         if key not in self.proved:
             self.proved.append(key)
@@ -181,6 +188,8 @@ class SavedState:
             for other in unused[:-KEPT_PROVED]:
                 self.proved.remove(other)
         self.crashes = rules.without(self.crashes, key)
+        if alias_of_key(alias) is not None:  # a share needs nothing to fall back on: its alias serves
+            return True
         part.good = [key, *(other for other in part.good if other != key)][:KEPT_GOOD]
         return True
 
