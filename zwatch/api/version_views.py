@@ -59,11 +59,11 @@ class VersionMarks(NamedTuple):
 
 
 def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
-    """Return the marks of each version that the service needs or that an alias points to, by name."""
+    """Return the marks of each version that the service needs or that an alias or a share points to, by name."""
     aliases: dict[str, tuple[str, ...]] = {}
-    for alias in supervisor.aliases:
-        if (target := supervisor.seen.targets.get(alias)) is not None:
-            aliases[target.version] = (*aliases.get(target.version, ()), alias)
+    for record in supervisor.records.values():
+        if record.target is not None:
+            aliases[record.target.version] = (*aliases.get(record.target.version, ()), record.name)
     found: dict[str, list[str]] = {name: [] for name in aliases} | uses(supervisor, engines)
     return {
         name: VersionMarks("resident" in those, "serving" in those, aliases.get(name, ()), tuple(those))

@@ -130,7 +130,7 @@ async def _end(services: Services, alias: str, version: str | None) -> web.Respo
     if version is not None and tried is not None and version != tried:
         raise rejected(f"{alias} shares its requests with {tried}, not with {version}: the trial goes on")
     ended = await _changed(services, end_share, services.models, alias)
-    await services.supervisor.look_now()  # the answer says that no request goes to it any more
+    await services.operator.gone(share_key(alias))  # the answer says that no request goes to it any more
     body: Shared = {
         "status": "success",
         "message": f"{ended[0].name} is removed: the trial has ended" if ended else f"{alias} has no share",
@@ -148,6 +148,8 @@ async def promote(request: web.Request) -> web.Response:
     asked = await read_request(request, PromoteRequest, may_be_empty=True)
     alias, begun = followed(services, asked.alias), time.monotonic()
     await services.supervisor.look_now()
+    if (problem := services.operator.problem_of_share(share_key(alias))) is not None:
+        raise rejected(problem)
     target = _ready(alias, _record(services, alias))
     version = target.version
     placed = await _changed(services, promote_share, services.models, alias, target.link_stamp)
