@@ -44,19 +44,20 @@ const sheet = new CSSStyleSheet();
 sheet.replaceSync(`
 .trial{display:grid;gap:.5rem;padding:.75rem;border:var(--border);border-radius:12px}
 .trial h3{margin:0;font-size:.8125rem}
-.trial-controls{display:flex;flex-wrap:wrap;align-items:end;gap:.5rem}
-.trial-controls label{margin:0}
-.trial-controls input{width:6rem}
-.trial-controls .space{flex:1}
+.trial-controls{display:flex;flex-wrap:wrap;justify-content:space-between;gap:.5rem}
+.trial-controls>div{display:flex;align-items:center;gap:.5rem}
+.trial label{display:flex;align-items:center;gap:.5rem;margin:0}
+.trial input{width:5rem;color:var(--text)}
 .trial-sides{border-collapse:collapse;width:100%;font-size:.8125rem}
-.trial-sides :is(td,th){padding:.25rem .5rem .25rem 0;border-top:var(--border);text-align:left;vertical-align:top;font-weight:400;overflow-wrap:anywhere}
-.trial-sides thead th{border:0;font-weight:600}
+.trial-sides :is(td,th){padding:.25rem .5rem .25rem 0;border-top:var(--border);text-align:left;vertical-align:top;font-weight:400}
+.trial-sides thead :is(td,th){border:0}
+.trial-sides :is(strong,small){display:block}
 .version-buttons{display:flex;gap:.5rem}
 `);
 document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 
 const PERIOD_MS = 1500;
-const DECIMALS = { maximumFractionDigits: 2 };
+const DECIMALS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
 
 export class Trial {
 	constructor(panel) {
@@ -65,10 +66,10 @@ export class Trial {
 		this.text = el("p");
 		this.problem = el("p", { class: "error" });
 		this.part = partInput();
-		this.form = el("form", { class: "trial-controls", noValidate: false },
-			el("label", {}, el("span", { text: t("trial.part") }), this.part), el("button", { text: t("trial.change") }),
-			el("span", { class: "space" }), this.promoteButton = textButton(t("trial.promote"), () => this.promote(), { class: "primary" }),
-			textButton(t("trial.end"), () => this.end()));
+		this.promoteButton = textButton(t("trial.promote"), () => this.promote(), { class: "primary" });
+		this.form = el("form", { class: "trial-controls" },
+			el("div", {}, el("label", {}, el("span", { text: t("trial.part") }), this.part), el("button", { text: t("trial.change") })),
+			el("div", {}, this.promoteButton, textButton(t("trial.end"), () => this.end())));
 		this.form.addEventListener("submit", (event) => {
 			event.preventDefault();
 			this.change();
@@ -111,16 +112,23 @@ export class Trial {
 		const sides = this.sides?.share === share.name ? this.sides.sides : [];
 		show(this.table, sides.length > 0);
 		show(this.note, sides.length > 0);
+		const figures = JSON.stringify(sides);
+		if (figures === this.figures) return; // what is selected in it stays so
+		this.figures = figures;
 		this.table.replaceChildren(...(sides.length ? tableOf(sides, this.panel.alias) : []));
 	}
 
-	// The button beside "Deploy" of a version's row
+	// The button beside "Deploy" of a version's row, and the share's name in it
 	drawButton(name, row, share) {
 		if (!row.tryButton) {
 			row.tryButton = textButton(t("trial.try"), () => this.ask(name));
+			row.tryChip = el("span", { class: "chip" });
 			row.parts.deploy.parentNode.classList.add("version-buttons");
 			row.parts.deploy.before(row.tryButton);
+			row.parts.chips.after(row.tryChip);
 		}
+		show(row.tryChip, share?.target === name);
+		setText(row.tryChip, share?.target === name ? `${share.name} → ${name}` : "");
 		row.tryButton.disabled = this.panel.state.serving === name || share?.target === name;
 	}
 
@@ -198,7 +206,7 @@ function stateOf({ target: version, percent: part, fault, attempt, serving }, al
 
 function tableOf(sides, alias) {
 	const row = (key, of) => el("tr", {}, el("th", { scope: "row", text: t(`trial.${key}`) }), sides.map((side) => el("td", { text: of(side) })));
-	const head = el("thead", {}, el("tr", {}, el("td"), sides.map(({ version, share }) => el("th", { scope: "col", text: `${version} · ${share || alias}` }))));
+	const head = el("thead", {}, el("tr", {}, el("td"), sides.map(({ version, share }) => el("th", { scope: "col" }, el("strong", { text: version }), el("small", { text: share || alias })))));
 	return [head, el("tbody", {},
 		row("requests", ({ requests }) => number(requests)),
 		row("failures", ({ failures }) => number(failures)),
