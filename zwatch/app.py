@@ -30,6 +30,7 @@ from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.deploy.watch import RootWatcher
 from zwatch.ending import STOPPING, end_requests, let_judge
 from zwatch.errors import UsageError
+from zwatch.generation.comparison import end_together
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -283,7 +284,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
-    queue.on_end += [metrics.request_ended, log_job]
+    queue.on_end += [partial(end_together, queue), metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     supervisor.on_end.append(metrics.attempt_ended)
     traces = Traces() if wanted() else None

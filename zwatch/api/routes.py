@@ -13,6 +13,7 @@ from zwatch.api.a1111 import table as a1111
 from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
+from zwatch.api.compared import Compared, ComparisonView
 from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
@@ -26,7 +27,7 @@ from zwatch.api.views import StatusView
 from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
 from zwatch.generation.picture_settings import PictureSettings
-from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
+from zwatch.generation.request import SEEDS, ComparableRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -34,6 +35,7 @@ _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
+_JOB_ANSWER = Answer("The job, or the comparison.", JobView | ComparisonView)
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
 _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
 _DEPLOYED = Answer("The version serves.", deploy.Deployed)
@@ -50,15 +52,15 @@ _GENERATION = (
         {
             200: Answer(
                 "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), {**IMAGE_HEADERS, **_FILE_NAME},
+                Generated | Compared, (*_IMAGES, EVENT_STREAM), {**IMAGE_HEADERS, **_FILE_NAME},
             )
         },
-        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
+        errors=(404, 406, 409, 429, 503, 504), body=ComparableRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "POST", "/jobs", jobs.submit, "images", "submit_job", "Generate images without waiting for them",
         {202: Answer("The job is queued.", Accepted, headers={"Location": "The path of the job."}, links=_JOB_CALLS)},
-        errors=(404, 429, 503), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
+        errors=(404, 429, 503), body=ComparableRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "GET", "/jobs", client_jobs.list_jobs, "images", "jobs", "List a client's jobs, oldest first",
@@ -66,12 +68,12 @@ _GENERATION = (
         errors=(400,), parameters=(replace(client_jobs.IN_QUERY, required=True),),
     ),
     Call(
-        "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: Answer("The job.", JobView)},
+        "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: _JOB_ANSWER},
         errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "DELETE", "/jobs/{id}", jobs.cancel, "images", "cancel_job", "Cancel a job; a finished one stays as it is",
-        {200: Answer("The job.", JobView)}, errors=(404,), parameters=(_JOB,),
+        {200: _JOB_ANSWER}, errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "GET", "/jobs/{id}/events", jobs.events, "images", "job_events",
