@@ -120,13 +120,17 @@ class Comparison:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Count as a follower of every job inside the block."""
+        """Count as a follower of every job inside the block, once at a time."""
+        changes = self._changes
         with ExitStack() as stack:
             for job in self.jobs:
                 stack.enter_context(job.followed())
-                job.pulses.append(self._changes)
-                stack.callback(job.pulses.remove, self._changes)
-            yield
+                job.pulses += (changes,)
+            try:
+                yield
+            finally:
+                for job in self.jobs:
+                    job.pulses = tuple(pulse for pulse in job.pulses if pulse is not changes)
 
     def coming(self) -> asyncio.Future[None]:
         """Return what is done at the next change of a job; to be called inside `followed`."""
@@ -161,15 +165,15 @@ def submit_comparison(
         )
     comparison = Comparison([queue.submit(request, attended=attended, keeps_files=keeps_files) for request in requests])
     for job in comparison.jobs:
-        job.comparison = comparison
+        job.together = comparison.jobs
     return comparison
 
 
 def end_together(queue: "GenerationQueue", job: Job) -> None:
     """Cancel the other jobs of a comparison of which one failed or was cancelled; to be called with each job that ends. Their
     pictures that are drawn already stay in the history."""
-    if job.comparison is not None and job.state is not JobState.DONE:
-        for other in job.comparison.jobs:
+    if job.state is not JobState.DONE:
+        for other in job.together:
             queue.cancel(other)
 
 

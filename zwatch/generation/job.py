@@ -24,7 +24,6 @@ from zwatch.timeline import Phase, Phases
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
-    from zwatch.generation.comparison import Comparison
 
 jobs_of_request: ContextVar[list["Job"]] = ContextVar("jobs_of_request")
 """The jobs that the current HTTP request created, for its log line."""
@@ -69,6 +68,10 @@ class Job:
 
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
+    together: tuple["Job", ...] = ()
+    """The jobs of the comparison that it is a part of."""
+    pulses: tuple[Pulse, ...] = ()
+    """Those of what follows it as a part; fired at each change too."""
 
     def __init__(
         self,
@@ -87,8 +90,6 @@ class Job:
         self.keeps_files = keeps_files
         self.request_id = request_id.get()
         self.client = client_of_request.get()
-        self.pulses: list[Pulse] = []
-        """Fired at each change too: those of what the job is a part of."""
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
@@ -97,8 +98,6 @@ class Job:
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
-        self.comparison: Comparison | None = None
-        """What it is a part of."""
         self.key: VersionKey | None = None
         """The version that makes its images; None before it runs."""
         self.parameters: GenerationParameters | None = None
