@@ -272,11 +272,12 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         engines,
         bridge,
         Finisher(bridge, history),
-        config.aliases,
+        supervisor.traffic,
         limit=config.queue,
         max_work=config.max_work,
         changes=supervisor.changes,
         stall=config.stall_timeout,
+        traffic=supervisor.traffic,
     )
     let_judge(supervisor, queue)
     if history is not None:

@@ -32,8 +32,8 @@ def let_judge(supervisor: Supervisor, queue: GenerationQueue) -> None:
         error = FatalError(reason, is_crash=True, ending=Ending.HUNG)
         supervisor.fail(error, hung=VersionKey(engine.version, engine.digest))
 
-    queue.judge = judge
-    queue.judge_first = supervisor.first_images.judge
+    queue.drawer.judge = judge
+    queue.drawer.judge_first = supervisor.first_images.judge
     queue.generator.on_stuck = stuck
     queue.generator.is_on_gpu = lambda: (
         supervisor.factory is not None and supervisor.factory.device.torch_device.type == "cuda"

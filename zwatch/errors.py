@@ -38,6 +38,7 @@ _RETRY = {
     "weights_mismatch": Retry.ON_CHANGE,
     "bad_image": Retry.NEVER,
     "set_aside": Retry.NEVER,
+    "withdrawn": Retry.NEVER,
     "insufficient_memory": Retry.BACKOFF,
     "out_of_memory": Retry.BACKOFF,
     "io_error": Retry.BACKOFF,

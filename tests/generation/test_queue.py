@@ -601,7 +601,7 @@ async def test_a_request_whose_version_is_withdrawn_by_its_bad_image_is_drawn_by
     start, engines, engine, withdrawing, finite
 ):
     queue = start()
-    engine.finite, queue.judge_first = finite, withdrawing
+    engine.finite, queue.drawer.judge_first = finite, withdrawing
     job = submit(queue, n=2, seed=5)
     assert await end_of(job) == ["DONE"]
     assert (job.finished.key, engines.resident(V1).leases, engines.resident(V1).images) == (V2, 0, 0)
@@ -610,7 +610,7 @@ async def test_a_request_whose_version_is_withdrawn_by_its_bad_image_is_drawn_by
 
 async def test_a_request_for_a_withdrawn_version_by_its_name_fails(start, engines, withdrawing):
     queue = start()
-    queue.judge_first = withdrawing
+    queue.drawer.judge_first = withdrawing
     job = submit(queue, model="v1")
     assert await end_of(job) == ["FAILED"]
     assert job.error.message == "v1 makes no usable images and was withdrawn"
@@ -624,7 +624,7 @@ async def test_the_good_images_of_an_engine_on_trial_are_added(start, engine):
         assert not job.pictures, "they are held until they are judged"
         return True
 
-    queue.judge_first = keep
+    queue.drawer.judge_first = keep
     job = submit(queue, n=2, seed=5)
     assert await end_of(job) == ["DONE"]
     assert [picture.seed for picture in job.pictures] == [5, 6]
@@ -637,7 +637,7 @@ async def test_a_bad_image_of_a_version_that_goes_on_is_an_error(start, engine):
     async def keep(judged, generation):
         return True
 
-    queue.judge_first = keep
+    queue.drawer.judge_first = keep
     job = submit(queue)
     assert await end_of(job) == ["FAILED"]
     assert job.error.code == "generation_failed"

@@ -49,9 +49,10 @@ class Rule(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Text(Rule):
-    """A string of at most `MAX_TEXT` characters. One that is `required` must have more than white space."""
+    """A string of at most `most` characters. One that is `required` must have more than white space."""
 
     required: bool = False
+    most: int = MAX_TEXT
 
     def check(self, value: Any) -> str:
         """Return a string."""
@@ -59,8 +60,8 @@ class Text(Rule):
             raise refused(f"must be a string, got {kind_of(value)}")
         if self.required and not value.strip():
             raise refused("must not be empty")
-        if len(value) > MAX_TEXT:
-            raise refused(f"may have {MAX_TEXT} characters, got {len(value)}")
+        if len(value) > self.most:
+            raise refused(f"may have {self.most} characters, got {len(value)}")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
@@ -70,7 +71,7 @@ class Text(Rule):
     def schema(self) -> JsonSchemaValue:
         """Describe it."""
         least = {"minLength": 1, "pattern": _NOT_BLANK} if self.required else {}
-        return {"type": "string", **least, "maxLength": MAX_TEXT}
+        return {"type": "string", **least, "maxLength": self.most}
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class Job:
     `is_cancelled` and `is_watched`, which other threads read. `phases` has what took how long: `queue`, `generate` and within that
     the engine's phases, and `write`.
 
-    An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
+    `client` is the key by which its client stays on one side of a share; None: it is never moved to a share. `client_name` is what its client calls itself, to find its jobs. An `attended` job has a client that waits for the answer: if the client disconnects, the job is cancelled. A job that
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
@@ -72,6 +72,8 @@ class Job:
     """The jobs of the comparison that it is a part of."""
     pulses: tuple[Pulse, ...] = ()
     """Those of what follows it as a part; fired at each change too."""
+    by_share: str | None = None
+    """The share by which it got that version, such as `current@10`; None if it was not by one."""
 
     def __init__(
         self,
@@ -81,15 +83,15 @@ class Job:
         *,
         attended: bool = True,
         keeps_files: bool = False,
+        client: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request = request
         self.lease = lease
-        self.attended = attended
-        self.keeps_files = keeps_files
+        self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
-        self.client = client_of_request.get()
+        self.client, self.client_name = client, client_of_request.get()
         self.audience = Audience()
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
@@ -223,6 +225,7 @@ class Job:
     def wait_again(self) -> None:
         """Change back to `QUEUED`: what was made so far is not usable."""
         self.state, self.lease, self.key, self.parameters, self.signer = JobState.QUEUED, None, None, None, None
+        self.by_share = None
         self.step, self.preview, self.pictures = 0, None, ()
         self._waiting_from = self._clock()
         self._changed()
@@ -230,7 +233,8 @@ class Job:
     def assign(self, key: VersionKey, parameters: "GenerationParameters") -> None:
         """Note which version makes its images, and from what."""
         self.key, self.parameters = key, parameters
-        self.signer = None if self.lease is None else self.lease.signer
+        if self.lease is not None:
+            self.signer, self.by_share = self.lease.signer, self.lease.by_share
         self._changed()
 
     def advance(self, step: int, preview: bytes | None = None) -> None:

@@ -37,8 +37,8 @@ class JobStore:
     def add(self, job: Job) -> None:
         """Add an accepted job."""
         self._open[job.id] = job
-        if job.client is not None:
-            self._clients.setdefault(job.client, ClientJobs()).add(job)
+        if job.client_name is not None:
+            self._clients.setdefault(job.client_name, ClientJobs()).add(job)
         self._expire()
 
     def find(self, identity: str) -> Job:
@@ -113,9 +113,9 @@ class JobStore:
                 return
             self._bytes -= job.kept_bytes
             del self._ended[job.id]
-            if job.client is not None:
-                del self._clients[job.client].jobs[job.id]
-                self._forget(job.client)
+            if job.client_name is not None:
+                del self._clients[job.client_name].jobs[job.id]
+                self._forget(job.client_name)
 
     def _forget(self, name: str) -> None:
         """Forget a client without jobs that nobody follows."""

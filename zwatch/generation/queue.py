@@ -1,15 +1,15 @@
 """The bounded queue: requests wait here for the device, first in, first out."""
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.errors import GenerationCancelled, RequestError, retry_after
+from zwatch.errors import RequestError, retry_after
+from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
@@ -17,14 +17,8 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.traffic import Traffic
 
-if TYPE_CHECKING:
-    from zwatch.engine.parameters import Generation
-    from zwatch.engine.pipeline import Engine
-
-_FIRST_GUESS = (2.0, 8.4)
-"""Seconds, and megapixels x steps, of a request, until one was measured: 1024 x 1024 in 8 steps."""
-_WEIGHT = 0.2  # by which older requests count less at each newer one, in the estimate of how long waiting work takes
 _FINISHING = 4
 """Most jobs whose images are encoded and stored at a time; beyond that the device waits, to bound the memory for pixels."""
 
@@ -41,32 +35,28 @@ class GenerationQueue:
         engines: EngineRegistry,
         bridge: Bridge,
         finisher: Finisher,
-        aliases: tuple[str, ...],
+        aliases: Container[str],
         *,
         limit: int,
         max_work: float,
         changes: Pulse,
         stall: float | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
-        self.generator = Generator(bridge, stall)
+        self._engines, self._traffic = engines, traffic or Traffic({}, engines)
+        self.drawer = Drawer(self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served)
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
         """Called with each job when it ends, in any state."""
-        self.judge: Callable[[Exception], Awaitable[RequestError | None]] | None = None
-        """Called with each unexpected error of the device or the model, before the next job runs; the error that it returns is
-        answered instead."""
-        self.judge_first: Callable[[Engine, Generation], Awaitable[bool]] = _trusting
-        """Called with the first images of an engine on trial; returns whether it can go on serving."""
         self.on_refuse: list[Callable[[RequestError], None]] = []
         """Called with the error of each request that did not become a job."""
         self.is_coming: Callable[[str], bool] = lambda model: False
         """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
-        self._engines = engines
         self._finisher = finisher
         finisher.on_written = changes.fire
         self._aliases = aliases
@@ -78,7 +68,11 @@ class GenerationQueue:
         self.closed: RequestError | None = None
         """What every new request is refused with, if it is."""
         self._is_permanent = False
-        self._recent_seconds, self._recent_work = _FIRST_GUESS
+
+    @property
+    def generator(self) -> Generator:
+        """What makes the images."""
+        return self.drawer.generator
 
     @property
     def waiting(self) -> int:
@@ -119,16 +113,18 @@ class GenerationQueue:
                 "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
 
-    def submit(self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False) -> Job:
-        """Accept a request; for `attended` and `keeps_files` see `Job`. A request that names a version leases it now; one
+    def submit(
+        self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False, client: str | None = None
+    ) -> Job:
+        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; one
         that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        work = self.check(request)
-        lease = None if request.model in self._aliases else self._engines.lease(request.model)
-        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files)
+        work = self.check(request, client)
+        lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
         job.work = work
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
@@ -139,11 +135,11 @@ class GenerationQueue:
         self._changes.fire()
         return job
 
-    def check(self, request: GenerateRequest, after: int = 0) -> float:
+    def check(self, request: GenerateRequest, client: str | None = None, after: int = 0) -> float:
         """Check as `submit` whether a request would be accepted after so many others; return its work."""
         with self._reporting_refusals():
             self._check_room(after)
-            if (resident := self._engines.find(request.model)) is None:
+            if (resident := self._traffic.find(request.model, client)) is None:
                 if not self.is_coming(request.model):
                     raise self.not_served(request.model)
                 return work_of(request, USUAL_SIDE)  # the limits are checked when its turn comes
@@ -188,8 +184,10 @@ class GenerationQueue:
             self._changes.fire()
             token = request_id.set(job.request_id)  # for log lines about this job, here and in threads
             try:
-                result = await self._generated(job)
-                if result is not None:
+                result = await self.drawer.draw(job)
+                if result is AGAIN:
+                    self._wait_again(job)
+                elif result is not None:
                     await self._room_to_finish.acquire()
                     self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
                     del result  # the finishing task frees the pixels
@@ -224,10 +222,10 @@ class GenerationQueue:
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(job.request.model)), None)
+        return next((job for job in self._waiting if job.lease or not waits(job.request.model, job.client)), None)
 
-    def _waits(self, model: str) -> bool:
-        return self._engines.find(model) is None and self.is_coming(model)
+    def _waits(self, model: str, client: str | None) -> bool:
+        return self._traffic.find(model, client) is None and self.is_coming(model)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -243,7 +241,7 @@ class GenerationQueue:
 
     def give_up_waiting(self, error: RequestError) -> None:
         """Fail all jobs that wait for a version to be loaded, now and from now on: it will not be."""
-        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model)]:
+        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model, job.client)]:
             self._waiting.remove(job)
             job.fail(error)
         self.is_coming = lambda model: False
@@ -254,48 +252,8 @@ class GenerationQueue:
         for job in self.jobs.unsettled:
             job.fail(error)
 
-    async def _generated(self, job: Job) -> Result | None:
-        """Generate a job's images on the device; None if the job failed or was cancelled (its state is set here)."""
-        queued, begun = job.age, time.monotonic()
-        job.begin()
-        try:
-            job.lease = job.lease or self._engines.lease(job.request.model)
-            if job.lease is None:
-                raise self.not_served(job.request.model)
-            engine = job.lease.engine
-            pictures = self._finisher.begin(job, job.lease.key, fitted(job.request, engine, self.max_work))
-            is_on_trial = engine.is_on_trial
-            generation = await self.generator.run(engine, pictures, job, holds_pictures=is_on_trial)
-            if is_on_trial:
-                if not await self.judge_first(engine, generation):
-                    self._wait_again(job)
-                    return None
-                pictures.add_all(generation)
-            if not generation.finite:
-                raise RequestError("generation_failed", "the model made NaN or infinite pixels")
-            self._recent_seconds = (1 - _WEIGHT) * self._recent_seconds + time.monotonic() - begun
-            self._recent_work = (1 - _WEIGHT) * self._recent_work + job.work
-            return Result(pictures, generation, queued)
-        except GenerationCancelled:
-            job.cancel()  # usually it is in its final state already
-        except RequestError as error:
-            job.fail(error)
-        except Exception as error:
-            other = None if self.judge is None else await self.judge(error)
-            job.fail(other or failure_of(error, job))
-        return None
-
     def _wait_again(self, job: Job) -> None:
-        """Let a job wait for the version that serves instead of the one that made bad images for it.
-
-        Raises:
-            RequestError: it asked for that version by name.
-        """
-        if job.request.model not in self._aliases:
-            raise RequestError("generation_failed", f"{job.request.model} makes no usable images and was withdrawn")
-        if job.state.is_final:
-            return
-        self._release(job)
+        """Let a job that another version is to draw wait for that, before all others."""
         job.wait_again()
         self._waiting.appendleft(job)
         self._renumber()
@@ -340,11 +298,7 @@ class GenerationQueue:
 
     def _seconds_until_room(self) -> float:
         """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""
-        pace = self._recent_seconds / self._recent_work
+        pace = self.drawer.pace
         running = self.running
         rest = 0.0 if running is None else running.remaining or pace * running.work
         return rest + pace * sum(job.work for job in self._waiting) / 2
-
-
-async def _trusting(engine: "Engine", generation: "Generation") -> bool:
-    return True

@@ -72,6 +72,9 @@ def random_seed() -> int:
 
 RequiredText = Annotated[str, Text(required=True)]
 OptionalText = Annotated[str, Text()]
+UserName = Annotated[
+    str, Text(most=256), Field(description="Whom the request is for: one user stays on one side of a share.")
+]
 Side = Annotated[int, Whole(SIDE_STEP, MAX_SIDE, SIDE_STEP)]
 Steps = Annotated[int, Whole(1, MAX_STEPS)]
 Guidance = Annotated[float, Number(0.0, MAX_GUIDANCE)]
@@ -107,6 +110,7 @@ class ImageRequest(BaseModel):
     n: Annotated[Count, Field(description="More than 1 needs an answer of JSON.")] = 1
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
+    user: UserName = ""
 
     @model_validator(mode="after")
     def _check_last_seed(self) -> Self:
@@ -118,7 +122,9 @@ class ImageRequest(BaseModel):
 class GenerateRequest(ImageRequest):
     """A checked request to one model."""
 
-    model: Annotated[OptionalText, Field(description="An alias, or a resident version.", examples=[PRIMARY])] = PRIMARY
+    model: Annotated[
+        OptionalText, Field(description="An alias, a share, or a resident version.", examples=[PRIMARY])
+    ] = PRIMARY
 
 
 class ComparableRequest(ImageRequest):
@@ -128,7 +134,7 @@ class ComparableRequest(ImageRequest):
         str | tuple[str, ...],
         TextOrTexts(MAX_MODELS),
         Field(
-            description="An alias, or a resident version. Of several each draws the same, and the answer has all images: they need an "
+            description="An alias, a share, or a resident version. Of several each draws the same, and the answer has all images: they need an "
             "answer of JSON.",
             examples=[PRIMARY, ["v1", "v3"]],
         ),

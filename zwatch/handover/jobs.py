@@ -49,7 +49,8 @@ def described(job: Job) -> Body:
         "created": job.created.isoformat(),
         "age": job.age,
         "request_id": job.request_id,
-        "client": job.client,
+        "client": job.client_name,
+        "client_key": job.client,
         "attended": job.attended,
         "keeps_files": job.keeps_files,
         "work": job.work,
@@ -70,7 +71,7 @@ def state_of(job: Job, told: "_Told") -> Body:
             told.files.add(number)
         body["pictures"].append(row)
     if job.key is not None:
-        body["key"], body["signer"] = [job.key.version, job.key.digest], job.signer
+        body["key"], body["signer"], body["by_share"] = [job.key.version, job.key.digest], job.signer, job.by_share
     if job.parameters is not None:
         body["parameters"] = asdict(job.parameters)
     if job.finished is not None:
@@ -103,7 +104,8 @@ class MirroredJob(Job):
         )
         self.id = str(body["id"])
         self.created = datetime.fromisoformat(body["created"])
-        self.request_id, self.client, self.work = body["request_id"], body["client"], body["work"]
+        self.request_id, self.client_name, self.work = body["request_id"], body["client"], body["work"]
+        self.client = body.get("client_key")
         self._accepted = self._clock() - body["age"]
         self._cancel_elsewhere = cancelled
 
@@ -125,7 +127,7 @@ class MirroredJob(Job):
         self.pictures = tuple(self._picture(number, row) for number, row in enumerate(body["pictures"]))
         if "key" in body and "parameters" in body and self.key is None:
             self.assign(VersionKey(*body["key"]), _parameters(body["parameters"]))
-            self.signer = body.get("signer")
+            self.signer, self.by_share = body.get("signer"), body.get("by_share")
         if state is JobState.QUEUED:
             if self.state is JobState.RUNNING:
                 self.wait_again()
@@ -326,7 +328,7 @@ class JobMirror:
         end = time.monotonic() + _MOST_AGAIN_SECONDS
         while not job.is_cancelled:
             try:
-                return self._queue.submit(job.request, attended=False, keeps_files=job.keeps_files)
+                return self._queue.submit(job.request, attended=False, keeps_files=job.keeps_files, client=job.client)
             except RequestError as error:
                 if error.status not in (429, 503) or error.code == "shutting_down" or time.monotonic() > end:
                     job.fail(error)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from zwatch.deploy.look import Awaited
 from zwatch.deploy.resolving import Fault, LinkStamp, Target
+from zwatch.deploy.shares import ShareLink
 from zwatch.errors import Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
@@ -17,6 +18,9 @@ _log = logging.getLogger(__name__)
 GOOD_IMAGES = 3
 GOOD_SECONDS = 60.0
 """A version that served this many images, or for this many seconds, is last-known-good."""
+
+WITHDRAWN = "withdrawn"
+"""The code of the refusal of a version that was withdrawn: it gets no requests."""
 
 _NO_LINK = LinkStamp(0, 0, 0)
 """The stamp of a link that does not exist."""
@@ -34,7 +38,10 @@ class Alias:
         first_pause: float = BACKOFF_FIRST,
         needs_signature: bool = False,
     ) -> None:
-        self.name = name
+        self.key = name
+        """What it is known by inside: in the registry, the saved state and attempts."""
+        self.share: ShareLink | None = None
+        """The link of a share, as it is named now; None for an alias."""
         self.target: Target | None = None
         self.fault: Fault | None = None
         self.attempt: Attempt | None = None
@@ -50,6 +57,23 @@ class Alias:
         self._served: VersionKey | None = None  # before an unload, or in the previous run
 
     # --- what is known
+
+    @property
+    def name(self) -> str:
+        """The name of its link, by which operators know it."""
+        return self.key if self.share is None else self.share.name
+
+    @property
+    def percent(self) -> int:
+        """How many per cent of the alias's requests a share takes; 0 while it does not count."""
+        return 0 if self.share is None else self.share.percent
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether what it serves was withdrawn from the requests, because it failed in some."""
+        serving = self.serving
+        refusal = None if serving is None else self.refusals.find(serving.key)
+        return refusal is not None and refusal.rejection.code == WITHDRAWN
 
     @property
     def wish(self) -> VersionKey | None:
@@ -69,12 +93,12 @@ class Alias:
     @property
     def serving(self) -> Resident | None:
         """What it serves."""
-        return self._engines.serving(self.name)
+        return self._engines.serving(self.key)
 
     @property
     def previous(self) -> VersionKey | None:
         """What it served before what it serves now, also across a restart."""
-        return self._engines.previous(self.name) or self.saved.previous
+        return self._engines.previous(self.key) or self.saved.previous
 
     @property
     def is_unloaded(self) -> bool:
@@ -86,9 +110,9 @@ class Alias:
         """Return the facts that the policy decides by. `running` is the attempt that loads, `fallbacks` are
         the versions that can serve instead, in the order to try them, `now` is a time of the monotonic clock."""
         serving, refusal = self.serving, self.refusals.find(self.wish)
-        fallback_loads = running is not None and running.alias == self.name and running.fallback
+        fallback_loads = running is not None and running.alias == self.key and running.fallback
         return policy.AliasView(
-            name=self.name,
+            name=self.key,
             wish=self.wish,
             serving=None if serving is None else serving.key,
             unloaded=self.is_unloaded,
@@ -124,7 +148,7 @@ class Alias:
         self.saved = saved
         self._served = saved.serving
         if saved.previous is not None:
-            self._engines.remember_previous(self.name, saved.previous)
+            self._engines.remember_previous(self.key, saved.previous)
 
     def note_look(self, target: Target | None, fault: Fault | None) -> bool:
         """Note what a look saw. A link made again, or a version sealed again, clears its refusals. Return whether the wish was
@@ -144,17 +168,17 @@ class Alias:
     def promote(self, attempt: Attempt) -> None:
         """Serve the resident engine of an attempt's version from now on."""
         key, first = attempt.key, self.serving is None
-        self._engines.promote(self.name, key, attempt.signer)
+        self._engines.promote(self.key, key, attempt.signer)
         if first:  # since the start or an unload: the registry does not know what was served before
             before = next((known for known in (self._served, self.saved.previous) if known not in (None, key)), None)
-            self._engines.remember_previous(self.name, before)
+            self._engines.remember_previous(self.key, before)
         attempt.promote()
         self.refusals.forget(key, fallback=attempt.fallback)
         if key == self.wish:  # also of a last resort: what the link asks for serves, so it is not refused
             self.attempt = attempt
             self.refusals.forget(key)
         self.saved.note_promoted(key)
-        self.saved.previous = self._engines.previous(self.name)
+        self.saved.previous = self._engines.previous(self.key)
         _log.info("%s serves %s (%s, %.2f s)", self.name, key.version, attempt.way.value, attempt.seconds)
 
     def refuse(
@@ -175,4 +199,4 @@ class Alias:
             self._served = serving.key
         self.saved.serving = None  # this version is not to blame for a crash from now on
         self.forced = False
-        self._engines.withdraw(self.name)
+        self._engines.withdraw(self.key)

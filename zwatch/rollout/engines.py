@@ -24,6 +24,8 @@ class Lease:
         self._released = released
         self.engine = resident.engine
         self.key, self.signer = resident.key, resident.signer
+        self.by_share: str | None = None
+        """The share by which the request got this engine, such as `current@10`; None if it was not by one."""
         resident.leases += 1
 
     def count_images(self, number: int) -> None:
@@ -98,7 +100,11 @@ class EngineRegistry:
         """Return a lease on what an alias serves, or on the resident version of that name; None if there is none, or if
         it is being exchanged (see `begin_exchange`)."""
         resident = self.find(model)
-        return None if resident is None or not self.is_usable(resident) else Lease(resident, self._changed)
+        return None if resident is None else self.lease_of(resident)
+
+    def lease_of(self, resident: Resident) -> Lease | None:
+        """Return a lease on an engine; None if it can take no requests."""
+        return Lease(resident, self._changed) if self.is_usable(resident) else None
 
     def is_usable(self, resident: Resident) -> bool:
         """Say whether an engine can take requests: it has its memory, is not about to give it up, and its images are usable."""

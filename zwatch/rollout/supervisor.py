@@ -30,6 +30,7 @@ from zwatch.rollout.previous_run import begin_run
 from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
+from zwatch.rollout.traffic import Traffic
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.faults import described
 
@@ -74,8 +75,7 @@ class Supervisor:
         self.gate = Gate(policy_file)
         make = partial(Alias, engines=engines, first_pause=first_pause, needs_signature=self.gate.needs_signature)
         self.records: Mapping[str, Alias] = {name: make(name) for name in aliases}
-        self.changes = Pulse()
-        self.seen = Look()
+        self.traffic, self.changes, self.seen = Traffic(self.records, engines), Pulse(), Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
         self._bridge, self._engines = bridge, engines

@@ -23,6 +23,7 @@ from zwatch.api.a1111.txt2img import (
 )
 from zwatch.api.answers import answer, json_answer
 from zwatch.api.bodies import fields_of, read_body, read_request, received_image
+from zwatch.api.client_key import client_key
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES
@@ -112,13 +113,14 @@ async def txt2img(request: web.Request) -> web.Response:
     named = checkpoint_asked(asked)
     choice = choice_of(named, engines, services.supervisor.aliases) if named else clients.model(client, engines)
     wanted = wanted_images(asked, model_of(choice))
+    key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
-        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images)
+        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images, client=key)
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
-    expected = engines.find(wanted.request.model)  # None while it is loaded
-    key, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
+    expected = services.supervisor.traffic.find(wanted.request.model, key)  # None while it is loaded
+    version, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
     del expected  # its memory may be freed while this waits
     with services.queue.attending(job):
         try:
@@ -126,8 +128,8 @@ async def txt2img(request: web.Request) -> web.Response:
         except RequestError as error:
             if error.code != "cancelled":
                 raise
-            key = key if job.lease is None else job.lease.key
-            return json_answer(interrupted_body(wanted, job, key, size), {"X-Zwatch-Job": job.id})
+            version = version if job.lease is None else job.lease.key
+            return json_answer(interrupted_body(wanted, job, version, size), {"X-Zwatch-Job": job.id})
         sent = await services.bridge.run("encode", finished_body, wanted, job, finished)
         return json_answer(sent, served_headers(job, finished))
 

@@ -44,8 +44,17 @@ def note_client(request: web.Request) -> None:
     Raises:
         RequestError: 400, the header is not a name.
     """
+    client_of_request.set(client_in_header(request))
+
+
+def client_in_header(request: web.Request) -> str | None:
+    """Return the name that the client gives itself, if it does.
+
+    Raises:
+        RequestError: 400, the header is not a name.
+    """
     given = request.headers.get(HEADER)
-    client_of_request.set(None if given is None else _checked(HEADER, given))
+    return None if given is None else _checked(HEADER, given)
 
 
 def client_in_query(request: web.Request) -> str | None:

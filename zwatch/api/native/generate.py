@@ -7,6 +7,7 @@ from aiohttp import web
 
 from zwatch.api.answers import json_answer
 from zwatch.api.bodies import read_request
+from zwatch.api.client_key import native_client
 from zwatch.api.compared import compared_body
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
@@ -39,7 +40,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if wanted.is_comparison:
         return await _compare(request, services, wanted, accepted)
     [asked] = wanted.by_model()
-    job = services.queue.submit(asked, attended=True)
+    job = services.queue.submit(asked, attended=True, client=native_client(request, asked))
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)

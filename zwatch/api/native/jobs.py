@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, encoded
 from zwatch.api.bodies import read_request
+from zwatch.api.client_key import native_client
 from zwatch.api.compared import ComparisonView, comparison_view
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import Accepted, JobView, disposition, job_view, picture_name
@@ -26,7 +27,8 @@ async def submit(request: web.Request) -> web.Response:
     if wanted.is_comparison:
         job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True)
     else:
-        job = queue.submit(*wanted.by_model(), attended=False, keeps_files=True)
+        [asked] = wanted.by_model()
+        job = queue.submit(asked, attended=False, keeps_files=True, client=native_client(request, asked))
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     if isinstance(job, Comparison):
         body["jobs"] = [one.id for one in job.jobs]

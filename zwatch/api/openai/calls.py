@@ -4,6 +4,7 @@ from aiohttp import web
 
 from zwatch.api.answers import answer, json_answer, scheme_of
 from zwatch.api.bodies import read_request
+from zwatch.api.client_key import client_key
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.openai.answers import (
     COMPLETED,
@@ -56,8 +57,10 @@ async def _generate(request: web.Request, services: Services) -> web.StreamRespo
     services.queue.refuse_if_full()
     note_client(request)
     asked = await read_request(request, ImagesRequest)
-    wanted = images_of(asked, await _serving_name(services, asked.model))
-    job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls)
+    model = await _serving_name(services, asked.model)
+    client = client_key(request, model, user=asked.user, is_named=asked.model == model)
+    wanted = images_of(asked, model)
+    job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls, client=client)
     with services.queue.attending(job):
         if wanted.stream:
             return await _stream(request, services, job, wanted.partial_images)
@@ -94,7 +97,7 @@ async def _serving_name(services: Services, name: str) -> str:
     Raises:
         RequestError: 404, the version exists but is not loaded; no other version is served in its place.
     """
-    if name in services.supervisor.aliases or services.engines.find(name) is not None:
+    if name in services.supervisor.traffic or services.engines.find(name) is not None:
         return name
     try:
         is_there = await services.bridge.run("inspect", has_version, services.models, name)

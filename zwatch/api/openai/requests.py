@@ -23,6 +23,7 @@ from zwatch.generation.request import (
     RequiredText,
     Seed,
     Steps,
+    UserName,
 )
 
 MAX_PARTIAL_IMAGES = 3
@@ -76,6 +77,7 @@ class ImagesRequest(LenientRequest):
     negative_prompt: Annotated[OptionalText, Field(description="An extension of zwatch.")] = ""
     num_inference_steps: Annotated[Steps, Field(description="An extension of zwatch.")] = DEFAULT_STEPS
     guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
+    user: UserName = ""
     seed: Annotated[
         Seed | None,
         Field(description="An extension of zwatch. Random if left out; image i of n uses seed + i."),

@@ -1,0 +1,87 @@
+"""Which engine a request gets: the one that its alias serves, or that of the alias's share.
+
+On the event loop only, as everything that changes what serves.
+"""
+
+from collections.abc import Collection, Mapping
+
+from zwatch.deploy.shares import parse_share, share_key, side_of
+from zwatch.rollout.alias import Alias
+from zwatch.rollout.engines import EngineRegistry, Lease
+from zwatch.rollout.lifecycle import Resident, VersionKey
+
+
+class Traffic:
+    """Leases engines to requests. `records` are the followed aliases and their shares, by key. A name is `in` it if it is that of
+    an alias or of a share: those serve another version after a deploy."""
+
+    def __init__(self, records: Mapping[str, Alias], engines: EngineRegistry) -> None:
+        self._records = records
+        self._engines = engines
+
+    def __contains__(self, model: object) -> bool:
+        return isinstance(model, str) and self.record(model) is not None
+
+    def record(self, model: str) -> Alias | None:
+        """Return the record of an alias, or of the share whose link has this name now."""
+        link = parse_share(model)
+        if link is None:
+            record = self._records.get(model)
+            return record if record is not None and record.name == model else None
+        share = self._records.get(share_key(link.alias))
+        return share if share is not None and share.name == model else None
+
+    def lease(self, model: str, client: str | None, avoided: Collection[VersionKey] = ()) -> Lease | None:
+        """Return a lease on the engine for a request; None if nothing can serve it now.
+
+        `model` is an alias, a share's name or a resident version. A request without `client` is never moved to a share.
+        What is `avoided` is not leased: then the other side is, then what the alias served before if that is resident.
+        """
+        resident, by_share = self._find(model, client, avoided)
+        lease = None if resident is None else self._engines.lease_of(resident)
+        if lease is not None:
+            lease.by_share = by_share
+        return lease
+
+    def find(self, model: str, client: str | None = None) -> Resident | None:
+        """Return what a request would lease now."""
+        return self._find(model, client, ())[0]
+
+    def _find(
+        self, model: str, client: str | None, avoided: Collection[VersionKey]
+    ) -> tuple[Resident | None, str | None]:
+        """Return what a request would lease now, and the name of the share by which it would."""
+        record = self.record(model)
+        if record is None:
+            found = self._engines.find(model)
+            return (found if found is not None and found.key not in avoided else None), None
+        sides = self._sides(record, client, is_moved=bool(avoided))
+        for resident, by_share in sides:
+            if resident is not None and resident.key not in avoided:
+                return resident, by_share
+        return (self._before(record, avoided) if avoided else None), None
+
+    def _sides(self, record: Alias, client: str | None, *, is_moved: bool) -> list[tuple[Resident | None, str | None]]:
+        """Return what may serve a request, the client's own side first. The share is the other side only for a request that
+        has to leave its own (`is_moved`)."""
+        if record.share is not None:
+            return [(record.serving, record.name)]
+        own, share = (record.serving, None), self._records.get(share_key(record.name))
+        if client is None or share is None or not self._takes(share):
+            return [own]
+        by_share = (share.serving, share.name)
+        if side_of(client, record.name) < share.percent:
+            return [by_share, own]
+        return [own, by_share] if is_moved else [own]
+
+    def _takes(self, share: Alias) -> bool:
+        """Say whether a share takes requests now."""
+        resident = share.serving
+        if resident is None or share.percent == 0 or share.is_withdrawn:
+            return False
+        return self._engines.is_usable(resident)
+
+    def _before(self, record: Alias, avoided: Collection[VersionKey]) -> Resident | None:
+        """Return what an alias served before, if that can serve."""
+        found = None if record.previous is None else self._engines.resident(record.previous)
+        return found if found is not None and found.key not in avoided and self._engines.is_usable(found) else None
