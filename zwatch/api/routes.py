@@ -14,7 +14,7 @@ from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
 from zwatch.api.compared import Compared, ComparisonView
-from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status, trial
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
@@ -24,10 +24,10 @@ from zwatch.api.pieces import SHARED, SharedBytes
 from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, IMAGE_HEADERS, Answer, Call, Parameter
 from zwatch.api.views import StatusView
-from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
+from zwatch.generation.kept_image import HistoryPage
 from zwatch.generation.picture_settings import PictureSettings
-from zwatch.generation.request import SEEDS, ComparableRequest, ImageFormat
+from zwatch.generation.request import PRIMARY, SEEDS, ComparableRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -117,6 +117,11 @@ _HISTORY = (
         {200: Answer("The file.", media_types=("image/webp", "image/jpeg"))}, errors=(404,), parameters=(_NAME,),
     ),
     Call(
+        "POST", "/history/{name}/vote", history.vote, "history", "vote", "Vote for or against a picture, or take a vote back",
+        {200: Answer("The votes on the picture.", history.Voted)}, errors=(404,), body=history.VoteRequest,
+        parameters=(_NAME, client_jobs.IN_HEADER),
+    ),
+    Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
         {200: Answer("The picture is deleted.", history.Deleted)}, errors=(404,), parameters=(_NAME,),
     ),
@@ -204,6 +209,12 @@ _DEPLOY = (
     ),
 )  # fmt: skip
 
+_TRIAL = Call(
+    "GET", "/api/trial", trial.trial, "deploying", "trial", "Get what a trial has shown so far: requests, failures, latency and votes of both sides",
+    {200: Answer("The trial that goes on, else the last one.", trial.TrialView)}, errors=(404,),
+    parameters=(Parameter("alias", "The alias.", default=PRIMARY),),
+)  # fmt: skip
+
 _OPERATIONS = (
     Call(
         "GET", "/metrics", operations.metrics, "operations", "metrics", "Get metrics for Prometheus",
@@ -232,6 +243,7 @@ CALLS: tuple[Call, ...] = (
     *a1111.CALLS,
     *_STATUS,
     *_DEPLOY,
+    _TRIAL,
     *_OPERATIONS,
 )
 """Every call of the API."""
