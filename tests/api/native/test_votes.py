@@ -17,7 +17,9 @@ async def picture(client):
 
 async def vote(client, name, value, who="ann", **fields):
     headers = {"X-Client-Id": who}
-    status, _, found = await client.call("POST", f"/history/{name}/vote", json={"vote": value, **fields}, headers=headers)
+    status, _, found = await client.call(
+        "POST", f"/history/{name}/vote", json={"vote": value, **fields}, headers=headers
+    )
     return status, found
 
 
