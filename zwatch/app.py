@@ -268,17 +268,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         policy_file=config.require_signature,
     )
     history = _make_history(config, bridge)
-    queue = GenerationQueue(
-        engines,
-        bridge,
-        Finisher(bridge, history),
-        supervisor.traffic,
-        limit=config.queue,
-        max_work=config.max_work,
-        changes=supervisor.changes,
-        stall=config.stall_timeout,
-        traffic=supervisor.traffic,
-    )
+    queue = _make_queue(config, bridge, supervisor, engines, history)
     let_judge(supervisor, queue)
     if history is not None:
         history.on_change = supervisor.changes.fire
@@ -297,19 +287,24 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
     return Services(
-        bridge,
+        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
+        voting, traces,
+    )  # fmt: skip
+
+
+def _make_queue(
+    config: Config, bridge: Bridge, supervisor: Supervisor, engines: EngineRegistry, history: History | None
+) -> GenerationQueue:
+    return GenerationQueue(
         engines,
-        supervisor,
-        operator,
-        queue,
-        history,
-        config.models,
-        config.timeout,
-        started,
-        metrics,
-        trials,
-        voting,
-        traces,
+        bridge,
+        Finisher(bridge, history),
+        supervisor.traffic,
+        limit=config.queue,
+        max_work=config.max_work,
+        changes=supervisor.changes,
+        stall=config.stall_timeout,
+        traffic=supervisor.traffic,
     )
 
 

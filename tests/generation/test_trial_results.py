@@ -156,7 +156,7 @@ def test_a_restart_goes_on_with_it(results, records):
     "wrong", [{}, {"schema": 2, "trials": []}, {"schema": 1, "trials": [{}]}, {"schema": 1, "trials": 3}, []]
 )
 def test_another_programs_json_is_no_results(results, wrong):
-    with pytest.raises(ValueError, match="schema|not what zwatch writes"):
+    with pytest.raises(ValueError, match=r"schema|not what zwatch writes"):
         results.restore(wrong)
 
 

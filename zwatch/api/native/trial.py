@@ -64,11 +64,12 @@ class DifferenceView(TypedDict):
 
 
 class TrialView(TypedDict):
-    """A trial: `share` is the link's name, `ended` null while it goes on. `sides` are the alias's own version, then the share's."""
+    """A trial: `share` is the link's name, `ended` null while it goes on. `sides` are the alias's own version, then the share's; there are
+    none, and the rest is null, where there was no trial. `conclusion` is a sentence."""
 
     alias: str
-    share: str
-    began: Time
+    share: str | None
+    began: Time | None
     ended: Time | None
     sides: list[SideView]
     difference: DifferenceView
@@ -79,13 +80,19 @@ async def trial(request: web.Request) -> web.Response:
     """Return the trial of an alias that goes on, else its last one."""
     services = request.app[SERVICES]
     alias = request.query.get("alias", PRIMARY)
+    record = services.supervisor.records.get(alias)
+    if record is None or record.share is not None:
+        raise RequestError("not_found", f"there is no alias {alias[:100]!r}, see /status")
     found = services.trials.results.find(alias)
-    if found is None:
-        message = (
-            f"{alias[:100]!r} has no trial: `zwatch share v3 10` begins one of `current`, or a link `{PRIMARY}@10`"
-        )
-        raise RequestError("not_found", message)
-    return answer(_view(services, found))
+    return answer(_nothing(alias) if found is None else _view(services, found))
+
+
+def _nothing(alias: str) -> TrialView:
+    return {
+        "alias": alias, "share": None, "began": None, "ended": None, "sides": [],
+        "difference": {"failure_rate": None, "latency": None, "votes": None},
+        "conclusion": f"{alias} has no trial: a link {alias}@10 begins one, as `zwatch share v3 10` makes it",
+    }  # fmt: skip
 
 
 def _view(services: Services, found: Trial) -> TrialView:
