@@ -21,6 +21,7 @@ ARGUMENTS = {
     "diff": ["v1", "v2"],
     "import": ["models", "v2"],
     "quantize": ["v1", "v2"],
+    "compare": ["v1", "v2"],
 }
 """What a command must be given besides options."""
 
@@ -84,6 +85,10 @@ CASES = {
     "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
     "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": LORA, "ZWATCH_IMPORT_DEPLOY": SWITCH,
     "ZWATCH_REQUIRE_SIGNATURE": PATH, "ZWATCH_SIGN": PATH, "ZWATCH_QUANTIZE_TO": QUANTIZE, "ZWATCH_VERIFY_SIGNATURE": PATH,
+    "ZWATCH_COMPARE_PROMPTS": PATH, "ZWATCH_COMPARE_OUTPUT": PATH,
+    "ZWATCH_COMPARE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
+    "ZWATCH_COMPARE_SIZE": ([("512", (512, 512)), ("768x512", (768, 512)), ("64X64", (64, 64))], ["0", "8", "4096", "x", "64x", "x64", "a", "64x64x64"]),
+    "ZWATCH_COMPARE_STEPS": ([("1", 1), ("100", 100)], ["0", "101", "-1", "many"]),
     "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""

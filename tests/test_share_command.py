@@ -10,9 +10,9 @@ from zwatch.cli import main
 
 ENDED = {"status": "success", "message": "current@10 is removed: the trial has ended", "seconds": 0.01}
 SIDES = [
-    {"version": "v1", "share": "", "requests": 1900, "failures": 0, "latency": {"median": 1.21, "low": 1.19, "high": 1.24},
+    {"version": "v1", "share": None, "requests": 1900, "failures": 0, "latency": {"median": 1.21, "low": 1.19, "high": 1.24},
      "votes": {"up": 8, "down": 4, "share": 0.667, "low": 0.39, "high": 0.86}},
-    {"version": "v3", "share": "current@10", "requests": 211, "failures": 3, "latency": None,
+    {"version": "v3", "share": "current@10", "requests": 211, "failures": 3, "latency": {"median": None, "low": None, "high": None},
      "votes": {"up": 0, "down": 0, "share": None, "low": None, "high": None}},
 ]  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_a_change_prints_the_answer_and_a_refusal_its_reason(service, capsys):
 
 
 def test_without_words_both_sides_of_the_trial_are_shown(service, capsys):
-    service.body = {"alias": "current", "share": "current@10", "sides": SIDES}
+    service.body = {"alias": "current", "share": "current@10", "ended": None, "sides": SIDES, "conclusion": "too few"}
     assert main(["share"]) == 0
     assert service.asked == [("/api/trial?alias=current", None)]
     assert capsys.readouterr().out.splitlines() == [
@@ -129,13 +129,17 @@ def test_without_words_both_sides_of_the_trial_are_shown(service, capsys):
         "  latency   1.21 s [1.19 s - 1.24 s]     -",
         "  votes     8 of 12 up, 67% [39% - 86%]  -",
         "  in brackets: 95 % confidence",
+        "too few",
     ]
     assert main(["share", "--json", "--alias", "canary"]) == 0
     assert service.asked[-1] == ("/api/trial?alias=canary", None)
     assert json.loads(capsys.readouterr().out) == service.body
 
 
-def test_without_a_trial_it_says_how_to_begin_one(service, capsys):
-    service.body = {"alias": "current", "share": None, "sides": []}
+def test_without_a_trial_it_says_how_to_begin_one_and_an_ended_one_says_when_it_ended(service, capsys):
+    service.body = {"alias": "current", "share": None, "sides": [], "conclusion": "current has no trial: begin one"}
     assert main(["share"]) == 0
-    assert "`zwatch share VERSION 10`" in capsys.readouterr().out
+    assert capsys.readouterr().out == "current has no trial: begin one\n"
+    service.body |= {"share": "current@10", "ended": "2026-11-30T15:00:00Z", "sides": SIDES}
+    assert main(["share"]) == 0
+    assert capsys.readouterr().out.startswith("current@10: the trial of v3, which ended 2026-11-30T15:00:00Z\n")

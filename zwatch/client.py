@@ -150,7 +150,7 @@ def _trial_lines(body: dict[str, Any]) -> list[str]:
     """Return the lines that show a trial: what both sides have drawn, each figure with its interval where there is one."""
     alias, share, sides = body["alias"], body["share"], body["sides"]
     if not sides:
-        return [f"{alias} has no trial; `zwatch share VERSION 10` tries a version on a tenth of its requests"]
+        return [body["conclusion"]]
     rows = [("", [f"{side['version']} ({side['share'] or alias})" for side in sides])]
     rows += [(name, [f"{side[name]:,}" for side in sides]) for name in ("requests", "failures")]
     rows.append(("latency", [_interval(side["latency"], "median", "{:.2f} s".format) for side in sides]))
@@ -158,7 +158,7 @@ def _trial_lines(body: dict[str, Any]) -> list[str]:
     width = max(len(text) for _, texts in rows for text in texts)
     lines = [f"  {name:<8}  {'  '.join(text.ljust(width) for text in texts)}".rstrip() for name, texts in rows]
     ended = f", which ended {body['ended']}" if body.get("ended") else ""
-    return [f"{share or alias}: the trial of {sides[-1]['version']}{ended}", *lines, "  in brackets: 95 % confidence"]
+    return [f"{share or alias}: the trial of {sides[-1]['version']}{ended}", *lines, "  in brackets: 95 % confidence", body["conclusion"]]
 
 
 def _votes(votes: dict[str, Any] | None) -> str:

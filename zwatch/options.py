@@ -19,7 +19,7 @@ from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
-_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,19}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
 _TOKEN_FILE = "zwatch.token_file"  # noqa: S105 (a key)
@@ -136,6 +136,15 @@ def size(text: str) -> int:
     if number < 1 or (found["unit"] in ("I", "IB") and not found["prefix"]):
         raise ValueError(f"expected bytes such as 60G, 60GiB or 60GB, at least 1, got {text!r}")
     return number
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """Return the width and the height that a size names: `512`, or `768x512`. What a version can draw, the service knows."""
+    width, cross, height = text.lower().partition("x")
+    try:
+        return whole_number(16, 2048)(width), whole_number(16, 2048)(height if cross else width)
+    except ValueError:
+        raise ValueError(f"expected pixels such as 512 or 768x512, each side from 16 to 2048, got {text!r}") from None
 
 
 def path(text: str) -> Path:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.errors import REJECTION_CODES
-from zwatch.generation.history import HistoryView
+from zwatch.generation.kept_image import HistoryView
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry

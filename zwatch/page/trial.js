@@ -75,9 +75,10 @@ export class Trial {
 			this.change();
 		});
 		this.table = el("table", { class: "trial-sides", "aria-label": t("trial.sides") });
+		this.conclusion = el("p");
 		this.note = el("p", { class: "count", text: t("trial.interval") });
 		this.element = el("section", { class: "trial", "aria-labelledby": "trial-title", hidden: true },
-			this.title, this.text, this.problem, this.form, this.table, this.note);
+			this.title, this.text, this.problem, this.form, this.table, this.note, this.conclusion);
 		panel.table.before(this.element);
 		this.draw();
 	}
@@ -109,7 +110,9 @@ export class Trial {
 		this.promoteButton.disabled = !isReady;
 		if (document.activeElement !== this.part && this.shown !== share.name) this.part.value = share.percent;
 		this.shown = share.name;
-		const sides = this.sides?.share === share.name ? this.sides.sides : [];
+		// Not those of the last trial, while this one's version is loaded
+		const { sides, conclusion } = this.sides?.share === share.name && !this.sides.ended ? this.sides : { sides: [], conclusion: "" };
+		setText(this.conclusion, conclusion);
 		show(this.table, sides.length > 0);
 		show(this.note, sides.length > 0);
 		const figures = JSON.stringify(sides);
