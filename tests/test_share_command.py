@@ -1,11 +1,14 @@
 """`zwatch share`: what its words ask a service for, and what it prints of the answers."""
 
+import asyncio
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests.harness import Server
 from zwatch.cli import main
 
 ENDED = {"status": "success", "message": "current@10 is removed: the trial has ended", "seconds": 0.01}
@@ -143,3 +146,45 @@ def test_without_a_trial_it_says_how_to_begin_one_and_an_ended_one_says_when_it_
     service.body |= {"share": "current@10", "ended": "2026-11-30T15:00:00Z", "sides": SIDES}
     assert main(["share"]) == 0
     assert capsys.readouterr().out.startswith("current@10: the trial of v3, which ended 2026-11-30T15:00:00Z\n")
+
+
+async def test_a_trial_by_command_on_a_service(models, tmp_path, monkeypatch, capsys):
+    async with Server(models, tmp_path / "state") as server:
+        await server.serves("v1")
+        monkeypatch.setenv("ZWATCH_URL", server.url)
+
+        async def run(*arguments):
+            """Run a command; return its exit status and what it printed."""
+            status = await asyncio.to_thread(main, list(arguments))
+            found = capsys.readouterr()
+            return status, found.out + found.err
+
+        status, said = await run("share", "v2", "100")
+        assert (status, said.startswith("v2 gets 100 % of the requests for current after ")) == (0, True), said
+        assert (await server.generate(width=64, height=64, steps=1))[0] == "v2"
+        assert "  current@100 -> v2" in (await run("status"))[1]
+        assert "resident <- current@100" in (await run("list"))[1]
+        assert "<- current@100" in (await run("list", "--models", str(models)))[1]
+        status, said = await run("prune", "--keep", "1", "--models", str(models), "--yes")
+        assert (status, "there is nothing to delete" in said) == (0, True), said
+        status, said = await run("share")
+        assert (status, said.startswith("current@100: the trial of v2\n")) == (0, True), said
+        assert re.search(r"requests +0 +1\n", said)
+        assert await run("share", "v1", "10") == (
+            1,
+            "zwatch: v1 is what current serves: a trial needs another version\n",
+        )
+        status, said = await run("share", "promote")
+        assert (status, said.startswith("v2 is serving after ")) == (0, True), said
+        status, said = await run("share", "promote")
+        assert (status, "`zwatch deploy VERSION`" in said) == (1, True)
+        assert (await run("share", "v1", "5", "--no-wait")) == (0, "current@5 now points to v1\n")
+        assert (await run("share", "end"))[0] == 0
+        assert sorted(path.name for path in models.iterdir()) == ["current", "v1", "v2"]
+
+
+def test_check_takes_the_link_of_a_share(models, capsys):
+    (models / "current@10").symlink_to("v2")
+    (models / "v2" / "BLAKE3SUMS").unlink()
+    assert main(["check", str(models / "current@10"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["version"] == "v2"

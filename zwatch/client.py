@@ -64,13 +64,13 @@ class Service:
 
 
 @contextmanager
-def followed(service: Service, alias: str) -> Iterator[None]:
-    """Show the progress of the alias's load on a terminal while the block runs."""
+def followed(service: Service, alias: str, *, of_share: bool = False) -> Iterator[None]:
+    """Show the progress of the load of an alias, or of its share, on a terminal while the block runs."""
     if not sys.stderr.isatty():
         yield
         return
     ended = threading.Event()
-    thread = threading.Thread(target=_follow, args=(service, alias, ended), daemon=True)
+    thread = threading.Thread(target=_follow, args=(service, alias, of_share, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -79,7 +79,7 @@ def followed(service: Service, alias: str) -> Iterator[None]:
         thread.join(_JOIN_SECONDS)
 
 
-def _follow(service: Service, alias: str, ended: threading.Event) -> None:
+def _follow(service: Service, alias: str, of_share: bool, ended: threading.Event) -> None:
     from zwatch.progress import Progress  # tqdm, for a terminal only
 
     with Progress(f"{alias}") as progress:
@@ -88,12 +88,21 @@ def _follow(service: Service, alias: str, ended: threading.Event) -> None:
                 status = service.get("/status")[1]
             except UsageError:
                 return  # the call that is being followed reports it
-            attempt = status.get("aliases", {}).get(alias, {}).get("attempt")
+            attempt = _attempt(status, alias, of_share=of_share)
             if attempt is None or attempt["state"] not in ("LOADING", "WARMING"):
                 progress.step("waiting for the service")
             else:
                 total = round(attempt["bytes"] / attempt["progress"]) if attempt["progress"] else 0
                 progress.update(attempt["bytes"], total, f"{attempt['version']} {attempt['state']}")
+
+
+def _attempt(status: dict[str, Any], alias: str, *, of_share: bool) -> dict[str, Any] | None:
+    """Return the last attempt of an alias or of its share, if there is one."""
+    if not of_share:
+        found = status.get("aliases", {}).get(alias)
+    else:
+        found = next((one for one in status.get("shares", {}).values() if one["alias"] == alias), None)
+    return None if found is None else found.get("attempt")
 
 
 def message(body: dict[str, Any]) -> str:
@@ -158,7 +167,12 @@ def _trial_lines(body: dict[str, Any]) -> list[str]:
     width = max(len(text) for _, texts in rows for text in texts)
     lines = [f"  {name:<8}  {'  '.join(text.ljust(width) for text in texts)}".rstrip() for name, texts in rows]
     ended = f", which ended {body['ended']}" if body.get("ended") else ""
-    return [f"{share or alias}: the trial of {sides[-1]['version']}{ended}", *lines, "  in brackets: 95 % confidence", body["conclusion"]]
+    return [
+        f"{share or alias}: the trial of {sides[-1]['version']}{ended}",
+        *lines,
+        "  in brackets: 95 % confidence",
+        body["conclusion"],
+    ]
 
 
 def _votes(votes: dict[str, Any] | None) -> str:

@@ -133,7 +133,7 @@ def asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tu
     from zwatch import client
 
     service = client.Service(url, token)
-    with client.followed(service, body["alias"]):
+    with client.followed(service, body["alias"], of_share=path == "/api/share"):
         return service.post(path, body)
 
 

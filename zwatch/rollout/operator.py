@@ -49,6 +49,8 @@ class Operator:
         self._supervisor = supervisor
         self._bridge = bridge
         self._loads_requested = 0
+        self.sharing = asyncio.Lock()
+        """Held by a call while it changes the link of a share."""
 
     # --- waiting for a link
 

@@ -261,3 +261,14 @@ async def test_the_list_of_versions_names_the_share_and_what_prune_keeps(client)
     [found] = [one for one in body["versions"] if one["name"] == "v2"]
     assert (found["aliases"], found["resident"]) == (["current@10"], True)
     assert found["uses"]
+
+
+async def test_of_calls_at_the_same_time_the_last_one_holds_and_one_share_is_left(client):
+    asked = [post(client, "/api/share", version="v2", percent=percent) for percent in (10, 20, 30, 40)]
+    answers = await asyncio.gather(*asked)
+    assert {status for status, _ in answers} <= {200, 409}
+    for status, answer in answers:
+        assert status == 200 or "superseded: " in answer["error"]["message"], answer
+    assert 200 in [status for status, _ in answers]
+    [name] = links(client).keys() - {"current"}
+    assert name in [answer["share"] for status, answer in answers if status == 200]

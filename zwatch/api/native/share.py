@@ -95,8 +95,9 @@ async def _share(services: Services, alias: str, version: str | None, percent: i
     serving = services.engines.serving(alias)
     if version is not None and serving is not None and serving.key.version == version:
         raise rejected(f"{version} is what {alias} serves: a trial needs another version")
-    # A refused version is tried again when its link is made again. Without its name that was not asked for.
-    anew = record is not None and version is not None and record.refusals.find(record.wish) is not None
+    # What was refused or unloaded is tried again when its link is made again. Without its name that was not asked for.
+    is_out = record is not None and (record.is_unloaded or record.refusals.find(record.wish) is not None)
+    anew = is_out and version is not None
     placed = await _changed(services, make_share, services.models, alias, version, percent, anew=anew)
     services.supervisor.ring()
     if not wait:
@@ -192,12 +193,13 @@ def _ready(alias: str, record: Alias | None) -> Target:
 
 
 async def _changed(services: Services, change: Callable[P, R], *given: P.args, **named: P.kwargs) -> R:
-    """Change links in a thread.
+    """Change the link of a share in a thread; of several calls one at a time, so that none takes another's link for an operator's.
 
     Raises:
         RequestError: 409, they were not changed.
     """
     try:
-        return await services.bridge.run("inspect", change, *given, **named)
+        async with services.operator.sharing:
+            return await services.bridge.run("inspect", change, *given, **named)
     except RepointError as error:
         raise rejected(str(error)) from None
