@@ -61,9 +61,9 @@ class VersionMarks(NamedTuple):
 def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
     """Return the marks of each version that the service needs or that an alias or a share points to, by name."""
     aliases: dict[str, tuple[str, ...]] = {}
-    for record in supervisor.records.values():
-        if record.target is not None:
-            aliases[record.target.version] = (*aliases.get(record.target.version, ()), record.name)
+    for key, record in supervisor.records.items():
+        if (target := supervisor.seen.targets.get(key)) is not None:
+            aliases[target.version] = (*aliases.get(target.version, ()), record.name)
     found: dict[str, list[str]] = {name: [] for name in aliases} | uses(supervisor, engines)
     return {
         name: VersionMarks("resident" in those, "serving" in those, aliases.get(name, ()), tuple(those))

@@ -128,6 +128,11 @@ class Supervisor:
         """The aliases that are followed now, those that were named at the start first."""
         return self.records.aliases
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the aliases, then those that the links of their shares have now."""
+        return (*self.aliases, *(share.name for share in self.records.shares if share.share is not None))
+
     def attempt(self, alias: str) -> Attempt | None:
         """Return the last attempt to bring in what the alias asks for."""
         return self.records[alias].attempt
