@@ -163,7 +163,7 @@ async def test_a_trial_by_command_on_a_service(models, tmp_path, monkeypatch, ca
         assert (status, said.startswith("v2 gets 100 % of the requests for current after ")) == (0, True), said
         assert (await server.generate(width=64, height=64, steps=1))[0] == "v2"
         assert "  current@100 -> v2" in (await run("status"))[1]
-        assert "resident <- current@100" in (await run("list"))[1]
+        assert "serving <- current@100" in (await run("list"))[1]
         assert "<- current@100" in (await run("list", "--models", str(models)))[1]
         status, said = await run("prune", "--keep", "1", "--models", str(models), "--yes")
         assert (status, "there is nothing to delete" in said) == (0, True), said
