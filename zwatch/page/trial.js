@@ -61,7 +61,7 @@ const DECIMALS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
 
 export class Trial {
 	constructor(panel) {
-		Object.assign(this, { panel, ctx: panel.ctx, asked: 0, readAt: -Infinity, shares: {}, sides: null });
+		Object.assign(this, { panel, ctx: panel.ctx, readAt: -Infinity, sides: null });
 		this.title = el("h3", { text: t("trial"), id: "trial-title" });
 		this.text = el("p");
 		this.problem = el("p", { class: "error" });
@@ -83,10 +83,11 @@ export class Trial {
 		this.draw();
 	}
 
-	// The share of the link that is chosen, with its name; undefined without a trial
+	// The share of the link that is chosen, with its name, before names that do not count; undefined without a trial
 	get share() {
-		const found = Object.entries(this.shares).find(([name]) => name.replace(/@\d+$/, "") === this.panel.alias);
-		return found && { name: found[0], ...found[1] };
+		const shares = Object.entries(this.ctx.store.get("status")?.shares ?? {}).map(([name, one]) => ({ name, ...one }));
+		const own = shares.filter(({ alias }) => alias === this.panel.alias);
+		return own.find(({ counts }) => counts) ?? own[0];
 	}
 
 	get to() {
@@ -99,7 +100,7 @@ export class Trial {
 		show(this.element, Boolean(share));
 		if (share) this.drawShare(share);
 		for (const [name, row] of panel.rows) this.drawButton(name, row, share);
-		if (performance.now() - this.readAt > PERIOD_MS) this.read();
+		if (share && performance.now() - this.readAt > PERIOD_MS) this.read();
 	}
 
 	drawShare(share) {
@@ -108,7 +109,7 @@ export class Trial {
 		setText(this.text, text);
 		setText(this.problem, problem);
 		this.promoteButton.disabled = !isReady;
-		if (document.activeElement !== this.part && this.shown !== share.name) this.part.value = share.percent;
+		if (this.shown !== share.name) this.part.value = share.percent ?? "";
 		this.shown = share.name;
 		// Not those of the last trial, while this one's version is loaded
 		const { sides, conclusion } = this.sides?.share === share.name && !this.sides.ended ? this.sides : { sides: [], conclusion: "" };
@@ -135,13 +136,11 @@ export class Trial {
 		row.tryButton.disabled = this.panel.state.serving === name || share?.target === name;
 	}
 
+	// What both sides have drawn: no event tells of it
 	async read() {
 		this.readAt = performance.now();
-		const { alias } = this.panel;
 		try {
-			const { shares = {} } = await this.ctx.api.call("GET", "/status");
-			this.shares = shares;
-			this.sides = this.share ? await this.ctx.api.call("GET", `/api/trial?alias=${encodeURIComponent(alias)}`) : null;
+			this.sides = await this.ctx.api.call("GET", `/api/trial?alias=${encodeURIComponent(this.panel.alias)}`);
 		} catch {
 			return; // the panel says what is wrong
 		}
@@ -187,7 +186,7 @@ export class Trial {
 			said = [t("notDone", { reason: sentence(error) }), true];
 		}
 		if (turn === panel.asked && alias === panel.alias) panel.say(...said);
-		await this.read();
+		this.readAt = -Infinity;
 		panel.readIn(0);
 	}
 }
