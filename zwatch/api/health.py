@@ -15,7 +15,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     """Return the health state and its reasons: `ok`; `degraded`, an alias does not serve what its link asks for, or a fault
     stands; or `unavailable`, `current` serves nothing."""
     found = [None if supervisor.failure is None else f"the service stops: {supervisor.failure}"]
-    found += [_problem(supervisor, record) for record in supervisor.records.values()]
+    found += [_problem(supervisor, engines, record) for record in supervisor.records.values()]
     found += dict.fromkeys(
         fault.message for share in supervisor.seen.shares.values() for fault in share.faults.values()
     )
@@ -31,9 +31,10 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     return ("degraded" if reasons else "ok"), reasons
 
 
-def _problem(supervisor: Supervisor, record: Alias) -> str | None:
+def _problem(supervisor: Supervisor, engines: EngineRegistry, record: Alias) -> str | None:
     """Return why an alias or a share does not serve what its link asks for, or could not serve it again; else None."""
-    name, fault, wish, serving = record.name, supervisor.seen.faults.get(record.key), record.wish, record.serving
+    name, fault, wish = record.name, supervisor.seen.faults.get(record.key), record.wish
+    serving = engines.serving(record.key)
     if record.is_unloaded:
         return None if record.is_share else unloaded(name)
     now = _at_work(supervisor.attempts[0] if supervisor.attempts else None, record)

@@ -60,7 +60,7 @@ class Metrics:
             "Requests for images, over all APIs, by outcome: ok, cancelled, or the code of the error.",
             ["outcome"], registry=registry,
         )  # fmt: skip
-        self.by_version = VersionMetrics(registry)
+        self.by_version = VersionMetrics()
         self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
         self._seconds = Histogram(
             "zwatch_request_duration_seconds", "Time from acceptance to the finished images, of successful requests.",
@@ -199,6 +199,7 @@ class Gauges(Collector):
         yield from self._queue_gauges()
         yield from self._serving_gauges()
         yield from self._engine_gauges()
+        yield from self._metrics.by_version.collect({one.key.version for one in self._engines.residents})
         yield from self._device_gauges()
         yield from self._history_gauges()
         yield from self._fault_gauges()
@@ -250,7 +251,7 @@ class Gauges(Collector):
         )
         faulty = {alias for alias, share in supervisor.seen.shares.items() if share.faults}
         for key, record in supervisor.records.items():
-            alias, resident, wish = record.name, record.serving, record.wish
+            alias, resident, wish = record.name, engines.serving(key), record.wish
             if resident is not None:
                 serving.add_metric([alias, resident.key.version, resident.key.digest or ""], 1)
                 since.add_metric([alias], resident.since.timestamp())
