@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import threading
 import time
 
 import aiohttp
@@ -369,3 +370,47 @@ async def test_a_failed_request_counts_for_the_side_that_failed(shared):
         text = await response.text()
     assert 'zwatch_version_requests_total{outcome="redrawn",share="current@50",version="v2"} 1.0' in text
     assert 'zwatch_requests_redrawn_total{fault="not_finite"} 1.0' in text
+
+
+async def test_a_rollback_points_the_link_to_what_serves_again(promoted, models):
+    Faulty(promoted).nan()
+    for _ in range(3):
+        await draw(promoted, "v1", **HURT)
+    status, _, body = await promoted.call("POST", "/api/rollback")
+    assert (status, body["version"], (models / "current").readlink().name) == (200, "v1", "v1")
+    _, _, status = await promoted.call("GET", "/status")
+    assert (status["status"], status["aliases"]["current"]["fault"]) == ("ok", None)
+
+
+async def test_a_time_limit_that_passes_while_it_draws_counts(start):
+    async with start(timeout=2.0) as client:
+        await client.serves()
+        await switch(client, "v2")
+        supervisor, engines, queue = client.services.supervisor, client.services.engines, client.services.queue
+        queue.generator.stall_after_end = 0.1  # its thread is interrupted then
+        while engines.find("v1") is not None:  # nothing else could draw it
+            await supervisor.look_now()
+            await supervisor._closer.free_warm()
+        Faulty(client).hang()
+        for _ in range(3):
+            error = await client.error("/generate", HURT, 504)
+            assert error["code"] == "timeout"
+        await client.serves("v1")
+        assert "until the time limit of 2 s passed" in supervisor.withdrawal.reason("current")
+
+
+async def test_a_thread_that_does_not_come_back_ends_the_service_and_is_blamed_on_the_version(promoted):
+    faulty, supervisor = Faulty(promoted), promoted.services.supervisor
+    generator, forever = promoted.services.queue.generator, threading.Event()
+    generator.grace, generator.is_on_gpu = 0.1, lambda: True
+    await draw(promoted, "v1", **HURT, model="v1")
+    promoted.services.queue.drawer.least_patience = 0.5
+    faulty.transformer.register_forward_pre_hook(lambda module, given: forever.wait(600) and None)
+    try:
+        status, _, body = await promoted.call("POST", "/generate", json=HURT)
+        assert (status, body["error"]["code"]) == (500, "generation_failed")
+        await asyncio.wait_for(supervisor.has_failed.wait(), 60)
+        failure = supervisor.state.saved.failure
+        assert (failure.hung.version, failure.on_trial) == ("v2", True)
+    finally:
+        forever.set()
