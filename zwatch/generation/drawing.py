@@ -110,7 +110,7 @@ class Drawer:
     ) -> Result | Literal[_Again.AGAIN] | None:
         begun, engine = time.monotonic(), lease.engine
         pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work))
-        is_first = engine.is_on_trial
+        is_first = engine.is_unjudged
         generation = await self.generator.run(
             engine,
             pictures,
@@ -162,9 +162,11 @@ class Drawer:
             other.release()
             job.lease = first
             raise
+        except RequestError as error:
+            _log.warning("a picture of one colour by %s was not drawn again: %s", first.key.version, error.message)
         except Exception as error:
-            _log.warning("a picture of one colour by %s could not be drawn again: %s", first.key.version, error)
-            if not isinstance(error, RequestError) and self.judge is not None:
+            failure_of(error, job)  # logs it
+            if self.judge is not None:
                 await self.judge(error, other.key)
         other.release()
         job.lease = first
