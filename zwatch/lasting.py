@@ -36,6 +36,8 @@ def begin(services: Services, root_watcher: RootWatcher, url: str, *, has_taken_
     tasks = [
         asyncio.create_task(services.queue.run(), name="queue"),
         *(() if services.history is None else _begin_history(services.history)),
+        *(() if services.voting is None else (asyncio.create_task(services.voting.open(), name="votes"),)),
+        asyncio.create_task(services.trials.run(), name="trials"),
         asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
         asyncio.create_task(_golden_checks(services).run(), name="golden images"),

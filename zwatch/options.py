@@ -20,7 +20,7 @@ from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\]){1,64}")
-_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,19}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
 _TOKEN_FILE = "zwatch.token_file"  # noqa: S105 (a key)
@@ -170,6 +170,15 @@ def size(text: str) -> int:
     return number
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """Return the width and the height that a size names: `512`, or `768x512`. What a version can draw, the service knows."""
+    width, cross, height = text.lower().partition("x")
+    try:
+        return whole_number(16, 2048)(width), whole_number(16, 2048)(height if cross else width)
+    except ValueError:
+        raise ValueError(f"expected pixels such as 512 or 768x512, each side from 16 to 2048, got {text!r}") from None
+
+
 def path(text: str) -> Path:
     """Return a path."""
     if not text:
@@ -211,6 +220,19 @@ def version_name(text: str) -> str:
             f"{text!r} cannot name a version or an alias: expected 1-64 of A-Za-z0-9._-, not starting with . or -"
         )
     return text
+
+
+def alias_name(text: str) -> str:
+    """Return the name of an alias. Its share is not named by its link, because a change of percentage renames that."""
+    from zwatch.deploy.shares import parse_share
+
+    if (share := parse_share(text)) is not None:
+        of = "" if share.alias == "current" else f" --alias {share.alias}"
+        raise ValueError(
+            f"{text!r} is a share of {share.alias}; `zwatch share VERSION {share.percent}{of}` points it to a version, "
+            f"`zwatch share promote{of}` makes its version the one of {share.alias}"
+        )
+    return version_name(text)
 
 
 def new_version(text: str) -> str:

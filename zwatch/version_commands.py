@@ -1,4 +1,4 @@
-"""The commands that read and write version directories; only `prune` calls a service, and only `check` imports torch.
+"""The commands that read and write version directories; only `compare` and `prune` call a service, and only `check` imports torch.
 
 What takes long to import is imported by the command that needs it.
 """
@@ -208,6 +208,43 @@ def _prune(
     return prune.prune(models, keep, ask_needs, **how)
 
 
+@click.command("compare")
+@click.argument("first", type=options.version_argument, help="A version that is loaded, an alias or a share.")
+@click.argument("second", type=options.version_argument, help="The other one.")
+@options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="A text file with one prompt a line.")  # fmt: skip
+@options.option("-o", "--output", envvar="ZWATCH_COMPARE_OUTPUT", type=options.path, default="sheet.png", metavar="FILE", help="The sheet: a .png, or a .html with the pictures inside.")  # fmt: skip
+@options.option("--seed", envvar="ZWATCH_COMPARE_SEED", type=options.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of every picture.")  # fmt: skip
+@options.option("--size", envvar="ZWATCH_COMPARE_SIZE", type=options.pixels, show_default="the version's own", metavar="N | WxH", help="Their size in pixels.")  # fmt: skip
+@options.option("--steps", envvar="ZWATCH_COMPARE_STEPS", type=options.whole_number(1, 100), show_default="8", metavar="N", help="Their denoising steps.")  # fmt: skip
+@options.option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
+@options.option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
+@options.json_switch
+def _compare(
+    first: str,
+    second: str,
+    prompts: Path | None,
+    output: Path,
+    seed: int,
+    size: tuple[int, int] | None,
+    steps: int | None,
+    url: str,
+    token: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Draw prompts by two versions and write a sheet of the pairs and their differences."""
+    if prompts is None:
+        raise UsageError("give --prompts FILE: a text file with one prompt a line")
+    if first == second:
+        raise UsageError(f"both are {first!r}; name two different versions")
+    from zwatch import comparing
+    from zwatch.client import Service
+
+    width, height = size or (None, None)
+    asked = comparing.Asked((first, second), seed, width, height, steps)
+    return comparing.compare(asked, prompts, output, Service(url, token), as_json=as_json)
+
+
 def _signer(directory: Path, policy: Path | None) -> tuple[str | None, list[str]]:
     if policy is None:
         return None, []
@@ -225,5 +262,5 @@ def _report(directory: Path, findings: list[str], good: str, *, as_json: bool, s
     return 1 if findings else 0
 
 
-COMMANDS = (_seal, _verify, _check, _quantize, _golden, _diff, _prune)
+COMMANDS = (_seal, _verify, _check, _quantize, _golden, _diff, _compare, _prune)
 """In the order in which `--help` shows them."""

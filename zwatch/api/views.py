@@ -13,7 +13,7 @@ from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.resolving import Fault
 from zwatch.deploy.shares import alias_of_key, parse_share
 from zwatch.errors import REJECTION_CODES
-from zwatch.generation.history import HistoryView
+from zwatch.generation.kept_image import HistoryView
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.alias import WITHDRAWN

@@ -151,16 +151,16 @@ class EngineFactory:
             if proof is not None and engine.golden.next is not None and proof.golden == 0:
                 proof = None
             engine.colours = None if proof is None else proof.colours
-            engine.is_on_trial = proof is not None
+            engine.is_unjudged = proof is not None
             if proof is not None:
                 engine.golden.skip(proof.golden)
                 engine.prepare()
-            return engine.is_on_trial
+            return engine.is_unjudged
 
     def fault(self, engine: Engine, generation: Generation) -> Rejection | None:
-        """Return what is wrong with the first image of an engine on trial; if nothing is, it is not on trial any more."""
+        """Return what is wrong with the first image of an engine whose warm-up was skipped; if nothing is, it is judged now."""
         fault = fault_of(generation)
-        engine.is_on_trial = fault is not None
+        engine.is_unjudged = fault is not None
         return fault
 
     def distrust(self, digest: str) -> None:
@@ -188,7 +188,7 @@ class EngineFactory:
                     control.begin("comparing golden images", is_slow=True)
                     seconds = (HELD_SECONDS if is_held else SECONDS) if golden_seconds is None else golden_seconds
                     compare_first(engine, seconds, is_held=is_held, check=control.check)
-            engine.is_on_trial = False
+            engine.is_unjudged = False
             self.note_golden(engine)
             engine.prepare()
 

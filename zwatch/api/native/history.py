@@ -1,21 +1,24 @@
 """The history: pages of pictures, single pictures, and their deletion."""
 
-from typing import NotRequired
+from typing import Annotated, NotRequired
 
 from aiohttp import web
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
-from zwatch.api.bodies import received_image
+from zwatch.api.bodies import read_request, received_image
+from zwatch.api.client_key import client_key
 from zwatch.api.pieces import SHARED
 from zwatch.api.results import disposition
-from zwatch.api.schema import Number
+from zwatch.api.schema import Number, Request, VersionName
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
-from zwatch.generation.fields import invalid
+from zwatch.generation.fields import Whole, invalid
 from zwatch.generation.history import History
+from zwatch.generation.kept_image import VotesView
 from zwatch.generation.picture_settings import picture_settings as settings_in
-from zwatch.generation.request import SEEDS, ImageFormat
+from zwatch.generation.request import SEEDS, ImageFormat, UserName
 from zwatch.generation.search_index import Query
 
 DEFAULT_LIMIT = 50
@@ -36,11 +39,29 @@ class Deleted(TypedDict):
     name: NotRequired[str]
 
 
+class VoteRequest(Request):
+    """A vote: 1 for, -1 against, 0 takes an earlier one back. Of one client only the last counts, known as for shares."""
+
+    vote: Annotated[int, Whole(-1, 1), Field(examples=[1])]
+    user: UserName = ""
+
+
+class Voted(TypedDict):
+    """A picture with its votes."""
+
+    name: str
+    version: VersionName | None
+    votes: VotesView
+
+
 async def page(request: web.Request) -> web.Response:
     """List images, newest first."""
     limit = _whole(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
     offset = _whole(request, "offset", 0, 0, MAX_OFFSET)
-    return answer(await _history(request).page(limit, request.query.get("before"), _query(request), offset))
+    found = await _history(request).page(limit, request.query.get("before"), _query(request), offset)
+    if (voting := request.app[SERVICES].voting) is not None:
+        await voting.add_to(found["images"], _client(request))
+    return answer(found)
 
 
 async def picture(request: web.Request) -> web.Response:
@@ -49,6 +70,17 @@ async def picture(request: web.Request) -> web.Response:
     body = await request.app[SHARED].body(name, _history(request).read)
     headers = {**_KEPT, **disposition(name)}
     return web.Response(body=body, content_type=ImageFormat.of_name(name).media_type, headers=headers)
+
+
+async def vote(request: web.Request) -> web.Response:
+    """Set or take back the client's vote on a picture."""
+    _history(request)
+    voting = request.app[SERVICES].voting
+    assert voting is not None  # where there is a history
+    wanted = await read_request(request, VoteRequest)
+    picture = await voting.vote(request.match_info["name"], _client(request, wanted.user), wanted.vote)
+    body: Voted = {"name": picture["name"], "version": picture["version"], "votes": picture["votes"]}
+    return answer(body)
 
 
 async def thumbnail(request: web.Request) -> web.Response:
@@ -87,6 +119,12 @@ def _whole(request: web.Request, name: str, default: int, least: int, most: int)
     if not least <= value <= most:
         raise invalid(name, f"{name} must be from {least} to {most}, got {text[:60]!r}")
     return value
+
+
+def _client(request: web.Request, user: str = "") -> str:
+    key = client_key(request, "", user=user, is_named=False)
+    assert key is not None  # only a request for images may have none
+    return key
 
 
 def _query(request: web.Request) -> Query:
