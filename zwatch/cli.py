@@ -6,20 +6,18 @@ torch) is imported by the command that needs it.
 
 import contextlib
 import gc
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from zwatch import __version__, config, options, version_commands
+from zwatch import __version__, config, options, service_commands, version_commands
 from zwatch.deploy.signals import Ending
 from zwatch.errors import FatalError, UsageError, ZwatchError, status_of
 
-_Command = Callable[..., int]
 _option, _switch = options.option, options.switch
 
 
@@ -41,17 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as end:  # --help, --version
         status = end.exit_code
     except click.UsageError as error:
-        status = _failed(options.sentence(error), 2)
+        status = service_commands.failed(options.sentence(error), 2)
     except UsageError as error:
-        status = _failed(str(error), 2)
+        status = service_commands.failed(str(error), 2)
     except FatalError as error:
-        status = _failed(str(error), error.status)
+        status = service_commands.failed(str(error), error.status)
     except ImportError as error:  # of what the command itself needs
-        status = _failed(f"a library cannot be imported: {error}; install zwatch again", 1)
+        status = service_commands.failed(f"a library cannot be imported: {error}; install zwatch again", 1)
     except BrokenPipeError:  # `zwatch list | head`: its reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
     except (ZwatchError, OSError) as error:
-        status = _failed(str(error), 1)
+        status = service_commands.failed(str(error), 1)
     except KeyboardInterrupt as interrupt:
         status = status_of(interrupt)
     return status
@@ -86,6 +84,7 @@ def commands() -> None:
 @_option("--queue", envvar="ZWATCH_QUEUE", type=options.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
 @_option("--timeout", envvar="ZWATCH_TIMEOUT", type=options.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
 @_option("--stall-timeout", envvar="ZWATCH_STALL_TIMEOUT", type=options.positive("seconds"), show_default="600, on a GPU 120", metavar="SECONDS", help="Seconds without a step after which a generation hangs: it is given up, and if that is not possible, the service ends with status 1.")  # fmt: skip
+@options.probation_option
 @_option("--max-work", envvar="ZWATCH_MAX_WORK", type=options.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
 @_option("--output-dir", envvar="ZWATCH_OUTPUT_DIR", type=options.path, default="output_image", metavar="DIR", help="Where every image is kept, for the history.")  # fmt: skip
 @_switch("--no-history", "history", envvar="ZWATCH_NO_HISTORY", callback=lambda _, __, given: not given, help="Keep no image.")  # fmt: skip
@@ -120,7 +119,7 @@ def _serve(port: int | None, **settings: Any) -> int:
             settings["host"], port = given.address(host, asked_port)
         settings["token_file"] = options.token_file(context)
         ended = asyncio.run(serve(config.Config(port=port, **settings), given))
-    status = 0 if ended.failure is None else _failed(str(ended.failure), ended.failure.status)
+    status = 0 if ended.failure is None else service_commands.failed(str(ended.failure), ended.failure.status)
     if ended.lingering or (
         ended.failure is not None and ended.failure.is_crash
     ):  # CUDA aborts when it frees a lost device
@@ -145,57 +144,8 @@ def _quickly() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _calls_service(command: _Command) -> _Command:
-    """Give a command the options that all commands have which call a service."""
-    url = _option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
-    token = _option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
-    return url(token(options.json_switch(command)))
-
-
-# ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
-@commands.command("deploy")
-@click.argument("version", type=options.version_argument, help="A version's name, such as v2.")
-@_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
-@_switch("--no-wait", envvar="ZWATCH_DEPLOY_NO_WAIT", help="Repoint only.")
-@_calls_service
-def _deploy(version: str, alias: str, *, no_wait: bool, **service: Any) -> int:
-    """Repoint an alias to a version and wait until it serves."""
-    return _change("/api/deploy", {"version": version, "alias": alias, "wait": not no_wait}, **service)
-
-
-@commands.command("rollback")
-@_option("--alias", envvar="ZWATCH_ROLLBACK_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
-@_calls_service
-def _rollback(alias: str, **service: Any) -> int:
-    """Go back to the version that served before."""
-    return _change("/api/rollback", {"alias": alias}, **service)
-
-
-@commands.command("status")
-@_calls_service
-def _status(**service: Any) -> int:
-    """Show what serves."""
-    return _show("/status", **service)
-
-
-# ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
-@commands.command("list")
-@_option("--models", envvar="ZWATCH_LIST_MODELS", type=options.directory, show_default="ask the service", metavar="DIR", help="List this models root without a service.")  # fmt: skip
-@_calls_service
-def _list(models: Path | None, **service: Any) -> int:
-    """List the versions: what each was made from, and why one was rejected."""
-    if models is None:
-        return _show("/versions", **service)
-    from zwatch import offline
-
-    return _answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
-
-
-@commands.command("attempts")
-@_calls_service
-def _attempts(**service: Any) -> int:
-    """List the last attempts."""
-    return _show("/attempts", **service)
+for _command in service_commands.COMMANDS:
+    commands.add_command(_command)
 
 
 class _Import(click.Command):
@@ -218,7 +168,7 @@ class _Import(click.Command):
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
 @_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip
-@_calls_service
+@service_commands.calls_service
 def _import(source: Path, name: str, *, deploy: bool, alias: str, as_json: bool, url: str, token: str | None, **asked: Any) -> int:  # fmt: skip
     """Make a sealed version of what people have: a published pipeline, a cache, ComfyUI's files, a training run, a LoRA."""
     from zwatch.importing.command import import_version
@@ -259,19 +209,21 @@ def _deploy_imported(
     try:
         ending.go_on()
         has_asked = True
-        status, found = _asked("/api/deploy", {"version": name, "alias": alias, "wait": True}, url=url, token=token)
+        status, found = service_commands.asked(
+            "/api/deploy", {"version": name, "alias": alias, "wait": True}, url=url, token=token
+        )
         ending.put_off()
     except UsageError as error:
         raise UsageError(f"{name} is imported, but not deployed: {error}; start the service, or {by_hand}") from None
     except KeyboardInterrupt as interrupt:
-        goes_on = f"a deploy of it that has begun goes on without this command: {_seen(url)}"
-        return _failed(f"interrupted; {name} is imported; {goes_on if has_asked else f'deploy it, or {by_hand}'}", status_of(interrupt))  # fmt: skip
-    answered = _answer("/api/deploy", status, found, as_json=as_json)
+        goes_on = f"a deploy of it that has begun goes on without this command: {service_commands.seen(url)}"
+        return service_commands.failed(f"interrupted; {name} is imported; {goes_on if has_asked else f'deploy it, or {by_hand}'}", status_of(interrupt))  # fmt: skip
+    answered = service_commands.answer("/api/deploy", status, found, as_json=as_json)
     if status == 404:
-        _failed(f"{name} is imported into {models.absolute()}; does the service at {url} serve another models root? See --url and --models", 1)  # fmt: skip
+        service_commands.failed(f"{name} is imported into {models.absolute()}; does the service at {url} serve another models root? See --url and --models", 1)  # fmt: skip
     elif status >= 300:
         leads = link.is_symlink() and os.readlink(link).rstrip("/") == name
-        _failed(f"{name} is imported, {f'and {link} leads to it, but it does not serve' if leads else f'but not deployed; {by_hand}'}", 1)  # fmt: skip
+        service_commands.failed(f"{name} is imported, {f'and {link} leads to it, but it does not serve' if leads else f'but not deployed; {by_hand}'}", 1)  # fmt: skip
     return answered
 
 
@@ -291,60 +243,3 @@ def _systemd_unit(*, is_socket: bool, takeover: bool) -> int:
     else:
         print(unit.text(Path(sys.executable).parent, takeover=takeover), end="")
     return 0
-
-
-def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
-    """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
-    try:
-        status, found = _asked(path, body, url=url, token=token)
-    except KeyboardInterrupt as interrupt:
-        what = path.rpartition("/")[2]
-        return _failed(
-            f"interrupted; a {what} that has begun goes on without this command: {_seen(url)}", status_of(interrupt)
-        )
-    return _answer(path, status, found, as_json=as_json)
-
-
-def _asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tuple[int, dict[str, Any]]:
-    """Return what the service answers once a deploy or a rollback has ended."""
-    from zwatch import client
-
-    service = client.Service(url, token)
-    with client.followed(service, body["alias"]):
-        return service.post(path, body)
-
-
-def _seen(url: str) -> str:
-    """Say where to see what becomes of a deploy. Whether the service has the request already is not known after an interrupt."""
-    return f"see `zwatch status{'' if url == config.DEFAULT_URL else f' --url {url}'}`"
-
-
-def _show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
-    """Print what the service answers to a GET."""
-    from zwatch import client
-
-    status, found = client.Service(url, token).get(path)
-    return _answer(path, status, found, as_json=as_json)
-
-
-def _answer(path: str, status: int, body: dict[str, Any], *, as_json: bool) -> int:
-    from zwatch import client
-
-    if as_json:
-        print(json.dumps(body, ensure_ascii=False))
-    elif status < 300:
-        print("\n".join(client.shown(path, body)))
-    else:
-        return _failed(client.message(body), 1)
-    return 0 if status < 300 else 1
-
-
-def _failed(reason: str, status: int) -> int:
-    """Say why on standard error, and return the exit status."""
-    import logging
-
-    from zwatch import logs
-
-    with contextlib.suppress(OSError):  # it may be a pipe that nobody reads any more, or a full disk
-        print(logs.with_priority(f"zwatch: {reason}", logging.ERROR), file=sys.stderr)
-    return status

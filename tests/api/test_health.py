@@ -18,6 +18,8 @@ FAULT = Fault("current", "link_missing", "current is missing", link=None)
 class Supervisor:
     """The attributes of a supervisor that the judgement reads. `attempts` are newest first."""
 
+    withdrawal = SimpleNamespace(reason=lambda name: None, problems=list)
+
     def __init__(
         self,
         *attempts,

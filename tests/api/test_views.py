@@ -23,6 +23,8 @@ FAULT = Fault("current", "link_missing", "current is missing", link=None)
 class Supervisor:
     """The attributes of a supervisor that views read."""
 
+    withdrawal = SimpleNamespace(reason=lambda name: None, problems=list)
+
     def __init__(self, *, aliases=("current",), targets=(), faults=(), strays=(), wishes=(), attempts=(), unloaded=()):
         self.aliases = aliases
         self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays))

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tests.descriptors import assert_none_left, descriptors
-from zwatch.deploy import look as looking
+from zwatch.deploy import followed
 from zwatch.deploy.asking import Asker, Unanswered
 from zwatch.deploy.look import Looker
 
@@ -45,9 +45,9 @@ def test_a_question_whose_thread_has_not_begun_leaves_no_descriptor(root_fd, gon
 def test_looks_at_an_alias_on_a_file_server_that_is_gone_leave_no_descriptor(root, gone, monkeypatch):
     looker = Looker(root, ["current", "canary"], strict_links=False, asker=Asker(seconds=0.05))
     looker.look()
-    resolve = looking.resolve
+    resolve = followed.resolve
     monkeypatch.setattr(
-        looking, "resolve", lambda fd, alias, *given: gone() if alias == "canary" else resolve(fd, alias, *given)
+        followed, "resolve", lambda fd, alias, *given: gone() if alias == "canary" else resolve(fd, alias, *given)
     )
     looker.look()
     before = descriptors()

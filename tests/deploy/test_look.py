@@ -18,8 +18,9 @@ from tests.deploy.factory import (
 )
 from tests.deploy.typed import relink
 from tests.descriptors import assert_none_left, descriptors
+from zwatch.deploy.followed import MISSING_GRACE
 from zwatch.deploy.links import TEMPORARY_PREFIX
-from zwatch.deploy.look import MISSING_GRACE, SETTLED, Awaited, Looker, await_files, open_version, point
+from zwatch.deploy.look import SETTLED, Awaited, Looker, await_files, open_version, point
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.seal import SEAL_NAME
 from zwatch.deploy.sealing import write_seal

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.lifecycles.light import Faults, LightEngine, LightFactory, key_of
 from zwatch import app, logs, serving
 from zwatch.config import Config
-from zwatch.deploy import look
+from zwatch.deploy import followed, look
 from zwatch.errors import Retry
 from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.supervisor import Supervisor
@@ -186,5 +186,5 @@ def _replace(pipe, faults, first_pause):
 
     app._wired, app.listen, Supervisor.__init__ = wired_and_seen, listen_and_tell, with_limits
     app.make_factory = serving.make_factory = lambda config, control: LightFactory(faults)
-    look.MISSING_GRACE = GRACE
+    followed.MISSING_GRACE = GRACE
     look.SETTLED = 0.02  # seconds that files must stay as they are: nothing is copied slowly here

@@ -14,6 +14,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     stands; or `unavailable`, `current` serves nothing."""
     found = [None if supervisor.failure is None else f"the service stops: {supervisor.failure}"]
     found += [_alias_problem(supervisor, engines, alias) for alias in supervisor.aliases]
+    found += supervisor.withdrawal.problems()
     found += [
         f"{stray.path} -> {stray.text} was not followed: {stray.reason}"
         for stray in supervisor.seen.strays
@@ -46,6 +47,8 @@ def _alias_problem(supervisor: Supervisor, engines: EngineRegistry, alias: str) 
     if rejection is not None:
         again = "it is tried again after a pause" if rejection.retry is Retry.BACKOFF else None
         return _joined(f"{alias} asks for {wish.version}, {serves}: {rejection.reason}", now or again)
+    if (reason := supervisor.withdrawal.reason(alias)) is not None:  # in an earlier run
+        return _joined(f"{alias} asks for {wish.version}, {serves}: {reason}", now)
     if attempt is not None and attempt.running and attempt.key == wish:
         return f"{alias} asks for {wish.version}, which {_doing(attempt)}; {serves}"
     return _joined(f"{alias} asks for {wish.version}, which is not ready; {serves}", now)

@@ -8,10 +8,12 @@ from typing_extensions import TypedDict
 
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
+from zwatch.deploy.resolving import Fault
 from zwatch.errors import REJECTION_CODES
 from zwatch.generation.kept_image import HistoryView
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import PRIMARY
+from zwatch.rollout.alias import WITHDRAWN
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
@@ -52,7 +54,7 @@ class ServingView(TypedDict):
 
 
 class FaultView(TypedDict):
-    """Why an alias resolves to no version."""
+    """Why an alias resolves to no version, or that what it asks for was withdrawn."""
 
     code: str
     message: str
@@ -197,14 +199,20 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
     """Return what an alias's link points to and what the alias serves."""
     target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
-    serving = engines.serving(alias)
+    serving, withdrawn = engines.serving(alias), supervisor.withdrawal.reason(alias)
     return {
         "link": target.link if target is not None else fault.link if fault is not None else None,
         "target": None if target is None else target.version,
-        "fault": None if fault is None else {"code": fault.code, "message": fault.message},
+        "fault": _fault_view(fault, withdrawn),
         "serving": None if serving is None else serving.key.version,
         "unloaded": supervisor.is_unloaded(alias),
     }
+
+
+def _fault_view(fault: Fault | None, withdrawn: str | None) -> FaultView | None:
+    if fault is not None:
+        return {"code": fault.code, "message": fault.message}
+    return None if withdrawn is None else {"code": WITHDRAWN, "message": withdrawn}
 
 
 def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasView:

@@ -109,6 +109,15 @@ def finish_interrupted(root_fd: int, alias: str) -> None:
             continue  # no permission to write; the leftover has no effect
 
 
+def interrupted_links(root_fd: int) -> set[str]:
+    """Return the links for which temporary ones are there, see `finish_interrupted`.
+
+    Raises:
+        OSError: the models root could not be listed.
+    """
+    return {alias for name in os.listdir(root_fd) if (alias := _alias_of(name)) is not None}
+
+
 class Leftovers:
     """Temporary links that could not be removed, by this process or another, and their removal.
 

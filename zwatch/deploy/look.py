@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zwatch.deploy.asking import Asker, Direct, Unanswered
-from zwatch.deploy.chains import LinkStamp, read_beside, read_chain, stamp_of
-from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, repoint
+from zwatch.deploy.asking import Asker, Direct
+from zwatch.deploy.chains import LinkStamp, read_chain, stamp_of
+from zwatch.deploy.followed import FollowedLinks, Known
+from zwatch.deploy.following import Rule, ShareSeen
+from zwatch.deploy.links import Leftovers, LinkNote, finish_interrupted, interrupted_links, repoint
 from zwatch.deploy.oserrors import is_missing
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.reread import Reread
-from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, opened_version, resolve
+from zwatch.deploy.reread import stamp_of as dir_stamp_of
+from zwatch.deploy.resolving import Directory, Fault, FileStamps, Target, are_unchanged, opened_version
 from zwatch.deploy.seal import SEAL_NAME, parse_seal, read_seal_bytes
 from zwatch.deploy.searching import StraySearch
 from zwatch.deploy.strays import Stray
@@ -23,8 +26,6 @@ from zwatch.errors import Rejection, RepointError
 
 _log = logging.getLogger(__name__)
 
-MISSING_GRACE = 1.0
-"""Seconds that an alias may be missing, as it is between an unlink and a symlink, before that is a fault."""
 SETTLED = 0.25
 """Seconds that awaited files must stay as they are before they count as complete."""
 SWEEP_AFTER = 1.0
@@ -48,8 +49,9 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was seen. Each alias is in `targets` or in `faults`; in neither while it is briefly missing; in both while an I/O
-    error hides where it leads, or what lies there: the target is then that of the look before."""
+    """What was seen. Each alias is in `targets` or in `faults`; in both while an I/O error hides where it leads, or what lies
+    there, and in `targets` while it is briefly missing: the target is then that of the look before. A share is in them by its
+    key, such as `current@`."""
 
     targets: Mapping[str, Target] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
@@ -59,6 +61,12 @@ class Look:
     """Which of the awaited are worth another try, by position."""
     refused: tuple[RefusedStray, ...] = ()
     """All strays refused so far that still exist, for the next run's `Looker`."""
+    aliases: tuple[str, ...] = ()
+    """All aliases that are followed, those that were named first."""
+    shares: Mapping[str, ShareSeen] = field(default_factory=dict)
+    """By alias, what was seen of its shares, if anything was."""
+    has_root: bool = True
+    """Whether the models root could be read; if not, nothing is known to be gone."""
     folders: tuple[str, ...] = ()
     """The directories beside the models root in which a change may matter, the most important first: paths below it, or
     absolute ones."""
@@ -79,27 +87,26 @@ class Looker:
         refused: Iterable[RefusedStray] = (),
         clock: Callable[[], float] = time.monotonic,
         asker: Asker | Direct | None = None,
-        known: Mapping[str, Target] | None = None,
+        known: Known | None = None,
     ) -> None:
-        """`refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; through `asker`
+        """`aliases` are names and shell patterns; `refused` are the strays that an earlier run refused, see `Look.refused`; `clock` returns seconds; through `asker`
         goes what may not answer; `known` is what another looker saw last."""
         self._clock = clock
         self._root = root
-        self._aliases = aliases
         self._asker = asker or Asker()
+        self._rule = Rule.of(aliases)
+        self._links = FollowedLinks(self._rule, self._asker, clock, known)
         self._search = StraySearch(root, self._asker, strict_links=strict_links, refused=refused, clock=clock)
-        self._known: dict[str, Target] = dict(known or {})
-        self._missing_since: dict[str, float] = {}
         self._unsettled: dict[int, tuple[FileStamps, float]] = {}
-        self._untidy = set(aliases)
+        self._untidy: set[str] | None = None  # known at the first look
         self._leftovers = Leftovers(SWEEP_AFTER)
         self._swept_ns: int | None = None
         self._resweep, self._restat = Reread(clock), Reread(clock)
 
     @property
-    def known(self) -> Mapping[str, Target]:
-        """What each alias resolved to when that was seen last."""
-        return self._known
+    def known(self) -> Known:
+        """What was seen of the followed links last."""
+        return self._links.known
 
     @property
     def refused(self) -> tuple[RefusedStray, ...]:
@@ -118,45 +125,57 @@ class Looker:
         self._search.forget_links()
         code, message = "no_root", f"{self._root}: {error.strerror}; expected the models root, see --models"
         if is_missing(error):
-            self._known.clear()
+            self._links.known.targets.clear()
         else:  # no descriptors, say: what was known is as good as before
             code, message = "unreadable", f"{self._root}: {error.strerror}; it is looked at again"
-        faults = {alias: Fault(alias, code, message) for alias in self._aliases}
-        return Look(dict(self._known), faults, refused=self._search.refused)
+        faults = {key: Fault(name, code, message) for key, name in self._links.names}
+        return replace(self._seen(faults), has_root=False)
+
+    def _seen(self, faults: Mapping[str, Fault]) -> Look:
+        """Return what is known of the followed links, with these faults."""
+        known = self._links.known
+        return Look(
+            dict(known.targets),
+            faults,
+            refused=self._search.refused,
+            aliases=self._links.aliases,
+            shares=dict(known.shares),
+        )
 
     def _look(self, root_fd: int, awaited: Sequence[Awaited]) -> Look:
         changed_ns = self._asker.ask_in("root", root_fd, self._tidy)
         strays: Sequence[Stray] = ()
         for _ in range(_MAX_ROUNDS):
-            faults = self._resolve_all(root_fd)
+            faults = self._links.resolve(root_fd)
             try:
-                strays, moved = self._search.search(root_fd, self._known, faults, changed_ns)
+                strays, moved = self._search.search(root_fd, self._links.known.targets, faults, changed_ns)
             except OSError as error:
                 where = f"{error.filename}: " if isinstance(error.filename, str) else ""
                 message = f"stray links could not be searched for: {where}{error.strerror}; they are searched for again"
-                faults = {alias: Fault(alias, "unreadable", message) for alias in self._known} | faults
+                faults = {alias: Fault(alias, "unreadable", message) for alias in self._links.known.targets} | faults
                 break
             if not moved:
                 break
         changed, folders = self._changed(awaited), self._folders(faults, awaited)
         # Not closed, but let go: a thread that does not return may still use a directory.
         faults = {alias: replace(fault, directory=None) for alias, fault in faults.items()}
-        return Look(
-            dict(self._known), faults, strays, self._search.take_notes(), changed, self._search.refused, folders
-        )
+        seen = self._seen(faults)
+        return replace(seen, strays=strays, notes=self._search.take_notes(), changed=changed, folders=folders)
 
     def _folders(self, faults: Mapping[str, Fault], awaited: Sequence[Awaited]) -> tuple[str, ...]:
-        folders = [target.version for target in self._known.values()]
+        folders = [target.version for target in self._links.known.targets.values()]
         folders += [fault.directory.version for fault in faults.values() if fault.directory is not None]
         for wait in awaited:
             folders += [wait.directory.version, *wait.folders]
         return tuple(dict.fromkeys(folders))
 
     def _tidy(self, root_fd: int) -> int:
-        """Remove temporary links: at the first look what a crash left, later what could not be removed before. Return the models
-        root's mtime from before, in nanoseconds."""
+        """Remove temporary links: at the first look what a crash left, later what could not be removed before; then read which links
+        there are. Return the models root's mtime from before, in nanoseconds."""
         changed_ns = os.fstat(root_fd).st_mtime_ns
         try:
+            if self._untidy is None:
+                self._untidy = {name for name in interrupted_links(root_fd) if self._rule.may_follow(name)}
             for alias in sorted(self._untidy):
                 finish_interrupted(root_fd, alias)
                 self._untidy.discard(alias)
@@ -166,36 +185,11 @@ class Looker:
                 self._resweep.done()
         except OSError:
             pass  # the models root cannot be listed now; the search for strays says so
-        return changed_ns
-
-    def _resolve_all(self, root_fd: int) -> dict[str, Fault]:
-        faults = {}
-        links = self._asker.ask_in("root", root_fd, read_beside, self._aliases)
-        for alias in self._aliases:
-            found = self._resolve(root_fd, alias, links.get(alias, ()))
-            if isinstance(found, Target):
-                self._known[alias] = found
-                self._missing_since.pop(alias, None)
-                continue
-            known = self._known.get(alias)
-            if known is not None and found.may_pass and _may_be(found, known):
-                faults[alias] = found
-                continue
-            if found.code == "missing":
-                since = self._missing_since.setdefault(alias, self._clock())
-                if alias in self._known and self._clock() - since < MISSING_GRACE:
-                    continue
-            faults[alias] = found
-            self._known.pop(alias, None)
-        return faults
-
-    def _resolve(self, root_fd: int, alias: str, chain: tuple[tuple[LinkStamp, str], ...]) -> Target | Fault:
-        """Resolve an alias. One that does not answer is asked again when it has, or when one of its links was made again."""
         try:
-            return self._asker.ask_in((alias, chain), root_fd, resolve, alias, self._known.get(alias), chain)
-        except Unanswered as error:
-            stamp, text = chain[0] if chain else (None, "?")
-            return Fault(alias, "unreadable", f"{alias} -> {text}: {error.strerror}", text, stamp)
+            self._links.read_names(root_fd, dir_stamp_of(root_fd))
+        except OSError:
+            pass  # likewise; the links that were known are looked at all the same
+        return changed_ns
 
     def _changed(self, awaited: Sequence[Awaited]) -> frozenset[int]:
         now = self._clock()
@@ -218,11 +212,6 @@ class Looker:
                 changed.add(position)
         self._unsettled = unsettled
         return frozenset(changed)
-
-
-def _may_be(fault: Fault, known: Target) -> bool:
-    """Say whether a link that could not be read, or not wholly, may still be the known one."""
-    return fault.link in (None, known.link) and fault.link_stamp in (None, known.link_stamp)
 
 
 def _timed_stamps(wait: Awaited) -> tuple[FileStamps, float]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Direct, Unanswered
+from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.look import Awaited, Look, Looker
 from zwatch.deploy.refused import RefusedStray
 
@@ -59,6 +60,16 @@ def log_news(seen: Look, before: Look) -> None:
     for alias, fault in seen.faults.items():
         if before.faults.get(alias) != fault:
             _log.warning("%s", fault.message)
+    for alias, share in seen.shares.items():
+        known = before.shares.get(alias, ShareSeen()).faults
+        for message in dict.fromkeys(fault.message for name, fault in share.faults.items() if known.get(name) != fault):
+            _log.warning("%s", message)
+    for alias in seen.aliases if before.aliases else ():
+        if alias not in before.aliases:
+            _log.info("%s is followed from now on", alias)
+    for alias in before.aliases:
+        if alias not in seen.aliases:
+            _log.info("%s is not followed any more: its link is gone", alias)
     for stray in seen.strays:
         if stray not in before.strays:
             _log.warning("%s -> %s was not followed: %s", stray.path, stray.text, stray.reason)

@@ -138,9 +138,9 @@ class Giving:
         supervisor, engines = self._services.supervisor, self._services.engines
         device = None if supervisor.factory is None else supervisor.factory.device
         served = [
-            [alias, resident.key.version, resident.key.digest]
-            for alias in supervisor.aliases
-            if (resident := engines.serving(alias)) is not None
+            [key, resident.key.version, resident.key.digest]
+            for key in supervisor.records
+            if (resident := engines.serving(key)) is not None
         ]
         weights, peak = (0, 0) if device is None else (device.weights_bytes + device.kept, device.request_peak)
         return {"served": served, "weights": weights, "peak": peak}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zwatch import __version__
 from zwatch.bridge import Begun, Bridge
 from zwatch.config import Config
+from zwatch.deploy.following import Rule
 from zwatch.errors import Rejection
 from zwatch.handover.beside import Beside
 from zwatch.handover.channel import PROTOCOL, Channel, Message, connect
@@ -167,9 +168,8 @@ class Taking:
                     assert factory is not None
                     self._share_budget(factory, answer.body["weights"])
 
-        wanted = {
-            alias: (version, digest) for alias, version, digest in offer["served"] if alias in self._config.aliases
-        }
+        rule = Rule.of(self._config.aliases)
+        wanted = {alias: (version, digest) for alias, version, digest in offer["served"] if rule.may_follow(alias)}
         await self._beside.load(factory, wanted, make_room)
 
     def _share_budget(self, factory: "EngineFactory", elsewhere: int) -> None:

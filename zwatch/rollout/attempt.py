@@ -3,25 +3,23 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Begun, Bridge, Pulse
-from zwatch.deploy.look import Awaited, open_version
-from zwatch.deploy.resolving import Directory, LinkStamp
+from zwatch.deploy.look import open_version
+from zwatch.deploy.resolving import Directory
 from zwatch.errors import Abandoned, FatalError, Rejection
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.exchange import Exchanger
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
+from zwatch.rollout.load import AbandonReason, Load
 from zwatch.rollout.load_thread import CHECK_SECONDS, LoadLimits, LoadThread, rejection_of
 from zwatch.rollout.neighbour import Neighbour
-from zwatch.rollout.policy import LoadView
 from zwatch.rollout.prepare import Preparation
 from zwatch.rollout.state import StateKeeper
 from zwatch.rollout.verdicts import Verdicts
@@ -40,35 +38,6 @@ _OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image"
 """Codes of rejections that a device may cause which does not work any more."""
 
 
-class AbandonReason(Enum):
-    """Why a load was abandoned, for the log."""
-
-    SUPERSEDED = "its alias no longer asks for it"
-    UNLOADED = "an operator unloaded everything"
-    STOPPING = "the service is stopping"
-
-
-@dataclass(eq=False)
-class Load:
-    """One running load: its attempt, and all that has to be given back at its end."""
-
-    alias: Alias
-    attempt: Attempt
-    forced: bool
-    link_stamp: LinkStamp | None
-    """The stamp of the link that asked for it; None for last-known-good, which no link asks for."""
-    abandoned: AbandonReason | None = None
-    directory: Directory | None = None
-    awaited: Awaited | None = None
-    to_close: "list[Engine]" = field(default_factory=list)
-
-    @property
-    def view(self) -> LoadView:
-        """What the policy has to know of it."""
-        attempt = self.attempt
-        return LoadView(attempt.alias, attempt.key, attempt.fallback, self.forced, self.abandoned is not None)
-
-
 class AttemptRunner:
     """Carries out attempts: promotions of resident engines immediately, loads one at a time in a separate task.
 
@@ -79,7 +48,7 @@ class AttemptRunner:
     def __init__(
         self,
         root: Path,
-        aliases: Sequence[Alias],
+        records: Mapping[str, Alias],
         *,
         bridge: Bridge,
         engines: EngineRegistry,
@@ -101,15 +70,14 @@ class AttemptRunner:
         self.verdicts = Verdicts()
         self.on_end: list[Callable[[Attempt], None]] = [self.verdicts.note]
         """Called with each attempt at its end, however it ended."""
-        self._root = root
+        self._root, self._records = root, records
         self._bridge = bridge
         self._engines = engines
         self._closer = closer
         self._state = state
         self._changes = changes
         self._wake, self._make_factory = wake, make_factory
-        self._fail = fail
-        self._judge, self._gate = judge, gate
+        self._fail, self._judge, self._gate = fail, judge, gate
         self.keeps_trying = False
         """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
         self.distrusted: list[str] = []
@@ -118,25 +86,28 @@ class AttemptRunner:
         self._opening = LoadControl()
         self._thread = LoadThread(bridge, limits, self._renew_reader)
         self.preparation = Preparation(bridge, engines, changes.fire)
-        self.neighbour = Neighbour(aliases, bridge, closer, self.preparation)
-        self._exchanger = Exchanger(aliases, self._thread, engines, self.preparation, changes)
+        self.neighbour = Neighbour(records, bridge, closer, self.preparation)
+        self._exchanger = Exchanger(records, self._thread, engines, self.preparation, changes)
         self._task: asyncio.Task[None] | None = None
 
     # --- what the supervisor and operators ask for
 
     async def promote_resident(self, alias: Alias, key: VersionKey) -> None:
         """Let an alias serve an engine that is resident."""
-        attempt = self._new_attempt(alias, key, LoadWay.RESIDENT)
+        attempt = self.new_attempt(alias, key, LoadWay.RESIDENT)
         if await self._gate.admits(alias, attempt, self._engines, self._bridge):
-            attempt.begin_warming()
-            alias.promote(attempt)
+            if self._records.get(alias.key) is not alias:
+                attempt.abandon("its link is gone")
+            else:
+                attempt.begin_warming()
+                alias.promote(attempt)
         self._changes.fire()
         self.end(attempt)
         await self._state.save()
 
     def begin_load(self, alias: Alias, key: VersionKey, *, fallback: bool) -> None:
         """Start to load a version, as the alias's wish or as its fallback; no other load may be running."""
-        attempt = self._new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
+        attempt = self.new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
         attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
         link_stamp = None if fallback or alias.target is None else alias.target.link_stamp
         self.running = Load(alias, attempt, alias.forced, link_stamp)
@@ -148,7 +119,7 @@ class AttemptRunner:
         """Begin an attempt for what an alias serves already: whether it can make images is in doubt."""
         assert alias.serving is not None
         key = alias.serving.key
-        attempt = self._new_attempt(alias, key, LoadWay.RESIDENT, fallback=key != alias.wish)
+        attempt = self.new_attempt(alias, key, LoadWay.RESIDENT, fallback=key != alias.wish)
         attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
         attempt.signer = alias.serving.signer
         attempt.begin_warming()
@@ -221,7 +192,7 @@ class AttemptRunner:
                 load.directory.close()  # else it is closed when the thread that uses it has ended
             load.directory = None
             if not self.keeps_trying:
-                alias.saved.trying = None
+                load.alias.saved.trying = None
             await self._state.save()
 
     async def _refuse(self, load: Load, error: Exception) -> None:
@@ -233,14 +204,14 @@ class AttemptRunner:
     async def _load_and_promote(self, load: Load) -> None:
         alias, attempt = load.alias, load.attempt
         if not attempt.fallback and self._state.saved.is_set_aside(attempt.key):
-            raise Rejection("set_aside", self._state.saved.why_set_aside(alias.name, attempt.key))
+            raise Rejection("set_aside", self._state.saved.why_set_aside(alias.key, attempt.key, alias.name))
         if alias.target is not None and not attempt.fallback:
             load.directory = alias.target.directory.duplicate()
         else:
             load.directory = await self._thread.run(attempt, open_version, self._root, attempt.key.version)
         await self._gate.examine(load, self._thread)
         # Before the first byte is loaded: if this version kills the process, the next run must know.
-        alias.saved.trying = attempt.key
+        load.alias.saved.trying = attempt.key
         await self._state.save()
         # Requests wait during an exchange: they may go on only after the promotion.
         with ExitStack() as after_promotion:
@@ -264,7 +235,11 @@ class AttemptRunner:
         if await run(attempt, factory.lacks, planned):
             await self._closer.free_warm()
             old = load.alias.serving
-            if old is not None and await self._exchanger.is_needed(factory, load.alias, attempt, planned, old):
+            is_needed = old is not None and await self._exchanger.is_needed(factory, load.alias, attempt, planned, old)
+            if old is not None and is_needed and load.alias.is_share:
+                self._wake()  # what has no lease any more is freed then
+                await self._exchanger.give_up(load.alias, old, control, self._closer)
+            elif old is not None and is_needed:
                 return await self._exchanger.exchange(
                     factory, load.alias, attempt, directory, planned, old, after_promotion
                 )
@@ -273,7 +248,11 @@ class AttemptRunner:
         self._changes.fire()
         try:
             # While nothing serves, requests wait: what was proved here before is judged by the first of them.
-            if load.alias.serving is not None or not await run(attempt, factory.is_proven, engine):
+            if (
+                load.alias.serving is not None
+                or load.alias.is_share
+                or not await run(attempt, factory.is_proven, engine)
+            ):
                 await run(attempt, factory.warm, engine, control)
             control.check()
         except BaseException:
@@ -337,8 +316,10 @@ class AttemptRunner:
 
     # --- the list of attempts
 
-    def _new_attempt(self, alias: Alias, key: VersionKey, way: LoadWay, *, fallback: bool = False) -> Attempt:
-        attempt = Attempt(alias.name, key, way, fallback=fallback, linked_ns=None if fallback else alias.linked_ns)
+    def new_attempt(self, alias: Alias, key: VersionKey, way: LoadWay, *, fallback: bool = False) -> Attempt:
+        """Begin an attempt, and list it."""
+        attempt = Attempt(alias.key, key, way, fallback=fallback, linked_ns=None if fallback else alias.linked_ns)
+        attempt.shown = alias.name
         self.latest.appendleft(attempt)
         if not fallback:
             alias.attempt = attempt

@@ -1,8 +1,9 @@
 """Exchanging what serves for a new version, on a device with no room for both: requests wait, and none fails."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,15 @@ from zwatch.bridge import Pulse
 from zwatch.deploy.resolving import Directory
 from zwatch.errors import Rejection
 from zwatch.rollout.alias import Alias
-from zwatch.rollout.engines import EngineRegistry
-from zwatch.rollout.lifecycle import Attempt, LoadWay, Resident
-from zwatch.rollout.load_thread import LoadThread
+from zwatch.rollout.engines import EngineCloser, EngineRegistry
+from zwatch.rollout.lifecycle import Attempt, EngineState, LoadWay, Resident
+from zwatch.rollout.load_thread import CHECK_SECONDS, LoadThread
 from zwatch.rollout.prepare import Preparation
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
     from zwatch.engine.pipeline import Engine
+    from zwatch.shadow.control import LoadControl
     from zwatch.shadow.loader import Plan
 
 _log = logging.getLogger(__name__)
@@ -28,13 +30,13 @@ class Exchanger:
 
     def __init__(
         self,
-        aliases: Sequence[Alias],
+        records: Mapping[str, Alias],
         thread: LoadThread,
         engines: EngineRegistry,
         preparation: Preparation,
         changes: Pulse,
     ) -> None:
-        self._aliases = aliases
+        self._records = records
         self._thread = thread
         self._engines = engines
         self._preparation = preparation
@@ -98,12 +100,29 @@ class Exchanger:
             if not old.engine.is_complete:
                 _log.error("%s could not be restored; it no longer serves", old.key.version)
                 if alias.serving is old:
-                    self._engines.withdraw(alias.name)
+                    self._engines.withdraw(alias.key)
             raise
+
+    async def give_up(self, share: Alias, old: Resident, control: "LoadControl", closer: EngineCloser) -> None:
+        """Free what a share serves, so that its next version fits: its alias draws the requests meanwhile, and none waits.
+
+        Raises:
+            Abandoned: `control` was told to abandon the load.
+        """
+        _log.info("%s gives up %s to make room for its next version", share.name, old.key.version)
+        self._engines.withdraw(share.key)
+        share.saved.serving = None
+        while self._engines.resident(old.key) is old and old.state is not EngineState.WARM:
+            control.check()
+            await self._changes.wait()
+        await closer.free_warm()
+        while closer.is_closing:
+            control.check()
+            await asyncio.sleep(CHECK_SECONDS)
 
     def _sharers(self, alias: Alias, old: Resident) -> list[str]:
         """Return the other aliases that serve what would have to make room."""
-        return [other.name for other in self._aliases if other is not alias and other.serving is old]
+        return [other.name for other in self._records.values() if other is not alias and other.serving is old]
 
     def _others(self, old: Resident) -> list["Engine"]:
         return [resident.engine for resident in self._engines.residents if resident is not old]

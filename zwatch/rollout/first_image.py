@@ -1,6 +1,7 @@
 """Judging the first image of an engine whose warm-up image was not made again, because this machine made it before."""
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
@@ -22,11 +23,11 @@ class FirstImageJudge:
     alias refuses the version and serves what it would have served had it been rejected at its load."""
 
     def __init__(
-        self, bridge: Bridge, engines: EngineRegistry, aliases: tuple[Alias, ...], runner: AttemptRunner
+        self, bridge: Bridge, engines: EngineRegistry, records: Mapping[str, Alias], runner: AttemptRunner
     ) -> None:
         self._bridge = bridge
         self._engines = engines
-        self._aliases = aliases
+        self._records = records
         self._runner = runner
 
     async def judge(self, engine: "Engine", generation: "Generation") -> bool:
@@ -39,7 +40,9 @@ class FirstImageJudge:
         _log.warning(
             "the first image of %s is not usable (%s); its warm-up image decides", engine.version, fault.reason
         )
-        attempts = [(alias, self._runner.begin_again(alias)) for alias in self._aliases if _serves(alias, engine)]
+        attempts = [
+            (alias, self._runner.begin_again(alias)) for alias in self._records.values() if _serves(alias, engine)
+        ]
         if not attempts:
             return False
         rejection = await self._rejection(attempts[0][1], engine)
@@ -54,7 +57,7 @@ class FirstImageJudge:
             elif is_bad and (resident := alias.serving) is not None and resident.engine is engine:
                 resident.is_bad = True
                 alias.refuse(attempt, rejection, alias.link_stamp, None)
-                self._engines.withdraw(alias.name)
+                self._engines.withdraw(alias.key)
             else:  # if it is bad, another version was promoted meanwhile
                 attempt.abandon(None if is_bad else rejection.reason)
             self._runner.end(attempt)

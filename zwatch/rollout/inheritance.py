@@ -36,9 +36,9 @@ def inherit(
     for digest in runner.distrusted:
         factory.distrust(digest)
     unused = {found.engine for found in warmed.values()}
-    for name, alias in supervisor.records.items():
-        found = warmed.get(name)
-        if found is None or alias.is_unloaded or saved.is_set_aside(found.attempt.key):
+    for name, found in warmed.items():
+        alias = supervisor.records.adopt(name, saved)
+        if alias.is_unloaded or saved.is_set_aside(found.attempt.key):
             continue
         if engines.resident(found.attempt.key) is None:
             engines.admit(found.attempt.key, found.engine)

@@ -95,9 +95,16 @@ class Attempt:
     """When the link was made that asks for it, by the system's clock; None for a fallback."""
     signer: str | None = None
     """Who signed its version, where a signature is required and was verified."""
+    shown: str | None = None
+    """The name of the link that it is for, if that is another one than `alias`: of a share, which is known by its key."""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     begun: float = field(default_factory=time.monotonic)
     _seconds: float | None = None
+
+    @property
+    def link_name(self) -> str:
+        """The name of the link that it is for."""
+        return self.shown or self.alias
 
     @property
     def seconds(self) -> float:

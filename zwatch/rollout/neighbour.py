@@ -1,7 +1,7 @@
 """Another process of zwatch on the same device, for a moment: one that takes over, or the one that was taken over."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,11 @@ class Neighbour:
     """Lends memory to a process that takes over, and waits for the memory of one that was taken over."""
 
     def __init__(
-        self, aliases: Sequence[Alias], bridge: Bridge, closer: EngineCloser, preparation: Preparation
+        self, records: Mapping[str, Alias], bridge: Bridge, closer: EngineCloser, preparation: Preparation
     ) -> None:
         self.is_leaving: Callable[[], bool] = lambda: False
         """Says whether a process, from which this one took over, still holds memory of the device, and will end."""
-        self._aliases = aliases
+        self._records = records
         self._bridge = bridge
         self._closer = closer
         self._preparation = preparation
@@ -44,8 +44,8 @@ class Neighbour:
 
     async def free_all(self, engines: EngineRegistry, device: "Device | None") -> None:
         """Free everything, after the last request: the other process may wait for this memory."""
-        for alias in self._aliases:
-            engines.withdraw(alias.name)
+        for alias in self._records.values():
+            engines.withdraw(alias.key)
         for resident in engines.residents:
             if resident.leases == 0:
                 await self._closer.free(resident.key)
@@ -58,7 +58,7 @@ class Neighbour:
         if not self._borrows:
             return
         self._borrows = False
-        for alias in self._aliases:
+        for alias in self._records.values():
             if alias.serving is not None:
                 self._preparation.note_promoted(alias.serving.key)
 

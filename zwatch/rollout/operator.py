@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ from zwatch.deploy.look import read_stamps
 from zwatch.deploy.resolving import LinkStamp, are_unchanged
 from zwatch.errors import RequestError
 from zwatch.rollout.alias import Alias
-from zwatch.rollout.attempt import AbandonReason
 from zwatch.rollout.lifecycle import Attempt
+from zwatch.rollout.load import AbandonReason
 from zwatch.rollout.supervisor import TICK, Supervisor
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Moment:
     """What was requested at one moment: how many loads operators had requested, and each alias's link stamp."""
 
     loads: int
-    link_stamps: tuple[LinkStamp, ...]
+    link_stamps: Mapping[str, LinkStamp]
 
 
 class Operator:
@@ -51,11 +52,12 @@ class Operator:
 
     async def outcome(self, alias: str, version: str, link_stamp: LinkStamp) -> Outcome:
         """Wait until the wish that a link with this stamp expresses is decided."""
-        record = self._supervisor.records[alias]
         await self._supervisor.look_now()
         limit = time.monotonic() + PATIENCE
         while True:
             self._check_running(f"the link stays, and the next start loads {version}")
+            if (record := self._supervisor.records.get(alias)) is None:
+                return Outcome(False, f"superseded: the link to {version} is gone, or is not followed")
             target, fault = record.target, record.fault
             if target is not None and (target.link_stamp, target.version) == (link_stamp, version):
                 decided = self._decided(record)
@@ -89,10 +91,14 @@ class Operator:
     async def load(self, alias: str) -> Outcome:
         """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
         record = self._supervisor.records[alias]
+        share = self._supervisor.records.share_of(alias)
+        if share is not None:  # it is for this alias's requests
+            share.saved.unloaded = None
+            share.refusals.clear()
         was_unloaded, record.saved.unloaded = record.saved.unloaded is not None, None
         self._loads_requested += 1
         self._supervisor.changes.fire()  # an unload may be waiting; this is newer
-        record.refusals.clear()
+        record.try_again()
         if was_unloaded:  # also if there is nothing to load now
             await self._supervisor.state.save()
         await self._supervisor.look_now()
@@ -103,6 +109,8 @@ class Operator:
         limit = time.monotonic() + PATIENCE
         while True:
             self._check_running("the next start loads what the link points to")
+            if self._supervisor.records.get(record.key) is not record:
+                return Outcome(False, f"{record.name} is gone")
             decided = self._decided(record)
             is_decided = decided is not None and (not record.forced or record.is_unloaded)
             if record.fault is not None and not (record.fault.may_pass and is_decided):
@@ -144,21 +152,26 @@ class Operator:
 
     def moment(self) -> Moment:
         """Note what is requested now, to find out later whether something newer was."""
-        stamps = tuple(record.link_stamp for record in self._supervisor.records.values())
+        stamps = {key: record.link_stamp for key, record in self._supervisor.records.items()}
         return Moment(self._loads_requested, stamps)
+
+    def _is_newer(self, asked: Moment) -> bool:
+        """Say whether a load was requested, or a link made, since that moment. A link that is gone asks for nothing."""
+        now = self.moment()
+        return now.loads != asked.loads or any(
+            asked.link_stamps.get(key) != stamp for key, stamp in now.link_stamps.items()
+        )
 
     async def moment_of_call(self) -> Moment:
         """Note what is requested now, including a link made before this call that no look has seen yet. A link made after
         this call is newer: it is left out, so that `moment` differs."""
         before = self.moment()
         # Read now, and not judged by its time: a file server's clock may differ from this machine's.
-        called = await self._bridge.run("inspect", self._read_stamps)
+        names = {key: record.name for key, record in self._supervisor.records.items()}
+        called = await self._bridge.run("inspect", read_stamps, self._supervisor.root, list(names.values()))
         await self._supervisor.look_now()
-        stamps = zip(before.link_stamps, called, strict=True)
-        return Moment(before.loads, tuple(old if new is None else new for old, new in stamps))
-
-    def _read_stamps(self) -> list[LinkStamp | None]:
-        return read_stamps(self._supervisor.root, self._supervisor.aliases)
+        stamps = {key: stamp for key, stamp in zip(names, called, strict=True) if stamp is not None}
+        return Moment(before.loads, {**before.link_stamps, **stamps})
 
     async def unload(self, asked: Moment | None = None) -> bool:
         """Serve nothing and free everything, until a load is requested or a link is made again.
@@ -167,7 +180,7 @@ class Operator:
         requested, or a link made again, after `asked` (by default this call): that is the newer wish.
         """
         supervisor, asked = self._supervisor, asked or self.moment()
-        if self.moment() != asked:
+        if self._is_newer(asked):
             return False
         for record in supervisor.records.values():
             record.unload()
@@ -177,7 +190,7 @@ class Operator:
         supervisor.ring()
         while not supervisor.is_empty:
             self._check_running("nothing is loaded until a load is requested")
-            if self.moment() != asked:
+            if self._is_newer(asked):
                 return False
             supervisor.ring()
             await supervisor.changes.wait()

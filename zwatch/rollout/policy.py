@@ -24,6 +24,14 @@ class AliasView:
     """A signature is required: then a refusal holds for what is resident too."""
     fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
+    barred: bool = False
+    """Its wish was withdrawn: that refusal holds for what is resident too."""
+    withdrawn: bool = False
+    """What it serves was withdrawn: it serves on only until another version can."""
+    retreats: tuple[VersionKey, ...] = ()
+    """What may serve instead of what was withdrawn, in the order to try it."""
+    is_share: bool = False
+    """It is the share of an alias: what an alias asks for is loaded first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +59,22 @@ class LoadView:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Stop the running load."""
+    """Stop the running load; with `yields` because what an alias asks for is loaded before what a share does."""
+
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Promote:
     """Let an alias serve a resident engine."""
+
+    alias: str
+    key: VersionKey
+
+
+@dataclass(frozen=True, slots=True)
+class Retreat:
+    """Let an alias serve another resident engine than the one that was withdrawn."""
 
     alias: str
     key: VersionKey
@@ -85,32 +103,57 @@ class Free:
     key: VersionKey
 
 
-Action = Abandon | Promote | Load | Keep | Free
+Action = Abandon | Promote | Retreat | Load | Keep | Free
 
 
 def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading: LoadView | None) -> Action | None:
     """Return the next action, or None if there is nothing to do but wait."""
     if loading is not None and not loading.abandoned and not _still_wanted(loading, aliases):
         return Abandon()
-    return _promotion(aliases, engines) or _retirement(engines) or (None if loading is not None else _load(aliases))
+    if loading is not None and not loading.abandoned and _yields(loading, aliases):
+        return Abandon(yields=True)
+    return (
+        _promotion(aliases, engines)
+        or retreat(aliases, engines)
+        or _retirement(engines)
+        or (None if loading is not None else _load(aliases))
+    )
 
 
 def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
-    view = next(view for view in aliases if view.name == loading.alias)
-    if view.unloaded:
+    view = next((view for view in aliases if view.name == loading.alias), None)
+    if view is None or view.unloaded:
         return False
     if loading.fallback:
-        return view.serving is None and (view.wish is None or view.refused)
+        return (view.serving is None or view.withdrawn) and (view.wish is None or view.refused)
     return view.wish == loading.key and (view.serving != view.wish or loading.forced)
+
+
+def _yields(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
+    """Say whether a load for a share holds up one for an alias. One of the version that the alias asks for does not: it is
+    promoted for both."""
+    if not any(view.is_share and view.name == loading.alias for view in aliases):
+        return False
+    return any(not view.is_share and expected(view) not in (None, loading.key) for view in aliases)
 
 
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
     resident = {engine.key for engine in engines if engine.usable}
     for view in aliases:
-        is_barred = view.needs_signature and view.refused
+        is_barred = view.refused and (view.needs_signature or view.barred)
         if view.wish in resident and not view.unloaded and not is_barred and view.wish != view.serving:
             assert view.wish is not None  # no engine is without a key
             return Promote(view.name, view.wish)
+    return None
+
+
+def retreat(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Retreat | None:
+    """Return which alias serves something else at once because what it serves was withdrawn, if another engine is resident."""
+    resident = {engine.key for engine in engines if engine.usable}
+    for view in aliases:
+        for key in view.retreats if view.withdrawn and not view.unloaded else ():
+            if key in resident:
+                return Retreat(view.name, key)
     return None
 
 
@@ -124,7 +167,7 @@ def _retirement(engines: Sequence[EngineView]) -> Keep | Free | None:
 
 
 def _load(aliases: Sequence[AliasView]) -> Load | None:
-    for view in aliases:
+    for view in sorted(aliases, key=lambda view: view.is_share):
         if (key := expected(view)) is not None:
             return Load(view.name, key, fallback=not _asks(view))
     return None
@@ -136,7 +179,7 @@ def expected(view: AliasView, loading: LoadView | None = None) -> VersionKey | N
         return None
     if loading is not None and loading.alias == view.name and not loading.abandoned:
         return loading.key
-    return view.wish if _asks(view) else view.fallback if view.serving is None else None
+    return view.wish if _asks(view) else view.fallback if view.serving is None or view.withdrawn else None
 
 
 def _asks(view: AliasView) -> bool:

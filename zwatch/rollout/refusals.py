@@ -14,7 +14,7 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 
 
 _OF_THE_SEAL = frozenset({"seal_missing", "seal_invalid", "seal_changed"})
-_FOR_GOOD = frozenset({"bad_image", "set_aside"})
+_FOR_GOOD = frozenset({"bad_image", "set_aside", "withdrawn"})
 """Codes that say something about a version whose files are as they were sealed."""
 
 
@@ -97,6 +97,12 @@ class Refusals:
             if fallback or (key == wish and refusal.link_stamp == link_stamp)
         }
 
+    def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
+        """Note that the link which asked for refused versions has another stamp, although it was not made anew."""
+        for one in self._entries.values():
+            if one.link_stamp == old:
+                one.link_stamp = new
+
     def forget_set_aside(self, is_set_aside: Callable[[VersionKey], bool]) -> None:
         """Remove those for crashes that do not count any more: also of an alias whose own link stayed as it was."""
         self._entries = {
@@ -104,9 +110,9 @@ class Refusals:
         }
 
     def end_pauses(self) -> None:
-        """Let all be tried again now, but for what is set aside."""
+        """Let all be tried again now, but for what is set aside or was withdrawn."""
         for one in self._entries.values():
-            one.file_changed = one.file_changed or one.rejection.code != "set_aside"
+            one.file_changed = one.file_changed or one.rejection.code not in ("set_aside", "withdrawn")
 
     def clear(self) -> None:
         """Remove all, because an operator asked to try again."""

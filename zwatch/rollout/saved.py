@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import Ending
 from zwatch.rollout import crashes as rules
 from zwatch.rollout.crashes import Crash, SavedKey
@@ -44,6 +45,29 @@ def _check_format(value: Any) -> Any:
 
 
 @dataclass(slots=True)
+class Withdrawn:
+    """A version that was withdrawn because it failed, why, and the stamp of the link that asked for it; None if another link was
+    there by then."""
+
+    key: SavedKey
+    reason: str
+    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")]
+
+    def is_asked_for_by(self, key: VersionKey, link_stamp: LinkStamp | None) -> bool:
+        """Say whether a link is the one that asked for it. Only the times count, see `crashes`."""
+        times = [None if stamp is None else stamp.ctime_ns for stamp in (self.link_stamp, link_stamp)]
+        return key == self.key and times[0] is not None and times[0] == times[1]
+
+
+@dataclass(slots=True)
+class Probation:
+    """When a version was promoted, by the system's clock in seconds."""
+
+    key: SavedKey
+    begun: float
+
+
+@dataclass(slots=True)
 class SavedAlias:
     """One alias's part. `good` and `promoted` are newest first; `link_stamp` is of its link, which led to `wish`;
     `unloaded` is the link's stamp when an operator unloaded the alias."""
@@ -56,6 +80,18 @@ class SavedAlias:
     unloaded: LinkStamp | None = None
     wish: SavedKey | None = None
     promoted: list[SavedKey] = field(default_factory=list)
+    withdrawn: Annotated[Withdrawn | None, Field(exclude_if=lambda withdrawn: withdrawn is None)] = None
+    """What was withdrawn last, until it is linked or sealed anew."""
+    probation: Annotated[Probation | None, Field(exclude_if=lambda probation: probation is None)] = None
+    """When the version was promoted that its link asked for."""
+
+    def note_withdrawn(self, withdrawn: Withdrawn) -> None:
+        """Note that a version was withdrawn: nothing falls back to it."""
+        self.withdrawn = withdrawn
+        self.good = [key for key in self.good if key != withdrawn.key]
+        self.promoted = [key for key in self.promoted if key != withdrawn.key]
+        if self.previous == withdrawn.key:
+            self.previous = None
 
     def note_promoted(self, key: VersionKey) -> None:
         """Note that a version serves from now on."""
@@ -150,6 +186,12 @@ class SavedState:
         """Note which links lead to which versions: what was linked anew is not set aside any more."""
         self.crashes = rules.without_new_links(self.crashes, links)
 
+    def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
+        """Note that a link has another stamp, although it was not made anew: crashes go on to count."""
+        self.crashes = [
+            Crash(crash.key, crash.count, new) if crash.link_stamp == old else crash for crash in self.crashes
+        ]
+
     def note_sealed(self, key: VersionKey) -> None:
         """Note that a version was sealed anew: it is not set aside any more."""
         self.crashes = rules.without(self.crashes, key)
@@ -160,19 +202,19 @@ class SavedState:
         links = {} if link_stamp is None else {key: frozenset({link_stamp})}
         return rules.is_set_aside(rules.without_new_links(self.crashes, links), key)
 
-    def why_set_aside(self, alias: str, key: VersionKey) -> str:
-        """Return the sentence about a version that was set aside."""
+    def why_set_aside(self, alias: str, key: VersionKey, link: str) -> str:
+        """Return the sentence about a version that was set aside; `link` is the name of the alias's link."""
         version, pause = key.version, self.last_resorts(alias).get(key)
         later = "" if pause is None else f". If nothing else can serve, it is tried {pause:g} s after the start"
         return (
             f"{version} was serving or being tried at {rules.count(self.crashes, key)} crashes in a row, and had not proved "
-            f"itself; link it again (`ln -sfn {version} {alias}`) or seal it again{later}"
+            f"itself; link it again (`ln -sfn {version} {link}`) or seal it again{later}"
         )
 
     def note_good(self, alias: str, key: VersionKey) -> bool:
         """Note that a version has proved itself in this run; return whether that is new."""
         part = self.alias(alias)
-        if key in self.proved and part.good[:1] == [key]:
+        if key in self.proved and (part.good[:1] == [key] or alias_of_key(alias) is not None):
             return False
         if key not in self.proved:
             self.proved.append(key)
@@ -181,6 +223,8 @@ class SavedState:
             for other in unused[:-KEPT_PROVED]:
                 self.proved.remove(other)
         self.crashes = rules.without(self.crashes, key)
+        if alias_of_key(alias) is not None:  # a share needs nothing to fall back on: its alias serves
+            return True
         part.good = [key, *(other for other in part.good if other != key)][:KEPT_GOOD]
         return True
 

@@ -7,7 +7,7 @@ what is known of each alias is in `alias`, and the life of an attempt is in `att
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.deploy.look import Look, Looker
 from zwatch.deploy.looking import QuickLooker, log_news
-from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import FatalError, Rejection
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
-from zwatch.rollout.attempt import AbandonReason, AttemptRunner
+from zwatch.rollout.attempt import AttemptRunner
 from zwatch.rollout.device_judge import DeviceJudge
 from zwatch.rollout.engines import EngineCloser, EngineRegistry
 from zwatch.rollout.first_image import FirstImageJudge
 from zwatch.rollout.gate import Gate
 from zwatch.rollout.lifecycle import Attempt, VersionKey
+from zwatch.rollout.link_book import LinkBook
+from zwatch.rollout.load import AbandonReason
 from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.previous_run import begin_run
+from zwatch.rollout.records import Records
 from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
 from zwatch.rollout.traffic import Traffic
+from zwatch.rollout.withdrawal import Withdrawal
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.faults import described
 
@@ -71,24 +74,23 @@ class Supervisor:
         policy_file: Path | None = None,
         limits: LoadLimits = LoadLimits(),  # noqa: B008 (frozen)
     ) -> None:
-        self.root, self.aliases = root, tuple(aliases)
+        self.root = root
         self.gate = Gate(policy_file)
         make = partial(Alias, engines=engines, first_pause=first_pause, needs_signature=self.gate.needs_signature)
-        self.records: Mapping[str, Alias] = {name: make(name) for name in aliases}
+        self.records = Records(aliases, make, engines)
         self.traffic, self.changes, self.seen = Traffic(self.records, engines), Pulse(), Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
-        self._bridge, self._engines = bridge, engines
+        self._bridge, self._engines, self._closer = bridge, engines, EngineCloser(bridge, engines)
         self._make_looker = partial(QuickLooker, partial(Looker, root, aliases, strict_links=strict_links))
         self._looker = self._make_looker()
-        self._closer = EngineCloser(bridge, engines)
         self.device_judge = DeviceJudge(
             bridge, lambda: None if self.factory is None else self.factory.device, self.fail
         )
         bridge.on_error, self.judge = self.device_judge.note, self.device_judge.judge
         self.runner = AttemptRunner(
             root,
-            tuple(self.records.values()),
+            self.records,
             bridge=bridge,
             engines=engines,
             closer=self._closer,
@@ -101,7 +103,9 @@ class Supervisor:
             limits=limits,
             gate=self.gate,
         )
-        self.first_images = FirstImageJudge(bridge, engines, tuple(self.records.values()), self.runner)
+        self._book = LinkBook(self.records, self.state, self.runner)
+        self.first_images = FirstImageJudge(bridge, engines, self.records, self.runner)
+        self.withdrawal = Withdrawal(self.records, engines, self.runner, self.state, self.ring)
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
         self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
@@ -120,6 +124,11 @@ class Supervisor:
             self.ring()
             await self._looked.wait()
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases that are followed now, those that were named at the start first."""
+        return self.records.aliases
+
     def attempt(self, alias: str) -> Attempt | None:
         """Return the last attempt to bring in what the alias asks for."""
         return self.records[alias].attempt
@@ -133,17 +142,19 @@ class Supervisor:
         refusal = self.records[alias].refusals.find(self.wish(alias))
         return None if refusal is None else refusal.rejection
 
-    def is_unloaded(self, alias: str) -> bool:
-        """Say whether an operator unloaded the alias, and its link was not made again since."""
-        return self.records[alias].is_unloaded
+    def is_unloaded(self, model: str) -> bool:
+        """Say whether an operator unloaded an alias or a share, and its link was not made again since."""
+        record = self.traffic.record(model)
+        return record is not None and record.is_unloaded
 
     def is_coming(self, model: str) -> bool:
         """Say whether an alias or a version is being loaded or about to be; before the first look everything may be."""
         if self.is_stopping:
             return self.is_paused  # whoever takes over may load it
         views, load = self._views()
-        expected = [(view.name, policy.expected(view, load)) for view in views]
-        return not self._looks or any(key is not None and model in (name, key.version) for name, key in expected)
+        record = self.traffic.record(model)
+        expected = [(record is not None and record.key == view.name, policy.expected(view, load)) for view in views]
+        return not self._looks or any(key is not None and (is_it or key.version == model) for is_it, key in expected)
 
     def previous(self, alias: str) -> VersionKey | None:
         """Return what the alias served before what it serves now, also across a restart."""
@@ -187,8 +198,7 @@ class Supervisor:
         """Read the saved state; to be called before `run`."""
         saved = await self.state.read()
         self._looker = self._make_looker(refused=saved.refused)
-        for name, alias in self.records.items():
-            alias.restore(saved.alias(name))
+        self.records.restore(saved)
         self.runner.distrusted = saved.crashed_with()
         self.previous_run = begin_run(saved)
         await self.state.save()
@@ -221,6 +231,7 @@ class Supervisor:
         fault = await self._look()
         self.gate.watch(self._bridge, self.changes.fire)
         await self._act()
+        self.withdrawal.refresh()
         await self.state.save_links()
         if not self.is_stopping:
             self.runner.prepare()
@@ -271,42 +282,20 @@ class Supervisor:
             if waiting[position].awaits_seal:
                 self.state.saved.note_sealed(waiting[position].key)
         self.seen = seen
-        self._note_links()
+        self._book.note(seen)
         self._looks += 1
         self._looked.fire()
         if list(seen.refused) != self.state.saved.refused:
             self.state.saved.refused = list(seen.refused)
             await self.state.save()
         await self._note_good()
-        if self._looks == 1 or (seen.targets, seen.faults, seen.strays, seen.folders) != (
-            before.targets,
-            before.faults,
-            before.strays,
-            before.folders,
-        ):
+        if self._looks == 1 or _shown(seen) != _shown(before):
             self.changes.fire()
         return None
 
-    def _note_links(self) -> None:
-        """Note where the links lead; what was linked or sealed anew is not set aside any more."""
-        links: dict[VersionKey, frozenset[LinkStamp | None]] = {}
-        for name, alias in self.records.items():
-            sealed_again = alias.note_look(self.seen.targets.get(name), self.seen.faults.get(name))
-            if (wish := alias.wish) is not None:
-                links[wish] = links.get(wish, frozenset()) | {alias.link_stamp}
-                if sealed_again:
-                    self.state.saved.note_sealed(wish)
-        self.state.saved.note_links(links)
-        for alias in self.records.values():
-            alias.refusals.forget_set_aside(self.state.saved.is_set_aside)
-
     async def _note_good(self) -> None:
         """Save which versions have proved themselves since."""
-        now, news = time.monotonic(), False
-        for name, alias in self.records.items():
-            if (key := alias.proved(now)) is not None:
-                news |= self.state.saved.note_good(name, key)
-        if news:
+        if self._book.note_good(time.monotonic()):
             await self.state.save()
         if not self._stopping:
             self.state.keep()
@@ -328,23 +317,32 @@ class Supervisor:
 
     def _fallbacks(self, alias: Alias, now: float) -> list[VersionKey]:
         """Return what serves while an alias's wish cannot, in the order to try it."""
+        if alias.is_share:
+            return []  # what it cannot serve, its alias does
         saved = self.state.saved
-        resorts = saved.last_resorts(alias.name).items()
-        return saved.fallbacks(alias.name, alias.wish) + [key for key, pause in resorts if now >= self._begun + pause]
+        resorts = saved.last_resorts(alias.key).items()
+        return saved.fallbacks(alias.key, alias.wish) + [key for key, pause in resorts if now >= self._begun + pause]
 
     # --- act
 
     async def _act(self) -> None:
         while (action := self._next_action()) is not None:
             match action:
-                case policy.Abandon():
-                    self.runner.abandon(AbandonReason.SUPERSEDED)
+                case policy.Abandon(yields):
+                    self.runner.abandon(AbandonReason.YIELDING if yields else AbandonReason.SUPERSEDED)
                 case policy.Promote(name, key):
                     await self.runner.promote_resident(self.records[name], key)
                 case policy.Load(name, key, fallback):
                     self.runner.begin_load(self.records[name], key, fallback=fallback)
+                case policy.Retreat():
+                    self.withdrawal.retreat(action)
                 case policy.Keep(key):
                     self._engines.keep(key)
                 case policy.Free(key):
                     await self._closer.free(key)
             self.changes.fire()
+
+
+def _shown(seen: Look) -> tuple[object, ...]:
+    """Return what of a look somebody may wait for."""
+    return seen.targets, seen.faults, seen.strays, seen.folders, seen.aliases, seen.shares

@@ -17,15 +17,17 @@ def uses(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, list[str]
             if key is not None:
                 found.setdefault(key.version, {})[use] = None
 
-    served = [engines.serving(name) for name in supervisor.aliases]
+    records = supervisor.records
+    served = [engines.serving(key) for key in records]
     note("serving", *(resident.key for resident in served if resident is not None))
     if (load := supervisor.runner.running) is not None:
         note("loading", load.attempt.key)
     note("resident", *(resident.key for resident in engines.residents))
     saved = supervisor.state.saved
-    for name in supervisor.aliases:
-        wish = supervisor.wish(name)
+    for name, record in records.items():
+        wish = record.wish
         note("linked", wish)
-        note("previous", supervisor.previous(name))
-        note("last_known_good", *saved.alias(name).good, *saved.fallbacks(name, wish), *saved.last_resorts(name))
+        note("previous", record.previous)
+        if not record.is_share:
+            note("last_known_good", *saved.alias(name).good, *saved.fallbacks(name, wish), *saved.last_resorts(name))
     return {version: list(those) for version, those in found.items()}

@@ -1,0 +1,133 @@
+"""The commands that call a running service: what it serves, and changes of it.
+
+What takes long to import is imported by the command that needs it.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zwatch import config, options
+from zwatch.errors import status_of
+
+_Command = Callable[..., int]
+
+
+def calls_service(command: _Command) -> _Command:
+    """Give a command the options that all commands have which call a service."""
+    url = options.option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
+    token = options.option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
+    return url(token(options.json_switch(command)))
+
+
+# ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
+@click.command("deploy")
+@click.argument("version", type=options.version_argument, help="A version's name, such as v2.")
+@options.option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@options.switch("--no-wait", envvar="ZWATCH_DEPLOY_NO_WAIT", help="Repoint only.")
+@calls_service
+def _deploy(version: str, alias: str, *, no_wait: bool, **service: Any) -> int:
+    """Repoint an alias to a version and wait until it serves."""
+    return _change("/api/deploy", {"version": version, "alias": alias, "wait": not no_wait}, **service)
+
+
+@click.command("rollback")
+@options.option("--alias", envvar="ZWATCH_ROLLBACK_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@calls_service
+def _rollback(alias: str, **service: Any) -> int:
+    """Go back to the version that served before."""
+    return _change("/api/rollback", {"alias": alias}, **service)
+
+
+@click.command("status")
+@calls_service
+def _status(**service: Any) -> int:
+    """Show what serves."""
+    return _show("/status", **service)
+
+
+# ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
+@click.command("list")
+@options.option("--models", envvar="ZWATCH_LIST_MODELS", type=options.directory, show_default="ask the service", metavar="DIR", help="List this models root without a service.")  # fmt: skip
+@calls_service
+def _list(models: Path | None, **service: Any) -> int:
+    """List the versions: what each was made from, and why one was rejected."""
+    if models is None:
+        return _show("/versions", **service)
+    from zwatch import offline
+
+    return answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
+
+
+@click.command("attempts")
+@calls_service
+def _attempts(**service: Any) -> int:
+    """List the last attempts."""
+    return _show("/attempts", **service)
+
+
+def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
+    """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
+    try:
+        status, found = asked(path, body, url=url, token=token)
+    except KeyboardInterrupt as interrupt:
+        what = path.rpartition("/")[2]
+        return failed(
+            f"interrupted; a {what} that has begun goes on without this command: {seen(url)}", status_of(interrupt)
+        )
+    return answer(path, status, found, as_json=as_json)
+
+
+def asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tuple[int, dict[str, Any]]:
+    """Return what the service answers once a deploy or a rollback has ended."""
+    from zwatch import client
+
+    service = client.Service(url, token)
+    with client.followed(service, body["alias"]):
+        return service.post(path, body)
+
+
+def seen(url: str) -> str:
+    """Say where to see what becomes of a deploy. Whether the service has the request already is not known after an interrupt."""
+    return f"see `zwatch status{'' if url == config.DEFAULT_URL else f' --url {url}'}`"
+
+
+def _show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
+    """Print what the service answers to a GET."""
+    from zwatch import client
+
+    status, found = client.Service(url, token).get(path)
+    return answer(path, status, found, as_json=as_json)
+
+
+def answer(path: str, status: int, body: dict[str, Any], *, as_json: bool) -> int:
+    """Print what the service answered, and return the exit status."""
+    from zwatch import client
+
+    if as_json:
+        print(json.dumps(body, ensure_ascii=False))
+    elif status < 300:
+        print("\n".join(client.shown(path, body)))
+    else:
+        return failed(client.message(body), 1)
+    return 0 if status < 300 else 1
+
+
+def failed(reason: str, status: int) -> int:
+    """Say why on standard error, and return the exit status."""
+    import logging
+
+    from zwatch import logs
+
+    with contextlib.suppress(OSError):  # it may be a pipe that nobody reads any more, or a full disk
+        print(logs.with_priority(f"zwatch: {reason}", logging.ERROR), file=sys.stderr)
+    return status
+
+
+COMMANDS = (_deploy, _rollback, _status, _list, _attempts)
+"""In the order in which `--help` shows them."""
