@@ -72,9 +72,12 @@ def listed(cases):
     return [(text, (value,)) for text, value in cases[0]], cases[1]
 
 
-ALIASES = ([(text, ("current", value)) for text, value in NAME[0]], NAME[1])
+ALIASES = (
+    [(text, ("current", value)) for text, value in [*NAME[0], *((one, one) for one in ("c*", "?", "[ab]-*", "[!v]*"))]],
+    [*NAME[1], "*/x", "[", "c*d]", "@*", "c*@10"],
+)
 CASES = {
-    "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
+    "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_ALL_ALIASES": SWITCH, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
     "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
     "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_PROBATION": SECONDS, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,

@@ -97,7 +97,7 @@ async def running(
         if taken.channel is None
         else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring), config.aliases)
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
     tasks: list[asyncio.Task[None]] = []
     lingering: list[str] = []
     try:
@@ -259,7 +259,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     engines = EngineRegistry(leases_changed)
     supervisor = Supervisor(
         config.models,
-        config.aliases,
+        config.followed,
         strict_links=config.strict_links,
         bridge=bridge,
         engines=engines,

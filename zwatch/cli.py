@@ -67,7 +67,8 @@ def commands() -> None:
 
 @commands.command("serve", epilog="The token may also be in ZWATCH_TOKEN, or in systemd's credential zwatch-token.")
 @_option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
-@_option("--alias", "aliases", envvar="ZWATCH_ALIAS", type=options.ListOf(options.version_name), multiple=True, callback=options.with_current, metavar="NAME", help="Another symlink to follow beside `current`. May be repeated.")  # fmt: skip
+@_option("--alias", "aliases", envvar="ZWATCH_ALIAS", type=options.ListOf(options.followed_name), multiple=True, callback=options.with_current, metavar="NAME", help="Another symlink to follow beside `current`, or a shell pattern for the names of several, such as 'c*'. May be repeated.")  # fmt: skip
+@_switch("--all-aliases", envvar="ZWATCH_ALL_ALIASES", help="Follow every symlink in the models root that leads to a version, or was meant to.")  # fmt: skip
 @_switch("--strict-links", envvar="ZWATCH_STRICT_LINKS", help="After `ln -sf v2 current` never repoint the link, only report it.")  # fmt: skip
 @_option("--host", envvar="ZWATCH_HOST", type=options.host_name, default=config.DEFAULT_HOST, metavar="HOST", help="Address to listen on.")  # fmt: skip
 @_option("--port", envvar="ZWATCH_PORT", type=options.Port(), default=str(config.DEFAULT_PORT), metavar="N", help="Port to listen on, 0 for any.")  # fmt: skip
@@ -120,9 +121,8 @@ def _serve(port: int | None, **settings: Any) -> int:
         settings["token_file"] = options.token_file(context)
         ended = asyncio.run(serve(config.Config(port=port, **settings), given))
     status = 0 if ended.failure is None else service_commands.failed(str(ended.failure), ended.failure.status)
-    if ended.lingering or (
-        ended.failure is not None and ended.failure.is_crash
-    ):  # CUDA aborts when it frees a lost device
+    # CUDA aborts when it frees a lost device.
+    if ended.lingering or (ended.failure is not None and ended.failure.is_crash):
         end_at_once(status)
     return status
 

@@ -137,6 +137,11 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
         attempt = alias["attempt"]
         how = f", last attempt {attempt['version']} {attempt['state']} in {attempt['seconds']:.2f} s" if attempt else ""
         lines.append(f"  {name} -> {alias['link']}{how}")
+    for name, share in status.get("shares", {}).items():
+        problem = f": {share['fault']['message']}" if share["fault"] else ""
+        attempt = share["attempt"]
+        how = f", last attempt {attempt['version']} {attempt['state']} in {attempt['seconds']:.2f} s" if attempt else ""
+        lines.append(f"  {name} -> {share['link']}{how}{problem}")
     lines += [f"  stray {stray['path']} -> {stray['text']}: {stray['reason']}" for stray in status["strays"]]
     lines += [
         f"  {one['version']} {one['state']}, {one['leases']} leases, {one['bytes']:,} bytes"

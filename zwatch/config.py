@@ -24,6 +24,9 @@ class Config:
 
     models: Path
     aliases: tuple[str, ...]
+    """Names of links, and shell patterns for the names of others."""
+    all_aliases: bool = False
+    """Whether every link to a version is followed."""
     strict_links: bool
     device: str
     memory_budget: int | None
@@ -60,6 +63,11 @@ class Config:
     """The hosts of the sockets that systemd passed; then `host` and `port` are those of the first one, and nothing is bound."""
     token_file: Path | None = None
     """The file that the token came from, to read it again."""
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """The names and patterns of the links that are followed."""
+        return (*self.aliases, "*") if self.all_aliases else self.aliases
 
     @property
     def hosts(self) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
     """See to it every second, and whenever other folders matter, that they and the models root are watched."""
     supervisor = services.supervisor
     while True:
-        folders = supervisor.seen.folders
+        folders, aliases = supervisor.seen.folders, supervisor.aliases
+        root_watcher.follow(aliases)
         try:
             services.metrics.is_watching = await services.bridge.run("watch", _watched, root_watcher, folders)
         except NoAnswer:
@@ -82,7 +83,7 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
             _log.exception("watching %s failed; retrying", services.models)
         try:
             async with asyncio.timeout(1.0):
-                while supervisor.seen.folders == folders:
+                while supervisor.seen.folders == folders and supervisor.aliases == aliases:
                     await supervisor.changes.wait()
         except TimeoutError:
             pass

@@ -19,6 +19,7 @@ from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
+_PATTERN = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\]){1,64}")
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,19}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
@@ -262,6 +263,17 @@ def service_url(text: str) -> str:
     if not usable or re.search(r"[^!-~]|[?#@]", text):
         raise ValueError(f"expected the URL of a service, such as {config.DEFAULT_URL}, got {text!r}")
     return text.rstrip("/")
+
+
+def followed_name(text: str) -> str:
+    """Return the name of a link to follow, or a shell pattern for such names."""
+    from zwatch.deploy.following import is_pattern
+
+    if not is_pattern(text):
+        return version_name(text)
+    if not _PATTERN.fullmatch(text):
+        raise ValueError(f"{text!r} matches no alias: expected a pattern of A-Za-z0-9._-, *, ? and [...], such as 'c*'")
+    return text
 
 
 def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from zwatch.api.health import health
+from zwatch.deploy.following import ShareSeen, two_shares
 from zwatch.deploy.resolving import Fault
+from zwatch.deploy.shares import ShareLink
 from zwatch.deploy.strays import Stray
 from zwatch.errors import FatalError, Rejection
 from zwatch.rollout.engines import EngineRegistry
@@ -33,25 +35,28 @@ class Supervisor:
         failure=None,
         looking=None,
         policy=None,
+        share=None,
+        shares=None,
     ):
         self.aliases = ("current",) if canary is None else ("current", "canary")
-        self.seen = SimpleNamespace(faults={} if fault is None else {"current": fault}, strays=list(strays))
+        self.seen = SimpleNamespace(
+            faults={} if fault is None else {"current": fault}, strays=list(strays), shares=shares or {}
+        )
         self._wishes = {"current": None if fault else current, "canary": canary}
         self.attempts, self.failure, self.state = list(attempts), failure, SimpleNamespace(problem=problem)
         self.fault, self.gate = looking, SimpleNamespace(fault=policy)
         self._unloaded, self._refused = unloaded, refused
+        keys = {alias: alias for alias in self.aliases} | ({} if share is None else {"current@": "current@10"})
+        self._wishes["current@"] = share
+        self.records = {key: self._record(key, name) for key, name in keys.items()}
 
-    def wish(self, alias):
-        return self._wishes.get(alias)
-
-    def attempt(self, alias):
-        return next((one for one in self.attempts if one.alias == alias and not one.fallback), None)
-
-    def refusal(self, alias):
-        return self._refused
-
-    def is_unloaded(self, alias):
-        return alias in self._unloaded
+    def _record(self, key, name):
+        tried = next((one for one in self.attempts if one.alias == key and not one.fallback), None)
+        refusal = None if self._refused is None else SimpleNamespace(rejection=self._refused)
+        return SimpleNamespace(
+            key=key, name=name, is_share=key != name, wish=self._wishes.get(key), attempt=tried,
+            is_unloaded=key in self._unloaded, withdrawn=None, refusals=SimpleNamespace(find=lambda wish: refusal),
+        )  # fmt: skip
 
 
 def serving(**keys):
@@ -72,6 +77,7 @@ def attempt(key, alias="current", *, warming=False, code=None, reason="a file di
     return made
 
 
+TWO_SHARES = {"current": ShareSeen(None, two_shares("current", [ShareLink("current", 10), ShareLink("current", 50)]))}
 NOTHING, BOTH = {}, {"current": V1, "canary": V1}
 BAD = attempt(V2, code="hash_mismatch")
 CASES = {
@@ -108,6 +114,19 @@ CASES = {
     "the rejection was of an earlier wish": (
         Supervisor(BAD, current=V3), {"current": V1}, "degraded",
         ["current asks for v3, which is not ready; v1 serves"],
+    ),
+    "a share is being loaded": (
+        Supervisor(attempt(V2, "current@"), share=V2), {"current": V1}, "degraded",
+        ["current@10 asks for v2, which is being loaded; current draws all requests"],
+    ),
+    "a share serves": (Supervisor(share=V2), {"current": V1, "current@": V2}, "ok", []),
+    "a share is rejected": (
+        Supervisor(attempt(V2, "current@", code="hash_mismatch"), share=V2), {"current": V1}, "degraded",
+        ["current@10 asks for v2, current draws all requests: a file differs"],
+    ),
+    "two shares": (
+        Supervisor(shares=TWO_SHARES), {"current": V1}, "degraded",
+        ["current has 2 shares, current@10 and current@50, and none of them counts: keep one, and remove the others, such as `rm current@10`"],
     ),
     "a rejection of an earlier wish does not matter": (Supervisor(BAD), {"current": V1}, "ok", []),
     "sealed again, not loaded yet": (

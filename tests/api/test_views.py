@@ -12,6 +12,7 @@ from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import Rejection
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
+from zwatch.rollout.records import Records
 from zwatch.rollout.saved import SavedState
 from zwatch.rollout.uses import uses
 from zwatch.rollout.verdicts import KEPT_VERDICTS, Verdicts
@@ -27,13 +28,20 @@ class Supervisor:
 
     def __init__(self, *, aliases=("current",), targets=(), faults=(), strays=(), wishes=(), attempts=(), unloaded=()):
         self.aliases = aliases
-        self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays))
+        self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays), shares={})
         self.factory = None
         self._wishes, self._attempts, self._unloaded = dict(wishes), dict(attempts), unloaded
         self.attempts, self.failure = list(self._attempts.values()), None
         self.state = SimpleNamespace(problem=None, saved=SavedState())
         self.runner = SimpleNamespace(running=None)
         self.fault, self.gate = None, SimpleNamespace(fault=None)
+        self.records = Records(aliases, self._record, EngineRegistry())
+
+    def _record(self, alias):
+        return SimpleNamespace(
+            key=alias, name=alias, is_share=False, wish=self.wish(alias), attempt=self.attempt(alias), previous=None,
+            is_unloaded=self.is_unloaded(alias), withdrawn=None, refusals=SimpleNamespace(find=lambda wish: None),
+        )  # fmt: skip
 
     def wish(self, alias):
         return self._wishes.get(alias)
@@ -115,7 +123,7 @@ def test_an_alias_shows_its_link_its_target_and_what_it_serves():
     supervisor = Supervisor(targets={"current": target}, attempts={"current": rejected()})
     view = views.alias_view(supervisor, serving(V1), "current")
     assert view.pop("attempt")["code"] == "hash_mismatch"
-    assert view == {"link": "v2/", "target": "v2", "fault": None, "serving": "v1", "unloaded": False}
+    assert view == {"link": "v2/", "target": "v2", "fault": None, "serving": "v1", "unloaded": False, "share": None}
 
 
 def test_an_alias_with_a_fault_shows_it_with_the_link():
@@ -123,7 +131,7 @@ def test_an_alias_with_a_fault_shows_it_with_the_link():
     view = views.alias_state(Supervisor(faults={"current": fault}, unloaded=("current",)), serving(), "current")
     assert view == {
         "link": "v9", "target": None, "fault": {"code": "not_a_version", "message": "v9 does not exist"},
-        "serving": None, "unloaded": True,
+        "serving": None, "unloaded": True, "share": None,
     }  # fmt: skip
 
 

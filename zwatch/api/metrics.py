@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from zwatch import __version__, logwriter
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.refusals import Refusals
+from zwatch.api.version_metrics import VersionMetrics
 from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, Ending, RequestError
 from zwatch.generation.history import History
 from zwatch.generation.job import Job, JobState
@@ -59,6 +60,7 @@ class Metrics:
             "Requests for images, over all APIs, by outcome: ok, cancelled, or the code of the error.",
             ["outcome"], registry=registry,
         )  # fmt: skip
+        self.by_version = VersionMetrics()
         self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
         self._seconds = Histogram(
             "zwatch_request_duration_seconds", "Time from acceptance to the finished images, of successful requests.",
@@ -134,6 +136,7 @@ class Metrics:
             case _:
                 outcome = "generation_failed" if job.error is None else job.error.code
         self._requests.labels(outcome).inc()
+        self.by_version.request_ended(job, outcome)
         if job.finished is None or job.seconds is None:
             return
         self._images.inc(len(job.finished.pictures))
@@ -196,6 +199,7 @@ class Gauges(Collector):
         yield from self._queue_gauges()
         yield from self._serving_gauges()
         yield from self._engine_gauges()
+        yield from self._metrics.by_version.collect({one.key.version for one in self._engines.residents})
         yield from self._device_gauges()
         yield from self._history_gauges()
         yield from self._fault_gauges()
@@ -245,13 +249,14 @@ class Gauges(Collector):
         fault = GaugeMetricFamily(
             "zwatch_alias_fault", "Whether an alias's link resolves to no version.", labels=["alias"]
         )
-        for alias in supervisor.aliases:
-            resident, wish = engines.serving(alias), supervisor.wish(alias)
+        faulty = {alias for alias, share in supervisor.seen.shares.items() if share.faults}
+        for key, record in supervisor.records.items():
+            alias, resident, wish = record.name, engines.serving(key), record.wish
             if resident is not None:
                 serving.add_metric([alias, resident.key.version, resident.key.digest or ""], 1)
                 since.add_metric([alias], resident.since.timestamp())
             current.add_metric([alias], int(resident is not None and resident.key == wish))
-            fault.add_metric([alias], int(alias in supervisor.seen.faults))
+            fault.add_metric([alias], int(key in supervisor.seen.faults or key in faulty))
         yield from (status, serving, since, current, fault)
         strays = len(supervisor.seen.strays)
         yield _gauge("zwatch_strays", "Links inside versions that were ignored, see /status.", strays)

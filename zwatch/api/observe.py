@@ -93,6 +93,7 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "state": job.state.value,
         "version": None if job.finished is None else job.finished.key.version,
+        "share": job.by_share,
         "code": None if job.error is None else job.error.code,
         "images": None if job.finished is None else len(job.finished.pictures),
     }
@@ -100,7 +101,8 @@ def _facts(job: Job) -> dict[str, object]:
 
 def _summary(job: Job) -> str:
     if job.finished is not None:
-        return f"{job.id} done by {job.finished.key.version}"
+        share = "" if job.by_share is None else f" ({job.by_share})"
+        return f"{job.id} done by {job.finished.key.version}{share}"
     return f"{job.id} {job.state.value}" + (
         f" ({job.error.code}: {job.error.message})" if job.error is not None else ""
     )

@@ -8,7 +8,18 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, SignerName, Time, VersionName, choice
+from zwatch.api.schema import (
+    Base64,
+    Digest,
+    ErrorObject,
+    Number,
+    Seconds,
+    ShareName,
+    SignerName,
+    Time,
+    VersionName,
+    choice,
+)
 from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job, JobState
@@ -51,6 +62,7 @@ class Result(TypedDict):
     version: VersionName
     digest: Digest | None
     signer: SignerName | None
+    share: ShareName | None
     model: str
     truncated: bool
     timings: Timings
@@ -106,6 +118,7 @@ class JobView(TypedDict):
     version: NotRequired[VersionName]
     digest: NotRequired[Digest | None]
     signer: NotRequired[SignerName | None]
+    share: NotRequired[ShareName | None]
     model: NotRequired[str]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
@@ -126,10 +139,12 @@ def finished_body(job: Job, finished: Finished) -> bytes:
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
     signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}
+    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
         **signed,
+        **shared,
         "X-Zwatch-Seed": str(job.request.seed),
         "X-Zwatch-Job": job.id,
     }
@@ -148,6 +163,7 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
         view["remaining"] = None if job.remaining is None else round(job.remaining, 2)
     if job.key is not None:
         view["version"], view["digest"], view["signer"] = job.key.version, job.key.digest, job.signer
+        view["share"] = job.by_share
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -204,6 +220,7 @@ def _result(job: Job, finished: Finished) -> Result:
         "version": finished.key.version,
         "digest": finished.key.digest,
         "signer": job.signer,
+        "share": job.by_share,
         "model": job.request.model,
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),

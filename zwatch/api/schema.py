@@ -34,6 +34,10 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="blake3 of t
 SignerName = Annotated[
     str, Field(description="Who signed it, as was verified; null where `--require-signature` is not given.")
 ]
+ShareName = Annotated[
+    str,
+    Field(description="The share by which the version was chosen, such as `current@10`; null if it was not by one."),
+]
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, to the second."})]
 Null = Annotated[None, WithJsonSchema({"type": "null"})]
 
@@ -41,6 +45,7 @@ IMAGE_HEADERS = {
     "X-Zwatch-Version": "With images: the version that made them.",
     "X-Zwatch-Digest": "With images: the version's digest.",
     "X-Zwatch-Signer": "With images: who signed the version, where a signature is required.",
+    "X-Zwatch-Share": "With images: the share by which that version was chosen, such as `current@10`.",
     "X-Zwatch-Seed": "With images: the seed of the first.",
     "X-Zwatch-Job": "With images: the id of the job.",
 }

@@ -121,7 +121,7 @@ class Traces:
             children += [_of_phase(phase) for phase in control.timeline]
         rejection = attempt.rejection
         attributes: dict[str, str | int | float] = {
-            "zwatch.alias": attempt.alias, "zwatch.version": attempt.key.version, "zwatch.digest": attempt.key.digest or "",
+            "zwatch.alias": attempt.link_name, "zwatch.version": attempt.key.version, "zwatch.digest": attempt.key.digest or "",
             "zwatch.attempt.state": attempt.state.value, "zwatch.attempt.way": attempt.way.value,
             "zwatch.attempt.held_seconds": attempt.requests_waited,
             "zwatch.attempt.bytes": 0 if control is None else control.bytes_done,

@@ -61,9 +61,9 @@ class VersionMarks(NamedTuple):
 def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
     """Return the marks of each version that the service needs or that an alias points to, by name."""
     aliases: dict[str, tuple[str, ...]] = {}
-    for alias in supervisor.aliases:
-        if (target := supervisor.seen.targets.get(alias)) is not None:
-            aliases[target.version] = (*aliases.get(target.version, ()), alias)
+    for key, record in supervisor.records.items():
+        if (target := supervisor.seen.targets.get(key)) is not None:
+            aliases[target.version] = (*aliases.get(target.version, ()), record.name)
     found: dict[str, list[str]] = {name: [] for name in aliases} | uses(supervisor, engines)
     return {
         name: VersionMarks("resident" in those, "serving" in those, aliases.get(name, ()), tuple(those))

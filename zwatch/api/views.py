@@ -8,7 +8,9 @@ from typing_extensions import TypedDict
 
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
+from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.resolving import Fault
+from zwatch.deploy.shares import alias_of_key, parse_share
 from zwatch.errors import REJECTION_CODES
 from zwatch.generation.kept_image import HistoryView
 from zwatch.generation.queue import GenerationQueue
@@ -61,13 +63,34 @@ class FaultView(TypedDict):
 
 
 class AliasState(TypedDict):
-    """What an alias's link points to and what the alias serves."""
+    """What an alias's link points to, what the alias serves, and the name of its share, if it has one that counts."""
 
     link: Annotated[str | None, Field(description="The link's text.")]
     target: VersionName | None
     fault: FaultView | None
     serving: VersionName | None
     unloaded: bool
+    share: str | None
+
+
+class ShareState(TypedDict):
+    """A share: a link that sends `percent` of its alias's requests to its target; 0 of them while `counts` is false or `serving` is
+    null. Of a name that is no share's, and is in the way or was meant to be one, only the fault is known."""
+
+    alias: str
+    link: Annotated[str | None, Field(description="The link's text.")]
+    target: VersionName | None
+    percent: Annotated[int | None, Field(ge=0, le=100)]
+    counts: bool
+    fault: FaultView | None
+    serving: VersionName | None
+    unloaded: bool
+
+
+class ShareView(ShareState):
+    """A share, with its last attempt."""
+
+    attempt: AttemptView | None
 
 
 class AliasView(AliasState):
@@ -139,6 +162,7 @@ class StatusView(TypedDict):
     aliases: dict[str, AliasView]
     engines: list[EngineView]
     strays: list[StrayView]
+    shares: dict[str, ShareView]
     queue: QueueView
     device: DeviceView
     uptime: Seconds
@@ -159,7 +183,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
     phases = {} if control is None else control.phases.copy()
     done, total = (control.bytes_done, control.bytes_total) if control is not None else (0, 0)
     return {
-        "alias": attempt.alias,
+        "alias": attempt.link_name,
         "version": attempt.key.version,
         "digest": attempt.key.digest,
         "signer": attempt.signer,
@@ -198,14 +222,54 @@ def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView |
 
 def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasState:
     """Return what an alias's link points to and what the alias serves."""
-    target, fault = supervisor.seen.targets.get(alias), supervisor.seen.faults.get(alias)
-    serving, withdrawn = engines.serving(alias), supervisor.withdrawal.reason(alias)
+    seen, serving = supervisor.seen, engines.serving(alias)
+    target, fault = seen.targets.get(alias), seen.faults.get(alias)
+    shares = seen.shares.get(alias, ShareSeen())
+    withdrawn = supervisor.withdrawal.reason(alias)
+    problem = _fault_view(fault, withdrawn) or _fault_view(shares.fault, None)
     return {
         "link": target.link if target is not None else fault.link if fault is not None else None,
         "target": None if target is None else target.version,
-        "fault": _fault_view(fault, withdrawn),
+        "fault": problem,
         "serving": None if serving is None else serving.key.version,
         "unloaded": supervisor.is_unloaded(alias),
+        "share": None if shares.link is None else shares.link.name,
+    }
+
+
+def share_states(supervisor: Supervisor) -> dict[str, ShareState]:
+    """Return the shares by the names of their links, and what else has such a name but cannot count."""
+    found: dict[str, ShareState] = {}
+    seen = supervisor.seen
+    for record in supervisor.records.shares:
+        alias, serving, fault = alias_of_key(record.key) or "", record.serving, seen.faults.get(record.key)
+        link = record.target.link if record.target is not None else fault.link if fault is not None else None
+        found[record.name] = {
+            "alias": alias,
+            "link": link,
+            "target": None if record.target is None else record.target.version,
+            "percent": None if record.share is None else record.share.percent,
+            "counts": record.counts,
+            "fault": _fault_view(fault, None if record.withdrawn is None else record.withdrawn.reason),
+            "serving": None if serving is None else serving.key.version,
+            "unloaded": record.is_unloaded,
+        }
+    for alias, shares in seen.shares.items():
+        for name, fault in shares.faults.items():
+            meant = parse_share(name)
+            others: ShareState = {
+                "alias": alias, "link": None, "target": None, "percent": None if meant is None else meant.percent,
+                "counts": False, "fault": None, "serving": None, "unloaded": False,
+            }  # fmt: skip
+            found[name] = {**found.get(name, others), "fault": _fault_view(fault, None)}
+    return found
+
+
+def share_views(supervisor: Supervisor) -> dict[str, ShareView]:
+    """Return the shares by name, each with its last attempt."""
+    attempts = {record.name: record.attempt for record in supervisor.records.shares}
+    return {
+        name: {**state, "attempt": attempt_view(attempts.get(name))} for name, state in share_states(supervisor).items()
     }
 
 
@@ -264,6 +328,7 @@ def status_view(
         "strays": [
             {"path": stray.path, "text": stray.text, "reason": stray.reason} for stray in supervisor.seen.strays
         ],
+        "shares": share_views(supervisor),
         "queue": queue_view(queue),
         "device": {"name": device, "free": free, "total": total},
         "uptime": round(uptime, 3),

@@ -17,6 +17,7 @@ from watchdog.observers.api import BaseObserver, EventEmitter, EventQueue, Obser
 from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init, inotify_rm_watch
 
 from zwatch.deploy.oserrors import close_quietly
+from zwatch.deploy.shares import MARK
 
 if TYPE_CHECKING:
     from watchdog.observers.inotify_c import WatchDescriptor
@@ -71,13 +72,19 @@ class RootWatcher:
         that are followed. A link is made under another name and renamed: without this, the rename would wait for the pause."""
         self._root = root
         self._handler = _Handler(on_change)
-        self._names = [_BEFORE_NAME + os.fsencode(name) + b"\0" for name in names]
+        self._names: list[bytes] = []  # the thread that reads events has it too
+        self.follow(names)
         self._pause_seconds = pause_seconds
         self._observer: BaseObserver | None = None
         self.problem: str | None = None
         """Why not all is watched that should be; None if it is."""
         self._log_next = 0.0
         self._lock = threading.Lock()
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Report events of these links at once: they are those that are followed now. Their shares are, too."""
+        raw = [_BEFORE_NAME + os.fsencode(name) for name in names]
+        self._names[:] = [name + end for name in raw for end in (b"\0", MARK.encode())]
 
     @property
     def kind(self) -> str:

@@ -45,12 +45,19 @@ class Details:
     request: dict[str, Any]
     signer: str = ""
     """Who signed the version, where a signature was required."""
+    share: str = ""
+    """The share by which the version was chosen, such as `current@10`."""
 
 
 def details_of(
-    asked: GenerateRequest, parameters: "GenerationParameters", key: VersionKey, seed: int, signer: str | None = None
+    asked: GenerateRequest,
+    parameters: "GenerationParameters",
+    key: VersionKey,
+    seed: int,
+    signer: str | None = None,
+    share: str | None = None,
 ) -> Details:
-    """Return the details of the image of one seed, by a version that `signer` signed."""
+    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -63,14 +70,16 @@ def details_of(
         "quality": asked.quality,
         "model": asked.model,
     }
-    return Details(_a1111_text(parameters, key, seed), key.version, str(key.digest), request, signer or "")
+    text = _a1111_text(parameters, key, seed, share)
+    return Details(text, key.version, str(key.digest), request, signer or "", share or "")
 
 
-def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int) -> str:
+def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
+    by_share = "" if share is None else f", Share: {share}"
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
     return (
         f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_share}"
     )
 
 
@@ -82,6 +91,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
     chunks.add_text("zwatch_digest", details.digest)
     if details.signer:
         chunks.add_text("zwatch_signer", details.signer)
+    if details.share:
+        chunks.add_text("zwatch_share", details.share)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -92,6 +103,8 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
     ours: dict[str, Any] = {"version": details.version, "digest": details.digest}
     if details.signer:
         ours["signer"] = details.signer
+    if details.share:
+        ours["share"] = details.share
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -152,7 +165,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     request = note.get("request")
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
-        request if isinstance(request, dict) else {}, str(note.get("signer", "")),
+        request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
     )  # fmt: skip
 
 
@@ -160,7 +173,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     """Return the details in the text chunks of a PNG."""
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
-        json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""),
+        json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from zwatch.deploy.shares import parse_share
 from zwatch.generation.image_details import Details, details_of_png, read_details
 from zwatch.generation.image_index import opened
 from zwatch.generation.image_order import created, order
@@ -34,6 +35,7 @@ class KeptImage(TypedDict):
     url: str
     version: str | None
     digest: str | None
+    share: str | None
     seed: int | None
     prompt: str | None
     negative_prompt: str | None
@@ -103,6 +105,7 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "url": f"/history/{name}",
         "version": details.version or None,
         "digest": digest_of(details),
+        "share": details.share if parse_share(details.share) is not None else None,
         "seed": _whole(request.get("seed", found[1] if found else None)),
         "prompt": prompt,
         "negative_prompt": negative_prompt,

@@ -79,7 +79,7 @@ class Pictures:
 
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
         asked, name, begun = self._job.request, None, time.monotonic()
-        details = details_of(asked, self.parameters, self.key, seed, self._job.signer)
+        details = details_of(asked, self.parameters, self.key, seed, self._job.signer, self._job.by_share)
         try:
             file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
         finally:

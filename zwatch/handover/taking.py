@@ -168,7 +168,7 @@ class Taking:
                     assert factory is not None
                     self._share_budget(factory, answer.body["weights"])
 
-        rule = Rule.of(self._config.aliases)
+        rule = Rule.of(self._config.followed)
         wanted = {alias: (version, digest) for alias, version, digest in offer["served"] if rule.may_follow(alias)}
         await self._beside.load(factory, wanted, make_room)
 

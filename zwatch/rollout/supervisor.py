@@ -129,6 +129,11 @@ class Supervisor:
         """The aliases that are followed now, those that were named at the start first."""
         return self.records.aliases
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the aliases, then those that the links of their shares have now."""
+        return (*self.aliases, *(share.name for share in self.records.shares if share.share is not None))
+
     def attempt(self, alias: str) -> Attempt | None:
         """Return the last attempt to bring in what the alias asks for."""
         return self.records[alias].attempt
@@ -289,7 +294,7 @@ class Supervisor:
             self.state.saved.refused = list(seen.refused)
             await self.state.save()
         await self._note_good()
-        if self._looks == 1 or _shown(seen) != _shown(before):
+        if self._looks == 1 or seen.shown != before.shown:
             self.changes.fire()
         return None
 
@@ -341,8 +346,3 @@ class Supervisor:
                 case policy.Free(key):
                     await self._closer.free(key)
             self.changes.fire()
-
-
-def _shown(seen: Look) -> tuple[object, ...]:
-    """Return what of a look somebody may wait for."""
-    return seen.targets, seen.faults, seen.strays, seen.folders, seen.aliases, seen.shares

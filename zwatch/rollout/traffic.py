@@ -5,7 +5,7 @@ On the event loop only, as everything that changes what serves.
 
 from collections.abc import Collection, Mapping
 
-from zwatch.deploy.shares import parse_share, share_key, side_of
+from zwatch.deploy.shares import alias_of_key, parse_share, share_key, side_of
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineRegistry, Lease
 from zwatch.rollout.lifecycle import Resident, VersionKey
@@ -53,7 +53,7 @@ class Traffic:
         """Return what a request would lease now, and the name of the share by which it would."""
         record = self.record(model)
         if record is None:
-            found = self._engines.find(model)
+            found = None if alias_of_key(model) is not None else self._engines.find(model)
             return (found if found is not None and found.key not in avoided else None), None
         sides = self._sides(record, client, is_moved=bool(avoided))
         for resident, by_share in sides:

@@ -145,10 +145,12 @@ ME = Client("127.0.0.1", "", "me")
 def test_a_choice_ends_when_its_version_is_no_longer_loaded():
     clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
     clients.choose(ME, "v1 [aaaaaaaaaa]", engines, ("current",))
-    assert clients.model(ME, engines) == "v1"
+    assert clients.model(ME, engines, ("current", "canary")) == "v1"
     resealed = Loaded(resident("v2", "b"), resident("v1", "c"))
-    assert clients.model(ME, resealed) == "current", "the client did not choose the new content of that name"
-    assert clients.model(ME, engines) == "current", "a forgotten choice stays forgotten"
+    assert clients.model(ME, resealed, ("current", "canary")) == "current", (
+        "the client did not choose the new content of that name"
+    )
+    assert clients.model(ME, engines, ("current", "canary")) == "current", "a forgotten choice stays forgotten"
 
 
 def test_a_refused_choice_keeps_the_earlier_one():
@@ -156,15 +158,17 @@ def test_a_refused_choice_keeps_the_earlier_one():
     clients.choose(ME, "v1", engines, ("current",))
     with pytest.raises(RequestError, match=r"loaded: v2 \[bbbbbbbbbb\], v1 \[aaaaaaaaaa\]; or say 'current'"):
         clients.choose(ME, "v9", engines, ("current",))
-    assert clients.model(ME, engines) == "v1"
+    assert clients.model(ME, engines, ("current", "canary")) == "v1"
 
 
 def test_an_alias_can_be_chosen():
     clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
     clients.choose(ME, "canary", engines, ("current", "canary"))
-    assert clients.model(ME, engines) == "canary"
+    assert clients.model(ME, engines, ("current", "canary")) == "canary"
+    assert clients.model(ME, engines, ("current",)) == "current", "an alias that is gone"
+    clients.choose(ME, "canary", engines, ("current", "canary"))
     clients.choose(ME, "", engines, ("current", "canary"))
-    assert clients.model(ME, engines) == "current"
+    assert clients.model(ME, engines, ("current", "canary")) == "current"
 
 
 def test_the_least_recently_used_choice_is_forgotten_first():
@@ -172,9 +176,13 @@ def test_the_least_recently_used_choice_is_forgotten_first():
     first, second, third = (Client("127.0.0.1", name, "") for name in "abc")
     clients.choose(first, "v1", engines, ("current",))
     clients.choose(second, "v1", engines, ("current",))
-    clients.model(first, engines)
+    clients.model(first, engines, ("current", "canary"))
     clients.choose(third, "v1", engines, ("current",))
-    assert [clients.model(one, engines) for one in (first, second, third)] == ["v1", "current", "v1"]
+    assert [clients.model(one, engines, ("current", "canary")) for one in (first, second, third)] == [
+        "v1",
+        "current",
+        "v1",
+    ]
 
 
 @pytest.mark.parametrize(

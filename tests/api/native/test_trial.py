@@ -82,6 +82,8 @@ async def test_votes_count_for_the_version_and_stay_when_the_picture_is_deleted(
     assert await trial(tried) == before
     async with tried.http.get(tried.url + "/metrics") as response:
         text = await response.text()
+    assert 'zwatch_votes{share="current@10",version="v2",vote="up"} 1.0' in text
+    assert 'zwatch_votes{share="",version="v1",vote="down"} 1.0' in text
     assert 'zwatch_trial_requests{alias="current",outcome="ok",share="current@10",version="v2"} 1.0' in text
     assert 'zwatch_trial_requests{alias="current",outcome="failed",share="",version="v1"} 0.0' in text
 

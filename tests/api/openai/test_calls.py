@@ -39,7 +39,7 @@ async def test_the_answer_is_openais_with_the_serving_version_added(client):
     assert body.pop("id") == headers["X-Zwatch-Job"]
     assert body == {
         "background": "opaque", "quality": "high", "output_format": "png", "size": "96x64", "usage": ZEROS,
-        "version": "v1", "digest": digest, "model": "current", "truncated": False,
+        "version": "v1", "digest": digest, "share": None, "model": "current", "truncated": False,
     }  # fmt: skip
     assert [image["seed"] for image in data] == [42, 43]
     # No url: some clients fetch it whenever there is one.

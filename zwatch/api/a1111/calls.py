@@ -110,8 +110,9 @@ async def txt2img(request: web.Request) -> web.Response:
     services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
     services.queue.refuse_if_full()
     asked, engines = await read_request(request, Txt2ImgRequest), services.engines
+    traffic = services.supervisor.traffic
     named = checkpoint_asked(asked)
-    choice = choice_of(named, engines, services.supervisor.aliases) if named else clients.model(client, engines)
+    choice = choice_of(named, engines, traffic) if named else clients.model(client, engines, traffic)
     wanted = wanted_images(asked, model_of(choice))
     key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
@@ -119,7 +120,7 @@ async def txt2img(request: web.Request) -> web.Response:
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
-    expected = services.supervisor.traffic.find(wanted.request.model, key)  # None while it is loaded
+    expected = traffic.find(wanted.request.model, key)  # None while it is loaded
     version, size = (None, USUAL_SIDE) if expected is None else (expected.key, expected.engine.default_size)
     del expected  # its memory may be freed while this waits
     with services.queue.attending(job):
@@ -169,9 +170,9 @@ def _interrupt(request: web.Request, most: int = MAX_IMAGES) -> None:
 async def options(request: web.Request) -> web.Response:
     """Return the client's own options, with the checkpoint for its requests that name none: `current` if it follows that."""
     services = request.app[SERVICES]
-    model = request.app[CLIENTS].model(client_of(request), services.engines)
-    resident = services.engines.find(model)
-    is_alias = model in services.supervisor.aliases
+    traffic = services.supervisor.traffic
+    model = request.app[CLIENTS].model(client_of(request), services.engines, traffic)
+    resident, is_alias = traffic.find(model), model in traffic
     body: SdOptions = {
         "samples_format": "png",
         "sd_model_checkpoint": model if is_alias or resident is None else title(resident.key),
@@ -188,7 +189,7 @@ async def set_options(request: web.Request) -> web.Response:
     body = fields_of(request.headers.get("Content-Type", ""), await read_body(request), SdOptionsRequest)
     name = validated(SdOptionsRequest, body).sd_model_checkpoint
     if name is not None:
-        clients, aliases = request.app[CLIENTS], services.supervisor.aliases
+        clients, aliases = request.app[CLIENTS], services.supervisor.traffic
         clients.choose(client_of(request), name, services.engines, aliases, among_others=len(body) > 1)
     return answer(None)
 
@@ -196,7 +197,7 @@ async def set_options(request: web.Request) -> web.Response:
 async def checkpoints(request: web.Request) -> web.Response:
     """List `current` and the other aliases, then the loaded versions, of which the one that `current` serves is first."""
     services = request.app[SERVICES]
-    return answer(checkpoint_views(services.engines, services.supervisor.aliases))
+    return answer(checkpoint_views(services.supervisor, services.engines))
 
 
 async def info(request: web.Request) -> web.Response:

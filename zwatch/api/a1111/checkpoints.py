@@ -1,6 +1,6 @@
 """The loaded versions as checkpoints of AUTOMATIC1111, and the names by which clients choose them."""
 
-from collections.abc import Sequence
+from collections.abc import Container
 
 from typing_extensions import TypedDict
 
@@ -9,6 +9,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident, VersionKey
+from zwatch.rollout.supervisor import Supervisor
 
 FIELD = "sd_model_checkpoint"
 """The field that names a checkpoint, in the options and in a request's `override_settings`."""
@@ -45,13 +46,13 @@ def loaded(engines: EngineRegistry) -> list[Resident]:
     return sorted(found, key=lambda resident: (resident is not serving, resident.key.version))
 
 
-def checkpoint_views(engines: EngineRegistry, aliases: Sequence[str]) -> list[Checkpoint]:
-    """Return the list of checkpoints: the aliases, `current` first, then the loaded versions. `current` is there while nothing
-    serves, too: some clients fail on an empty list."""
-    serving = [
-        (alias, engines.serving(alias)) for alias in sorted(aliases, key=lambda alias: (alias != PRIMARY, alias))
-    ]
-    followed = [_view(alias, alias, None if resident is None else resident.key) for alias, resident in serving]
+def checkpoint_views(supervisor: Supervisor, engines: EngineRegistry) -> list[Checkpoint]:
+    """Return the list of checkpoints: the aliases, `current` first, then their shares, then the loaded versions. `current` is there
+    while nothing serves, too: some clients fail on an empty list."""
+    shares = set(supervisor.names) - set(supervisor.aliases)
+    names = sorted(supervisor.names, key=lambda name: (name in shares, name != PRIMARY, name))
+    found = [(name, supervisor.traffic.find(name)) for name in names]
+    followed = [_view(name, name, None if resident is None else resident.key) for name, resident in found]
     return followed + [_view(title(one.key), one.key.version, one.key) for one in loaded(engines)]
 
 
@@ -67,8 +68,9 @@ def _view(shown: str, name: str, key: VersionKey | None) -> Checkpoint:
     }
 
 
-def choice_of(name: str, engines: EngineRegistry, aliases: Sequence[str]) -> VersionKey | str:
-    """Return the alias or the loaded version that a checkpoint's name or title stands for.
+def choice_of(name: str, engines: EngineRegistry, aliases: Container[str]) -> VersionKey | str:
+    """Return the alias, the share or the loaded version that a checkpoint's name or title stands for; `aliases` has the names of
+    aliases and shares.
 
     Raises:
         RequestError: 404, no such checkpoint is loaded.

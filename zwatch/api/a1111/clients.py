@@ -6,6 +6,7 @@ checkpoint, then generate without naming it. Here each client has its own state,
 
 import base64
 from collections import OrderedDict
+from collections.abc import Container
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -61,7 +62,7 @@ class Clients:
         client: Client,
         name: str,
         engines: EngineRegistry,
-        aliases: tuple[str, ...],
+        aliases: Container[str],
         *,
         among_others: bool = False,
     ) -> None:
@@ -85,8 +86,8 @@ class Clients:
         if len(self._choices) > self._max_choices:
             self._choices.popitem(last=False)
 
-    def model(self, client: Client, engines: EngineRegistry) -> str:
-        """Return the model for a client's request that names none: its choice while that is loaded, else `current`."""
+    def model(self, client: Client, engines: EngineRegistry, aliases: Container[str]) -> str:
+        """Return the model for a client's request that names none: its choice while that is there, else `current`."""
         choice = self._choices.get(client)
         if choice is None:
             return PRIMARY
@@ -95,6 +96,9 @@ class Clients:
             if resident is None or resident.key != choice.model:
                 del self._choices[client]
                 return PRIMARY
+        elif choice.model not in aliases:  # its link is gone
+            del self._choices[client]
+            return PRIMARY
         self._choices.move_to_end(client)
         return model_of(choice.model)
 

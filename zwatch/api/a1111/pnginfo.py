@@ -70,6 +70,7 @@ def png_info(content_type: str, raw: bytes) -> PngInfo:
         raise invalid("image", "image is no PNG, JPEG or WebP file in base64") from None
     items = {
         "zwatch_version": details.version, "zwatch_digest": details.digest, "zwatch_signer": details.signer,
+        "zwatch_share": details.share,
     }  # fmt: skip
     if details.request:
         items["zwatch_request"] = json.dumps(details.request, ensure_ascii=False)

@@ -234,7 +234,10 @@ def renamed(error: RequestError) -> RequestError:
 def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     """Return the answer of a finished request. To be called in a thread: it is megabytes of base64."""
     seeds = [picture.seed for picture in finished.pictures]
-    infotexts = [details_of(asked.request, finished.parameters, finished.key, seed).parameters for seed in seeds]
+    infotexts = [
+        details_of(asked.request, finished.parameters, finished.key, seed, share=job.by_share).parameters
+        for seed in seeds
+    ]
     width, height = finished.parameters.width, finished.parameters.height
     model = _model(finished.key)
     files = [picture.file or b"" for picture in finished.pictures] if asked.send_images else []

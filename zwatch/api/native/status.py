@@ -151,12 +151,17 @@ async def events(request: web.Request) -> web.StreamResponse:
         for alias in supervisor.aliases:
             found[f"attempt {alias}"] = progress.view(supervisor.attempt(alias))
             found[f"alias {alias}"] = {"alias": alias, **views.alias_state(supervisor, engines, alias)}
+        for share in supervisor.records.shares:
+            found[f"attempt {share.key}"] = progress.view(share.attempt)
+        for name, state in views.share_states(supervisor).items():
+            found[f"alias {name}"] = {**state, "alias": name, "of": state["alias"]}
+        found["aliases"] = {"aliases": [*supervisor.aliases], "shares": [*views.share_states(supervisor)]}
         if services.history is not None:
             found["history"] = views.history_change(services.history.view())
         return found
 
     def patience() -> float | None:
-        return next_look(map(supervisor.attempt, supervisor.aliases))
+        return next_look(record.attempt for record in supervisor.records.values())
 
     send_others = None if client is None else lambda response: send_jobs(request, response, client)
     return await stream_changes(request, _status(services), parts, supervisor.changes, patience, send_others)

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, NotRequired
 
 from pydantic import Field, WithJsonSchema
@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.answers import encoded, error_object
 from zwatch.api.openai.requests import with_client_names
-from zwatch.api.schema import Base64, Digest, Number, VersionName, choice
+from zwatch.api.schema import Base64, Digest, Number, ShareName, VersionName, choice
 from zwatch.errors import RequestError
 from zwatch.generation.image_files import enlarged_preview
 from zwatch.generation.job import Job
@@ -18,6 +18,7 @@ from zwatch.generation.job_events import Finished
 from zwatch.generation.request import ImageFormat
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident
+from zwatch.rollout.supervisor import Supervisor
 
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
@@ -61,6 +62,7 @@ class ImagesMetadata(TypedDict):
     id: str
     version: VersionName
     digest: Digest | None
+    share: ShareName | None
     model: str
     truncated: bool
 
@@ -147,9 +149,10 @@ def error_event(error: RequestError) -> bytes:
     return encoded({"type": ERROR, "error": error_object(with_client_names(error)), **error.extra})
 
 
-def model_views(engines: EngineRegistry, aliases: Iterable[str]) -> dict[str, Model]:
-    """Return a model object for every valid `model` of a request, by name: the aliases, then the resident versions."""
-    views = {alias: _model_view(alias, engines.serving(alias)) for alias in aliases}
+def model_views(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, Model]:
+    """Return a model object for every valid `model` of a request, by name: the aliases, then their shares, then the resident
+    versions."""
+    views = {name: _model_view(name, supervisor.traffic.find(name)) for name in supervisor.names}
     for resident in engines.residents:
         name = resident.key.version
         if name not in views:
@@ -178,6 +181,7 @@ def _metadata(job: Job, finished: Finished) -> ImagesMetadata:
         "id": job.id,
         "version": finished.key.version,
         "digest": finished.key.digest,
+        "share": job.by_share,
         "model": job.request.model,
         "truncated": finished.truncated,
     }

@@ -124,4 +124,4 @@ def _urls(request: web.Request, job: Job, finished: Finished) -> list[str]:
 
 def _models(request: web.Request) -> dict[str, Model]:
     services = request.app[SERVICES]
-    return model_views(services.engines, services.supervisor.aliases)
+    return model_views(services.supervisor, services.engines)

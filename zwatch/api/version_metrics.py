@@ -1,0 +1,54 @@
+"""Metrics of requests by the version that drew them, and by the share by which they came to it."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client.metrics_core import CounterMetricFamily, Metric, SummaryMetricFamily
+
+from zwatch.generation.job import Job
+
+
+@dataclass(slots=True)
+class _Side:
+    """What one version drew by one share: requests by outcome, and the seconds of those that succeeded."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    done: int = 0
+
+
+class VersionMetrics:
+    """Counts requests by version and share, so that both sides of a trial are side by side. The label `share` is empty for requests
+    that did not come by one. On the event loop only."""
+
+    def __init__(self) -> None:
+        self._sides: dict[tuple[str, str], _Side] = {}
+
+    def request_ended(self, job: Job, outcome: str) -> None:
+        """Count a request at its end; one that no version began to draw is none of theirs."""
+        if job.key is None:
+            return
+        side = self._sides.setdefault((job.key.version, job.by_share or ""), _Side())
+        side.outcomes[outcome] = side.outcomes.get(outcome, 0) + 1
+        if job.finished is not None and job.seconds is not None:
+            side.seconds += job.seconds
+            side.done += 1
+
+    def collect(self, resident: Collection[str]) -> Iterator[Metric]:
+        """Yield the metrics of the versions that are resident; the others are forgotten, so that there are never many."""
+        self._sides = {key: side for key, side in self._sides.items() if key[0] in resident}
+        requests = CounterMetricFamily(
+            "zwatch_version_requests",
+            "Requests that a resident version drew or failed to draw, by outcome as in zwatch_requests_total.",
+            labels=["version", "share", "outcome"],
+        )
+        seconds = SummaryMetricFamily(
+            "zwatch_version_request_seconds",
+            "Time from acceptance to the finished images, of the successful requests of a resident version.",
+            labels=["version", "share"],
+        )
+        for labels, side in self._sides.items():
+            for outcome, count in side.outcomes.items():
+                requests.add_metric([*labels, outcome], count)
+            seconds.add_metric(labels, side.done, side.seconds)
+        yield from (requests, seconds)
