@@ -269,7 +269,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     )
     history = _make_history(config, bridge)
     queue = _make_queue(config, bridge, supervisor, engines, history)
-    let_judge(supervisor, queue)
+    let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
     if history is not None:
         history.on_change = supervisor.changes.fire
     metrics, started = Metrics(), time.monotonic()

@@ -85,6 +85,7 @@ def commands() -> None:
 @_option("--queue", envvar="ZWATCH_QUEUE", type=options.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
 @_option("--timeout", envvar="ZWATCH_TIMEOUT", type=options.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
 @_option("--stall-timeout", envvar="ZWATCH_STALL_TIMEOUT", type=options.positive("seconds"), show_default="600, on a GPU 120", metavar="SECONDS", help="Seconds without a step after which a generation hangs: it is given up, and if that is not possible, the service ends with status 1.")  # fmt: skip
+@options.probation_option
 @_option("--max-work", envvar="ZWATCH_MAX_WORK", type=options.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
 @_option("--output-dir", envvar="ZWATCH_OUTPUT_DIR", type=options.path, default="output_image", metavar="DIR", help="Where every image is kept, for the history.")  # fmt: skip
 @_switch("--no-history", "history", envvar="ZWATCH_NO_HISTORY", callback=lambda _, __, given: not given, help="Keep no image.")  # fmt: skip

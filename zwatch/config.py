@@ -39,6 +39,8 @@ class Config:
     queue: int
     timeout: float
     stall_timeout: float | None = None
+    probation: float = 60.0
+    """Seconds for which a version is on trial after its promotion."""
     max_work: float
     history: bool
     output_dir: Path

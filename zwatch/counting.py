@@ -15,6 +15,7 @@ def count_trials(state_dir: Path, bridge: Bridge, supervisor: Supervisor, queue:
     """Count every request from now on; what is returned has the results and keeps them."""
     results = TrialResults(supervisor.records)
     queue.on_end.append(results.job_ended)
+    queue.drawer.on_redraw.append(lambda suspicion: results.drawn_again(suspicion.key))
     return TrialFile(bridge, state_dir, results, supervisor.changes)
 
 

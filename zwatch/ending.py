@@ -18,12 +18,14 @@ _log = logging.getLogger(__name__)
 STOPPING = RequestError("shutting_down", "the service stops", headers=retry_after(5))
 
 
-def let_judge(supervisor: Supervisor, queue: GenerationQueue) -> None:
-    """Let the supervisor judge what the queue meets: errors of the device, first images, and what does not come back."""
+def let_judge(supervisor: Supervisor, queue: GenerationQueue, *, probation: float, timeout: float) -> None:
+    """Let the supervisor judge what the queue meets: errors of the device, first images, what becomes of requests, and what does
+    not come back. A version is on trial for `probation` seconds after its promotion; an attended request has `timeout` seconds."""
 
-    async def judge(error: Exception) -> RequestError | None:
+    async def judge(error: Exception, key: VersionKey) -> RequestError | None:
         if not await supervisor.judge(error):
             return None
+        supervisor.withdrawal.blame(key)
         refuse_all(queue)
         return STOPPING
 
@@ -32,7 +34,8 @@ def let_judge(supervisor: Supervisor, queue: GenerationQueue) -> None:
         error = FatalError(reason, is_crash=True, ending=Ending.HUNG)
         supervisor.fail(error, hung=VersionKey(engine.version, engine.digest))
 
-    queue.drawer.judge = judge
+    queue.timeout, supervisor.withdrawal.probation = timeout, probation
+    queue.drawer.judge, queue.drawer.withdrawal = judge, supervisor.withdrawal
     queue.drawer.judge_first = supervisor.first_images.judge
     queue.generator.on_stuck = stuck
     queue.generator.is_on_gpu = lambda: (

@@ -89,6 +89,17 @@ def positive(unit: str) -> Callable[[str], float]:
     return parse
 
 
+def seconds(text: str) -> float:
+    """Return a number of seconds, at least 0. Infinity is allowed, NaN is not."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        raise ValueError(f"expected a number of seconds of at least 0, got {text!r}")
+    return number
+
+
 def is_number(text: str) -> bool:
     """Say whether a text is a number."""
     try:
@@ -332,5 +343,6 @@ device_option = option("--device", envvar="ZWATCH_DEVICE", type=device, default=
 dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", help="What versions are computed in, whatever they are stored in; auto: bf16, or fp32 where the device has no bf16.")  # fmt: skip
 quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
 text_encoder_option = option("--text-encoder", envvar="ZWATCH_TEXT_ENCODER", type=click.Choice(["auto", "device", "host"]), default="auto", help="Where its weights are; host: copied to the device, layer by layer, for each new prompt; auto: host where the device has too little memory for the whole model.")  # fmt: skip
+probation_option = option("--probation", envvar="ZWATCH_PROBATION", type=seconds, default="60", metavar="SECONDS", help="Seconds for which a version is on trial after its promotion: if it fails in 3 of its last 20 requests, the one before it serves again. 0: not at all; inf: always.")  # fmt: skip
 policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip
 sign_option = option("--sign", "key_file", envvar="ZWATCH_SIGN", type=path, metavar="KEY", help="Write model.sig, a signature with this private key (PEM). The password of an encrypted one is in ZWATCH_SIGN_PASSWORD, or is asked for.")  # fmt: skip

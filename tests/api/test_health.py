@@ -20,6 +20,8 @@ FAULT = Fault("current", "link_missing", "current is missing", link=None)
 class Supervisor:
     """The attributes of a supervisor that the judgement reads. `attempts` are newest first."""
 
+    withdrawal = SimpleNamespace(reason=lambda name: None, problems=list)
+
     def __init__(
         self,
         *attempts,
@@ -53,7 +55,7 @@ class Supervisor:
         refusal = None if self._refused is None else SimpleNamespace(rejection=self._refused)
         return SimpleNamespace(
             key=key, name=name, is_share=key != name, wish=self._wishes.get(key), attempt=tried,
-            is_unloaded=key in self._unloaded, refusals=SimpleNamespace(find=lambda wish: refusal),
+            is_unloaded=key in self._unloaded, withdrawn=None, refusals=SimpleNamespace(find=lambda wish: refusal),
         )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ FAULT = Fault("current", "link_missing", "current is missing", link=None)
 class Supervisor:
     """The attributes of a supervisor that views read."""
 
+    withdrawal = SimpleNamespace(reason=lambda name: None, problems=list)
+
     def __init__(self, *, aliases=("current",), targets=(), faults=(), strays=(), wishes=(), attempts=(), unloaded=()):
         self.aliases = aliases
         self.seen = SimpleNamespace(targets=dict(targets), faults=dict(faults), strays=list(strays), shares={})
@@ -38,7 +40,7 @@ class Supervisor:
     def _record(self, alias):
         return SimpleNamespace(
             key=alias, name=alias, is_share=False, wish=self.wish(alias), attempt=self.attempt(alias), previous=None,
-            is_unloaded=self.is_unloaded(alias), refusals=SimpleNamespace(find=lambda wish: None),
+            is_unloaded=self.is_unloaded(alias), withdrawn=None, refusals=SimpleNamespace(find=lambda wish: None),
         )  # fmt: skip
 
     def wish(self, alias):

@@ -119,6 +119,7 @@ class LightEngine:
             assert self.is_complete, "the engine was closed while a request used it"
             on_step((number + 1) * parameters.steps)
             images.append(Image.new("RGB", (parameters.width, parameters.height), colour_of(self._weights)))
+            images[-1].paste("white", (0, SIDE // 2, SIDE, SIDE))
             on_image(number, images[-1])
         return Generation(images, False, True, {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from zwatch.deploy.shares import ShareLink, share_key, side_of
-from zwatch.errors import Rejection
-from zwatch.rollout.alias import WITHDRAWN, Alias
+from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.saved import Withdrawn
 from zwatch.rollout.traffic import Traffic
 
 V1, V2, V3 = (VersionKey(name, name[1] * 64) for name in ("v1", "v2", "v3"))
@@ -94,7 +94,7 @@ def test_a_share_that_serves_nothing_takes_nothing(scene):
 
 
 def test_a_withdrawn_share_takes_nothing(scene):
-    scene.share.refusals.add(V3, Rejection(WITHDRAWN, "it fails"), None, None)
+    scene.share.saved.withdrawn = Withdrawn(V3, "it fails", None)
     assert scene.served() == ("v1", None)
 
 

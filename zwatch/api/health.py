@@ -3,7 +3,7 @@
 from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import Retry
 from zwatch.generation.request import PRIMARY, unloaded
-from zwatch.rollout.alias import WITHDRAWN, Alias
+from zwatch.rollout.alias import Alias
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState
 from zwatch.rollout.supervisor import Supervisor
@@ -19,6 +19,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     found += dict.fromkeys(
         fault.message for share in supervisor.seen.shares.values() for fault in share.faults.values()
     )
+    found += supervisor.withdrawal.problems()
     found += [
         f"{stray.path} -> {stray.text} was not followed: {stray.reason}"
         for stray in supervisor.seen.strays
@@ -45,8 +46,6 @@ def _problem(supervisor: Supervisor, engines: EngineRegistry, record: Alias) -> 
     nothing = f"{alias_of_key(record.key)} draws all requests" if record.is_share else "nothing serves"
     serves = nothing if serving is None else f"{serving.key.version} serves"
     refusal = record.refusals.find(wish)
-    if refusal is not None and refusal.rejection.code == WITHDRAWN:
-        return refusal.rejection.reason
     attempt = record.attempt
     rejection = None if attempt is None or attempt.key != wish else attempt.rejection
     if serving is not None and serving.key == wish:
@@ -56,6 +55,8 @@ def _problem(supervisor: Supervisor, engines: EngineRegistry, record: Alias) -> 
     if rejection is not None:
         again = "it is tried again after a pause" if rejection.retry is Retry.BACKOFF else None
         return _joined(f"{name} asks for {wish.version}, {serves}: {rejection.reason}", now or again)
+    if record.withdrawn is not None:  # in an earlier run
+        return _joined(f"{name} asks for {wish.version}, {serves}: {record.withdrawn.reason}", now)
     if attempt is not None and attempt.running and attempt.key == wish:
         return f"{name} asks for {wish.version}, which {_doing(attempt)}; {serves}"
     return _joined(f"{name} asks for {wish.version}, which is not ready; {serves}", now)

@@ -15,6 +15,7 @@ from zwatch.errors import REJECTION_CODES
 from zwatch.generation.kept_image import HistoryView
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import PRIMARY
+from zwatch.rollout.alias import WITHDRAWN
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, EngineState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
@@ -55,7 +56,7 @@ class ServingView(TypedDict):
 
 
 class FaultView(TypedDict):
-    """Why an alias resolves to no version."""
+    """Why an alias resolves to no version, or that what it asks for was withdrawn."""
 
     code: str
     message: str
@@ -224,19 +225,16 @@ def alias_state(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> 
     seen, serving = supervisor.seen, engines.serving(alias)
     target, fault = seen.targets.get(alias), seen.faults.get(alias)
     shares = seen.shares.get(alias, ShareSeen())
-    problem = fault or shares.fault
+    withdrawn = supervisor.withdrawal.reason(alias)
+    problem = _fault_view(fault, withdrawn) or _fault_view(shares.fault, None)
     return {
         "link": target.link if target is not None else fault.link if fault is not None else None,
         "target": None if target is None else target.version,
-        "fault": _fault_view(problem),
+        "fault": problem,
         "serving": None if serving is None else serving.key.version,
         "unloaded": supervisor.is_unloaded(alias),
         "share": None if shares.link is None else shares.link.name,
     }
-
-
-def _fault_view(fault: Fault | None) -> FaultView | None:
-    return None if fault is None else {"code": fault.code, "message": fault.message}
 
 
 def share_states(supervisor: Supervisor) -> dict[str, ShareState]:
@@ -252,7 +250,7 @@ def share_states(supervisor: Supervisor) -> dict[str, ShareState]:
             "target": None if record.target is None else record.target.version,
             "percent": None if record.share is None else record.share.percent,
             "counts": record.counts,
-            "fault": _fault_view(fault),
+            "fault": _fault_view(fault, None if record.withdrawn is None else record.withdrawn.reason),
             "serving": None if serving is None else serving.key.version,
             "unloaded": record.is_unloaded,
         }
@@ -263,7 +261,7 @@ def share_states(supervisor: Supervisor) -> dict[str, ShareState]:
                 "alias": alias, "link": None, "target": None, "percent": None if meant is None else meant.percent,
                 "counts": False, "fault": None, "serving": None, "unloaded": False,
             }  # fmt: skip
-            found[name] = {**found.get(name, others), "fault": _fault_view(fault)}
+            found[name] = {**found.get(name, others), "fault": _fault_view(fault, None)}
     return found
 
 
@@ -273,6 +271,12 @@ def share_views(supervisor: Supervisor) -> dict[str, ShareView]:
     return {
         name: {**state, "attempt": attempt_view(attempts.get(name))} for name, state in share_states(supervisor).items()
     }
+
+
+def _fault_view(fault: Fault | None, withdrawn: str | None) -> FaultView | None:
+    if fault is not None:
+        return {"code": fault.code, "message": fault.message}
+    return None if withdrawn is None else {"code": WITHDRAWN, "message": withdrawn}
 
 
 def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> AliasView:

@@ -71,6 +71,11 @@ class Look:
     """The directories beside the models root in which a change may matter, the most important first: paths below it, or
     absolute ones."""
 
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """What of it others may wait for."""
+        return self.targets, self.faults, self.strays, self.folders, self.aliases, self.shares
+
 
 class Looker:
     """Looks repeatedly and remembers what it saw, so that a look at an unchanged root costs a few stats.

@@ -22,6 +22,14 @@ class GenerationParameters:
     seeds: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Why an image is not usable: `kind` is `not_finite` or `one_colour`, `text` goes on after "the image"."""
+
+    kind: str
+    text: str
+
+
 @dataclass(slots=True)
 class Generation:
     """The result: images in the order of the seeds, whether the prompt was truncated, whether every pixel was a finite
@@ -32,3 +40,5 @@ class Generation:
     finite: bool
     timings: dict[str, float]
     phases: Phases = field(default_factory=Phases)
+    flaw: Flaw | None = None
+    """Why its images are not usable, once that was found out."""

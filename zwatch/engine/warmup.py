@@ -1,20 +1,19 @@
 """Warm: a candidate has to make a small image before it gets requests."""
 
 from collections.abc import Callable
-
-import numpy as np
+from dataclasses import replace
 
 from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.pipeline import Engine
+from zwatch.engine.usable import flaw_of
 from zwatch.errors import Rejection
 
 PROMPT = "a cat wearing sunglasses"
 SEED = 42
 STEPS = 2
 """Fewer than the model is made for: NaN shows at once, and requests are served at the same time."""
-MIN_DEVIATION = 1.0
-"""Least standard deviation of a usable image's grey values, of 255."""
+_ADVICE = {"not_finite": "; the weights are not usable", "one_colour": ""}
 
 
 def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
@@ -34,9 +33,5 @@ def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
 
 def fault_of(generation: Generation) -> Rejection | None:
     """Return why the first of these images shows that the weights are not usable; None if it does not."""
-    if not generation.finite:
-        return Rejection("bad_image", "the warm-up image has NaN or infinite pixels; the weights are not usable")
-    deviation = float(np.asarray(generation.images[0].convert("L"), dtype=np.float32).std())
-    if deviation < MIN_DEVIATION:
-        return Rejection("bad_image", f"the warm-up image is one colour (deviation {deviation:.2f} of 255)")
-    return None
+    flaw = flaw_of(replace(generation, images=generation.images[:1]))
+    return None if flaw is None else Rejection("bad_image", f"the warm-up image {flaw.text}{_ADVICE[flaw.kind]}")

@@ -1,5 +1,9 @@
-"""Drawing one job at its turn: the lease of a version, its images on the device, and what becomes of a fault."""
+"""Drawing one job at its turn: the lease of a version, its images on the device, and what becomes of a fault.
 
+A request that fails with a version on trial is drawn again by the other version, before its client sees an error.
+"""
+
+import logging
 import time
 from collections.abc import Awaitable, Callable, Container
 from enum import Enum
@@ -7,18 +11,27 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
-from zwatch.generation.generator import Generator, failure_of
+from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
 from zwatch.generation.job import Job
+from zwatch.generation.pace import Pace
 from zwatch.generation.request import fitted
+from zwatch.rollout import trials
+from zwatch.rollout.engines import Lease
+from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.traffic import Traffic
+from zwatch.rollout.trials import FaultKind, Redraw, Suspicion
+from zwatch.shadow.faults import is_memory_short
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import Generation
     from zwatch.engine.pipeline import Engine
+    from zwatch.generation.pictures import Pictures
+    from zwatch.rollout.withdrawal import Withdrawal
 
-_FIRST_GUESS = (2.0, 8.4)
-"""Seconds, and megapixels x steps, of a request, until one was measured: 1024 x 1024 in 8 steps."""
-_WEIGHT = 0.2  # by which older requests count less at each newer one, in the estimate of how long waiting work takes
+
+_log = logging.getLogger(__name__)
+
+_ONE_COLOUR = "the model made an image of one colour"
 
 
 class _Again(Enum):
@@ -32,7 +45,8 @@ AGAIN: Final = _Again.AGAIN
 
 
 class Drawer:
-    """Draws jobs, one at a time. `not_served` returns the error for a request for what serves nothing."""
+    """Draws jobs, one at a time. `not_served` returns the error for a request for what serves nothing, `is_coming` says whether it
+    will soon."""
 
     def __init__(
         self,
@@ -42,57 +56,154 @@ class Drawer:
         aliases: Container[str],
         max_work: float,
         not_served: Callable[[str], RequestError],
+        is_coming: Callable[[str], bool],
     ) -> None:
         self.generator = generator
-        self.judge: Callable[[Exception], Awaitable[RequestError | None]] | None = None
-        """Called with each unexpected error of the device or the model, before the next job runs; the error that it returns is
-        answered instead."""
+        self.pace = Pace()
+        self.judge: Callable[[Exception, VersionKey], Awaitable[RequestError | None]] | None = None
+        """Called with each unexpected error of the device or the model, and the version that drew, before the next job runs; the
+        error that it returns is answered instead."""
         self.judge_first: Callable[[Engine, Generation], Awaitable[bool]] = _trusting
-        """Called with the first images of an engine on trial; returns whether it can go on serving."""
+        """Called with the first images of an engine whose warm-up was skipped; returns whether it can go on serving."""
+        self.withdrawal: Withdrawal | None = None
+        """What is told of the outcomes of versions on trial; None where none is."""
+        self.least_patience = trials.LEAST_PATIENCE
+        """Seconds for which a version on trial may draw whatever the other version takes."""
+        self.on_redraw: list[Callable[[Suspicion], None]] = []
+        """Called for each request that another version is to draw again."""
         self._traffic = traffic
         self._finisher = finisher
         self._aliases = aliases
         self._max_work = max_work
         self._not_served = not_served
-        self._recent_seconds, self._recent_work = _FIRST_GUESS
-
-    @property
-    def pace(self) -> float:
-        """Seconds for a megapixel in one step, over the last requests."""
-        return self._recent_seconds / self._recent_work
+        self._is_coming = is_coming
 
     async def draw(self, job: Job) -> Result | Literal[_Again.AGAIN] | None:
         """Generate a job's images on the device; None if the job failed or was cancelled (its state is set here)."""
         queued, begun = job.age, time.monotonic()
         job.begin()
+        lease = job.lease = job.lease or self._traffic.lease(job.request.model, job.client, job.second_turn.avoided)
+        if lease is None:
+            job.fail(job.second_turn.error or self._not_served(job.request.model))
+            return None
+        # Noted now: the alias may serve something else when it fails.
+        is_watched = self._is_watched(lease.key)
         try:
-            job.lease = job.lease or self._traffic.lease(job.request.model, job.client)
-            if job.lease is None:
-                raise self._not_served(job.request.model)
-            engine = job.lease.engine
-            pictures = self._finisher.begin(job, job.lease.key, fitted(job.request, engine, self._max_work))
-            is_on_trial = engine.is_on_trial
-            generation = await self.generator.run(engine, pictures, job, holds_pictures=is_on_trial)
-            if is_on_trial:
-                if not await self.judge_first(engine, generation):
-                    return self._again(job)
-                pictures.add_all(generation)
-            if not generation.finite:
-                raise RequestError("generation_failed", "the model made NaN or infinite pixels")
-            self._recent_seconds = (1 - _WEIGHT) * self._recent_seconds + time.monotonic() - begun
-            self._recent_work = (1 - _WEIGHT) * self._recent_work + job.work
-            return Result(pictures, generation, queued)
+            return await self._draw(job, lease, queued, is_watched=is_watched)
         except GenerationCancelled:
+            self._note_time_limit(job, lease.key, time.monotonic() - begun)
             job.cancel()  # usually it is in its final state already
+        except Faulted as error:
+            return self._faulted(job, lease, error.kind, error, is_watched=is_watched)
         except RequestError as error:
-            job.fail(error)
+            job.fail(job.second_turn.error or error)
         except Exception as error:
-            other = None if self.judge is None else await self.judge(error)
-            job.fail(other or failure_of(error, job))
+            other = None if self.judge is None else await self.judge(error, lease.key)
+            if other is None:
+                kind = FaultKind.OUT_OF_MEMORY if is_memory_short(error) else FaultKind.ERROR
+                return self._faulted(job, lease, kind, failure_of(error, job), is_watched=is_watched)
+            job.fail(other)
         return None
 
+    async def _draw(
+        self, job: Job, lease: Lease, queued: float, *, is_watched: bool
+    ) -> Result | Literal[_Again.AGAIN] | None:
+        begun, engine = time.monotonic(), lease.engine
+        pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work))
+        is_first = engine.is_on_trial
+        generation = await self.generator.run(
+            engine,
+            pictures,
+            job,
+            holds_pictures=is_first or is_watched,
+            patience=self._patience(job, lease.key) if is_watched else None,
+        )
+        seconds = time.monotonic() - begun
+        if is_first and not await self.judge_first(engine, generation):
+            return self._again(job)
+        flaw = None if generation.flaw is None else FaultKind(generation.flaw.kind)
+        if flaw is FaultKind.NOT_FINITE:
+            raise Faulted(flaw, "the model made NaN or infinite pixels")
+        self.pace.note(lease.key, seconds, job.work)
+        if flaw is not None and is_watched and self._another(job, lease.key):
+            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR))
+            if other is not None:
+                return Result(*other, queued)
+        elif (suspicion := job.second_turn.take_suspicion()) is not None:
+            self._settle(suspicion, Redraw.WELL, lease.key)
+        elif self.withdrawal is not None and flaw is None:
+            self.withdrawal.note(lease.key, None)
+        if is_first or is_watched:
+            pictures.add_all(generation)
+        return Result(pictures, generation, queued)
+
+    async def _drawn_in_colours(
+        self, job: Job, first: Lease, suspicion: Suspicion
+    ) -> "tuple[Pictures, Generation] | None":
+        """Let another version draw a job whose image has one colour by a version on trial; return what it drew if that has not. If
+        it has, or cannot be drawn, the first image is what its client gets: it may have asked for a plain picture."""
+        other = self._traffic.lease(job.request.model, job.client, frozenset({first.key}))
+        if other is None:
+            return None
+        parameters = job.parameters
+        assert parameters is not None  # it was drawn
+        job.lease = other
+        job.restart()
+        try:
+            pictures = self._finisher.begin(job, other.key, fitted(job.request, other.engine, self._max_work))
+            generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True)
+            if generation.flaw is None:
+                first.release()
+                self._redrawn(suspicion)
+                self._settle(suspicion, Redraw.WELL, other.key)
+                pictures.add_all(generation)
+                return pictures, generation
+        except GenerationCancelled:
+            other.release()
+            job.lease = first
+            raise
+        except Exception as error:
+            _log.warning("a picture of one colour by %s could not be drawn again: %s", first.key.version, error)
+            if not isinstance(error, RequestError) and self.judge is not None:
+                await self.judge(error, other.key)
+        other.release()
+        job.lease = first
+        job.assign(first.key, parameters)
+        return None
+
+    # --- what becomes of a fault
+
+    def _faulted(
+        self, job: Job, lease: Lease, kind: FaultKind, error: RequestError, *, is_watched: bool
+    ) -> Literal[_Again.AGAIN] | None:
+        """Let another version draw a job that a version on trial failed to draw; if that is not possible, answer the error."""
+        if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
+            self._settle(suspicion, Redraw.FAILED)
+        elif is_watched and not job.state.is_final:
+            suspicion = Suspicion(lease.key, kind, error.message)
+            if self._another(job, lease.key):
+                job.second_turn.suspicion = suspicion
+                return self._draw_again(job, suspicion, error)
+            self._settle(suspicion, Redraw.NONE)
+            # If that was one too many, what serves instead may have to be loaded first.
+            if self._may_be_drawn_again(job) and not self._is_watched(lease.key) and self._is_coming(job.request.model):
+                return self._draw_again(job, suspicion, error)
+        job.fail(error)
+        return None
+
+    def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
+        job.second_turn.avoided = frozenset({suspicion.key})
+        job.second_turn.error = error.with_traceback(None)  # its frames hold the images
+        self._redrawn(suspicion)
+        return self._again(job)
+
+    def _redrawn(self, suspicion: Suspicion) -> None:
+        _log.warning("%s failed (%s); another version draws the request again", suspicion.key.version, suspicion.text)
+        for listener in self.on_redraw:
+            listener(suspicion)
+
     def _again(self, job: Job) -> Literal[_Again.AGAIN] | None:
-        """Let a job wait for the version that serves instead of the one that made bad images for it.
+        """Let a job wait for the version that serves instead of the one that drew it.
 
         Raises:
             RequestError: it asked for that version by name.
@@ -104,6 +215,55 @@ class Drawer:
         if job.lease is not None:
             job.lease.release()
         return AGAIN
+
+    def _may_be_drawn_again(self, job: Job) -> bool:
+        """Say whether another version may draw a job: it names none, and this is its first turn."""
+        return job.request.model in self._aliases and not job.second_turn.avoided
+
+    def _another(self, job: Job, key: VersionKey) -> bool:
+        """Say whether another version can draw a job now."""
+        return (
+            not job.state.is_final
+            and self._may_be_drawn_again(job)
+            and self._traffic.find(job.request.model, job.client, frozenset({key})) is not None
+        )
+
+    # --- what is noted of versions on trial
+
+    def _is_watched(self, key: VersionKey) -> bool:
+        return self.withdrawal is not None and self.withdrawal.is_watched(key)
+
+    def _patience(self, job: Job, key: VersionKey) -> Patience | None:
+        seconds = trials.patience(job.time_left, self._usual(job, key), self.least_patience)
+        return None if seconds is None else Patience(seconds, lambda: self._another(job, key))
+
+    def _usual(self, job: Job, key: VersionKey) -> float | None:
+        """Return how many seconds the other version takes for such a job, if that is known."""
+        others = () if self.withdrawal is None else self.withdrawal.others(key)
+        found = [seconds for other in others if (seconds := self.pace.seconds(other, job.work)) is not None]
+        return max(found, default=None)
+
+    def _note_time_limit(self, job: Job, key: VersionKey, drawn: float) -> None:
+        """Note that a version on trial drew until the job's time limit passed, if that was its fault."""
+        if (
+            self.withdrawal is None
+            or job.second_turn.suspicion is not None
+            or not job.is_timed_out
+            or not self._is_watched(key)
+        ):
+            return
+        if trials.is_too_slow(drawn, job.time_limit, self._usual(job, key)):
+            self.withdrawal.note(key, f"it drew for {drawn:.3g} s until the time limit of {job.time_limit:g} s passed")
+
+    def note_end(self, job: Job) -> None:
+        """Note the end of a job: one that waited to be drawn again may have been cancelled."""
+        if (suspicion := job.second_turn.take_suspicion()) is not None:
+            self._settle(suspicion, Redraw.NONE)
+
+    def _settle(self, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
+        if self.withdrawal is not None:
+            for key, fault in trials.settled(suspicion, redraw, other):
+                self.withdrawal.note(key, fault)
 
 
 async def _trusting(engine: "Engine", generation: "Generation") -> bool:

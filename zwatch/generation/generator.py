@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Begun, Bridge, NoAnswer
@@ -13,6 +14,7 @@ from zwatch.generation.pictures import Pictures
 from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.lanes import Interrupted
 from zwatch.logs import hiding, without_private
+from zwatch.rollout.trials import FaultKind
 from zwatch.shadow.faults import is_memory_short
 from zwatch.timeline import Phase
 
@@ -33,18 +35,42 @@ GRACE = 10.0
 GRACE_ON_CPU = 300.0
 """The same on a processor, where one call of a slow step may take long: it is not stuck."""
 _CHECK_SECONDS = 1.0
+_STEP_SECONDS = 1.0  # for one that is to end at its next step
+
+
+class Faulted(RequestError):
+    """A request has no image because of the version that drew it; `kind` says how."""
+
+    def __init__(self, kind: FaultKind, message: str) -> None:
+        super().__init__("generation_failed", message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """For how many seconds a version may draw a request; `is_over` says, after them, whether another version can draw it."""
+
+    seconds: float
+    is_over: Callable[[], bool]
 
 
 class _SignOfLife:
     """When a generation last got on, on the monotonic clock."""
 
     def __init__(self) -> None:
-        self.at = time.monotonic()
+        self.begun = self.at = time.monotonic()
+        self.is_given_up = False
+        """Whether it is to end at its next step."""
 
     @property
     def silence(self) -> float:
         """Seconds since then."""
         return time.monotonic() - self.at
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.begun
 
 
 class Generator:
@@ -71,16 +97,22 @@ class Generator:
         return 0.0 if self._sign is None else self._sign.silence
 
     async def run(
-        self, engine: "Engine", pictures: Pictures, job: Job, *, holds_pictures: bool = False
+        self,
+        engine: "Engine",
+        pictures: Pictures,
+        job: Job,
+        *,
+        holds_pictures: bool = False,
+        patience: Patience | None = None,
     ) -> "Generation":
         """Generate in a thread; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
 
         Raises:
             RequestError: 500, an earlier one has not come back.
+            Faulted: it took longer than `patience` allows, and was given up.
             GenerationCancelled: the job has ended; so it has where the generation was given up.
         """
         sign = _SignOfLife()
-        begun_at = time.monotonic()
         try:
             begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures)
         except NoAnswer as error:
@@ -89,7 +121,7 @@ class Generator:
             ) from None
         self._sign = sign
         try:
-            if not await self._gets_on(begun, engine, job, sign):
+            if not await self._gets_on(begun, engine, job, sign, patience):
                 raise GenerationCancelled
             generation = begun.future.result()
             job.phases += generation.phases
@@ -97,18 +129,22 @@ class Generator:
         except Interrupted:
             raise GenerationCancelled from None
         finally:
-            job.phases.append(Phase("generate", begun_at, time.monotonic()))
+            job.phases.append(Phase("generate", sign.begun, time.monotonic()))
             self._sign = None if self.stuck_since is None else sign
             del begun  # an error's frames, of which this is one, hold the memory of a failed generation
 
-    async def _gets_on(self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife) -> bool:
-        """Wait for a generation; return False if it was given up."""
+    async def _gets_on(
+        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, patience: Patience | None
+    ) -> bool:
+        """Wait for a generation; return False if it was given up, and its job has failed."""
         limit = self.stall or (STALL_ON_GPU if self.is_on_gpu() else STALL)
         is_interrupted = False
         while not begun.future.done():
             await asyncio.wait([begun.future], timeout=min(_CHECK_SECONDS, limit / 4))
             if begun.future.done():
                 break
+            if patience is not None and sign.age > patience.seconds and patience.is_over():
+                return await self._ends_early(begun, engine, job, sign, patience.seconds)
             if job.state.is_final and not is_interrupted and sign.silence > self.stall_after_end:
                 is_interrupted = True
                 begun.interrupt()
@@ -117,18 +153,52 @@ class Generator:
                 return False
         return True
 
+    async def _ends_early(
+        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, patience: float
+    ) -> bool:
+        """End a generation that takes too long, but for which its client still waits; return as `_gets_on`.
+
+        Raises:
+            Faulted: it has ended without images.
+        """
+        reason = f"{engine.version} took more than {patience:.3g} s"
+        sign.is_given_up = True
+        await asyncio.wait([begun.future], timeout=_STEP_SECONDS)
+        if not begun.future.done() and not await self._comes_back(begun, self._grace):
+            job.fail(RequestError("generation_failed", f"{reason} and was given up"))
+            self._note_stuck(begun, engine, job, sign, reason)
+            return False
+        if not begun.future.cancelled() and begun.future.exception() is None:
+            return True  # it was done just now
+        _log.warning("%s and was given up (%s)", reason, job.id)
+        raise Faulted(FaultKind.SLOW, reason)
+
     async def _give_up(
         self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, limit: float
     ) -> None:
         """Tell those who wait for a generation that makes no progress, and end it; if it does not end, the device is stuck."""
         reason = f"a generation by {engine.version} made no progress for {limit:g} s"
         job.fail(RequestError("generation_failed", f"{reason} and was given up"))
+        if await self._comes_back(begun, min(self._grace, limit)):
+            _log.error("%s and was interrupted (%s)", reason, job.id)
+        else:
+            self._note_stuck(begun, engine, job, sign, reason)
+
+    @property
+    def _grace(self) -> float:
+        return self.grace if self.is_on_gpu() else GRACE_ON_CPU
+
+    async def _comes_back(self, begun: Begun["Generation"], seconds: float) -> bool:
+        """Interrupt a generation, and return whether its thread comes back within some seconds."""
         begun.interrupt()
-        await asyncio.wait([begun.future], timeout=min(self.grace if self.is_on_gpu() else GRACE_ON_CPU, limit))
+        await asyncio.wait([begun.future], timeout=seconds)
         if begun.future.done():
             _ = begun.future.cancelled() or begun.future.exception()  # seen: else asyncio logs it
-            _log.error("%s and was interrupted (%s)", reason, job.id)
-            return
+        return begun.future.done()
+
+    def _note_stuck(
+        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, reason: str
+    ) -> None:
         self.stuck_since = sign.at
         _log.error("%s and does not come back (%s); its thread is in\n%s", reason, job.id, begun.stack)
         begun.leave()
@@ -141,10 +211,14 @@ class Generator:
 
         def cancelled() -> bool:
             sign.at = time.monotonic()
-            return job.is_cancelled
+            return job.is_cancelled or sign.is_given_up
+
+        from zwatch.engine.usable import flaw_of  # numpy, which the start does not wait for
 
         on_image = _ignore if holds_pictures else pictures.post
-        return engine.serve(pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled)
+        generation = engine.serve(pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled)
+        generation.flaw = flaw_of(generation)
+        return generation
 
 
 def _ignore(number: int, image: "Image") -> None:

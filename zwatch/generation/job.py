@@ -1,6 +1,7 @@
 """A job: the state of one accepted request."""
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest
+from zwatch.generation.second_turn import SecondTurn
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
@@ -75,6 +77,9 @@ class Job:
     by_share: str | None = None
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
 
+    time_limit: float = math.inf
+    """Seconds from its acceptance after which its client gets an error."""
+
     def __init__(
         self,
         request: GenerateRequest,
@@ -87,8 +92,7 @@ class Job:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
-        self.request = request
-        self.lease = lease
+        self.request, self.lease = request, lease
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -97,6 +101,7 @@ class Job:
         self.state = JobState.QUEUED
         self.position = self.step = 0
         self.steps = request.steps * request.n
+        self.second_turn = SecondTurn()
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
@@ -140,6 +145,16 @@ class Job:
     def accepted(self) -> float:
         """When it was accepted, on the monotonic clock."""
         return self._accepted
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds of its time limit that remain; None if it has none."""
+        return None if math.isinf(self.time_limit) else max(0.0, self.time_limit - self.age)
+
+    @property
+    def is_timed_out(self) -> bool:
+        """Whether its time limit has passed."""
+        return self._timeout is not None
 
     @property
     def remaining(self) -> float | None:
@@ -220,6 +235,12 @@ class Job:
         self.state = JobState.RUNNING
         self._begun = self._clock()
         self.phases.append(Phase("queue", self._waiting_from, self._begun))
+        self._changed()
+
+    def restart(self) -> None:
+        """Begin again while it runs: another version draws it."""
+        self.step, self.preview = 0, None
+        self._begun = self._clock()
         self._changed()
 
     def wait_again(self) -> None:

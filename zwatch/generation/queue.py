@@ -1,6 +1,7 @@
 """The bounded queue: requests wait here for the device, first in, first out."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.traffic import Traffic
 
 _FINISHING = 4
@@ -46,8 +48,8 @@ class GenerationQueue:
     ) -> None:
         self.limit = limit
         self.max_work = max_work
-        self._engines, self._traffic = engines, traffic or Traffic({}, engines)
-        self.drawer = Drawer(self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served)
+        self.timeout = math.inf
+        """Seconds after which the client of an attended job gets an error."""
         self.running: Job | None = None
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
@@ -58,7 +60,11 @@ class GenerationQueue:
         """Says whether an alias or a version that does not serve will soon, so that requests for it may wait."""
         self.is_unloaded: Callable[[str], bool] = lambda alias: False
         """Says whether an alias serves nothing because it was unloaded."""
+        self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
+        self.drawer = Drawer(
+            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming
+        )
         finisher.on_written = changes.fire
         self._aliases = aliases
         self._changes = changes
@@ -126,6 +132,7 @@ class GenerationQueue:
         work = self.check(request, client)
         lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
+        job.time_limit = self.timeout if attended else math.inf
         job.work = work
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
@@ -223,10 +230,13 @@ class GenerationQueue:
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(job.request.model, job.client)), None)
+        return next((job for job in self._waiting if job.lease or not waits(*_asked(job))), None)
 
-    def _waits(self, model: str, client: str | None) -> bool:
-        return self._traffic.find(model, client) is None and self.is_coming(model)
+    def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
+        return self._traffic.find(model, client, avoided) is None and self.is_coming(model)
+
+    def _is_coming(self, model: str) -> bool:
+        return self.is_coming(model)
 
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
@@ -242,7 +252,7 @@ class GenerationQueue:
 
     def give_up_waiting(self, error: RequestError) -> None:
         """Fail all jobs that wait for a version to be loaded, now and from now on: it will not be."""
-        for job in [job for job in self._waiting if job.lease is None and self._waits(job.request.model, job.client)]:
+        for job in [job for job in self._waiting if job.lease is None and self._waits(*_asked(job))]:
             self._waiting.remove(job)
             job.fail(error)
         self.is_coming = lambda model: False
@@ -274,6 +284,7 @@ class GenerationQueue:
             job.lease.release()
 
     def _ended(self, job: Job) -> None:
+        self.drawer.note_end(job)
         if not job.attended:
             self.jobs.settle(job)
         for listener in self.on_end:
@@ -302,7 +313,12 @@ class GenerationQueue:
 
     def _seconds_until_room(self) -> float:
         """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""
-        pace = self.drawer.pace
+        pace = self.drawer.pace.of_all
         running = self.running
         rest = 0.0 if running is None else running.remaining or pace * running.work
         return rest + pace * sum(job.work for job in self._waiting) / 2
+
+
+def _asked(job: Job) -> tuple[str, str | None, frozenset[VersionKey]]:
+    """Return what decides which engine a job gets."""
+    return job.request.model, job.client, job.second_turn.avoided

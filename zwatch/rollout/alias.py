@@ -12,7 +12,7 @@ from zwatch.rollout import policy
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, Resident, VersionKey
 from zwatch.rollout.refusals import BACKOFF_FIRST, Refusals
-from zwatch.rollout.saved import SavedAlias
+from zwatch.rollout.saved import SavedAlias, Withdrawn
 
 _log = logging.getLogger(__name__)
 
@@ -76,9 +76,18 @@ class Alias:
     @property
     def is_withdrawn(self) -> bool:
         """Whether what it serves was withdrawn from the requests, because it failed in some."""
-        serving = self.serving
-        refusal = None if serving is None else self.refusals.find(serving.key)
-        return refusal is not None and refusal.rejection.code == WITHDRAWN
+        serving, withdrawn = self.serving, self.saved.withdrawn
+        return serving is not None and withdrawn is not None and serving.key == withdrawn.key
+
+    @property
+    def withdrawn(self) -> Withdrawn | None:
+        """What its link asks for, if that was withdrawn."""
+        withdrawn = self.saved.withdrawn
+        return withdrawn if withdrawn is not None and withdrawn.key == self.wish else None
+
+    @property
+    def _withdrawn_key(self) -> VersionKey | None:
+        return None if self.saved.withdrawn is None else self.saved.withdrawn.key
 
     @property
     def wish(self) -> VersionKey | None:
@@ -114,7 +123,7 @@ class Alias:
     def view(self, running: Attempt | None, fallbacks: Iterable[VersionKey], now: float) -> policy.AliasView:
         """Return the facts that the policy decides by. `running` is the attempt that loads, `fallbacks` are
         the versions that can serve instead, in the order to try them, `now` is a time of the monotonic clock."""
-        serving, refusal = self.serving, self.refusals.find(self.wish)
+        serving, refusal, known = self.serving, self.refusals.find(self.wish), list(fallbacks)
         fallback_loads = running is not None and running.alias == self.key and running.fallback
         return policy.AliasView(
             name=self.key,
@@ -126,8 +135,17 @@ class Alias:
             refused=refusal is not None and not self.forced and (fallback_loads or not refusal.due(now)),
             forced=self.forced,
             needs_signature=self._needs_signature,
-            fallback=self._usable(fallbacks, now) if serving is None else None,
+            fallback=self._usable(known, now) if serving is None or self.is_withdrawn else None,
+            barred=refusal is not None and refusal.rejection.code == WITHDRAWN,
+            withdrawn=self.is_withdrawn,
+            retreats=tuple(self.retreats(known)),
         )
+
+    def retreats(self, fallbacks: Iterable[VersionKey]) -> list[VersionKey]:
+        """Return what may serve instead of what it serves, should that be withdrawn, in the order to try it."""
+        previous, serving = self.previous, self.serving
+        known = dict.fromkeys([previous, *fallbacks])
+        return [key for key in known if key is not None and (serving is None or key != serving.key)]
 
     def _usable(self, fallbacks: Iterable[VersionKey], now: float) -> VersionKey | None:
         for key in fallbacks:
@@ -142,6 +160,7 @@ class Alias:
         if (
             serving is None
             or serving.engine.is_on_trial
+            or self.is_withdrawn
             or (serving.images < GOOD_IMAGES and now - serving.serving_from < GOOD_SECONDS)
         ):
             return None
@@ -170,6 +189,8 @@ class Alias:
     def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
         """Note that its link has another stamp, although it was not made anew."""
         self.refusals.restamp(old, new)
+        if self.saved.withdrawn is not None and self.saved.withdrawn.is_asked_for_by(self.saved.withdrawn.key, old):
+            self.saved.withdrawn.link_stamp = new
         if self.saved.unloaded == old:
             self.saved.unloaded = new
 
@@ -183,18 +204,36 @@ class Alias:
             self.saved.link_stamp = None if self.link_stamp == _NO_LINK else self.link_stamp
         if target is None:
             return False
+        is_sealed_again = (
+            before is not None and before.seal_stamp != target.seal_stamp and before.identity == target.identity
+        )
         self.refusals.keep_only(VersionKey(target.version, target.digest), target.link_stamp)
+        self._note_withdrawn(target, is_sealed_again=is_sealed_again)
         if self.saved.unloaded is not None and self.saved.unloaded != target.link_stamp:
             self.saved.unloaded = None
-        return before is not None and before.seal_stamp != target.seal_stamp and before.identity == target.identity
+        return is_sealed_again
+
+    def _note_withdrawn(self, target: Target, *, is_sealed_again: bool) -> None:
+        """Go on refusing what was withdrawn, also after a restart, while the same link asks for it."""
+        withdrawn, key = self.saved.withdrawn, VersionKey(target.version, target.digest)
+        if withdrawn is None or withdrawn.key != key:
+            return
+        if is_sealed_again or not withdrawn.is_asked_for_by(key, target.link_stamp):
+            self.saved.withdrawn = None
+            self.refusals.forget(key)
+        elif self.refusals.find(key) is None:
+            self.refusals.add(key, Rejection(WITHDRAWN, withdrawn.reason), target.link_stamp, None)
 
     def promote(self, attempt: Attempt) -> None:
         """Serve the resident engine of an attempt's version from now on."""
         key, first = attempt.key, self.serving is None
+        before_withdrawn = self.previous if self.is_withdrawn else None
         self._engines.promote(self.key, key, attempt.signer)
         if first:  # since the start or an unload: the registry does not know what was served before
             before = next((known for known in (self._served, self.saved.previous) if known not in (None, key)), None)
             self._engines.remember_previous(self.key, before)
+        elif self._engines.previous(self.key) == self._withdrawn_key:  # nothing goes back to that
+            self._engines.remember_previous(self.key, None if before_withdrawn == key else before_withdrawn)
         attempt.promote()
         self.refusals.forget(key, fallback=attempt.fallback)
         if key == self.wish:  # also of a last resort: what the link asks for serves, so it is not refused
@@ -213,6 +252,21 @@ class Alias:
         attempt.reject(rejection)
         self.refusals.add(attempt.key, rejection, link_stamp, awaited, fallback=attempt.fallback)
         _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+
+    def withdraw(self, attempt: Attempt, reason: str) -> None:
+        """Reject what it serves, because it failed in requests. A share serves nothing then; an alias serves on until another
+        version can."""
+        asks = self.wish in (None, attempt.key)
+        self.refuse(attempt, Rejection(WITHDRAWN, reason), self.link_stamp if asks else None, None)
+        self.saved.note_withdrawn(Withdrawn(attempt.key, reason, self.link_stamp if asks else None))
+        if self.is_share:
+            self.saved.serving = None  # it is not to blame for a crash from now on
+            self._engines.withdraw(self.key)
+
+    def try_again(self) -> None:
+        """Forget why versions were rejected or withdrawn, because an operator asked to try again."""
+        self.refusals.clear()
+        self.saved.withdrawn = None
 
     def unload(self) -> None:
         """Serve nothing until a load is requested or the link is made again."""

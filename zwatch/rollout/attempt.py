@@ -77,8 +77,7 @@ class AttemptRunner:
         self._state = state
         self._changes = changes
         self._wake, self._make_factory = wake, make_factory
-        self._fail = fail
-        self._judge, self._gate = judge, gate
+        self._fail, self._judge, self._gate = fail, judge, gate
         self.keeps_trying = False
         """Whether what is being tried stays in the saved state: the end of this run counts as its crash."""
         self.distrusted: list[str] = []
@@ -95,7 +94,7 @@ class AttemptRunner:
 
     async def promote_resident(self, alias: Alias, key: VersionKey) -> None:
         """Let an alias serve an engine that is resident."""
-        attempt = self._new_attempt(alias, key, LoadWay.RESIDENT)
+        attempt = self.new_attempt(alias, key, LoadWay.RESIDENT)
         if await self._gate.admits(alias, attempt, self._engines, self._bridge):
             if self._records.get(alias.key) is not alias:
                 attempt.abandon("its link is gone")
@@ -108,7 +107,7 @@ class AttemptRunner:
 
     def begin_load(self, alias: Alias, key: VersionKey, *, fallback: bool) -> None:
         """Start to load a version, as the alias's wish or as its fallback; no other load may be running."""
-        attempt = self._new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
+        attempt = self.new_attempt(alias, key, LoadWay.DEVICE, fallback=fallback)
         attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
         link_stamp = None if fallback or alias.target is None else alias.target.link_stamp
         self.running = Load(alias, attempt, alias.forced, link_stamp)
@@ -120,7 +119,7 @@ class AttemptRunner:
         """Begin an attempt for what an alias serves already: whether it can make images is in doubt."""
         assert alias.serving is not None
         key = alias.serving.key
-        attempt = self._new_attempt(alias, key, LoadWay.RESIDENT, fallback=key != alias.wish)
+        attempt = self.new_attempt(alias, key, LoadWay.RESIDENT, fallback=key != alias.wish)
         attempt.control = LoadControl(lambda: self._bridge.post(self._changes.fire))
         attempt.signer = alias.serving.signer
         attempt.begin_warming()
@@ -317,7 +316,8 @@ class AttemptRunner:
 
     # --- the list of attempts
 
-    def _new_attempt(self, alias: Alias, key: VersionKey, way: LoadWay, *, fallback: bool = False) -> Attempt:
+    def new_attempt(self, alias: Alias, key: VersionKey, way: LoadWay, *, fallback: bool = False) -> Attempt:
+        """Begin an attempt, and list it."""
         attempt = Attempt(alias.key, key, way, fallback=fallback, linked_ns=None if fallback else alias.linked_ns)
         attempt.shown = alias.name
         self.latest.appendleft(attempt)

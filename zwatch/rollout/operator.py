@@ -126,7 +126,7 @@ class Operator:
         was_unloaded, record.saved.unloaded = record.saved.unloaded is not None, None
         self._loads_requested += 1
         self._supervisor.changes.fire()  # an unload may be waiting; this is newer
-        record.refusals.clear()
+        record.try_again()
         if was_unloaded:  # also if there is nothing to load now
             await self._supervisor.state.save()
         await self._supervisor.look_now()

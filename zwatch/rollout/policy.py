@@ -24,6 +24,12 @@ class AliasView:
     """A signature is required: then a refusal holds for what is resident too."""
     fallback: VersionKey | None = None
     """Last-known-good, to serve while nothing else does."""
+    barred: bool = False
+    """Its wish was withdrawn: that refusal holds for what is resident too."""
+    withdrawn: bool = False
+    """What it serves was withdrawn: it serves on only until another version can."""
+    retreats: tuple[VersionKey, ...] = ()
+    """What may serve instead of what was withdrawn, in the order to try it."""
     is_share: bool = False
     """It is the share of an alias: what an alias asks for is loaded first."""
 
@@ -67,6 +73,14 @@ class Promote:
 
 
 @dataclass(frozen=True, slots=True)
+class Retreat:
+    """Let an alias serve another resident engine than the one that was withdrawn."""
+
+    alias: str
+    key: VersionKey
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Start to load a version for an alias."""
 
@@ -89,7 +103,7 @@ class Free:
     key: VersionKey
 
 
-Action = Abandon | Promote | Load | Keep | Free
+Action = Abandon | Promote | Retreat | Load | Keep | Free
 
 
 def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading: LoadView | None) -> Action | None:
@@ -98,7 +112,12 @@ def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading:
         return Abandon()
     if loading is not None and not loading.abandoned and _yields(loading, aliases):
         return Abandon(yields=True)
-    return _promotion(aliases, engines) or _retirement(engines) or (None if loading is not None else _load(aliases))
+    return (
+        _promotion(aliases, engines)
+        or retreat(aliases, engines)
+        or _retirement(engines)
+        or (None if loading is not None else _load(aliases))
+    )
 
 
 def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
@@ -106,7 +125,7 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
     if view is None or view.unloaded:
         return False
     if loading.fallback:
-        return view.serving is None and (view.wish is None or view.refused)
+        return (view.serving is None or view.withdrawn) and (view.wish is None or view.refused)
     return view.wish == loading.key and (view.serving != view.wish or loading.forced)
 
 
@@ -121,10 +140,20 @@ def _yields(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:
     resident = {engine.key for engine in engines if engine.usable}
     for view in aliases:
-        is_barred = view.needs_signature and view.refused
+        is_barred = view.refused and (view.needs_signature or view.barred)
         if view.wish in resident and not view.unloaded and not is_barred and view.wish != view.serving:
             assert view.wish is not None  # no engine is without a key
             return Promote(view.name, view.wish)
+    return None
+
+
+def retreat(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Retreat | None:
+    """Return which alias serves something else at once because what it serves was withdrawn, if another engine is resident."""
+    resident = {engine.key for engine in engines if engine.usable}
+    for view in aliases:
+        for key in view.retreats if view.withdrawn and not view.unloaded else ():
+            if key in resident:
+                return Retreat(view.name, key)
     return None
 
 
@@ -150,7 +179,7 @@ def expected(view: AliasView, loading: LoadView | None = None) -> VersionKey | N
         return None
     if loading is not None and loading.alias == view.name and not loading.abandoned:
         return loading.key
-    return view.wish if _asks(view) else view.fallback if view.serving is None else None
+    return view.wish if _asks(view) else view.fallback if view.serving is None or view.withdrawn else None
 
 
 def _asks(view: AliasView) -> bool:

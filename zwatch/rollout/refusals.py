@@ -14,7 +14,7 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 
 
 _OF_THE_SEAL = frozenset({"seal_missing", "seal_invalid", "seal_changed"})
-_FOR_GOOD = frozenset({"bad_image", "set_aside"})
+_FOR_GOOD = frozenset({"bad_image", "set_aside", "withdrawn"})
 """Codes that say something about a version whose files are as they were sealed."""
 
 
@@ -110,9 +110,9 @@ class Refusals:
         }
 
     def end_pauses(self) -> None:
-        """Let all be tried again now, but for what is set aside."""
+        """Let all be tried again now, but for what is set aside or was withdrawn."""
         for one in self._entries.values():
-            one.file_changed = one.file_changed or one.rejection.code != "set_aside"
+            one.file_changed = one.file_changed or one.rejection.code not in ("set_aside", "withdrawn")
 
     def clear(self) -> None:
         """Remove all, because an operator asked to try again."""

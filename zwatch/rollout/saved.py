@@ -45,6 +45,29 @@ def _check_format(value: Any) -> Any:
 
 
 @dataclass(slots=True)
+class Withdrawn:
+    """A version that was withdrawn because it failed, why, and the stamp of the link that asked for it; None if another link was
+    there by then."""
+
+    key: SavedKey
+    reason: str
+    link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")]
+
+    def is_asked_for_by(self, key: VersionKey, link_stamp: LinkStamp | None) -> bool:
+        """Say whether a link is the one that asked for it. Only the times count, see `crashes`."""
+        times = [None if stamp is None else stamp.ctime_ns for stamp in (self.link_stamp, link_stamp)]
+        return key == self.key and times[0] is not None and times[0] == times[1]
+
+
+@dataclass(slots=True)
+class Probation:
+    """When a version was promoted, by the system's clock in seconds."""
+
+    key: SavedKey
+    begun: float
+
+
+@dataclass(slots=True)
 class SavedAlias:
     """One alias's part. `good` and `promoted` are newest first; `link_stamp` is of its link, which led to `wish`;
     `unloaded` is the link's stamp when an operator unloaded the alias."""
@@ -57,6 +80,18 @@ class SavedAlias:
     unloaded: LinkStamp | None = None
     wish: SavedKey | None = None
     promoted: list[SavedKey] = field(default_factory=list)
+    withdrawn: Annotated[Withdrawn | None, Field(exclude_if=lambda withdrawn: withdrawn is None)] = None
+    """What was withdrawn last, until it is linked or sealed anew."""
+    probation: Annotated[Probation | None, Field(exclude_if=lambda probation: probation is None)] = None
+    """When the version was promoted that its link asked for."""
+
+    def note_withdrawn(self, withdrawn: Withdrawn) -> None:
+        """Note that a version was withdrawn: nothing falls back to it."""
+        self.withdrawn = withdrawn
+        self.good = [key for key in self.good if key != withdrawn.key]
+        self.promoted = [key for key in self.promoted if key != withdrawn.key]
+        if self.previous == withdrawn.key:
+            self.previous = None
 
     def note_promoted(self, key: VersionKey) -> None:
         """Note that a version serves from now on."""

@@ -33,6 +33,7 @@ from zwatch.rollout.refusals import BACKOFF_FIRST
 from zwatch.rollout.saved import Failure
 from zwatch.rollout.state import StateFile, StateKeeper
 from zwatch.rollout.traffic import Traffic
+from zwatch.rollout.withdrawal import Withdrawal
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.faults import described
 
@@ -80,10 +81,9 @@ class Supervisor:
         self.traffic, self.changes, self.seen = Traffic(self.records, engines), Pulse(), Look()
         """The latest look."""
         self.state = StateKeeper(bridge, state_file, self.changes.fire)
-        self._bridge, self._engines = bridge, engines
+        self._bridge, self._engines, self._closer = bridge, engines, EngineCloser(bridge, engines)
         self._make_looker = partial(QuickLooker, partial(Looker, root, aliases, strict_links=strict_links))
         self._looker = self._make_looker()
-        self._closer = EngineCloser(bridge, engines)
         self.device_judge = DeviceJudge(
             bridge, lambda: None if self.factory is None else self.factory.device, self.fail
         )
@@ -105,6 +105,7 @@ class Supervisor:
         )
         self._book = LinkBook(self.records, self.state, self.runner)
         self.first_images = FirstImageJudge(bridge, engines, self.records, self.runner)
+        self.withdrawal = Withdrawal(self.records, engines, self.runner, self.state, self.ring)
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
         self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
@@ -235,6 +236,7 @@ class Supervisor:
         fault = await self._look()
         self.gate.watch(self._bridge, self.changes.fire)
         await self._act()
+        self.withdrawal.refresh()
         await self.state.save_links()
         if not self.is_stopping:
             self.runner.prepare()
@@ -292,7 +294,7 @@ class Supervisor:
             self.state.saved.refused = list(seen.refused)
             await self.state.save()
         await self._note_good()
-        if self._looks == 1 or _shown(seen) != _shown(before):
+        if self._looks == 1 or seen.shown != before.shown:
             self.changes.fire()
         return None
 
@@ -337,13 +339,10 @@ class Supervisor:
                     await self.runner.promote_resident(self.records[name], key)
                 case policy.Load(name, key, fallback):
                     self.runner.begin_load(self.records[name], key, fallback=fallback)
+                case policy.Retreat():
+                    self.withdrawal.retreat(action)
                 case policy.Keep(key):
                     self._engines.keep(key)
                 case policy.Free(key):
                     await self._closer.free(key)
             self.changes.fire()
-
-
-def _shown(seen: Look) -> tuple[object, ...]:
-    """Return what of a look somebody may wait for."""
-    return seen.targets, seen.faults, seen.strays, seen.folders, seen.aliases, seen.shares

@@ -43,9 +43,9 @@ class Traffic:
             lease.by_share = by_share
         return lease
 
-    def find(self, model: str, client: str | None = None) -> Resident | None:
+    def find(self, model: str, client: str | None = None, avoided: Collection[VersionKey] = ()) -> Resident | None:
         """Return what a request would lease now."""
-        return self._find(model, client, ())[0]
+        return self._find(model, client, avoided)[0]
 
     def _find(
         self, model: str, client: str | None, avoided: Collection[VersionKey]

@@ -11,7 +11,7 @@ from zwatch.api.bodies import read_request, received_image
 from zwatch.api.client_key import client_key
 from zwatch.api.pieces import SHARED
 from zwatch.api.results import disposition
-from zwatch.api.schema import Number, Request, VersionName
+from zwatch.api.schema import Number, Request, ShareName, VersionName
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.fields import Whole, invalid
@@ -51,6 +51,7 @@ class Voted(TypedDict):
 
     name: str
     version: VersionName | None
+    share: ShareName | None
     votes: VotesView
 
 
@@ -79,7 +80,12 @@ async def vote(request: web.Request) -> web.Response:
     assert voting is not None  # where there is a history
     wanted = await read_request(request, VoteRequest)
     picture = await voting.vote(request.match_info["name"], _client(request, wanted.user), wanted.vote)
-    body: Voted = {"name": picture["name"], "version": picture["version"], "votes": picture["votes"]}
+    body: Voted = {
+        "name": picture["name"],
+        "version": picture["version"],
+        "share": picture["share"],
+        "votes": picture["votes"],
+    }
     return answer(body)
 
 

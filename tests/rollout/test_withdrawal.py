@@ -1,0 +1,241 @@
+"""A version that fails after its promotion: what its alias serves then, what is remembered, and what ends it."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.rollout.conftest import make_v3, picture
+from zwatch.deploy.sealing import write_seal
+from zwatch.rollout.lifecycle import EngineState
+
+WHY = "the model made NaN or infinite pixels"
+
+
+@pytest.fixture
+async def promoted(service):
+    """A service in which v1 served, and now v2 does."""
+    service.link("v2")
+    await service.until_serves("v2")
+    return service
+
+
+def key_of(service, version):
+    return next(resident.key for resident in service.engines.residents if resident.key.version == version)
+
+
+def fail(service, version, times=3):
+    key = key_of(service, version)
+    for _ in range(times):
+        service.supervisor.withdrawal.note(key, WHY)
+
+
+async def free_the_previous(service):
+    """Free v1, as a load that needs its memory does."""
+    while service.engines.find("v1") is not None:  # until it is drained
+        await service.supervisor.look_now()
+        await service.supervisor._closer.free_warm()
+
+
+async def saved_withdrawal(service, alias="current"):
+    """Wait until the state file says that a version was withdrawn, and return that."""
+    found = []
+
+    def noted():
+        saved = json.loads((service.state / "state.json").read_bytes())
+        found[:] = [saved["aliases"][alias].get("withdrawn")]
+        return found[0]
+
+    await service.until(noted)
+    return found[0]
+
+
+async def test_an_alias_goes_back_at_once_and_its_link_stays(promoted):
+    fail(promoted, "v2", 2)
+    assert promoted.serves() == "v2"
+    fail(promoted, "v2", 1)
+    assert promoted.serves() == "v1", "in the same moment: no request more gets it"
+    assert os.readlink(promoted.root / "current") == "v2"
+    assert promoted.attempts()[:2] == [("v1", "PROMOTED", None), ("v2", "REJECTED", "withdrawn")]
+    refusal = promoted.supervisor.refusal("current")
+    expected = f"v2 was withdrawn from current: 3 of its last 3 requests failed; the last one: {WHY}"
+    assert (refusal.code, refusal.reason) == ("withdrawn", expected)
+    await promoted.supervisor.look_now()
+    await promoted.until(lambda: promoted.states() == {"v1": EngineState.SERVING})
+    assert (promoted.serves(), promoted.supervisor.previous("current")) == ("v1", None)
+
+
+async def test_good_requests_keep_it(promoted):
+    withdrawal, key = promoted.supervisor.withdrawal, key_of(promoted, "v2")
+    for fault in [WHY, WHY, *[None] * 18, WHY, WHY]:
+        withdrawal.note(key, fault)
+    assert promoted.serves() == "v2"
+
+
+async def test_it_stays_if_the_version_before_fails_too(promoted):
+    fail(promoted, "v1")
+    fail(promoted, "v2", 20)
+    assert promoted.serves() == "v2"
+
+
+async def test_after_its_probation_it_is_not_withdrawn(promoted):
+    promoted.supervisor.withdrawal.probation = 0.0
+    fail(promoted, "v2", 20)
+    assert promoted.serves() == "v2"
+    assert not promoted.supervisor.withdrawal.is_watched(key_of(promoted, "v2"))
+
+
+async def test_without_another_version_it_serves_on_and_the_status_says_so(service):
+    fail(service, "v1")
+    assert (service.serves(), service.supervisor.refusal("current")) == ("v1", None)
+    [problem] = service.supervisor.withdrawal.problems()
+    assert problem.startswith("current serves v1, which fails: 3 of its last 3 requests failed")
+    for _ in range(20):
+        service.supervisor.withdrawal.note(key_of(service, "v1"), None)
+    assert service.supervisor.withdrawal.problems() == []
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+async def test_the_same_link_is_not_tried_again_also_by_the_next_run(promoted, services, end):
+    fail(promoted, "v2")
+    assert (await saved_withdrawal(promoted))["key"]["version"] == "v2"
+    await getattr(promoted, end)()
+    again = await services().start()
+    await again.until_serves("v1")
+    assert again.factory.built == ["v1"]
+    assert again.supervisor.refusal("current").code == "withdrawn"
+    assert again.supervisor.records["current"].withdrawn is not None
+
+
+async def test_a_link_made_anew_tries_it_again_with_no_outcomes(promoted):
+    fail(promoted, "v2")
+    promoted.link("v2")
+    await promoted.until_serves("v2")
+    assert promoted.supervisor.refusal("current") is None
+    fail(promoted, "v2", 2)
+    assert promoted.serves() == "v2"
+    fail(promoted, "v2", 1)
+    assert promoted.serves() == "v1"
+
+
+async def test_a_link_made_anew_before_the_version_is_freed_promotes_it_again(promoted):
+    with promoted.engines.lease("v2"):
+        fail(promoted, "v2")
+        promoted.link("v2")
+        await promoted.until_serves("v2")
+
+
+async def test_a_version_sealed_anew_is_tried_again(promoted):
+    fail(promoted, "v2")
+    await promoted.supervisor.look_now()
+    await promoted.until_serves("v1")
+    write_seal(promoted.root / "v2", "v2")
+    promoted.supervisor.ring()
+    await promoted.until_serves("v2")
+
+
+async def test_an_operator_may_load_it_again(promoted):
+    fail(promoted, "v2")
+    outcome = await promoted.operator.load("current")
+    assert (outcome.serves, outcome.version) == (True, "v2")
+
+
+async def test_what_was_freed_is_loaded_again_while_the_withdrawn_version_serves_on(promoted):
+    await free_the_previous(promoted)
+    held = promoted.factory.hold("build", "v1")
+    fail(promoted, "v2")
+    await promoted.until(lambda: ("build", "v1") in promoted.factory.reached)
+    assert promoted.serves() == "v2"
+    assert promoted.supervisor.is_coming("current")
+    held.set()
+    await promoted.until_serves("v1")
+    assert promoted.attempts()[0] == ("v1", "PROMOTED", None)
+    assert promoted.supervisor.refusal("current").code == "withdrawn"
+    await promoted.until(lambda: list(promoted.states()) == ["v1"])
+
+
+async def test_the_newest_wish_wins_over_going_back(promoted):
+    make_v3(promoted.root)
+    held = promoted.factory.hold("build", "v3")
+    promoted.link("v3")
+    await promoted.until(lambda: ("build", "v3") in promoted.factory.reached)
+    fail(promoted, "v2")
+    assert promoted.serves() == "v1"
+    held.set()
+    await promoted.until_serves("v3")
+    assert promoted.supervisor.refusal("current") is None
+    assert promoted.supervisor.previous("current").version == "v1"
+    promoted.link("v2")
+    await promoted.until_serves("v2")
+
+
+async def test_a_newer_wish_that_is_rejected_does_not_bring_the_withdrawn_version_back(promoted):
+    await free_the_previous(promoted)
+    (promoted.root / "v3").mkdir()
+    fail(promoted, "v2")
+    promoted.link("v3")
+    await promoted.until_serves("v1")
+    assert promoted.supervisor.refusal("current").code == "seal_missing"
+
+
+async def test_an_alias_that_was_unloaded_stays_so(promoted):
+    fail(promoted, "v2")
+    assert await promoted.operator.unload()
+    assert promoted.serves() is None
+    promoted.supervisor.ring()
+    await promoted.supervisor.look_now()
+    assert promoted.engines.residents == []
+
+
+async def test_another_alias_goes_on_with_the_version(services, models):
+    (models / "canary").symlink_to("v2")
+    service = await services(aliases=("current", "canary")).start()
+    await service.until_serves("v2", "canary")
+    await service.until_serves("v1")
+    service.link("v2")
+    await service.until_serves("v2")
+    fail(service, "v2")
+    assert (service.serves(), service.serves("canary")) == ("v1", "v2")
+    await service.supervisor.look_now()
+    assert (service.serves(), service.serves("canary")) == ("v1", "v2")
+
+
+async def test_it_is_not_last_known_good_any_more(promoted):
+    part = promoted.supervisor.state.saved.alias("current")
+    promoted.engines.serving("current").images = 3
+    await promoted.supervisor.look_now()
+    await promoted.until(lambda: [key.version for key in part.good][:1] == ["v2"])
+    fail(promoted, "v2")
+    assert "v2" not in [key.version for key in [*part.good, *part.promoted]]
+
+
+async def test_a_restart_does_not_begin_a_probation_again(promoted, services):
+    promoted.supervisor.withdrawal.probation = 0.0
+    await promoted.stop()
+    for end, expected in (("wall clock", False), ("at once", True)):
+        again = await services().start(run=False)
+        if end == "wall clock":
+            again.supervisor.withdrawal._wall_clock = lambda: time.time() + 3600
+        again.run()
+        await again.until_serves("v2")
+        assert again.supervisor.withdrawal.is_watched(key_of(again, "v2")) is expected
+        await again.stop()
+
+
+async def test_last_known_good_is_not_on_trial(promoted, services):
+    promoted.engines.serving("current").images = 3
+    await promoted.supervisor.look_now()
+    await promoted.stop()
+    (promoted.root / "v2" / "BLAKE3SUMS").unlink()
+    again = await services().start()
+    await again.until_serves("v1")
+    assert not again.supervisor.withdrawal.is_watched(key_of(again, "v1"))
+
+
+async def test_what_serves_again_draws_the_same_pictures(promoted):
+    with promoted.engines.lease("v1") as lease:
+        before = picture(lease)
+    fail(promoted, "v2")
+    with promoted.engines.lease("current") as lease:
+        assert (picture(lease) == before).all()

@@ -1,0 +1,187 @@
+"""Withdrawing a version that fails while it is new to its requests: its alias serves the other one again, its share ends.
+
+What is decided is in `trials` and `policy`. On the event loop only, as everything that changes what serves.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from zwatch.deploy.shares import alias_of_key
+from zwatch.rollout import policy
+from zwatch.rollout.alias import Alias
+from zwatch.rollout.attempt import AttemptRunner
+from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay, VersionKey
+from zwatch.rollout.saved import Probation
+from zwatch.rollout.state import StateKeeper
+from zwatch.rollout.trials import PROBATION, Outcomes, is_on_trial, is_to_be_withdrawn
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A version on trial, by a share or after its promotion by an alias; `other` is what its requests go to if it is withdrawn, None
+    if there is nothing."""
+
+    record: Alias
+    key: VersionKey
+    other: VersionKey | None
+
+
+class Withdrawal:
+    """Notes what becomes of requests, and withdraws what fails. `records` are the aliases and shares, `wake` is called after a
+    withdrawal."""
+
+    def __init__(
+        self,
+        records: Mapping[str, Alias],
+        engines: EngineRegistry,
+        runner: AttemptRunner,
+        state: StateKeeper,
+        wake: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._records, self._engines, self._runner, self._state = records, engines, runner, state
+        self._wake, self._clock, self._wall_clock = wake, clock, wall_clock
+        self.probation = PROBATION
+        """Seconds for which a version is on trial after its promotion."""
+        self._outcomes: dict[VersionKey, Outcomes] = {}
+        self._promoted: dict[str, tuple[VersionKey, float]] = {}  # by alias: what, and when by `clock`
+        self._shared: set[tuple[str, VersionKey]] = set()  # what shares of aliases served at the last `refresh`
+        self._saving: asyncio.Task[None] | None = None
+        runner.on_end.append(self._attempt_ended)
+
+    # --- what others ask
+
+    def is_watched(self, key: VersionKey) -> bool:
+        """Say whether a version is on trial, and another one can serve its requests."""
+        return any(trial.key == key and trial.other is not None for trial in self._trials())
+
+    def others(self, key: VersionKey) -> list[VersionKey]:
+        """Return the versions that serve instead of one on trial if it is withdrawn."""
+        return [trial.other for trial in self._trials() if trial.key == key and trial.other is not None]
+
+    def reason(self, name: str) -> str | None:
+        """Return why what an alias or share asks for was withdrawn, if it was."""
+        withdrawn = self._records[name].withdrawn
+        return None if withdrawn is None else withdrawn.reason
+
+    def problems(self) -> list[str]:
+        """Return the sentences about versions on trial that fail, and serve on because there is no other."""
+        found = []
+        for trial in self._trials():
+            outcomes = self._outcomes.get(trial.key)
+            if trial.other is None and outcomes is not None and outcomes.is_failing:
+                found.append(
+                    f"{trial.record.name} serves {trial.key.version}, which fails: {outcomes.described}; there is no other "
+                    "version to go back to"
+                )
+        return found
+
+    def note(self, key: VersionKey, fault: str | None) -> None:
+        """Note a request at its end, or a golden image that was checked: with which fault of a version, None if it went well.
+        Requests that say nothing about a version, such as those that their clients cancelled, are not noted."""
+        trials = list(self._trials())
+        if not any(key in (trial.key, trial.other) for trial in trials):
+            return
+        self._outcomes.setdefault(key, Outcomes()).add(fault)
+        for trial in trials:
+            own = self._outcomes.get(trial.key)
+            if trial.other is None or own is None:
+                continue
+            if is_to_be_withdrawn(own, self._outcomes.get(trial.other, Outcomes())):
+                self._withdraw(trial, own)
+        self._forget()
+
+    def blame(self, key: VersionKey) -> None:
+        """Note that a version drew when this run failed: if it is on trial, it is to blame, whatever it did before."""
+        failure = self._state.saved.failure
+        if failure is not None and failure.hung is None and self.is_watched(key):
+            self._state.note_failure(replace(failure, hung=key))
+
+    # --- what the supervisor tells
+
+    def refresh(self) -> None:
+        """Note what shares serve now: a version that is promoted from a share keeps its outcomes."""
+        self._shared = {
+            (alias, record.serving.key)
+            for key, record in self._records.items()
+            if (alias := alias_of_key(key)) is not None and record.serving is not None
+        }
+
+    def retreat(self, action: policy.Retreat) -> None:
+        """Let an alias serve another resident engine than the one that was withdrawn. Its signature, where one is required, was
+        verified when it was promoted."""
+        record, resident = self._records[action.alias], self._engines.resident(action.key)
+        assert resident is not None  # the policy has just seen it
+        attempt = self._runner.new_attempt(record, action.key, LoadWay.RESIDENT, fallback=True)
+        attempt.signer = resident.signer
+        attempt.begin_warming()
+        record.promote(attempt)
+        self._runner.end(attempt)
+
+    # --- trials
+
+    def _trials(self) -> Iterator[Trial]:
+        for name, record in self._records.items():
+            if (serving := record.serving) is None or record.is_withdrawn:
+                continue
+            alias = alias_of_key(name)
+            since = self._promoted.get(name)
+            ago = self._clock() - since[1] if since is not None and since[0] == serving.key else None
+            if is_on_trial(by_share=alias is not None, promoted_ago=ago, probation=self.probation):
+                yield Trial(record, serving.key, self._other(record, alias, serving.key))
+
+    def _other(self, record: Alias, alias: str | None, key: VersionKey) -> VersionKey | None:
+        if alias is not None:
+            beside = self._engines.serving(alias)
+            return None if beside is None or beside.key == key else beside.key
+        retreats = record.retreats(self._state.saved.fallbacks(record.key, record.wish))
+        return next((other for other in retreats if other != key), None)
+
+    def _attempt_ended(self, attempt: Attempt) -> None:
+        if attempt.state is not AttemptState.PROMOTED or attempt.alias not in self._records:
+            return
+        name, key, record = attempt.alias, attempt.key, self._records[attempt.alias]
+        before = self._promoted.get(name)
+        if attempt.fallback:
+            self._promoted.pop(name, None)
+        elif before is None or before[0] != key:  # else its first image was judged, and it serves on
+            if (name, key) not in self._shared:
+                self._outcomes.pop(key, None)
+            self._promoted[name] = key, self._clock() - self._promoted_ago(record, key, is_first=before is None)
+
+    def _promoted_ago(self, record: Alias, key: VersionKey, *, is_first: bool) -> float:
+        """Return how many seconds ago a version was promoted: a restart does not begin its probation again."""
+        saved, now = record.saved.probation, self._wall_clock()
+        if is_first and saved is not None and saved.key == key:
+            return max(0.0, now - saved.begun)
+        record.saved.probation = Probation(key, now)
+        return 0.0
+
+    def _forget(self) -> None:
+        """Forget the outcomes of what is not resident any more."""
+        self._outcomes = {key: one for key, one in self._outcomes.items() if self._engines.resident(key) is not None}
+
+    # --- the withdrawal
+
+    def _withdraw(self, trial: Trial, outcomes: Outcomes) -> None:
+        record, serving = trial.record, trial.record.serving
+        if serving is None or serving is self._engines.being_exchanged:
+            return  # it is about to leave anyway
+        reason = f"{trial.key.version} was withdrawn from {record.name}: {outcomes.described}"
+        self._outcomes.pop(trial.key, None)
+        attempt = self._runner.begin_again(record)
+        record.withdraw(attempt, reason)
+        self._runner.end(attempt)
+        view = record.view(None, self._state.saved.fallbacks(record.key, record.wish), self._clock())
+        if (action := policy.retreat([view], self._engines.views())) is not None:
+            self.retreat(action)
+        self._saving = asyncio.create_task(self._state.save(), name="save a withdrawal")
+        self._wake()
