@@ -84,8 +84,6 @@ async def test_votes_count_for_the_version_and_stay_when_the_picture_is_deleted(
         text = await response.text()
     assert 'zwatch_votes{share="current@10",version="v2",vote="up"} 1.0' in text
     assert 'zwatch_votes{share="",version="v1",vote="down"} 1.0' in text
-    assert 'zwatch_trial_requests{alias="current",outcome="ok",share="current@10",version="v2"} 1.0' in text
-    assert 'zwatch_trial_requests{alias="current",outcome="failed",share="",version="v1"} 0.0' in text
 
 
 async def test_a_renamed_share_and_a_restart_go_on_with_the_same_trial(start, models):
