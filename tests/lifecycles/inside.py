@@ -62,6 +62,11 @@ class Inside:
             and not supervisor.runner._closer.is_closing
             and (supervisor.state._writing is None or supervisor.state._writing.done())
             and (supervisor.state.problem is not None or supervisor.state._links == supervisor.state.saved.links()),
+            "several": {alias for alias, share in supervisor.seen.shares.items() if share.is_ambiguous},
+            "shares": {
+                record.name: (None if record.serving is None else key_of(record.serving))
+                for record in supervisor.records.shares
+            },
             "serving": {name: None if one is None else key_of(one) for name, one in serving.items()},
             "previous": {name: _pair(supervisor.previous(name)) for name in supervisor.aliases},
             "promoted": {

@@ -61,10 +61,12 @@ class World:
         truth = self.truth
         truth.settle()
         expected = {name: alias.serving for name, alias in truth.aliases.items()}
+        shares = {name: share.serving for name, share in truth.shares.items()}
         unloaded = {name for name, alias in truth.aliases.items() if alias.unloaded is not None}
         seen = self._seen(
             lambda seen: (
                 seen["serving"] == expected
+                and seen["shares"] == shares
                 and (seen["unloaded"], seen["resident"]) == (unloaded, truth.resident)
                 and (seen["engines"], seen["leases"]) == (len(truth.resident), 0)
             )
@@ -72,6 +74,7 @@ class World:
         assert seen["settled"], seen
         assert [code for _, _, code in seen["attempts"]].count("stalled") == self.stalls, seen
         assert seen["serving"] == expected, (expected, seen)
+        assert seen["shares"] == shares, (shares, seen)
         assert seen["unloaded"] == unloaded, seen
         assert seen["resident"] == truth.resident, (truth.resident, seen)
         assert seen["engines"] == len(truth.resident), seen
@@ -178,6 +181,49 @@ class World:
             time.sleep(0.002)
         raise AssertionError(f"{stray} was not followed: {link} -> {os.readlink(link)}, {self.service.ask('view')}")
 
+    # --- shares
+
+    def share_of(self, alias):
+        """Return the name of an alias's share, if it has one."""
+        self.truth.find_shares()
+        return next((name for name in self.truth.shares if name.partition("@")[0] == alias), None)
+
+    def share(self, alias, version, percent, way, text):
+        """Let a share send some of an alias's requests to a version: a new one, or the one that is there with its percentage."""
+        self.flip(self.share_of(alias) or f"{alias}@{percent}", version, way, text)
+
+    def rename_share(self, alias, percent):
+        """Change how many requests a share takes."""
+        name = self.share_of(alias)
+        self.check()  # it was seen where it is, so that it is known again
+        if name is not None:
+            self.truth.rename(name, f"{alias}@{percent}")
+
+    def promote_share(self, alias):
+        """Let a share's link take the name of its alias."""
+        if (name := self.share_of(alias)) is not None:
+            os.rename(self.root / name, self.root / alias)
+
+    def end_share(self, alias):
+        """Remove a share's link."""
+        if (name := self.share_of(alias)) is not None:
+            (self.root / name).unlink()
+
+    def add_another_share(self, alias, version):
+        """Make a second share for a moment: none counts, and what serves stays."""
+        name = self.share_of(alias)
+        if name is None or name == f"{alias}@77":
+            return
+        before = self.truth.aliases[alias].serving
+        os.symlink(version, self.root / f"{alias}@77")
+        self.service.until(lambda seen: seen["several"] == {alias})
+        if before is not None:
+            found = self.service.draw(None if alias == "current" else alias, "anybody")
+            assert found == (before, self.truth.colours[before]), (before, found)
+            self.truth.images[before] += 1
+        (self.root / f"{alias}@77").unlink()
+        self.service.until(lambda seen: not seen["several"])
+
     # --- versions
 
     def seal_anew(self, version, *, draws=True):
@@ -198,7 +244,7 @@ class World:
 
     def _files_changed(self, version):
         """Note that what failed for a reason that passes is tried again."""
-        for name, alias in self.truth.aliases.items():
+        for name, alias in self.truth.followed.items():
             wish = self.truth.wish(name)
             if wish is not None and wish[0] == version:
                 alias.refused = None
@@ -243,7 +289,7 @@ class World:
     def _awaits(self, version):
         """Say whether the service looks at a version's seal: a link leads there, or it would serve instead of what cannot."""
         key = (version, self._digest(version))
-        if any(os.path.realpath(self.root / alias) == str(self.root / version) for alias in ALIASES):
+        if any(os.path.realpath(self.root / alias) == str(self.root / version) for alias in self.truth.followed):
             return True
         return self.truth.crashes.get(key, (0, None))[0] < 2 and any(
             alias.serving is None and alias.unloaded is None and key in [*alias.good, *alias.promoted]
@@ -279,19 +325,20 @@ class World:
 
     # --- requests
 
-    def draw(self, model, number=1):
+    def draw(self, model, number=1, user=None):
         """Ask for pictures, and check which version made them."""
         truth = self.truth
         for _ in range(number):
-            found = self.service.draw(model)
-            keys = {truth.aliases[model].serving} if model in ALIASES else {
+            found = self.service.draw(model, user)
+            is_followed = model is None or model in truth.followed
+            keys = {truth.draws(model, user or "127.0.0.1")} if is_followed else {
                 key for key in truth.resident if key[0] == model
             }  # fmt: skip
             keys = {key for key in keys if key is not None}
             if not keys:
-                assert found == ("model_not_loaded" if model in ALIASES else "model_not_found"), found
+                assert found == ("model_not_loaded" if is_followed else "model_not_found"), found
                 return
-            serving = {alias.serving for alias in truth.aliases.values()}
+            serving = {alias.serving for alias in truth.followed.values()}
             keys = keys & serving or keys
             assert found in [(key, truth.colours[key]) for key in keys], (model, keys, found)
             truth.images[found[0]] += 1
@@ -299,7 +346,7 @@ class World:
     def draw_across(self, name, change):
         """Let a picture be drawn while something changes: it is the work of the version that served when it was begun."""
         truth, service = self.truth, self.service
-        key = truth.aliases[name].serving
+        key = truth.draws(name)
         service.ask("hold", True)
         drawn = service.ask("view")["drawing"]
         found = []

@@ -144,10 +144,11 @@ class Light:
         """Return the status of a POST."""
         return self.call("POST", path, body)[0]
 
-    def draw(self, model="current"):
-        """Return ((version, digest), colour) of a picture, or the error's code."""
+    def draw(self, model="current", user=None):
+        """Return ((version, digest), colour) of a picture, or the error's code; without a model the request is moved to a share."""
+        wanted = {"prompt": "a cat", "seed": 1, "steps": 1, "model": model, "user": user}
         status, headers, body = self.call(
-            "POST", "/generate", {"prompt": "a cat", "seed": 1, "steps": 1, "model": model}
+            "POST", "/generate", {name: value for name, value in wanted.items() if value is not None}
         )
         if status != 200:
             return body["error"]["code"]

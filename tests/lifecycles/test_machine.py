@@ -23,6 +23,7 @@ aliases = st.sampled_from(ALIASES)
 versions = st.sampled_from(VERSIONS)
 ways = st.sampled_from(sorted(WAYS))
 texts = st.sampled_from(sorted(TEXTS))
+percents = st.sampled_from([0, 10, 50, 100])
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -89,6 +90,42 @@ class Lifecycle(RuleBasedStateMachine):
     def remove_a_link_that_is_not_followed(self):
         (self.world.root / "backup").unlink(missing_ok=True)
 
+    # --- shares
+
+    @rule(alias=aliases, version=versions, percent=percents, way=ways, text=texts)
+    def share(self, alias, version, percent, way, text):
+        self.world.share(alias, version, percent, way, text)
+
+    @rule(alias=aliases, percent=percents)
+    def rename_share(self, alias, percent):
+        self.world.rename_share(alias, percent)
+
+    @rule(alias=aliases)
+    def promote_share(self, alias):
+        self.world.promote_share(alias)
+
+    @rule(alias=aliases)
+    def end_share(self, alias):
+        self.world.end_share(alias)
+
+    @rule(alias=aliases, version=versions)
+    def add_another_share(self, alias, version):
+        self.world.add_another_share(alias, version)
+
+    @rule(alias=aliases, version=versions, way=st.sampled_from(sorted(STRAY_WAYS)), text=texts)
+    def move_a_share_by_a_stray(self, alias, version, way, text):
+        if (name := self.world.share_of(alias)) is not None:
+            self.world.make_stray(name, version, way, text)
+
+    @rule(alias=st.sampled_from([None, *ALIASES]), user=st.sampled_from([f"user-{number}" for number in range(10)]))
+    def draw_for_a_user(self, alias, user):
+        self.world.draw(alias, user=user)
+
+    @rule(alias=aliases)
+    def draw_by_the_name_of_a_share(self, alias):
+        if (name := self.world.share_of(alias)) is not None:
+            self.world.draw(name)
+
     # --- versions
 
     @rule(version=versions, draws=st.sampled_from([True, True, True, False]))
@@ -148,7 +185,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def the_pause_is_over(self):
-        for alias in self.world.truth.aliases.values():
+        for alias in self.world.truth.followed.values():
             alias.refused = None
         self.world.service.ask("end_pauses", "all")
 
@@ -209,6 +246,8 @@ class Lifecycle(RuleBasedStateMachine):
         alias_truth = truth.aliases[alias]
         serving = alias_truth.serving
         alias_truth.unloaded = alias_truth.refused = None
+        if (share := truth.shares.get(world.share_of(alias))) is not None:
+            share.unloaded = share.refused = None
         status = world.service.post("/api/load_model", alias=alias)
         truth.settle()
         wish = truth.wish(alias)

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zwatch.deploy.shares import side_of
+
 GOOD_IMAGES, KEPT_GOOD, KEPT_PROMOTED, CRASHES = 3, 2, 3, 2
 
 Key = tuple[str, str | None]
@@ -52,6 +54,8 @@ class Truth:
     def __init__(self, root: Path, aliases):
         self.root = root
         self.aliases = {name: AliasTruth() for name in aliases}
+        self.shares: dict[str, AliasTruth] = {}
+        """By the name of the link, such as `current@10`: at most one of each alias."""
         self.disk: dict[str, Content] = {}
         self.resident: set[Key] = set()
         self.colours: dict[Key, tuple[int, int, int]] = {}
@@ -73,6 +77,26 @@ class Truth:
         if alias.serving is not None:
             return alias.serving
         return next((key for key in alias.good + alias.promoted if key != wish and self.can_load(key)), None)
+
+    def must_serve_by_share(self, name):
+        """Return what a share must serve now: what its link asks for if that can be, else what it served."""
+        share, wish = self.shares[name], self.wish(name)
+        if share.unloaded is not None:
+            return None
+        can_be = wish in self.resident or (self.can_load(wish) and share.refused is None)
+        return wish if can_be else share.serving
+
+    def draws(self, model, user="127.0.0.1"):
+        """Return what must draw a request for a model, or for none: the share of its alias for those on its side."""
+        if model in self.shares:
+            return self.shares[model].serving
+        alias = model or "current"
+        for name, share in self.shares.items():
+            of, _, percent = name.partition("@")
+            is_moved = of == alias and model != "current" and side_of(user, alias) < int(percent)
+            if is_moved and share.serving is not None:
+                return share.serving
+        return self.aliases[alias].serving
 
     def can_load(self, key):
         """Say whether a version's files are as they were sealed and draw, and it is not set aside."""
@@ -121,7 +145,7 @@ class Truth:
                     and os.path.realpath(path) == str(directory)
                 ):
                     leading.add(path)
-        chains = [self.links(self.root / name) for name in self.aliases]
+        chains = [self.links(self.root / name) for name in self.followed]
         return next((chain[-1] for chain in chains if leading and set(chain) == leading), None)
 
     def _is_like_a_stray(self, path) -> bool:
@@ -131,6 +155,41 @@ class Truth:
 
     # --- what happens
 
+    @property
+    def followed(self):
+        """All aliases, then all shares, by the names of their links."""
+        return self.aliases | self.shares
+
+    def find_shares(self):
+        """Take in which shares there are, and that one was renamed."""
+        found = {path.name for path in self.root.glob("*@*") if path.is_symlink()}
+        for name in [name for name in self.shares if name not in found]:
+            alias = name.partition("@")[0]
+            new = next((one for one in found - set(self.shares) if one.partition("@")[0] == alias), None)
+            share = self.shares.pop(name)
+            if new is not None:
+                self.shares[new] = share
+        for name in found - set(self.shares):
+            self.shares[name] = AliasTruth()
+        self.shares = dict(sorted(self.shares.items()))
+
+    def rename(self, old, new):
+        """Rename a share: what is known of its link stays."""
+        before, share = self.stamp(old), self.shares[old]
+        is_known = self.wish(old) is not None
+        os.rename(self.root / old, self.root / new)
+        after = self.stamp(new)
+        if not is_known or old == new:
+            return
+        if share.unloaded == before:
+            share.unloaded = after
+        if share.refused is not None and share.refused[1] == before:
+            share.refused = (share.refused[0], after)
+        self.crashes = {
+            key: (count, frozenset(after if stamp == before else stamp for stamp in stamps))
+            for key, (count, stamps) in self.crashes.items()
+        }
+
     def settle(self):
         """Take in what operators did to the links and the files, and let everything serve that must."""
         self.settle_links()
@@ -139,8 +198,9 @@ class Truth:
 
     def settle_links(self):
         """Take in what operators did to the links."""
+        self.find_shares()
         leading: dict[Key, set] = {}
-        for name, alias in self.aliases.items():
+        for name, alias in self.followed.items():
             wish, stamp = self.wish(name), self.stamp(name)
             alias.stamp = stamp or alias.stamp
             if wish is None:
@@ -156,13 +216,14 @@ class Truth:
 
     def _promote_all(self):
         for _ in range(4):
-            for name, alias in self.aliases.items():
-                key = self.must_serve(name)
+            for name, alias in self.followed.items():
+                key = self.must_serve(name) if name in self.aliases else self.must_serve_by_share(name)
                 if key not in (None, alias.serving):
                     alias.promote(key)
                     if key not in self.resident:
                         self.admit(key)
-        kept = {alias.serving for alias in self.aliases.values()} | {one.previous for one in self.aliases.values()}
+        followed = self.followed.values()
+        kept = {alias.serving for alias in followed} | {one.previous for one in followed}
         self.resident &= kept
 
     def admit(self, key):
@@ -179,9 +240,13 @@ class Truth:
                 alias.good = [key, *(one for one in alias.good if one != key)][:KEPT_GOOD]
                 self.proved.add(key)
                 self.crashes.pop(key, None)
+        for share in self.shares.values():
+            if share.serving is not None and self.images[share.serving] >= GOOD_IMAGES:
+                self.proved.add(share.serving)
+                self.crashes.pop(share.serving, None)
 
     def unload(self):
-        for alias in self.aliases.values():
+        for alias in self.followed.values():
             alias.unloaded, alias.refused = alias.stamp, alias.refused
             alias.served, alias.serving = alias.serving or alias.served, None
             alias.previous = None
@@ -189,7 +254,7 @@ class Truth:
 
     def end_run(self, *, crashed, trying=None):
         """Note how a run ended. A crash counts for what was serving or being tried and had not proved itself."""
-        served = {alias.serving for alias in self.aliases.values()} - {None}
+        served = {alias.serving for alias in self.followed.values()} - {None}
         used = served | ({trying} - {None})
         if used or self.proved:
             blamed = used - self.proved if crashed else set()
@@ -201,10 +266,10 @@ class Truth:
             }
             for key in blamed:
                 count, stamps = self.crashes.get(key, (0, frozenset()))
-                leading = {alias.stamp for name, alias in self.aliases.items() if self.wish(name) == key}
+                leading = {alias.stamp for name, alias in self.followed.items() if self.wish(name) == key}
                 kept[key] = (count + 1, stamps | leading)
             self.crashes = kept
         self.proved, self.resident, self.images = set(), set(), {}
-        for alias in self.aliases.values():
+        for alias in self.followed.values():
             alias.served, alias.serving, alias.refused = alias.serving, None, None
             alias.previous = alias.saved_previous

@@ -122,7 +122,7 @@ class Operator:
         share = self._supervisor.records.share_of(alias)
         if share is not None:  # it is for this alias's requests
             share.saved.unloaded = None
-            share.refusals.clear()
+            share.try_again()
         was_unloaded, record.saved.unloaded = record.saved.unloaded is not None, None
         self._loads_requested += 1
         self._supervisor.changes.fire()  # an unload may be waiting; this is newer
