@@ -241,8 +241,9 @@ async def test_without_waiting_the_link_is_changed_and_answered_with_202(client)
 
 async def test_the_trial_begins_although_the_client_leaves(client):
     asking = asyncio.create_task(client.call("POST", "/api/share", json={"version": "v2", "percent": 10}))
-    while "current@10" not in links(client):
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(DEADLINE):
+        while "current@10" not in links(client):
+            await asyncio.sleep(0.005)
     asking.cancel()
     while (serving := client.services.engines.serving("current@")) is None or serving.key.version != "v2":
         await asyncio.wait_for(client.services.supervisor.changes.wait(), DEADLINE)
