@@ -115,7 +115,8 @@ async def test_a_chat_template_that_never_ends_is_rejected_and_the_serving_versi
     at_dogs = models / "v5/tokenizer/chat_template.jinja"
     at_dogs.write_text(f"{{% if 'dog' in messages[0]['content'] %}}{NESTED}{{% endif %}}" + at_dogs.read_text())
     write_seal(models / "v5", "v5")
-    async with Server(models, tmp_path / "state") as server:
+    # On trial, its faults would be drawn again by the version before.
+    async with Server(models, tmp_path / "state", "--probation", "0") as server:
         await server.serves("v1")
         for version in ENDLESS:
             flip(models, version)

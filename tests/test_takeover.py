@@ -485,3 +485,24 @@ async def test_a_new_process_goes_on_alone_whenever_the_old_one_ends(models, tmp
         assert notified.recv(1000).decode() == f"MAINPID={new.process.pid}\nREADY=1"
         assert new.stop() == 0
     notified.close()
+
+
+async def test_shares_and_aliases_that_a_pattern_found_are_taken_over_without_another_load(models, tmp_path):
+    (models / "current@25").symlink_to("v2")
+    (models / "canary").symlink_to("v2")
+
+    async def serves_all(server):
+        status = await server.status()
+        serving = {name: one["serving"] for name, one in {**status["aliases"], **status["shares"]}.items()}
+        return serving == {"current": "v1", "canary": "v2", "current@25": "v2"} and status
+
+    async with service(models, tmp_path, "old", "--alias", "c*") as old:
+        await old.until(lambda: serves_all(old), "all are served")
+        async with successor(models, tmp_path, "new", "--alias", "c*") as new:
+            assert await ended(old) == 0
+            status = await new.until(lambda: serves_all(new), "all are served")
+            assert status["shares"]["current@25"]["attempt"]["state"] == "PROMOTED"
+            assert status["status"] == "ok"
+            async with new.http.get(new.url + "/attempts") as response:
+                found = [(one["version"], one["way"]) for one in (await response.json())["attempts"]]
+            assert sorted(version for version, way in found if way == "device") == ["v1", "v2"]

@@ -150,7 +150,8 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
         problem = f": {share['fault']['message']}" if share["fault"] else ""
         attempt = share["attempt"]
         how = f", last attempt {attempt['version']} {attempt['state']} in {attempt['seconds']:.2f} s" if attempt else ""
-        lines.append(f"  {name} -> {share['link']}{how}{problem}")
+        where = f" -> {share['link']}" if share["link"] else ""
+        lines.append(f"  {name}{where}{how}{problem}")
     lines += [f"  stray {stray['path']} -> {stray['text']}: {stray['reason']}" for stray in status["strays"]]
     lines += [
         f"  {one['version']} {one['state']}, {one['leases']} leases, {one['bytes']:,} bytes"

@@ -235,7 +235,7 @@ def state(data: bytes) -> None:
     for name in list(saved.aliases):
         saved.fallbacks(name, key)
         for good in saved.alias(name).good:
-            saved.why_set_aside(name, good)
+            saved.why_set_aside(name, good, name)
         saved.alias(name).note_promoted(key)
         saved.note_good(name, key)
     saved.note_links({key: frozenset({stamp})})

@@ -287,3 +287,17 @@ async def test_two_aliases_are_asked_each_for_itself(make, models, key):
     await started.until(lambda: ("v2", "REJECTED", "signature_missing") in started.attempts())
     signed(Path(models) / "v2", key)
     await started.until_serves("v2", "canary")
+
+
+async def test_an_unsigned_version_takes_no_requests_by_a_share_until_it_is_signed(strict, key):
+    (strict.root / "current@100").symlink_to("v2")
+    strict.supervisor.ring()
+    await strict.until_rejected("v2", "signature_missing")
+    assert strict.supervisor.traffic.find("current", "somebody").key.version == "v1"
+    signed(strict.root / "v2", key)
+    await strict.until_serves("v2", "current@")
+    share = strict.supervisor.records.share_of("current")
+    assert share.serving.signer.startswith("key release.pub sha256:")
+    os.rename(strict.root / "current@100", strict.root / "current")
+    strict.supervisor.ring()
+    await strict.until_serves("v2")

@@ -1,5 +1,6 @@
 """Shares on a real service: which version draws, and that everything says so."""
 
+import asyncio
 import io
 import os
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.rollout.conftest import make_v3
+from zwatch.client import shown
 from zwatch.deploy.shares import share_key, side_of
 
 KEY = share_key("current")
@@ -15,8 +17,9 @@ ON_OWN = next(f"c{number}" for number in range(1000) if side_of(f"c{number}", "c
 
 
 async def until(client, condition):
-    while not condition():
-        await client.services.supervisor.changes.wait()
+    async with asyncio.timeout(60):
+        while not condition():
+            await client.services.supervisor.changes.wait()
 
 
 async def serves(client, version, key=KEY):
@@ -153,8 +156,6 @@ async def test_two_shares_and_a_bad_name_are_faults_of_the_alias(trial, models):
 
 
 async def test_a_promotion_under_load_loses_no_request(trial, models):
-    import asyncio
-
     make_v3(models)
     wanted = {"prompt": "a", "width": 64, "height": 64, "steps": 1}
     statuses = []
@@ -180,3 +181,36 @@ async def test_events_tell_of_shares(trial, models):
         found = b""
         while b'"shares": ["current@50"]' not in found or b'"alias": "current@50"' not in found:
             found += await response.content.readany()
+
+
+async def test_the_command_shows_shares_with_their_faults(trial, models):
+    (models / "current@x").symlink_to("v2")
+    trial.services.supervisor.ring()
+    await until(trial, lambda: trial.services.supervisor.seen.shares["current"].faults)
+    _, _, status = await trial.call("GET", "/status")
+    lines = shown("/status", status)
+    assert any(line.startswith("  current@10 -> v2, last attempt v2 PROMOTED in ") for line in lines)
+    assert any(line.startswith("  current@x: current@x: after @ ") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["can*", None])
+async def test_found_aliases_are_endpoints_of_all_apis_while_their_links_are_there(start, models, name):
+    async with start(**({"all_aliases": True} if name is None else {"aliases": ("current", name)})) as client:
+        await client.serves()
+        (models / "canary").symlink_to("v2")
+        await serves(client, "v2", "canary")
+        assert await draw(client, model="canary") == ("v2", None)
+        _, _, found = await client.call("GET", "/v1/models")
+        assert [one["id"] for one in found["data"]][:2] == ["current", "canary"]
+        _, _, found = await client.call("GET", "/sdapi/v1/sd-models")
+        assert [one["title"] for one in found][:2] == ["current", "canary"]
+        status, _, found = await client.call("POST", "/api/deploy", json={"version": "v1", "alias": "canary"})
+        assert (status, found["version"]) == (200, "v1")
+        status, _, found = await client.call("POST", "/api/rollback", json={"alias": "canary"})
+        assert (status, found["version"]) == (200, "v2")
+        (models / "canary").unlink()
+        await until(client, lambda: client.services.supervisor.aliases == ("current",))
+        error = await client.error("/generate", {"prompt": "a", "model": "canary"}, 404)
+        assert error["code"] == "model_not_found"
+        status, _, _ = await client.call("POST", "/api/deploy", json={"version": "v1", "alias": "canary"})
+        assert status == 404
