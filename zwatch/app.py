@@ -281,6 +281,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         metrics.present.register(VoteGauges(voting, engines))
     queue.on_end += [partial(end_together, queue), metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
+    queue.drawer.on_redraw.append(metrics.request_redrawn)
     supervisor.on_end.append(metrics.attempt_ended)
     traces = Traces() if wanted() else None
     if traces is not None:

@@ -145,15 +145,15 @@ class EngineFactory:
         engine has what that has shown, and its first image has to be judged instead."""
         with _only_rejections(None):
             engine.colours = self._proven.find(engine.digest)
-            engine.is_on_trial = engine.colours is not None
-            if engine.is_on_trial:
+            engine.is_unjudged = engine.colours is not None
+            if engine.is_unjudged:
                 engine.prepare()
-            return engine.is_on_trial
+            return engine.is_unjudged
 
     def fault(self, engine: Engine, generation: Generation) -> Rejection | None:
-        """Return what is wrong with the first image of an engine on trial; if nothing is, it is not on trial any more."""
+        """Return what is wrong with the first image of an engine whose warm-up was skipped; if nothing is, it is judged now."""
         fault = fault_of(generation)
-        engine.is_on_trial = fault is not None
+        engine.is_unjudged = fault is not None
         return fault
 
     def distrust(self, digest: str) -> None:
@@ -176,7 +176,7 @@ class EngineFactory:
         ):
             control.begin("making the warm-up image", is_slow=True)
             warm(engine, cancelled=lambda: control.is_abandoned)
-            engine.is_on_trial = False
+            engine.is_unjudged = False
             if engine.colours is not None:
                 self._proven.note(engine.digest, engine.colours)
             engine.prepare()

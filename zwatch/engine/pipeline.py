@@ -48,7 +48,7 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
-        self.is_on_trial = False
+        self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
         self.colours: LatentColours | None = None

@@ -31,7 +31,7 @@ class FirstImageJudge:
         self._runner = runner
 
     async def judge(self, engine: "Engine", generation: "Generation") -> bool:
-        """Return whether an engine on trial can go on serving."""
+        """Return whether an engine that is not judged yet can go on serving."""
         factory = self._runner.factory
         assert factory is not None  # it made the engine
         fault = await self._bridge.run("inspect", factory.fault, engine, generation)

@@ -171,9 +171,12 @@ async def rollback(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     alias = followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     previous, serving = services.supervisor.previous(alias), services.engines.serving(alias)
-    if previous is None:
+    is_withdrawn = services.supervisor.withdrawal.reason(alias) is not None
+    if is_withdrawn and serving is not None and serving.key != services.supervisor.wish(alias):
+        previous = serving.key  # it serves that again already; only the link has to follow
+    elif previous is None:
         raise rejected(f"{alias} has served no other version before")
-    if serving is not None and serving.key.version == previous.version:
+    elif serving is not None and serving.key.version == previous.version:
         raise rejected(f"{previous.version} was sealed again; its earlier content cannot be linked to")
     return await _deploy(services, alias, previous.version, wait=True)
 
