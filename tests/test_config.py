@@ -21,6 +21,8 @@ ARGUMENTS = {
     "diff": ["v1", "v2"],
     "import": ["models", "v2"],
     "quantize": ["v1", "v2"],
+    "golden": ["v1"],
+    "compare": ["v1", "v2"],
 }
 """What a command must be given besides options."""
 
@@ -28,6 +30,7 @@ SWITCH = ([("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False
           ["ture", "2", "y", "t", " ", "None"])  # fmt: skip
 NO_HISTORY = ([(text, not value) for text, value in SWITCH[0]], SWITCH[1])
 NAME = ([("canary", "canary"), ("v-1.2_x", "v-1.2_x")], ["../x", "-x", ".x", "a b", "x" * 65, "v2/"])
+ALIAS = (NAME[0], [*NAME[1], "current@10", "canary@0", "current@"])
 SIZE = (
     [
         ("60G", 60 * 2**30), ("512K", 2**19), ("60g", 60 * 2**30), ("1.5M", 1572864), ("2T", 2**41), ("1000", 1000), ("1e3", 1000),
@@ -59,6 +62,11 @@ LORA = (
     [("0.8", (0.8,)), ("-1", (-1.0,)), ("file", ((Path("file"), 1.0),)), ("file:0.5", ((Path("file"), 0.5),))],
     [*SCALE[1], "nowhere.safetensors", "file:0"],
 )
+STEPS = ([("1", 1), ("100", 100), (" 7 ", 7)], ["0", "101", "1.5", "many"])
+SEED = ([("0", 0), ("42", 42), ("999999999999999999", 10**18 - 1)], ["-1", "1.5", "9" * 19, "x"])
+IMAGE_SIZE = ([("1024", (1024, 1024)), ("64x48", (64, 48)), ("16X2048", (16, 2048))], ["0", "100", "8", "2064", "x", "64x", "64x64x64", "64 x 64", "-16", "٣٢"])  # fmt: skip
+PSNR = ([("40", 40.0), ("0", 0.0), ("99.5", 99.5)], ["-1", "101", "nan", "inf", "much"])
+SSIM = ([("0.98", 0.98), ("1", 1.0)], ["-0.1", "1.1", "nan", "x"])
 LOG = ([("text", "text"), ("json", "json")], ["xml", "JSON", "plain"])
 URL = (
     [("http://127.0.0.1:7860", "http://127.0.0.1:7860"), ("https://x.example/zwatch/", "https://x.example/zwatch"), ("http://[::1]", "http://[::1]")],
@@ -80,13 +88,19 @@ CASES = {
     "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
     "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_PROBATION": SECONDS, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
-    "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TEXT_ENCODER": TEXT_ENCODER, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": NAME,
-    "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": NAME, "ZWATCH_SEAL_VERSION": NAME,
+    "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TEXT_ENCODER": TEXT_ENCODER, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": ALIAS,
+    "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": ALIAS, "ZWATCH_SHARE_ALIAS": ALIAS, "ZWATCH_SHARE_NO_WAIT": SWITCH, "ZWATCH_SEAL_VERSION": NAME,
     "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,
     "ZWATCH_PRUNE_YES": SWITCH, "ZWATCH_PRUNE_ALSO": listed((URL[0], URL[1][:-1])), "ZWATCH_PRUNE_NO_SERVICE": SWITCH,
     "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
     "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": LORA, "ZWATCH_IMPORT_DEPLOY": SWITCH,
     "ZWATCH_REQUIRE_SIGNATURE": PATH, "ZWATCH_SIGN": PATH, "ZWATCH_QUANTIZE_TO": QUANTIZE, "ZWATCH_VERIFY_SIGNATURE": PATH,
+    "ZWATCH_GOLDEN_PROMPTS": PATH, "ZWATCH_GOLDEN_MIN_PSNR": PSNR, "ZWATCH_GOLDEN_MIN_SSIM": SSIM, "ZWATCH_GOLDEN_STEPS": STEPS,
+    "ZWATCH_GOLDEN_SIZE": IMAGE_SIZE, "ZWATCH_GOLDEN_SEED": SEED, "ZWATCH_GOLDEN_FORCE": SWITCH,
+    "ZWATCH_COMPARE_PROMPTS": PATH, "ZWATCH_COMPARE_OUTPUT": PATH,
+    "ZWATCH_COMPARE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
+    "ZWATCH_COMPARE_SIZE": ([("512", (512, 512)), ("768x512", (768, 512)), ("64X64", (64, 64))], ["0", "8", "4096", "x", "64x", "x64", "a", "64x64x64"]),
+    "ZWATCH_COMPARE_STEPS": ([("1", 1), ("100", 100)], ["0", "101", "-1", "many"]),
     "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""

@@ -1,9 +1,7 @@
 """Wires everything together, starts it in order, and stops it in order."""
 
 import asyncio
-import gc
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -24,12 +22,15 @@ from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
 from zwatch.api.traces import Traces, wanted
+from zwatch.api.vote_gauges import VoteGauges
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
+from zwatch.counting import count_trials, count_votes
 from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.deploy.watch import RootWatcher
 from zwatch.ending import STOPPING, end_requests, let_judge
 from zwatch.errors import UsageError
+from zwatch.generation.comparison import end_together
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -40,12 +41,12 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
+from zwatch.opening import make_factory
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
-from zwatch.shadow.control import LoadControl
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
@@ -267,7 +268,36 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         policy_file=config.require_signature,
     )
     history = _make_history(config, bridge)
-    queue = GenerationQueue(
+    queue = _make_queue(config, bridge, supervisor, engines, history)
+    let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
+    if history is not None:
+        history.on_change = supervisor.changes.fire
+    metrics, started = Metrics(), time.monotonic()
+    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
+    queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
+    trials = count_trials(config.state_dir, bridge, supervisor, queue)
+    voting = count_votes(config.state_dir, bridge, history, trials.results)
+    if voting is not None:
+        metrics.present.register(VoteGauges(voting, engines))
+    queue.on_end += [partial(end_together, queue), metrics.request_ended, log_job]
+    queue.on_refuse.append(metrics.request_refused)
+    queue.drawer.on_redraw.append(metrics.request_redrawn)
+    supervisor.on_end.append(metrics.attempt_ended)
+    traces = Traces() if wanted() else None
+    if traces is not None:
+        queue.on_end.append(traces.job_ended)
+        supervisor.on_end.append(traces.attempt_ended)
+    operator = Operator(supervisor, bridge)
+    return Services(
+        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
+        voting, traces,
+    )  # fmt: skip
+
+
+def _make_queue(
+    config: Config, bridge: Bridge, supervisor: Supervisor, engines: EngineRegistry, history: History | None
+) -> GenerationQueue:
+    return GenerationQueue(
         engines,
         bridge,
         Finisher(bridge, history),
@@ -278,23 +308,6 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
     )
-    let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
-    if history is not None:
-        history.on_change = supervisor.changes.fire
-    metrics, started = Metrics(), time.monotonic()
-    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
-    queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
-    queue.on_end += [metrics.request_ended, log_job]
-    queue.on_refuse.append(metrics.request_refused)
-    supervisor.on_end.append(metrics.attempt_ended)
-    traces = Traces() if wanted() else None
-    if traces is not None:
-        queue.on_end.append(traces.job_ended)
-        supervisor.on_end.append(traces.attempt_ended)
-    operator = Operator(supervisor, bridge)
-    return Services(
-        bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, traces
-    )
 
 
 def _make_history(config: Config, bridge: Bridge) -> History | None:
@@ -303,27 +316,6 @@ def _make_history(config: Config, bridge: Bridge) -> History | None:
     # In the state directory, which only one process uses, and which may be written where the output directory may not.
     cache = config.state_dir / "history"
     return History(bridge, config.output_dir, config.history_max_images, config.history_max_bytes, cache)
-
-
-def make_factory(config: Config, control: LoadControl) -> "EngineFactory":
-    """Import torch and open the device; called in a thread. `control` is told what is done."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from zwatch.engine.opening import import_library, open_factory
-
-    gc.disable()  # imports make no garbage: to look for it takes a tenth of their time
-    try:
-        import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
-        cache = config.state_dir / "prepared"
-        factory = open_factory(
-            config.device, budget=config.memory_budget, cache=cache, control=control, exact=config.exact, dtype=config.dtype,
-            quantize=config.quantize, text_encoder=config.text_encoder,
-        )  # fmt: skip
-    finally:
-        gc.enable()
-    # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
-    # a second in which no thread runs.
-    gc.freeze()
-    return factory
 
 
 def _application(

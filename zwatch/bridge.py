@@ -37,6 +37,7 @@ Lane = Literal[
     "device",
     "thumbnail",
     "search",
+    "votes",
     "memory",
     "verify",
     "watch",
@@ -73,6 +74,7 @@ LANES: dict[Lane, LaneLimits] = {
     "device": LaneLimits(seconds=30.0),  # whether it answers: in milliseconds if it works. Nothing else waits here
     "thumbnail": LaneLimits(width=2, seconds=20.0, most_left=4, nice=10),
     "search": LaneLimits(seconds=20.0),
+    "votes": LaneLimits(seconds=20.0),
     "memory": LaneLimits(seconds=10.0),
     "verify": LaneLimits(seconds=600.0),
     "watch": LaneLimits(seconds=3.0),

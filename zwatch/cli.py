@@ -76,7 +76,7 @@ def commands() -> None:
 @options.dtype_option
 @options.quantize_option
 @options.text_encoder_option
-@_switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
+@options.exact_option
 @_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
 @_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip
 @_option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token that calls need.")  # fmt: skip
@@ -167,7 +167,7 @@ class _Import(click.Command):
 @_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(options.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
-@_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip
+@_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip
 @service_commands.calls_service
 def _import(source: Path, name: str, *, deploy: bool, alias: str, as_json: bool, url: str, token: str | None, **asked: Any) -> int:  # fmt: skip
     """Make a sealed version of what people have: a published pipeline, a cache, ComfyUI's files, a training run, a LoRA."""

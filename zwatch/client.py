@@ -64,13 +64,13 @@ class Service:
 
 
 @contextmanager
-def followed(service: Service, alias: str) -> Iterator[None]:
-    """Show the progress of the alias's load on a terminal while the block runs."""
+def followed(service: Service, alias: str, *, of_share: bool = False) -> Iterator[None]:
+    """Show the progress of the load of an alias, or of its share, on a terminal while the block runs."""
     if not sys.stderr.isatty():
         yield
         return
     ended = threading.Event()
-    thread = threading.Thread(target=_follow, args=(service, alias, ended), daemon=True)
+    thread = threading.Thread(target=_follow, args=(service, alias, of_share, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -79,7 +79,7 @@ def followed(service: Service, alias: str) -> Iterator[None]:
         thread.join(_JOIN_SECONDS)
 
 
-def _follow(service: Service, alias: str, ended: threading.Event) -> None:
+def _follow(service: Service, alias: str, of_share: bool, ended: threading.Event) -> None:
     from zwatch.progress import Progress  # tqdm, for a terminal only
 
     with Progress(f"{alias}") as progress:
@@ -88,12 +88,21 @@ def _follow(service: Service, alias: str, ended: threading.Event) -> None:
                 status = service.get("/status")[1]
             except UsageError:
                 return  # the call that is being followed reports it
-            attempt = status.get("aliases", {}).get(alias, {}).get("attempt")
+            attempt = _attempt(status, alias, of_share=of_share)
             if attempt is None or attempt["state"] not in ("LOADING", "WARMING"):
                 progress.step("waiting for the service")
             else:
                 total = round(attempt["bytes"] / attempt["progress"]) if attempt["progress"] else 0
                 progress.update(attempt["bytes"], total, f"{attempt['version']} {attempt['state']}")
+
+
+def _attempt(status: dict[str, Any], alias: str, *, of_share: bool) -> dict[str, Any] | None:
+    """Return the last attempt of an alias or of its share, if there is one."""
+    if not of_share:
+        found = status.get("aliases", {}).get(alias)
+    else:
+        found = next((one for one in status.get("shares", {}).values() if one["alias"] == alias), None)
+    return None if found is None else found.get("attempt")
 
 
 def message(body: dict[str, Any]) -> str:
@@ -150,6 +159,59 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
     ]
     queue = status["queue"]
     return [*lines, f"  queue: {queue['waiting']} waiting, {queue['running']} running, room for {queue['limit']}"]
+
+
+def share_lines(status: dict[str, Any], alias: str) -> list[str]:
+    """Return the lines that show the shares of an alias as they are now, of a status."""
+    lines = []
+    for name, one in status.get("shares", {}).items():
+        if one["alias"] != alias:
+            continue
+        attempt = one["attempt"]
+        if one["fault"]:
+            how = one["fault"]["message"]
+        elif one["target"] is not None and one["serving"] == one["target"]:
+            how = f"draws {one['percent']} % of the requests for {alias}" if one["percent"] else "is held ready"
+        elif attempt is None or attempt["version"] != one["target"] or attempt["state"] == "PROMOTED":
+            how = "is not ready yet"
+        else:
+            how = f"{attempt['state']} {attempt['reason'] or ''}".rstrip()
+        lines.append(f"{name} -> {one['link'] or '?'}: {how}")
+    return lines
+
+
+def _trial_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show a trial: what both sides have drawn, each figure with its interval where there is one."""
+    alias, share, sides = body["alias"], body["share"], body["sides"]
+    if not sides:
+        return [body["conclusion"]]
+    rows = [("", [f"{side['version']} ({side['share'] or alias})" for side in sides])]
+    rows += [(name, [f"{side[name]:,}" for side in sides]) for name in ("requests", "failures")]
+    rows.append(("latency", [_interval(side["latency"], "median", "{:.2f} s".format) for side in sides]))
+    rows.append(("votes", [_votes(side["votes"]) for side in sides]))
+    width = max(len(text) for _, texts in rows for text in texts)
+    lines = [f"  {name:<8}  {'  '.join(text.ljust(width) for text in texts)}".rstrip() for name, texts in rows]
+    ended = f", which ended {body['ended']}" if body.get("ended") else ""
+    return [
+        f"{share or alias}: the trial of {sides[-1]['version']}{ended}",
+        *lines,
+        "  in brackets: 95 % confidence",
+        body["conclusion"],
+    ]
+
+
+def _votes(votes: dict[str, Any] | None) -> str:
+    if not votes or not votes["up"] + votes["down"]:
+        return "-"
+    return f"{votes['up']} of {votes['up'] + votes['down']} up, {_interval(votes, 'share', '{:.0%}'.format)}"
+
+
+def _interval(found: dict[str, Any] | None, name: str, shown: Callable[[float], str]) -> str:
+    """Return a value with its interval, "-" where there is none."""
+    if not found or found[name] is None:
+        return "-"
+    between = "" if found["low"] is None else f" [{shown(found['low'])} - {shown(found['high'])}]"
+    return f"{shown(found[name])}{between}"
 
 
 def _version_lines(body: dict[str, Any]) -> list[str]:
@@ -210,6 +272,9 @@ def _attempt_lines(body: dict[str, Any]) -> list[str]:
 _LINES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "/api/deploy": _change_lines,
     "/api/rollback": _change_lines,
+    "/api/share": _change_lines,
+    "/api/promote": _change_lines,
+    "/api/trial": _trial_lines,
     "/status": _status_lines,
     "/versions": _version_lines,
     "/attempts": _attempt_lines,

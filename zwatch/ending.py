@@ -32,7 +32,9 @@ def let_judge(supervisor: Supervisor, queue: GenerationQueue, *, probation: floa
     def stuck(engine: "Engine", reason: str) -> None:
         refuse_all(queue)
         error = FatalError(reason, is_crash=True, ending=Ending.HUNG)
-        supervisor.fail(error, hung=VersionKey(engine.version, engine.digest))
+        key = VersionKey(engine.version, engine.digest)
+        supervisor.fail(error, hung=key)
+        supervisor.withdrawal.blame(key)
 
     queue.timeout, supervisor.withdrawal.probation = timeout, probation
     queue.drawer.judge, queue.drawer.withdrawal = judge, supervisor.withdrawal

@@ -20,7 +20,7 @@ from zwatch.errors import UsageError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\]){1,64}")
-_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # not all that Python takes, such as 78_60
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,19}\s*")  # not all that Python takes, such as 78_60
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SIZE = re.compile(r"(?P<number>.*?) ?(?P<prefix>[KMGT]?)(?P<unit>IB|I|B)?", re.DOTALL)
 _TOKEN_FILE = "zwatch.token_file"  # noqa: S105 (a key)
@@ -89,6 +89,26 @@ def positive(unit: str) -> Callable[[str], float]:
     return parse
 
 
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return the parser of a number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        if not is_number(text) or not least <= float(text) <= most:
+            raise ValueError(f"expected a number from {least:g} to {most:g}, got {text!r}")
+        return float(text)
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Return the width and the height of an image in pixels: `1024` is 1024 x 1024, or `1024x768`."""
+    sides = text.lower().split("x")
+    found = [int(side) for side in sides if side.isdecimal() and side.isascii() and len(side) <= 4]
+    if len(sides) > 2 or len(found) != len(sides) or any(not 16 <= side <= 2048 or side % 16 for side in found):
+        raise ValueError(f"expected a multiple of 16 from 16 to 2048, or two such as 1024x768, got {text!r}")
+    return found[0], found[-1]
+
+
 def seconds(text: str) -> float:
     """Return a number of seconds, at least 0. Infinity is allowed, NaN is not."""
     try:
@@ -150,6 +170,15 @@ def size(text: str) -> int:
     return number
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """Return the width and the height that a size names: `512`, or `768x512`. What a version can draw, the service knows."""
+    width, cross, height = text.lower().partition("x")
+    try:
+        return whole_number(16, 2048)(width), whole_number(16, 2048)(height if cross else width)
+    except ValueError:
+        raise ValueError(f"expected pixels such as 512 or 768x512, each side from 16 to 2048, got {text!r}") from None
+
+
 def path(text: str) -> Path:
     """Return a path."""
     if not text:
@@ -191,6 +220,19 @@ def version_name(text: str) -> str:
             f"{text!r} cannot name a version or an alias: expected 1-64 of A-Za-z0-9._-, not starting with . or -"
         )
     return text
+
+
+def alias_name(text: str) -> str:
+    """Return the name of an alias. Its share is not named by its link, because a change of percentage renames that."""
+    from zwatch.deploy.shares import parse_share
+
+    if (share := parse_share(text)) is not None:
+        of = "" if share.alias == "current" else f" --alias {share.alias}"
+        raise ValueError(
+            f"{text!r} is a share of {share.alias}; `zwatch share VERSION {share.percent}{of}` points it to a version, "
+            f"`zwatch share promote{of}` makes its version the one of {share.alias}"
+        )
+    return version_name(text)
 
 
 def new_version(text: str) -> str:
@@ -320,6 +362,7 @@ json_switch = switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON
 device_option = option("--device", envvar="ZWATCH_DEVICE", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
 dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", help="What versions are computed in, whatever they are stored in; auto: bf16, or fp32 where the device has no bf16.")  # fmt: skip
 quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
+exact_option = switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 text_encoder_option = option("--text-encoder", envvar="ZWATCH_TEXT_ENCODER", type=click.Choice(["auto", "device", "host"]), default="auto", help="Where its weights are; host: copied to the device, layer by layer, for each new prompt; auto: host where the device has too little memory for the whole model.")  # fmt: skip
 probation_option = option("--probation", envvar="ZWATCH_PROBATION", type=seconds, default="60", metavar="SECONDS", help="Seconds for which a version is on trial after its promotion: if it fails in 3 of its last 20 requests, the one before it serves again. 0: not at all; inf: always.")  # fmt: skip
 policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 _REFRESH_SECONDS = 0.2
 _BYTES = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_THINGS = "{desc}: {n_fmt} of {total_fmt} |{bar}| [{elapsed}<{remaining}{postfix}]"
 _NO_BYTES = "{desc}{postfix} [{elapsed}]"
 
 
@@ -19,13 +20,13 @@ class Progress:
     the time that passes, so that a terminal at work never looks as if it stood still.
     """
 
-    def __init__(self, title: str, total: int | None = None, *, stream: TextIO | None = None) -> None:
-        """`total` is in bytes, and None while it is not known; `stream` is by default standard error."""
+    def __init__(self, title: str, total: int | None = None, *, unit: str = "B", stream: TextIO | None = None) -> None:
+        """`total` is in bytes or another `unit`, and None while it is not known; `stream` is by default standard error."""
         stream = stream or sys.stderr
         # Without tqdm's monitor thread: the thread below refreshes more often.
         self._bar = tqdm(
-            total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=stream,
-            disable=stream is None or not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=_BYTES if total else _NO_BYTES,
+            total=total, desc=title, unit=unit, unit_scale=unit == "B", unit_divisor=1024, leave=False, file=stream,
+            disable=stream is None or not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=(_BYTES if unit == "B" else _THINGS) if total else _NO_BYTES,
         )  # fmt: skip
         self._ended = threading.Event()
         self._refreshing = threading.Thread(target=self._refresh, name="zwatch-progress", daemon=True)

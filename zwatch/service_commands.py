@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from zwatch import config, options
-from zwatch.errors import status_of
+from zwatch.errors import UsageError, status_of
 
 _Command = Callable[..., int]
 
@@ -28,27 +28,85 @@ def calls_service(command: _Command) -> _Command:
 # ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
 @click.command("deploy")
 @click.argument("version", type=options.version_argument, help="A version's name, such as v2.")
-@options.option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@options.option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
 @options.switch("--no-wait", envvar="ZWATCH_DEPLOY_NO_WAIT", help="Repoint only.")
 @calls_service
 def _deploy(version: str, alias: str, *, no_wait: bool, **service: Any) -> int:
     """Repoint an alias to a version and wait until it serves."""
-    return _change("/api/deploy", {"version": version, "alias": alias, "wait": not no_wait}, **service)
+    return change("/api/deploy", {"version": version, "alias": alias, "wait": not no_wait}, **service)
 
 
 @click.command("rollback")
-@options.option("--alias", envvar="ZWATCH_ROLLBACK_ALIAS", type=options.version_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
+@options.option("--alias", envvar="ZWATCH_ROLLBACK_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink to repoint.")  # fmt: skip
 @calls_service
 def _rollback(alias: str, **service: Any) -> int:
     """Go back to the version that served before."""
-    return _change("/api/rollback", {"alias": alias}, **service)
+    return change("/api/rollback", {"alias": alias}, **service)
+
+
+@click.command("share")
+@click.argument("words", nargs=-1, metavar="[VERSION PERCENT | PERCENT | end | promote]", help="The version to try and its part of the requests, or only the part (0 holds the version ready); `end` ends the trial, `promote` deploys the version. Nothing: show the trial.")  # fmt: skip
+@options.option("--alias", envvar="ZWATCH_SHARE_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink whose requests are shared.")  # fmt: skip
+@options.switch("--no-wait", envvar="ZWATCH_SHARE_NO_WAIT", help="Change the link only.")
+@calls_service
+def _share(words: tuple[str, ...], alias: str, *, no_wait: bool, **service: Any) -> int:
+    """Try a version on a part of an alias's requests, and show how the trial goes."""
+    if not words:
+        return _show_trial(alias, **service)
+    path, body = _share_change(words)
+    return change(path, {**body, "alias": alias, "wait": not no_wait}, **service)
+
+
+def _show_trial(alias: str, *, url: str, token: str | None, as_json: bool) -> int:
+    """Print what both sides of a trial have drawn, after the state of the share."""
+    from urllib.parse import urlencode
+
+    from zwatch import client
+
+    service = client.Service(url, token)
+    status, found = service.get(f"/api/trial?{urlencode({'alias': alias})}")
+    if status < 300 and not as_json:
+        print("".join(f"{line}\n" for line in client.share_lines(service.get("/status")[1], alias)), end="")
+    return answer("/api/trial", status, found, as_json=as_json)
+
+
+def _share_change(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Return the call that these words ask for, and the fields of its body that they say.
+
+    Raises:
+        UsageError: they ask for nothing that there is.
+    """
+    match words:
+        case ("end",):
+            return "/api/share", {"percent": None}
+        case ("promote",):
+            return "/api/promote", {}
+        case (percent,) if percent.rstrip("%").lstrip("+-").isdecimal():
+            return "/api/share", {"percent": _percent(percent)}
+        case (version,):
+            raise UsageError(
+                f"how many percent of the requests {version!r} shall get is missing, such as `zwatch share {version} 10` "
+                "(see zwatch share --help)"
+            )
+        case (version, percent):
+            return "/api/share", {"version": options.version_argument(version), "percent": _percent(percent)}
+    raise UsageError(f"expected a version and a percentage, got {' '.join(words)!r} (see zwatch share --help)")
+
+
+def _percent(text: str) -> int:
+    try:
+        return options.whole_number(0, 100)(text.removesuffix("%"))
+    except ValueError:
+        raise UsageError(
+            f"expected a percentage, a whole number from 0 to 100, got {text!r} (see zwatch share --help)"
+        ) from None
 
 
 @click.command("status")
 @calls_service
 def _status(**service: Any) -> int:
     """Show what serves."""
-    return _show("/status", **service)
+    return show("/status", **service)
 
 
 # ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
@@ -58,7 +116,7 @@ def _status(**service: Any) -> int:
 def _list(models: Path | None, **service: Any) -> int:
     """List the versions: what each was made from, and why one was rejected."""
     if models is None:
-        return _show("/versions", **service)
+        return show("/versions", **service)
     from zwatch import offline
 
     return answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
@@ -68,11 +126,11 @@ def _list(models: Path | None, **service: Any) -> int:
 @calls_service
 def _attempts(**service: Any) -> int:
     """List the last attempts."""
-    return _show("/attempts", **service)
+    return show("/attempts", **service)
 
 
-def _change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
-    """Ask the service for a deploy or a rollback, wait for its end, and print the answer."""
+def change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_json: bool) -> int:
+    """Ask the service for a change of what serves, wait for its end, and print the answer."""
     try:
         status, found = asked(path, body, url=url, token=token)
     except KeyboardInterrupt as interrupt:
@@ -88,7 +146,7 @@ def asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tu
     from zwatch import client
 
     service = client.Service(url, token)
-    with client.followed(service, body["alias"]):
+    with client.followed(service, body["alias"], of_share=path == "/api/share"):
         return service.post(path, body)
 
 
@@ -97,7 +155,7 @@ def seen(url: str) -> str:
     return f"see `zwatch status{'' if url == config.DEFAULT_URL else f' --url {url}'}`"
 
 
-def _show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
+def show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
     """Print what the service answers to a GET."""
     from zwatch import client
 
@@ -129,5 +187,5 @@ def failed(reason: str, status: int) -> int:
     return status
 
 
-COMMANDS = (_deploy, _rollback, _status, _list, _attempts)
+COMMANDS = (_deploy, _rollback, _share, _status, _list, _attempts)
 """In the order in which `--help` shows them."""

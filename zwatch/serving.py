@@ -12,13 +12,14 @@ from functools import partial
 from typing import NoReturn
 
 from zwatch import logwriter
-from zwatch.app import Running, check, make_factory, running
+from zwatch.app import Running, check, running
 from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.errors import FatalError
 from zwatch.handover.taking import Taken, Taking
 from zwatch.hangup import Hangup
 from zwatch.listening import Passed
+from zwatch.opening import make_factory
 from zwatch.reloading import look_again
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,14 @@ import pytest
 from zwatch.api.page import DIRECTORY, HEADERS, INDEX, KINDS, accepts_gzip, read_page
 
 MOST_BYTES = 150_000
-"""Of all files together, as they are."""
+"""Of all files that load at the start, together, as they are."""
+MOST_LATER = 60_000
+"""Of all others together: each is loaded by `import()` at its first use."""
+_STATIC = re.compile(
+    r"""^import\s[^(]*?["']\./([\w.-]+)["'];|new URL\("([\w.-]+)", import\.meta\.url\)|="/page/([\w.-]+)\"""",
+    re.MULTILINE,
+)
+"""The file that an import, a worker or an element of the page names."""
 POLICY = {
     "default-src": "'none'", "script-src": "'self'", "img-src": "'self' data: blob:",
     "connect-src": "'self'", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'",
@@ -34,11 +41,44 @@ async def raw():
         yield session
 
 
+def loaded_at_start():
+    """Return the names of the files that a browser loads without any use of the page."""
+    found, names = set(), [INDEX]
+    while names:
+        name = names.pop()
+        if name not in found:
+            found.add(name)
+            text = (DIRECTORY / name).read_text()
+            names += [next(filter(None, groups)) for groups in _STATIC.findall(text)]
+    return found
+
+
+def test_what_is_loaded_later_is_named_by_an_import_of_its_own():
+    """A file that nothing names is forgotten; one that is named both ways would be loaded at the start after all."""
+    at_start = loaded_at_start()
+    assert {INDEX, "main.js", "style.css", "icon.svg", "worker.js", "strings.js"} <= at_start
+    text = "".join(path.read_text() for path in DIRECTORY.glob("*.js"))
+    by_use = set(re.findall(r'import\("\./([\w.-]+)"\)', text))
+    assert by_use
+    assert not by_use & at_start
+    later = {path.name for path in DIRECTORY.iterdir()} - at_start
+    reached, names = set(), [*by_use]
+    while names:
+        name = names.pop()
+        if name not in reached:
+            reached.add(name)
+            names += [next(filter(None, groups)) for groups in _STATIC.findall((DIRECTORY / name).read_text())]
+    assert later <= reached
+
+
 def test_the_page_is_small_and_has_no_other_kinds_of_files():
     files = [path for path in DIRECTORY.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= KINDS.keys()
     assert all(path.parent == DIRECTORY for path in files), "only files directly in the directory are served"
-    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    at_start = loaded_at_start()
+    sizes = {path.name: path.stat().st_size for path in files}
+    assert sum(size for name, size in sizes.items() if name in at_start) < MOST_BYTES
+    assert sum(size for name, size in sizes.items() if name not in at_start) < MOST_LATER
     assert INDEX in read_page(DIRECTORY).files
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import threading
 import time
 
 import aiohttp
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tests.rollout.conftest import flip_byte
 from zwatch.deploy.sealing import write_seal
+from zwatch.deploy.shares import share_key, side_of
 from zwatch.engine.usable import deviation_of
 
 HURT = {"prompt": "a cat", "width": 96, "height": 64, "seed": 7, "steps": 4}
@@ -21,10 +23,10 @@ WIDE = 96 // 8
 
 
 class Faulty:
-    """Makes the transformer of what `current` serves fail for some requests, by hooks of torch."""
+    """Makes the transformer of what an alias or a share serves fail for some requests, by hooks of torch."""
 
-    def __init__(self, client):
-        components = client.services.engines.serving("current").engine.components
+    def __init__(self, client, key="current"):
+        components = client.services.engines.serving(key).engine.components
         parts = {one.key.component: one.module for one in components}
         self.transformer, self.vae = parts["transformer"], parts["vae"]
         self.met = 0
@@ -295,3 +297,120 @@ async def test_a_device_that_is_lost_on_trial_is_blamed_on_the_version_that_drew
 def pixels(file):
     with Image.open(io.BytesIO(file)) as image:
         return image.convert("RGB").tobytes()
+
+
+# --- shares
+
+KEY = share_key("current")
+ON_SHARE = next(f"c{number}" for number in range(1000) if side_of(f"c{number}", "current") < 50)
+ON_OWN = next(f"c{number}" for number in range(1000) if side_of(f"c{number}", "current") >= 50)
+
+
+@pytest.fixture
+async def shared(client, models):
+    """A service in which v1 serves `current`, and v2 half of its requests."""
+    (models / "current@50").symlink_to("v2")
+    supervisor, engines = client.services.supervisor, client.services.engines
+    supervisor.ring()
+    while engines.serving(KEY) is None:
+        await supervisor.changes.wait()
+    return client
+
+
+async def share_of(client, **fields):
+    """Draw an image; return the version and the share."""
+    headers, _ = await client.png(**fields)
+    return headers["X-Zwatch-Version"], headers.get("X-Zwatch-Share")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_share_that_fails_at_one_size_only_is_withdrawn_and_no_client_notices(shared, fault):
+    spoil, reason = FAULTS[fault]
+    spoil(Faulty(shared, KEY))
+    for _ in range(3):
+        assert await share_of(shared, **WELL, user=ON_SHARE) == ("v2", "current@50")
+        assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+        assert await share_of(shared, **HURT, user=ON_OWN) == ("v1", None)
+    assert await share_of(shared, **WELL, user=ON_SHARE) == ("v1", None)
+    _, _, status = await shared.call("GET", "/status")
+    share = status["shares"]["current@50"]
+    assert (status["status"], share["fault"]["code"]) == ("degraded", "withdrawn")
+    assert reason in share["fault"]["message"]
+    assert "v2 was withdrawn from current@50: 3 of its last 6 requests failed" in share["fault"]["message"]
+    assert any("v2 was withdrawn from current@50" in one for one in status["reasons"]), status["reasons"]
+    async with shared.http.get(shared.url + "/metrics") as response:
+        text = await response.text()
+    assert 'zwatch_attempts_total{outcome="withdrawn"} 1.0' in text
+    assert (
+        sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("zwatch_requests_redrawn_total{"))
+        == 3
+    )
+
+
+async def test_a_share_that_hangs_is_drawn_again_before_the_time_limit(shared):
+    assert await share_of(shared, **HURT, user=ON_OWN) == ("v1", None)  # how long it takes is known then
+    Faulty(shared, KEY).hang()
+    shared.services.queue.drawer.least_patience = 0.5
+    for _ in range(3):
+        assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+    assert "v2 took more than" in shared.services.supervisor.withdrawal.reason(KEY)
+
+
+async def test_what_its_alias_fails_to_draw_is_not_given_to_the_share(shared):
+    Faulty(shared).nan()
+    for _ in range(3):
+        await shared.error("/generate", {**HURT, "user": ON_OWN}, 500)
+    assert await share_of(shared, **HURT, user=ON_SHARE) == ("v2", "current@50")
+
+
+async def test_a_failed_request_counts_for_the_side_that_failed(shared):
+    Faulty(shared, KEY).nan()
+    assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+    async with shared.http.get(shared.url + "/metrics") as response:
+        text = await response.text()
+    assert 'zwatch_version_requests_total{outcome="redrawn",share="current@50",version="v2"} 1.0' in text
+    assert 'zwatch_requests_redrawn_total{fault="not_finite"} 1.0' in text
+
+
+async def test_a_rollback_points_the_link_to_what_serves_again(promoted, models):
+    Faulty(promoted).nan()
+    for _ in range(3):
+        await draw(promoted, "v1", **HURT)
+    status, _, body = await promoted.call("POST", "/api/rollback")
+    assert (status, body["version"], (models / "current").readlink().name) == (200, "v1", "v1")
+    _, _, status = await promoted.call("GET", "/status")
+    assert (status["status"], status["aliases"]["current"]["fault"]) == ("ok", None)
+
+
+async def test_a_time_limit_that_passes_while_it_draws_counts(start):
+    async with start(timeout=2.0) as client:
+        await client.serves()
+        await switch(client, "v2")
+        supervisor, engines, queue = client.services.supervisor, client.services.engines, client.services.queue
+        queue.generator.stall_after_end = 0.1  # its thread is interrupted then
+        while engines.find("v1") is not None:  # nothing else could draw it
+            await supervisor.look_now()
+            await supervisor._closer.free_warm()
+        Faulty(client).hang()
+        for _ in range(3):
+            error = await client.error("/generate", HURT, 504)
+            assert error["code"] == "timeout"
+        await client.serves("v1")
+        assert "until the time limit of 2 s passed" in supervisor.withdrawal.reason("current")
+
+
+async def test_a_thread_that_does_not_come_back_ends_the_service_and_is_blamed_on_the_version(promoted):
+    faulty, supervisor = Faulty(promoted), promoted.services.supervisor
+    generator, forever = promoted.services.queue.generator, threading.Event()
+    generator.grace, generator.is_on_gpu = 0.1, lambda: True
+    await draw(promoted, "v1", **HURT, model="v1")
+    promoted.services.queue.drawer.least_patience = 0.5
+    faulty.transformer.register_forward_pre_hook(lambda module, given: forever.wait(600) and None)
+    try:
+        status, _, body = await promoted.call("POST", "/generate", json=HURT)
+        assert (status, body["error"]["code"]) == (500, "generation_failed")
+        await asyncio.wait_for(supervisor.has_failed.wait(), 60)
+        failure = supervisor.state.saved.failure
+        assert (failure.hung.version, failure.on_trial) == ("v2", True)
+    finally:
+        forever.set()

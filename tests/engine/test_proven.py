@@ -30,20 +30,20 @@ def test_a_version_that_was_warmed_is_proven_at_the_next_start_and_has_its_previ
     engine = build(factory, models, "v1")
     assert not factory.is_proven(engine)
     factory.warm(engine, LoadControl())
-    assert not engine.is_on_trial
+    assert not engine.is_unjudged
     until_kept(tmp_path)
 
     later = EngineFactory(Device("cpu"), tmp_path / "prepared")
     again = build(later, models, "v1")
     assert later.is_proven(again)
-    assert again.is_on_trial
+    assert again.is_unjudged
     assert torch.equal(again.colours.weights, engine.colours.weights)
     assert torch.equal(again.colours.bias, engine.colours.bias)
     assert not later.is_proven(build(later, models, "v2")), "another digest"
 
     later.distrust(engine.digest)
     assert not later.is_proven(again)
-    assert not again.is_on_trial
+    assert not again.is_unjudged
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def writers():
     return [thread for thread in threading.enumerate() if thread.name == "zwatch-proven"]
 
 
-def test_the_first_image_of_an_engine_on_trial_is_judged(factory, models, tmp_path):
+def test_the_first_image_of_an_engine_that_was_not_warmed_is_judged(factory, models, tmp_path):
     engine = build(factory, models, "v1")
     factory.warm(engine, LoadControl())
     until_kept(tmp_path)
@@ -148,10 +148,10 @@ def test_the_first_image_of_an_engine_on_trial_is_judged(factory, models, tmp_pa
     grey = Image.new("RGB", (64, 64), (9, 9, 9))
     for bad in (Generation([grey], False, True, {}), Generation([], False, False, {})):
         assert factory.fault(engine, bad).code == "bad_image"
-        assert engine.is_on_trial
+        assert engine.is_unjudged
     noise = Image.effect_noise((64, 64), 50).convert("RGB")
     assert factory.fault(engine, Generation([noise], False, True, {})) is None
-    assert not engine.is_on_trial
+    assert not engine.is_unjudged
 
 
 def test_the_rehearsal_runs_through_all_networks():

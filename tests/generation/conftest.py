@@ -29,7 +29,7 @@ class FakeEngine:
     `error` is raised if it is set."""
 
     is_complete = True
-    is_on_trial = False
+    is_unjudged = False
     default_size = 64
     max_side = 1024
 

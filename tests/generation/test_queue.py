@@ -592,7 +592,7 @@ def withdrawing(engines, engine):
         engines.promote("current", V2)
         return False
 
-    engine.is_on_trial = True
+    engine.is_unjudged = True
     return withdraw
 
 
@@ -616,9 +616,9 @@ async def test_a_request_for_a_withdrawn_version_by_its_name_fails(start, engine
     assert job.error.message == "v1 makes no usable images and was withdrawn"
 
 
-async def test_the_good_images_of_an_engine_on_trial_are_added(start, engine):
+async def test_the_good_first_images_of_an_engine_are_added(start, engine):
     queue = start()
-    engine.is_on_trial = True
+    engine.is_unjudged = True
 
     async def keep(judged, generation):
         assert not job.pictures, "they are held until they are judged"
@@ -632,7 +632,7 @@ async def test_the_good_images_of_an_engine_on_trial_are_added(start, engine):
 
 async def test_a_bad_image_of_a_version_that_goes_on_is_an_error(start, engine):
     queue = start()
-    engine.is_on_trial, engine.finite = True, False
+    engine.is_unjudged, engine.finite = True, False
 
     async def keep(judged, generation):
         return True

@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
+from zwatch.api.routes import CALLS
 from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.engine.factory import EngineFactory
 from zwatch.handover.channel import PROTOCOL, Channel, Door
+from zwatch.handover.giving import CHANGING
 from zwatch.handover.taking import Taking
 from zwatch.shadow.device import Device
 
@@ -50,3 +52,8 @@ async def test_the_memory_of_the_old_process_is_counted_until_it_ends(config, br
         taken = await taking
     assert taken.factory.device is device
     assert (device.peak_elsewhere, device.budget) == (0, BUDGET)
+
+
+def test_every_call_that_changes_what_serves_is_held_while_another_process_takes_over():
+    changing = {(call.method, call.path) for call in CALLS if call.tag == "deploying" and call.method != "GET"}
+    assert changing - {("POST", "/api/verify")} == CHANGING - {("DELETE", "/login")}

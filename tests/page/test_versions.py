@@ -227,3 +227,56 @@ async def test_every_string_of_the_panel_and_the_comparison_is_chinese(new_page,
     await expect(page.get_by_role("list", name="历史记录").locator(".thumb").first).to_have_accessible_name(
         re.compile("^一座灯塔.v1.种子 31")
     )
+
+
+async def test_two_models_draw_the_form_s_prompt_and_seed_and_each_picture_is_voted_on(page, server):
+    await set_link(server, "v2")
+    await set_link(server, "v1")
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("two harbours")
+    for name, value in {**SIDES, "Seed": 21}.items():
+        await page.get_by_role("spinbutton", name=name, exact=True).fill(str(value))
+    await page.get_by_role("button", name="A / B", exact=True).click()
+    choice = page.get_by_role("dialog", name="Draw the same prompt and seed by two models")
+    await expect(choice.get_by_label("First model")).to_have_value("current")
+    await expect(choice.get_by_label("Second model")).to_have_value("v2")
+    assert await findings(page) == []
+    await choice.get_by_label("First model").select_option("v2")
+    await expect(choice.get_by_role("button", name="Draw both")).to_be_disabled()
+    await choice.get_by_label("First model").select_option("v1")
+    await choice.get_by_role("button", name="Draw both").click()
+    view = page.get_by_role("dialog", name="Compare")
+    pictures = view.locator(".pane img")
+    await expect(pictures.nth(0)).to_have_attribute("alt", "two harbours, v1, seed 21")
+    await expect(pictures.nth(1)).to_have_attribute("alt", "two harbours, v2, seed 21")
+    made = (await server.get("/history?limit=2"))["images"]
+    assert [(one["version"], one["seed"], one["model"]) for one in made] == [("v2", 21, "v2"), ("v1", 21, "v1")]
+    assert await findings(page) == []
+    votes = [view.locator(f".pane-foot.{side} .votes") for side in ("left", "right")]
+    liked = votes[1].get_by_role("button", name="Vote for this picture (0)")
+    await liked.focus()
+    await page.keyboard.press("Enter")
+    await expect(votes[1].get_by_role("button", name="Vote for this picture (1)")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    await votes[0].get_by_role("button", name="Vote against this picture (0)").click()
+    await expect(votes[0].get_by_role("button", name="Vote against this picture (1)")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    async with server.http.get(server.url + "/metrics") as response:
+        text = await response.text()
+    assert 'zwatch_votes{share="",version="v2",vote="up"} 1.0' in text
+    assert 'zwatch_votes{share="",version="v1",vote="down"} 1.0' in text
+    await page.keyboard.press("Escape")
+    # The vote is there in the stage and in the details too, also after a reload, and a second press takes it back.
+    await page.reload()
+    await expect(page.locator("#strip .thumb").first).to_have_accessible_name("two harbours, v2, seed 21")
+    stage = page.locator("#stage-actions").get_by_role("button", name="Vote for this picture (1)")
+    await expect(stage).to_have_attribute("aria-pressed", "true")
+    await page.get_by_role("button", name="Details", exact=True).click()
+    details = page.get_by_role("dialog", name="Details")
+    await details.get_by_role("button", name="Vote for this picture (1)").click()
+    await expect(details.get_by_role("button", name="Vote for this picture (0)")).to_have_attribute(
+        "aria-pressed", "false"
+    )
+    [newest, _] = (await server.get("/history?limit=2"))["images"]
+    assert (newest["votes"]["up"], newest["votes"]["down"]) == (0, 0)

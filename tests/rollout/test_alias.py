@@ -16,7 +16,7 @@ FIRST, LATER = LinkStamp(1, 2, 3), LinkStamp(1, 2, 4)
 
 
 class FakeEngine:
-    is_on_trial = False
+    is_unjudged = False
     is_complete = True
 
 

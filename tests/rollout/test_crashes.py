@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from zwatch.deploy.resolving import LinkStamp
+from zwatch.errors import Ending
 from zwatch.rollout import crashes
 from zwatch.rollout.crashes import Crash
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.saved import KEPT_PROVED, SavedState, serialise
+from zwatch.rollout.saved import KEPT_PROVED, Failure, SavedState, serialise
 
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 ANEW = "ANEW"
@@ -108,6 +109,16 @@ def test_what_is_set_aside_after_a_history_of_runs(runs, expected):
             machine.link(V2)
         else:
             machine.run(**run)
+    assert machine.set_aside() == expected
+
+
+@pytest.mark.parametrize(("on_trial", "expected"), [(True, {V2}), (False, set())])
+def test_good_images_do_not_acquit_what_drew_on_trial_when_the_device_was_lost(on_trial, expected):
+    machine = Machine()
+    machine.link(V2, "current@")
+    for _ in range(2):
+        machine.run(V2, proved=[V2], alias="current@")
+        machine.saved.failure = Failure(Ending.DEVICE_LOST, "the device is lost", V2, on_trial)
     assert machine.set_aside() == expected
 
 

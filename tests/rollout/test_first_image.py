@@ -58,9 +58,9 @@ def engine_of(service):
 
 async def test_what_was_warmed_here_is_not_warmed_again_at_the_next_start(restarted):
     assert restarted.factory.warmed == []
-    assert engine_of(restarted).is_on_trial
+    assert engine_of(restarted).is_unjudged
     assert await restarted.supervisor.first_images.judge(engine_of(restarted), GOOD)
-    assert not engine_of(restarted).is_on_trial
+    assert not engine_of(restarted).is_unjudged
 
 
 async def test_while_something_serves_every_version_is_warmed(restarted):
@@ -84,7 +84,7 @@ async def test_a_bad_first_image_changes_nothing_if_the_warm_up_image_is_good(re
     suspect = engine_of(restarted)
     assert await restarted.supervisor.first_images.judge(suspect, BAD)
     assert restarted.factory.warmed == ["v2"]
-    assert (restarted.serves(), suspect.is_on_trial) == ("v2", False)
+    assert (restarted.serves(), suspect.is_unjudged) == ("v2", False)
 
 
 async def test_a_fault_that_may_pass_is_no_reason_to_withdraw_what_serves(restarted, monkeypatch):
@@ -95,11 +95,11 @@ async def test_a_fault_that_may_pass_is_no_reason_to_withdraw_what_serves(restar
 
     monkeypatch.setattr(restarted.factory, "warm", fail)
     assert await restarted.supervisor.first_images.judge(suspect, BAD)
-    assert (restarted.serves(), suspect.is_on_trial) == ("v2", True)
+    assert (restarted.serves(), suspect.is_unjudged) == ("v2", True)
     assert restarted.attempts()[0] == ("v2", "ABANDONED", None)
 
 
-async def test_what_is_on_trial_has_not_proved_itself(restarted):
+async def test_what_is_not_judged_yet_has_not_proved_itself(restarted):
     serving = restarted.engines.serving("current")
     serving.images, alias = 3, restarted.supervisor.records["current"]
     assert alias.proved(serving.serving_from + 1000) is None

@@ -16,6 +16,7 @@ from zwatch.rollout.policy import (
     Load,
     LoadView,
     Promote,
+    Retreat,
     decide,
     expected,
 )
@@ -109,6 +110,40 @@ ROWS = {
     "a fallback under a fault goes on loading": ([current(None, fallback=V1)], [], load(V1, fallback=True), None),
     "a good wish abandons the fallback": ([current(V3, fallback=V1)], [], load(V1, fallback=True), Abandon()),
     "a fallback that serves is not the wish": ([current(V2, V1)], serving_v1, None, Load("current", V2)),
+    # --- withdrawn
+    "what serves was withdrawn: what served before serves again": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V1,))],
+        [engine(V1, "WARM", previous=True), engine(V2)], None, Retreat("current", V1)),
+    "also before its last requests have drained": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V3, V1))],
+        [engine(V1, "DRAINING", leases=1, previous=True), engine(V2)], None, Retreat("current", V1)),
+    "withdrawn, but the version before is being exchanged": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V1,))],
+        [engine(V1, "WARM", usable=False, previous=True), engine(V2)], None, None),
+    "then it is not promoted again, though it is resident": (
+        [current(V2, V1, refused=True, barred=True)], [engine(V1), engine(V2, "DRAINING", leases=1)], None, None),
+    "what served before is loaded again, beside what was withdrawn": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V1,), fallback=V1)],
+        [engine(V2)], None, Load("current", V1, fallback=True)),
+    "that load goes on": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V1,), fallback=V1)],
+        [engine(V2)], load(V1, fallback=True), None),
+    "a newer wish goes before it": (
+        [current(V3, V2, withdrawn=True, retreats=(V1,), fallback=V1)], [engine(V2)], None, Load("current", V3)),
+    "a newer wish that is loaded does not delay going back": (
+        [current(V3, V2, withdrawn=True, retreats=(V1,))], [engine(V1, "WARM", previous=True), engine(V2)],
+        load(V3), Retreat("current", V1)),
+    "a resident wish goes before going back": (
+        [current(V3, V2, withdrawn=True, retreats=(V1,))], [engine(V1, "WARM", previous=True), engine(V2), engine(V3)],
+        None, Promote("current", V3)),
+    "withdrawn without a fallback: it serves on": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True)], [engine(V2)], None, None),
+    "withdrawn, then unloaded": (
+        [current(V2, refused=True, barred=True, unloaded=True, retreats=(V1,))], [engine(V1, "WARM", previous=True)], None, None),
+    "withdrawn under a fault of the link": (
+        [current(None, V2, withdrawn=True, retreats=(V1,), fallback=V1)], [engine(V2)], None, Load("current", V1, fallback=True)),
+    "a withdrawn version that is forced is promoted again": (
+        [current(V2, V1, barred=True, forced=True)], [engine(V1), engine(V2, "DRAINING", leases=1)], None, Promote("current", V2)),
     # --- retire
     "what drained is kept for a flip back": (
         [current(V2, V2)], [engine(V1, "DRAINING", previous=True), engine(V2)], None, Keep(V1)),
@@ -161,12 +196,30 @@ class World:
     previous: dict[str, VersionKey] = field(default_factory=dict)
     refused_fallbacks: set[tuple[str, VersionKey]] = field(default_factory=set)
     loading: LoadView | None = None
+    withdrawn: dict[str, VersionKey] = field(default_factory=dict)
+
+    def withdraw(self, name):
+        """Withdraw what an alias serves, as after too many faults."""
+        view = self.aliases[name]
+        if view.serving is None:
+            return
+        self.withdrawn[name] = view.serving
+        self.good[name] = [key for key in self.good[name] if key != view.serving]
+        if view.wish == view.serving:
+            self.aliases[name] = replace(view, refused=True)
 
     def views(self):
         for name, view in self.aliases.items():
-            usable = [key for key in self.good[name] if (name, key) not in self.refused_fallbacks]
-            fallback = usable[0] if usable and view.serving is None else None
-            self.aliases[name] = replace(view, fallback=fallback)
+            is_withdrawn = view.serving is not None and view.serving == self.withdrawn.get(name)
+            usable = [key for key in self.good[name] if key != view.wish and (name, key) not in self.refused_fallbacks]
+            before = [self.previous[name]] if name in self.previous else []
+            self.aliases[name] = replace(
+                view,
+                fallback=usable[0] if usable and (view.serving is None or is_withdrawn) else None,
+                barred=view.wish is not None and view.wish == self.withdrawn.get(name),
+                withdrawn=is_withdrawn,
+                retreats=tuple(key for key in before + usable if key != view.serving),
+            )
         engines = [
             EngineView(key, state, self.leases.get(key, 0), key in self.previous.values())
             for key, state in self.engines.items()
@@ -184,6 +237,8 @@ class World:
                 assert not self.loading.abandoned
                 self.loading = replace(self.loading, abandoned=True)
             case Promote(alias, key):
+                self._promote(alias, key)
+            case Retreat(alias, key):
                 self._promote(alias, key)
             case Load(alias, key, fallback):
                 assert self.loading is None
@@ -218,6 +273,8 @@ class World:
         self.aliases[alias] = replace(self.aliases[alias], serving=key)
         if old is not None and old != key:
             self.previous[alias] = old
+            if old == self.withdrawn.get(alias):
+                del self.previous[alias]
             if all(view.serving != old for view in self.aliases.values()):
                 self.engines[old] = EngineState.DRAINING
 
@@ -236,6 +293,7 @@ moves = st.one_of(
     st.tuples(st.just("wish"), st.sampled_from(["current", "canary"]), wishes),
     st.tuples(st.just("unload"), st.sampled_from(["current", "canary"]), st.booleans()),
     st.tuples(st.just("force"), st.sampled_from(["current", "canary"]), st.none()),
+    st.tuples(st.just("withdraw"), st.sampled_from(["current", "canary"]), st.none()),
     st.tuples(st.just("lease"), keys, st.integers(0, 2)),
     st.tuples(st.just("act"), st.integers(1, 3), st.none()),
     st.tuples(st.just("load ends"), st.none(), st.none()),
@@ -253,6 +311,10 @@ def test_any_history_ends_with_every_wish_served_or_refused(history, bad, good):
     for what, first, second in history:
         if what == "wish":
             world.aliases[first] = replace(world.aliases[first], wish=second, refused=False)
+            if second == world.withdrawn.get(first):  # by a link made anew
+                world.withdrawn.pop(first, None)
+        elif what == "withdraw":
+            world.withdraw(first)
         elif what == "unload":
             view = world.aliases[first]
             if second and view.serving is not None and not view.unloaded:
@@ -264,6 +326,7 @@ def test_any_history_ends_with_every_wish_served_or_refused(history, bad, good):
             world.aliases[first] = replace(view, unloaded=second)
         elif what == "force" and world.aliases[first].wish is not None:
             world.aliases[first] = replace(world.aliases[first], forced=True, refused=False)
+            world.withdrawn.pop(first, None)
         elif what == "lease" and first in world.engines:
             world.leases[first] = second
         elif what == "act":
@@ -279,7 +342,10 @@ def test_any_history_ends_with_every_wish_served_or_refused(history, bad, good):
         if view.unloaded:
             continue
         if view.wish is not None:
-            assert view.serving == view.wish or (view.refused and view.wish in bad)
+            is_barred = view.wish == world.withdrawn.get(name)
+            assert view.serving == view.wish or (view.refused and (view.wish in bad or is_barred))
+        if view.serving is not None and view.serving == world.withdrawn.get(name):
+            assert all(key in bad or key == view.wish for key in good[name] if key != view.serving)
         if view.serving is None:
             assert all(key in bad for key in good[name])
     assert all(state is not EngineState.DRAINING for state in world.engines.values())

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from tests.rollout.conftest import make_v3, picture
+from tests.rollout.test_shares import KEY, link
 from zwatch.deploy.sealing import write_seal
+from zwatch.errors import Ending, FatalError
 from zwatch.rollout.lifecycle import EngineState
 
 WHY = "the model made NaN or infinite pixels"
@@ -239,3 +241,114 @@ async def test_what_serves_again_draws_the_same_pictures(promoted):
     fail(promoted, "v2")
     with promoted.engines.lease("current") as lease:
         assert (picture(lease) == before).all()
+
+
+# --- shares
+
+
+@pytest.fixture
+async def shared(service):
+    """A service in which v1 serves `current`, and v2 its share."""
+    link(service, "v2", "current@100")
+    await service.until_serves("v2", KEY)
+    return service
+
+
+async def share_leaves(service):
+    await service.supervisor.look_now()
+    await service.until(lambda: list(service.states()) == ["v1"])
+
+
+async def test_a_share_loses_its_traffic_at_once_and_its_link_stays(shared):
+    leased = shared.supervisor.traffic.lease
+    with leased("current", "somebody") as lease:
+        assert lease.key.version == "v2"
+    fail(shared, "v2")
+    with leased("current", "somebody") as lease:
+        assert (lease.key.version, lease.by_share) == ("v1", None)
+    assert leased("current@100", None) is None
+    assert os.readlink(shared.root / "current@100") == "v2"
+    assert shared.attempts()[0] == ("v2", "REJECTED", "withdrawn")
+    reason = shared.supervisor.withdrawal.reason(KEY)
+    assert reason.startswith("v2 was withdrawn from current@100: 3 of its last 3 requests failed")
+    await share_leaves(shared)
+    assert (shared.serves(), shared.supervisor.refusal("current")) == ("v1", None)
+
+
+async def test_a_share_is_on_trial_for_as_long_as_it_lasts(shared):
+    shared.supervisor.withdrawal.probation = 0.0
+    assert shared.supervisor.withdrawal.is_watched(key_of(shared, "v2"))
+    assert shared.supervisor.withdrawal.others(key_of(shared, "v2")) == [key_of(shared, "v1")]
+    assert not shared.supervisor.withdrawal.is_watched(key_of(shared, "v1"))
+
+
+async def test_renaming_a_withdrawn_share_does_not_try_it_again_but_making_it_anew_does(shared):
+    fail(shared, "v2")
+    await share_leaves(shared)
+    os.rename(shared.root / "current@100", shared.root / "current@50")
+    await shared.until(lambda: shared.supervisor.records[KEY].percent == 50)
+    await shared.until_serves(None, KEY)
+    assert shared.supervisor.withdrawal.reason(KEY) is not None
+    shared.link("v2", "current@50")
+    await shared.until_serves("v2", KEY)
+    assert shared.supervisor.withdrawal.reason(KEY) is None
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+async def test_the_same_share_is_not_tried_again_by_the_next_run(shared, services, end):
+    fail(shared, "v2")
+    await saved_withdrawal(shared, KEY)
+    await getattr(shared, end)()
+    again = await services().start()
+    await again.until_serves("v1")
+    await again.until_serves(None, KEY)
+    assert again.factory.built == ["v1"]
+    assert again.supervisor.withdrawal.reason(KEY) is not None
+
+
+async def test_a_share_that_is_promoted_keeps_its_outcomes_and_its_probation_begins(shared):
+    fail(shared, "v2", 2)
+    os.rename(shared.root / "current@100", shared.root / "current")
+    shared.supervisor.ring()
+    await shared.until_serves("v2")
+    await shared.until(lambda: KEY not in shared.supervisor.records)
+    assert shared.supervisor.withdrawal.is_watched(key_of(shared, "v2"))
+    fail(shared, "v2", 1)
+    assert shared.serves() == "v1"
+
+
+async def test_a_withdrawn_share_may_be_promoted_by_its_operator(shared):
+    fail(shared, "v2")
+    os.rename(shared.root / "current@100", shared.root / "current")
+    shared.supervisor.ring()
+    await shared.until_serves("v2")
+
+
+async def test_a_share_of_a_version_in_its_probation(promoted):
+    make_v3(promoted.root)
+    link(promoted, "v3", "current@50")
+    await promoted.until_serves("v3", KEY)
+    others = promoted.supervisor.withdrawal.others
+    assert others(key_of(promoted, "v3")) == [key_of(promoted, "v2")]
+    assert others(key_of(promoted, "v2")) == [key_of(promoted, "v1")]
+    fail(promoted, "v2")
+    assert (promoted.serves(), promoted.serves(KEY)) == ("v1", "v3")
+    fail(promoted, "v3")
+    assert (promoted.serves(), promoted.serves(KEY)) == ("v1", None)
+
+
+@pytest.mark.parametrize("images", [0, 3])
+async def test_a_share_whose_version_loses_the_device_twice_is_not_loaded_a_third_time(shared, services, images):
+    run = shared
+    for _ in range(2):
+        await run.until_serves("v2", KEY)
+        for alias in ("current", KEY):
+            run.engines.serving(alias).images = 3 if alias == "current" else images
+        await run.supervisor.look_now()
+        run.supervisor.fail(FatalError("the device is lost", is_crash=True, ending=Ending.DEVICE_LOST))
+        run.supervisor.withdrawal.blame(key_of(run, "v2"))
+        await run.stop()
+        run = await services().start()
+    await run.until_serves("v1")
+    await run.until_serves(None, KEY)
+    assert run.attempts()[0] == ("v2", "REJECTED", "set_aside")

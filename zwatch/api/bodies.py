@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Rule, invalid, validated
+from zwatch.generation.fields import Rule, TextOrTexts, invalid, validated
 from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
@@ -290,7 +290,10 @@ def _typed(pairs: Iterable[tuple[str, str]], model: type[BaseModel]) -> dict[str
             raise invalid(name[:100], f"{name[:100]} is in the form twice")
         field = model.model_fields.get(name)
         rules = [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
-        if field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules):
+        is_text = (
+            field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules)
+        )
+        if is_text or (text[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
             found[name] = text
         elif text.strip():
             try:

@@ -24,6 +24,7 @@ from zwatch.rollout.crashes import CRASHES_TO_SET_ASIDE
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay
 from zwatch.rollout.supervisor import Supervisor
+from zwatch.rollout.trials import FaultKind, Suspicion
 
 _PHASES = ("queue", "encode", "denoise", "decode", "write")
 _OUTCOMES = ("ok", *(code for code, kind in REQUEST_ERRORS.items() if kind.is_outcome))
@@ -61,6 +62,11 @@ class Metrics:
             ["outcome"], registry=registry,
         )  # fmt: skip
         self.by_version = VersionMetrics()
+        self._redrawn = Counter(
+            "zwatch_requests_redrawn_total",
+            "Requests that another version drew, or was to draw, because the one on trial failed, by fault.",
+            ["fault"], registry=registry,
+        )  # fmt: skip
         self._images = Counter("zwatch_images_total", "Images made and answered.", registry=registry)
         self._seconds = Histogram(
             "zwatch_request_duration_seconds", "Time from acceptance to the finished images, of successful requests.",
@@ -119,6 +125,8 @@ class Metrics:
         # All series exist from the start: rate() sees the first failure only as a step from 0.
         for outcome in _OUTCOMES:
             self._requests.labels(outcome)
+        for fault in FaultKind:
+            self._redrawn.labels(fault.value)
         for phase in _PHASES:
             self._phases.labels(phase)
         for outcome in ("promoted", "abandoned", *REJECTION_CODES):
@@ -144,6 +152,11 @@ class Metrics:
         self._seconds.observe(job.seconds)
         for phase in _PHASES:
             self._phases.labels(phase).observe(job.finished.timings.get(phase, 0.0))
+
+    def request_redrawn(self, suspicion: Suspicion) -> None:
+        """Count a request that another version draws again."""
+        self._redrawn.labels(suspicion.kind.value).inc()
+        self.by_version.request_redrawn(suspicion)
 
     def request_refused(self, error: RequestError) -> None:
         """Count a request that was refused."""
@@ -275,7 +288,24 @@ class Gauges(Collector):
             values = [resident.key.version, resident.key.digest or "", resident.state.value.lower()]
             weights.add_metric(values, resident.engine.nbytes)
             leases.add_metric(values, resident.leases)
-        yield from (weights, leases)
+        yield from (weights, leases, self._golden_gauge())
+
+    def _golden_gauge(self) -> Metric:
+        golden = GaugeMetricFamily(
+            "zwatch_golden_images",
+            "Golden images of each resident engine: drawn as they should be, missed, or still to be checked.",
+            labels=["version", "digest", "result"],
+        )
+        for resident in self._engines.residents:
+            found = resident.engine.golden
+            counts = {
+                "passed": found.checked - found.missed,
+                "missed": found.missed,
+                "pending": len(found.pictures) - found.checked,
+            }
+            for result, count in counts.items():
+                golden.add_metric([resident.key.version, resident.key.digest or "", result], count)
+        return golden
 
     def _device_gauges(self) -> Iterator[Metric]:
         factory = self._supervisor.factory

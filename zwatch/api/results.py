@@ -1,6 +1,7 @@
 """Jobs and their pictures as JSON."""
 
 import base64
+from collections.abc import Mapping
 from typing import Annotated, NotRequired
 
 from pydantic import Field
@@ -74,11 +75,12 @@ class Generated(Result):
 
 
 class Accepted(TypedDict):
-    """An accepted job; `position` other jobs are before it."""
+    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison."""
 
     id: str
     state: JobStateName
     position: Number
+    jobs: NotRequired[list[str]]
 
 
 class AskedView(TypedDict):
@@ -151,7 +153,7 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
 def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     """Return the state of a job, and its result with pictures by URL."""
     view: JobView = {
-        "id": job.id, "state": job.state.value, "created": time_text(job.created), "request": _asked(job),
+        "id": job.id, "state": job.state.value, "created": time_text(job.created), "request": asked_view(job),
         "step": job.step, "steps": job.steps, "images": [picture_view(job, number) for number in range(len(job.pictures))],
     }  # fmt: skip
     if job.state is JobState.QUEUED:
@@ -194,7 +196,8 @@ def disposition(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'inline; filename="{name}"'}
 
 
-def _asked(job: Job) -> AskedView:
+def asked_view(job: Job) -> AskedView:
+    """Return what a job was asked for."""
     asked, known = job.request, job.parameters
     return {
         "prompt": asked.prompt,
@@ -212,7 +215,6 @@ def _asked(job: Job) -> AskedView:
 
 
 def _result(job: Job, finished: Finished) -> Result:
-    timings = finished.timings
     return {
         "id": job.id,
         "version": finished.key.version,
@@ -221,12 +223,17 @@ def _result(job: Job, finished: Finished) -> Result:
         "share": job.by_share,
         "model": job.request.model,
         "truncated": finished.truncated,
-        "timings": {
-            "queue": round(timings["queue"], 4),
-            "encode": round(timings["encode"], 4),
-            "denoise": round(timings["denoise"], 4),
-            "decode": round(timings["decode"], 4),
-            "write": round(timings["write"], 4),
-            "total": round(timings["total"], 4),
-        },
+        "timings": timings_view(finished.timings),
+    }
+
+
+def timings_view(timings: Mapping[str, float]) -> Timings:
+    """Return how long each phase took, in seconds."""
+    return {
+        "queue": round(timings["queue"], 4),
+        "encode": round(timings["encode"], 4),
+        "denoise": round(timings["denoise"], 4),
+        "decode": round(timings["decode"], 4),
+        "write": round(timings["write"], 4),
+        "total": round(timings["total"], 4),
     }

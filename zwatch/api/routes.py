@@ -13,7 +13,8 @@ from zwatch.api.a1111 import table as a1111
 from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
-from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, status
+from zwatch.api.compared import Compared, ComparisonView
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, share, status, trial
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.requests import ImagesRequest
@@ -23,10 +24,10 @@ from zwatch.api.pieces import SHARED, SharedBytes
 from zwatch.api.results import Accepted, Generated, JobView
 from zwatch.api.schema import EVENT_STREAM, IMAGE_HEADERS, Answer, Call, Parameter
 from zwatch.api.views import StatusView
-from zwatch.generation.history import HistoryPage
 from zwatch.generation.image_order import NAME
+from zwatch.generation.kept_image import HistoryPage
 from zwatch.generation.picture_settings import PictureSettings
-from zwatch.generation.request import SEEDS, GenerateRequest, ImageFormat
+from zwatch.generation.request import PRIMARY, SEEDS, ComparableRequest, ImageFormat
 from zwatch.generation.thumbnails import SIDE
 
 _IMAGES = tuple(image_format.media_type for image_format in ImageFormat)
@@ -34,6 +35,7 @@ _FILE_NAME = {"Content-Disposition": "With an image: the name of its file."}
 _NAME = Parameter("name", "The name of the picture.", example="20261121_142231_seed42.png")
 _JOB = Parameter("id", "The id of the job.", example="j-0123456789abcdef")
 _EVENTS = {200: Answer("Server-sent events.", media_types=(EVENT_STREAM,))}
+_JOB_ANSWER = Answer("The job, or the comparison.", JobView | ComparisonView)
 _JOB_CALLS = {"job": "id", "job_events": "id", "cancel_job": "id"}
 _COOKIE = {"Set-Cookie": "The session cookie, if the service has a token."}
 _DEPLOYED = Answer("The version serves.", deploy.Deployed)
@@ -50,15 +52,15 @@ _GENERATION = (
         {
             200: Answer(
                 "In the form that `Accept` asks for: the image, JSON, or a stream of events.",
-                Generated, (*_IMAGES, EVENT_STREAM), {**IMAGE_HEADERS, **_FILE_NAME},
+                Generated | Compared, (*_IMAGES, EVENT_STREAM), {**IMAGE_HEADERS, **_FILE_NAME},
             )
         },
-        errors=(404, 406, 409, 429, 503, 504), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
+        errors=(404, 406, 409, 429, 503, 504), body=ComparableRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "POST", "/jobs", jobs.submit, "images", "submit_job", "Generate images without waiting for them",
         {202: Answer("The job is queued.", Accepted, headers={"Location": "The path of the job."}, links=_JOB_CALLS)},
-        errors=(404, 429, 503), body=GenerateRequest, parameters=(client_jobs.IN_HEADER,),
+        errors=(404, 429, 503), body=ComparableRequest, parameters=(client_jobs.IN_HEADER,),
     ),
     Call(
         "GET", "/jobs", client_jobs.list_jobs, "images", "jobs", "List a client's jobs, oldest first",
@@ -66,12 +68,12 @@ _GENERATION = (
         errors=(400,), parameters=(replace(client_jobs.IN_QUERY, required=True),),
     ),
     Call(
-        "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: Answer("The job.", JobView)},
+        "GET", "/jobs/{id}", jobs.show, "images", "job", "Get a job's state and result", {200: _JOB_ANSWER},
         errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "DELETE", "/jobs/{id}", jobs.cancel, "images", "cancel_job", "Cancel a job; a finished one stays as it is",
-        {200: Answer("The job.", JobView)}, errors=(404,), parameters=(_JOB,),
+        {200: _JOB_ANSWER}, errors=(404,), parameters=(_JOB,),
     ),
     Call(
         "GET", "/jobs/{id}/events", jobs.events, "images", "job_events",
@@ -99,6 +101,7 @@ _HISTORY = (
             ),
             Parameter("version", "The name of a version: only its pictures are listed.", _Text),
             Parameter("seed", "Only pictures of this seed are listed.", _Seed),
+            replace(client_jobs.IN_HEADER, rule=str, description="The client's name: `mine` of the votes is its own."),
         ),
     ),
     Call(
@@ -113,6 +116,11 @@ _HISTORY = (
         "GET", "/history/{name}/thumbnail", history.thumbnail, "history", "thumbnail",
         f"Get a small copy of a picture, of at most {SIDE} pixels on the longer side",
         {200: Answer("The file.", media_types=("image/webp", "image/jpeg"))}, errors=(404,), parameters=(_NAME,),
+    ),
+    Call(
+        "POST", "/history/{name}/vote", history.vote, "history", "vote", "Vote for or against a picture, or take a vote back",
+        {200: Answer("The votes on the picture.", history.Voted)}, errors=(404,), body=history.VoteRequest,
+        parameters=(_NAME, client_jobs.IN_HEADER),
     ),
     Call(
         "DELETE", "/history/{name}", history.delete, "history", "delete_picture", "Delete a picture",
@@ -186,6 +194,21 @@ _DEPLOY = (
         errors=(404, 409, 504), body=deploy.AliasRequest, body_required=False,
     ),
     Call(
+        "POST", "/api/share", share.share, "deploying", "share",
+        "Try a version on a part of an alias's requests, and wait until it is ready or is rejected; or end the trial",
+        {
+            200: Answer("The version is ready, or the trial has ended.", share.Shared),
+            202: Answer("With `wait` false: the share points to the version.", share.ShareLinked),
+        },
+        errors=(404, 409, 504), body=share.ShareRequest,
+    ),
+    Call(
+        "POST", "/api/promote", share.promote, "deploying", "promote",
+        "Make the version of an alias's share the alias's, by one rename, and wait until it serves",
+        {200: _DEPLOYED, 202: Answer("With `wait` false: the alias points to the version.", share.Promoting)},
+        errors=(404, 409, 504), body=share.PromoteRequest, body_required=False,
+    ),
+    Call(
         "POST", "/api/load_model", deploy.load_model, "deploying", "load_model",
         "Load what an alias points to, also after a rejection or an unload", {200: _DEPLOYED},
         errors=(404, 409), body=deploy.AliasRequest, body_required=False,
@@ -200,6 +223,12 @@ _DEPLOY = (
         {200: Answer("Every byte is as it was sealed.", deploy.Verified)},
         errors=(404, 409, 503), body=deploy.AliasRequest, body_required=False,
     ),
+)  # fmt: skip
+
+_TRIAL = Call(
+    "GET", "/api/trial", trial.trial, "deploying", "trial", "Get what a trial has shown so far: requests, failures, latency and votes of both sides",
+    {200: Answer("The trial that goes on, else the last one.", trial.TrialView)}, errors=(404,),
+    parameters=(Parameter("alias", "The alias.", default=PRIMARY),),
 )  # fmt: skip
 
 _OPERATIONS = (
@@ -230,6 +259,7 @@ CALLS: tuple[Call, ...] = (
     *a1111.CALLS,
     *_STATUS,
     *_DEPLOY,
+    _TRIAL,
     *_OPERATIONS,
 )
 """Every call of the API."""

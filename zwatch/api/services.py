@@ -12,6 +12,8 @@ from zwatch.bridge import Bridge
 from zwatch.deploy.summaries import Summaries
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
+from zwatch.generation.trial_file import TrialFile
+from zwatch.generation.voting import Voting
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.supervisor import Supervisor
@@ -57,6 +59,9 @@ class Services:
     timeout: float
     started: float
     metrics: Metrics
+    trials: TrialFile
+    voting: Voting | None
+    """None where images are not kept."""
     traces: Traces | None = None
     """None where no traces are wanted."""
     summaries: Summaries = field(init=False)

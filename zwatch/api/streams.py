@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -11,8 +12,8 @@ from zwatch.api.connection import Connection
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
+from zwatch.generation.following import Followed, follow
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Queued, Quiet, Stepped
 
 LAST_EVENT = "end"
@@ -21,6 +22,8 @@ _PAUSE = 0.1
 """Least seconds between two comparisons of the state, so that many small changes are sent as one."""
 
 _COMMENT = b": still here\n\n"
+
+R_co = TypeVar("R_co", covariant=True)
 
 SendEvent = Callable[[web.StreamResponse, JobEvent], Awaitable[None]]
 """Sends an event of a job, in the format of the client's API."""
@@ -107,8 +110,15 @@ async def beat(response: web.StreamResponse) -> None:
     await response.write(_COMMENT)
 
 
-async def outcome(job: Job, limit: float | None) -> Finished:
-    """Return the result of a job, waiting at most `limit` seconds (None: without limit).
+class Awaited(Followed, Protocol[R_co]):
+    """What has a result at its end."""
+
+    async def result(self) -> R_co:
+        """Wait for the end, and return the result."""
+
+
+async def outcome(job: Awaited[R_co], limit: float | None) -> R_co:
+    """Return the result of a job or a comparison, waiting at most `limit` seconds (None: without limit).
 
     Raises:
         RequestError: the job failed or was cancelled; 504, it took longer.
@@ -117,18 +127,18 @@ async def outcome(job: Job, limit: float | None) -> Finished:
         async with asyncio.timeout(limit):
             return await job.result()
     except TimeoutError:
-        error = too_late(limit)
+        error = too_late(limit, job)
         job.note_timeout(error)
         raise error from None
 
 
-def too_late(limit: float | None) -> RequestError:
+def too_late(limit: float | None, what: Followed) -> RequestError:
     """Return the error for a request that took longer than `limit` seconds."""
-    return RequestError("timeout", f"it was not done within {limit:g} s; see --timeout")
+    return RequestError("timeout", f"{what.lateness} within {limit:g} s; see --timeout")
 
 
 async def stream_job(
-    request: web.Request, job: Job, body: Callable[[Finished], Awaitable[bytes]], limit: float | None
+    request: web.Request, job: Followed, body: Callable[[Finished], Awaitable[bytes]], limit: float | None
 ) -> web.StreamResponse:
     """Stream a job's progress as `queued`, `step`, and at the end `done` (with the JSON that `body` returns), or `failed` and
     `error`, which are the same: `EventSource` has an event `error` of its own. The event that a client names in `Last-Event-ID`
@@ -157,7 +167,7 @@ async def stream_job(
     return await relay(request, job, send_event, limit)
 
 
-async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: float | None) -> web.StreamResponse:
+async def relay(request: web.Request, job: Followed, send_event: SendEvent, limit: float | None) -> web.StreamResponse:
     """Answer with a stream of a job's events, each sent by `send_event`; comments are sent while there are none.
 
     After `limit` seconds (None: never) the last event is a timeout error.
@@ -166,14 +176,14 @@ async def relay(request: web.Request, job: Job, send_event: SendEvent, limit: fl
     response = await open_stream(request)
     try:
         try:
-            async with asyncio.timeout(limit), aclosing(job.follow(limits.heartbeat)) as events:
+            async with asyncio.timeout(limit), aclosing(follow(job, limits.heartbeat)) as events:
                 async for event in events:
                     if isinstance(event, Quiet):
                         await beat(response)
                     else:
                         await send_event(response, event)
         except TimeoutError:
-            error = too_late(limit)
+            error = too_late(limit, job)
             job.note_timeout(error)
             with suppress(TimeoutError):  # a client that does not read must not keep the job
                 async with asyncio.timeout(limits.last_event):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from prometheus_client.metrics_core import CounterMetricFamily, Metric, SummaryMetricFamily
 
 from zwatch.generation.job import Job
+from zwatch.rollout.trials import Suspicion
 
 
 @dataclass(slots=True)
@@ -34,12 +35,17 @@ class VersionMetrics:
             side.seconds += job.seconds
             side.done += 1
 
+    def request_redrawn(self, suspicion: Suspicion) -> None:
+        """Count a request that a version on trial failed to draw, and another draws again, as its outcome `redrawn`."""
+        side = self._sides.setdefault((suspicion.key.version, suspicion.by_share or ""), _Side())
+        side.outcomes["redrawn"] = side.outcomes.get("redrawn", 0) + 1
+
     def collect(self, resident: Collection[str]) -> Iterator[Metric]:
         """Yield the metrics of the versions that are resident; the others are forgotten, so that there are never many."""
         self._sides = {key: side for key, side in self._sides.items() if key[0] in resident}
         requests = CounterMetricFamily(
             "zwatch_version_requests",
-            "Requests that a resident version drew or failed to draw, by outcome as in zwatch_requests_total.",
+            "Requests that a resident version drew or failed to draw, by outcome as in zwatch_requests_total; redrawn: by another.",
             labels=["version", "share", "outcome"],
         )
         seconds = SummaryMetricFamily(

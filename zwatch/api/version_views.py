@@ -59,7 +59,7 @@ class VersionMarks(NamedTuple):
 
 
 def version_marks(supervisor: Supervisor, engines: EngineRegistry) -> dict[str, VersionMarks]:
-    """Return the marks of each version that the service needs or that an alias points to, by name."""
+    """Return the marks of each version that the service needs or that an alias or a share points to, by name."""
     aliases: dict[str, tuple[str, ...]] = {}
     for key, record in supervisor.records.items():
         if (target := supervisor.seen.targets.get(key)) is not None:

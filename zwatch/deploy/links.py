@@ -15,6 +15,7 @@ from typing import TypeVar
 from zwatch.deploy.chains import LinkStamp
 from zwatch.deploy.durable import sync_directory
 from zwatch.deploy.oserrors import is_missing
+from zwatch.deploy.shares import parse_share
 from zwatch.errors import RepointError
 
 T = TypeVar("T")
@@ -70,8 +71,8 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> L
             alias, version, error.strerror,
         )  # fmt: skip
     try:
-        status = _persistently(lambda: os.stat(alias, dir_fd=root_fd, follow_symlinks=False))
-        now = _persistently(lambda: LinkNote.take(root_fd, alias))
+        status = persistently(lambda: os.stat(alias, dir_fd=root_fd, follow_symlinks=False))
+        now = persistently(lambda: LinkNote.take(root_fd, alias))
     except OSError as error:
         if is_missing(error):
             raise RepointError(f"{alias} was removed by another process; that change stays") from None
@@ -84,25 +85,31 @@ def repoint(root_fd: int, alias: str, version: str, noted: LinkNote | None) -> L
 
 
 def finish_interrupted(root_fd: int, alias: str) -> None:
-    """Tidy up after a repointing that a crash cut short: a temporary link newer than the alias was either the new link on
-    its way in or an operator's link on its way back, so it takes the alias's place; an older one was displaced and is
-    removed.
+    """Tidy up after a repointing of an alias or of its share that a crash cut short: a temporary link newer than the alias was
+    either the new link on its way in or an operator's link on its way back, so it takes the alias's place; an older one was
+    displaced and is removed. One of a share that is not there was being removed, or has another name by now.
 
     Raises:
         OSError: the models root could not be listed.
     """
-    for name in sorted(name for name in os.listdir(root_fd) if _alias_of(name) == alias):
+    for name in sorted(os.listdir(root_fd)):
+        link = _alias_of(name)
+        share = None if link is None else parse_share(link)
+        if link is None or alias not in (link, share and share.alias):
+            continue
         try:
             left = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
             if not stat.S_ISLNK(left.st_mode):
                 continue  # not zwatch's: it would take the alias's place
             try:
-                placed = os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
+                placed = os.stat(link, dir_fd=root_fd, follow_symlinks=False)
             except FileNotFoundError:
                 placed = None
             # By both times: `rsync -a` gives a new link an old mtime, and a rename gives an old link a new ctime.
-            if placed is None or (left.st_mtime_ns > placed.st_mtime_ns and left.st_ctime_ns >= placed.st_ctime_ns):
-                os.rename(name, alias, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+            if (placed is None and share is None) or (
+                placed is not None and left.st_mtime_ns > placed.st_mtime_ns and left.st_ctime_ns >= placed.st_ctime_ns
+            ):
+                os.rename(name, link, src_dir_fd=root_fd, dst_dir_fd=root_fd)
             else:
                 os.unlink(name, dir_fd=root_fd)
         except OSError:
@@ -130,7 +137,7 @@ class Leftovers:
 
     def sweep(self, root_fd: int, now: float) -> bool:
         """Remove those that were first seen long enough before `now`, a time of the monotonic clock in seconds; return
-        whether any is left. One left for a link that is missing stays, see `finish_interrupted`.
+        whether any is left. One left for an alias that is missing stays, see `finish_interrupted`.
 
         Raises:
             OSError: the models root could not be listed.
@@ -152,7 +159,8 @@ class Leftovers:
 
 def _removed(root_fd: int, temporary: str, alias: str) -> bool:
     try:
-        os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
+        if parse_share(alias) is None:
+            os.stat(alias, dir_fd=root_fd, follow_symlinks=False)
         os.unlink(temporary, dir_fd=root_fd)
     except OSError:
         return False
@@ -173,7 +181,7 @@ def _make(root_fd: int, alias: str, version: str) -> LinkNote:
     except OSError as error:
         raise _not_writable(alias, version, error) from None
     try:
-        return _persistently(lambda: LinkNote.take(root_fd, alias))
+        return persistently(lambda: LinkNote.take(root_fd, alias))
     except OSError as error:
         raise RepointError(f"{alias} was made, but could not be read after that: {error.strerror}") from None
 
@@ -209,7 +217,7 @@ def _exchange_noted(root_fd: int, temporary: str, alias: str, noted: LinkNote, o
     except FileNotFoundError:
         raise RepointError(f"{alias} was {removed}") from None
     try:
-        displaced = _persistently(lambda: LinkNote.take(root_fd, temporary))
+        displaced = persistently(lambda: LinkNote.take(root_fd, temporary))
     except FileNotFoundError:
         return  # it was renamed over
     if displaced == noted:
@@ -275,12 +283,12 @@ def renameat2(root_fd: int, source: str, destination: str, flags: int) -> bool:
 def _unlink_quietly(root_fd: int, name: str) -> None:
     """Remove a temporary link; one that cannot be removed is swept later, see `Leftovers`."""
     try:
-        _persistently(lambda: os.unlink(name, dir_fd=root_fd))
+        persistently(lambda: os.unlink(name, dir_fd=root_fd))
     except OSError:
         pass
 
 
-def _persistently(call: Callable[[], T]) -> T:
+def persistently(call: Callable[[], T]) -> T:
     """Call again after an error that may pass.
 
     Raises:

@@ -48,11 +48,13 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
-        self.is_on_trial = False
+        self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
         self.colours: LatentColours | None = None
         """Which colours its latents stand for, for previews: set by its first image, or known from an earlier start."""
+        self.golden = assembly.golden
+        """What it must draw, and how much of that was checked."""
         self._make_preview: Callable[[], Preview] | None = None
 
     @property
@@ -285,8 +287,9 @@ class Engine:
     ) -> torch.Tensor:
         if cancelled():
             raise GenerationCancelled
-        generator = torch.Generator(self.device.torch_device).manual_seed(seed)
-        noise = pipeline.noise(parameters.width, parameters.height, generator)
+        device = self.device.torch_device
+        generator = torch.Generator("cpu" if parameters.has_host_noise else device).manual_seed(seed)
+        noise = pipeline.noise(parameters.width, parameters.height, generator).to(device)
         timeline = pipeline.timeline(noise, parameters.steps)
 
         preview = self._preview_beside if pipeline.computing.runs_ahead else LatentColours.preview

@@ -110,7 +110,7 @@ class Drawer:
     ) -> Result | Literal[_Again.AGAIN] | None:
         begun, engine = time.monotonic(), lease.engine
         pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work))
-        is_first = engine.is_on_trial
+        is_first = engine.is_unjudged
         generation = await self.generator.run(
             engine,
             pictures,
@@ -126,7 +126,7 @@ class Drawer:
             raise Faulted(flaw, "the model made NaN or infinite pixels")
         self.pace.note(lease.key, seconds, job.work)
         if flaw is not None and is_watched and self._another(job, lease.key):
-            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR))
+            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR, lease.by_share))
             if other is not None:
                 return Result(*other, queued)
         elif (suspicion := job.second_turn.take_suspicion()) is not None:
@@ -162,9 +162,11 @@ class Drawer:
             other.release()
             job.lease = first
             raise
+        except RequestError as error:
+            _log.warning("a picture of one colour by %s was not drawn again: %s", first.key.version, error.message)
         except Exception as error:
-            _log.warning("a picture of one colour by %s could not be drawn again: %s", first.key.version, error)
-            if not isinstance(error, RequestError) and self.judge is not None:
+            failure_of(error, job)  # logs it
+            if self.judge is not None:
                 await self.judge(error, other.key)
         other.release()
         job.lease = first
@@ -180,7 +182,7 @@ class Drawer:
         if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
             self._settle(suspicion, Redraw.FAILED)
         elif is_watched and not job.state.is_final:
-            suspicion = Suspicion(lease.key, kind, error.message)
+            suspicion = Suspicion(lease.key, kind, error.message, lease.by_share)
             if self._another(job, lease.key):
                 job.second_turn.suspicion = suspicion
                 return self._draw_again(job, suspicion, error)

@@ -75,6 +75,33 @@ class Text(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class TextOrTexts(Rule):
+    """A string as `Text`, or a list of 1 to `most` different ones, which becomes a tuple."""
+
+    most: int
+
+    def check(self, value: Any) -> str | tuple[str, ...]:
+        """Return a string or a tuple of strings."""
+        if not isinstance(value, list):
+            if isinstance(value, str):
+                return Text().check(value)
+            raise refused(f"must be a string or a list of strings, got {kind_of(value)}")
+        if not 1 <= len(value) <= self.most:
+            raise refused(f"may be a list of 1 to {self.most}, got {len(value)}")
+        for one in value:
+            Text(required=True).check(one)
+        if (twice := next((one for one in value if value.count(one) > 1), None)) is not None:
+            raise refused(f"has {shortened(twice)} twice")
+        return tuple(value)
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        one = Text(required=True).schema()
+        several = {"type": "array", "items": one, "minItems": 1, "maxItems": self.most, "uniqueItems": True}
+        return {"anyOf": [Text().schema(), several]}
+
+
+@dataclass(frozen=True, slots=True)
 class Whole(Rule):
     """A whole number from `least` to `most` that is a multiple of `step`."""
 

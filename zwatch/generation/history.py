@@ -3,13 +3,10 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NotRequired
-
-from typing_extensions import TypedDict
 
 from zwatch.bridge import Bridge, NoAnswer
 from zwatch.deploy.durable import unmounted
@@ -17,7 +14,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.image_index import LOOK_SECONDS, ImageIndex
 from zwatch.generation.image_order import order
-from zwatch.generation.kept_image import KeptImage, read_kept_image
+from zwatch.generation.kept_image import HistoryPage, HistoryView, KeptImage, read_kept_image
 from zwatch.generation.search import Search
 from zwatch.generation.search_index import Query, SearchIndex
 from zwatch.generation.thumbnails import NoThumbnail, Thumbnail, Thumbnails
@@ -28,28 +25,6 @@ THUMBNAILS, SEARCH_INDEX = "thumbnails", "search.sqlite"
 """Where they are in the cache."""
 _BATCH = 500
 """Files deleted per batch when all are deleted; saves run between two batches."""
-
-
-class HistoryPage(TypedDict):
-    """A page of the history, newest first; `next` is the next page's `before`, `offset` how many images are newer than its first.
-    Of a search, `total` is the number of images found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
-
-    images: list[KeptImage]
-    next: str | None
-    offset: int
-    total: int
-    indexed: NotRequired[float]
-
-
-class HistoryView(TypedDict):
-    """The history's part of the status; `newest` is the name of an image, `fault` says why images cannot be kept, or old ones
-    not be deleted, or that the disk with their thumbnails is not mounted."""
-
-    directory: str
-    images: int
-    newest: str | None
-    bytes: int
-    fault: str | None
 
 
 class History:
@@ -71,6 +46,9 @@ class History:
         self._cache = cache
         self.on_change: Callable[[], object] = lambda: None
         """Called on the event loop after images were added or removed, also by other programs."""
+        self.on_remove: Callable[[list[str]], object] = lambda names: None
+        """Called on the event loop with the names of images that are gone, unless all are: perhaps their disk is not mounted."""
+        self._deletions = 0
         self._bridge = bridge
         self._look_seconds = look_seconds
         self._index = ImageIndex(directory, max_images, max_bytes, look_seconds=look_seconds, on_change=self._note)
@@ -151,6 +129,17 @@ class History:
             raise missing(name)
         return file
 
+    async def find(self, name: str) -> KeptImage:
+        """Return an image as a list shows it.
+
+        Raises:
+            RequestError: 404, there is no image of that name.
+        """
+        rows = await self._bridge.run("inspect", self._rows, [name] if self._index.has(name) else [])
+        if name not in rows:
+            raise missing(name)
+        return rows[name]
+
     async def thumbnail(self, name: str) -> Thumbnail:
         """Return the thumbnail of an image.
 
@@ -211,7 +200,8 @@ class History:
             RequestError: 404, there is no image of that name; 500, it cannot be deleted.
         """
         try:
-            found = await self._bridge.run("history", self._index.delete, name)
+            with self._deleting():
+                found = await self._bridge.run("history", self._index.delete, name)
         except OSError as error:
             raise _undeletable(error) from None
         await self._end_removal()
@@ -228,11 +218,12 @@ class History:
         try:
             await self._bridge.run("history", self._index.look)
             left = len(self._index)  # images that are saved during the deletion stay
-            while left > 0 and (
-                number := await self._bridge.run("history", self._index.delete_some, min(left, _BATCH))
-            ):
-                deleted += number
-                left -= number
+            with self._deleting():
+                while left > 0 and (
+                    number := await self._bridge.run("history", self._index.delete_some, min(left, _BATCH))
+                ):
+                    deleted += number
+                    left -= number
         except OSError as error:
             raise _undeletable(error) from None
         finally:
@@ -290,8 +281,19 @@ class History:
     def _note(self, added: Mapping[str, int], removed: Iterable[str]) -> None:
         """Note a change of the index; called in the thread that made it."""
         self._bridge.post(self.on_change)
-        self._search.note(added, removed)
-        self._removed.extend(removed)
+        gone = list(removed)
+        self._search.note(added, gone)
+        self._removed.extend(gone)
+        if gone and (self._deletions or len(self._index)):
+            self._bridge.post(self.on_remove, gone)
+
+    @contextmanager
+    def _deleting(self) -> Iterator[None]:
+        self._deletions += 1
+        try:
+            yield
+        finally:
+            self._deletions -= 1
 
     def _begin_removal(self) -> None:
         """Delete the thumbnails of images that are gone, without waiting for it: a generation may wait for the caller."""

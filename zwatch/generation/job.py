@@ -5,7 +5,8 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
-from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Quiet, Stepped
+from zwatch.generation.following import follow
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.logs import request_id
@@ -68,6 +70,10 @@ class Job:
 
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
+    together: tuple["Job", ...] = ()
+    """The jobs of the comparison that it is a part of."""
+    pulses: tuple[Pulse, ...] = ()
+    """Those of what follows it as a part; fired at each change too."""
     by_share: str | None = None
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
 
@@ -124,6 +130,11 @@ class Job:
         self._polled: float | None = None
         self._cancelled = threading.Event()
         self._timeout: RequestError | None = None
+
+    @property
+    def lateness(self) -> str:
+        """What an error says of it when it took too long."""
+        return "it was not done"
 
     @property
     def age(self) -> float:
@@ -184,38 +195,25 @@ class Job:
             raise self.error.with_traceback(None)
         return self.finished
 
-    async def follow(self, heartbeat: float) -> AsyncGenerator[JobEvent, None]:
-        """Yield the present state and every change until the job ends, and `Quiet` after each `heartbeat` seconds without
-        a change. A slow consumer gets only the newest state, not every change.
+    def follow(self, heartbeat: float) -> AsyncGenerator[JobEvent, None]:
+        """Yield the present state and every change until the job ends, see `following.follow`. Previews are made meanwhile."""
+        return follow(self, heartbeat)
 
-        Use it within `contextlib.aclosing`: previews are made while the generator is open.
-        """
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Count as a follower inside the block."""
         self._followers += 1
-        sent: object = None
-        previews = 0
         try:
-            while True:
-                coming = self.changes.next()
-                now = (self.state, self.position, self.step, self.previews)
-                if now != sent:
-                    sent = now
-                    yield self._event(previews)
-                    if now[0].is_final:
-                        return
-                    previews = now[3]
-                    continue  # the state may have changed during the yield
-                try:
-                    async with asyncio.timeout(heartbeat):
-                        await asyncio.shield(coming)
-                    quiet = False
-                except TimeoutError:
-                    quiet = True
-                if quiet:
-                    yield Quiet()
+            yield
         finally:
             self._followers -= 1
 
-    def _event(self, previews: int) -> JobEvent:
+    def coming(self) -> asyncio.Future[None]:
+        """Return what is done at the next change."""
+        return self.changes.next()
+
+    def event(self, previews: int) -> JobEvent:
+        """Return the present state; with its preview if there have been more than `previews`."""
         if self.finished is not None:
             return Done(self.finished)
         if self.error is not None:
@@ -326,6 +324,8 @@ class Job:
         self.revision += 1
         self.changes.fire()
         self.audience.changes.fire()
+        for pulse in self.pulses:
+            pulse.fire()
 
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:
         if self.state.is_final:

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -17,6 +17,14 @@ from zwatch.generation.png_text import png_texts
 from zwatch.generation.request import SEEDS, ImageFormat
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class VotesView(TypedDict):
+    """The votes on an image; `mine` is the asking client's own: 1, -1, or 0 if it has none."""
+
+    up: int
+    down: int
+    mine: int
 
 
 class KeptImage(TypedDict):
@@ -40,6 +48,29 @@ class KeptImage(TypedDict):
     quality: int | None
     bytes: int
     created: str | None
+    votes: NotRequired[VotesView]
+
+
+class HistoryPage(TypedDict):
+    """A page of the history, newest first; `next` is the next page's `before`, `offset` how many images are newer than its first.
+    Of a search, `total` is the number of images found, and `indexed` how much of the history was searched, from 0 to 1: less than 1 while new images are being read."""
+
+    images: list[KeptImage]
+    next: str | None
+    offset: int
+    total: int
+    indexed: NotRequired[float]
+
+
+class HistoryView(TypedDict):
+    """The history's part of the status; `newest` is the name of an image, `fault` says why images cannot be kept, or old ones
+    not be deleted, or that the disk with their thumbnails is not mounted."""
+
+    directory: str
+    images: int
+    newest: str | None
+    bytes: int
+    fault: str | None
 
 
 def read_kept_image(path: Path) -> KeptImage | None:

@@ -110,12 +110,12 @@ class GenerationQueue:
         with self._reporting_refusals():
             self._check_room()
 
-    def _check_room(self) -> None:
+    def _check_room(self, after: int = 0) -> None:
         if self.closed is not None:
             # Raised many times: a traceback would keep the frames of every request.
             raise self.closed.with_traceback(None)
         # While nothing runs, the first waiting job is about to run.
-        if len(self._waiting) >= self.limit + (self.running is None):
+        if len(self._waiting) + after >= self.limit + (self.running is None):
             raise RequestError(
                 "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
@@ -127,20 +127,13 @@ class GenerationQueue:
         that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
-            RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 the alias serves nothing or the
-                queue is closed.
+            RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        with self._reporting_refusals():
-            self._check_room()
-            resident = self._traffic.find(request.model, client)
-            if resident is None and not self.is_coming(request.model):
-                raise self.not_served(request.model)
-            if resident is not None:  # else it is checked when its turn comes
-                fitted(request, resident.engine, self.max_work)
+        work = self.check(request, client)
         lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
         job.time_limit = self.timeout if attended else math.inf
-        job.work = work_of(request, USUAL_SIDE if resident is None else resident.engine.default_size)
+        job.work = work
         self.jobs.add(job)
         if (of_request := jobs_of_request.get(None)) is not None:
             of_request.append(job)
@@ -149,6 +142,17 @@ class GenerationQueue:
         self._arrived.set()
         self._changes.fire()
         return job
+
+    def check(self, request: GenerateRequest, client: str | None = None, after: int = 0) -> float:
+        """Check as `submit` whether a request would be accepted after so many others; return its work."""
+        with self._reporting_refusals():
+            self._check_room(after)
+            if (resident := self._traffic.find(request.model, client)) is None:
+                if not self.is_coming(request.model):
+                    raise self.not_served(request.model)
+                return work_of(request, USUAL_SIDE)  # the limits are checked when its turn comes
+            fitted(request, resident.engine, self.max_work)
+            return work_of(request, resident.engine.default_size)
 
     @contextmanager
     def _reporting_refusals(self) -> Iterator[None]:

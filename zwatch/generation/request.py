@@ -5,12 +5,12 @@ import json
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Converted, Number, OneOf, Text, Whole, invalid, kind_of, validated
+from zwatch.generation.fields import Converted, Number, OneOf, Text, TextOrTexts, Whole, invalid, kind_of, validated
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
@@ -27,6 +27,8 @@ USUAL_SIDE = 1024
 """Of an image by Z-Image-Turbo, pixels: what is taken for the default of a version that is not loaded yet."""
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 16
+MAX_MODELS = 4
+"""Of a comparison."""
 SEEDS = 2**63
 """Seeds are from 0 to this, exclusive."""
 RANDOM_SEEDS = 2**32
@@ -84,8 +86,8 @@ Format = Annotated[ImageFormat, OneOf(ImageFormat)]
 _SIDE = "Pixels. The version's own size if left out; a version may have a lower maximum."
 
 
-class GenerateRequest(BaseModel):
-    """A checked request. A side of None is the version's own default, in pixels; image i of n uses seed + i."""
+class ImageRequest(BaseModel):
+    """What is asked for, whoever draws it. A side of None is the version's own default, in pixels; image i of n uses seed + i."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -108,16 +110,49 @@ class GenerateRequest(BaseModel):
     n: Annotated[Count, Field(description="More than 1 needs an answer of JSON.")] = 1
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
-    model: Annotated[
-        OptionalText, Field(description="An alias, a share, or a resident version.", examples=[PRIMARY])
-    ] = PRIMARY
     user: UserName = ""
 
     @model_validator(mode="after")
-    def _check_last_seed(self) -> "GenerateRequest":
+    def _check_last_seed(self) -> Self:
         if self.seed + self.n > SEEDS:
             raise invalid("seed", f"seed + n - 1 must stay below 2^63, got {self.seed} with n = {self.n}")
         return self
+
+
+class GenerateRequest(ImageRequest):
+    """A checked request to one model."""
+
+    model: Annotated[
+        OptionalText, Field(description="An alias, a share, or a resident version.", examples=[PRIMARY])
+    ] = PRIMARY
+
+
+class ComparableRequest(ImageRequest):
+    """A checked request to one model, or to several: the same prompt and seed by each."""
+
+    model: Annotated[
+        str | tuple[str, ...],
+        TextOrTexts(MAX_MODELS),
+        Field(
+            description="An alias, a share, or a resident version. Of several each draws the same, and the answer has all images: they need an "
+            "answer of JSON.",
+            examples=[PRIMARY, ["v1", "v3"]],
+        ),
+    ] = PRIMARY
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether it has a list of models."""
+        return not isinstance(self.model, str)
+
+    def by_model(self) -> tuple[GenerateRequest, ...]:
+        """Return the request to each model."""
+        models = (self.model,) if isinstance(self.model, str) else self.model
+        fields = {name: getattr(self, name) for name in ImageRequest.model_fields}
+        return tuple(
+            GenerateRequest.model_construct(_fields_set=self.model_fields_set, **fields, model=model)
+            for model in models
+        )
 
 
 def unloaded(alias: str) -> str:
@@ -178,7 +213,8 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         seeds=tuple(request.seed + number for number in range(request.n)),
-        **sides,
+        width=sides["width"],
+        height=sides["height"],
     )
 
 

@@ -39,6 +39,8 @@ _END_SECONDS = 10.0
 CHANGING = {
     ("POST", "/api/deploy"),
     ("POST", "/api/rollback"),
+    ("POST", "/api/share"),
+    ("POST", "/api/promote"),
     ("POST", "/api/load_model"),
     ("POST", "/api/unload_model"),
     ("DELETE", "/login"),

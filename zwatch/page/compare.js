@@ -1,4 +1,4 @@
-// The comparison of two pictures
+// The comparison of two pictures. It is loaded at the first one
 
 import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";
@@ -6,17 +6,24 @@ import { el, setText } from "./dom.js";
 import { percent, sentence, t } from "./i18n.js";
 import { createPanes } from "./panes.js";
 import { textButton, view } from "./parts.js";
-import { describe, seedText } from "./picture.js";
+import { describe, rowOfJob, seedText } from "./picture.js";
 import { createStrip } from "./virtual.js";
+import { createVotes } from "./votes.js";
 
 const SIDES = ["left", "right"];
 const STEP = 40; // pixels that an arrow moves the pictures
 
-// Adds the action `compare(row, other)`; without `other` it is the picture on the other version
-export function initCompare(ctx) {
-	ctx.actions.compare = (row, other) => {
-		if (!document.querySelector("dialog.compare")) new Comparison(ctx, row, other ?? null);
-	};
+// Compares a picture with another; without `other` with the picture on the other version
+export function compare(ctx, row, other) {
+	if (document.querySelector("dialog.compare")) return;
+	const view = new Comparison(ctx, row, other ?? null);
+	if (!other) view.showOther();
+}
+
+// Draws a request by two models and compares what they make
+export async function compareModels(ctx, request, models) {
+	const accepted = await ctx.api.call("POST", "/jobs", { ...request, n: 1, model: models });
+	new Comparison(ctx, null, null).followJobs(accepted.jobs, models);
 }
 
 class Comparison {
@@ -32,7 +39,6 @@ class Comparison {
 		});
 		this.panes.range.focus();
 		this.drawAll();
-		if (!this.rows.right) this.showOther();
 	}
 
 	build() {
@@ -45,6 +51,8 @@ class Comparison {
 		const zoomButton = (text, label, factor) =>
 			textButton(text, () => this.panes.zoomBy(factor), { class: "icon-button", label: t(label) });
 		this.captions = Object.fromEntries(SIDES.map((side) => [side, el("p", { class: `pane-caption ${side}` })]));
+		this.votes = Object.fromEntries(SIDES.map((side) => [side, createVotes(this.ctx)]));
+		const foot = (side) => el("div", { class: `pane-foot ${side}` }, this.votes[side].element, this.captions[side]);
 		const isShown = (row) => row.name === this.rows.right?.name;
 		this.strip = createStrip(rows, t("compare.list"), { isShown, pick: (row) => this.set(row) });
 		const head = [
@@ -55,7 +63,7 @@ class Comparison {
 			el("span", { class: "space" }),
 		];
 		this.dialog = view("full compare", t("compare"), head, this.panes.element,
-			el("div", { class: "compare-foot" }, this.captions.left, this.note, this.captions.right), this.strip.scroller);
+			el("div", { class: "compare-foot" }, foot("left"), this.note, foot("right")), this.strip.scroller);
 		this.unfollow = store.on("rows", () => this.strip.refresh());
 		this.dialog.addEventListener("keydown", (event) => this.key(event));
 		this.setMode("over");
@@ -101,8 +109,27 @@ class Comparison {
 			else if (other) await this.drawOn(other, turn);
 			else this.withoutOther(row);
 		} catch (error) {
-			if (turn === this.turn) this.fail(sentence(error));
+			if (turn === this.turn) this.giveUp(sentence(error));
 		}
+	}
+
+	// Shows what jobs make, a side each
+	followJobs(ids, models) {
+		const last = {};
+		const show = (side, place, jobs) => {
+			const job = jobs.find((one) => one.id === ids[place]);
+			if (job === last[side] && job) return;
+			last[side] = job;
+			const image = job?.images?.at(-1);
+			if (job?.state === "done" && image) {
+				this.rows[side] = rowOfJob(job, image);
+				this.drawAll([side]);
+				this.ctx.announce(describe(this.rows[side], t));
+			} else if (job?.state === "failed" || job?.state === "cancelled") {
+				this.fail(job.error ? sentence(job.error) : t("job.cancelled"), side);
+			} else this.wait({ version: models[place] }, job ? this.ctx.actions.progressText(job) : "", job, side);
+		};
+		this.stop = this.ctx.store.on("jobs", (jobs) => SIDES.forEach((side, place) => show(side, place, jobs)));
 	}
 
 	async drawOn(other, turn) {
@@ -115,16 +142,16 @@ class Comparison {
 			if (made) {
 				this.pair(row, made);
 				this.ctx.announce(describe(made, t));
-			} else if (job.state === "failed" || job.state === "cancelled") this.fail(job.error ? sentence(job.error) : t("job.cancelled"));
+			} else if (job.state === "failed" || job.state === "cancelled") this.giveUp(job.error ? sentence(job.error) : t("job.cancelled"));
 			else this.wait(other, this.ctx.actions.progressText(job), job);
 		});
 		if (turn === this.turn) this.stop = stop;
 		else stop();
 	}
 
-	wait({ version }, text, job = { step: 0, steps: 1 }) {
+	wait({ version }, text, job = { step: 0, steps: 1 }, side = "right") {
 		const bar = el("progress", { max: job.steps, value: job.step, "aria-label": t("progress") });
-		this.panes.set("right", { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
+		this.panes.set(side, { url: job.preview ?? null, text: version, content: [el("p", { text }), bar] });
 	}
 
 	// The older name on the left: "v1 | v2"
@@ -143,16 +170,21 @@ class Comparison {
 		setText(this.note, t("compare.noOther"));
 	}
 
-	fail(reason) {
+	giveUp(reason) {
 		this.leave();
-		this.panes.set("right", { content: [el("p", { class: "error", role: "alert", text: t("compare.failed", { reason }) })] });
+		this.fail(reason);
 	}
 
-	drawAll() {
+	fail(reason, side = "right") {
+		this.panes.set(side, { content: [el("p", { class: "error", role: "alert", text: t("compare.failed", { reason }) })] });
+	}
+
+	drawAll(sides = SIDES) {
 		setText(this.note, "");
-		for (const side of SIDES) {
+		for (const side of sides) {
 			const row = this.rows[side];
 			this.panes.set(side, row ? { url: row.url, alt: describe(row, t), text: row.version ?? "" } : {});
+			this.votes[side].draw(row);
 			setText(this.captions[side], row ? `${t("caption.seed", { seed: seedText(row) })} · ${row.width ?? "–"} × ${row.height ?? "–"} · ${row.prompt ?? ""}` : "");
 		}
 		this.strip.refresh();

@@ -7,6 +7,7 @@ import { bytes, dateTime, number, t } from "./i18n.js";
 import { closeViews, textButton, view } from "./parts.js";
 import { curlText, describe, seedText } from "./picture.js";
 import { copyAndSay } from "./toast.js";
+import { createVotes } from "./votes.js";
 
 export function openDetail({ ctx, hidden, deleting }, list, row) {
 	if (document.querySelector("dialog.detail")) return;
@@ -38,6 +39,8 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 		closeViews();
 		ctx.actions.compare(row);
 	};
+	parts.votes = createVotes(ctx);
+	parts.prompt.after(parts.votes.element);
 	parts.actions.append(
 		textButton(t("use.all"), () => ctx.actions.reuse(row, {}), { class: "primary" }),
 		textButton(t("use.seed"), () => ctx.actions.reuse(row, { seedOnly: true })),
@@ -83,7 +86,7 @@ function build() {
 	return { dialog, zoom, stage, image, newer, older, place, prompt, facts, actions, download };
 }
 
-function drawPicture({ image, stage, prompt, facts, download }, row) {
+function drawPicture({ image, stage, prompt, facts, download, votes }, row) {
 	stage.classList.remove("actual");
 	stage.style.backgroundImage = `url("${row.url}/thumbnail")`; // until the whole picture is there
 	image.onload = () => (stage.style.backgroundImage = "none");
@@ -92,6 +95,7 @@ function drawPicture({ image, stage, prompt, facts, download }, row) {
 	download.href = row.url;
 	download.download = row.name;
 	setText(prompt, row.prompt || t("history.noPrompt"));
+	votes.draw(row);
 	facts.replaceChildren(...factsOf(row));
 }
 

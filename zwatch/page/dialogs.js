@@ -24,7 +24,7 @@ function openForm(...content) {
 
 const buttons = (...content) => el("div", { class: "dialog-buttons" }, content);
 
-export async function confirm(text, okLabel = t("ok")) {
+export async function confirm(text, okLabel) {
 	return (await openForm(el("p", { text }), buttons(
 		el("button", { value: "", class: "quiet", text: t("cancel") }),
 		el("button", { value: "ok", class: "primary", text: okLabel })))) === "ok";

@@ -103,20 +103,28 @@ export function initForm(ctx) {
 		return job;
 	};
 
-	// Adds a job as the form says; errors stand beside what they concern
-	actions.generate = async () => {
+	// Returns the settings of the next picture; null if something is wrong, which then stands beside what it concerns
+	actions.wanted = () => {
 		const settings = now();
 		const found = problems(settings);
 		for (const name of Object.keys(errors)) complain(name, found[name] ? t(...found[name]) : "");
 		setText(failure, "");
 		const first = Object.keys(errors).find((name) => name in found);
-		if (first) return inputs[first].focus();
-		const obstacle = obstacleOf(store);
-		if (obstacle) return setText(failure, t(`error.code.${obstacle}`));
+		if (first) inputs[first].focus();
+		const obstacle = first ? null : obstacleOf(store);
+		if (obstacle) setText(failure, t(`error.code.${obstacle}`));
+		if (first || obstacle) return null;
 		const wanted = { ...settings, seed: settings.locked || isChosen ? settings.seed || randomSeed() : randomSeed() };
 		isChosen = false;
 		change({ seed: wanted.seed });
 		prompts.add(wanted.prompt);
+		return wanted;
+	};
+
+	// Adds a job as the form says
+	actions.generate = async () => {
+		const wanted = actions.wanted();
+		if (!wanted) return;
 		try {
 			const job = await actions.add(requestOf(wanted));
 			byId("stage").scrollIntoView({ block: "nearest" }); // on a phone

@@ -9,6 +9,7 @@ import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
 import { createStrip } from "./virtual.js";
+import { createVotes } from "./votes.js";
 
 // Adds `ctx.rows` and the actions `open(row)`, `search`, `remove(row)`, `reuse`, `walk(by)`
 export function initGallery(ctx) {
@@ -83,22 +84,25 @@ function buildStrip({ t, store, actions }, main) {
 }
 
 // Beside the stage's own buttons
-function addTools({ t, store, actions }) {
+function addTools(ctx) {
+	const { t, store, actions } = ctx;
 	const row = () => shownRow(store);
 	const compare = textButton(t("compare"), () => actions.compare(row()), { class: "small", title: t("compare.title") });
 	const details = textButton(t("detail"), () => actions.open(row()), { class: "small" });
 	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
-	byId("stage-actions").append(compare, details, download, remove);
+	const votes = createVotes(ctx);
+	byId("stage-actions").append(votes.element, compare, details, download, remove);
 	const follow = () => {
 		const picture = row();
 		if (!picture) return;
+		votes.draw(store.get("rows").find((one) => one.name === picture.name) ?? picture);
 		download.href = picture.url;
 		download.download = picture.name ?? "";
 		// A picture that the history does not keep can only be saved
 		for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
 	};
-	store.on("shown jobs", follow);
+	store.on("shown jobs rows", follow);
 }
 
 // At each connection, and when the history changes

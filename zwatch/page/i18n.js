@@ -8,7 +8,7 @@ const languages = [new URLSearchParams(location.search).get("lang"), ...(navigat
 const language = languages.map((name) => /^(zh|en)\b/i.exec(name ?? "")?.[1].toLowerCase()).find(Boolean) ?? "en";
 const locale = language === "zh" ? "zh-CN" : (languages.find((name) => /^en\b/i.test(name ?? "")) ?? "en");
 
-const texts = { ...strings, ...stringsGallery };
+const texts = Object.assign(strings, stringsGallery);
 const place = language === "zh" ? 1 : 0;
 
 // Returns a string, its `{name}` parts replaced. One that is "one|other" is chosen by the parameter `count`

@@ -56,7 +56,7 @@ export function requestOf(settings) {
 export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % (2 ** 32 - NUMBERS.n.most));
 
 // Returns the usable settings of an object from storage, a link or a picture
-export function accepted(found) {
+function accepted(found) {
 	const taken = {};
 	for (const name of ["prompt", "negative_prompt"]) if (typeof found[name] === "string") taken[name] = found[name].slice(0, 10000);
 	for (const name of Object.keys(NUMBERS)) if (Number.isFinite(found[name])) taken[name] = found[name];

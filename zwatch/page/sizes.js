@@ -12,7 +12,7 @@ const ASSUMED_SIDE = 1024;
 const rounded = (value) => Math.round(value / step) * step;
 
 // Returns [width, height] in landscape: multiples of 16 with about the area of a square of this side
-export function sides(side, [wide, high]) {
+function sides(side, [wide, high]) {
 	const scale = Math.min(1, most / (side * Math.sqrt(wide / high)));
 	const width = side * Math.sqrt(wide / high) * scale;
 	return [Math.max(least, rounded(width)), Math.max(least, rounded((width * high) / wide))];

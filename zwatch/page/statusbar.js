@@ -43,8 +43,8 @@ function modelText({ serving, aliases }, t) {
 	return t("model", { name: t(aliases?.current?.unloaded ? "model.unloaded" : "model.none") });
 }
 
-function deployText({ aliases = {} }, t) {
-	return Object.values(aliases)
+function deployText({ aliases, shares }, t) {
+	return Object.values({ ...aliases, ...shares })
 		.flatMap(({ attempt }) => (["LOADING", "WARMING"].includes(attempt?.state) ? attempt : []))
 		.map(({ version, state, progress }) => {
 			// Before its bytes are read the libraries are imported, after them it is built
@@ -55,13 +55,15 @@ function deployText({ aliases = {} }, t) {
 }
 
 // Returns what is wrong with a version that is asked for, a link, the history; or ""
-function faultText({ aliases = {}, history }, t) {
+function faultText({ aliases, shares, history }, t) {
 	const texts = [];
-	for (const [alias, { attempt, target, fault }] of Object.entries(aliases)) {
+	const said = new Set(); // a share's fault is its alias's, too
+	for (const [alias, { attempt, target, fault }] of Object.entries({ ...aliases, ...shares })) {
 		if (attempt?.state === "REJECTED" && (target ?? attempt.version) === attempt.version) {
 			texts.push(t("deploy.rejected", { version: attempt.version, reason: reasoned(attempt.code, attempt.reason) }));
 		}
-		if (fault) texts.push(t("deploy.fault", { alias, message: reasoned(fault.code, fault.message.replace(`${alias}: `, "")) }));
+		if (fault && !said.has(fault.message)) texts.push(t("deploy.fault", { alias, message: reasoned(fault.code, fault.message.replace(`${alias}: `, "")) }));
+		said.add(fault?.message);
 	}
 	if (history?.fault) texts.push(t("history.fault", { message: history.fault }));
 	return texts.join(" · ");

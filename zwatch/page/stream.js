@@ -3,14 +3,22 @@
 import { call, clientId, fromJson } from "./api.js";
 import { createStream } from "./worker.js";
 
-const alter = (status, alias, changes) => ({ ...status, aliases: { ...status.aliases, [alias]: { ...status.aliases[alias], ...changes } } });
+// Changes what is known of a link: of a share, whose name has an @, or of an alias
+function alter(status, name, changes) {
+	const kind = name.includes("@") ? "shares" : "aliases";
+	return { ...status, [kind]: { ...status[kind], [name]: { ...status[kind]?.[name], ...changes } } };
+}
+
+const only = (known = {}, names) => Object.fromEntries(names.filter((name) => name in known).map((name) => [name, known[name]]));
 
 // The status after each event
 const STATUS = {
 	status: (old, status) => status,
 	serving: (status, serving) => ({ ...status, serving }),
 	queue: (status, queue) => ({ ...status, queue }),
-	alias: (status, { alias, ...state }) => alter(status, alias, state),
+	alias: (status, { alias, of, ...state }) => alter(status, alias, of ? { ...state, alias: of } : state),
+	// Which ones there are now
+	aliases: (status, { aliases, shares }) => ({ ...status, aliases: only(status.aliases, aliases), shares: only(status.shares, shares) }),
 	attempt: (status, attempt) => (attempt ? alter(status, attempt.alias, { attempt }) : status),
 	history: (status, history) => ({ ...status, history: { ...status.history, ...history } }),
 };

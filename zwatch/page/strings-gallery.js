@@ -1,4 +1,4 @@
-// The other strings, as in strings.js
+// More strings
 import { table } from "./strings.js";
 
 export default table(`
@@ -40,6 +40,10 @@ detail.download = Download = 下载
 detail.delete = Delete = 删除
 copy.done = Copied. = 已复制。
 copy.failed = The browser does not allow copying here. = 浏览器不允许在此处复制。
+vote.up = Vote for this picture ({count}) = 赞成此图片（{count}）
+vote.down = Vote against this picture ({count}) = 反对此图片（{count}）
+pair = A / B = A / B
+pair.title = Draw the same prompt and seed by two models = 用两个模型生成相同提示词和种子的图片
 compare = Compare = 对比
 compare.title = Same prompt and seed on the other version = 用另一版本生成相同提示词和种子的图片
 compare.over = Slider = 滑块

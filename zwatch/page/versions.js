@@ -6,20 +6,18 @@ import { reasoned, sentence, t, time } from "./i18n.js";
 import { textButton, view } from "./parts.js";
 import { drawRow, makeRow } from "./versionrow.js";
 
-const PRIMARY = "current";
 const PERIOD_MS = 2000; // no event tells of a directory that is made, sealed or removed
 
 // Makes the button "Versions" open the panel
 export function initVersions(ctx) {
-	const button = byId("versions-button");
-	button.ariaHasPopup = "dialog";
-	button.addEventListener("click", () => new Panel(ctx).start());
+	byId("versions-button").addEventListener("click", () => new Panel(ctx).start());
 }
 
 class Panel {
 	constructor(ctx) {
-		Object.assign(this, { ctx, alias: PRIMARY, versions: [], attempts: [], asked: 0, rows: new Map() });
+		Object.assign(this, { ctx, alias: "current", versions: [], attempts: [], asked: 0, rows: new Map() });
 		this.build();
+		import("./trial.js").then(({ Trial }) => (this.trial = new Trial(this)), () => {});
 	}
 
 	get aliases() {
@@ -30,7 +28,7 @@ class Panel {
 	get state() {
 		const serving = this.ctx.store.get("status")?.serving;
 		const state = this.aliases[this.alias] ?? {};
-		if (serving?.version === state.serving) return { ...state, since: serving?.since, images: serving?.images };
+		if (serving?.version === state.serving) return { ...serving, ...state };
 		const last = this.promoted((version) => version === state.serving);
 		return { ...state, since: last && Date.parse(last.started) + 1000 * last.seconds };
 	}
@@ -116,11 +114,12 @@ class Panel {
 			// To move an element takes the focus from what is in it
 			if (table.children[index] !== row.element) table.insertBefore(row.element, table.children[index] ?? null);
 		});
+		this.trial?.draw();
 	}
 
 	// Asks a question first; it names the link, if that is not the usual one
 	async askAfter(question, parts, button, ...call) {
-		const to = this.alias === PRIMARY ? "" : t("versions.to", this);
+		const to = this.alias === "current" ? "" : t("versions.to", this);
 		if (await this.ctx.confirm(t(question, { ...parts, to }), t(button))) this.ask(...call);
 	}
 

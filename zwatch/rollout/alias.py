@@ -159,7 +159,7 @@ class Alias:
         serving = self.serving
         if (
             serving is None
-            or serving.engine.is_on_trial
+            or serving.engine.is_unjudged
             or self.is_withdrawn
             or (serving.images < GOOD_IMAGES and now - serving.serving_from < GOOD_SECONDS)
         ):

@@ -40,6 +40,8 @@ class Crash:
     key: SavedKey
     count: Annotated[int, Field(ge=1, lt=2**31)]
     link_stamp: Annotated[LinkStamp | None, Field(alias="stamp")]
+    on_trial: Annotated[bool, Field(exclude_if=lambda on_trial: not on_trial)] = False
+    """Whether it drew on trial when the device was lost or hung: good images do not acquit it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Run:
     used: Mapping[VersionKey, Stamps] = field(default_factory=dict)
     served: frozenset[VersionKey] = frozenset()
     proved: frozenset[VersionKey] = frozenset()
+    on_trial: VersionKey | None = None
+    """What drew on trial when it ended by itself."""
 
     @property
     def blamed(self) -> frozenset[VersionKey]:
@@ -70,7 +74,8 @@ def after(crashes: Sequence[Crash], run: Run) -> list[Crash]:
         if crash.key not in acquitted | blamed and crash.count >= CRASHES_TO_SET_ASIDE  # else: not in a row
     ]
     for key in sorted(blamed, key=str):
-        kept += _entries(key, count(crashes, key) + 1, run.used[key] | _stamps(crashes, key))
+        stamps = run.used[key] | _stamps(crashes, key)
+        kept += _entries(key, count(crashes, key) + 1, stamps, on_trial=key == run.on_trial)
     return kept
 
 
@@ -90,8 +95,13 @@ def without_new_links(crashes: Sequence[Crash], links: Mapping[VersionKey, Stamp
 
 
 def without(crashes: Sequence[Crash], key: VersionKey) -> list[Crash]:
-    """Return the crashes that count after a version has proved itself."""
+    """Return the crashes that count after a version was sealed anew."""
     return [crash for crash in crashes if crash.key != key]
+
+
+def without_proved(crashes: Sequence[Crash], key: VersionKey) -> list[Crash]:
+    """Return the crashes that count after a version has made some good images, or served for a while."""
+    return [crash for crash in crashes if crash.key != key or crash.on_trial]
 
 
 def fallbacks(
@@ -113,9 +123,9 @@ def last_resorts(good: Sequence[VersionKey], crashes: Sequence[Crash]) -> dict[V
     }
 
 
-def _entries(key: VersionKey, number: int, stamps: Stamps) -> list[Crash]:
+def _entries(key: VersionKey, number: int, stamps: Stamps, *, on_trial: bool) -> list[Crash]:
     known = sorted((stamp for stamp in stamps if stamp is not None), key=lambda stamp: stamp.ctime_ns)
-    return [Crash(key, number, stamp) for stamp in known] or [Crash(key, number, None)]
+    return [Crash(key, number, stamp, on_trial) for stamp in known] or [Crash(key, number, None, on_trial)]
 
 
 def _stamps(crashes: Iterable[Crash], key: VersionKey) -> Stamps:

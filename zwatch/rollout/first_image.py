@@ -31,7 +31,7 @@ class FirstImageJudge:
         self._runner = runner
 
     async def judge(self, engine: "Engine", generation: "Generation") -> bool:
-        """Return whether an engine on trial can go on serving."""
+        """Return whether an engine that is not judged yet can go on serving."""
         factory = self._runner.factory
         assert factory is not None  # it made the engine
         fault = await self._bridge.run("inspect", factory.fault, engine, generation)
@@ -46,7 +46,7 @@ class FirstImageJudge:
         if not attempts:
             return False
         rejection = await self._rejection(attempts[0][1], engine)
-        is_bad = rejection is not None and rejection.code == "bad_image"
+        is_bad = rejection is not None and rejection.code in ("bad_image", "golden_mismatch")
         if is_bad:
             factory.distrust(engine.digest)
         elif rejection is not None:  # a fault that may pass is no reason to withdraw what serves

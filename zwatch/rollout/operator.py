@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.look import read_stamps
 from zwatch.deploy.resolving import LinkStamp, are_unchanged
+from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import RequestError
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.lifecycle import Attempt
@@ -47,27 +49,43 @@ class Operator:
         self._supervisor = supervisor
         self._bridge = bridge
         self._loads_requested = 0
+        self.sharing = asyncio.Lock()
+        """Held by a call while it changes the link of a share."""
 
     # --- waiting for a link
 
-    async def outcome(self, alias: str, version: str, link_stamp: LinkStamp) -> Outcome:
-        """Wait until the wish that a link with this stamp expresses is decided."""
+    async def outcome(self, key: str, version: str | None, link_stamp: LinkStamp) -> Outcome:
+        """Wait until the wish that a link with this stamp expresses is decided. The link is that of an alias, or of a share, which is
+        known by its key; without a version, it may lead to any."""
         await self._supervisor.look_now()
         limit = time.monotonic() + PATIENCE
         while True:
-            self._check_running(f"the link stays, and the next start loads {version}")
-            if (record := self._supervisor.records.get(alias)) is None:
-                return Outcome(False, f"superseded: the link to {version} is gone, or is not followed")
+            self._check_running(f"the link stays, and the next start loads {version or 'what it leads to'}")
+            record = self._supervisor.records.get(key)
+            if (problem := self.problem_of_share(key)) is not None:
+                return Outcome(False, problem)
+            if record is None:
+                return Outcome(False, f"superseded: the link to {version or 'a version'} is gone, or is not followed")
             target, fault = record.target, record.fault
-            if target is not None and (target.link_stamp, target.version) == (link_stamp, version):
+            if target is not None and target.link_stamp == link_stamp and version in (None, target.version):
                 decided = self._decided(record)
                 if decided is not None:
                     return decided
             elif not self._may_come(record):
-                return Outcome(False, f"superseded: {alias} was linked again before {version} was decided")
+                if record.is_share and fault is not None:
+                    return Outcome(False, fault.message)
+                return Outcome(
+                    False, f"superseded: {record.name} was linked again before {version or 'it'} was decided"
+                )
             elif fault is not None and time.monotonic() >= limit:
-                return Outcome(False, f"{version} is linked, but not decided yet: {fault.message}")
+                return Outcome(False, f"{version or record.name} is linked, but not decided yet: {fault.message}")
             await self._next_change(record, limit)
+
+    def problem_of_share(self, key: str) -> str | None:
+        """Return why a share with this key does not count, because its alias has several; else None."""
+        share = self._supervisor.seen.shares.get(alias_of_key(key) or "")
+        fault = share.fault if share is not None and share.is_ambiguous else None
+        return None if fault is None else fault.message
 
     @staticmethod
     def _may_come(record: Alias) -> bool:
@@ -85,6 +103,16 @@ class Operator:
                 await waiting
         except TimeoutError:
             pass
+
+    async def gone(self, key: str) -> None:
+        """Wait until a link that was removed is not followed any more, or is there again. A link may be missing for a moment."""
+        before = self._supervisor.records.get(key)
+        stamp = None if before is None else before.link_stamp
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self._supervisor.look_now()
+                while (record := self._supervisor.records.get(key)) is not None and record.link_stamp == stamp:
+                    await self._supervisor.changes.wait()
 
     # --- loading
 

@@ -1,7 +1,7 @@
 """What is saved across restarts: last-known-good, what was promoted last and is being tried, crashes, what is unloaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -106,6 +106,8 @@ class Failure:
     ending: Ending
     reason: str
     hung: SavedKey | None = None
+    on_trial: Annotated[bool, Field(exclude_if=lambda on_trial: not on_trial)] = False
+    """Whether that was on trial."""
 
 
 @dataclass(slots=True)
@@ -164,7 +166,8 @@ class SavedState:
         # What did not come back is to blame, whatever it did before.
         hung = frozenset() if self.failure is None or self.failure.hung is None else frozenset({self.failure.hung})
         used = {key: self._links_to(key) for key in self._used() | hung}
-        return rules.Run(self.running, used, served, frozenset(self.proved) - hung)
+        on_trial = self.failure.hung if self.failure is not None and self.failure.on_trial else None
+        return rules.Run(self.running, used, served, frozenset(self.proved) - hung, on_trial)
 
     def _links_to(self, key: VersionKey) -> rules.Stamps:
         return frozenset(
@@ -188,9 +191,7 @@ class SavedState:
 
     def restamp(self, old: LinkStamp, new: LinkStamp) -> None:
         """Note that a link has another stamp, although it was not made anew: crashes go on to count."""
-        self.crashes = [
-            Crash(crash.key, crash.count, new) if crash.link_stamp == old else crash for crash in self.crashes
-        ]
+        self.crashes = [replace(crash, link_stamp=new) if crash.link_stamp == old else crash for crash in self.crashes]
 
     def note_sealed(self, key: VersionKey) -> None:
         """Note that a version was sealed anew: it is not set aside any more."""
@@ -222,7 +223,7 @@ class SavedState:
             unused = [other for other in self.proved if other not in used]
             for other in unused[:-KEPT_PROVED]:
                 self.proved.remove(other)
-        self.crashes = rules.without(self.crashes, key)
+        self.crashes = rules.without_proved(self.crashes, key)
         if alias_of_key(alias) is not None:  # a share needs nothing to fall back on: its alias serves
             return True
         part.good = [key, *(other for other in part.good if other != key)][:KEPT_GOOD]

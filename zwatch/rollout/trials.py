@@ -47,6 +47,8 @@ class Suspicion:
     key: VersionKey
     kind: FaultKind
     text: str
+    by_share: str | None = None
+    """The share by which that version got the request."""
 
 
 class Redraw(Enum):

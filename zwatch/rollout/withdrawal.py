@@ -21,6 +21,8 @@ from zwatch.rollout.trials import PROBATION, Outcomes, is_on_trial, is_to_be_wit
 
 _log = logging.getLogger(__name__)
 
+_RENAME_SECONDS = 5.0  # in which the looks have seen all of a rename
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -53,7 +55,7 @@ class Withdrawal:
         """Seconds for which a version is on trial after its promotion."""
         self._outcomes: dict[VersionKey, Outcomes] = {}
         self._promoted: dict[str, tuple[VersionKey, float]] = {}  # by alias: what, and when by `clock`
-        self._shared: set[tuple[str, VersionKey]] = set()  # what shares of aliases served at the last `refresh`
+        self._shared: dict[tuple[str, VersionKey], float] = {}  # what shares of aliases serve or served, and until when
         self._saving: asyncio.Task[None] | None = None
         runner.on_end.append(self._attempt_ended)
 
@@ -102,18 +104,19 @@ class Withdrawal:
     def blame(self, key: VersionKey) -> None:
         """Note that a version drew when this run failed: if it is on trial, it is to blame, whatever it did before."""
         failure = self._state.saved.failure
-        if failure is not None and failure.hung is None and self.is_watched(key):
-            self._state.note_failure(replace(failure, hung=key))
+        if failure is not None and failure.hung in (None, key) and self.is_watched(key):
+            self._state.note_failure(replace(failure, hung=key, on_trial=True))
 
     # --- what the supervisor tells
 
     def refresh(self) -> None:
-        """Note what shares serve now: a version that is promoted from a share keeps its outcomes."""
-        self._shared = {
-            (alias, record.serving.key)
-            for key, record in self._records.items()
-            if (alias := alias_of_key(key)) is not None and record.serving is not None
-        }
+        """Note what shares serve now: a version that is promoted from a share keeps its outcomes, also if one look sees the end of
+        the share and the next one the alias."""
+        now = self._clock()
+        self._shared = {one: until for one, until in self._shared.items() if now - until < _RENAME_SECONDS}
+        for key, record in self._records.items():
+            if (alias := alias_of_key(key)) is not None and record.serving is not None:
+                self._shared[alias, record.serving.key] = now
 
     def retreat(self, action: policy.Retreat) -> None:
         """Let an alias serve another resident engine than the one that was withdrawn. Its signature, where one is required, was
@@ -156,6 +159,7 @@ class Withdrawal:
             if (name, key) not in self._shared:
                 self._outcomes.pop(key, None)
             self._promoted[name] = key, self._clock() - self._promoted_ago(record, key, is_first=before is None)
+        self.refresh()
 
     def _promoted_ago(self, record: Alias, key: VersionKey, *, is_first: bool) -> float:
         """Return how many seconds ago a version was promoted: a restart does not begin its probation again."""

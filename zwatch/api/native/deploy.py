@@ -15,6 +15,7 @@ from zwatch.api.schema import ByteCount, Digest, Request, Seconds, VersionName, 
 from zwatch.api.services import SERVICES, Services
 from zwatch.bridge import NoAnswer
 from zwatch.deploy.look import has_version, point, without_root
+from zwatch.deploy.shares import parse_share
 from zwatch.errors import RepointError, RequestError, retry_after
 from zwatch.generation.fields import Flag, Text
 from zwatch.generation.request import PRIMARY
@@ -24,20 +25,20 @@ from zwatch.rollout.supervisor import TICK
 UNLOADING = RequestError(
     "model_not_loaded", "the model is unloaded; POST /api/load_model loads it", headers=retry_after(10)
 )
-_Alias = Annotated[str, Text(), Field(examples=[PRIMARY])]
+AliasName = Annotated[str, Text(), Field(examples=[PRIMARY])]
 
 
 class AliasRequest(Request):
     """The alias that a call is about."""
 
-    alias: _Alias = PRIMARY
+    alias: AliasName = PRIMARY
 
 
 class DeployRequest(Request):
     """The version to deploy. Without `wait` the call returns as soon as the link is changed."""
 
     version: Annotated[str, Text(required=True), Field(examples=["v1", "v2"])]
-    alias: _Alias = PRIMARY
+    alias: AliasName = PRIMARY
     wait: Annotated[bool, Flag()] = True
 
 
@@ -79,25 +80,33 @@ class Verified(TypedDict):
     seconds: Seconds
 
 
-def _followed(services: Services, alias: str) -> str:
+def followed(services: Services, alias: str) -> str:
     """Return the alias if the service follows it.
 
     Raises:
         RequestError: 404, it does not.
     """
+    if (share := parse_share(alias)) is not None:
+        why = f"{alias!r} is a share of {share.alias!r}: /api/share makes, moves and ends it, /api/promote deploys its version"
+        raise RequestError("not_found", why, param="alias")
     if alias not in services.supervisor.aliases:
         raise RequestError("not_found", f"{alias[:100]!r} is not an alias that is followed", param="alias")
     return alias
 
 
-def _rejected(message: str, reason: object = None) -> RequestError:
+def rejected(message: str, reason: object = None) -> RequestError:
     """Return the error for a call that was rejected."""
     return RequestError("rejected", message, extra={"reason": reason})
 
 
-def _answer_outcome(outcome: Outcome, seconds: float, message: str | None = None) -> web.Response:
+def answer_outcome(outcome: Outcome, seconds: float, message: str | None = None) -> web.Response:
+    """Return the answer to a call whose wish ended so.
+
+    Raises:
+        RequestError: 409, it does not serve.
+    """
     if not outcome.serves:
-        raise _rejected(outcome.message, views.attempt_view(outcome.attempt))
+        raise rejected(outcome.message, views.attempt_view(outcome.attempt))
     body: Deployed = {
         "status": "success",
         "message": message or outcome.message,
@@ -112,32 +121,36 @@ async def _deploy(services: Services, alias: str, version: str, *, wait: bool) -
     try:
         stamp = await services.bridge.run("inspect", point, services.models, alias, version)
     except RepointError as error:
-        raise _rejected(str(error)) from None
+        raise rejected(str(error)) from None
     services.queue.reopen()
     services.supervisor.ring()
     if not wait:
         linked: Linked = {"status": "accepted", "message": f"{alias} now points to {version}", "version": version}
         return answer(linked, 202)
     outcome = await services.operator.outcome(alias, version, stamp)
-    return _answer_outcome(outcome, time.monotonic() - begun)
+    return answer_outcome(outcome, time.monotonic() - begun)
 
 
 async def deploy(request: web.Request) -> web.Response:
     """Repoint an alias, and wait for the outcome unless `wait` is false."""
     services = request.app[SERVICES]
     asked = await read_request(request, DeployRequest, may_be_empty=True)
-    version, alias = asked.version, _followed(services, asked.alias)
-    if not await _is_there(services, version):
-        raise RequestError("not_found", f"there is no version {version[:100]!r} under the models root", param="version")
+    version, alias = asked.version, followed(services, asked.alias)
+    await check_version(services, version)
     return await _deploy(services, alias, version, wait=asked.wait)
 
 
-async def _is_there(services: Services, version: str) -> bool:
-    """Say whether there is such a version; an I/O error may pass, so ask again for a while.
+async def check_version(services: Services, version: str) -> None:
+    """Check that there is such a version; an I/O error may pass, so ask again for a while.
 
     Raises:
-        RequestError: 409, that could not be found out.
+        RequestError: 404, there is none; 409, that could not be found out.
     """
+    if not await _is_there(services, version):
+        raise RequestError("not_found", f"there is no version {version[:100]!r} under the models root", param="version")
+
+
+async def _is_there(services: Services, version: str) -> bool:
     limit = time.monotonic() + PATIENCE
     while True:
         try:
@@ -146,33 +159,36 @@ async def _is_there(services: Services, version: str) -> bool:
             raise
         except OSError as error:
             if (away := without_root(services.models, error)) is not None:
-                raise _rejected(f"{version} could not be looked at: {away}") from None
+                raise rejected(f"{version} could not be looked at: {away}") from None
             if time.monotonic() >= limit:
                 why = f"{version} could not be looked at: {error.strerror}; nothing was changed, try again"
-                raise _rejected(why) from None
+                raise rejected(why) from None
             await asyncio.sleep(TICK)
 
 
 async def rollback(request: web.Request) -> web.Response:
     """Repoint an alias to the version that it served before."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
+    alias = followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     previous, serving = services.supervisor.previous(alias), services.engines.serving(alias)
-    if previous is None:
-        raise _rejected(f"{alias} has served no other version before")
-    if serving is not None and serving.key.version == previous.version:
-        raise _rejected(f"{previous.version} was sealed again; its earlier content cannot be linked to")
+    is_withdrawn = services.supervisor.withdrawal.reason(alias) is not None
+    if is_withdrawn and serving is not None and serving.key != services.supervisor.wish(alias):
+        previous = serving.key  # it serves that again already; only the link has to follow
+    elif previous is None:
+        raise rejected(f"{alias} has served no other version before")
+    elif serving is not None and serving.key.version == previous.version:
+        raise rejected(f"{previous.version} was sealed again; its earlier content cannot be linked to")
     return await _deploy(services, alias, previous.version, wait=True)
 
 
 async def load_model(request: web.Request) -> web.Response:
     """Load what an alias points to, also after a rejection or an unload."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
+    alias = followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     begun = time.monotonic()
     services.queue.reopen()
     outcome = await services.operator.load(alias)
-    return _answer_outcome(outcome, time.monotonic() - begun, "Model loaded successfully")
+    return answer_outcome(outcome, time.monotonic() - begun, "Model loaded successfully")
 
 
 async def unload_model(request: web.Request) -> web.Response:
@@ -188,7 +204,7 @@ async def unload_model(request: web.Request) -> web.Response:
     finally:
         services.queue.reopen()
     if not unloaded:
-        raise _rejected("superseded: a load was requested or the link was replaced before unloading finished")
+        raise rejected("superseded: a load was requested or the link was replaced before unloading finished")
     body: Unloaded = {"status": "success", "message": "Model unloaded from memory"}
     return answer(body)
 
@@ -196,7 +212,7 @@ async def unload_model(request: web.Request) -> web.Response:
 async def verify(request: web.Request) -> web.Response:
     """Hash the serving version's resident weights."""
     services = request.app[SERVICES]
-    alias = _followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
+    alias = followed(services, (await read_request(request, AliasRequest, may_be_empty=True)).alias)
     while (lease := services.engines.lease(alias)) is None and services.engines.being_exchanged is not None:
         await services.supervisor.changes.wait()  # two versions are being exchanged: wait, as requests do
     if lease is None:
@@ -205,7 +221,7 @@ async def verify(request: web.Request) -> web.Response:
     with lease:
         count, problems = await services.bridge.run("verify", lease.engine.verify_resident)
     if problems:
-        raise _rejected("; ".join(problems), {"files": problems})
+        raise rejected("; ".join(problems), {"files": problems})
     body: Verified = {
         "status": "success",
         "version": lease.key.version,

@@ -8,15 +8,17 @@ from aiohttp import web
 from zwatch.api.answers import json_answer
 from zwatch.api.bodies import read_request
 from zwatch.api.client_key import native_client
+from zwatch.api.compared import compared_body
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, stream_job
 from zwatch.errors import RequestError
+from zwatch.generation.comparison import attending, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
-from zwatch.generation.request import GenerateRequest, ImageFormat
+from zwatch.generation.request import ComparableRequest, ImageFormat
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
 """The quality in the parameters of a media type in `Accept`."""
@@ -27,7 +29,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
     note_client(request)
-    wanted = await read_request(request, GenerateRequest)
+    wanted = await read_request(request, ComparableRequest)
     accepted = _accepted(request)
     if accepted == "image" and "format" not in wanted.model_fields_set:
         wanted = wanted.model_copy(update={"format": _image_format(request.headers.get("Accept", ""))})
@@ -35,8 +37,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
-    client = native_client(request, wanted)
-    job = services.queue.submit(wanted, attended=True, client=client)
+    if wanted.is_comparison:
+        return await _compare(request, services, wanted, accepted)
+    [asked] = wanted.by_model()
+    job = services.queue.submit(asked, attended=True, client=native_client(request, asked))
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
@@ -45,6 +49,24 @@ async def generate(request: web.Request) -> web.StreamResponse:
             return json_answer(await _body(services, job, finished))
         headers = {**served_headers(job, finished), **disposition(picture_name(job, 0))}
         return web.Response(body=finished.pictures[0].file, content_type=wanted.format.media_type, headers=headers)
+
+
+async def _compare(
+    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str
+) -> web.StreamResponse:
+    """Generate the images of several models, and answer with all of them."""
+    if accepted == "image":
+        message = "model is a list, one answer is one image: send Accept: application/json"
+        raise RequestError("invalid_value", message, param="model")
+    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True)
+
+    async def body(finished: object) -> bytes:
+        return await services.bridge.run("encode", compared_body, comparison)
+
+    with attending(services.queue, comparison):
+        if accepted == EVENT_STREAM:
+            return await stream_job(request, comparison, body, services.timeout)
+        return json_answer(await body(await outcome(comparison, services.timeout)))
 
 
 async def _body(services: Services, job: Job, finished: Finished) -> bytes:

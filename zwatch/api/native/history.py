@@ -1,21 +1,25 @@
 """The history: pages of pictures, single pictures, and their deletion."""
 
-from typing import NotRequired
+from typing import Annotated, Any, NotRequired
 
 from aiohttp import web
+from pydantic import Field
+from pydantic.json_schema import JsonSchemaValue
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
-from zwatch.api.bodies import received_image
+from zwatch.api.bodies import read_request, received_image
+from zwatch.api.client_key import client_key
 from zwatch.api.pieces import SHARED
 from zwatch.api.results import disposition
-from zwatch.api.schema import Number
+from zwatch.api.schema import Number, Request, ShareName, VersionName
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
-from zwatch.generation.fields import invalid
+from zwatch.generation.fields import Rule, invalid, refused, shortened
 from zwatch.generation.history import History
+from zwatch.generation.kept_image import VotesView
 from zwatch.generation.picture_settings import picture_settings as settings_in
-from zwatch.generation.request import SEEDS, ImageFormat
+from zwatch.generation.request import SEEDS, ImageFormat, UserName
 from zwatch.generation.search_index import Query
 
 DEFAULT_LIMIT = 50
@@ -23,6 +27,7 @@ MAX_LIMIT = 500
 MAX_OFFSET = 10**9 - 1
 MAX_QUERY = 500
 """Most characters of a search."""
+_VOTES = (1, 0, -1)
 _KEPT = {
     "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
     "X-Content-Type-Options": "nosniff",
@@ -36,11 +41,44 @@ class Deleted(TypedDict):
     name: NotRequired[str]
 
 
+class _Vote(Rule):
+    """1, -1 or 0."""
+
+    def check(self, value: Any) -> int:
+        """Return an int."""
+        if type(value) is not int or value not in _VOTES:
+            raise refused(f"must be 1, -1, or 0 to take it back, got {shortened(value)}")
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        return {"type": "integer", "enum": list(_VOTES)}
+
+
+class VoteRequest(Request):
+    """A vote: 1 for, -1 against, 0 takes an earlier one back. Of one client only the last counts, known as for shares."""
+
+    vote: Annotated[int, _Vote(), Field(examples=[1])]
+    user: UserName = ""
+
+
+class Voted(TypedDict):
+    """A picture with its votes."""
+
+    name: str
+    version: VersionName | None
+    share: ShareName | None
+    votes: VotesView
+
+
 async def page(request: web.Request) -> web.Response:
     """List images, newest first."""
     limit = _whole(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
     offset = _whole(request, "offset", 0, 0, MAX_OFFSET)
-    return answer(await _history(request).page(limit, request.query.get("before"), _query(request), offset))
+    found = await _history(request).page(limit, request.query.get("before"), _query(request), offset)
+    if (voting := request.app[SERVICES].voting) is not None:
+        await voting.add_to(found["images"], _viewer(request))
+    return answer(found)
 
 
 async def picture(request: web.Request) -> web.Response:
@@ -49,6 +87,22 @@ async def picture(request: web.Request) -> web.Response:
     body = await request.app[SHARED].body(name, _history(request).read)
     headers = {**_KEPT, **disposition(name)}
     return web.Response(body=body, content_type=ImageFormat.of_name(name).media_type, headers=headers)
+
+
+async def vote(request: web.Request) -> web.Response:
+    """Set or take back the client's vote on a picture."""
+    _history(request)
+    voting = request.app[SERVICES].voting
+    assert voting is not None  # where there is a history
+    wanted = await read_request(request, VoteRequest)
+    picture = await voting.vote(request.match_info["name"], _client(request, wanted.user), wanted.vote)
+    body: Voted = {
+        "name": picture["name"],
+        "version": picture["version"],
+        "share": picture["share"],
+        "votes": picture["votes"],
+    }
+    return answer(body)
 
 
 async def thumbnail(request: web.Request) -> web.Response:
@@ -87,6 +141,20 @@ def _whole(request: web.Request, name: str, default: int, least: int, most: int)
     if not least <= value <= most:
         raise invalid(name, f"{name} must be from {least} to {most}, got {text[:60]!r}")
     return value
+
+
+def _client(request: web.Request, user: str = "") -> str:
+    key = client_key(request, "", user=user, is_named=False)
+    assert key is not None  # only a request for images may have none
+    return key
+
+
+def _viewer(request: web.Request) -> str:
+    """Return the client whose own votes are marked in a list. A header that is no name refuses no list."""
+    try:
+        return _client(request)
+    except RequestError:
+        return request.remote or "-"
 
 
 def _query(request: web.Request) -> Query:

@@ -5,14 +5,16 @@ from aiohttp import web
 from zwatch.api.answers import answer, encoded
 from zwatch.api.bodies import read_request
 from zwatch.api.client_key import native_client
+from zwatch.api.compared import ComparisonView, comparison_view
 from zwatch.api.native.client_jobs import note_client
-from zwatch.api.results import Accepted, disposition, job_view, picture_name
+from zwatch.api.results import Accepted, JobView, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
 from zwatch.api.streams import LAST_EVENT, stream_job
 from zwatch.errors import RequestError
+from zwatch.generation.comparison import Comparison, found, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import ComparableRequest
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -20,42 +22,50 @@ async def submit(request: web.Request) -> web.Response:
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
     note_client(request)
-    wanted = await read_request(request, GenerateRequest)
-    job = queue.submit(wanted, attended=False, keeps_files=True, client=native_client(request, wanted))
+    wanted = await read_request(request, ComparableRequest)
+    job: Job | Comparison
+    if wanted.is_comparison:
+        job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True)
+    else:
+        [asked] = wanted.by_model()
+        job = queue.submit(asked, attended=False, keeps_files=True, client=native_client(request, asked))
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
+    if isinstance(job, Comparison):
+        body["jobs"] = [one.id for one in job.jobs]
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
 
 async def show(request: web.Request) -> web.Response:
-    """Return a job's state."""
-    job = _job(request)
+    """Return a job's state, or that of a comparison."""
+    job = _found(request)
     job.note_poll()
-    return answer(job_view(job))
+    return answer(_view(job))
 
 
 async def events(request: web.Request) -> web.StreamResponse:
     """Stream a job's events, from its present state on. A client that disconnects does not cancel the job. One that connects
     again after the last event gets 204, which tells `EventSource` to stop."""
-    job = _job(request)
+    job = _found(request)
     if request.headers.get("Last-Event-ID") == LAST_EVENT:
         return web.Response(status=204)
 
     async def body(finished: Finished) -> bytes:
-        return encoded(job_view(job))
+        return encoded(_view(job))
 
     return await stream_job(request, job, body, None)
 
 
 async def cancel(request: web.Request) -> web.Response:
     """Cancel a job; one that has ended stays as it is."""
-    job = _job(request)
-    request.app[SERVICES].queue.cancel(job)
-    return answer(job_view(job))
+    job = _found(request)
+    for one in job.jobs if isinstance(job, Comparison) else (job,):
+        request.app[SERVICES].queue.cancel(one)
+    return answer(_view(job))
 
 
 async def image(request: web.Request) -> web.Response:
     """Return a picture that the job keeps, because the history is off or could not store it."""
-    job = _job(request)
+    job = request.app[SERVICES].queue.jobs.find(request.match_info["id"])
     text = request.match_info["number"]
     pictures = job.pictures
     file = pictures[int(text)].file if text.isdecimal() and len(text) < 4 and int(text) < len(pictures) else None
@@ -65,5 +75,9 @@ async def image(request: web.Request) -> web.Response:
     return web.Response(body=file, content_type=job.request.format.media_type, headers=headers)
 
 
-def _job(request: web.Request) -> Job:
-    return request.app[SERVICES].queue.jobs.find(request.match_info["id"])
+def _found(request: web.Request) -> Job | Comparison:
+    return found(request.app[SERVICES].queue.jobs, request.match_info["id"])
+
+
+def _view(job: Job | Comparison) -> JobView | ComparisonView:
+    return comparison_view(job) if isinstance(job, Comparison) else job_view(job)

@@ -1,0 +1,32 @@
+"""Opens the device for a service: imports torch, in a thread, and makes what loads versions."""
+
+import gc
+import os
+from typing import TYPE_CHECKING
+
+from zwatch.config import Config
+from zwatch.shadow.control import LoadControl
+
+if TYPE_CHECKING:
+    from zwatch.engine.factory import EngineFactory
+
+
+def make_factory(config: Config, control: LoadControl) -> "EngineFactory":
+    """Import torch and open the device; called in a thread. `control` is told what is done."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from zwatch.engine.opening import import_library, open_factory
+
+    gc.disable()  # imports make no garbage: to look for it takes a tenth of their time
+    try:
+        import_library("zwatch.generation.png")  # a missing library must show now, not at the first image
+        cache = config.state_dir / "prepared"
+        factory = open_factory(
+            config.device, budget=config.memory_budget, cache=cache, control=control, exact=config.exact, dtype=config.dtype,
+            quantize=config.quantize, text_encoder=config.text_encoder,
+        )  # fmt: skip
+    finally:
+        gc.enable()
+    # The libraries' 400,000 objects are never freed. Without this, each full garbage collection checks them, for a fifth of
+    # a second in which no thread runs.
+    gc.freeze()
+    return factory

@@ -1,0 +1,221 @@
+// The trial in the panel of versions: another version draws a part of a link's requests. It is loaded when the panel opens;
+// without a connection the panel does without it
+
+import { open } from "./dialogs.js";
+import { el, setText, show } from "./dom.js";
+import { number, percent, reasoned, sentence, t } from "./i18n.js";
+import { textButton } from "./parts.js";
+import strings, { table } from "./strings.js";
+
+Object.assign(strings, table(`
+trial = Trial = 试用
+trial.try = Try… = 试用…
+trial.question = Try {version} on a part of the requests{to}. Each client stays on its side; 0 only holds the version ready. = 用 {version} 处理一部分请求{to}。每个客户端固定在一侧；0 只让版本保持就绪。
+trial.replaces = It takes the place of {version}. = 它将取代 {version}。
+trial.start = Start = 开始
+trial.part = Percent of the requests = 请求百分比
+trial.change = Change = 更改
+trial.promote = Promote = 转正
+trial.end = End the trial = 结束试用
+trial.gets = {version} draws {percent} of the requests for {alias}. = {version} 处理 {alias} 的 {percent} 请求。
+trial.held = {version} is ready and draws no requests for {alias}. = {version} 已就绪，不处理 {alias} 的请求。
+trial.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
+trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
+trial.waiting = {version} is not ready yet. = {version} 尚未就绪。
+trial.rejected = {version} is rejected: {reason} = {version} 被拒绝：{reason}
+trial.promoteQuestion = Promote {version}{to}? It draws all requests; nothing is loaded again. = 让 {version} 转正{to}？它将处理全部请求，无需重新加载。
+trial.started = The trial of {version} has begun. = {version} 的试用已开始。
+trial.changed = {version}: {percent} of the requests. = {version}：{percent} 的请求。
+trial.promoted = {version} serves all requests now. = {version} 已处理全部请求。
+trial.ended = The trial has ended. = 试用已结束。
+trial.sides = Both sides of the trial = 试用双方
+trial.requests = Requests = 请求
+trial.failures = Failures = 失败
+trial.latency = Seconds a request = 每个请求的秒数
+trial.votes = Liked, of the votes = 好评（占投票）
+trial.between = {value} ({low} – {high}) = {value}（{low} – {high}）
+trial.of = {value} of {count} = {count} 中的 {value}
+trial.interval = In brackets: where the true value lies with 95 % confidence. = 括号内：真实值的 95% 置信区间。
+`));
+
+// A style element would need a change of the policy
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(`
+.trial{display:grid;gap:.5rem;padding:.75rem;border:var(--border);border-radius:12px}
+.trial h3{margin:0;font-size:.8125rem}
+.trial-controls{display:flex;flex-wrap:wrap;justify-content:space-between;gap:.5rem}
+.trial-controls>div{display:flex;align-items:center;gap:.5rem}
+.trial label{display:flex;align-items:center;gap:.5rem;margin:0}
+.trial input{width:5rem;color:var(--text)}
+.trial-sides{border-collapse:collapse;width:100%;font-size:.8125rem}
+.trial-sides :is(td,th){padding:.25rem .5rem .25rem 0;border-top:var(--border);text-align:left;vertical-align:top;font-weight:400}
+.trial-sides thead :is(td,th){border:0}
+.trial-sides :is(strong,small){display:block}
+.version-buttons{display:flex;gap:.5rem}
+`);
+document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+
+const PERIOD_MS = 1500;
+const DECIMALS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+
+export class Trial {
+	constructor(panel) {
+		Object.assign(this, { panel, ctx: panel.ctx, readAt: -Infinity, sides: null });
+		this.title = el("h3", { text: t("trial"), id: "trial-title" });
+		this.text = el("p");
+		this.problem = el("p", { class: "error" });
+		this.part = partInput();
+		this.promoteButton = textButton(t("trial.promote"), () => this.promote(), { class: "primary" });
+		this.form = el("form", { class: "trial-controls" },
+			el("div", {}, el("label", {}, el("span", { text: t("trial.part") }), this.part), el("button", { text: t("trial.change") })),
+			el("div", {}, this.promoteButton, textButton(t("trial.end"), () => this.end())));
+		this.form.addEventListener("submit", (event) => {
+			event.preventDefault();
+			this.change();
+		});
+		this.table = el("table", { class: "trial-sides", "aria-label": t("trial.sides") });
+		this.conclusion = el("p");
+		this.note = el("p", { class: "count", text: t("trial.interval") });
+		this.element = el("section", { class: "trial", "aria-labelledby": "trial-title", hidden: true },
+			this.title, this.text, this.problem, this.form, this.table, this.note, this.conclusion);
+		panel.table.before(this.element);
+		this.draw();
+	}
+
+	// The share of the link that is chosen, with its name, before names that do not count; undefined without a trial
+	get share() {
+		const shares = Object.entries(this.ctx.store.get("status")?.shares ?? {}).map(([name, one]) => ({ name, ...one }));
+		const own = shares.filter(({ alias }) => alias === this.panel.alias);
+		return own.find(({ counts }) => counts) ?? own[0];
+	}
+
+	get to() {
+		return this.panel.alias === "current" ? "" : t("versions.to", this.panel);
+	}
+
+	// Called whenever the panel is drawn
+	draw() {
+		const { share, panel } = this;
+		show(this.element, Boolean(share));
+		if (share) this.drawShare(share);
+		for (const [name, row] of panel.rows) this.drawButton(name, row, share);
+		if (share && performance.now() - this.readAt > PERIOD_MS) this.read();
+	}
+
+	drawShare(share) {
+		const { text, problem, isReady } = stateOf(share, this.panel.alias);
+		setText(this.title, `${t("trial")}: ${share.name} → ${share.target ?? share.link ?? "?"}`);
+		setText(this.text, text);
+		setText(this.problem, problem);
+		this.promoteButton.disabled = !isReady;
+		if (this.shown !== share.name) this.part.value = share.percent ?? "";
+		this.shown = share.name;
+		// Not those of the last trial, while this one's version is loaded
+		const { sides, conclusion } = this.sides?.share === share.name && !this.sides.ended ? this.sides : { sides: [], conclusion: "" };
+		setText(this.conclusion, conclusion);
+		show(this.table, sides.length > 0);
+		show(this.note, sides.length > 0);
+		const figures = JSON.stringify(sides);
+		if (figures === this.figures) return; // what is selected in it stays so
+		this.figures = figures;
+		this.table.replaceChildren(...(sides.length ? tableOf(sides, this.panel.alias) : []));
+	}
+
+	// The button beside "Deploy" of a version's row, and the share's name in it
+	drawButton(name, row, share) {
+		if (!row.tryButton) {
+			row.tryButton = textButton(t("trial.try"), () => this.ask(name));
+			row.tryChip = el("span", { class: "chip" });
+			row.parts.deploy.parentNode.classList.add("version-buttons");
+			row.parts.deploy.before(row.tryButton);
+			row.parts.chips.after(row.tryChip);
+		}
+		show(row.tryChip, share?.target === name);
+		setText(row.tryChip, share?.target === name ? `${share.name} → ${name}` : "");
+		row.tryButton.disabled = this.panel.state.serving === name || share?.target === name;
+	}
+
+	// What both sides have drawn: no event tells of it
+	async read() {
+		this.readAt = performance.now();
+		try {
+			this.sides = await this.ctx.api.call("GET", `/api/trial?alias=${encodeURIComponent(this.panel.alias)}`);
+		} catch {
+			return; // the panel says what is wrong
+		}
+		if (this.panel.dialog.open) this.draw();
+	}
+
+	// Asks for the percentage of a version's trial
+	async ask(version) {
+		const part = partInput(10);
+		const { share, to } = this;
+		const texts = [t("trial.question", { version, to }), share && t("trial.replaces", { version: share.target })].filter(Boolean);
+		const form = el("form", { method: "dialog" }, el("p", { text: texts.join(" ") }),
+			el("label", {}, el("span", { text: t("trial.part") }), part),
+			el("div", { class: "dialog-buttons" }, textButton(t("cancel"), () => form.closest("dialog").close(""), { class: "quiet" }),
+				el("button", { value: "ok", class: "primary", text: t("trial.start") })));
+		const answer = await open(el("dialog", { class: "question", "aria-label": t("trial") }, form));
+		if (answer === "ok") this.send("/api/share", { version, percent: Number(part.value) }, "trial.started");
+	}
+
+	change() {
+		this.send("/api/share", { percent: Number(this.part.value) }, "trial.changed");
+	}
+
+	async promote() {
+		const question = t("trial.promoteQuestion", { version: this.share.target, to: this.to });
+		if (await this.ctx.confirm(question, t("trial.promote"))) this.send("/api/promote", {}, "trial.promoted");
+	}
+
+	end() {
+		this.send("/api/share", { percent: null }, "trial.ended");
+	}
+
+	async send(path, body, done) {
+		const { panel } = this;
+		const { alias } = panel;
+		const turn = ++panel.asked;
+		panel.say(t("versions.working"));
+		let said;
+		try {
+			const found = await this.ctx.api.call("POST", path, { ...body, alias });
+			said = [t(done, { version: found.version, percent: percent((found.percent ?? 0) / 100) })];
+		} catch (error) {
+			said = [t("notDone", { reason: sentence(error) }), true];
+		}
+		if (turn === panel.asked && alias === panel.alias) panel.say(...said);
+		this.readAt = -Infinity;
+		panel.readIn(0);
+	}
+}
+
+const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100, step: 1, required: true, value: String(value), inputMode: "numeric" });
+
+// What a share's state is: a sentence, what is wrong, and whether it can be promoted
+function stateOf({ target: version, percent: part, fault, attempt, serving }, alias) {
+	if (fault) return { text: "", problem: reasoned(fault.code, fault.message), isReady: false };
+	if (attempt?.code && attempt.version === version && attempt.state !== "PROMOTED") {
+		return { text: "", problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
+	}
+	const isReady = serving === version;
+	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");
+	const shown = percent(isReady ? part / 100 : (attempt?.progress ?? 0));
+	return { text: t(`trial.${key}`, { version, alias, percent: shown }), problem: "", isReady };
+}
+
+function tableOf(sides, alias) {
+	const row = (key, of) => el("tr", {}, el("th", { scope: "row", text: t(`trial.${key}`) }), sides.map((side) => el("td", { text: of(side) })));
+	const head = el("thead", {}, el("tr", {}, el("td"), sides.map(({ version, share }) => el("th", { scope: "col" }, el("strong", { text: version }), el("small", { text: share || alias })))));
+	return [head, el("tbody", {},
+		row("requests", ({ requests }) => number(requests)),
+		row("failures", ({ failures }) => number(failures)),
+		row("latency", ({ latency }) => between(latency, latency?.median, (seconds) => number(seconds, DECIMALS))),
+		row("votes", ({ votes }) => votes?.up + votes?.down > 0 ? `${t("trial.of", { value: number(votes.up), count: number(votes.up + votes.down) })}: ${between(votes, votes.share, percent)}` : "–"))];
+}
+
+// A value with its interval; "–" where nothing was measured
+function between(found, value, format) {
+	if (value === undefined || value === null) return "–";
+	return found.low === null ? format(value) : t("trial.between", { value: format(value), low: format(found.low), high: format(found.high) });
+}
