@@ -19,7 +19,7 @@ from PIL import Image
 from tests.harness import Server
 from zwatch.comparing import read_prompts
 from zwatch.errors import UsageError
-from zwatch.sheets import AMPLIFIED, HtmlSheet, PngSheet, make_pair
+from zwatch.sheets import HtmlSheet, PngSheet, make_pair
 
 
 def png(pixels):
@@ -43,8 +43,17 @@ def test_the_difference_and_its_psnr_are_those_of_the_pixels():
     assert pair.psnr == pytest.approx(10 * math.log10(255**2 / 50))
     with Image.open(io.BytesIO(pair.difference)) as image:
         shown = np.asarray(image)
-    assert (shown[:8] == 10 * AMPLIFIED).all()
+    assert pair.factor == 16
+    assert (shown[:8] == 160).all()
     assert (shown[8:] == 0).all()
+    assert pair.verdict == "difference x 16, PSNR 31.1 dB"
+
+
+@pytest.mark.parametrize(("by", "factor"), [(15, 16), (16, 8), (31, 8), (63, 4), (127, 2), (128, 1), (255, 1)])
+def test_a_difference_is_shown_as_bright_as_it_can_be_without_being_clipped(by, factor):
+    pair = make_pair("a cat", ("v1", "v3"), (png(np.zeros((16, 16, 3))), png(np.full((16, 16, 3), by))))
+    with Image.open(io.BytesIO(pair.difference)) as image:
+        assert (pair.factor, np.asarray(image).max()) == (factor, by * factor)
 
 
 def test_equal_pictures_and_pictures_of_two_sizes_say_so():

@@ -21,6 +21,7 @@ ARGUMENTS = {
     "diff": ["v1", "v2"],
     "import": ["models", "v2"],
     "quantize": ["v1", "v2"],
+    "golden": ["v1"],
     "compare": ["v1", "v2"],
 }
 """What a command must be given besides options."""
@@ -61,6 +62,11 @@ LORA = (
     [("0.8", (0.8,)), ("-1", (-1.0,)), ("file", ((Path("file"), 1.0),)), ("file:0.5", ((Path("file"), 0.5),))],
     [*SCALE[1], "nowhere.safetensors", "file:0"],
 )
+STEPS = ([("1", 1), ("100", 100), (" 7 ", 7)], ["0", "101", "1.5", "many"])
+SEED = ([("0", 0), ("42", 42), ("999999999999999999", 10**18 - 1)], ["-1", "1.5", "9" * 19, "x"])
+IMAGE_SIZE = ([("1024", (1024, 1024)), ("64x48", (64, 48)), ("16X2048", (16, 2048))], ["0", "100", "8", "2064", "x", "64x", "64x64x64", "64 x 64", "-16", "٣٢"])  # fmt: skip
+PSNR = ([("40", 40.0), ("0", 0.0), ("99.5", 99.5)], ["-1", "101", "nan", "inf", "much"])
+SSIM = ([("0.98", 0.98), ("1", 1.0)], ["-0.1", "1.1", "nan", "x"])
 LOG = ([("text", "text"), ("json", "json")], ["xml", "JSON", "plain"])
 URL = (
     [("http://127.0.0.1:7860", "http://127.0.0.1:7860"), ("https://x.example/zwatch/", "https://x.example/zwatch"), ("http://[::1]", "http://[::1]")],
@@ -89,6 +95,8 @@ CASES = {
     "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
     "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": LORA, "ZWATCH_IMPORT_DEPLOY": SWITCH,
     "ZWATCH_REQUIRE_SIGNATURE": PATH, "ZWATCH_SIGN": PATH, "ZWATCH_QUANTIZE_TO": QUANTIZE, "ZWATCH_VERIFY_SIGNATURE": PATH,
+    "ZWATCH_GOLDEN_PROMPTS": PATH, "ZWATCH_GOLDEN_MIN_PSNR": PSNR, "ZWATCH_GOLDEN_MIN_SSIM": SSIM, "ZWATCH_GOLDEN_STEPS": STEPS,
+    "ZWATCH_GOLDEN_SIZE": IMAGE_SIZE, "ZWATCH_GOLDEN_SEED": SEED, "ZWATCH_GOLDEN_FORCE": SWITCH,
     "ZWATCH_COMPARE_PROMPTS": PATH, "ZWATCH_COMPARE_OUTPUT": PATH,
     "ZWATCH_COMPARE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
     "ZWATCH_COMPARE_SIZE": ([("512", (512, 512)), ("768x512", (768, 512)), ("64X64", (64, 64))], ["0", "8", "4096", "x", "64x", "x64", "a", "64x64x64"]),

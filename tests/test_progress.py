@@ -76,3 +76,13 @@ def test_without_a_terminal_nothing_is_shown(capfd):
         progress.advance("vae/x", 100)
         progress.step("fsync")
     assert capfd.readouterr().err == ""
+
+
+def test_other_things_than_bytes_are_counted_by_the_piece(terminal):
+    with Progress("comparing", 3, unit="pairs", stream=terminal.stream) as progress:
+        assert terminal.shows("comparing: 0 of 3 |")
+        progress.advance("a cat", 1)
+        assert terminal.shows("comparing: 1 of 3 |")
+        assert terminal.shows("a cat")
+        progress.advance("a dog", 2)
+        assert terminal.shows("finishing [")

@@ -68,6 +68,17 @@ def test_what_a_link_leads_to_is_kept_whoever_follows_it(versions, tmp_path):
     assert names(versions) == [".zwatch-current-0123456789ab", "canary@10", "current", "stable", "team", "v1", "v2", "v3", "v4", "v6"]  # fmt: skip
 
 
+def test_what_a_share_leads_to_is_kept_until_the_trial_ends(versions, capsys):
+    (versions / "current").symlink_to("v2")
+    (versions / "current@10").symlink_to("v1")
+    assert run(versions, 1) == 0
+    assert names(versions) == ["current", "current@10", "v1", "v2", "v6"]
+    assert "keep    v1: current@10 -> v1\n" in capsys.readouterr().out
+    (versions / "current@10").unlink()
+    assert run(versions, 1) == 0
+    assert names(versions) == ["current", "v2", "v6"]
+
+
 def test_chains_through_versions_and_through_other_places_keep_every_step(versions, tmp_path):
     elsewhere, other = tmp_path / "elsewhere", tmp_path / "other"
     elsewhere.symlink_to(versions / "v2")
@@ -372,7 +383,7 @@ def state(directory, **alias):
     return directory
 
 
-def test_without_a_service_the_state_directory_says_what_is_needed(versions, tmp_path):
+def test_without_a_service_the_state_directory_says_what_is_needed(versions, tmp_path, capsys):
     saved = state(
         tmp_path / "state",
         serving={"version": "v1", "digest": None},
@@ -382,6 +393,12 @@ def test_without_a_service_the_state_directory_says_what_is_needed(versions, tmp
     )
     assert run(versions, 1, by_state(saved)) == 0
     assert names(versions) == ["v1", "v2", "v3", "v6"]
+    served = {"serving": {"version": "v1", "digest": None}}
+    (saved / "state.json").write_text(json.dumps({"format": 1, "aliases": {"current@": served}}))
+    capsys.readouterr()
+    assert run(versions, 1, by_state(saved)) == 0
+    assert names(versions) == ["v1", "v6"]
+    assert "keep    v1: served of the share of current\n" in capsys.readouterr().out
 
 
 def test_a_state_that_cannot_be_read_or_is_in_use_stops_a_prune(versions, tmp_path, capsys):

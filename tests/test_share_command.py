@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.harness import Server
+from zwatch import client
 from zwatch.cli import main
 
 ENDED = {"status": "success", "message": "current@10 is removed: the trial has ended", "seconds": 0.01}
@@ -123,7 +124,7 @@ def test_a_change_prints_the_answer_and_a_refusal_its_reason(service, capsys):
 def test_without_words_both_sides_of_the_trial_are_shown(service, capsys):
     service.body = {"alias": "current", "share": "current@10", "ended": None, "sides": SIDES, "conclusion": "too few"}
     assert main(["share"]) == 0
-    assert service.asked == [("/api/trial?alias=current", None)]
+    assert service.asked == [("/api/trial?alias=current", None), ("/status", None)]
     assert capsys.readouterr().out.splitlines() == [
         "current@10: the trial of v3",
         "            v1 (current)                 v3 (current@10)",
@@ -168,7 +169,8 @@ async def test_a_trial_by_command_on_a_service(models, tmp_path, monkeypatch, ca
         status, said = await run("prune", "--keep", "1", "--models", str(models), "--yes")
         assert (status, "there is nothing to delete" in said) == (0, True), said
         status, said = await run("share")
-        assert (status, said.startswith("current@100: the trial of v2\n")) == (0, True), said
+        first = "current@100 -> v2: draws 100 % of the requests for current\ncurrent@100: the trial of v2\n"
+        assert (status, said.startswith(first)) == (0, True), said
         assert re.search(r"requests +0 +1\n", said)
         assert await run("share", "v1", "10") == (
             1,
@@ -188,3 +190,26 @@ def test_check_takes_the_link_of_a_share(models, capsys):
     (models / "v2" / "BLAKE3SUMS").unlink()
     assert main(["check", str(models / "current@10"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["version"] == "v2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "current@10 -> v3: draws 10 % of the requests for current"),
+        ({"percent": 0}, "current@10 -> v3: is held ready"),
+        ({"serving": None}, "current@10 -> v3: is not ready yet"),
+        ({"serving": None, "attempt": None}, "current@10 -> v3: is not ready yet"),
+        ({"serving": None, "attempt": {"version": "v3", "state": "LOADING", "reason": None}}, "current@10 -> v3: LOADING"),
+        ({"serving": "v2", "attempt": {"version": "v3", "state": "REJECTED", "reason": "7 bytes"}}, "current@10 -> v3: REJECTED 7 bytes"),
+        ({"fault": {"code": "withdrawn", "message": "v3 was withdrawn"}}, "current@10 -> v3: v3 was withdrawn"),
+        ({"link": None, "target": None, "serving": None, "fault": {"code": "x", "message": "no"}}, "current@10 -> ?: no"),
+    ],
+)  # fmt: skip
+def test_the_state_of_the_share_is_said_first(changes, said):
+    share = {
+        "alias": "current", "link": "v3", "target": "v3", "percent": 10, "serving": "v3", "fault": None,
+        "attempt": {"version": "v3", "state": "PROMOTED", "reason": None},
+    }  # fmt: skip
+    status = {"shares": {"current@10": {**share, **changes}, "canary@5": {**share, "alias": "canary"}}}
+    assert client.share_lines(status, "current") == [said]
+    assert client.share_lines({}, "current") == []

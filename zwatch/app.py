@@ -22,7 +22,7 @@ from zwatch.api.server import Runner, connection_limits
 from zwatch.api.services import SERVICES, TIME_LIMITS, Services, TimeLimits
 from zwatch.api.streams import CLOSING
 from zwatch.api.traces import Traces, wanted
-from zwatch.api.trial_gauges import TrialGauges
+from zwatch.api.vote_gauges import VoteGauges
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.counting import count_trials, count_votes
@@ -277,7 +277,8 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
     trials = count_trials(config.state_dir, bridge, supervisor, queue)
     voting = count_votes(config.state_dir, bridge, history, trials.results)
-    metrics.present.register(TrialGauges(trials.results, voting, engines))
+    if voting is not None:
+        metrics.present.register(VoteGauges(voting, engines))
     queue.on_end += [partial(end_together, queue), metrics.request_ended, log_job]
     queue.on_refuse.append(metrics.request_refused)
     queue.drawer.on_redraw.append(metrics.request_redrawn)

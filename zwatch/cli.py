@@ -76,7 +76,7 @@ def commands() -> None:
 @options.dtype_option
 @options.quantize_option
 @options.text_encoder_option
-@_switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
+@options.exact_option
 @_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
 @_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip
 @_option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token that calls need.")  # fmt: skip

@@ -161,6 +161,25 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
     return [*lines, f"  queue: {queue['waiting']} waiting, {queue['running']} running, room for {queue['limit']}"]
 
 
+def share_lines(status: dict[str, Any], alias: str) -> list[str]:
+    """Return the lines that show the shares of an alias as they are now, of a status."""
+    lines = []
+    for name, one in status.get("shares", {}).items():
+        if one["alias"] != alias:
+            continue
+        attempt = one["attempt"]
+        if one["fault"]:
+            how = one["fault"]["message"]
+        elif one["target"] is not None and one["serving"] == one["target"]:
+            how = f"draws {one['percent']} % of the requests for {alias}" if one["percent"] else "is held ready"
+        elif attempt is None or attempt["version"] != one["target"] or attempt["state"] == "PROMOTED":
+            how = "is not ready yet"
+        else:
+            how = f"{attempt['state']} {attempt['reason'] or ''}".rstrip()
+        lines.append(f"{name} -> {one['link'] or '?'}: {how}")
+    return lines
+
+
 def _trial_lines(body: dict[str, Any]) -> list[str]:
     """Return the lines that show a trial: what both sides have drawn, each figure with its interval where there is one."""
     alias, share, sides = body["alias"], body["share"], body["sides"]

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from zwatch import systemd
 from zwatch.api.health import health
@@ -13,8 +14,12 @@ from zwatch.api.traces import VARIABLES, Exporter, Traces
 from zwatch.bridge import NoAnswer
 from zwatch.deploy.watch import RootWatcher
 from zwatch.errors import FatalError
+from zwatch.generation.golden_checks import GoldenChecks
 from zwatch.generation.history import History
 from zwatch.rollout.lifecycle import Attempt, AttemptState
+
+if TYPE_CHECKING:
+    from zwatch.engine.pipeline import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ def begin(services: Services, root_watcher: RootWatcher, url: str, *, has_taken_
         asyncio.create_task(services.trials.run(), name="trials"),
         asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
+        asyncio.create_task(_golden_checks(services).run(), name="golden images"),
         asyncio.create_task(systemd.keep_alive(services.queue.worker_stuck_since), name="watchdog"),
         asyncio.create_task(_watch_device(services), name="device"),
         asyncio.create_task(_announce(services, url, has_taken_over=has_taken_over), name="announce"),
@@ -45,6 +51,20 @@ def begin(services: Services, root_watcher: RootWatcher, url: str, *, has_taken_
         if task.get_name() in ("queue", "supervisor"):
             task.add_done_callback(lambda ended: _stop_without(services, ended))
     return tasks
+
+
+def _golden_checks(services: Services) -> GoldenChecks:
+    """Return what checks golden images beside requests."""
+    supervisor = services.supervisor
+    checks = GoldenChecks(services.bridge, services.engines, services.queue, supervisor.changes)
+
+    def remember(engine: "Engine") -> None:
+        if supervisor.factory is not None:
+            supervisor.factory.note_golden(engine)
+
+    checks.remember = remember
+    checks.on_checked.append(supervisor.withdrawal.note)
+    return checks
 
 
 def _begin_history(history: History) -> list[asyncio.Task[None]]:

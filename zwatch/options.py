@@ -89,6 +89,26 @@ def positive(unit: str) -> Callable[[str], float]:
     return parse
 
 
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return the parser of a number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        if not is_number(text) or not least <= float(text) <= most:
+            raise ValueError(f"expected a number from {least:g} to {most:g}, got {text!r}")
+        return float(text)
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Return the width and the height of an image in pixels: `1024` is 1024 x 1024, or `1024x768`."""
+    sides = text.lower().split("x")
+    found = [int(side) for side in sides if side.isdecimal() and side.isascii() and len(side) <= 4]
+    if len(sides) > 2 or len(found) != len(sides) or any(not 16 <= side <= 2048 or side % 16 for side in found):
+        raise ValueError(f"expected a multiple of 16 from 16 to 2048, or two such as 1024x768, got {text!r}")
+    return found[0], found[-1]
+
+
 def seconds(text: str) -> float:
     """Return a number of seconds, at least 0. Infinity is allowed, NaN is not."""
     try:
@@ -342,6 +362,7 @@ json_switch = switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON
 device_option = option("--device", envvar="ZWATCH_DEVICE", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
 dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", help="What versions are computed in, whatever they are stored in; auto: bf16, or fp32 where the device has no bf16.")  # fmt: skip
 quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
+exact_option = switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 text_encoder_option = option("--text-encoder", envvar="ZWATCH_TEXT_ENCODER", type=click.Choice(["auto", "device", "host"]), default="auto", help="Where its weights are; host: copied to the device, layer by layer, for each new prompt; auto: host where the device has too little memory for the whole model.")  # fmt: skip
 probation_option = option("--probation", envvar="ZWATCH_PROBATION", type=seconds, default="60", metavar="SECONDS", help="Seconds for which a version is on trial after its promotion: if it fails in 3 of its last 20 requests, the one before it serves again. 0: not at all; inf: always.")  # fmt: skip
 policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip

@@ -52,9 +52,22 @@ def _rollback(alias: str, **service: Any) -> int:
 def _share(words: tuple[str, ...], alias: str, *, no_wait: bool, **service: Any) -> int:
     """Try a version on a part of an alias's requests, and show how the trial goes."""
     if not words:
-        return show("/api/trial", {"alias": alias}, **service)
+        return _show_trial(alias, **service)
     path, body = _share_change(words)
     return change(path, {**body, "alias": alias, "wait": not no_wait}, **service)
+
+
+def _show_trial(alias: str, *, url: str, token: str | None, as_json: bool) -> int:
+    """Print what both sides of a trial have drawn, after the state of the share."""
+    from urllib.parse import urlencode
+
+    from zwatch import client
+
+    service = client.Service(url, token)
+    status, found = service.get(f"/api/trial?{urlencode({'alias': alias})}")
+    if status < 300 and not as_json:
+        print("".join(f"{line}\n" for line in client.share_lines(service.get("/status")[1], alias)), end="")
+    return answer("/api/trial", status, found, as_json=as_json)
 
 
 def _share_change(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -142,13 +155,11 @@ def seen(url: str) -> str:
     return f"see `zwatch status{'' if url == config.DEFAULT_URL else f' --url {url}'}`"
 
 
-def show(path: str, query: dict[str, str] | None = None, *, url: str, token: str | None, as_json: bool) -> int:
+def show(path: str, *, url: str, token: str | None, as_json: bool) -> int:
     """Print what the service answers to a GET."""
-    from urllib.parse import urlencode
-
     from zwatch import client
 
-    status, found = client.Service(url, token).get(f"{path}?{urlencode(query)}" if query else path)
+    status, found = client.Service(url, token).get(path)
     return answer(path, status, found, as_json=as_json)
 
 

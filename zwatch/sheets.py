@@ -14,8 +14,8 @@ from typing import ClassVar, Self
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-AMPLIFIED = 4
-"""By how much the difference is brighter than it is: small ones would look black."""
+_FACTORS = (16, 8, 4, 2, 1)
+"""By how much a difference is shown brighter than it is: small ones would look black. The largest that leaves 99 of 100 values unclipped."""
 _SIDE = 384  # most pixels of a picture's longer side in a PNG sheet
 _GAP, _TEXT_SIZE, _LINE = 12, 16, 22
 _MOST_LINES = 4  # of a prompt
@@ -26,8 +26,8 @@ _FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-zenhei.ttc",
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two pictures of one prompt, as PNG files, and the absolute difference of their values, `AMPLIFIED`. Without a difference their
-    sizes are not the same."""
+    """Two pictures of one prompt, as PNG files, and the absolute difference of their values, `factor` times as bright. Without a
+    difference their sizes are not the same."""
 
     prompt: str
     versions: tuple[str, str]
@@ -35,6 +35,7 @@ class Pair:
     difference: bytes | None
     psnr: float | None
     """Decibels; infinite if they are equal."""
+    factor: int = 1
 
     @property
     def is_same(self) -> bool:
@@ -51,7 +52,8 @@ class Pair:
         """The line about the difference."""
         if self.psnr is None:
             return "different sizes"
-        return "equal" if self.is_same else f"difference x {AMPLIFIED}, PSNR {self.psnr:.1f} dB"
+        bright = "" if self.factor == 1 else f" x {self.factor}"
+        return "equal" if self.is_same else f"difference{bright}, PSNR {self.psnr:.1f} dB"
 
 
 def make_pair(prompt: str, versions: tuple[str, str], files: tuple[bytes, bytes]) -> Pair:
@@ -66,10 +68,12 @@ def make_pair(prompt: str, versions: tuple[str, str], files: tuple[bytes, bytes]
     difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
     square = float(np.mean(np.square(difference, dtype=np.float64)))
     psnr = math.inf if square == 0 else 10 * math.log10(255**2 / square)
-    shown = Image.fromarray(np.minimum(difference * AMPLIFIED, 255).astype(np.uint8))
+    most = float(np.percentile(difference, 99))
+    factor = next(factor for factor in _FACTORS if most * factor <= 255)
+    shown = Image.fromarray(np.minimum(difference * factor, 255).astype(np.uint8))
     written = io.BytesIO()
     shown.save(written, "PNG")
-    return Pair(prompt, versions, files, written.getvalue(), psnr)
+    return Pair(prompt, versions, files, written.getvalue(), psnr, factor)
 
 
 class Sheet:

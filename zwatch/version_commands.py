@@ -5,6 +5,7 @@ What takes long to import is imported by the command that needs it.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -126,6 +127,52 @@ def _diff(first: str, second: str, models: Path | None, *, is_whole: bool, as_js
     return diff(first, second, models or Path("models"), is_whole=is_whole, is_json=as_json)
 
 
+@click.command("golden")
+@click.argument("version", type=options.base, help="The version's name.")
+@options.option("--prompts", envvar="ZWATCH_GOLDEN_PROMPTS", type=options.path, metavar="FILE", help="The prompts, one a line: as text, or as JSON with seed, width, height, steps, min_psnr and min_ssim.")  # fmt: skip
+@options.option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
+@options.device_option
+@options.dtype_option
+@options.text_encoder_option
+@options.exact_option
+@options.option("--min-psnr", envvar="ZWATCH_GOLDEN_MIN_PSNR", type=options.number(0, 100), default="40", metavar="DECIBELS", help="Least PSNR of what is drawn later.")  # fmt: skip
+@options.option("--min-ssim", envvar="ZWATCH_GOLDEN_MIN_SSIM", type=options.number(0, 1), default="0.98", metavar="N", help="Least SSIM of what is drawn later.")  # fmt: skip
+@options.option("--steps", envvar="ZWATCH_GOLDEN_STEPS", type=options.whole_number(1, 100), default="8", metavar="N", help="Steps of each image.")  # fmt: skip
+@options.option("--size", envvar="ZWATCH_GOLDEN_SIZE", type=options.image_size, show_default="the version's own", metavar="N", help="Pixels of each image: 1024, or 1024x768.")  # fmt: skip
+@options.option("--seed", envvar="ZWATCH_GOLDEN_SEED", type=options.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of each image.")  # fmt: skip
+@options.switch("--force", "replaces", envvar="ZWATCH_GOLDEN_FORCE", help="Replace the golden images that the version has.")  # fmt: skip
+@options.sign_option
+@options.json_switch
+def _golden(
+    version: str, prompts: Path | None, models: Path, device: str, size: tuple[int, int] | None, steps: int, seed: int,
+    min_psnr: float, min_ssim: float, *, replaces: bool, key_file: Path | None, as_json: bool, **engine: Any,
+) -> int:  # fmt: skip
+    """Draw golden images with a version and seal it with them: later loads must draw the same."""
+    from zwatch import golden, logs
+    from zwatch.deploy.prompts import read
+    from zwatch.deploy.signals import Ending
+    from zwatch.signing.commands import signing_key
+
+    if prompts is None:
+        raise UsageError("give --prompts FILE: what shall be drawn, a prompt a line")
+    asked, key = read(prompts), signing_key(key_file)
+    logs.set_up("text")
+    wish = golden.Wish(size, steps, seed, min_psnr, min_ssim)
+    golden.make(
+        models,
+        version,
+        asked,
+        wish,
+        replaces=replaces,
+        device=device,
+        options=engine,
+        key=key,
+        as_json=as_json,
+        ending=Ending(),
+    )
+    return 0
+
+
 @click.command("prune")
 @options.option("--keep", envvar="ZWATCH_PRUNE_KEEP", type=options.whole_number(1), metavar="N", help="How many of the newest versions are kept in any case, by the time of their seals.")  # fmt: skip
 @options.option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
@@ -215,5 +262,5 @@ def _report(directory: Path, findings: list[str], good: str, *, as_json: bool, s
     return 1 if findings else 0
 
 
-COMMANDS = (_seal, _verify, _check, _quantize, _diff, _compare, _prune)
+COMMANDS = (_seal, _verify, _check, _quantize, _golden, _diff, _compare, _prune)
 """In the order in which `--help` shows them."""

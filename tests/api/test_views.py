@@ -66,7 +66,13 @@ def serving(*keys):
         engines.admit(
             key,
             SimpleNamespace(
-                is_complete=True, nbytes=1000, host_nbytes=0, default_size=256, max_side=512, precision="bf16"
+                is_complete=True,
+                nbytes=1000,
+                host_nbytes=0,
+                default_size=256,
+                max_side=512,
+                precision="bf16",
+                golden=SimpleNamespace(pictures=(1, 2, 3), checked=2, missed=1),
             ),
         )
         engines.promote("current", key)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.deploy import goldens
 from tests.deploy.factory import SMALL, TEXT_ENCODER, VAE, WEIGHTS
 from zwatch.deploy.pipeline_files import PIPELINE, select
 from zwatch.errors import Rejection
@@ -41,7 +42,7 @@ def test_a_complete_pipeline_needs_all_of_its_files():
 
 
 NEEDED = [
-    "zwatch.json", "golden.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/added_tokens.json",
+    "zwatch.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/added_tokens.json",
     "tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja", "tokenizer/additional_chat_templates/tool.jinja",
     "text_encoder/generation_config.json",
 ]  # fmt: skip
@@ -69,10 +70,25 @@ def test_what_nothing_reads_is_left_out_with_the_reason(path):
     assert dict(select([*COMPLETE, path], reader()).left_out) == {path: LEFT_OUT[path]}
 
 
-def test_the_images_of_golden_json_are_needed_with_it():
-    found = select([*COMPLETE, "golden.json", "golden/1.png", "golden/deep/2.png", "golden/.x"], reader())
-    assert set(found.needed) - set(COMPLETE) == {"golden.json", "golden/1.png", "golden/deep/2.png"}
-    assert list(found.left_out) == ["golden/.x"]
+GOLDEN = json.loads(goldens.text({}, {"image": "other/2.png"}))
+
+
+def test_the_images_that_golden_json_names_are_needed_with_it_and_others_are_not():
+    also = ("golden.json", "golden/1.png", "other/2.png", "golden/3.png", "golden/.x")
+    found = select([*COMPLETE, *also], reader(**{"golden.json": GOLDEN}))
+    assert set(found.needed) - set(COMPLETE) == set(also[:3])
+    assert list(found.left_out) == ["golden/.x", "golden/3.png"]
+
+
+def test_a_golden_image_that_is_not_there_is_refused():
+    reason = refusal([*COMPLETE, "golden.json", "golden/1.png"], reader(**{"golden.json": GOLDEN}))
+    assert reason.startswith("other/2.png: golden.json names it, it is not there")
+
+
+def test_a_golden_json_that_is_wrong_is_refused():
+    assert refusal([*COMPLETE, "golden.json"], reader(**{"golden.json": {"images": []}})).startswith(
+        "golden.json: images: "
+    )
 
 
 def test_the_index_says_which_shards_are_needed_and_the_others_are_left_out():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import goldens
 from tests.deploy.factory import (
     AS_ROOT,
     SMALL,
@@ -132,9 +133,8 @@ def test_names_that_a_seal_cannot_have_are_left_out_where_nothing_needs_them(uns
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "a\x7fb", "a\ufffdb"])
 def test_a_needed_name_that_a_seal_cannot_have_is_refused(unsealed, name):
-    (unsealed / "golden.json").write_text("{}")
-    (unsealed / "golden").mkdir()
-    (unsealed / "golden" / name).write_text("x")
+    (unsealed / "tokenizer/additional_chat_templates").mkdir()
+    (unsealed / "tokenizer/additional_chat_templates" / name).write_text("x")
     assert "; rename it" in refused(unsealed)
 
 
@@ -155,10 +155,11 @@ def test_shards_are_sealed_with_their_index_and_a_leftover_one_is_not(unsealed):
 
 @pytest.mark.skipif(shutil.which("b3sum") is None, reason="b3sum is not installed")
 def test_b3sum_agrees_with_a_written_seal(version):
-    (version / "golden.json").write_text("{}")
-    (version / "golden").mkdir()
-    (version / "golden" / "ein Grüß ☃.png").write_bytes(os.urandom(3 * 2**20 + 1))
-    (version / "golden" / "empty").touch()
+    templates = version / "tokenizer/additional_chat_templates"
+    templates.mkdir()
+    (templates / "ein Grüß ☃.jinja").write_bytes(os.urandom(3 * 2**20 + 1))
+    (templates / "empty").touch()
+    goldens.add(version)
     write_seal(version, "v2")
     run = subprocess.run(["b3sum", "--check", SEAL_NAME], cwd=version, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests import goldens
 from tests.engine.editing import TRANSFORMER, build, edit_json, edit_tensors, parameters, rejection_of, seal_again
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import read_seal
+from zwatch.engine import factory as factory_module
 from zwatch.engine import store as store_module
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import Abandoned, Rejection
@@ -103,6 +105,23 @@ def test_a_version_that_fails_its_warm_up_or_build_restores_the_old_version(plac
     assert np.array_equal(pixels(place.old), before)
     assert place.old.verify_resident() == (place.budget, [])
     assert place.weights_bytes == place.budget
+
+
+@pytest.mark.parametrize("harm", [None, "golden/1.png", "golden/3.png"])
+def test_golden_images_are_compared_while_requests_wait_and_a_miss_restores_the_old_version(models, harm, monkeypatch):
+    monkeypatch.setattr(factory_module, "HELD_SECONDS", 0.0)
+    goldens.add(models, "v2")
+    if harm is not None:
+        goldens.invert(models / "v2", harm)
+        goldens.seal(models / "v2")
+    place = Place(models)
+    if harm == "golden/1.png":
+        code, reason = rejection_of(place.exchange)
+        assert (code, reason.startswith("golden/1.png")) == ("golden_mismatch", True)
+        assert place.old.is_complete
+        return
+    new = place.exchange()
+    assert new.golden.checked == 1, "the others are checked when requests go on"
 
 
 def test_the_old_version_can_be_restored_while_its_components_are_iterated(place):

@@ -18,14 +18,18 @@ class Records(dict):
     """The records of `current` and its share as far as results read them."""
 
     def __init__(self):
-        self["current"] = SimpleNamespace(share=None, name="current", serving=None, target=object(), fault=None)
+        self["current"] = SimpleNamespace(
+            is_share=False, share=None, name="current", serving=None, target=object(), fault=None
+        )
 
     def serve(self, key, alias="current"):
         self[alias].serving = None if key is None else SimpleNamespace(key=key)
 
     def link(self, percent, key):
         name = f"current@{percent}"
-        self["current@"] = SimpleNamespace(share=name, name=name, serving=None, target=object(), fault=None)
+        self["current@"] = SimpleNamespace(
+            is_share=True, share=name, name=name, serving=None, target=object(), fault=None
+        )
         self.serve(key, "current@")
 
 

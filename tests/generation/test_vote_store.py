@@ -1,5 +1,6 @@
 """Votes: one a client and picture, and totals that outlive both."""
 
+import shutil
 import sqlite3
 import threading
 
@@ -117,6 +118,16 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):
     # What is no directory is put aside, so that even this works.
     assert blocked.vote("a.png", "ann", 1, V1) == Votes(1, 0, 1)
     blocked.close()
+
+
+def test_a_directory_that_is_removed_is_made_again(store):
+    store.vote("a.png", "ann", 1, V1)
+    shutil.rmtree(store.file.parent)
+    assert store.vote("b.png", "ann", 1, V1) == Votes(1, 0, 1)
+    store.close()
+    again = VoteStore(store.file)
+    assert set(again.votes(["a.png", "b.png"], "ann")) == {"b.png"}
+    again.close()
 
 
 def test_two_processes_count_every_vote(store):

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from zwatch.api.compared import comparison_view
 from zwatch.api.results import job_view
 from zwatch.engine.parameters import GenerationParameters
 from zwatch.errors import RequestError
+from zwatch.generation.comparison import Comparison, found
 from zwatch.generation.job import Job, JobState, client_of_request
 from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.job_store import JobStore
@@ -126,6 +128,21 @@ async def test_jobs_that_ended_before_come_over_with_their_age_and_their_clients
     )
     assert [job.id for job in pair.mirrored.of_client("page-1")] == [job.id for job in jobs]
     assert all(pair.views(job)[0] == pair.views(job)[1] for job in jobs)
+
+
+async def test_a_comparison_is_found_in_both_by_its_id(pair):
+    jobs = [pair.job(), pair.job()]
+    old = Comparison(jobs)
+    await pair.tell()
+    jobs[0].begin()
+    jobs[0].assign(KEY, PARAMETERS)
+    jobs[0].add_picture(Picture(7, b"one", None))
+    jobs[1].cancel()
+    await pair.tell()
+    new = found(pair.mirrored, old.id)
+    views = [json.loads(json.dumps(comparison_view(one))) for one in (old, new)]
+    assert views[0] == views[1]
+    assert (views[1]["state"], len(views[1]["images"])) == ("cancelled", 1)
 
 
 async def test_followers_of_the_mirrored_job_get_its_events(pair):

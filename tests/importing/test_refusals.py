@@ -338,16 +338,6 @@ def test_any_name_that_a_version_may_have_can_be_imported(name, pipeline, import
     assert os.listdir(importing.root) == [name]
 
 
-def test_golden_pictures_come_with_their_list_alone(pipeline, importing, tmp_path):
-    source = copied(pipeline, tmp_path / "source")
-    (source / "golden").mkdir()
-    (source / "golden/1.png").write_bytes(b"picture")
-    (source / "golden/.DS_Store").write_bytes(b"")
-    assert not (importing(source, "v2") / "golden").exists()
-    (source / "golden.json").write_text('{"images": []}')
-    assert os.listdir(importing(source, "v3") / "golden") == ["1.png"]
-
-
 def test_what_is_left_out_is_named(pipeline, importing, tmp_path):
     importing(published.published(pipeline, tmp_path / "source"), "v2")
     assert "left out: .gitattributes, README.md, assets (1 file)" in importing.error

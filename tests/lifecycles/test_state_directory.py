@@ -12,7 +12,15 @@ from tests.lifecycles import another_user
 from tests.lifecycles.service import Light, in_another_process, make_version
 from tests.odd import ODD
 
-FILES = ("state.json", "lock", "handover", "history/search.sqlite", "history/search.sqlite-wal")
+FILES = (
+    "state.json",
+    "lock",
+    "handover",
+    "votes.sqlite",
+    "trials.json",
+    "history/search.sqlite",
+    "history/search.sqlite-wal",
+)
 """Those that a service without a token has; `ended-sessions.json` and `prepared` have tests of their own."""
 FOLDERS = ("history", "history/thumbnails")
 
@@ -41,6 +49,7 @@ def works(light, version):
     assert light.draw()[0][0] == version
     newest = light.call("GET", "/history")[2]["images"][0]
     assert light.call("GET", newest["url"] + "/thumbnail")[0] == 200
+    assert light.call("POST", newest["url"] + "/vote", {"vote": 1})[2]["votes"] == {"up": 1, "down": 0, "mine": 1}
     assert [one["name"] for one in light.call("GET", "/history?q=cat&limit=1")[2]["images"]] == [newest["name"]]
     saved = json.loads((light.state / "state.json").read_bytes())
     assert (saved["format"], saved["aliases"]["current"]["serving"]["version"]) == (1, version)

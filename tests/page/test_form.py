@@ -7,6 +7,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.page.conftest import WAIT
+from zwatch.api.page import DIRECTORY as PAGE
 
 expect.set_options(timeout=WAIT)
 
@@ -34,7 +35,10 @@ async def in_page(page, code: str):
 
 
 async def strings(page):
-    """Return the page's strings, [English, Chinese] by key."""
+    """Return the page's strings, [English, Chinese] by key, also those of the parts that are loaded at their first use."""
+    text = "".join(path.read_text() for path in PAGE.glob("*.js"))
+    for name in sorted(set(re.findall(r"""import\("\./([\w.-]+)"\)""", text))):
+        await in_page(page, f"Boolean(await import('/page/{name}'))")
     files = [f"...(await import('/page/{name}.js')).default" for name in ("strings", "strings-gallery")]
     return await in_page(page, f"{{ {', '.join(files)} }}")
 
@@ -313,11 +317,8 @@ async def test_both_languages_have_the_same_strings_with_the_same_parts(page):
 
 
 async def test_every_string_that_is_used_is_there(page):
-    from tests.page.conftest import MODELS
-
-    folder = MODELS.parent / "zwatch" / "page"
     used = set()
-    for path in [*folder.glob("*.js"), folder / "index.html"]:
+    for path in [*PAGE.glob("*.js"), PAGE / "index.html"]:
         used |= set(re.findall(r"""\bt\(\s*["']([\w.]+)["']|data-t(?:-\w+)?="([\w.]+)\"""", path.read_text()))
     known = await strings(page)
     missing = {one or other for one, other in used} - known.keys()

@@ -2,13 +2,18 @@
 
 import os
 
+import aiohttp
 import pytest
 import pytest_asyncio
+import torch
 from playwright.async_api import expect
 
+from tests.api.conftest import tiny_config
 from tests.page.conftest import WAIT
 from tests.page.test_screen import findings
 from tests.page.test_versions import opened, row
+from zwatch import app
+from zwatch.api.services import TimeLimits
 
 expect.set_options(timeout=WAIT)
 
@@ -140,6 +145,34 @@ async def test_a_refused_trial_says_why(page, server):
     finally:
         (server.models / "current@5").rmdir()
         (server.models / "canary").unlink()
+
+
+async def test_a_withdrawn_version_has_its_reason_and_is_not_promoted(new_page, models, tmp_path):
+    async with app.running(tiny_config(tmp_path, models), TimeLimits()) as service, aiohttp.ClientSession() as http:
+        engines, changes = service.services.engines, service.services.supervisor.changes
+        while engines.serving("current") is None:
+            await changes.wait()
+        (models / "current@100").symlink_to("v2")
+        page = await new_page(service.url + "/")
+        await page.get_by_role("button", name="Versions").click()
+        panel = page.get_by_role("dialog", name="Versions")
+        await expect(trial(panel)).to_contain_text("v2 draws 100% of the requests for current.")
+        components = engines.serving("current@").engine.components
+        [transformer] = [one.module for one in components if one.key.component == "transformer"]
+        transformer.register_forward_hook(
+            lambda module, given, made: ([torch.full_like(one, float("nan")) for one in made[0]],)
+        )
+        for seed in range(3):
+            body = {"prompt": "a cat", "seed": seed, "width": 64, "height": 64, "steps": 1}
+            async with http.post(service.url + "/generate", json=body) as response:
+                assert response.headers["X-Zwatch-Version"] == "v1"
+        await expect(trial(panel).locator(".error")).to_contain_text("v2 was withdrawn from current@100: 3 of its last")
+        await expect(trial(panel)).not_to_contain_text("v2 draws")
+        await expect(trial(panel).get_by_role("button", name="Promote")).to_be_disabled()
+        await expect(page.get_by_role("status")).to_contain_text("v2 was withdrawn from current@100")
+        failures = trial(panel).get_by_role("row").filter(has_text="Failures").get_by_role("cell")
+        await expect(failures).to_have_text(["0", "3"])
+        await page.close()
 
 
 @pytest.mark.parametrize(

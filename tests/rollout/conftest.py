@@ -103,9 +103,9 @@ class HeldFactory(EngineFactory):
         self.built.append(planned.version)
         return super().build(directory, planned, control)
 
-    def warm(self, engine, control):
+    def warm(self, engine, control, **given):
         self._pass("warm", engine.version, control)
-        super().warm(engine, control)
+        super().warm(engine, control, **given)
 
     def stage(self, directory, planned, control, old, others):
         self.reached.add(("stage", planned.version))

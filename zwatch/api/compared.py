@@ -15,7 +15,7 @@ from zwatch.api.results import (
     picture_view,
     timings_view,
 )
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, SignerName, Time, VersionName
+from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, ShareName, SignerName, Time, VersionName
 from zwatch.api.views import time_text
 from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
@@ -29,6 +29,7 @@ class ComparedPicture(PictureView):
     version: VersionName
     digest: Digest | None
     signer: SignerName | None
+    share: ShareName | None
 
 
 class ComparedPictureWithFile(ComparedPicture):
@@ -118,6 +119,7 @@ def _picture(job: Job, number: int) -> ComparedPicture:
         "version": job.key.version,
         "digest": job.key.digest,
         "signer": job.signer,
+        "share": job.by_share,
     }
 
 

@@ -288,7 +288,24 @@ class Gauges(Collector):
             values = [resident.key.version, resident.key.digest or "", resident.state.value.lower()]
             weights.add_metric(values, resident.engine.nbytes)
             leases.add_metric(values, resident.leases)
-        yield from (weights, leases)
+        yield from (weights, leases, self._golden_gauge())
+
+    def _golden_gauge(self) -> Metric:
+        golden = GaugeMetricFamily(
+            "zwatch_golden_images",
+            "Golden images of each resident engine: drawn as they should be, missed, or still to be checked.",
+            labels=["version", "digest", "result"],
+        )
+        for resident in self._engines.residents:
+            found = resident.engine.golden
+            counts = {
+                "passed": found.checked - found.missed,
+                "missed": found.missed,
+                "pending": len(found.pictures) - found.checked,
+            }
+            for result, count in counts.items():
+                golden.add_metric([resident.key.version, resident.key.digest or "", result], count)
+        return golden
 
     def _device_gauges(self) -> Iterator[Metric]:
         factory = self._supervisor.factory

@@ -101,6 +101,7 @@ _HISTORY = (
             ),
             Parameter("version", "The name of a version: only its pictures are listed.", _Text),
             Parameter("seed", "Only pictures of this seed are listed.", _Seed),
+            replace(client_jobs.IN_HEADER, rule=str, description="The client's name: `mine` of the votes is its own."),
         ),
     ),
     Call(

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.golden_view import GoldenView, golden_view
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.deploy.following import ShareSeen
@@ -120,6 +121,7 @@ class EngineView(TypedDict):
             description="What it computes in: bf16, fp32, fp16, fp8 or int8; two, joined by +, where the text encoder differs."
         ),
     ]
+    golden: Annotated[GoldenView | None, Field(description="Null if the version has no golden images.")]
 
 
 class StrayView(TypedDict):
@@ -322,6 +324,7 @@ def status_view(
                 "text_encoder": "host" if resident.engine.host_nbytes else "device",
                 "host_bytes": resident.engine.host_nbytes,
                 "precision": resident.engine.precision,
+                "golden": golden_view(resident.engine.golden),
             }
             for resident in engines.residents
         ],

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from zwatch.deploy import header, pipeline_files, seal
+from zwatch.deploy import golden, header, pipeline_files, seal
 from zwatch.deploy.pipeline_files import WEIGHTS, lora
 from zwatch.errors import Rejection
 
@@ -19,18 +19,21 @@ _QUANTIZED = ("F8_E4M3", "I8")
 _FLOATS = re.compile(r"B?F\d+(_\w+)?")
 
 
-def check(directory_fd: int, paths: Iterable[str]) -> dict[str, header.Header]:
+def check(directory_fd: int, paths: Collection[str]) -> dict[str, header.Header]:
     """Check the files of a pipeline that will be sealed, and return the headers of its weights by path.
 
     Raises:
-        Rejection: a file is no regular file, is a pointer of Git LFS, is no JSON though its name says so, or has weights that cannot be computed.
+        Rejection: a file is no regular file, is a pointer of Git LFS, is no JSON though its name says so, or has weights that cannot be
+            computed; or an image is not as golden.json says.
         OSError: a file could not be read.
     """
     headers = {}
     for path in paths:
         with seal.opened_file(directory_fd, path) as fd:
             check_no_pointer(fd, path)
-            if pipeline_files.is_config(path):
+            if path == golden.NAME:
+                golden.check_files(directory_fd, seal.read_whole(fd), paths)
+            elif pipeline_files.is_config(path):
                 pipeline_files.check_config(path, seal.read_whole(fd))
             if path.endswith(header.WEIGHTS_SUFFIX):
                 headers[path] = header.read_header(fd, path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from zwatch.deploy import golden
 from zwatch.errors import Rejection
 
 INDEX = "model_index.json"
@@ -31,14 +32,14 @@ REQUIRED = (
 """Files without which no pipeline loads, besides weights and the tokenizer's vocabulary."""
 
 OPTIONAL = (
-    "golden.json", "zwatch.json", "text_encoder/generation_config.json", "tokenizer/added_tokens.json",
+    golden.NAME, "zwatch.json", "text_encoder/generation_config.json", "tokenizer/added_tokens.json",
     "tokenizer/chat_template.jinja", "tokenizer/chat_template.json", "tokenizer/merges.txt",
     "tokenizer/special_tokens_map.json", "tokenizer/tokenizer.json", "tokenizer/vocab.json",
 )  # fmt: skip
 """Files that belong to a pipeline where they are. transformers reads the tokenizer's, by these names."""
 
-OPTIONAL_FOLDERS = ("golden/", "tokenizer/additional_chat_templates/")
-"""Folders of which every file belongs to a pipeline. What golden.json names is in the first."""
+OPTIONAL_FOLDERS = ("tokenizer/additional_chat_templates/",)
+"""Folders of which every file belongs to a pipeline."""
 
 VOCABULARY = frozenset(
     f"tokenizer/{name}"
@@ -80,7 +81,7 @@ class Selection:
 def select(names: Iterable[str], read: Callable[[str], bytes]) -> Selection:
     """Select what a pipeline needs from the relative paths of all files of its directory.
 
-    `read` returns the bytes of a file by its path; it is called for `model_index.json` and the indexes of shards alone.
+    `read` returns the bytes of a file by its path; it is called for `model_index.json`, `golden.json` and the indexes of shards alone.
 
     Raises:
         Rejection: the directory cannot serve; the reason names the file and what to do.
@@ -93,8 +94,7 @@ def select(names: Iterable[str], read: Callable[[str], bytes]) -> Selection:
     needed = {
         path for path in there if path in OPTIONAL or (path.startswith(OPTIONAL_FOLDERS) and not _is_hidden(path))
     }
-    if "golden.json" not in there:
-        needed = {path for path in needed if not path.startswith("golden/")}
+    needed |= _golden_images(there, read)
     for path in REQUIRED:
         if path not in there:
             raise Rejection("file_missing", f"{path}: it is not there, every pipeline needs it; {_COMPLETE}")
@@ -107,6 +107,20 @@ def select(names: Iterable[str], read: Callable[[str], bytes]) -> Selection:
             f"tokenizer/tokenizer.json: it is not there, and neither are tokenizer/vocab.json and merges.txt; {_COMPLETE}",
         )
     return Selection(tuple(sorted(needed)), MappingProxyType({path: _reason(path) for path in sorted(there - needed)}))
+
+
+def _golden_images(there: Collection[str], read: Callable[[str], bytes]) -> set[str]:
+    """Return the images that golden.json names, if it is there."""
+    if golden.NAME not in there:
+        return set()
+    named = [picture.image for picture in golden.parse(read(golden.NAME))]
+    if missing := [path for path in named if path not in there]:
+        raise Rejection(
+            "file_missing",
+            f"{missing[0]}{_and_more(missing)}: {golden.NAME} names it, it is not there; complete the copy, make the images with "
+            f"`zwatch golden NAME --prompts FILE`, or remove {golden.NAME}",
+        )
+    return set(named)
 
 
 def is_lora_name(path: str) -> bool:

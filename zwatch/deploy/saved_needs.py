@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zwatch.deploy.durable import read_regular
+from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import UsageError
 
 _MOST_BYTES = 2**20
@@ -26,9 +27,10 @@ def saved_needs(state_directory: Path) -> dict[str, list[str]] | None:
         saved = json.loads(read_regular(path, _MOST_BYTES))
         aliases = saved["aliases"].items()
         found: dict[str, list[str]] = {}
-        for alias, part in aliases:
+        for key, part in aliases:
+            alias = alias_of_key(key)
             for use, version in _named(part):
-                found.setdefault(version, []).append(f"{use} of {alias}")
+                found.setdefault(version, []).append(f"{use} of {key if alias is None else f'the share of {alias}'}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -3,9 +3,9 @@
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blake3 import blake3
 
@@ -26,6 +26,18 @@ class Seal:
 
     digest: str
     files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an earlier seal tells of files that must not change: their hashes by path. Those that are `read` were read and compared
+    with it since, and have not changed; they need not be read again."""
+
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    read: Collection[str] = ()
+
+
+NOTHING_KNOWN = Known()
 
 
 def parse_seal(data: bytes) -> Seal:

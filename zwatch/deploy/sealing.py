@@ -19,7 +19,7 @@ from zwatch.deploy import contents, header, pipeline_files, provenance, seal, st
 from zwatch.deploy.durable import remove_leftovers, sync_entries, write_beside
 from zwatch.deploy.hashing import Advance, Source, fingerprint, hashed
 from zwatch.deploy.oserrors import close_quietly, user_name
-from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME, Seal
+from zwatch.deploy.seal import NOTHING_KNOWN, SEAL_NAME, SIGNATURE_NAME, Known, Seal
 from zwatch.deploy.signals import Ending
 from zwatch.errors import Rejection
 
@@ -118,7 +118,7 @@ def prepare(directory: Path, version: str) -> Plan:
 
 
 def _prepared(directory: Path, version: str) -> Plan:
-    _check_writable(directory)
+    check_writable(directory)
     transformer = directory / "transformer"
     if transformer.is_dir() and not transformer.is_symlink():
         stamping.recover(transformer)
@@ -146,19 +146,21 @@ def _prepared(directory: Path, version: str) -> Plan:
     return Plan(directory, version, selection, stamps, {path: there[path] for path in selection.needed})
 
 
-def carry_out(plan: Plan, ending: Ending, advance: Advance = lambda path, done: None) -> Seal:
+def carry_out(
+    plan: Plan, ending: Ending, advance: Advance = lambda path, done: None, known: Known = NOTHING_KNOWN
+) -> Seal:
     """Hash the files, write the version into the transformer's headers, and write the seal last. `advance` gets the bytes that are
     hashed, and those that are written anew; `ending` lets signals wait while what belongs together is put in place.
 
     Raises:
-        Rejection: a file changed meanwhile; nothing is changed.
+        Rejection: a file changed meanwhile, or is not as it is `known`; nothing is changed.
         OSError: a file could not be read or written. Nothing is changed, unless it is one of the last writes.
     """
     beside = [stamp for stamp in plan.stamps.values() if not stamp.in_place]
     together = _one_at_a_time(advance)
     try:
         with stamping.writing(beside, together) as wait_for_copies:
-            hashes = _hash(plan, together)
+            hashes = _hash(plan, together, known)
             wait_for_copies()
         data = seal.format_seal(hashes)
         remove_leftovers(plan.directory, SEAL_NAME)
@@ -213,7 +215,12 @@ def scan(directory: Path) -> dict[str, os.stat_result]:
     return found
 
 
-def _check_writable(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
+    """Check that this user may write a seal there.
+
+    Raises:
+        Rejection: it is not possible.
+    """
     if not os.access(directory, os.W_OK | os.X_OK):
         read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
         why = "its file system is read-only" if read_only else "you have no permission to write in it"
@@ -257,16 +264,19 @@ def _read_small(directory: Path, directory_fd: int, kinds: Mapping[str, int], pa
         return seal.read_whole(fd)
 
 
-def _hash(plan: Plan, advance: Advance) -> dict[str, str]:
+def _hash(plan: Plan, advance: Advance, known: Known) -> dict[str, str]:
     """Return the hashes of the files as they will be, by path."""
     fd = os.open(plan.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        sources = [_source(fd, path, plan.stamps.get(path)) for path in plan.selection.needed]
-        hashes = {}
+        hashes = {path: known.hashes[path] for path in known.read if path in plan.found and path not in plan.stamps}
+        sources = [_source(fd, path, plan.stamps.get(path)) for path in plan.selection.needed if path not in hashes]
         for result in hashed(sources, advance):
             if isinstance(result.error, OSError):
                 raise result.error
-            if result.error is not None or result.has_changed:  # no regular file any more
+            expected = known.hashes.get(result.source.path, result.digest)
+            if (
+                result.error is not None or result.has_changed or result.digest != expected
+            ):  # or no regular file any more
                 raise _changed(result.source.path)
             hashes[result.source.path] = result.digest
         return hashes

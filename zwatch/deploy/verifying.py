@@ -4,7 +4,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from zwatch.deploy import header, seal
+from zwatch.deploy import golden, header, seal
 from zwatch.deploy.hashing import Advance, Hashed, Source, hashed
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.errors import Rejection
@@ -58,9 +58,23 @@ def check_directory(directory: Path, version: str, advance: Advance = lambda pat
                 findings.append(f"{result.source.path}: {error.strerror}")
         if not any(map(header.carries_version, sealed.files)):
             findings.append(f"{seal.SEAL_NAME}: names no transformer/*.safetensors")
-        return findings
+        return findings or _golden_findings(fd, sealed)
     finally:
         close_quietly(fd)
+
+
+def _golden_findings(directory_fd: int, sealed: seal.Seal) -> list[str]:
+    """Return what is wrong with the golden images of a version whose files are as they were sealed."""
+    if golden.NAME not in sealed.files:
+        return []
+    try:
+        with seal.opened_sealed(directory_fd, sealed, golden.NAME) as fd:
+            golden.check_files(directory_fd, seal.read_whole(fd), sealed.files)
+    except Rejection as rejection:
+        return [rejection.reason]
+    except OSError as error:
+        return [f"{error.filename}: {error.strerror}"]
+    return []
 
 
 def _check(result: Hashed, sealed: seal.Seal, version: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.acceleration import Acceleration
+from zwatch.engine.comparing import HELD_SECONDS, SECONDS, compare_first
 from zwatch.engine.kept_files import KeptFiles
 from zwatch.engine.kernels import Kernels
 from zwatch.engine.parameters import Generation
@@ -40,7 +41,9 @@ class EngineFactory:
         self.device = device
         self.acceleration = Acceleration(device, exact=exact, kernels=kernels)
         self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision, text_encoder)
-        self._proven = ProvenVersions(device, KeptFiles(cache, ".proven", KEPT), precision)
+        self._proven = ProvenVersions(
+            device, KeptFiles(cache, ".proven", KEPT), precision, is_exact=self.acceleration.is_exact
+        )
 
     def plan(self, directory: Directory, digest: str | None, control: LoadControl | None = None) -> loader.Plan:
         """Read a version's seal and weight headers.
@@ -133,7 +136,7 @@ class EngineFactory:
     def _enter(self, staged: Staged, control: LoadControl) -> Engine:
         engine = Engine(self._store.assemble(staged, control), self.device, self.acceleration)
         try:
-            self.warm(engine, control)
+            self.warm(engine, control, is_held=True)
             control.check()
         except BaseException:
             engine.close()
@@ -141,12 +144,16 @@ class EngineFactory:
         return engine
 
     def is_proven(self, engine: Engine) -> bool:
-        """Return whether a version has made a usable warm-up image on this machine before, with the same libraries; if so, the
-        engine has what that has shown, and its first image has to be judged instead."""
+        """Return whether a version has made a usable warm-up image on this machine before, with the same libraries, and at least its
+        first golden image; if so, the engine has what that has shown, and its first image has to be judged instead."""
         with _only_rejections(None):
-            engine.colours = self._proven.find(engine.digest)
-            engine.is_unjudged = engine.colours is not None
-            if engine.is_unjudged:
+            proof = self._proven.find(engine.digest)
+            if proof is not None and engine.golden.next is not None and proof.golden == 0:
+                proof = None
+            engine.colours = None if proof is None else proof.colours
+            engine.is_unjudged = proof is not None
+            if proof is not None:
+                engine.golden.skip(proof.golden)
                 engine.prepare()
             return engine.is_unjudged
 
@@ -160,26 +167,37 @@ class EngineFactory:
         """Make a version's warm-up image again at its next load."""
         self._proven.forget(digest)
 
-    def warm(self, engine: Engine, control: LoadControl) -> None:
-        """Make the warm-up image with an engine.
+    def warm(
+        self, engine: Engine, control: LoadControl, *, is_held: bool = False, golden_seconds: float | None = None
+    ) -> None:
+        """Make the warm-up image with an engine, and compare its first golden images, which may take `golden_seconds`, by default as
+        the service has it. `is_held`: requests wait meanwhile.
 
         Raises:
-            Rejection: the image is not usable, or the device failed.
+            Rejection: an image is not usable or not like the golden one, or the device failed.
             Abandoned: `control` was told to abandon the load.
         """
         with (
-            _only_rejections(control),
-            control.phase("warm"),
-            self.device.beside(),
-            self.device.giving_way(control.check),
-            Translating(_config_fault),
-        ):
-            control.begin("making the warm-up image", is_slow=True)
-            warm(engine, cancelled=lambda: control.is_abandoned)
+            _only_rejections(control), self.device.beside(), self.device.giving_way(control.check), Translating(_config_fault),
+        ):  # fmt: skip
+            with control.phase("warm"):
+                control.begin("making the warm-up image", is_slow=True)
+                warm(engine, cancelled=lambda: control.is_abandoned)
+            if engine.golden.next is not None:
+                with control.phase("golden"):
+                    control.begin("comparing golden images", is_slow=True)
+                    seconds = (HELD_SECONDS if is_held else SECONDS) if golden_seconds is None else golden_seconds
+                    compare_first(engine, seconds, is_held=is_held, check=control.check)
             engine.is_unjudged = False
-            if engine.colours is not None:
-                self._proven.note(engine.digest, engine.colours)
+            self.note_golden(engine)
             engine.prepare()
+
+    def note_golden(self, engine: Engine) -> None:
+        """Remember what is known to be good of an engine: its warm-up image, and the golden images that were checked so far."""
+        if engine.golden.missed:
+            self._proven.forget(engine.digest)
+        elif engine.colours is not None:
+            self._proven.note(engine.digest, engine.colours, engine.golden.checked)
 
 
 def _only_rejections(control: LoadControl | None) -> Translating:

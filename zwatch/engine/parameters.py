@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """What images are made from, one per seed. Sizes in pixels, multiples of 16."""
+    """What images are made from, one per seed. Sizes in pixels, multiples of 16. `has_host_noise`: the noise is drawn on the
+    processor, whose generator gives other numbers for a seed than that of a GPU, but the same beside every device."""
 
     prompt: str
     negative_prompt: str
@@ -20,6 +21,7 @@ class GenerationParameters:
     steps: int
     guidance_scale: float
     seeds: tuple[int, ...]
+    has_host_noise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Engine:
         self._lock = threading.Lock()
         self.colours: LatentColours | None = None
         """Which colours its latents stand for, for previews: set by its first image, or known from an earlier start."""
+        self.golden = assembly.golden
+        """What it must draw, and how much of that was checked."""
         self._make_preview: Callable[[], Preview] | None = None
 
     @property
@@ -285,8 +287,9 @@ class Engine:
     ) -> torch.Tensor:
         if cancelled():
             raise GenerationCancelled
-        generator = torch.Generator(self.device.torch_device).manual_seed(seed)
-        noise = pipeline.noise(parameters.width, parameters.height, generator)
+        device = self.device.torch_device
+        generator = torch.Generator("cpu" if parameters.has_host_noise else device).manual_seed(seed)
+        noise = pipeline.noise(parameters.width, parameters.height, generator).to(device)
         timeline = pipeline.timeline(noise, parameters.steps)
 
         preview = self._preview_beside if pipeline.computing.runs_ahead else LatentColours.preview

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from blake3 import blake3
@@ -22,33 +23,45 @@ MOST_WRITERS = 4
 """Threads that write or remove at a time. A disk that does not answer keeps them, and what comes then is left out."""
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the warm-up image of a version has shown, and how many of its golden images, the first ones, were compared and good."""
+
+    colours: LatentColours
+    golden: int
+
+
 class ProvenVersions:
     """What is known of versions by digest, on this device, with these libraries. `files` is where that is kept."""
 
-    def __init__(self, device: Device, files: KeptFiles, precision: Precision = Precision()) -> None:  # noqa: B008 (frozen)
-        """`precision` is what was asked for."""
+    def __init__(
+        self, device: Device, files: KeptFiles, precision: Precision = Precision(), *, is_exact: bool = True  # noqa: B008 (frozen)
+    ) -> None:  # fmt: skip
+        """`precision` and `is_exact` are what was asked for: golden images are compared as they are drawn so."""
         self._device = device
         self._files = files
         self._distrusted: dict[str, None] = {}
         self._writers = threading.BoundedSemaphore(MOST_WRITERS)
-        self._place = json.dumps([__version__, precision.dtype, precision.quantize, *device.identity()])
+        self._place = json.dumps([__version__, precision.dtype, precision.quantize, is_exact, *device.identity()])
 
-    def find(self, digest: str) -> LatentColours | None:
-        """Return what the warm-up image of a version has shown, if it was usable; None if that is not known."""
+    def find(self, digest: str) -> Proof | None:
+        """Return what is known of a version whose warm-up image was usable; None if that is not known."""
         data = None if digest in self._distrusted else self._files.read(self._name(digest))
         if data is None:
             return None
         try:
             found = json.loads(data)
             weights, bias = (torch.tensor(found[name], dtype=torch.float32) for name in ("weights", "bias"))
+            golden = int(found["golden"])
         except (ValueError, TypeError, LookupError):
             return None
-        return LatentColours(weights.to(self._device.torch_device), bias.to(self._device.torch_device))
+        place = self._device.torch_device
+        return Proof(LatentColours(weights.to(place), bias.to(place)), golden)
 
-    def note(self, digest: str, colours: LatentColours) -> None:
-        """Remember that a version has made a usable image, and what that has shown."""
+    def note(self, digest: str, colours: LatentColours, golden: int = 0) -> None:
+        """Remember that a version has made a usable image, what that has shown, and how many golden images were good."""
         self._distrusted.pop(digest, None)
-        found = {"weights": colours.weights.tolist(), "bias": colours.bias.tolist()}
+        found = {"weights": colours.weights.tolist(), "bias": colours.bias.tolist(), "golden": golden}
         self._beside(self._files.write, self._name(digest), json.dumps(found).encode())
 
     def forget(self, digest: str) -> None:

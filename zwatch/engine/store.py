@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from zwatch.deploy import golden
 from zwatch.deploy.resolving import Directory
 from zwatch.engine.allowed import component_classes
 from zwatch.engine.components import (
@@ -21,6 +22,7 @@ from zwatch.engine.components import (
 )
 from zwatch.engine.config_fields import WARM_SIZE
 from zwatch.engine.configs import check_configs, check_together
+from zwatch.engine.golden import GoldenImages
 from zwatch.engine.placement import TEXT_ENCODER, Placement
 from zwatch.engine.precision import Precision
 from zwatch.engine.streamed import StreamedEncoder
@@ -97,11 +99,12 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """All components of one version, and the side length in pixels that its images have by default."""
+    """All components of one version, the side length in pixels that its images have by default, and its golden images."""
 
     plan: Plan
     components: Mapping[str, Component]
     default_size: int
+    golden: GoldenImages = field(default_factory=GoldenImages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ class ComponentStore:
         classes = component_classes(small)
         check_configs(small)
         default_size(small)
+        golden.read(small)
         is_offloaded = self._placement.is_offloaded(planned)
         keys = {name: ComponentKey(name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
         components = {
@@ -207,7 +211,7 @@ class ComponentStore:
         self._note(components.values())
         size = default_size(candidate.small)
         check_together(candidate.small, min(size, WARM_SIZE), components["tokenizer"].module.last_token)
-        return Assembly(candidate.plan, components, size)
+        return Assembly(candidate.plan, components, size, GoldenImages(golden.read(candidate.small), candidate.small))
 
     def put_aside(self, component: Component, exclusive: Collection[Buffer]) -> Aside:
         """Copy to host memory those buffers that only this component holds, so that it can be freed and built again.

@@ -152,9 +152,13 @@ def read_details(file: BinaryIO | bytes) -> Details:
     """Read the details of an image file, which another program may have written; only the start of the file is read.
 
     Raises:
-        OSError, ValueError, SyntaxError: it is not an image, or it is damaged.
+        OSError, ValueError, SyntaxError: it is not an image, it is damaged, or it says that it is enormous.
     """
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG", "WEBP")) as image:
+    try:
+        opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG", "WEBP"))
+    except Image.DecompressionBombError as error:  # which is an Exception, and no more
+        raise ValueError(str(error)) from None
+    with opened as image:
         if image.format == "PNG":
             # Only the chunks before the pixels: the property `text` would read the whole file.
             return details_of_png(

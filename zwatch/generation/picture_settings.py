@@ -49,7 +49,7 @@ def picture_settings(file: bytes) -> PictureSettings:
     try:
         details = read_details(file)
         graphs = _graphs(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
         raise invalid("image", "the body is no PNG, JPEG or WebP file: send the file itself") from None
     if details.version or details.request:
         found = _checked({**_of_infotext(details.parameters), **_given(details.request)})

@@ -213,7 +213,8 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
         steps=request.steps,
         guidance_scale=request.guidance_scale,
         seeds=tuple(request.seed + number for number in range(request.n)),
-        **sides,
+        width=sides["width"],
+        height=sides["height"],
     )
 
 

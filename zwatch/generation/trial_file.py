@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.durable import put_aside, read_regular, write_durably
+from zwatch.deploy.durable import make_directory, put_aside, read_regular, write_durably
 from zwatch.generation.trial_results import TrialResults
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ class TrialFile:
             if self.results.is_changed:
                 await self._save()
 
+    def _write(self, data: bytes) -> None:
+        make_directory(self._directory)  # it may have been removed
+        write_durably(self._directory, FILE, data)
+
     async def _load(self) -> None:
         path = self._directory / FILE
         try:
@@ -60,7 +64,7 @@ class TrialFile:
         data = json.dumps(self.results.saved()).encode()
         self.results.is_changed = False
         try:
-            await self._bridge.run("votes", write_durably, self._directory, FILE, data)
+            await self._bridge.run("votes", self._write, data)
             self._is_told = False
         except OSError as error:
             self.results.is_changed = True

@@ -101,7 +101,7 @@ class TrialResults:
         for alias, trial in list(self._trials.items()):
             if trial.ended is None and self._pair(alias) is None and self._has_ended(alias, trial):
                 self._end(trial)
-        for alias in [alias for alias, record in self._records.items() if record.share is None]:
+        for alias in [alias for alias, record in self._records.items() if not record.is_share]:
             if (pair := self._pair(alias)) is None:
                 continue
             own, tried, name = pair

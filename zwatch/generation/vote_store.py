@@ -5,6 +5,7 @@ a trial ends. What can no longer be done then is to take such a vote back.
 """
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -70,6 +71,7 @@ class VoteStore:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._database: sqlite3.Connection | None = None
+        self._known: tuple[int, int] | None = None  # which file it is
 
     def vote(self, picture: str, client: str, vote: int, drawn: Drawn) -> Votes:
         """Set a client's vote on a picture: 1, -1, or 0 to take it back. Return the votes on the picture."""
@@ -132,12 +134,13 @@ class VoteStore:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                 raise
             aside = put_aside(self.file, "damaged")
-            _log.error("%s: the votes are damaged: %s; they begin anew, see %s", self.file, error, aside)
+            _log.warning("%s: the votes are damaged: %s; they begin anew, see %s", self.file, error, aside)
             return use(self._opened())
 
     def _opened(self) -> sqlite3.Connection:
-        if self._database is not None:
+        if self._database is not None and self._identity() == self._known:
             return self._database
+        self.close()  # the file was removed, or another put in its place: what is written to the old one would be lost
         make_directory(self.file.parent)
         clear_place(self.file, "damaged")
         # The lane's one thread may be replaced by another.
@@ -152,8 +155,15 @@ class VoteStore:
         except BaseException:
             database.close()
             raise
-        self._database = database
+        self._database, self._known = database, self._identity()
         return database
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.file)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _hashed(client: str) -> bytes:

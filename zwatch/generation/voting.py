@@ -51,7 +51,7 @@ class Voting:
         """
         row = await self._history.find(name)
         key = VersionKey(row["version"] or "", row["digest"])
-        drawn = Drawn(key.version, key.digest or "", str(row.get("share") or ""), self.trial_of(key, row["model"]))
+        drawn = Drawn(key.version, key.digest or "", row["share"] or "", self.trial_of(key, row["model"]))
         try:
             votes, self.totals = await self._bridge.run("votes", self._voted, name, client, vote, drawn)
         except NoAnswer:

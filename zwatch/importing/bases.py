@@ -4,10 +4,10 @@ import errno
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from zwatch.deploy import header, pipeline_files, provenance
+from zwatch.deploy import golden, header, pipeline_files, provenance
 from zwatch.deploy.oserrors import close_quietly, user_name
 from zwatch.deploy.seal import SEAL_NAME, opened_file, read_seal, read_whole
 from zwatch.deploy.versions import is_version_name, opened
@@ -22,13 +22,14 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSU
 @dataclass(frozen=True, slots=True)
 class Base:
     """A sealed version: its name, digest, and those of its files that another version can have, by path. Their hashes are the
-    seal's: what is linked is not read, and every load compares it with the seal."""
+    seal's: what is linked is not read, and every load compares it with the seal. `golden` are its golden.json and its images."""
 
     name: str
     directory: Path
     digest: str
     files: Mapping[str, SourceFile]
     stated: provenance.Provenance
+    golden: Mapping[str, SourceFile] = field(default_factory=dict)
 
     def weights(self, component: str) -> tuple[tuple[str, SourceFile], ...]:
         """Return a component's weight files with their names in its folder."""
@@ -70,14 +71,22 @@ def open_base(root: Path, name: str) -> Base:
             stated = provenance.parse(own) if own else provenance.Provenance()
             needed = pipeline_files.select(sealed.files, lambda path: (directory / path).read_bytes()).needed
             files = {}
-            for path in needed:
-                if path not in ("golden.json", provenance.NAME) and not path.startswith("golden/"):
-                    with opened_file(fd, path):  # no links on the way: a hard link to one would lead elsewhere
-                        files[path] = reading.find(directory / path, path, sealed.files[path])
+            for path in [path for path in needed if path != provenance.NAME]:
+                with opened_file(fd, path):  # no links on the way: a hard link to one would lead elsewhere
+                    files[path] = reading.find(directory / path, path, sealed.files[path])
+            of_golden = _golden(files)
         except Rejection as rejection:
             raise Refused(f"{root / name}: {rejection.reason}") from None
     _check_name(directory, files)
-    return Base(directory.name, directory, sealed.digest, files, stated)
+    return Base(directory.name, directory, sealed.digest, files, stated, of_golden)
+
+
+def _golden(files: dict[str, SourceFile]) -> dict[str, SourceFile]:
+    """Take golden.json and the images that it names out of a version's files, and return them."""
+    if golden.NAME not in files:
+        return {}
+    pictures = golden.parse(reading.read_whole(files[golden.NAME]))
+    return {path: files.pop(path) for path in (golden.NAME, *(picture.image for picture in pictures))}
 
 
 def _check_name(directory: Path, files: Mapping[str, SourceFile]) -> None:

@@ -9,7 +9,7 @@ from zwatch.deploy import pipeline_files, provenance, seal
 from zwatch.deploy.header import ITEM_BITS, VERSION_KEY, WEIGHTS_SUFFIX
 from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused, Rejection
-from zwatch.importing import origins, pieces, reading
+from zwatch.importing import goldens, origins, pieces, reading
 from zwatch.importing.bases import Base
 from zwatch.importing.plans import Ancestors, Plan, Wish
 from zwatch.importing.reading import SourceFile
@@ -60,6 +60,7 @@ def make(found: Found, base: Base | None, wish: Wish) -> Plan:
     for one in weights.values():
         _add_weights(plan, one, wish)
     _add_small(plan, found, set(weights), base)
+    goldens.add(plan, found, base, of_source)
     check_complete(plan, found)
     _add_ancestors(plan, found, base, of_source)
     origins.check(plan, found, base, wish)

@@ -14,7 +14,7 @@ from zwatch.deploy.contents import SCALE, scale_of
 from zwatch.deploy.signals import Ending
 from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused
-from zwatch.importing import planning, reading
+from zwatch.importing import goldens, planning, reading
 from zwatch.importing.bases import Base, open_base
 from zwatch.importing.plans import Ancestors, Plan, Wish
 from zwatch.importing.recipes import Compute, Made
@@ -76,6 +76,7 @@ def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
     }
     for path in (pipeline_files.INDEX, *FIELDS):
         plan.small[path] = reading.read_whole(base.files[path])
+    goldens.add_to_quantized(plan, base, kind)
     planning.check_complete(plan, found)
     return plan
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zwatch.deploy import contents, pipeline_files
+from zwatch.deploy import contents, golden, pipeline_files
 from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.deploy.seal import SEAL_NAME, parse_seal
 from zwatch.errors import Refused, Rejection
@@ -38,7 +38,8 @@ _MOST_NAMES = 100_000
 class Found:
     """What a source has. `small` are all files but weights, by their path in a version; `weights` are the files of a component's
     weights with their names in its folder; `files` are lone files whose layout is to be recognised; `others` are the paths of what is not
-    taken; `watched` decided about what is, and must stay as they are, too; `loras` are merged beside, with their scales."""
+    taken; `watched` decided about what is, and must stay as they are, too; `loras` are merged beside, with their scales; `golden` are
+    golden.json and the images that it names."""
 
     kind: str
     path: Path
@@ -52,6 +53,7 @@ class Found:
     others: tuple[str, ...] = ()
     watched: tuple[SourceFile, ...] = ()
     loras: tuple[tuple[SourceFile, float], ...] = ()
+    golden: Mapping[str, SourceFile] = field(default_factory=dict)
 
 
 def find(source: Path, preferred: str | None) -> Found:
@@ -195,13 +197,14 @@ def _sorted_out(directory: Path, names: Mapping[str, str], preferred: str | None
     notes: list[str] = []
     others: list[str] = []
     beside: dict[str, dict[str, str]] = defaultdict(dict)
+    of_golden = {path: reading.find(directory / path, path, seals.get(path)) for path in _golden(directory, names)}
     for path, inside in names.items():
         component, _, name = inside.rpartition("/")
         if component in pipeline_files.WEIGHTS and _may_be_weights(name):
             beside[component][name] = path
         elif _is_small(inside):
             small[inside] = reading.find(directory / path, path, seals.get(path))
-        elif inside not in _OWN:
+        elif inside not in _OWN and path not in of_golden:
             others.append(inside)
             _refuse_lora(directory / path)
     watched: list[SourceFile] = []
@@ -225,7 +228,23 @@ def _sorted_out(directory: Path, names: Mapping[str, str], preferred: str | None
         notes=tuple(notes),
         others=tuple(others),
         watched=tuple(watched),
+        golden=of_golden,
     )
+
+
+def _golden(directory: Path, names: Mapping[str, str]) -> list[str]:
+    """Return the paths of a pipeline's golden.json and of the images that it names."""
+    if names.get(golden.NAME) != golden.NAME:
+        return []
+    file = reading.find(directory / golden.NAME, golden.NAME)
+    try:
+        pictures = golden.parse(reading.read_whole(file))
+    except Rejection as rejection:
+        raise Refused(f"{directory}: {rejection.reason}") from None
+    for picture in pictures:
+        if picture.image not in names:
+            raise Refused(f"{directory / picture.image}: {golden.NAME} names it, it is not there; is the copy complete?")  # fmt: skip
+    return [golden.NAME, *(picture.image for picture in pictures)]
 
 
 def _refuse_lora(path: Path) -> None:
@@ -248,6 +267,8 @@ def _may_be_weights(name: str) -> bool:
 
 
 def _is_small(inside: str) -> bool:
+    if inside == golden.NAME:
+        return False
     return inside in (*pipeline_files.REQUIRED, *pipeline_files.OPTIONAL) or inside.startswith(
         pipeline_files.OPTIONAL_FOLDERS
     )

@@ -1,4 +1,4 @@
-// The other strings, as in strings.js
+// More strings
 import { table } from "./strings.js";
 
 export default table(`

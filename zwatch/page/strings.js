@@ -1,17 +1,17 @@
-// What the server's codes mean, in Chinese
+// The server's codes in Chinese
 export const reasons = {
 	seal_missing: "尚未封存", seal_invalid: "封存无效", seal_changed: "封存已变",
-	signature_missing: "没有签名", signature_invalid: "签名无效", signer_not_allowed: "签名者不被允许", policy_invalid: "签名策略无效",
+	signature_missing: "没有签名", signature_invalid: "签名无效", signer_not_allowed: "签名者不允许", policy_invalid: "签名策略无效",
 	file_missing: "缺少文件", file_not_regular: "不是普通文件",
 	size_mismatch: "大小不符", hash_mismatch: "内容不符", header_invalid: "文件头无效", version_mismatch: "版本不符", config_invalid: "配置无效",
-	class_not_allowed: "组件不允许", weights_mismatch: "权重不匹配", bad_image: "图片异常", set_aside: "多次崩溃", withdrawn: "已撤下", insufficient_memory: "内存不足",
+	class_not_allowed: "组件不允许", weights_mismatch: "权重不符", bad_image: "图片异常", golden_invalid: "样图无效", golden_mismatch: "样图不符", set_aside: "多次崩溃", withdrawn: "已撤下", insufficient_memory: "内存不足",
 	out_of_memory: "内存不足", io_error: "读取出错", stalled: "没有进展", device_error: "设备出错", internal_error: "内部错误",
 	invalid_value: "值无效", not_found: "未找到", model_not_found: "没有此模型", missing: "链接不存在", not_a_link: "不是链接", unsettled: "变化过快", several_shares: "分流链接过多", not_a_share: "不是有效的分流链接", outside: "在目录之外", dangling: "版本不存在", loop: "循环链接",
 	not_a_directory: "不是目录", unreadable: "无法读取", unauthorized: "需要令牌",
 	too_many_guesses: "尝试过多", unreachable: "没有响应",
 };
 
-// Reads lines "key = English = Chinese"
+// Lines "key = English = Chinese"
 export function table(text) {
 	const lines = text.split("\n").filter(Boolean).map((line) => line.split(" = "));
 	return Object.fromEntries(lines.map(([key, ...texts]) => [key, texts]));

@@ -22,7 +22,6 @@ trial.held = {version} is ready and draws no requests for {alias}. = {version} �
 trial.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
 trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
 trial.waiting = {version} is not ready yet. = {version} 尚未就绪。
-trial.withdrawn = {version} was withdrawn and draws no requests: {reason} = {version} 已撤下，不再处理请求：{reason}
 trial.rejected = {version} is rejected: {reason} = {version} 被拒绝：{reason}
 trial.promoteQuestion = Promote {version}{to}? It draws all requests; nothing is loaded again. = 让 {version} 转正{to}？它将处理全部请求，无需重新加载。
 trial.started = The trial of {version} has begun. = {version} 的试用已开始。
@@ -197,8 +196,7 @@ const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100
 function stateOf({ target: version, percent: part, fault, attempt, serving }, alias) {
 	if (fault) return { text: "", problem: reasoned(fault.code, fault.message), isReady: false };
 	if (attempt?.code && attempt.version === version && attempt.state !== "PROMOTED") {
-		const key = attempt.code === "withdrawn" ? "trial.withdrawn" : "trial.rejected";
-		return { text: "", problem: t(key, { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
+		return { text: "", problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
 	}
 	const isReady = serving === version;
 	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");

@@ -5,10 +5,10 @@ import { number, sentence, t } from "./i18n.js";
 import { toast } from "./toast.js";
 
 const SIDES = { up: 1, down: -1 };
-// What was answered here, for rows that came without votes
+// What was answered here, until the list of pictures knows of it
 const answered = new Map();
 
-export function createVotes({ api }) {
+export function createVotes({ api, store }) {
 	let row = null;
 	const parts = Object.entries(SIDES).map(([side, value]) => {
 		const count = el("span");
@@ -16,13 +16,17 @@ export function createVotes({ api }) {
 		return { side, value, count, button };
 	});
 	const element = el("div", { class: "votes" }, parts.map(({ button }) => button));
-	const votes = () => row?.votes ?? answered.get(row?.name) ?? { up: 0, down: 0, mine: 0 };
+	const votes = () => {
+		const [listed, own] = [row?.votes, answered.get(row?.name)];
+		return own && own.mine !== listed?.mine ? own : (listed ?? { up: 0, down: 0, mine: 0 });
+	};
 
 	async function vote(value) {
 		const one = row;
 		try {
 			const answer = await api.call("POST", `/history/${one.name}/vote`, { vote: votes().mine === value ? 0 : value });
 			answered.set(one.name, (one.votes = answer.votes));
+			store.set("rows", [...store.get("rows")]); // the other thumbs of this picture
 		} catch (error) {
 			toast(sentence(error), { error: true });
 		}

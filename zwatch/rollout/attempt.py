@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 KEPT_ATTEMPTS = 100
 _REOPEN_SECONDS = 1.0
-_OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image", "stalled")
+_OF_THE_DEVICE = ("device_error", "out_of_memory", "internal_error", "bad_image", "golden_mismatch", "stalled")
 """Codes of rejections that a device may cause which does not work any more."""
 
 

@@ -106,6 +106,10 @@ class EngineRegistry:
         """Return a lease on an engine; None if it can take no requests."""
         return Lease(resident, self._changed) if self.is_usable(resident) else None
 
+    def hold(self, resident: Resident) -> Lease:
+        """Return a lease on a resident engine for what is no request; it ends as a request's does."""
+        return Lease(resident, self._changed)
+
     def is_usable(self, resident: Resident) -> bool:
         """Say whether an engine can take requests: it has its memory, is not about to give it up, and its images are usable."""
         return resident is not self._being_exchanged and resident.engine.is_complete and not resident.is_bad

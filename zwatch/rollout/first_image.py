@@ -46,7 +46,7 @@ class FirstImageJudge:
         if not attempts:
             return False
         rejection = await self._rejection(attempts[0][1], engine)
-        is_bad = rejection is not None and rejection.code == "bad_image"
+        is_bad = rejection is not None and rejection.code in ("bad_image", "golden_mismatch")
         if is_bad:
             factory.distrust(engine.digest)
         elif rejection is not None:  # a fault that may pass is no reason to withdraw what serves

@@ -14,7 +14,7 @@ BACKOFF_FIRST, BACKOFF_LONGEST = 1.0, 60.0
 
 
 _OF_THE_SEAL = frozenset({"seal_missing", "seal_invalid", "seal_changed"})
-_FOR_GOOD = frozenset({"bad_image", "set_aside", "withdrawn"})
+_FOR_GOOD = frozenset({"bad_image", "golden_mismatch", "set_aside", "withdrawn"})
 """Codes that say something about a version whose files are as they were sealed."""
 
 

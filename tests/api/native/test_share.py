@@ -6,6 +6,7 @@ import shutil
 from itertools import count
 
 import pytest
+import torch
 
 from zwatch.deploy.sealing import write_seal
 from zwatch.deploy.shares import side_of
@@ -240,8 +241,9 @@ async def test_without_waiting_the_link_is_changed_and_answered_with_202(client)
 
 async def test_the_trial_begins_although_the_client_leaves(client):
     asking = asyncio.create_task(client.call("POST", "/api/share", json={"version": "v2", "percent": 10}))
-    while "current@10" not in links(client):
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(DEADLINE):
+        while "current@10" not in links(client):
+            await asyncio.sleep(0.005)
     asking.cancel()
     while (serving := client.services.engines.serving("current@")) is None or serving.key.version != "v2":
         await asyncio.wait_for(client.services.supervisor.changes.wait(), DEADLINE)
@@ -272,3 +274,25 @@ async def test_of_calls_at_the_same_time_the_last_one_holds_and_one_share_is_lef
     assert 200 in [status for status, _ in answers]
     [name] = links(client).keys() - {"current"}
     assert name in [answer["share"] for status, answer in answers if status == 200]
+
+
+async def test_a_withdrawn_version_is_not_promoted_and_is_tried_again_when_it_is_named(client):
+    await share(client, "v2", 50)
+    components = client.services.engines.serving("current@").engine.components
+    [transformer] = [one.module for one in components if one.key.component == "transformer"]
+    hook = transformer.register_forward_hook(
+        lambda module, given, made: ([torch.full_like(one, float("nan")) for one in made[0]],)
+    )
+    assert await drawn_by(client, FIRST, FIRST, FIRST) == ["v1", "v1", "v1"], "no client notices"
+    hook.remove()
+    for path, body in (("/api/promote", {}), ("/api/share", {"percent": 60})):
+        status, answer = await post(client, path, **body)
+        assert (status, answer["error"]["code"]) == (409, "rejected")
+        assert "v2 was withdrawn from current@" in answer["error"]["message"]
+        assert answer["reason"]["code"] == "withdrawn"
+    assert links(client) == {"current": "v1", "current@60": "v2"}
+    assert await drawn_by(client, FIRST) == ["v1"]
+    assert (await share(client, "v2", 60))["message"] == "v2 gets 60 % of the requests for current"
+    assert await drawn_by(client, FIRST) == ["v2"]
+    status, answer = await post(client, "/api/promote")
+    assert (status, answer["version"]) == (200, "v2")

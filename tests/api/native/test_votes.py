@@ -62,6 +62,13 @@ async def test_a_wrong_vote_is_refused_with_the_field(picture, body, code, param
     assert (await listed(client))[name]["up"] == 0
 
 
+async def test_a_header_that_is_no_name_refuses_a_vote_but_no_list(picture):
+    client, name = picture
+    status, found = await vote(client, name, 1, "not a name!")
+    assert (status, found["error"]["param"]) == (400, "X-Client-Id")
+    assert await listed(client, "not a name!") == {name: {"up": 0, "down": 0, "mine": 0}}
+
+
 async def test_an_unknown_picture_is_404(picture):
     client, name = picture
     for unknown in ("20261121_142231_seed42.png", "..%2fstate.json", name.upper()):

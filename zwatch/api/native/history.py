@@ -1,9 +1,10 @@
 """The history: pages of pictures, single pictures, and their deletion."""
 
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from aiohttp import web
 from pydantic import Field
+from pydantic.json_schema import JsonSchemaValue
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
@@ -11,10 +12,10 @@ from zwatch.api.bodies import read_request, received_image
 from zwatch.api.client_key import client_key
 from zwatch.api.pieces import SHARED
 from zwatch.api.results import disposition
-from zwatch.api.schema import Number, Request, VersionName
+from zwatch.api.schema import Number, Request, ShareName, VersionName
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Whole, invalid
+from zwatch.generation.fields import Rule, invalid, refused, shortened
 from zwatch.generation.history import History
 from zwatch.generation.kept_image import VotesView
 from zwatch.generation.picture_settings import picture_settings as settings_in
@@ -26,6 +27,7 @@ MAX_LIMIT = 500
 MAX_OFFSET = 10**9 - 1
 MAX_QUERY = 500
 """Most characters of a search."""
+_VOTES = (1, 0, -1)
 _KEPT = {
     "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
     "X-Content-Type-Options": "nosniff",
@@ -39,10 +41,24 @@ class Deleted(TypedDict):
     name: NotRequired[str]
 
 
+class _Vote(Rule):
+    """1, -1 or 0."""
+
+    def check(self, value: Any) -> int:
+        """Return an int."""
+        if type(value) is not int or value not in _VOTES:
+            raise refused(f"must be 1, -1, or 0 to take it back, got {shortened(value)}")
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe it."""
+        return {"type": "integer", "enum": list(_VOTES)}
+
+
 class VoteRequest(Request):
     """A vote: 1 for, -1 against, 0 takes an earlier one back. Of one client only the last counts, known as for shares."""
 
-    vote: Annotated[int, Whole(-1, 1), Field(examples=[1])]
+    vote: Annotated[int, _Vote(), Field(examples=[1])]
     user: UserName = ""
 
 
@@ -51,6 +67,7 @@ class Voted(TypedDict):
 
     name: str
     version: VersionName | None
+    share: ShareName | None
     votes: VotesView
 
 
@@ -60,7 +77,7 @@ async def page(request: web.Request) -> web.Response:
     offset = _whole(request, "offset", 0, 0, MAX_OFFSET)
     found = await _history(request).page(limit, request.query.get("before"), _query(request), offset)
     if (voting := request.app[SERVICES].voting) is not None:
-        await voting.add_to(found["images"], _client(request))
+        await voting.add_to(found["images"], _viewer(request))
     return answer(found)
 
 
@@ -79,7 +96,12 @@ async def vote(request: web.Request) -> web.Response:
     assert voting is not None  # where there is a history
     wanted = await read_request(request, VoteRequest)
     picture = await voting.vote(request.match_info["name"], _client(request, wanted.user), wanted.vote)
-    body: Voted = {"name": picture["name"], "version": picture["version"], "votes": picture["votes"]}
+    body: Voted = {
+        "name": picture["name"],
+        "version": picture["version"],
+        "share": picture["share"],
+        "votes": picture["votes"],
+    }
     return answer(body)
 
 
@@ -125,6 +147,14 @@ def _client(request: web.Request, user: str = "") -> str:
     key = client_key(request, "", user=user, is_named=False)
     assert key is not None  # only a request for images may have none
     return key
+
+
+def _viewer(request: web.Request) -> str:
+    """Return the client whose own votes are marked in a list. A header that is no name refuses no list."""
+    try:
+        return _client(request)
+    except RequestError:
+        return request.remote or "-"
 
 
 def _query(request: web.Request) -> Query:

@@ -81,7 +81,7 @@ async def trial(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     alias = request.query.get("alias", PRIMARY)
     record = services.supervisor.records.get(alias)
-    if record is None or record.share is not None:
+    if record is None or record.is_share:
         raise RequestError("not_found", f"there is no alias {alias[:100]!r}, see /status")
     found = services.trials.results.find(alias)
     return answer(_nothing(alias) if found is None else _view(services, found))
