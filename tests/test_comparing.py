@@ -224,7 +224,7 @@ def test_the_command_draws_each_prompt_by_both_and_writes_the_sheet(server, tmp_
         (["v1", "v3"], 1, r"v3 is there, but not loaded: `zwatch share v3 0` holds it ready"),
         (["v1", "v9"], 1, r"'v9' is neither an alias nor a resident version.*`zwatch list`"),
         (["v1", "v1"], 2, "both are 'v1'"), (["v1", "v2", "-o", "sheet.gif"], 2, r"ends with \.png or \.html"),
-        (["v1", "v2", "--size", "100"], 1, "width must be a multiple of 16"),
+        (["v1", "v2", "--size", "100"], 2, "a multiple of 16 from 16 to 2048"),
         (["v1", "v2", "-o", "no/such/folder.png"], 1, "No such file"),
     ],
 )  # fmt: skip

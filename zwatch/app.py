@@ -14,7 +14,8 @@ from aiohttp import web
 from zwatch import systemd
 from zwatch.api.answers import add_id, identify, shape_errors
 from zwatch.api.auth import AUTHENTICATOR, Authenticator, authorizing
-from zwatch.api.metrics import Gauges, Metrics
+from zwatch.api.gauges import Gauges
+from zwatch.api.metrics import Metrics
 from zwatch.api.observe import log_job, observer
 from zwatch.api.refusals import Refusals
 from zwatch.api.routes import add_calls

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from zwatch import __version__, config, options, service_commands, version_commands
+from zwatch import __version__, config, options, service_commands, values, version_commands
 from zwatch.deploy.signals import Ending
 from zwatch.errors import FatalError, UsageError, ZwatchError, status_of
 
@@ -77,20 +77,20 @@ def commands() -> None:
 @options.quantize_option
 @options.text_encoder_option
 @options.exact_option
-@_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=options.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
+@_option("--memory-budget", envvar="ZWATCH_MEMORY_BUDGET", type=values.size, show_default="what is free", metavar="SIZE", help="Most device memory that weights may take, such as 60G.")  # fmt: skip
 @_option("--state-dir", envvar="ZWATCH_STATE_DIR", type=options.path, default=config.state_directory, show_default="systemd's STATE_DIRECTORY, else ~/.local/state/zwatch", metavar="DIR", help="Where last-known-good is remembered.")  # fmt: skip
 @_option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token that calls need.")  # fmt: skip
 @_switch("--insecure-no-token", envvar="ZWATCH_INSECURE_NO_TOKEN", help="Allow an address that other machines can reach without a token.")  # fmt: skip
 @_option("--allowed-host", "allowed_hosts", envvar="ZWATCH_ALLOWED_HOST", type=options.ListOf(options.host_name), multiple=True, metavar="NAME", help="Another name by which clients may reach the service. May be repeated.")  # fmt: skip
-@_option("--queue", envvar="ZWATCH_QUEUE", type=options.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
-@_option("--timeout", envvar="ZWATCH_TIMEOUT", type=options.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
-@_option("--stall-timeout", envvar="ZWATCH_STALL_TIMEOUT", type=options.positive("seconds"), show_default="600, on a GPU 120", metavar="SECONDS", help="Seconds without a step after which a generation hangs: it is given up, and if that is not possible, the service ends with status 1.")  # fmt: skip
+@_option("--queue", envvar="ZWATCH_QUEUE", type=values.whole_number(1), default="64", metavar="N", help="How many requests may wait.")  # fmt: skip
+@_option("--timeout", envvar="ZWATCH_TIMEOUT", type=values.positive("seconds"), default="600", metavar="SECONDS", help="Seconds that one request may take, waiting included.")  # fmt: skip
+@_option("--stall-timeout", envvar="ZWATCH_STALL_TIMEOUT", type=values.positive("seconds"), show_default="600, on a GPU 120", metavar="SECONDS", help="Seconds without a step after which a generation hangs: it is given up, and if that is not possible, the service ends with status 1.")  # fmt: skip
 @options.probation_option
-@_option("--max-work", envvar="ZWATCH_MAX_WORK", type=options.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
+@_option("--max-work", envvar="ZWATCH_MAX_WORK", type=values.positive("megapixel-steps"), default="600", metavar="N", help="Most megapixels x steps x images that one request may ask for.")  # fmt: skip
 @_option("--output-dir", envvar="ZWATCH_OUTPUT_DIR", type=options.path, default="output_image", metavar="DIR", help="Where every image is kept, for the history.")  # fmt: skip
 @_switch("--no-history", "history", envvar="ZWATCH_NO_HISTORY", callback=lambda _, __, given: not given, help="Keep no image.")  # fmt: skip
-@_option("--history-max-images", envvar="ZWATCH_HISTORY_MAX_IMAGES", type=options.whole_number(1), show_default="no limit", metavar="N", help="Delete the oldest images beyond this number. --no-history keeps none.")  # fmt: skip
-@_option("--history-max-bytes", envvar="ZWATCH_HISTORY_MAX_BYTES", type=options.size, show_default="no limit", metavar="SIZE", help="Delete the oldest images beyond this size, such as 20G.")  # fmt: skip
+@_option("--history-max-images", envvar="ZWATCH_HISTORY_MAX_IMAGES", type=values.whole_number(1), show_default="no limit", metavar="N", help="Delete the oldest images beyond this number. --no-history keeps none.")  # fmt: skip
+@_option("--history-max-bytes", envvar="ZWATCH_HISTORY_MAX_BYTES", type=values.size, show_default="no limit", metavar="SIZE", help="Delete the oldest images beyond this size, such as 20G.")  # fmt: skip
 @_option("--require-signature", envvar="ZWATCH_REQUIRE_SIGNATURE", type=options.path, metavar="POLICY", help="Load only versions whose signature this TOML file allows; see docs/signing.md.")  # fmt: skip
 @_switch("--takeover", envvar="ZWATCH_TAKEOVER", help="Take over from the zwatch that uses the state directory, without a gap: load beside it, then it ends.")  # fmt: skip
 @_option("--log", envvar="ZWATCH_LOG", type=click.Choice(["text", "json"]), default=config.default_log, show_default="text on a terminal, else json", help="Log format.")  # fmt: skip
@@ -153,7 +153,7 @@ class _Import(click.Command):
         """Let `--lora` stand without a value: what follows it is one if it is a scale or FILE:SCALE."""
         given = []
         for this, following in zip(args, [*args[1:], ""], strict=True):
-            given.append("--lora=1" if this == "--lora" and not options.is_lora_value(following) else this)
+            given.append("--lora=1" if this == "--lora" and not values.is_lora_value(following) else this)
         return super().parse_args(ctx, given)
 
 
@@ -164,7 +164,7 @@ class _Import(click.Command):
 @_option("--base", envvar="ZWATCH_IMPORT_BASE", type=options.base, metavar="VERSION", help="Take what SOURCE lacks from this version, without copying where possible.")  # fmt: skip
 @_option("--dtype", envvar="ZWATCH_IMPORT_DTYPE", type=click.Choice(["bf16", "fp16"]), default="bf16", help="What is stored in fp32 becomes this.")  # fmt: skip
 @_switch("--keep-dtype", envvar="ZWATCH_IMPORT_KEEP_DTYPE", help="Convert nothing.")
-@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(options.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
+@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(values.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
 @_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip

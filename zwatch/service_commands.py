@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from zwatch import config, options
+from zwatch import config, options, values
 from zwatch.errors import UsageError, status_of
 
 _Command = Callable[..., int]
@@ -95,7 +95,7 @@ def _share_change(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 
 def _percent(text: str) -> int:
     try:
-        return options.whole_number(0, 100)(text.removesuffix("%"))
+        return values.whole_number(0, 100)(text.removesuffix("%"))
     except ValueError:
         raise UsageError(
             f"expected a percentage, a whole number from 0 to 100, got {text!r} (see zwatch share --help)"

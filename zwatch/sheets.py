@@ -14,6 +14,8 @@ from typing import ClassVar, Self
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from zwatch.engine.likeness import psnr
+
 _FACTORS = (16, 8, 4, 2, 1)
 """By how much a difference is shown brighter than it is: small ones would look black. The largest that leaves 99 of 100 values unclipped."""
 _SIDE = 384  # most pixels of a picture's longer side in a PNG sheet
@@ -66,14 +68,12 @@ def make_pair(prompt: str, versions: tuple[str, str], files: tuple[bytes, bytes]
     if first.shape != second.shape:
         return Pair(prompt, versions, files, None, None)
     difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
-    square = float(np.mean(np.square(difference, dtype=np.float64)))
-    psnr = math.inf if square == 0 else 10 * math.log10(255**2 / square)
     most = float(np.percentile(difference, 99))
     factor = next(factor for factor in _FACTORS if most * factor <= 255)
     shown = Image.fromarray(np.minimum(difference * factor, 255).astype(np.uint8))
     written = io.BytesIO()
     shown.save(written, "PNG")
-    return Pair(prompt, versions, files, written.getvalue(), psnr, factor)
+    return Pair(prompt, versions, files, written.getvalue(), psnr(first, second), factor)
 
 
 class Sheet:

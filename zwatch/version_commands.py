@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from zwatch import config, options
+from zwatch import config, options, values
 from zwatch.errors import UsageError
 
 
@@ -135,11 +135,11 @@ def _diff(first: str, second: str, models: Path | None, *, is_whole: bool, as_js
 @options.dtype_option
 @options.text_encoder_option
 @options.exact_option
-@options.option("--min-psnr", envvar="ZWATCH_GOLDEN_MIN_PSNR", type=options.number(0, 100), default="40", metavar="DECIBELS", help="Least PSNR of what is drawn later.")  # fmt: skip
-@options.option("--min-ssim", envvar="ZWATCH_GOLDEN_MIN_SSIM", type=options.number(0, 1), default="0.98", metavar="N", help="Least SSIM of what is drawn later.")  # fmt: skip
-@options.option("--steps", envvar="ZWATCH_GOLDEN_STEPS", type=options.whole_number(1, 100), default="8", metavar="N", help="Steps of each image.")  # fmt: skip
-@options.option("--size", envvar="ZWATCH_GOLDEN_SIZE", type=options.image_size, show_default="the version's own", metavar="N", help="Pixels of each image: 1024, or 1024x768.")  # fmt: skip
-@options.option("--seed", envvar="ZWATCH_GOLDEN_SEED", type=options.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of each image.")  # fmt: skip
+@options.option("--min-psnr", envvar="ZWATCH_GOLDEN_MIN_PSNR", type=values.number(0, 100), default="40", metavar="DECIBELS", help="Least PSNR of what is drawn later.")  # fmt: skip
+@options.option("--min-ssim", envvar="ZWATCH_GOLDEN_MIN_SSIM", type=values.number(0, 1), default="0.98", metavar="N", help="Least SSIM of what is drawn later.")  # fmt: skip
+@options.option("--steps", envvar="ZWATCH_GOLDEN_STEPS", type=values.whole_number(1, 100), default="8", metavar="N", help="Steps of each image.")  # fmt: skip
+@options.option("--size", envvar="ZWATCH_GOLDEN_SIZE", type=values.image_size, show_default="the version's own", metavar="N", help="Pixels of each image: 1024, or 1024x768.")  # fmt: skip
+@options.option("--seed", envvar="ZWATCH_GOLDEN_SEED", type=values.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of each image.")  # fmt: skip
 @options.switch("--force", "replaces", envvar="ZWATCH_GOLDEN_FORCE", help="Replace the golden images that the version has.")  # fmt: skip
 @options.sign_option
 @options.json_switch
@@ -174,7 +174,7 @@ def _golden(
 
 
 @click.command("prune")
-@options.option("--keep", envvar="ZWATCH_PRUNE_KEEP", type=options.whole_number(1), metavar="N", help="How many of the newest versions are kept in any case, by the time of their seals.")  # fmt: skip
+@options.option("--keep", envvar="ZWATCH_PRUNE_KEEP", type=values.whole_number(1), metavar="N", help="How many of the newest versions are kept in any case, by the time of their seals.")  # fmt: skip
 @options.option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
 @options.switch("--dry-run", envvar="ZWATCH_PRUNE_DRY_RUN", help="Only list what would be deleted.")
 @options.switch("--yes", "is_agreed", envvar="ZWATCH_PRUNE_YES", help="Delete without a question.")
@@ -213,9 +213,9 @@ def _prune(
 @click.argument("second", type=options.version_argument, help="The other one.")
 @options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="A text file with one prompt a line.")  # fmt: skip
 @options.option("-o", "--output", envvar="ZWATCH_COMPARE_OUTPUT", type=options.path, default="sheet.png", metavar="FILE", help="The sheet: a .png, or a .html with the pictures inside.")  # fmt: skip
-@options.option("--seed", envvar="ZWATCH_COMPARE_SEED", type=options.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of every picture.")  # fmt: skip
-@options.option("--size", envvar="ZWATCH_COMPARE_SIZE", type=options.pixels, show_default="the version's own", metavar="N | WxH", help="Their size in pixels.")  # fmt: skip
-@options.option("--steps", envvar="ZWATCH_COMPARE_STEPS", type=options.whole_number(1, 100), show_default="8", metavar="N", help="Their denoising steps.")  # fmt: skip
+@options.option("--seed", envvar="ZWATCH_COMPARE_SEED", type=values.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of every picture.")  # fmt: skip
+@options.option("--size", envvar="ZWATCH_COMPARE_SIZE", type=values.image_size, show_default="the version's own", metavar="N", help="Their pixels: 1024, or 1024x768.")  # fmt: skip
+@options.option("--steps", envvar="ZWATCH_COMPARE_STEPS", type=values.whole_number(1, 100), show_default="8", metavar="N", help="Their denoising steps.")  # fmt: skip
 @options.option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
 @options.option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
 @options.json_switch

@@ -1,10 +1,9 @@
 """The history: pages of pictures, single pictures, and their deletion."""
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, NotRequired
 
 from aiohttp import web
 from pydantic import Field
-from pydantic.json_schema import JsonSchemaValue
 from typing_extensions import TypedDict
 
 from zwatch.api.answers import answer
@@ -15,7 +14,7 @@ from zwatch.api.results import disposition
 from zwatch.api.schema import Number, Request, ShareName, VersionName
 from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Rule, invalid, refused, shortened
+from zwatch.generation.fields import Whole, invalid
 from zwatch.generation.history import History
 from zwatch.generation.kept_image import VotesView
 from zwatch.generation.picture_settings import picture_settings as settings_in
@@ -27,7 +26,6 @@ MAX_LIMIT = 500
 MAX_OFFSET = 10**9 - 1
 MAX_QUERY = 500
 """Most characters of a search."""
-_VOTES = (1, 0, -1)
 _KEPT = {
     "Cache-Control": "private, max-age=31536000, immutable",  # names are never reused
     "X-Content-Type-Options": "nosniff",
@@ -41,24 +39,10 @@ class Deleted(TypedDict):
     name: NotRequired[str]
 
 
-class _Vote(Rule):
-    """1, -1 or 0."""
-
-    def check(self, value: Any) -> int:
-        """Return an int."""
-        if type(value) is not int or value not in _VOTES:
-            raise refused(f"must be 1, -1, or 0 to take it back, got {shortened(value)}")
-        return value
-
-    def schema(self) -> JsonSchemaValue:
-        """Describe it."""
-        return {"type": "integer", "enum": list(_VOTES)}
-
-
 class VoteRequest(Request):
     """A vote: 1 for, -1 against, 0 takes an earlier one back. Of one client only the last counts, known as for shares."""
 
-    vote: Annotated[int, _Vote(), Field(examples=[1])]
+    vote: Annotated[int, Whole(-1, 1), Field(examples=[1])]
     user: UserName = ""
 
 

@@ -18,17 +18,12 @@ from zwatch.deploy.resolving import Target
 from zwatch.deploy.shares import MOST_PERCENT, share_key
 from zwatch.deploy.sharing import end_share, make_share, promote_share
 from zwatch.errors import RepointError
-from zwatch.generation.fields import Converted, Flag, Text, Whole
+from zwatch.generation.fields import Flag, Text, Whole
 from zwatch.generation.request import PRIMARY
 from zwatch.rollout.alias import Alias
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def _whole(value: object) -> object:
-    """Return 10 for 10.0: to JSON's schema they are one number."""
-    return int(value) if type(value) is float and value.is_integer() else value
 
 
 class ShareRequest(Request):
@@ -38,7 +33,7 @@ class ShareRequest(Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": "v3", "percent": 10}, {"percent": None}]})
 
-    percent: Annotated[int, Whole(0, MOST_PERCENT), Converted(_whole, ())] | None
+    percent: Annotated[int, Whole(0, MOST_PERCENT)] | None
     version: Annotated[str, Text(required=True)] | None = None
     alias: AliasName = PRIMARY
     wait: Annotated[bool, Flag()] = True
