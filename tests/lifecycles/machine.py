@@ -102,7 +102,7 @@ class World:
         self.check_log()
         self.service.stop()
         left = [name for name in os.listdir(self.root) if name.startswith(".")]
-        left += [path.name for path in (self.folder / "state").iterdir() if path.name not in ("state.json", "lock")]
+        left += [path.name for path in (self.folder / "state").iterdir() if path.name not in ("state.json", "lock", "trials.json")]
         assert not left, left
 
     def check_log(self):
