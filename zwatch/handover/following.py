@@ -66,6 +66,10 @@ class Following:
         await self._ended_process()
         _log.info("the process that was taken over has ended")
         self.ended.set()
+        self._take_room()
+
+    def _take_room(self) -> None:
+        """Let loads have the memory that the old process had."""
         if (factory := self._services.supervisor.factory) is not None:
             factory.device.budget = self._budget
             factory.device.peak_elsewhere = 0
@@ -99,6 +103,7 @@ class Following:
                 await self._mirror.note(body)
             elif "freed" in body:
                 self._has_freed = True
+                self._take_room()  # also of the budget: a load that waited looks at it now
             elif "connection" in body:
                 await self._runner.adopt(socket.socket(fileno=message.fds.pop()))
         except Exception:  # of one job or connection: the others come over all the same
