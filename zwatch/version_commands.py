@@ -211,7 +211,7 @@ def _prune(
 @click.command("compare")
 @click.argument("first", type=options.version_argument, help="A version that is loaded, an alias or a share.")
 @click.argument("second", type=options.version_argument, help="The other one.")
-@options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="A text file with one prompt a line.")  # fmt: skip
+@options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="The prompts, one a line: as text, or as JSON with seed, width, height and steps.")  # fmt: skip
 @options.option("-o", "--output", envvar="ZWATCH_COMPARE_OUTPUT", type=options.path, default="sheet.png", metavar="FILE", help="The sheet: a .png, or a .html with the pictures inside.")  # fmt: skip
 @options.option("--seed", envvar="ZWATCH_COMPARE_SEED", type=values.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of every picture.")  # fmt: skip
 @options.option("--size", envvar="ZWATCH_COMPARE_SIZE", type=values.image_size, show_default="the version's own", metavar="N", help="Their pixels: 1024, or 1024x768.")  # fmt: skip
@@ -234,7 +234,7 @@ def _compare(
 ) -> int:
     """Draw prompts by two versions and write a sheet of the pairs and their differences."""
     if prompts is None:
-        raise UsageError("give --prompts FILE: a text file with one prompt a line")
+        raise UsageError("give --prompts FILE: what shall be drawn, a prompt a line")
     if first == second:
         raise UsageError(f"both are {first!r}; name two different versions")
     from zwatch import comparing

@@ -78,7 +78,7 @@ def parse(data: bytes) -> tuple[Picture, ...]:
     if len(data) > MOST_JSON:
         raise Rejection(CODE, f"{NAME}: found {len(data)} bytes, expected at most {MOST_JSON}")
     try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        found = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise Rejection(CODE, f"{NAME}: not JSON: {error}") from None
     _check_keys("", found, {"images"})
@@ -228,7 +228,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object, for `json.loads`.
+
+    Raises:
+        ValueError: one is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
