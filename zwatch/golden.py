@@ -168,13 +168,15 @@ def _floored(
     """Return an image with its floors: those of its line, else those that were asked for, else measured."""
     from zwatch.engine.rounding import measured
 
-    said = {"min_psnr": wish.min_psnr, "min_ssim": wish.min_ssim}
-    said = {name: value for name, value in said.items() if value is not None} | dict(asked.fields)
-    if said.keys() >= {"min_psnr", "min_ssim"}:
+    given = {"min_psnr": wish.min_psnr, "min_ssim": wish.min_ssim, **asked.fields}
+    said_psnr, said_ssim = given["min_psnr"], given["min_ssim"]
+    if said_psnr is not None and said_ssim is not None:
         return picture
     least_psnr, least_ssim = golden.floors(*measured(engine, picture, data, check))
     return replace(
-        picture, min_psnr=float(said.get("min_psnr", least_psnr)), min_ssim=float(said.get("min_ssim", least_ssim))
+        picture,
+        min_psnr=least_psnr if said_psnr is None else float(said_psnr),
+        min_ssim=least_ssim if said_ssim is None else float(said_ssim),
     )
 
 
