@@ -63,7 +63,8 @@ def serving(**keys):
     engines = EngineRegistry()
     for alias, key in keys.items():
         if engines.resident(key) is None:
-            engines.admit(key, SimpleNamespace(is_complete=True))
+            golden = SimpleNamespace(checked=3, missed=2 if key == V3 else 0)
+            engines.admit(key, SimpleNamespace(is_complete=True, golden=golden))
         engines.promote(alias, key)
     return engines
 
@@ -120,6 +121,14 @@ CASES = {
         ["current@10 asks for v2, which is being loaded; current draws all requests"],
     ),
     "a share serves": (Supervisor(share=V2), {"current": V1, "current@": V2}, "ok", []),
+    "a share missed golden images": (
+        Supervisor(share=V3), {"current": V1, "current@": V3}, "degraded",
+        ["current@10 serves v3, which missed 2 of 3 golden images: it does not draw what it drew when they were made"],
+    ),
+    "golden images were missed, and only that": (
+        Supervisor(current=V3), {"current": V3}, "degraded",
+        ["current serves v3, which missed 2 of 3 golden images: it does not draw what it drew when they were made"],
+    ),
     "a share is rejected": (
         Supervisor(attempt(V2, "current@", code="hash_mismatch"), share=V2), {"current": V1}, "degraded",
         ["current@10 asks for v2, current draws all requests: a file differs"],

@@ -153,7 +153,10 @@ def test_the_status_has_all_parts():
     engines = serving(V1, V2)
     view = views.status_view(supervisor, engines, queue, None, None, 1.23456)
     assert view["device"] == {"name": None, "free": None, "total": None}
-    assert (view["status"], view["uptime"], view["history"]) == ("ok", 1.235, None)
+    assert (view["status"], view["uptime"], view["history"]) == ("degraded", 1.235, None)
+    assert view["reasons"] == [
+        "current serves v2, which missed 1 of 2 golden images: it does not draw what it drew when they were made"
+    ]
     assert view["strays"] == [{"path": "v1/v9", "text": "v9", "reason": "no version of that name"}]
     states = {one["version"]: (one["state"], one["leases"], one["bytes"]) for one in view["engines"]}
     assert states["v2"] == ("SERVING", 0, 1000)

@@ -17,7 +17,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     stands; or `unavailable`, `current` serves nothing."""
     found = [None if supervisor.failure is None else f"the service stops: {supervisor.failure}"]
     found += [_problem(supervisor, engines, record) for record in supervisor.records.values()]
-    found += [_missed(record) for record in supervisor.records.values()]
+    found += [_missed(engines, record) for record in supervisor.records.values()]
     found += dict.fromkeys(
         fault.message for share in supervisor.seen.shares.values() for fault in share.faults.values()
     )
@@ -64,9 +64,9 @@ def _problem(supervisor: Supervisor, engines: EngineRegistry, record: Alias) -> 
     return _joined(f"{name} asks for {wish.version}, which is not ready; {serves}", now)
 
 
-def _missed(record: Alias) -> str | None:
+def _missed(engines: EngineRegistry, record: Alias) -> str | None:
     """Return that what an alias or a share serves missed golden images, if it did."""
-    if (serving := record.serving) is None or (how := missed(serving.engine.golden)) is None:
+    if (serving := engines.serving(record.key)) is None or (how := missed(serving.engine.golden)) is None:
         return None
     version = serving.key.version
     return f"{record.name} serves {version}, which {how}: it does not draw what it drew when they were made"
