@@ -71,6 +71,11 @@ class Drawer:
         """Seconds for which a version on trial may draw whatever the other version takes."""
         self.on_redraw: list[Callable[[Suspicion], None]] = []
         """Called for each request that another version is to draw again."""
+        self.trial_of: Callable[[Job], str] = lambda job: ""
+        """Returns the id of the trial in which the end of a job that gets its version now counts; "" for none."""
+        self.on_fault: list[Callable[[str, VersionKey], None]] = []
+        """Called once it is known that a request was drawn again because of a fault of the first version: with the id of the trial
+        in which that counts, "" for none, and the version."""
         self._traffic = traffic
         self._finisher = finisher
         self._aliases = aliases
@@ -88,6 +93,8 @@ class Drawer:
             return None
         # Noted now: the alias may serve something else when it fails.
         is_watched = self._is_watched(lease.key)
+        if not job.second_turn.is_taken:
+            job.trial = self.trial_of(job)
         try:
             return await self._draw(job, lease, queued, is_watched=is_watched)
         except GenerationCancelled:
@@ -130,7 +137,7 @@ class Drawer:
             if other is not None:
                 return Result(*other, queued)
         elif (suspicion := job.second_turn.take_suspicion()) is not None:
-            self._settle(suspicion, Redraw.WELL, lease.key)
+            self._settle(job, suspicion, Redraw.WELL, lease.key)
         elif self.withdrawal is not None and flaw is None:
             self.withdrawal.note(lease.key, None)
         if is_first or is_watched:
@@ -148,6 +155,7 @@ class Drawer:
         parameters = job.parameters
         assert parameters is not None  # it was drawn
         job.lease = other
+        job.take_second_turn()
         job.restart()
         try:
             pictures = self._finisher.begin(job, other.key, fitted(job.request, other.engine, self._max_work))
@@ -155,7 +163,7 @@ class Drawer:
             if generation.flaw is None:
                 first.release()
                 self._redrawn(suspicion)
-                self._settle(suspicion, Redraw.WELL, other.key)
+                self._settle(job, suspicion, Redraw.WELL, other.key)
                 pictures.add_all(generation)
                 return pictures, generation
         except GenerationCancelled:
@@ -180,13 +188,13 @@ class Drawer:
     ) -> Literal[_Again.AGAIN] | None:
         """Let another version draw a job that a version on trial failed to draw; if that is not possible, answer the error."""
         if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
-            self._settle(suspicion, Redraw.FAILED)
+            self._settle(job, suspicion, Redraw.FAILED)
         elif is_watched and not job.state.is_final:
             suspicion = Suspicion(lease.key, kind, error.message, lease.by_share)
             if self._another(job, lease.key):
                 job.second_turn.suspicion = suspicion
                 return self._draw_again(job, suspicion, error)
-            self._settle(suspicion, Redraw.NONE)
+            self._settle(job, suspicion, Redraw.NONE)
             # If that was one too many, what serves instead may have to be loaded first.
             if self._may_be_drawn_again(job) and not self._is_watched(lease.key) and self._is_coming(job.request.model):
                 return self._draw_again(job, suspicion, error)
@@ -194,6 +202,7 @@ class Drawer:
         return None
 
     def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
+        job.take_second_turn()
         job.second_turn.avoided = frozenset({suspicion.key})
         job.second_turn.error = error.with_traceback(None)  # its frames hold the images
         self._redrawn(suspicion)
@@ -214,6 +223,7 @@ class Drawer:
             raise RequestError("generation_failed", f"{job.request.model} makes no usable images and was withdrawn")
         if job.state.is_final:
             return None
+        job.take_second_turn()
         if job.lease is not None:
             job.lease.release()
         return AGAIN
@@ -260,11 +270,16 @@ class Drawer:
     def note_end(self, job: Job) -> None:
         """Note the end of a job: one that waited to be drawn again may have been cancelled."""
         if (suspicion := job.second_turn.take_suspicion()) is not None:
-            self._settle(suspicion, Redraw.NONE)
+            self._settle(job, suspicion, Redraw.NONE)
 
-    def _settle(self, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
+    def _settle(self, job: Job, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
+        noted = trials.settled(suspicion, redraw, other)
+        if job.second_turn.is_taken and (suspicion.key, suspicion.text) in noted:
+            # First: if the version is withdrawn for it, its trial ends with this fault.
+            for listener in self.on_fault:
+                listener(job.second_turn.trial, suspicion.key)
         if self.withdrawal is not None:
-            for key, fault in trials.settled(suspicion, redraw, other):
+            for key, fault in noted:
                 self.withdrawal.note(key, fault)
 
 

@@ -110,8 +110,9 @@ export class Trial {
 		this.promoteButton.disabled = !isReady;
 		if (this.shown !== share.name) this.part.value = share.percent ?? "";
 		this.shown = share.name;
-		// Not those of the last trial, while this one's version is loaded
-		const { sides, conclusion } = this.sides?.share === share.name && !this.sides.ended ? this.sides : { sides: [], conclusion: "" };
+		// Not those of the last trial, while this one's version is loaded; but those for which a version was withdrawn
+		const isOfShare = this.sides?.share === share.name && (!this.sides.ended || this.sides.sides[1].version === share.target);
+		const { sides, conclusion } = isOfShare ? this.sides : { sides: [], conclusion: "" };
 		setText(this.conclusion, conclusion);
 		show(this.table, sides.length > 0);
 		show(this.note, sides.length > 0);

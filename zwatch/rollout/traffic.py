@@ -67,14 +67,14 @@ class Traffic:
         if record.share is not None:
             return [(record.serving, record.name)]
         own, share = (record.serving, None), self._records.get(share_key(record.name))
-        if client is None or share is None or not self._takes(share):
+        if client is None or share is None or not self.takes(share):
             return [own]
         by_share = (share.serving, share.name)
         if side_of(client, record.name) < share.percent:
             return [by_share, own]
         return [own, by_share] if is_moved else [own]
 
-    def _takes(self, share: Alias) -> bool:
+    def takes(self, share: Alias) -> bool:
         """Say whether a share takes requests now."""
         resident = share.serving
         if resident is None or share.percent == 0 or share.is_withdrawn:
