@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.shares import parse_share
+from zwatch.deploy.shares import alias_meant, parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
@@ -303,8 +303,8 @@ class GenerationQueue:
         if model in self._aliases:
             message = f"{model} serves nothing at present, see /status"
             return RequestError("model_not_loaded", message, headers=retry_after(2))
-        if (share := parse_share(model)) is not None:
-            text = f"{share.alias} has no share {model!r} at present, see /status"
+        if (alias := alias_meant(model)) in self._aliases:
+            text = f"{alias} has no share {model[:100]!r} at present, see /status"
             return RequestError("model_not_found", text, param="model")
         return RequestError(
             "model_not_found",
