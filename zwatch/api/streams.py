@@ -130,9 +130,9 @@ async def outcome(job: Awaited[R_co], limit: float | None) -> R_co:
     except RequestError as error:
         raise error.with_headers(failed_headers(job)) from None
     except TimeoutError:
-        error = too_late(limit, job)
-        job.note_timeout(error)
-        raise error.with_headers(failed_headers(job)) from None
+        late = too_late(limit, job)
+        job.note_timeout(late)
+        raise late.with_headers(failed_headers(job)) from None
 
 
 def too_late(limit: float | None, what: Followed) -> RequestError:

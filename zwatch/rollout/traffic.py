@@ -64,11 +64,11 @@ class Traffic:
     def _sides(self, record: Alias, client: str | None) -> list[Alias]:
         """Return by what a request may be served, the client's own side first."""
         share = None if record.is_share else self._records.get(share_key(record.name))
-        if client is None or share is None or not self._takes(share):
+        if client is None or share is None or not self.takes(share):
             return [record]
         return [share, record] if side_of(client, record.name) < share.percent else [record]
 
-    def _takes(self, share: Alias) -> bool:
+    def takes(self, share: Alias) -> bool:
         """Say whether a share takes requests now."""
         resident = share.serving
         if resident is None or share.percent == 0 or share.is_withdrawn:
