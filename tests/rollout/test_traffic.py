@@ -107,11 +107,32 @@ def test_a_share_of_another_alias_does_not_count(scene):
 
 def test_what_is_avoided_is_not_leased(scene):
     assert scene.served(avoided=[V3]) == ("v1", None)
-    assert scene.served(client=ON_OWN, avoided=[V1]) == ("v3", "current@10")
+    assert scene.served(client=ON_OWN, avoided=[V1]) == ("v2", None), "a client keeps its side"
     assert scene.served(avoided=[V1, V3]) == scene.served(client=ON_OWN, avoided=[V1, V3]) == ("v2", None)
+    assert scene.served(client=ON_OWN, avoided=[V1, V2]) is None
     assert scene.served(client=None, avoided=[V1]) == ("v2", None)
     assert scene.served(avoided=[V1, V2, V3]) is None
     assert scene.served("v3", avoided=[V3]) is None
+
+
+def test_a_request_that_names_a_share_gets_no_other_version(scene):
+    scene.engines.promote(share_key("current"), V2)
+    assert scene.share.previous == V3
+    assert scene.served("current@10") == ("v2", "current@10")
+    assert scene.served("current@10", avoided=[V2]) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "client", "avoided", "expected"),
+    [
+        ("current", ON_SHARE, (), "current@"), ("current", ON_OWN, (), "current"), ("current", None, (), "current"),
+        ("current", ON_SHARE, [V3], "current"), ("current", ON_OWN, [V1], "current"), ("current@10", None, (), "current@"),
+        ("v3", ON_SHARE, (), None),
+    ],
+)  # fmt: skip
+def test_a_lease_says_by_which_alias_or_share_it_came(scene, model, client, avoided, expected):
+    with scene.traffic.lease(model, client, avoided) as lease:
+        assert lease.by == expected
 
 
 def test_a_share_whose_engine_cannot_be_used_takes_nothing(scene):

@@ -18,6 +18,7 @@ trial.change = Change = 更改
 trial.promote = Promote = 转正
 trial.end = End the trial = 结束试用
 trial.gets = {version} draws {percent} of the requests for {alias}. = {version} 处理 {alias} 的 {percent} 请求。
+trial.still = {version} still draws {percent}. = {version} 仍处理 {percent}。
 trial.held = {version} is ready and draws no requests for {alias}. = {version} 已就绪，不处理 {alias} 的请求。
 trial.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
 trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
@@ -194,15 +195,17 @@ export class Trial {
 const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100, step: 1, required: true, value: String(value), inputMode: "numeric" });
 
 // What a share's state is: a sentence, what is wrong, and whether it can be promoted
-function stateOf({ target: version, percent: part, fault, attempt, serving }, alias) {
-	if (fault) return { text: "", problem: reasoned(fault.code, fault.message), isReady: false };
+function stateOf({ target: version, percent: part, fault, attempt, serving, counts }, alias) {
+	// What serves keeps serving until what the link leads to is ready
+	const still = serving && serving !== version && counts && part ? t("trial.still", { version: serving, percent: percent(part / 100) }) : "";
+	if (fault) return { text: still, problem: reasoned(fault.code, fault.message), isReady: false };
 	if (attempt?.code && attempt.version === version && attempt.state !== "PROMOTED") {
-		return { text: "", problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
+		return { text: still, problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
 	}
 	const isReady = serving === version;
 	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");
 	const shown = percent(isReady ? part / 100 : (attempt?.progress ?? 0));
-	return { text: t(`trial.${key}`, { version, alias, percent: shown }), problem: "", isReady };
+	return { text: `${t(`trial.${key}`, { version, alias, percent: shown })} ${still}`.trim(), problem: "", isReady };
 }
 
 function tableOf(sides, alias) {

@@ -251,7 +251,7 @@ class Alias:
         rejection = Rejection(rejection.code, rejection.reason)
         attempt.reject(rejection)
         self.refusals.add(attempt.key, rejection, link_stamp, awaited, fallback=attempt.fallback)
-        _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+        _log.warning("%s: %s is rejected (%s): %s", self.name, attempt.key.version, rejection.code, rejection.reason)
 
     def withdraw(self, attempt: Attempt, reason: str) -> None:
         """Reject what it serves, because it failed in requests. A share serves nothing then; an alias serves on until another
