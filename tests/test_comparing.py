@@ -17,8 +17,6 @@ import pytest
 from PIL import Image
 
 from tests.harness import Server
-from zwatch.comparing import read_prompts
-from zwatch.errors import UsageError
 from zwatch.sheets import HtmlSheet, PngSheet, make_pair
 
 
@@ -143,31 +141,6 @@ def test_a_sheet_that_is_not_finished_leaves_the_old_one(tmp_path, kind):
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("sheet", "old")]
 
 
-# --- prompts
-
-
-def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_bytes("\ufeffa cat\r\n\n  a dog \n一只猫".encode())
-    assert read_prompts(file) == ["a cat", "a dog", "一只猫"]
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "No such file"), (b"", "no prompts"), (b"\n \n", "no prompts"), (b"a\n\xff\n", "line 2 is not UTF-8"),
-        (b"a\n" + b"x" * 10_001, "line 2 has 10001 characters"),
-    ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_used_is_said_with_its_line(tmp_path, content, words):
-    file = tmp_path / "prompts.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(UsageError, match=words) as refused:
-        read_prompts(file)
-    assert str(file) in str(refused.value)
-
-
 # --- the command
 
 
@@ -225,16 +198,61 @@ def test_the_command_draws_each_prompt_by_both_and_writes_the_sheet(server, tmp_
         (["v1", "v9"], 1, r"'v9' is neither an alias nor a resident version.*`zwatch list`"),
         (["v1", "v1"], 2, "both are 'v1'"), (["v1", "v2", "-o", "sheet.gif"], 2, r"ends with \.png or \.html"),
         (["v1", "v2", "--size", "100"], 2, "a multiple of 16 from 16 to 2048"),
-        (["v1", "v2", "-o", "no/such/folder.png"], 1, "No such file"),
+        (["v1", "v2", "-o", "no/such/folder.png"], 2, r"-o no/such/folder\.png: there is no folder no/such; make it"),
+        (["v1", "v2", "-o", "prompts.txt/sheet.html"], 2, r"-o .*: there is no folder"),
+        (["v1", "v2", "-o", "folder.png"], 2, r"-o folder\.png: found a folder, expected the name of a file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_nothing_is_left(server, tmp_path, arguments, status, words):
     (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "folder.png").mkdir()
     ended = run(server, *arguments, "--prompts", "prompts.txt", cwd=tmp_path)
     assert ended.returncode == status
     assert re.search(words, ended.stderr)
     assert "Traceback" not in ended.stderr
-    assert [one.name for one in tmp_path.iterdir()] == ["prompts.txt"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder.png", "prompts.txt"]
+    assert not list((tmp_path / "folder.png").iterdir())
+
+
+def test_a_line_may_say_what_is_drawn_for_it(server, tmp_path):
+    lines = ["a cat", json.dumps({"prompt": "a dog", "seed": 7, "width": 32, "height": 48, "steps": 3})]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    ended = run(
+        server, "v1", "v2", "--prompts", "prompts.txt", "-o", "sheet.html", "--size", "64", "--json", cwd=tmp_path
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, second = json.loads(ended.stdout)["pairs"]
+    assert (first["prompt"], "seed" in first) == ("a cat", False)
+    assert (second["prompt"], second["seed"], second["steps"]) == ("a dog", 7, 3)
+    found = _Found()
+    found.feed((tmp_path / "sheet.html").read_text())
+    assert "a dog (seed 7, width 32, height 48, steps 3)" in found.text
+    sizes = []
+    for image in found.images:
+        with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
+            sizes.append(picture.size)
+    assert sizes == [(64, 64)] * 3 + [(32, 48)] * 3
+
+
+def test_a_pipe_of_prompts_is_read_and_a_floor_is_refused(server, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "zwatch",
+        "compare",
+        "v1",
+        "v2",
+        "--prompts",
+        "/dev/stdin",
+        "--url",
+        server.url,
+        "--steps",
+        "1",
+    ]
+    how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, "check": False}
+    assert subprocess.run(command, input="a cat\n", **how).stdout.startswith("sheet.png: 1 pairs of v1 and v2")
+    ended = subprocess.run(command, input='{"prompt": "a cat", "min_psnr": 30}', **how)
+    assert (ended.returncode, "line 1: min_psnr has no meaning here" in ended.stderr) == (2, True)
 
 
 def test_it_says_what_is_missing(server, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,10 @@ from zwatch.deploy.golden import parse
 from zwatch.deploy.seal import SIGNATURE_NAME, read_seal
 from zwatch.deploy.verifying import check_directory
 from zwatch.deploy.versions import opened
+from zwatch.engine import rounding
 from zwatch.engine.check import check_version
+
+MODELS = Path(__file__).parent.parent / "models"
 
 
 def seal_of(version):
@@ -56,7 +60,7 @@ def test_it_draws_what_is_asked_for_and_seals_the_version_with_it(make, models):
     )
     first, second = parse((models / "v1/golden.json").read_bytes())
     assert (first.prompt, first.seed, first.width, first.height, first.steps) == ("a cat", 5, 64, 64, 2)
-    assert (first.image, first.min_psnr, first.min_ssim) == ("golden/1.png", 38.0, 0.98)
+    assert (first.image, first.min_psnr, first.min_ssim) == ("golden/1.png", 38.0, 0.998)
     assert (second.seed, second.width, second.height, second.steps) == (7, 32, 48, 3)
     assert (second.image, second.min_psnr, second.min_ssim) == ("golden/2.png", 35.0, 0.9)
     assert set(sealed.files) - set(weights) == {"golden.json", "golden/1.png", "golden/2.png"}
@@ -177,7 +181,78 @@ def test_an_old_signature_is_removed_and_a_new_one_made_with_a_key(make, models,
     assert not (models / "v1" / SIGNATURE_NAME).exists()
 
 
+# Floors
+
+
+@pytest.fixture(scope="module")
+def v1(tmp_path_factory):
+    """The repository's v1, with golden images whose floors were measured."""
+    root = tmp_path_factory.mktemp("floors") / "models"
+    shutil.copytree(MODELS / "v1", root / "v1")
+    goldens.add(root, "v1")
+    return root / "v1"
+
+
+def test_rounding_alone_passes_the_floors_that_were_measured(v1):
+    floors = [(picture.min_psnr, picture.min_ssim) for picture in parse((v1 / "golden.json").read_bytes())]
+    assert all(44 < least <= 47 and 0.99 < similarity <= 0.998 for least, similarity in floors), floors
+    assert check_version(v1, "cpu", lambda *report: None, exact=False)[0] == []
+
+
+def test_a_wrong_scheduler_is_caught_by_the_floors_that_were_measured(v1):
+    wrong = goldens.copied(v1.parent, "v1", "wrong")
+    goldens.change_shift(wrong)
+    goldens.seal(wrong)
+    [problem] = check_version(wrong, "cpu", lambda *report: None)[0]
+    assert problem.startswith("golden_mismatch: golden/1.png")
+
+
+def test_an_image_with_both_floors_said_is_drawn_once(make, monkeypatch):
+    monkeypatch.setattr(rounding, "measured", None)
+    assert make("a cat", options=["--steps", "1", "--min-psnr", "38", "--min-ssim", "0.9"])[0] == 0
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"images": []}', b"\xff"])
+def test_a_golden_json_that_is_wrong_is_replaced_with_force(make, models, content):
+    assert make("a cat", "a dog", options=["--steps", "1"])[0] == 0
+    (models / "v1/golden.json").write_bytes(content)
+    status, _, error = make("a tree", options=["--steps", "1"])
+    assert (status, "golden.json: " in error, "give --force to replace it" in error) == (1, True, True)
+    assert make("a tree", options=["--steps", "1", "--force"])[0] == 0
+    assert os.listdir(models / "v1/golden") == ["3.png"], "what the old seal named stayed until the new one was there"
+    assert check_directory(models / "v1", "v1") == []
+    assert check_version(models / "v1", "cpu", lambda *report: None)[0] == []
+
+
+def test_a_golden_json_that_is_gone_is_said_with_what_helps(make, models):
+    assert make("a cat", options=["--steps", "1"])[0] == 0
+    (models / "v1/golden.json").unlink()
+    status, _, error = make("a tree", options=["--steps", "1", "--force"])
+    assert (status, f"run `zwatch seal {models}/v1`" in error) == (1, True)
+    assert cli.main(["seal", str(models / "v1")]) == 0
+    assert make("a tree", options=["--steps", "1"])[0] == 0
+    assert check_directory(models / "v1", "v1") == []
+
+
+def test_what_has_the_name_of_golden_json_and_is_no_file_is_refused_at_once(make, models):
+    os.mkfifo(models / "v1/golden.json")
+    status, _, error = make("a cat", options=["--force"])
+    assert (status, f"{models}/v1/golden.json: it is not a regular file; move it away" in error) == (1, True)
+    with sealing.locked(models / "v1"):  # nothing holds the lock any more
+        pass
+
+
+def test_a_file_where_the_folder_of_images_belongs_is_refused_before_anything_is_loaded(make, models, monkeypatch):
+    monkeypatch.setattr(golden, "_loaded", None)
+    (models / "v1/golden").write_text("")
+    status, _, error = make("a cat")
+    assert (status, f"{models}/v1/golden: expected a folder, found a file; move it away" in error) == (1, True)
+    (models / "v1/golden").unlink()
+    (models / "v1/golden").symlink_to("vae")
+    assert "expected a folder, found a link" in make("a cat")[2]
 
 
 def test_what_is_no_version_is_refused(make, models):

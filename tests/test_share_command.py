@@ -223,4 +223,13 @@ def test_the_state_of_the_share_is_said_first(changes, said):
     }  # fmt: skip
     status = {"shares": {"current@10": {**share, **changes}, "canary@5": {**share, "alias": "canary"}}}
     assert client.share_lines(status, "current") == [said]
+    status["engines"] = [
+        {"version": "v1", "golden": None},
+        {"version": "v3", "golden": {"checked": 3, "of": 3, "missed": 0}},
+    ]
+    assert client.share_lines(status, "current") == [said]
+    status["engines"][1]["golden"]["missed"] = 2
+    serves = status["shares"]["current@10"]["serving"] == "v3"
+    missed = "; v3 missed 2 of 3 golden images" if serves else ""
+    assert client.share_lines(status, "current") == [said + missed]
     assert client.share_lines({}, "current") == []

@@ -176,7 +176,8 @@ def share_lines(status: dict[str, Any], alias: str) -> list[str]:
             how = "is not ready yet"
         else:
             how = f"{attempt['state']} {attempt['reason'] or ''}".rstrip()
-        lines.append(f"{name} -> {one['link'] or '?'}: {how}{_still_drawn(one)}")
+        words = _still_drawn(one) or _missed(status, one["serving"])
+        lines.append(f"{name} -> {one['link'] or '?'}: {how}{words}")
     return lines
 
 
@@ -186,6 +187,16 @@ def _still_drawn(share: dict[str, Any]) -> str:
     if serving in (None, share["target"]) or not share["counts"] or not share["percent"]:
         return ""
     return f"; {serving} still draws {share['percent']} %"
+
+
+def _missed(status: dict[str, Any], version: str | None) -> str:
+    """Return what a line about a share ends with: the golden images that the version missed which it serves."""
+    golden = next(
+        (one["golden"] for one in status.get("engines", ()) if one["version"] == version and one["golden"]), None
+    )
+    if golden is None or not golden["missed"]:
+        return ""
+    return f"; {version} missed {golden['missed']} of {golden['checked']} golden images"
 
 
 def _trial_lines(body: dict[str, Any]) -> list[str]:

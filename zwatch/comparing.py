@@ -3,21 +3,20 @@
 import base64
 import binascii
 import json
+import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zwatch.client import Service, message
+from zwatch.deploy import prompts
 from zwatch.errors import Refused, UsageError
 from zwatch.progress import Progress
 from zwatch.sheets import SHEETS, Pair, make_pair
 
-MAX_PROMPT = 10_000
-"""Characters, as the service says too."""
-_MOST_FILE = 2**24
 _PATIENCE_SECONDS = 600.0
 """How long a full queue is waited for."""
 _PAUSE_SECONDS = 1.0
@@ -25,7 +24,7 @@ _PAUSE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is drawn for each prompt; a side of None is the version's own."""
+    """What is drawn where a prompt's line does not say it; a side of None is the version's own."""
 
     models: tuple[str, str]
     seed: int
@@ -33,77 +32,74 @@ class Asked:
     height: int | None
     steps: int | None
 
-    def body(self, prompt: str) -> dict[str, Any]:
-        """Return the body of the request for one prompt."""
-        given = {"width": self.width, "height": self.height, "steps": self.steps}
+    def body(self, line: prompts.Asked) -> dict[str, Any]:
+        """Return the body of the request for one line."""
+        given = {"seed": self.seed, "width": self.width, "height": self.height, "steps": self.steps, **line.fields}
         wanted = {name: value for name, value in given.items() if value is not None}
-        return {"prompt": prompt, "seed": self.seed, "model": list(self.models), "format": "png", **wanted}
+        return {"prompt": line.prompt, "model": list(self.models), "format": "png", **wanted}
 
 
-def compare(asked: Asked, prompts: Path, sheet: Path, service: Service, *, as_json: bool) -> int:
+def compare(asked: Asked, file: Path, sheet: Path, service: Service, *, as_json: bool) -> int:
     """Draw every prompt of a file by both models, write the sheet, and say how far they differ.
 
     Raises:
         UsageError: the file or the sheet's name cannot be used, or no service answers.
-        Refused: the service refused a request.
+        Refused: the service refused a request, or the sheet could not be written.
     """
-    found = read_prompts(prompts)
     kind = SHEETS.get(sheet.suffix.lower())
     if kind is None:
         raise UsageError(f"-o {sheet}: expected a name that ends with {' or '.join(SHEETS)}")
+    _check_place(sheet)
+    found = prompts.read(file, prompts.DRAWN)
     if len(found) > kind.most_pairs:
         raise UsageError(
-            f"{prompts} has {len(found)} prompts, more than the {kind.most_pairs} of a {sheet.suffix} sheet: give -o sheet.html, or "
+            f"{file} has {len(found)} prompts, more than the {kind.most_pairs} of a {sheet.suffix} sheet: give -o sheet.html, or "
             "fewer prompts"
         )
-    with kind(sheet, asked.models, asked.seed) as written, Progress("comparing", len(found), unit="pairs") as progress:
-        pairs = []
-        for prompt, pair in _drawn(asked, found, service):
-            written.add(pair)
-            pairs.append(pair)
-            progress.advance(prompt[:40], 1)
-    _tell(sheet, asked, pairs, as_json=as_json)
+    pairs = []
+    try:
+        with (
+            kind(sheet, asked.models, asked.seed) as written,
+            Progress("comparing", len(found), unit="pairs") as progress,
+        ):
+            for line in found:
+                pair = _drawn(asked, line, service)
+                written.add(pair)
+                pairs.append(pair)
+                progress.advance(line.prompt[:40], 1)
+    except OSError as error:
+        raise Refused(f"-o {sheet}: it cannot be written: {error.strerror or error}") from None
+    _tell(sheet, asked, found, pairs, as_json=as_json)
     return 0
 
 
-def read_prompts(file: Path) -> list[str]:
-    """Return the prompts in a file: one a line, without blank lines and the blanks around each.
+def _check_place(sheet: Path) -> None:
+    """Find what is wrong with the sheet's place before anything is drawn.
 
     Raises:
-        UsageError: there is no such file, or it has no usable prompts.
+        UsageError: it cannot be written there.
     """
+    if sheet.is_dir():
+        raise UsageError(f"-o {sheet}: found a folder, expected the name of a file")
+    if not sheet.parent.is_dir():
+        raise UsageError(f"-o {sheet}: there is no folder {sheet.parent}; make it, or name another")
+    if not os.access(sheet.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"-o {sheet}: the folder {sheet.parent} may not be written; name another")
+
+
+def _drawn(asked: Asked, line: prompts.Asked, service: Service) -> Pair:
+    answer = _asked(service, asked.body(line), asked.models)
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(_MOST_FILE + 1)
-    except OSError as error:
-        raise UsageError(f"--prompts {file}: {error.strerror}") from None
-    if len(raw) > _MOST_FILE:
-        raise UsageError(f"--prompts {file}: it is longer than {_MOST_FILE // 2**20} MiB; expected one prompt a line")
-    prompts = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            prompt = line.decode().strip()
-        except UnicodeDecodeError:
-            raise UsageError(f"--prompts {file}: line {number} is not UTF-8") from None
-        if len(prompt) > MAX_PROMPT:
-            raise UsageError(
-                f"--prompts {file}: line {number} has {len(prompt)} characters, a prompt at most {MAX_PROMPT}"
-            )
-        prompts += [prompt] if prompt else []
-    if not prompts:
-        raise UsageError(f"--prompts {file}: there are no prompts in it; write one a line")
-    return prompts
-
-
-def _drawn(asked: Asked, prompts: list[str], service: Service) -> Iterator[tuple[str, Pair]]:
-    for prompt in prompts:
-        answer = _asked(service, asked.body(prompt), asked.models)
-        try:
-            first, second = answer["images"]
-            files = tuple(base64.b64decode(one["b64_json"], validate=True) for one in (first, second))
-            yield prompt, make_pair(prompt, (first["version"], second["version"]), (files[0], files[1]))
-        except (KeyError, TypeError, ValueError, binascii.Error, OSError) as error:
-            raise UsageError(f"the answer to /generate is not zwatch's, or an older version's ({error!r})") from None
+        first, second = answer["images"]
+        files = tuple(base64.b64decode(one["b64_json"], validate=True) for one in (first, second))
+        own = ", ".join(f"{name} {value}" for name, value in line.fields.items())  # the sheet's head has the others
+        return make_pair(
+            f"{line.prompt} ({own})" if own else line.prompt,
+            (first["version"], second["version"]),
+            (files[0], files[1]),
+        )
+    except (KeyError, TypeError, ValueError, binascii.Error, OSError) as error:
+        raise UsageError(f"the answer to /generate is not zwatch's, or an older version's ({error!r})") from None
 
 
 def _asked(service: Service, body: Mapping[str, Any], models: tuple[str, str]) -> dict[str, Any]:
@@ -137,10 +133,19 @@ def _advice(service: Service, models: tuple[str, str]) -> str:
     return f"{missing} is there, but not loaded: `zwatch share {missing} 0` holds it ready without giving it requests"
 
 
-def _tell(sheet: Path, asked: Asked, pairs: list[Pair], *, as_json: bool) -> None:
+def _tell(sheet: Path, asked: Asked, lines: list[prompts.Asked], pairs: list[Pair], *, as_json: bool) -> None:
     ratios = [pair.psnr for pair in pairs if pair.psnr is not None]
     if as_json:
-        rows = [{"prompt": pair.prompt, "versions": list(pair.versions), "same": pair.is_same, "psnr": pair.finite_psnr} for pair in pairs]  # fmt: skip
+        rows = [
+            {
+                "prompt": line.prompt,
+                **line.fields,
+                "versions": list(pair.versions),
+                "same": pair.is_same,
+                "psnr": pair.finite_psnr,
+            }
+            for line, pair in zip(lines, pairs, strict=True)
+        ]
         found = {"sheet": str(sheet), "models": list(asked.models), "seed": asked.seed, "pairs": rows}
         print(json.dumps(found, ensure_ascii=False))
         return

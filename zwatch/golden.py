@@ -1,22 +1,24 @@
 """`zwatch golden`: draws a version's golden images with the version itself, and seals it again with them."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zwatch.deploy import golden, sealing
-from zwatch.deploy.durable import sync_entries, write_durably
+from zwatch.deploy.durable import read_regular, sync_entries, write_durably
 from zwatch.deploy.golden import Picture
 from zwatch.deploy.look import has_version, open_version
 from zwatch.deploy.prompts import Asked
 from zwatch.deploy.resolving import Directory, FileStamp
 from zwatch.deploy.seal import Known, Seal, read_seal
 from zwatch.deploy.signals import Ending
-from zwatch.errors import Refused, UsageError
+from zwatch.errors import Refused, Rejection, UsageError
 from zwatch.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ class Wish:
     size: tuple[int, int] | None
     steps: int
     seed: int
-    min_psnr: float
-    min_ssim: float
+    min_psnr: float | None
+    min_ssim: float | None
+    """None for a floor: it is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,41 +74,110 @@ def make(
         raise UsageError(f"found {len(asked)} prompts, expected at most {golden.MOST_IMAGES}")
     with sealing.naming(directory), sealing.locked(directory):
         sealing.check_writable(directory)
-        before = _present(directory)
-        if before and not replaces:
-            raise Refused(f"{directory}: it has {len(before)} golden images; give --force to replace them")
+        before = _present(directory, replaces=replaces)
         with Progress("golden images") as progress:
-            drawn = _drawn(models, name, asked, wish, before, device, options, progress, ending)
+            drawn = _drawn(models, name, asked, wish, device, options, progress, ending)
         sealed = _put(directory, drawn, ending)
-        _remove(directory, [picture for picture in before if picture.image not in drawn.files])
+        _remove(directory, {*before, *_old(drawn.seal)})
         lines = _signed(directory, name, sealed, key)
     _print(directory, drawn, sealed, lines, time.monotonic() - begun, as_json=as_json)
 
 
-def _present(directory: Path) -> tuple[Picture, ...]:
-    """Return the golden images that a version has."""
+def _present(directory: Path, *, replaces: bool) -> list[str]:
+    """Return the paths of the golden images that a version has, as far as its golden.json is right.
+
+    Raises:
+        Refused: it has some and nothing `replaces` them, or what is there cannot be replaced; with what to type.
+    """
+    folder, file = directory / golden.FOLDER, directory / golden.NAME
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise Refused(
+            f"{folder}: expected a folder, found {'a link' if folder.is_symlink() else 'a file'}; move it away"
+        )
+    again = f"run `zwatch seal {directory}`, which seals the version without golden images"
     try:
-        return golden.parse((directory / golden.NAME).read_bytes())
+        data = _golden_json(directory)
+    except ValueError as error:
+        raise Refused(f"{file}: {error}; move it away and {again}") from None
+    if data is None:
+        if golden.NAME in _seal(directory).files:
+            raise Refused(f"{file}: the seal names it, it is not there; put it back, or {again}")
+        return []
+    try:
+        pictures = golden.parse(data)
+    except Rejection as rejection:
+        if replaces:
+            return []
+        raise Refused(f"{directory}: {rejection.reason}; give --force to replace it") from None
+    if not replaces:
+        raise Refused(f"{directory}: it has {len(pictures)} golden images; give --force to replace them")
+    return [picture.image for picture in pictures]
+
+
+def _golden_json(directory: Path) -> bytes | None:
+    """Return the bytes of a version's golden.json; None if there is none.
+
+    Raises:
+        ValueError: it is not a regular file, or it is too large.
+    """
+    try:
+        return read_regular(directory / golden.NAME, golden.MOST_JSON)
     except FileNotFoundError:
-        return ()
+        return None
+
+
+def _seal(directory: Path) -> Seal:
+    opened = open_version(directory.parent, directory.name)
+    try:
+        return read_seal(opened.fd)
+    finally:
+        opened.close()
+
+
+def _old(sealed: Seal) -> list[str]:
+    """Return the golden images that a seal names, by where `zwatch golden` writes them."""
+    return [path for path in sealed.files if path.startswith(f"{golden.FOLDER}/") and path.endswith(".png")]
 
 
 def _drawn(
-    models: Path, name: str, asked: Sequence[Asked], wish: Wish, before: Sequence[Picture], device: str,
-    options: Mapping[str, Any], progress: Progress, ending: Ending,
+    models: Path, name: str, asked: Sequence[Asked], wish: Wish, device: str, options: Mapping[str, Any],
+    progress: Progress, ending: Ending,
 ) -> _Drawn:  # fmt: skip
-    """Load the version, as `zwatch check` does, and draw the images."""
+    """Load the version, as `zwatch check` does, and draw the images; measure the floors that nobody said."""
+    from zwatch.engine.rounding import make_ready
+
     opened = open_version(models, name)
     try:
         engine, seal = _loaded(opened, device, options, progress)
     finally:
         opened.close()
-    pictures = _pictures(asked, wish, before, engine)
-    files = {}
-    for number, picture in enumerate(pictures, 1):
-        progress.step(f"drawing {number} of {len(pictures)}")
-        files[picture.image] = _png(engine, picture, asked[number - 1], ending.check)
-    return _Drawn(pictures, files, seal, engine.plan.stamps)
+    pictures, files = [], {}
+    planned = _pictures(asked, wish, seal, engine)
+    progress.step("preparing")
+    make_ready(engine, ending.check)
+    for number, (picture, one) in enumerate(zip(planned, asked, strict=True), 1):
+        progress.step(f"drawing {number} of {len(planned)}")
+        files[picture.image] = data = _png(engine, picture, one, ending.check)
+        pictures.append(_floored(engine, picture, one, wish, data, ending.check))
+    return _Drawn(tuple(pictures), files, seal, engine.plan.stamps)
+
+
+def _floored(
+    engine: "Engine", picture: Picture, asked: Asked, wish: Wish, data: bytes, check: Callable[[], None]
+) -> Picture:  # fmt: skip
+    """Return an image with its floors: those of its line, else those that were asked for, else measured."""
+    from zwatch.engine.rounding import measured
+
+    given = {"min_psnr": wish.min_psnr, "min_ssim": wish.min_ssim, **asked.fields}
+    said_psnr, said_ssim = given["min_psnr"], given["min_ssim"]
+    if said_psnr is not None and said_ssim is not None:
+        return picture
+    least_psnr, least_ssim = golden.floors(*measured(engine, picture, data, check))
+    return replace(
+        picture,
+        min_psnr=least_psnr if said_psnr is None else float(said_psnr),
+        min_ssim=least_ssim if said_ssim is None else float(said_ssim),
+    )
 
 
 def _loaded(opened: Directory, device: str, options: Mapping[str, Any], progress: Progress) -> "tuple[Engine, Seal]":
@@ -117,20 +189,27 @@ def _loaded(opened: Directory, device: str, options: Mapping[str, Any], progress
     progress.step("opening the device")
     factory = open_factory(device, **options)
     control = LoadControl(lambda: progress.update(control.bytes_done, control.bytes_total, "reading"))
-    engine = factory.build(opened, factory.plan(opened, seal.digest, control), control)
+    planned = factory.plan(opened, seal.digest, control)
+    rest = {
+        path: digest for path, digest in seal.files.items() if path != golden.NAME
+    }  # it may be wrong, and is made anew
+    engine = factory.build(opened, replace(planned, seal=replace(planned.seal, files=rest)), control)
     engine.golden = GoldenImages()  # those that it has are made anew
     progress.step("warming")
     factory.warm(engine, control)
     return engine, seal
 
 
-def _pictures(asked: Sequence[Asked], wish: Wish, before: Sequence[Picture], engine: "Engine") -> tuple[Picture, ...]:
-    """Return what is to be drawn. An image gets a name that none of those before has: these stay until the new seal is written."""
+def _pictures(asked: Sequence[Asked], wish: Wish, sealed: Seal, engine: "Engine") -> tuple[Picture, ...]:
+    """Return what is to be drawn. An image gets a name that the present seal does not have: what it names stays until the new one is
+    written. Floors that have to be measured are not yet those."""
     width, height = wish.size or (engine.default_size, engine.default_size)
-    usual = {"seed": wish.seed, "width": width, "height": height, "steps": wish.steps, "min_psnr": wish.min_psnr, "min_ssim": wish.min_ssim}  # fmt: skip
-    taken = {picture.image for picture in before}
-    names = [f"{golden.FOLDER}/{number}.png" for number in range(1, len(asked) + len(before) + 1)]
-    free = [name for name in names if name not in taken]
+    least_psnr, least_ssim = (
+        floor if said is None else said
+        for floor, said in zip(golden.FLOORS, (wish.min_psnr, wish.min_ssim), strict=True)
+    )
+    usual = {"seed": wish.seed, "width": width, "height": height, "steps": wish.steps, "min_psnr": least_psnr, "min_ssim": least_ssim}  # fmt: skip
+    free = (name for number in count(1) if (name := f"{golden.FOLDER}/{number}.png") not in sealed.files)
     found = []
     for one, image in zip(asked, free, strict=False):
         picture = Picture(prompt=one.prompt, image=image, **{**usual, **one.fields})
@@ -157,9 +236,7 @@ def _png(engine: "Engine", picture: Picture, asked: Asked, check: Callable[[], N
 
 def _put(directory: Path, drawn: _Drawn, ending: Ending) -> Seal:
     """Write the images and golden.json, and seal the version with them; where that fails, all is as it was."""
-    before = None
-    with suppress(FileNotFoundError):
-        before = (directory / golden.NAME).read_bytes()
+    before = _golden_json(directory)
     (directory / golden.FOLDER).mkdir(exist_ok=True)
     try:
         for path, data in drawn.files.items():  # no seal names them yet
@@ -177,11 +254,7 @@ def _put(directory: Path, drawn: _Drawn, ending: Ending) -> Seal:
 
 def _is_sealed(directory: Path, drawn: _Drawn) -> bool:
     """Say whether the new seal is in place: an interruption may have come after that."""
-    opened = open_version(directory.parent, directory.name)
-    try:
-        return read_seal(opened.fd).digest != drawn.seal.digest
-    finally:
-        opened.close()
+    return _seal(directory).digest != drawn.seal.digest
 
 
 def _take_back(directory: Path, drawn: _Drawn, before: bytes | None) -> None:
@@ -189,7 +262,7 @@ def _take_back(directory: Path, drawn: _Drawn, before: bytes | None) -> None:
         (directory / golden.NAME).unlink(missing_ok=True)
     else:
         write_durably(directory, golden.NAME, before, mode=_MODE)
-    _remove(directory, drawn.pictures)
+    _remove(directory, drawn.files)
 
 
 def _known(plan: sealing.Plan, drawn: _Drawn) -> Known:
@@ -206,11 +279,11 @@ def _known(plan: sealing.Plan, drawn: _Drawn) -> Known:
     return Known(hashes, read)
 
 
-def _remove(directory: Path, pictures: Sequence[Picture]) -> None:
+def _remove(directory: Path, images: Iterable[str]) -> None:
     """Remove images that nothing names any more, and their folder if it is empty then."""
-    for picture in pictures:
+    for image in images:
         with suppress(OSError):
-            (directory / picture.image).unlink()
+            (directory / image).unlink()
     with suppress(OSError):
         (directory / golden.FOLDER).rmdir()
     with suppress(OSError):
@@ -234,6 +307,10 @@ def _print(
         return
     what = "1 golden image" if count == 1 else f"{count} golden images"
     print(f"{directory}: {what}, sealed {directory.name}, {len(sealed.files)} files, digest {sealed.digest}")
+    least, most = (pick(picture.min_psnr for picture in drawn.pictures) for pick in (min, max))
+    print(
+        f"floors: PSNR {least:g}{'' if least == most else f' to {most:g}'} dB, SSIM {min(picture.min_ssim for picture in drawn.pictures):g} or more"
+    )
     for line in lines:
         print(line)
     print(

@@ -63,7 +63,7 @@ def _golden_checks(services: Services) -> GoldenChecks:
             supervisor.factory.note_golden(engine)
 
     checks.remember = remember
-    checks.on_checked.append(supervisor.withdrawal.note)
+    checks.on_checked.append(supervisor.withdrawal.note_golden)
     return checks
 
 

@@ -135,8 +135,8 @@ def _diff(first: str, second: str, models: Path | None, *, is_whole: bool, as_js
 @options.dtype_option
 @options.text_encoder_option
 @options.exact_option
-@options.option("--min-psnr", envvar="ZWATCH_GOLDEN_MIN_PSNR", type=values.number(0, 100), default="40", metavar="DECIBELS", help="Least PSNR of what is drawn later.")  # fmt: skip
-@options.option("--min-ssim", envvar="ZWATCH_GOLDEN_MIN_SSIM", type=values.number(0, 1), default="0.98", metavar="N", help="Least SSIM of what is drawn later.")  # fmt: skip
+@options.option("--min-psnr", envvar="ZWATCH_GOLDEN_MIN_PSNR", type=values.number(0, 100), show_default="measured", metavar="DECIBELS", help="Least PSNR of what is drawn later.")  # fmt: skip
+@options.option("--min-ssim", envvar="ZWATCH_GOLDEN_MIN_SSIM", type=values.number(0, 1), show_default="measured", metavar="N", help="Least SSIM of what is drawn later.")  # fmt: skip
 @options.option("--steps", envvar="ZWATCH_GOLDEN_STEPS", type=values.whole_number(1, 100), default="8", metavar="N", help="Steps of each image.")  # fmt: skip
 @options.option("--size", envvar="ZWATCH_GOLDEN_SIZE", type=values.image_size, show_default="the version's own", metavar="N", help="Pixels of each image: 1024, or 1024x768.")  # fmt: skip
 @options.option("--seed", envvar="ZWATCH_GOLDEN_SEED", type=values.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of each image.")  # fmt: skip
@@ -145,7 +145,7 @@ def _diff(first: str, second: str, models: Path | None, *, is_whole: bool, as_js
 @options.json_switch
 def _golden(
     version: str, prompts: Path | None, models: Path, device: str, size: tuple[int, int] | None, steps: int, seed: int,
-    min_psnr: float, min_ssim: float, *, replaces: bool, key_file: Path | None, as_json: bool, **engine: Any,
+    min_psnr: float | None, min_ssim: float | None, *, replaces: bool, key_file: Path | None, as_json: bool, **engine: Any,
 ) -> int:  # fmt: skip
     """Draw golden images with a version and seal it with them: later loads must draw the same."""
     from zwatch import golden, logs
@@ -211,7 +211,7 @@ def _prune(
 @click.command("compare")
 @click.argument("first", type=options.version_argument, help="A version that is loaded, an alias or a share.")
 @click.argument("second", type=options.version_argument, help="The other one.")
-@options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="A text file with one prompt a line.")  # fmt: skip
+@options.option("--prompts", envvar="ZWATCH_COMPARE_PROMPTS", type=options.path, metavar="FILE", help="The prompts, one a line: as text, or as JSON with seed, width, height and steps.")  # fmt: skip
 @options.option("-o", "--output", envvar="ZWATCH_COMPARE_OUTPUT", type=options.path, default="sheet.png", metavar="FILE", help="The sheet: a .png, or a .html with the pictures inside.")  # fmt: skip
 @options.option("--seed", envvar="ZWATCH_COMPARE_SEED", type=values.whole_number(0, 2**63 - 1), default="42", metavar="N", help="The seed of every picture.")  # fmt: skip
 @options.option("--size", envvar="ZWATCH_COMPARE_SIZE", type=values.image_size, show_default="the version's own", metavar="N", help="Their pixels: 1024, or 1024x768.")  # fmt: skip
@@ -234,7 +234,7 @@ def _compare(
 ) -> int:
     """Draw prompts by two versions and write a sheet of the pairs and their differences."""
     if prompts is None:
-        raise UsageError("give --prompts FILE: a text file with one prompt a line")
+        raise UsageError("give --prompts FILE: what shall be drawn, a prompt a line")
     if first == second:
         raise UsageError(f"both are {first!r}; name two different versions")
     from zwatch import comparing

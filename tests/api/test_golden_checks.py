@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from tests import goldens
+from zwatch.client import share_lines
 from zwatch.engine import comparing, factory
 from zwatch.engine.pipeline import Engine
 from zwatch.errors import GenerationCancelled
@@ -176,3 +177,55 @@ async def test_a_version_on_trial_that_misses_three_is_withdrawn(start, models, 
         assert "withdrawn" in {one["code"] for one in attempts}
         assert status["status"] == "degraded"
         assert any("golden/4.png" in reason for reason in status["reasons"])
+
+
+async def share_of(client, version):
+    """Hold a version ready as a share, and wait until all of its golden images were checked."""
+    status, _, answer = await client.call("POST", "/api/share", json={"version": version, "percent": 50})
+    assert status == 200, answer
+
+
+def golden_of_share(client):
+    resident = client.services.engines.serving("current@")
+    return resident.engine.golden if resident else None
+
+
+async def test_a_version_on_trial_that_misses_half_of_all_its_golden_images_is_withdrawn(start, models, told):
+    goldens.add(models, "v2", prompts=("a", "b", "c"))
+    for number in (2, 3):
+        goldens.invert(models / "v2", f"golden/{number}.png")
+    goldens.seal(models / "v2")
+    async with start() as client:
+        await share_of(client, "v2")
+        await until(client, lambda: golden_of_share(client) is None)
+        _, _, status = await client.call("GET", "/status")
+        message = status["shares"]["current@50"]["fault"]["message"]
+        assert message.startswith(
+            "v2 was withdrawn from current@50: it missed 2 of 3 golden images; the last one: golden/3.png"
+        )
+        assert [fault is None for _, fault in told] == [False, False]
+
+
+async def test_a_version_that_missed_one_is_said_everywhere_and_promoted_only_by_force(start, models):
+    goldens.add(models, "v2", prompts=("a", "b", "c"))
+    goldens.invert(models / "v2", "golden/2.png")
+    goldens.seal(models / "v2")
+    async with start() as client:
+        await share_of(client, "v2")
+        await until(client, lambda: golden_of_share(client).checked == 3)
+        _, _, status = await client.call("GET", "/status")
+        why = "v2, which missed 1 of 3 golden images: it does not draw what it drew when they were made"
+        assert (status["status"], status["reasons"]) == ("degraded", [f"current@50 serves {why}"])
+        assert share_lines(status, "current") == [
+            "current@50 -> v2: draws 50 % of the requests for current; v2 missed 1 of 3 golden images"
+        ]
+        code, _, answer = await client.call("POST", "/api/promote", json={})
+        assert (code, answer["error"]["code"]) == (409, "rejected")
+        assert answer["error"]["message"] == (
+            "current@50: v2 is not promoted: it missed 1 of 3 golden images; `zwatch deploy v2` deploys it all the same"
+        )
+        assert (await client.call("POST", "/api/deploy", json={"version": "v2"}))[0] == 200
+        await client.serves("v2")
+        _, _, status = await client.call("GET", "/status")
+        assert status["status"] == "degraded"
+        assert f"current serves {why}" in status["reasons"]

@@ -1,6 +1,7 @@
 """golden.json: what is accepted, and what the refusal of everything else names."""
 
 import json
+import math
 
 import pytest
 
@@ -183,3 +184,18 @@ def test_what_another_tool_sealed_is_verified_by_its_content(version):
     seal_as_it_is(version)
     [finding] = check_directory(version, "v1")
     assert finding.startswith("golden.json: images[0].seed: found -1")
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "expected"),
+    [
+        (52.4, 0.9994, (46.4, 0.9976)),
+        (53.1, 0.9999, (47.0, 0.998)),
+        (45.96, 0.9991, (39.9, 0.9964)),
+        (36.6, 0.9959, (30.6, 0.9836)),
+        (math.inf, 1.0, (40.0, 0.98)),
+        (3.0, 0.2, (0.0, 0.0)),
+    ],
+)
+def test_the_floors_of_a_picture_by_its_rounding(psnr, ssim, expected):
+    assert golden.floors(psnr, ssim) == pytest.approx(expected, abs=0.00011)

@@ -1,5 +1,6 @@
 """A trial in the panel of versions: started, grown, promoted and ended, by pointer and by keys."""
 
+import asyncio
 import os
 
 import aiohttp
@@ -8,12 +9,14 @@ import pytest_asyncio
 import torch
 from playwright.async_api import expect
 
+from tests import goldens
 from tests.api.conftest import tiny_config
 from tests.page.conftest import WAIT
 from tests.page.test_screen import findings
 from tests.page.test_versions import opened, row
 from zwatch import app
 from zwatch.api.services import TimeLimits
+from zwatch.engine import factory
 
 expect.set_options(timeout=WAIT)
 
@@ -182,6 +185,22 @@ async def test_a_withdrawn_version_has_its_reason_and_is_not_promoted(new_page, 
         await expect(page.get_by_role("status")).to_contain_text("v2 was withdrawn from current@100")
         failures = trial(panel).get_by_role("row").filter(has_text="Failures").get_by_role("cell")
         await expect(failures).to_have_text(["0", "3"])
+        await page.close()
+
+
+async def test_a_version_that_missed_golden_images_says_so_and_is_not_promoted(new_page, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(factory, "SECONDS", 0.0)  # one before the promotion, the others beside requests
+    await asyncio.to_thread(goldens.add, models, "v2")
+    goldens.invert(models / "v2", "golden/2.png")
+    goldens.seal(models / "v2")
+    (models / "current@10").symlink_to("v2")
+    async with app.running(tiny_config(tmp_path, models), TimeLimits()) as service:
+        page = await new_page(service.url + "/")
+        await page.get_by_role("button", name="Versions").click()
+        panel = page.get_by_role("dialog", name="Versions")
+        await expect(trial(panel)).to_contain_text("v2 draws 10% of the requests for current.")
+        await expect(trial(panel).locator(".error")).to_have_text("v2 missed 1 of 3 golden images.")
+        await expect(trial(panel).get_by_role("button", name="Promote")).to_be_disabled()
         await page.close()
 
 

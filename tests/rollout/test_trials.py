@@ -4,7 +4,7 @@ import pytest
 
 from zwatch.rollout import trials
 from zwatch.rollout.lifecycle import VersionKey
-from zwatch.rollout.trials import FaultKind, Outcomes, Redraw, Suspicion
+from zwatch.rollout.trials import Checked, FaultKind, Outcomes, Redraw, Suspicion
 
 OURS, OTHER = VersionKey("v3", "3" * 64), VersionKey("v1", "1" * 64)
 
@@ -40,6 +40,45 @@ def test_the_outcomes_say_how_many_and_the_last_fault():
     found = outcomes("x..x")
     found.add("a bad picture")
     assert found.described == "3 of its last 5 requests failed; the last one: a bad picture"
+
+
+@pytest.mark.parametrize(
+    ("checked", "of", "missed", "expected"),
+    [
+        (0, 0, 0, False),
+        (3, 3, 0, False),
+        (1, 1, 1, True),
+        (2, 3, 2, False),  # the third may be right, and 2 of 3 are waited for
+        (3, 3, 2, True),
+        (3, 3, 1, False),
+        (4, 4, 2, True),
+        (5, 5, 2, False),
+        (3, 8, 3, True),
+        (100, 100, 2, False),
+        (100, 100, 3, True),
+    ],
+)
+def test_three_missed_golden_images_are_too_many_and_half_of_all(checked, of, missed, expected):
+    assert Checked(checked, of, missed).is_failing is expected
+
+
+def test_good_requests_do_not_excuse_golden_images_that_were_missed():
+    found = outcomes("." * 30)
+    found.add_golden(Checked(2, 3, 1), "golden/2.png is wrong")
+    assert not found.is_failing
+    for _ in range(30):
+        found.add(None)
+    found.add_golden(Checked(3, 3, 2), "golden/3.png is wrong")
+    assert trials.is_to_be_withdrawn(found, outcomes("."))
+    assert not trials.is_to_be_withdrawn(found, outcomes("xxx"))
+    assert found.described == "it missed 2 of 3 golden images; the last one: golden/3.png is wrong"
+
+
+def test_a_missed_golden_image_is_a_fault_among_those_of_requests():
+    found = outcomes("xx")
+    found.add_golden(Checked(2, 9, 1), "golden/2.png is wrong")
+    assert found.is_failing
+    assert found.described == "3 of its last 3 requests failed; the last one: golden/2.png is wrong"
 
 
 @pytest.mark.parametrize(

@@ -22,3 +22,8 @@ def golden_view(golden: "GoldenImages") -> GoldenView | None:
     """Return how far the check of golden images is, or null if there are none."""
     of = len(golden.pictures)
     return {"checked": golden.checked, "of": of, "missed": golden.missed} if of else None
+
+
+def missed(golden: "GoldenImages") -> str | None:
+    """Return how many golden images a version missed, to follow its name; None if it missed none."""
+    return f"missed {golden.missed} of {golden.checked} golden images" if golden.missed else None

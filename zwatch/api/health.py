@@ -1,5 +1,6 @@
 """The health of the service: one judgement for `/health`, `/status`, the metrics, `zwatch status` and systemd."""
 
+from zwatch.api.golden_view import missed
 from zwatch.deploy.shares import alias_of_key
 from zwatch.errors import Retry
 from zwatch.generation.request import PRIMARY, unloaded
@@ -16,6 +17,7 @@ def health(supervisor: Supervisor, engines: EngineRegistry, history_fault: str |
     stands; or `unavailable`, `current` serves nothing."""
     found = [None if supervisor.failure is None else f"the service stops: {supervisor.failure}"]
     found += [_problem(supervisor, engines, record) for record in supervisor.records.values()]
+    found += [_missed(record) for record in supervisor.records.values()]
     found += dict.fromkeys(
         fault.message for share in supervisor.seen.shares.values() for fault in share.faults.values()
     )
@@ -60,6 +62,14 @@ def _problem(supervisor: Supervisor, engines: EngineRegistry, record: Alias) -> 
     if attempt is not None and attempt.running and attempt.key == wish:
         return f"{name} asks for {wish.version}, which {_doing(attempt)}; {serves}"
     return _joined(f"{name} asks for {wish.version}, which is not ready; {serves}", now)
+
+
+def _missed(record: Alias) -> str | None:
+    """Return that what an alias or a share serves missed golden images, if it did."""
+    if (serving := record.serving) is None or (how := missed(serving.engine.golden)) is None:
+        return None
+    version = serving.key.version
+    return f"{record.name} serves {version}, which {how}: it does not draw what it drew when they were made"
 
 
 def _at_work(attempt: Attempt | None, record: Alias) -> str | None:

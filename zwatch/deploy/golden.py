@@ -33,6 +33,14 @@ MAX_PROMPT, MAX_SIDE, SIDE_STEP, MAX_STEPS, SEEDS = 10_000, 2048, 16, 100, 2**63
 """As requests have them: `zwatch.generation.request`."""
 MAX_PSNR = 100.0
 """Highest floor, decibels; 8 bits end at 94.25 dB (one value of an image of 1024 x 1024 differs by 1), equal images have more."""
+FLOORS = (40.0, 0.98)
+"""PSNR and SSIM that an image must reach where nobody said and nothing was measured."""
+BELOW = 6.0
+"""How far below the rounding that was measured a floor is, decibels: the same picture's rounding on another device, or another way, differs
+by less (docs/trials.md, "Floors, and other machines"). Of the mean square error it is a factor of 4, and of 1 - SSIM too."""
+MOST_FLOORS = (47.0, 0.998)
+"""Highest floors by measuring: just below the worst rounding of the repository's v1 in 100 pictures (47.9 dB on a CPU, 48.6 dB and 0.9989 on
+an H200; docs/drawing.md), above what a wrong scheduler does there (43.6 dB)."""
 QUANTIZED_FLOORS = {"fp8": (18.0, 0.8), "int8": (27.0, 0.95)}
 """Highest floors, PSNR and SSIM, where weights are quantized that were not when the images were drawn. Of 200 images of the repository's
 versions the worst have 20.0 dB and 0.883 in fp8, 29.7 dB and 0.986 in int8 (docs/drawing.md, "What a way changes in a picture")."""
@@ -78,7 +86,7 @@ def parse(data: bytes) -> tuple[Picture, ...]:
     if len(data) > MOST_JSON:
         raise Rejection(CODE, f"{NAME}: found {len(data)} bytes, expected at most {MOST_JSON}")
     try:
-        found = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        found = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise Rejection(CODE, f"{NAME}: not JSON: {error}") from None
     _check_keys("", found, {"images"})
@@ -114,6 +122,20 @@ def read(small: Mapping[str, bytes]) -> tuple[Picture, ...]:
     if (total := sum(len(small[picture.image]) for picture in pictures)) > MOST_BYTES:
         _refuse("images", f"{total} bytes of images", f"at most {MOST_BYTES} together")
     return pictures
+
+
+def floors(psnr: float, ssim: float) -> tuple[float, float]:
+    """Return the floors of an image that rounding changes by so much, PSNR in decibels and SSIM: 6 dB below, and at most `MOST_FLOORS`.
+    An infinite PSNR is that of equal pictures, of which no rounding is known: they get `FLOORS`."""
+    if math.isinf(psnr):
+        return FLOORS
+    most_psnr, most_ssim = MOST_FLOORS
+    least_psnr, least_ssim = psnr - BELOW, 1 - 10 ** (BELOW / 10) * (1 - ssim)
+    # Rounded down: 0.1 dB and 0.0001
+    return (
+        math.floor(10 * max(0.0, min(least_psnr, most_psnr))) / 10,
+        math.floor(10_000 * max(0.0, min(least_ssim, most_ssim))) / 10_000,
+    )
 
 
 def for_quantized(picture: Picture, kind: str) -> Picture:
@@ -228,7 +250,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object, for `json.loads`.
+
+    Raises:
+        ValueError: one is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -1,18 +1,20 @@
 """Files of prompts: one a line, as plain text or as a JSON object with the other fields of the image that is asked for."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zwatch.deploy import golden
-from zwatch.deploy.durable import read_regular
 from zwatch.errors import UsageError
 
 MOST_BYTES = 16 * 2**20
 NEWLINE = b"\n"
-_FIELDS = ("prompt", "seed", "width", "height", "steps", "min_psnr", "min_ssim")
+DRAWN = ("prompt", "seed", "width", "height", "steps")
+"""The fields that say what is drawn."""
+FIELDS = (*DRAWN, "min_psnr", "min_ssim")
+"""All of them: the last two say how like it a golden image must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +26,27 @@ class Asked:
     fields: Mapping[str, Any]
 
 
-def read(path: Path) -> list[Asked]:
-    """Read a file of prompts.
+def read(path: Path, allowed: Collection[str] = FIELDS) -> list[Asked]:
+    """Read a file of prompts, or a pipe of them. `allowed` are the fields that a line may have here.
 
     Raises:
         UsageError: it cannot be read, or a line is wrong; with the line's number.
     """
     try:
-        data = read_regular(path, MOST_BYTES)
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
-    return parse(data, str(path))
+        raise UsageError(
+            f"--prompts {path}: {error.strerror or error}; expected a text file with one prompt a line"
+        ) from None
+    if len(data) > MOST_BYTES:
+        raise UsageError(
+            f"--prompts {path}: found more than {MOST_BYTES // 2**20} MiB, expected a text file with one prompt a line"
+        )
+    return parse(data, f"--prompts {path}", allowed)
 
 
-def parse(data: bytes, name: str) -> list[Asked]:
+def parse(data: bytes, name: str, allowed: Collection[str] = FIELDS) -> list[Asked]:
     """Parse the bytes of a file of prompts; `name` is for errors. Empty lines are skipped; a line that begins with a brace is JSON.
 
     Raises:
@@ -50,7 +57,7 @@ def parse(data: bytes, name: str) -> list[Asked]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: line {data.count(NEWLINE, 0, error.start) + 1}: not UTF-8") from None
     found = [
-        _parsed(name, number, line.strip())
+        _parsed(f"{name}: line {number}", number, line.strip(), allowed)
         for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1)
         if line.strip()
     ]
@@ -59,25 +66,23 @@ def parse(data: bytes, name: str) -> list[Asked]:
     return found
 
 
-def _parsed(name: str, number: int, line: str) -> Asked:
+def _parsed(where: str, number: int, line: str, allowed: Collection[str]) -> Asked:
     fields: Any = {"prompt": line}
     if line.startswith("{"):
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=golden.no_duplicates)
         except (ValueError, RecursionError) as error:
             raise UsageError(
-                f"{name}: line {number}: it begins with a brace and is not JSON: {error}; a prompt that begins so is "
-                'written as {"prompt": "…"}'
+                f"{where}: it begins with a brace and is no JSON object: {error}; a prompt that begins so is written as "
+                '{"prompt": "…"}'
             ) from None
     if "prompt" not in fields:
-        raise UsageError(
-            f"{name}: line {number}: prompt: found nothing, expected {golden.field_problem('prompt', None)}"
-        )
+        raise UsageError(f"{where}: prompt: found nothing, expected {golden.field_problem('prompt', None)}")
     for field, value in fields.items():
-        if field not in _FIELDS:
-            raise UsageError(
-                f"{name}: line {number}: {field[:60]!r} is an unknown field, expected {', '.join(_FIELDS)}"
-            )
+        if field not in FIELDS:
+            raise UsageError(f"{where}: {field[:60]!r} is an unknown field, expected {', '.join(allowed)}")
+        if field not in allowed:
+            raise UsageError(f"{where}: {field} has no meaning here, only for `zwatch golden`; remove it")
         if (expected := golden.field_problem(field, value)) is not None:
-            raise UsageError(f"{name}: line {number}: {field}: found {json.dumps(value)[:60]}, expected {expected}")
+            raise UsageError(f"{where}: {field}: found {json.dumps(value)[:60]}, expected {expected}")
     return Asked(number, fields["prompt"], {field: value for field, value in fields.items() if field != "prompt"})

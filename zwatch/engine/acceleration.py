@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 
@@ -55,6 +56,12 @@ class Acceleration:
             yield FastComputing(fast.operations, runs_ahead=True, graphs=graphs)
         finally:
             graphs.release()
+
+    def other(self) -> "Acceleration":
+        """Return the other way for the same device: fast where this is exact, exact where this is fast."""
+        found = copy(self)
+        found.is_exact, found.prompts = not self.is_exact, None
+        return found
 
     def prepare(self, pipeline: Pipeline) -> None:
         """Begin to compile what a pipeline needs, in a thread, unless that was begun before."""

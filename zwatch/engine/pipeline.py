@@ -193,6 +193,17 @@ class Engine:
         """Begin to compile, beside requests, what makes them faster."""
         self._acceleration.prepare(self.pipeline)
 
+    @contextmanager
+    def other_way(self) -> Iterator[None]:
+        """Draw the other way inside: fast instead of exactly, or exactly instead of fast. For who has the engine for itself. Where there
+        is no other way for its networks, or not yet, the pictures are the same."""
+        own = self._acceleration
+        self._acceleration = own.other()
+        try:
+            yield
+        finally:
+            self._acceleration = own
+
     def is_truncated(self, prompt: str) -> bool:
         """Return whether the text encoder sees only the beginning of a prompt."""
         return self.pipeline.tokenizer.encode(prompt).is_truncated

@@ -24,6 +24,7 @@ trial.loading = {version} is loaded and verified: {percent} = 正在加载和校
 trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
 trial.waiting = {version} is not ready yet. = {version} 尚未就绪。
 trial.rejected = {version} is rejected: {reason} = {version} 被拒绝：{reason}
+trial.missed = {version} missed {missed} of {checked} golden images. = {version} 的 {checked} 张基准图片中有 {missed} 张不符。
 trial.promoteQuestion = Promote {version}{to}? It draws all requests; nothing is loaded again. = 让 {version} 转正{to}？它将处理全部请求，无需重新加载。
 trial.started = The trial of {version} has begun. = {version} 的试用已开始。
 trial.changed = {version}: {percent} of the requests. = {version}：{percent} 的请求。
@@ -103,8 +104,13 @@ export class Trial {
 		if (share && performance.now() - this.readAt > PERIOD_MS) this.read();
 	}
 
+	// How many golden images of what a share serves were checked and missed
+	goldenOf({ serving }) {
+		return this.ctx.store.get("status")?.engines?.find(({ version, golden }) => version === serving && golden)?.golden;
+	}
+
 	drawShare(share) {
-		const { text, problem, isReady } = stateOf(share, this.panel.alias);
+		const { text, problem, isReady } = stateOf(share, this.panel.alias, this.goldenOf(share));
 		setText(this.title, `${t("trial")}: ${share.name} → ${share.target ?? share.link ?? "?"}`);
 		setText(this.text, text);
 		setText(this.problem, problem);
@@ -195,7 +201,7 @@ export class Trial {
 const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100, step: 1, required: true, value: String(value), inputMode: "numeric" });
 
 // What a share's state is: a sentence, what is wrong, and whether it can be promoted
-function stateOf({ target: version, percent: part, fault, attempt, serving, counts }, alias) {
+function stateOf({ target: version, percent: part, fault, attempt, serving, counts }, alias, golden) {
 	// What serves keeps serving until what the link leads to is ready
 	const still = serving && serving !== version && counts && part ? t("trial.still", { version: serving, percent: percent(part / 100) }) : "";
 	if (fault) return { text: still, problem: reasoned(fault.code, fault.message), isReady: false };
@@ -205,7 +211,9 @@ function stateOf({ target: version, percent: part, fault, attempt, serving, coun
 	const isReady = serving === version;
 	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");
 	const shown = percent(isReady ? part / 100 : (attempt?.progress ?? 0));
-	return { text: `${t(`trial.${key}`, { version, alias, percent: shown })} ${still}`.trim(), problem: "", isReady };
+	const hasMissed = isReady && golden?.missed > 0;
+	const problem = hasMissed ? t("trial.missed", { version, ...golden }) : "";
+	return { text: `${t(`trial.${key}`, { version, alias, percent: shown })} ${still}`.trim(), problem, isReady: isReady && !hasMissed };
 }
 
 function tableOf(sides, alias) {

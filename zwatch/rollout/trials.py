@@ -12,6 +12,8 @@ from zwatch.rollout.lifecycle import VersionKey
 
 FAULTS, OF = 3, 20
 """A version on trial that fails in so many of its last so many requests is withdrawn."""
+MISSES = 3
+"""A version on trial that misses so many golden images is withdrawn, and one that misses half of them or more."""
 PROBATION = 60.0
 """Seconds for which a version is on trial after its promotion, by default."""
 MOST_TIMES = 10.0
@@ -63,15 +65,41 @@ class Redraw(Enum):
     """It was not drawn again: no other version was there, or the client left."""
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How many of a version's golden images were checked, of how many, and how many of these were missed."""
+
+    checked: int
+    of: int
+    missed: int
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether too many were missed. Each is checked once, so good requests between two checks excuse none."""
+        return self.missed >= MISSES or (self.checked == self.of and 0 < self.of <= 2 * self.missed)
+
+    @property
+    def described(self) -> str:
+        """How many of how many were missed."""
+        return f"missed {self.missed} of {self.checked} golden images"
+
+
 class Outcomes:
-    """What became of the last requests of one version: None each, or the sentence about the fault."""
+    """What became of the last requests of one version: None each, or the sentence about the fault; and of its golden images."""
 
     def __init__(self) -> None:
         self._last: deque[str | None] = deque(maxlen=OF)
+        self._golden: tuple[Checked, str | None] | None = None
 
     def add(self, fault: str | None) -> None:
         """Add a request at its end, or a golden image that was checked."""
         self._last.append(fault)
+
+    def add_golden(self, checked: Checked, fault: str | None) -> None:
+        """Add a golden image that was checked, after which so many were."""
+        before = None if self._golden is None else self._golden[1]
+        self._golden = checked, fault or before
+        self.add(fault)
 
     @property
     def faults(self) -> list[str]:
@@ -81,12 +109,23 @@ class Outcomes:
     @property
     def is_failing(self) -> bool:
         """Whether there are too many faults."""
-        return len(self.faults) >= FAULTS
+        return self._misses is not None or len(self.faults) >= FAULTS
+
+    @property
+    def _misses(self) -> str | None:
+        """What is said of golden images, if too many were missed."""
+        if self._golden is None or not self._golden[0].is_failing:
+            return None
+        checked, fault = self._golden
+        return f"it {checked.described}" + ("" if fault is None else f"; the last one: {fault}")
 
     @property
     def described(self) -> str:
         """How many of how many failed, and the last fault."""
-        return f"{len(self.faults)} of its last {len(self._last)} requests failed; the last one: {self.faults[-1]}"
+        return (
+            self._misses
+            or f"{len(self.faults)} of its last {len(self._last)} requests failed; the last one: {self.faults[-1]}"
+        )
 
 
 def is_on_trial(*, by_share: bool, promoted_ago: float | None, probation: float) -> bool:

@@ -17,7 +17,7 @@ from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay, VersionKey
 from zwatch.rollout.saved import Probation
 from zwatch.rollout.state import StateKeeper
-from zwatch.rollout.trials import PROBATION, Outcomes, is_on_trial, is_to_be_withdrawn
+from zwatch.rollout.trials import PROBATION, Checked, Outcomes, is_on_trial, is_to_be_withdrawn
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +102,19 @@ class Withdrawal:
         return found
 
     def note(self, key: VersionKey, fault: str | None, by: str | None = None) -> None:
-        """Note a request at its end, or a golden image that was checked: with which fault of a version, None if it went well.
-        `by` is the key of the alias or share that the request came by: only trials of that one count it; None for a golden image,
-        which all of that version's do. Requests that say nothing about a version, such as those that their clients cancelled, are
-        not noted."""
+        """Note a request at its end: with which fault of a version, None if it went well. `by` is the key of the alias or share
+        that it came by: only trials of that one count it. Requests that say nothing about a version, such as those that their
+        clients cancelled, are not noted."""
+        self._note(key, lambda outcomes: outcomes.add(fault), by)
+
+    def note_golden(self, key: VersionKey, fault: str | None) -> None:
+        """Note a golden image that was checked, and the fault, None if it is as it should be: for all trials of its version."""
+        if (resident := self._engines.resident(key)) is not None:
+            golden = resident.engine.golden
+            checked = Checked(golden.checked, len(golden.pictures), golden.missed)
+            self._note(key, lambda outcomes: outcomes.add_golden(checked, fault))
+
+    def _note(self, key: VersionKey, add: Callable[[Outcomes], None], by: str | None = None) -> None:
         trials = list(self._trials())
         sides = {
             side
@@ -118,7 +127,7 @@ class Withdrawal:
         if not sides:
             return
         for side in sides:
-            self._outcomes.setdefault(side, Outcomes()).add(fault)
+            add(self._outcomes.setdefault(side, Outcomes()))
         for trial in trials:
             own = self._outcomes.get(trial.own_side)
             if trial.other_side is None or own is None:

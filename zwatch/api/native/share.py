@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from zwatch.api import views
 from zwatch.api.answers import answer
 from zwatch.api.bodies import read_request
+from zwatch.api.golden_view import missed
 from zwatch.api.native.deploy import AliasName, answer_outcome, check_version, followed, rejected
 from zwatch.api.schema import Request, Seconds, VersionName, choice
 from zwatch.api.services import SERVICES, Services
@@ -176,7 +177,7 @@ def _ready(alias: str, record: Alias | None) -> Target:
     """Return where an alias's share leads, if that can be promoted.
 
     Raises:
-        RequestError: 409, there is none, or its version is not ready, or was withdrawn.
+        RequestError: 409, there is none, or its version is not ready, was withdrawn, or missed golden images.
     """
     if record is None or (record.target is None and record.fault is None):
         raise rejected(f"{alias} has no share to promote; `zwatch deploy VERSION` deploys a version without a trial")
@@ -189,6 +190,8 @@ def _ready(alias: str, record: Alias | None) -> Target:
         raise rejected(f"{record.name}: {version} is not promoted: {refusal.rejection.reason}; {force}", attempt)
     if record.serving is None or record.serving.key != record.wish:
         raise rejected(f"{record.name}: {version} is not ready yet; try again when it is, or {force}", attempt)
+    if (how := missed(record.serving.engine.golden)) is not None:
+        raise rejected(f"{record.name}: {version} is not promoted: it {how}; {force}", attempt)
     return record.target
 
 
