@@ -232,10 +232,10 @@ class FollowedLinks:
         if found.link is None or found.link_stamp is None or (isinstance(found, Fault) and found.may_pass):
             return None
         try:
-            made = self._asker.ask_in("root", root_fd, _mtime_of, name)
+            times = self._asker.ask_in("root", root_fd, _times_of, name)
         except OSError:
             return None
-        before, now = self.known.marks.get(key), ShareMark(name, found.link, made, found.link_stamp)
+        before, now = self.known.marks.get(key), ShareMark(name, found.link, *times, found.link_stamp)
         self.known.marks[key] = now
         return before.stamp if before is not None and before.was_renamed(now) else None
 
@@ -262,8 +262,9 @@ def read_root_names(root_fd: int) -> RootNames:
     return RootNames(frozenset(links), marked)
 
 
-def _mtime_of(root_fd: int, name: str) -> int:
-    return os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mtime_ns
+def _times_of(root_fd: int, name: str) -> tuple[int, int]:
+    status = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _was_meant(fault: Fault) -> bool:

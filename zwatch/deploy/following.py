@@ -72,17 +72,22 @@ class RootNames:
 
 @dataclass(frozen=True, slots=True)
 class ShareMark:
-    """By what a share's link is told from one that is made anew under another name: its text and mtime in nanoseconds, which a
-    rename leaves as they are. `name` and `stamp` are what a rename changes."""
+    """By what a share's link is told from one that is made anew: its text and mtime, which a rename leaves as they are. `name`
+    and its ctime are what a rename changes, and with that `stamp`, which is of the whole chain. Times are in nanoseconds."""
 
     name: str
     text: str
     mtime_ns: int
+    ctime_ns: int
     stamp: LinkStamp
 
     def was_renamed(self, now: "ShareMark") -> bool:
-        """Say whether this link has another name now, and is the same."""
-        return self.name != now.name and (self.text, self.mtime_ns) == (now.text, now.mtime_ns)
+        """Say whether this link has another stamp now, and is the same, as are all others of its chain."""
+        return self.stamp != now.stamp and self._kept == now._kept
+
+    @property
+    def _kept(self) -> tuple[str, int, int]:
+        return self.text, self.mtime_ns, self.stamp.ctime_ns - self.ctime_ns
 
 
 @dataclass(frozen=True, slots=True)

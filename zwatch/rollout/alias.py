@@ -133,6 +133,7 @@ class Alias:
             unloaded=self.is_unloaded,
             # A running load of last-known-good is not given up to try again what was just rejected.
             refused=refusal is not None and not self.forced and (fallback_loads or not refusal.due(now)),
+            retried=refusal is not None and not refusal.file_changed and not self.forced,
             forced=self.forced,
             needs_signature=self._needs_signature,
             fallback=self._usable(known, now) if serving is None or self.is_withdrawn else None,
