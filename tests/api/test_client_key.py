@@ -54,3 +54,11 @@ def test_a_user_that_is_none_is_refused(user, text):
     with pytest.raises(RequestError, match=text) as refused:
         parse_generate({"prompt": "a", "user": user})
     assert refused.value.param == "user"
+
+
+def test_each_of_10000_clients_has_a_key_of_its_own_however_it_names_itself():
+    clients = [f"client-{number}" for number in range(10_000)]
+    assert [native_client(asking(), parse_generate({"prompt": "a", "user": client})) for client in clients] == clients
+    assert [client_key(asking(X_Client_Id=client), "current", is_named=False) for client in clients[:1000]] == clients[
+        :1000
+    ]

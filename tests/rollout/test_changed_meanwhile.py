@@ -36,7 +36,9 @@ async def withdraw(service):
 async def end(service, how="crash"):
     """End a run when what was seen of the links is saved."""
     state = service.supervisor.state
-    await service.until(lambda: state._links == state.saved.links() and (state._writing is None or state._writing.done()))
+    await service.until(
+        lambda: state._links == state.saved.links() and (state._writing is None or state._writing.done())
+    )
     await getattr(service, how)()
 
 
