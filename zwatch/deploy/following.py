@@ -83,10 +83,11 @@ class ShareMark:
 
     def was_renamed(self, now: "ShareMark") -> bool:
         """Say whether this link has another stamp now, and is the same, as are all others of its chain."""
-        return self.stamp != now.stamp and self._kept == now._kept
+        return self.stamp != now.stamp and self.kept == now.kept
 
     @property
-    def _kept(self) -> tuple[str, int, int]:
+    def kept(self) -> tuple[str, int, int]:
+        """What a rename leaves as it is."""
         return self.text, self.mtime_ns, self.stamp.ctime_ns - self.ctime_ns
 
 
