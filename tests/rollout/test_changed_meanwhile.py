@@ -65,6 +65,22 @@ async def test_a_withdrawn_share_that_is_renamed_meanwhile_is_not_tried_again(sh
     await third.until_serves("v2", KEY)
 
 
+@pytest.mark.parametrize("meanwhile", [False, True])
+async def test_a_withdrawn_share_that_takes_the_name_of_its_alias_is_a_new_wish(shared, services, meanwhile):
+    service = shared
+    await withdraw(service)
+    if meanwhile:
+        await end(service, "stop")
+    os.rename(shared.root / "current@20", shared.root / "current")
+    if meanwhile:
+        service = await services().start()
+    service.supervisor.ring()
+    await service.until_serves("v2")
+    await service.until(lambda: KEY not in service.supervisor.records)
+    assert service.supervisor.records["current"].withdrawn is None
+    assert service.supervisor.previous("current").version == "v1"
+
+
 async def test_one_that_is_made_anew_meanwhile_under_another_name_is_tried_again(shared, services):
     await withdraw(shared)
     await end(shared)
