@@ -54,12 +54,30 @@ def test_a_client_on_the_side_of_the_share_gets_its_engine_and_others_do_not(sce
     assert scene.served(client=ON_OWN) == ("v1", None)
 
 
-@pytest.mark.parametrize("percent", [0, 10, 50, 100])
-def test_the_split_of_10000_clients_is_within_binomial_bounds(scene, percent):
+@pytest.mark.parametrize("percent", [0, 1, 10, 50, 99, 100])
+def test_the_split_of_10000_requests_is_within_binomial_bounds(scene, percent):
     scene.name(percent)
-    count = sum(scene.traffic.find("current", client).key == V3 for client in CLIENTS)
+    drawn = {client: scene.served(client=client) for client in CLIENTS}
+    assert set(drawn.values()) <= {("v3", scene.share.name), ("v1", None)}
+    moved = {client for client, (version, _) in drawn.items() if version == "v3"}
     share = percent / 100
-    assert abs(count - len(CLIENTS) * share) <= 4 * (len(CLIENTS) * share * (1 - share)) ** 0.5
+    assert abs(len(moved) - len(CLIENTS) * share) <= 3 * (len(CLIENTS) * share * (1 - share)) ** 0.5
+    assert moved == {client for client in CLIENTS if side_of(client, "current") < percent}
+
+
+def test_growing_a_share_moves_none_of_10000_clients_back(scene):
+    before: set[str] = set()
+    for percent in range(0, 101, 5):
+        scene.name(percent)
+        moved = {client for client in CLIENTS if scene.served(client=client) == ("v3", scene.share.name)}
+        assert before <= moved
+        before = moved
+    assert before == {*CLIENTS}
+
+
+def test_the_same_requests_again_are_split_in_the_same_way(scene):
+    first = [scene.served(client=client) for client in CLIENTS]
+    assert [scene.served(client=client) for client in CLIENTS] == first
 
 
 def test_a_request_without_a_client_is_never_moved(scene):
