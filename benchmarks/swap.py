@@ -11,6 +11,9 @@ a client sees, which includes its wait for the request before, and `served`, wit
 overlap the time between `ln` and the promotion, "steady" all others, before the first swap and between two, so that both are
 measured in the same minutes and with the same versions.
 
+With `--share 10` a fourth version draws a tenth of the requests meanwhile, through the link `current@10`; each request is another
+client's.
+
 With `--leave`, another process takes all of the device's memory except this many GB: too little for two versions. Then the new
 one is verified in host memory, and requests wait while the two are exchanged.
 """
@@ -30,7 +33,7 @@ from page_cache import cached_share, read_plainly
 from served import Server, ServerError
 from versions import Version, make_versions
 
-COLOURS = ("#1d6996", "#edad08", "#0f8554")
+COLOURS = {"v1": "#1d6996", "v2": "#edad08", "v3": "#0f8554", "v4": "#94346e"}
 NOTICED = 0.05
 """Seconds between two looks whether a swap is done: rare enough to cost the server nothing."""
 BALLAST = """
@@ -75,12 +78,12 @@ class Stream:
                 seed = self._seed
             found: Json = {"seed": seed, "start": time.monotonic()}
             try:
-                status, body = self._server.generate(seed, **self._fields)
+                status, body = self._server.generate(seed, user=f"client {seed}", **self._fields)
             except (OSError, ValueError) as error:
                 status, body = 0, {"error": f"{type(error).__name__}: {error}"}
             found |= {"end": time.monotonic(), "status": status, "version": body.get("version")}
             if status == 200:
-                found["timings"] = body["timings"]
+                found["timings"], found["share"] = body["timings"], body.get("share")
             else:
                 found["error"] = str(body.get("error"))[:200]
                 time.sleep(0.1)
@@ -102,6 +105,20 @@ def swap(server: Server, version: Version, deadline: float) -> Json:
     if before is not None and after is not None:
         found["allocations"] = {name: after[name] - before[name] for name in after}
     return found
+
+
+def begin_share(server: Server, version: Version, percent: int, deadline: float) -> None:
+    """Let a version draw some of the requests, and wait until it does."""
+    name = f"current@{percent}"
+    (server.models / name).symlink_to(version.name)
+
+    def draws() -> bool:
+        attempt = server.get("/status")["shares"].get(name, {}).get("attempt")
+        if attempt is not None and attempt["state"] in ("REJECTED", "ABANDONED"):
+            raise ServerError(f"{attempt['version']} is {attempt['state']}: {attempt['reason']}")
+        return attempt is not None and attempt["state"] == "PROMOTED"
+
+    server.wait(draws, f"{name} is ready", deadline, NOTICED)
 
 
 def _decided(server: Server, version: Version) -> bool:
@@ -129,7 +146,7 @@ def crowded(device: str, leave: float | None) -> Iterator[int | None]:
 def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None:
     """Run the stream and the swaps."""
     models: Path = options.models
-    versions = make_versions(models, options.preset, options.device, clock)
+    versions = make_versions(models, options.preset, options.device, clock, count=3 if options.share is None else 4)
     for version in versions:
         for path in version.weights:
             if cached_share([path]) < 1:
@@ -147,6 +164,9 @@ def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None
         data["model"]["free_on_device"] = free
         server.serves(versions[0].digest)
         clock.say("v1 serves")
+        if options.share is not None:
+            begin_share(server, versions[3], options.share, min(120.0, clock.left))
+            clock.say(f"{versions[3].name} draws {options.share} % of the requests")
         fields: Json = {} if options.preset == "tiny" else {"width": options.side, "height": options.side}
         stream = Stream(server, options.clients, fields)
         data["requests"], data["swaps"] = stream.requests, []
@@ -200,7 +220,7 @@ def summarise(good: list[Json], requests: list[Json], swaps: list[Json]) -> Json
     """Return medians and p99, and their ratios to the steady state's."""
     found: Json = {"requests": len(requests), "failed": sum(one["status"] != 200 for one in requests)}
     found["wrong_version"] = sum(
-        one["status"] == 200 and one["version"] not in _possible(one, swaps) for one in requests
+        one["status"] == 200 and not one["share"] and one["version"] not in _possible(one, swaps) for one in requests
     )
     for measure_ in ("latency", "served"):
         found[measure_] = {}
@@ -229,6 +249,8 @@ def summarise(good: list[Json], requests: list[Json], swaps: list[Json]) -> Json
         counted = [one["allocations"] for one in swaps if "allocations" in one]
         if counted:
             found["swaps"]["allocations"] = {name: sum(one[name] for one in counted) for name in counted[0]}
+    if shared := sum(bool(one.get("share")) for one in good):
+        found["by_share"] = shared
     return found
 
 
@@ -287,7 +309,7 @@ def draw(data: Json, path: Path) -> None:
         for load in data["swaps"]:
             axes.axvspan(load["start"], load["end"], color="#e9ecef", lw=0)
             axes.axvline(load["end"], color="#adb5bd", lw=0.8)
-        for colour, version in zip(COLOURS, ("v1", "v2", "v3"), strict=True):
+        for version, colour in COLOURS.items():
             dots = [one for one in good if one["version"] == version]
             axes.scatter(
                 [one["end"] for one in dots], [one[measure_] for one in dots], s=9, color=colour, label=version
@@ -325,6 +347,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, default=2, help="one runs, the others wait (%(default)s)")
     parser.add_argument("--side", type=int, default=1024, help="width and height, pixels (%(default)s)")
+    parser.add_argument("--share", type=int, metavar="PERCENT", help="of the requests are drawn by a fourth version")
     parser.add_argument(
         "--leave",
         type=float,
@@ -339,7 +362,7 @@ def main() -> None:
         versions=packages("torch", "diffusers", "transformers", "triton", "blake3", "aiohttp"),
         settings={
             name: getattr(options, name)
-            for name in ("preset", "device", "swaps", "steady", "between", "pause", "clients", "side", "leave")
+            for name in ("preset", "device", "swaps", "steady", "between", "pause", "clients", "side", "leave", "share")
         },
         requests=[], swaps=[], settled=0.0, not_run=[],
     )  # fmt: skip

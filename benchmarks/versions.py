@@ -69,14 +69,14 @@ class Version:
 
 
 def make_versions(models: Path, preset: str, device: str, clock: Clock, *, count: int = 3) -> list[Version]:
-    """Return v1, v2, v3, or the first `count`, made where they are not there yet, and `current` pointing to v1.
+    """Return v1, v2, v3, v4, or the first `count`, made where they are not there yet, and `current` pointing to v1.
 
-    v2 has another transformer and v1's other files as hard links, as `cp -al` deploys have; in v3 every weight file
+    v2 and v4 have another transformer and v1's other files as hard links, as `cp -al` deploys have; in v3 every weight file
     differs, so that nothing of another version can be shared.
     """
     models.mkdir(parents=True, exist_ok=True)
-    versions = [Version(models / name) for name in ("v1", "v2", "v3")]
-    v1, v2, v3 = versions
+    versions = [Version(models / name) for name in ("v1", "v2", "v3", "v4")]
+    v1, v2, v3, v4 = versions
     if not (v1.directory / seal.SEAL_NAME).exists():
         clock.say(f"writing v1 ({preset}, random weights)")
         make = (
@@ -91,7 +91,7 @@ def make_versions(models: Path, preset: str, device: str, clock: Clock, *, count
             if path.parent.name == "transformer":
                 copy_weights(path, path, stamp="v1", differs=False)
         v1.seal()
-    for version, shared in ((v2, True), (v3, False))[: count - 1]:
+    for version, shared in ((v2, True), (v3, False), (v4, True))[: count - 1]:
         if not (version.directory / seal.SEAL_NAME).exists():
             clock.say(f"writing {version.name}")
             _vary(v1, version, share=shared)

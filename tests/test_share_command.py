@@ -200,14 +200,25 @@ def test_check_takes_the_link_of_a_share(models, capsys):
         ({"serving": None}, "current@10 -> v3: is not ready yet"),
         ({"serving": None, "attempt": None}, "current@10 -> v3: is not ready yet"),
         ({"serving": None, "attempt": {"version": "v3", "state": "LOADING", "reason": None}}, "current@10 -> v3: LOADING"),
-        ({"serving": "v2", "attempt": {"version": "v3", "state": "REJECTED", "reason": "7 bytes"}}, "current@10 -> v3: REJECTED 7 bytes"),
+        ({"serving": None, "attempt": {"version": "v3", "state": "REJECTED", "reason": "7 bytes"}}, "current@10 -> v3: REJECTED 7 bytes"),
+        (
+            {"serving": "v2", "attempt": {"version": "v3", "state": "REJECTED", "reason": "7 bytes"}},
+            "current@10 -> v3: REJECTED 7 bytes; v2 still draws 10 %",
+        ),
+        ({"serving": "v2", "attempt": None}, "current@10 -> v3: is not ready yet; v2 still draws 10 %"),
+        ({"serving": "v2", "attempt": None, "percent": 0}, "current@10 -> v3: is not ready yet"),
+        (
+            {"link": "v9", "target": None, "serving": "v2", "fault": {"code": "x", "message": "no"}},
+            "current@10 -> v9: no; v2 still draws 10 %",
+        ),
+        ({"target": None, "serving": "v2", "fault": {"code": "x", "message": "two"}, "counts": False}, "current@10 -> v3: two"),
         ({"fault": {"code": "withdrawn", "message": "v3 was withdrawn"}}, "current@10 -> v3: v3 was withdrawn"),
         ({"link": None, "target": None, "serving": None, "fault": {"code": "x", "message": "no"}}, "current@10 -> ?: no"),
     ],
 )  # fmt: skip
 def test_the_state_of_the_share_is_said_first(changes, said):
     share = {
-        "alias": "current", "link": "v3", "target": "v3", "percent": 10, "serving": "v3", "fault": None,
+        "alias": "current", "link": "v3", "target": "v3", "percent": 10, "serving": "v3", "fault": None, "counts": True,
         "attempt": {"version": "v3", "state": "PROMOTED", "reason": None},
     }  # fmt: skip
     status = {"shares": {"current@10": {**share, **changes}, "canary@5": {**share, "alias": "canary"}}}

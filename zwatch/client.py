@@ -176,8 +176,17 @@ def share_lines(status: dict[str, Any], alias: str) -> list[str]:
             how = "is not ready yet"
         else:
             how = f"{attempt['state']} {attempt['reason'] or ''}".rstrip()
-        lines.append(f"{name} -> {one['link'] or '?'}: {how}{_missed(status, one['serving'])}")
+        words = _still_drawn(one) or _missed(status, one["serving"])
+        lines.append(f"{name} -> {one['link'] or '?'}: {how}{words}")
     return lines
+
+
+def _still_drawn(share: dict[str, Any]) -> str:
+    """Return the words about the version that a share serves until what its link leads to is ready, "" if there is none."""
+    serving = share["serving"]
+    if serving in (None, share["target"]) or not share["counts"] or not share["percent"]:
+        return ""
+    return f"; {serving} still draws {share['percent']} %"
 
 
 def _missed(status: dict[str, Any], version: str | None) -> str:

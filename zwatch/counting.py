@@ -13,9 +13,10 @@ from zwatch.rollout.supervisor import Supervisor
 
 def count_trials(state_dir: Path, bridge: Bridge, supervisor: Supervisor, queue: GenerationQueue) -> TrialFile:
     """Count every request from now on; what is returned has the results and keeps them."""
-    results = TrialResults(supervisor.records)
+    results = TrialResults(supervisor.records, supervisor.traffic.takes)
+    queue.drawer.trial_of = results.trial_of
+    queue.drawer.on_fault.append(results.failed)
     queue.on_end.append(results.job_ended)
-    queue.drawer.on_redraw.append(lambda suspicion: results.drawn_again(suspicion.key))
     return TrialFile(bridge, state_dir, results, supervisor.changes)
 
 
@@ -24,5 +25,5 @@ def count_votes(state_dir: Path, bridge: Bridge, history: History | None, result
     if history is None:
         return None
     voting = Voting(bridge, state_dir / FILE, history)
-    voting.trial_of = results.trial_of
+    voting.goes_on = results.goes_on
     return voting

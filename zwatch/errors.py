@@ -236,6 +236,13 @@ class RequestError(ZwatchError):
         self.headers = {**retry, **(headers or {})}
         self.extra = extra or {}
 
+    def with_headers(self, headers: dict[str, str]) -> "RequestError":
+        """Return the same error with more headers; many requests may be answered with this one."""
+        return RequestError(
+            self.code, self.message, status=self.status, param=self.param,
+            headers={**self.headers, **headers}, extra=self.extra,
+        )  # fmt: skip
+
 
 class Translating:
     """A context manager that replaces an error by what `translate` returns for it; None leaves the error unchanged.

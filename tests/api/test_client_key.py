@@ -54,3 +54,11 @@ def test_a_user_that_is_none_is_refused(user, text):
     with pytest.raises(RequestError, match=text) as refused:
         parse_generate({"prompt": "a", "user": user})
     assert refused.value.param == "user"
+
+
+def test_each_of_10000_clients_has_a_key_of_its_own_however_it_names_itself():
+    clients, request = [f"client-{number}" for number in range(10_000)], asking()
+    assert [client_key(request, "current", user=client, is_named=False) for client in clients] == clients
+    for client in clients[::500]:
+        assert native_client(request, parse_generate({"prompt": "a", "user": client})) == client
+        assert native_client(asking(X_Client_Id=client), parse_generate({"prompt": "a"})) == client

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.rollout.conftest import flip_byte
+from tests.rollout.conftest import flip_byte, make_v3
 from zwatch.deploy.sealing import write_seal
 from zwatch.deploy.shares import share_key, side_of
 from zwatch.engine.usable import deviation_of
@@ -317,6 +317,18 @@ async def shared(client, models):
     return client
 
 
+async def repoint(client, version, name, key):
+    """Make or move a link, and wait until it serves."""
+    supervisor, engines = client.services.supervisor, client.services.engines
+    link = client.services.models / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(version)
+    supervisor.ring()
+    async with asyncio.timeout(60):
+        while (serving := engines.serving(key)) is None or serving.key.version != version:
+            await supervisor.changes.wait()
+
+
 async def share_of(client, **fields):
     """Draw an image; return the version and the share."""
     headers, _ = await client.png(**fields)
@@ -361,6 +373,31 @@ async def test_what_its_alias_fails_to_draw_is_not_given_to_the_share(shared):
     for _ in range(3):
         await shared.error("/generate", {**HURT, "user": ON_OWN}, 500)
     assert await share_of(shared, **HURT, user=ON_SHARE) == ("v2", "current@50")
+
+
+async def test_a_request_that_names_the_share_gets_its_error_and_no_other_version(shared, models, caplog):
+    """Also not what the share served before."""
+    make_v3(models)
+    shared.services.queue.drawer.withdrawal.probation = 0.0
+    await repoint(shared, "v3", "current@50", KEY)
+    Faulty(shared, KEY).nan()
+    async with shared.http.post(shared.url + "/generate", json={**HURT, "model": "current@50"}) as response:
+        assert (response.status, response.headers["X-Zwatch-Version"]) == (500, "v3")
+        assert response.headers["X-Zwatch-Share"] == "current@50"
+    assert any("failed by v3 (current@50) (generation_failed: " in one for one in caplog.messages), caplog.messages
+    assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
+    assert any(one.startswith("v3 (current@50) failed (") for one in caplog.messages), caplog.messages
+
+
+async def test_in_its_probation_what_an_alias_fails_to_draw_goes_to_what_it_served_before(promoted, models):
+    """A client on the alias's side keeps it, although the share could draw the request."""
+    make_v3(models)
+    await repoint(promoted, "v3", "current@50", KEY)
+    Faulty(promoted).nan()
+    for _ in range(3):
+        assert await share_of(promoted, **HURT, user=ON_OWN) == ("v1", None)
+    assert promoted.services.supervisor.withdrawal.reason("current") is not None
+    assert await share_of(promoted, **HURT, user=ON_SHARE) == ("v3", "current@50")
 
 
 async def test_a_failed_request_counts_for_the_side_that_failed(shared):

@@ -8,7 +8,7 @@ import pytest
 from tests.deploy.factory import next_tick
 from tests.deploy.typed import looking, run
 from tests.lifecycles.ways import STRAY_WAYS, TEXTS, WAYS
-from zwatch.deploy.followed import MISSING_GRACE
+from zwatch.deploy.followed import MISSING_GRACE, Known
 from zwatch.deploy.following import Rule
 from zwatch.deploy.shares import share_key
 
@@ -72,6 +72,55 @@ def test_a_link_that_is_made_anew_under_another_name_was_not_renamed(root, looke
     run(root, "rm current@10")
     run(root, "ln -s v3 current@50")
     assert looker.look().shares["current"].renamed_from is None
+
+
+def test_a_share_that_was_renamed_to_and_fro_is_the_same_link(root, looker, clock):
+    run(root, "ln -s v3 current@10")
+    before = looker.look().targets[KEY].link_stamp
+    next_tick(root.parent)
+    run(root, "mv current@10 elsewhere")
+    run(root, "mv elsewhere current@10")
+    assert looker.look().shares["current"].renamed_from == before
+    run(root, "mv current@10 current@ten")
+    clock.forward(MISSING_GRACE)
+    looker.look()
+    clock.forward(MISSING_GRACE)
+    assert share(looker.look()) == (None, None)
+    next_tick(root.parent)
+    run(root, "mv current@ten current@20")
+    assert looker.look().shares["current"].renamed_from is not None
+
+
+def test_a_share_whose_chain_has_a_new_link_is_a_new_wish_also_if_it_is_renamed(root, looker):
+    run(root, "ln -s v3 stable")
+    run(root, "ln -s stable current@10")
+    looker.look()
+    next_tick(root.parent)
+    run(root, "ln -sfn v3 stable")
+    assert looker.look().shares["current"].renamed_from is None
+    next_tick(root.parent)
+    run(root, "mv current@10 current@50")
+    assert looker.look().shares["current"].renamed_from is not None
+    next_tick(root.parent)
+    run(root, "ln -sfn v3 stable")
+    run(root, "mv current@50 current@60")
+    assert looker.look().shares["current"].renamed_from is None
+
+
+def test_another_looker_knows_a_renamed_share_by_what_was_saved(root, looker):
+    run(root, "ln -s v3 current@10")
+    before = looker.look().shares["current"].mark
+    next_tick(root.parent)
+    run(root, "mv current@10 current@50")
+    known = Known.before(Rule(("current",)), {"current": None, KEY: before, "other@": before})
+    other = looking(root, known=known)
+    assert other.look().shares["current"].renamed_from == before.stamp
+    assert set(other.known.marks) == {KEY}
+    other.look()
+    run(root, "rm current@50")
+    run(root, "ln -s v3 current@60")
+    known = Known.before(Rule(("current",)), {KEY: before})
+    assert looking(root, known=known).look().shares["current"].renamed_from is None
 
 
 def test_mv_t_onto_the_alias_promotes(root, looker, clock):

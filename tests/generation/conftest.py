@@ -104,7 +104,7 @@ async def start(engines, engine, bridge):
     """Return a function that starts a queue, without a history unless one is given."""
     tasks = []
 
-    def started(finisher=None, *, history=None, limit=8, max_work=600.0, aliases=("current",)):
+    def started(finisher=None, *, history=None, limit=8, max_work=600.0, aliases=("current",), traffic=None):
         queue = GenerationQueue(
             engines,
             bridge,
@@ -113,6 +113,7 @@ async def start(engines, engine, bridge):
             limit=limit,
             max_work=max_work,
             changes=Pulse(),
+            traffic=traffic,
         )
         tasks.append(asyncio.create_task(queue.run()))
         return queue

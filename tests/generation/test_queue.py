@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from tests.generation.conftest import V1, FakeEngine
+from zwatch.deploy.shares import ShareLink
 from zwatch.errors import RequestError
 from zwatch.generation.finish import Finisher
 from zwatch.generation.history import History
 from zwatch.generation.job import JobState
 from zwatch.generation.request import parse_generate
+from zwatch.rollout.alias import Alias
 from zwatch.rollout.lifecycle import VersionKey
+from zwatch.rollout.traffic import Traffic
 
 V2 = VersionKey("v2", "2" * 64)
 STOPPING = RequestError("shutting_down", "the service stops")
@@ -172,6 +175,46 @@ async def test_a_request_for_a_version_leases_it_when_it_is_accepted(queue, engi
     engines.promote("current", V2)
     engine.resume()
     assert [(await job.result()).key for job in (first, second)] == [V1, V1]
+
+
+@pytest.fixture
+def share(engines):
+    """The share of `current`, by which v2 draws a tenth of its requests."""
+    share = Alias("current@", engines)
+    share.share = ShareLink("current", 10)
+    engines.admit(V2, FakeEngine("v2"))
+    engines.promote("current@", V2)
+    return share
+
+
+@pytest.mark.parametrize("change", ["renamed", "ended", "repointed"])
+async def test_a_request_for_a_share_leases_it_when_it_is_accepted(start, engine, engines, share, change):
+    traffic = Traffic({"current": Alias("current", engines), "current@": share}, engines)
+    queue = start(aliases=traffic, traffic=traffic)
+    engine.hold()
+    first, named = submit(queue), submit(queue, model="current@10")
+    await running(engine)
+    assert (first.lease.key, named.lease.key, engines.resident(V2).leases) == (V1, V2, 1)
+    match change:
+        case "renamed":
+            share.share = ShareLink("current", 50)
+        case "ended":
+            share.share = None
+            engines.withdraw("current@")
+        case "repointed":
+            engines.promote("current@", V1)
+    engine.resume()
+    assert await end_of(first, named) == ["DONE", "DONE"]
+    assert (named.key, named.by_share) == (V2, "current@10")
+
+
+async def test_a_request_for_a_share_that_has_another_name_by_now_is_refused(start, engines, share):
+    traffic = Traffic({"current": Alias("current", engines), "current@": share}, engines)
+    error = refused(start(aliases=traffic, traffic=traffic), model="current@50")
+    assert (error.code, error.message) == (
+        "model_not_found",
+        "current has no share 'current@50' at present, see /status",
+    )
 
 
 @pytest.mark.parametrize("end", ["done", "failed", "cancelled while it runs", "cancelled while it waits"])

@@ -1,13 +1,16 @@
 """What is counted of a trial: when one begins and ends, and which requests count."""
 
+import asyncio
 import json
 import random
 from types import SimpleNamespace
 
 import pytest
 
+from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.job import JobState
+from zwatch.generation.trial_file import TrialFile
 from zwatch.generation.trial_results import MOST_SAMPLES, Side, TrialResults
 from zwatch.rollout.lifecycle import VersionKey
 
@@ -18,9 +21,7 @@ class Records(dict):
     """The records of `current` and its share as far as results read them."""
 
     def __init__(self):
-        self["current"] = SimpleNamespace(
-            is_share=False, share=None, name="current", serving=None, target=object(), fault=None
-        )
+        self["current"] = SimpleNamespace(is_share=False, share=None, name="current", serving=None)
 
     def serve(self, key, alias="current"):
         self[alias].serving = None if key is None else SimpleNamespace(key=key)
@@ -28,19 +29,41 @@ class Records(dict):
     def link(self, percent, key):
         name = f"current@{percent}"
         self["current@"] = SimpleNamespace(
-            is_share=True, share=name, name=name, serving=None, target=object(), fault=None
-        )
+            is_share=True, share=name, name=name, serving=None, target=object(), fault=None, percent=percent,
+            is_withdrawn=False, saved=SimpleNamespace(withdrawn=None),
+        )  # fmt: skip
         self.serve(key, "current@")
 
+    def withdraw(self):
+        self["current@"].saved.withdrawn = self["current@"].serving
+        self.serve(None, "current@")
 
-def ended(key, *, model="current", client="ann", state=JobState.DONE, seconds=1.0, code="generation_failed"):
-    """A job as far as results read it."""
+
+def takes(share):
+    return share.serving is not None and share.percent > 0
+
+
+def made(records):
+    return TrialResults(records, takes)
+
+
+def begun(results, key, *, model="current", client="ann"):
+    """A job that gets this version now, as far as results read it."""
+    job = SimpleNamespace(request=SimpleNamespace(model=model), client=client, key=key)
+    job.trial = results.trial_of(job)
+    return job
+
+
+def end(results, job, *, state=JobState.DONE, seconds=1.0, code="generation_failed"):
     timings = {"total": seconds + 5.0, "queue": 5.0}
-    finished = SimpleNamespace(timings=timings) if state is JobState.DONE else None
-    error = None if state is JobState.DONE else RequestError(code, "…")
-    return SimpleNamespace(
-        request=SimpleNamespace(model=model), client=client, key=key, state=state, finished=finished, error=error
-    )
+    job.state, job.error = state, None if state is JobState.DONE else RequestError(code, "…")
+    job.finished = SimpleNamespace(timings=timings) if state is JobState.DONE else None
+    results.job_ended(job)
+
+
+def draw(results, key, *, model="current", client="ann", **ending):
+    """Count a request from its turn to its end."""
+    end(results, begun(results, key, model=model, client=client), **ending)
 
 
 @pytest.fixture
@@ -53,7 +76,7 @@ def records():
 
 @pytest.fixture
 def results(records):
-    return TrialResults(records)
+    return made(records)
 
 
 def counted(results):
@@ -63,36 +86,81 @@ def counted(results):
 
 def test_each_side_counts_its_requests_and_how_long_drawing_took(results):
     for key in (V1, V1, V3):
-        results.job_ended(ended(key))
-    results.job_ended(ended(V3, state=JobState.FAILED))
-    results.job_ended(ended(V3, state=JobState.FAILED, code="timeout"))
+        draw(results, key)
+    draw(results, V3, state=JobState.FAILED)
+    draw(results, V3, state=JobState.FAILED, code="timeout")
     assert counted(results) == [("v1", 2, 0, [1.0, 1.0]), ("v3", 3, 2, [1.0])]
     assert results.is_changed
 
 
 @pytest.mark.parametrize(
-    "job",
+    ("key", "job"),
     [
-        ended(V1, state=JobState.CANCELLED, code="cancelled"), ended(V1, state=JobState.FAILED, code="invalid_value"),
-        ended(V1, client=None), ended(V3, model="v3"), ended(V3, model="current@10"), ended(V2), ended(None, state=JobState.FAILED),
+        (V1, {"state": JobState.CANCELLED, "code": "cancelled"}), (V1, {"state": JobState.FAILED, "code": "invalid_value"}),
+        (V1, {"client": None}), (V3, {"model": "v3"}), (V3, {"model": "current@10"}), (V2, {}), (None, {"state": JobState.FAILED}),
     ],
     ids=["cancelled", "client's mistake", "names the alias", "names the version", "names the share", "a third version", "never drawn"],
 )  # fmt: skip
-def test_what_was_not_left_to_chance_does_not_count(results, job):
+def test_what_was_not_left_to_chance_does_not_count(results, key, job):
     results.find("current")
-    results.job_ended(job)
+    draw(results, key, **job)
     assert [row[1:] for row in counted(results)] == [(0, 0, []), (0, 0, [])]
 
 
-def test_a_request_that_the_other_version_drew_again_counts_for_both(results):
-    results.find("current")
-    results.drawn_again(V3)
-    results.job_ended(ended(V1))
-    assert counted(results) == [("v1", 1, 0, [1.0]), ("v3", 1, 1, [])]
+def test_a_request_that_the_other_version_drew_again_counts_for_the_one_that_failed_only(results):
+    job = begun(results, V3)
+    failed_in, job.trial, job.key = job.trial, "", V1  # its second turn
+    results.failed(failed_in, V3)
+    end(results, job)
+    assert counted(results) == [("v1", 0, 0, []), ("v3", 1, 1, [])]
+
+
+def test_a_failure_counts_in_the_trial_of_its_request_only(records):
+    records["canary"] = SimpleNamespace(is_share=False, share=None, name="canary", serving=SimpleNamespace(key=V1))
+    share = records["current@"]
+    records["canary@"] = SimpleNamespace(**{**vars(share), "share": "canary@10", "name": "canary@10"})
+    results = made(records)
+    results.failed(begun(results, V3).trial, V3)
+    results.failed(begun(results, V3, client=None).trial, V3)  # it names the alias
+    assert [side.requests for side in results.find("canary").sides] == [0, 0]
+    assert [side.requests for side in results.find("current").sides] == [0, 1]
+
+
+def test_nothing_counts_while_the_share_takes_no_requests(results, records):
+    draw(results, V1)
+    before = results.find("current").id
+    records.link(0, V3)
+    draw(results, V1)
+    draw(results, V1, state=JobState.FAILED)
+    assert (results.find("current").share, results.find("current").ended) == ("current@0", None)
+    assert counted(results) == [("v1", 1, 0, [1.0]), ("v3", 0, 0, [])]
+    records.link(20, V3)
+    draw(results, V1)
+    assert results.find("current").id == before
+    assert counted(results) == [("v1", 2, 0, [1.0, 1.0]), ("v3", 0, 0, [])]
+
+
+def test_a_version_that_is_only_held_ready_is_in_no_trial_until_it_takes_requests(records):
+    records.link(0, V3)
+    results = made(records)
+    draw(results, V1)
+    assert results.find("current") is None
+    records.link(1, V3)
+    assert results.find("current").ended is None
+
+
+def test_a_request_counts_in_the_trial_in_which_it_got_its_version(results, records):
+    early = begun(results, V1)
+    records.link(0, V3)
+    late = begun(results, V1)
+    records.link(10, V3)
+    for job in (early, late):
+        end(results, job)
+    assert counted(results)[0] == ("v1", 1, 0, [1.0])
 
 
 def test_renaming_the_share_goes_on_with_the_same_trial(results, records):
-    results.job_ended(ended(V3))
+    draw(results, V3)
     before = results.find("current").id
     records.link(50, V3)
     assert results.find("current").id == before
@@ -101,7 +169,7 @@ def test_renaming_the_share_goes_on_with_the_same_trial(results, records):
 
 @pytest.mark.parametrize("change", [lambda records: records.serve(V2), lambda records: records.link(10, V2)])
 def test_another_version_on_either_side_is_another_trial(results, records, change):
-    results.job_ended(ended(V3))
+    draw(results, V3)
     change(records)
     assert all(row[1:] == (0, 0, []) for row in counted(results))
 
@@ -111,21 +179,50 @@ def promote(records):
     records.serve(V3)
 
 
-@pytest.mark.parametrize("ending", [promote, lambda records: records.pop("current@")])
-def test_a_promotion_and_a_removed_link_end_it_and_its_counts_stay(results, records, ending):
-    results.job_ended(ended(V3))
+def lose_both(records):
+    """`current` is moved to another version, and the share's link to one that is not there."""
+    records.serve(V2)
+    records.serve(None, "current@")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        promote, lambda records: records.pop("current@"), Records.withdraw, lose_both,
+        lambda records: records.link(10, V1), lambda records: records.serve(V3),
+    ],
+    ids=["promoted", "removed", "withdrawn", "serves neither", "the share serves the alias's", "the alias serves the share's"],
+)  # fmt: skip
+def test_it_ends_when_the_sides_are_not_served_any_more_and_its_counts_stay(results, records, ending):
+    draw(results, V3)
     ending(records)
     trial = results.find("current")
     assert trial.ended is not None
-    results.job_ended(ended(V3))
+    draw(results, V3)
     assert counted(results)[1] == ("v3", 1, 0, [1.0])
     assert list(results.running()) == []
-    assert results.trial_of(V3, "current") == ""
+    assert not results.goes_on(trial.id, V3)
+
+
+def test_another_version_while_the_share_takes_nothing_ends_it(results, records):
+    results.look()
+    records.link(0, V3)
+    records.serve(V2)
+    assert results.find("current").ended is not None
+
+
+def test_what_is_tried_again_after_a_withdrawal_is_another_trial(results, records):
+    before = results.find("current").id
+    records.withdraw()
+    results.look()
+    records.link(10, V3)
+    found = results.find("current")
+    assert (found.id != before, found.ended) == (True, None)
 
 
 def test_nothing_ends_while_something_is_loaded(results, records):
     """As after a restart, or an unload."""
-    results.job_ended(ended(V3))
+    draw(results, V3)
     before = results.find("current").id
     records.serve(None)
     records.serve(None, "current@")
@@ -137,22 +234,22 @@ def test_nothing_ends_while_something_is_loaded(results, records):
 
 def test_an_alias_without_a_share_has_no_trial(records):
     del records["current@"]
-    assert TrialResults(records).find("current") is None
-    assert TrialResults(records).find("nobody") is None
+    assert made(records).find("current") is None
+    assert made(records).find("nobody") is None
 
 
 def test_a_share_of_the_version_that_serves_is_no_trial(records):
     records.link(10, V1)
-    assert TrialResults(records).find("current") is None
+    assert made(records).find("current") is None
 
 
 def test_a_restart_goes_on_with_it(results, records):
-    results.job_ended(ended(V3))
+    draw(results, V3)
     saved = json.loads(json.dumps(results.saved()))
-    again = TrialResults(records)
+    again = made(records)
     again.restore(saved)
     assert again.find("current").id == results.find("current").id
-    again.job_ended(ended(V3))
+    draw(again, V3)
     assert counted(again)[1] == ("v3", 2, 0, [1.0, 1.0])
 
 
@@ -164,10 +261,34 @@ def test_another_programs_json_is_no_results(results, wrong):
         results.restore(wrong)
 
 
-def test_a_picture_is_of_the_trial_of_its_version(results):
+def test_a_trial_goes_on_with_its_two_versions(results):
     trial = results.find("current").id
-    assert results.trial_of(V1, "v1") == results.trial_of(V3, None) == trial
-    assert results.trial_of(V2, "current") == ""
+    assert results.goes_on(trial, V1)
+    assert results.goes_on(trial, V3)
+    assert not results.goes_on(trial, V2)
+    assert not results.goes_on("", V3)
+    assert not results.goes_on("current 2026-11-21T14:02:11+00:00", V3)
+
+
+async def test_a_trial_that_begins_and_ends_while_the_file_is_left_alone_is_seen(results, records, bridge, tmp_path):
+    changes = Pulse()
+    keeping = asyncio.create_task(TrialFile(bridge, tmp_path, results, changes).run())
+    try:
+        async with asyncio.timeout(60):
+            while not (tmp_path / "trials.json").exists():  # the next time is seconds away
+                await asyncio.sleep(0.01)
+        for change in (lambda: records.link(10, V2), lambda: records.pop("current@")):
+            change()
+            changes.fire()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        found = results.find("current")
+        assert (found.sides[1].key, found.ended is not None) == (V2, True)
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+    [saved] = json.loads((tmp_path / "trials.json").read_text())["trials"]
+    assert (saved["sides"][1]["version"], saved["ended"]) == ("v2", found.ended.isoformat())
 
 
 def test_memory_is_bounded_and_the_sample_is_of_all():

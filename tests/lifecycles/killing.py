@@ -12,6 +12,7 @@ from tests.lifecycles.ways import STRAY_WAYS, WAYS
 from zwatch.rollout.saved import schema
 
 VERSIONS = ("v1", "v2", "v3")
+PERCENTS = (0, 10, 50, 100)
 ALLOWED = (
     "the previous run crashed: that counts for",  # that is what a kill is
     "the previous run ended by itself: the process ended without a word",
@@ -42,6 +43,8 @@ class Killer:
         self.used_at_kills = dict.fromkeys(VERSIONS, 0)
         """Kills since a version served until an orderly end: at two or more, it may be set aside."""
         self.pixels = {}
+        self.share_perhaps_unloaded = False
+        """Whether there was an unload since the share's link was made."""
 
     # --- what is done until the kill
 
@@ -83,9 +86,12 @@ class Killer:
     def step(self):
         """Do one thing."""
         what = self.draw.choices(
-            (self.flip, self.deploy, self.unload, self.load, self.make_pictures, self.change_files, self.roll_back),
-            (5, 2, 1, 1, 3, 1, 1),
-        )[0]
+            (
+                self.flip, self.deploy, self.unload, self.load, self.make_pictures, self.change_files, self.roll_back,
+                self.make_share, self.rename_share, self.end_share,
+            ),
+            (5, 2, 1, 1, 3, 1, 1, 2, 2, 1),
+        )[0]  # fmt: skip
         what()
         time.sleep(self.draw.choice((0.0, 0.006, 0.02)))
 
@@ -114,6 +120,7 @@ class Killer:
 
     def unload(self):
         before, self.unloaded = self.unloaded, self.unloaded | {True}
+        self.share_perhaps_unloaded = True
         status = self.service.post("/api/unload_model")
         # 409: a flip that was seen only now is newer
         self.unloaded = {True} if status == 200 else before | {False}
@@ -122,9 +129,37 @@ class Killer:
         with self.perhaps_loaded():
             assert self.service.post("/api/load_model") in (200, 409)
 
+    def share(self):
+        """Return the name of the share's link, None if there is none."""
+        return next((path.name for path in self.service.root.glob("current@*") if path.is_symlink()), None)
+
+    def make_share(self):
+        """Let a share serve a version: a new one, or the one that is there."""
+        time.sleep(0.006)
+        name = self.share() or f"current@{self.draw.choice(PERCENTS)}"
+        self.draw.choice([*WAYS.values()])(self.service.root, self.draw.choice(VERSIONS), name)
+        self.share_perhaps_unloaded = False
+
+    def rename_share(self):
+        """Change how many requests a share takes, also while nothing runs."""
+        if (name := self.share()) is not None:
+            time.sleep(0.006)
+            os.rename(self.service.root / name, self.service.root / f"current@{self.draw.choice(PERCENTS)}")
+
+    def end_share(self):
+        """End a share, by a promotion or without."""
+        if (name := self.share()) is None:
+            return
+        if self.draw.random() < 0.5:
+            (self.service.root / name).unlink()
+        else:
+            time.sleep(0.006)
+            with self.perhaps_loaded():
+                os.rename(self.service.root / name, self.service.root / "current")
+
     def make_pictures(self):
-        for _ in range(3):
-            found = self.service.draw()
+        for number in range(3):
+            found = self.service.draw() if number else self.service.draw(None, f"client-{self.draw.randrange(20)}")
             if isinstance(found, str):
                 assert found in ("model_not_loaded", "shutting_down"), found
                 return
@@ -176,6 +211,7 @@ class Killer:
             assert serving == wish, what
         elif "set_aside" in codes and serving is not None:
             assert self.used_at_kills[wish] >= 2, what
+        self.check_share()
         if serving is not None:
             self.check_serves(serving, wish)
         elif not alias["unloaded"]:  # what surely served before would be better than nothing
@@ -208,6 +244,25 @@ class Killer:
                 return self.service.call("GET", "/status")[2]
             time.sleep(0.01)
         raise AssertionError(f"not decided after a minute: {status}")
+
+    def check_share(self):
+        """Check that a share serves what its link asks for, if that can be, and that nothing is known of one that is gone."""
+        name, end = self.share(), time.monotonic() + 60
+        while time.monotonic() < end:
+            shares = self.service.call("GET", "/status")[2]["shares"]
+            if set(shares) == {name} - {None} and (name is None or self._is_right(shares[name])):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"the share {name} is not as it must be: {shares}, {self.damaged}, {self.used_at_kills}")
+
+    def _is_right(self, share):
+        target, attempt = share["target"], share["attempt"]
+        if share["unloaded"]:
+            return self.share_perhaps_unloaded and share["serving"] is None
+        if attempt is not None and attempt["version"] == target and attempt["state"] == "REJECTED":
+            is_set_aside = attempt["code"] == "set_aside" and self.used_at_kills[target] >= 2
+            return share["serving"] is None and (is_set_aside or target in self.damaged)
+        return share["serving"] == target is not None
 
     def check_serves(self, serving, wish):
         found = self.service.draw()

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.lifecycles.inside import GRACE
 from tests.lifecycles.light import BAD
 from tests.lifecycles.service import WEIGHTS, Light, make_version
 from tests.lifecycles.truth import GOOD_IMAGES, Content, Truth
@@ -15,6 +16,8 @@ from tests.lifecycles.ways import STRAY_WAYS, TEXTS, WAYS, clear
 from zwatch.deploy.seal import SEAL_NAME
 
 ALIASES = ("current", "canary")
+FOUND, PATTERN = "extra", "ex*"
+"""An alias that is there at times, and the pattern by which it is followed then."""
 VERSIONS = ("v1", "v2", "v3", "v4")
 CLOCK_TICK = 0.005
 """Wishes within one tick of the kernel's clock have no order."""
@@ -46,7 +49,7 @@ class World:
             self.seal_anew(version)
         for alias in ALIASES:
             os.symlink("v1", self.root / alias)
-        self.service = Light(self.root, self.folder / "state", ALIASES, first_pause=3600.0)
+        self.service = Light(self.root, self.folder / "state", (*ALIASES, PATTERN), first_pause=3600.0)
         self.service.start()
         self.check()
 
@@ -228,6 +231,20 @@ class World:
         (self.root / f"{alias}@77").unlink()
         self.service.until(lambda seen: not seen["several"])
 
+    # --- an alias that a pattern finds
+
+    def find_alias(self, version, way, text):
+        """Make the link that the pattern matches, or repoint it. A new one has to lead to a version to be followed."""
+        if os.path.lexists(self.root / FOUND) or (self.root / version).is_dir():
+            self.flip(FOUND, version, way, text)
+            self.truth.find_alias(FOUND)
+
+    def lose_alias(self):
+        """Remove that link for longer than a moment."""
+        (self.root / FOUND).unlink(missing_ok=True)
+        time.sleep(1.5 * GRACE)
+        self.truth.find_alias(FOUND)
+
     # --- versions
 
     def seal_anew(self, version, *, draws=True):
@@ -374,10 +391,11 @@ class World:
 
     # --- runs
 
-    def restart(self, *, crashed, trying=None):
-        """End the run, and start another."""
+    def restart(self, *, crashed, trying=None, meanwhile=lambda: None):
+        """End the run, and start another; do something while none runs."""
         self.check_log()
         (self.service.kill if crashed else self.service.stop)()
         self.truth.end_run(crashed=crashed, trying=trying)
+        meanwhile()
         self.stalls = 0
         self.service.start()

@@ -47,6 +47,7 @@ def test_a_light_service_that_is_killed_at_any_moment_starts_again_by_the_rules(
             killer.run_takeover(killer.draw.uniform(0.0, 0.4))
         else:
             killer.run(killer.draw.uniform(0.0, 0.5))  # the first tenth of a second is the start
+        killer.rename_share()
         killer.check()
         if number % 100 == 99:
             print(f"{number + 1} kills", flush=True)
@@ -68,5 +69,6 @@ def test_a_whole_service_that_is_killed_at_any_moment_starts_again_by_the_rules(
             killer.run_takeover(killer.draw.uniform(0.0, 2 * start))
         else:
             killer.run(killer.draw.uniform(0.0, 3 * start))
+        killer.rename_share()
         killer.check()
         print(f"{number + 1} kills of a whole service", flush=True)

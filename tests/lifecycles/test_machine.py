@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.lifecycles.inside import GRACE
-from tests.lifecycles.machine import ALIASES, ODD, VERSIONS, World
+from tests.lifecycles.machine import ALIASES, FOUND, ODD, VERSIONS, World
 from tests.lifecycles.service import WEIGHTS
 from tests.lifecycles.ways import STRAY_WAYS, TEXTS, WAYS
 from zwatch.deploy.seal import SEAL_NAME
@@ -125,6 +125,47 @@ class Lifecycle(RuleBasedStateMachine):
     def draw_by_the_name_of_a_share(self, alias):
         if (name := self.world.share_of(alias)) is not None:
             self.world.draw(name)
+
+    @rule(alias=aliases, percent=percents, crashed=st.booleans())
+    def rename_share_while_nothing_runs(self, alias, percent, crashed):
+        if (name := self.world.share_of(alias)) is not None:
+            self.world.restart(crashed=crashed, meanwhile=lambda: self.world.truth.rename(name, f"{alias}@{percent}"))
+
+    # --- an alias that a pattern finds
+
+    @rule(version=versions, way=ways, text=texts)
+    def find_alias(self, version, way, text):
+        self.world.find_alias(version, way, text)
+
+    @rule(kind=st.sampled_from(sorted(ODD)))
+    def lead_a_found_alias_to_no_version(self, kind):
+        if (self.world.root / FOUND).is_symlink():
+            self.world.make_odd(FOUND, kind)
+
+    @rule()
+    def lose_alias(self):
+        self.world.lose_alias()
+
+    @rule(kind=st.sampled_from([*sorted(ODD), *VERSIONS, "gone"]), crashed=st.booleans())
+    def change_a_found_alias_while_nothing_runs(self, kind, crashed):
+        if not (self.world.root / FOUND).is_symlink():
+            return
+
+        def change():
+            if kind in ODD:
+                self.world.make_odd(FOUND, kind)
+            elif kind != "gone":
+                self.world.flip(FOUND, kind)
+            else:
+                (self.world.root / FOUND).unlink()
+                self.world.truth.find_alias(FOUND)
+
+        self.world.restart(crashed=crashed, meanwhile=change)
+
+    @rule()
+    def draw_for_a_found_alias(self):
+        if FOUND in self.world.truth.aliases:
+            self.world.draw(FOUND)
 
     # --- versions
 

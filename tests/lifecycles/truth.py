@@ -173,13 +173,19 @@ class Truth:
             self.shares[name] = AliasTruth()
         self.shares = dict(sorted(self.shares.items()))
 
+    def find_alias(self, name):
+        """Take in that there is a link that a pattern matches now, or none any more: then nothing is known of it."""
+        if not os.path.lexists(self.root / name):
+            self.aliases.pop(name, None)
+        elif name not in self.aliases:
+            self.aliases[name] = AliasTruth()
+
     def rename(self, old, new):
         """Rename a share: what is known of its link stays."""
         before, share = self.stamp(old), self.shares[old]
-        is_known = self.wish(old) is not None
         os.rename(self.root / old, self.root / new)
         after = self.stamp(new)
-        if not is_known or old == new:
+        if old == new:
             return
         if share.unloaded == before:
             share.unloaded = after

@@ -73,6 +73,16 @@ async def test_a_trial_is_started_grown_and_promoted(panel, server):
     assert (await server.status())["aliases"]["current"]["attempt"]["way"] == "resident"
 
 
+async def test_what_a_share_draws_until_its_new_version_is_ready_is_said(panel, server):
+    assert (await server.post("/api/share", {"version": "v2", "percent": 50}))[0] == 200
+    await expect(trial(panel)).to_contain_text("v2 draws 50% of the requests for current.")
+    link = server.models / "current@50"
+    link.unlink()
+    link.symlink_to("v9")
+    await expect(trial(panel)).to_contain_text("v2 still draws 50%.")
+    await expect(trial(panel).get_by_role("button", name="Promote")).to_be_disabled()
+
+
 async def test_a_trial_is_run_by_keys_alone(panel, server):
     page = panel.page
     await row(panel, "v2").get_by_role("button", name="Try…").focus()

@@ -122,6 +122,29 @@ def test_good_images_do_not_acquit_what_drew_on_trial_when_the_device_was_lost(o
     assert machine.set_aside() == expected
 
 
+@pytest.mark.parametrize(("on_trial", "expected"), [(True, {V2}), (False, {V1, V2})])
+def test_what_drew_on_trial_when_the_device_was_lost_is_alone_to_blame(on_trial, expected):
+    """`current` serves v1, which has drawn too few images to have proved itself; its share draws by v2."""
+    machine = Machine()
+    machine.link(V1)
+    machine.link(V2, "current@")
+    for _ in range(2):
+        machine.run(V1)
+        machine.saved.alias("current@").serving = V2
+        machine.saved.failure = Failure(Ending.DEVICE_LOST, "the device is lost", V2, on_trial)
+    assert machine.set_aside() == expected
+
+
+def test_a_crash_by_what_drew_on_trial_neither_counts_for_others_nor_acquits_them():
+    machine = Machine()
+    machine.link(V1)
+    machine.run(V1)
+    machine.run(V1)
+    machine.saved.failure = Failure(Ending.HUNG, "it hangs", V2, on_trial=True)  # its share has ended meanwhile
+    assert machine.start() == [V2]
+    assert (crashes.count(machine.saved.crashes, V1), crashes.count(machine.saved.crashes, V2)) == (1, 1)
+
+
 def test_the_start_names_what_is_to_blame():
     machine = Machine()
     machine.link(V2)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zwatch.deploy.shares import share_key
 from zwatch.rollout.lifecycle import EngineState, VersionKey
 from zwatch.rollout.policy import (
     Abandon,
@@ -24,6 +25,7 @@ from zwatch.rollout.policy import (
 V1, V2, V3 = (VersionKey(f"v{number}", str(number) * 64) for number in (1, 2, 3))
 V1_RESEALED = VersionKey("v1", "f" * 64)
 UNSEALED = VersionKey("v9", None)
+SHARE = share_key("current")
 
 
 def current(wish=None, serving=None, **more):
@@ -32,6 +34,10 @@ def current(wish=None, serving=None, **more):
 
 def canary(wish=None, serving=None, **more):
     return AliasView("canary", wish, serving, **more)
+
+
+def share(wish=None, serving=None, **more):
+    return AliasView(SHARE, wish, serving, is_share=True, **more)
 
 
 def engine(key, state="SERVING", leases=0, previous=False, usable=True):
@@ -173,6 +179,31 @@ ROWS = {
         [current(V3, V1), canary(V2)], v2_before_v1, None, Promote("canary", V2)),
     "a promotion beside another alias's load": (
         [current(V3, V1), canary(V2)], v2_before_v1, load(V3), Promote("canary", V2)),
+    # --- shares
+    "what an alias asks for is loaded before what a share does": (
+        [share(V2), current(V3, V1)], serving_v1, None, Load("current", V3)),
+    "the load for a share is given up for it": (
+        [current(V3, V1), share(V2)], serving_v1, load(V2, SHARE), Abandon(yields=True)),
+    "once": ([current(V3, V1), share(V2)], serving_v1, load(V2, SHARE, abandoned=True), None),
+    "not if it is of the same version": ([current(V2, V1), share(V2)], serving_v1, load(V2, SHARE), None),
+    "not if what the alias asks for is resident": (
+        [current(V2, V1), share(V3)], v2_before_v1, load(V3, SHARE), Promote("current", V2)),
+    "nor once that serves": ([current(V2, V2), share(V3)], [engine(V2)], load(V3, SHARE), None),
+    "not if another alias does what it asks for at once": (
+        [current(V1, V1), canary(V2), share(V3)], v2_before_v1, load(V3, SHARE), Promote("canary", V2)),
+    "not for another try of what failed": (
+        [current(V3, V1, retried=True), share(V2)], serving_v1, load(V2, SHARE), None),
+    "also while nothing else serves": ([current(V3, retried=True), share(V2)], [], load(V2, SHARE), None),
+    "that try is made when the load has ended, before the next one of the share": (
+        [current(V3, V1, retried=True), share(V2)], serving_v1, None, Load("current", V3)),
+    "but for another alias's first try": (
+        [current(V3, V1, retried=True), canary(V1_RESEALED, V1), share(V2)], serving_v1, load(V2, SHARE), Abandon(yields=True)),
+    "and for last-known-good while nothing serves": (
+        [current(V3, refused=True, retried=True, fallback=V1), share(V2)], [], load(V2, SHARE), Abandon(yields=True)),
+    "a load for an alias never yields": ([current(V3, V1), canary(V2)], serving_v1, load(V2, "canary"), None),
+    "going back from what was withdrawn goes before giving up a share's load": (
+        [current(V2, V2, refused=True, barred=True, withdrawn=True, retreats=(V1,), fallback=V1), share(V3)],
+        [engine(V1, "WARM", previous=True), engine(V2)], load(V3, SHARE), Retreat("current", V1)),
 }  # fmt: skip
 
 

@@ -173,6 +173,23 @@ async def test_what_an_alias_asks_for_is_loaded_before_what_a_share_does(service
     ]  # fmt: skip
 
 
+async def test_a_flip_of_the_alias_to_what_is_resident_does_not_end_a_load_for_its_share(service, models):
+    make_v3(models)
+    for version in ("v2", "v1"):
+        service.link(version)
+        await service.until_serves(version)
+    held = service.factory.hold("build", "v3")
+    link(service, "v3", "current@10")
+    await service.until(lambda: ("build", "v3") in service.factory.reached)
+    service.link("v2")
+    await service.until(lambda: service.serves() == "v2")
+    held.set()
+    await service.until_serves("v3", KEY)
+    assert service.serves() == "v2"
+    assert service.factory.built.count("v3") == 1
+    assert "ABANDONED" not in [state for _, state, _ in service.attempts()]
+
+
 async def test_a_promotion_while_the_share_is_loaded_goes_on_with_that_load(service):
     held = service.factory.hold("build", "v2")
     link(service, "v2", "current@10")
@@ -301,6 +318,23 @@ async def test_where_two_versions_fit_another_one_for_the_share_takes_the_place_
     assert small.states() == {"v1": EngineState.SERVING, "v3": EngineState.SERVING}
     assert record.attempt.way is LoadWay.DEVICE
     assert small.serves() == "v1"
+
+
+async def test_a_load_for_which_a_share_gave_up_its_version_ends_when_the_alias_serves_that(small, models):
+    make_v3(models)
+    record = await sharing(small)
+    small.factory.leave_no_room()
+    with small.supervisor.traffic.lease("current@10", None):
+        small.link("v3", "current@10")
+        await small.until(lambda: record.serving is None)
+        small.link("v2")
+        await small.until(lambda: small.serves() == "v2")
+        await small.until(lambda: ("v3", "REJECTED", "insufficient_memory") in small.attempts())
+    reason = next(one.rejection.reason for one in small.supervisor.attempts if one.rejection is not None)
+    assert reason == "v3 does not fit next to v2, which current now also serves"
+    small.factory.device.budget *= 4
+    await small.until_serves("v3", KEY)
+    assert small.serves() == "v2"
 
 
 async def test_a_version_that_crashes_as_a_share_is_set_aside(services, models):

@@ -54,12 +54,30 @@ def test_a_client_on_the_side_of_the_share_gets_its_engine_and_others_do_not(sce
     assert scene.served(client=ON_OWN) == ("v1", None)
 
 
-@pytest.mark.parametrize("percent", [0, 10, 50, 100])
-def test_the_split_of_10000_clients_is_within_binomial_bounds(scene, percent):
+@pytest.mark.parametrize("percent", [0, 1, 10, 50, 99, 100])
+def test_the_split_of_10000_requests_is_within_binomial_bounds(scene, percent):
     scene.name(percent)
-    count = sum(scene.traffic.find("current", client).key == V3 for client in CLIENTS)
+    drawn = {client: scene.served(client=client) for client in CLIENTS}
+    assert set(drawn.values()) <= {("v3", scene.share.name), ("v1", None)}
+    moved = {client for client, (version, _) in drawn.items() if version == "v3"}
     share = percent / 100
-    assert abs(count - len(CLIENTS) * share) <= 4 * (len(CLIENTS) * share * (1 - share)) ** 0.5
+    assert abs(len(moved) - len(CLIENTS) * share) <= 3 * (len(CLIENTS) * share * (1 - share)) ** 0.5
+    assert moved == {client for client in CLIENTS if side_of(client, "current") < percent}
+
+
+def test_growing_a_share_moves_none_of_10000_clients_back(scene):
+    before: set[str] = set()
+    for percent in range(0, 101, 5):
+        scene.name(percent)
+        moved = {client for client in CLIENTS if scene.served(client=client) == ("v3", scene.share.name)}
+        assert before <= moved
+        before = moved
+    assert before == {*CLIENTS}
+
+
+def test_the_same_requests_again_are_split_in_the_same_way(scene):
+    first = [scene.served(client=client) for client in CLIENTS]
+    assert [scene.served(client=client) for client in CLIENTS] == first
 
 
 def test_a_request_without_a_client_is_never_moved(scene):
@@ -107,11 +125,32 @@ def test_a_share_of_another_alias_does_not_count(scene):
 
 def test_what_is_avoided_is_not_leased(scene):
     assert scene.served(avoided=[V3]) == ("v1", None)
-    assert scene.served(client=ON_OWN, avoided=[V1]) == ("v3", "current@10")
+    assert scene.served(client=ON_OWN, avoided=[V1]) == ("v2", None), "a client keeps its side"
     assert scene.served(avoided=[V1, V3]) == scene.served(client=ON_OWN, avoided=[V1, V3]) == ("v2", None)
+    assert scene.served(client=ON_OWN, avoided=[V1, V2]) is None
     assert scene.served(client=None, avoided=[V1]) == ("v2", None)
     assert scene.served(avoided=[V1, V2, V3]) is None
     assert scene.served("v3", avoided=[V3]) is None
+
+
+def test_a_request_that_names_a_share_gets_no_other_version(scene):
+    scene.engines.promote(share_key("current"), V2)
+    assert scene.share.previous == V3
+    assert scene.served("current@10") == ("v2", "current@10")
+    assert scene.served("current@10", avoided=[V2]) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "client", "avoided", "expected"),
+    [
+        ("current", ON_SHARE, (), "current@"), ("current", ON_OWN, (), "current"), ("current", None, (), "current"),
+        ("current", ON_SHARE, [V3], "current"), ("current", ON_OWN, [V1], "current"), ("current@10", None, (), "current@"),
+        ("v3", ON_SHARE, (), None),
+    ],
+)  # fmt: skip
+def test_a_lease_says_by_which_alias_or_share_it_came(scene, model, client, avoided, expected):
+    with scene.traffic.lease(model, client, avoided) as lease:
+        assert lease.by == expected
 
 
 def test_a_share_whose_engine_cannot_be_used_takes_nothing(scene):

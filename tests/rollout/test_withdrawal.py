@@ -27,10 +27,10 @@ def key_of(service, version):
     return next(resident.key for resident in service.engines.residents if resident.key.version == version)
 
 
-def fail(service, version, times=3):
+def fail(service, version, times=3, by=None):
     key = key_of(service, version)
     for _ in range(times):
-        service.supervisor.withdrawal.note(key, WHY)
+        service.supervisor.withdrawal.note(key, WHY, by)
 
 
 async def free_the_previous(service):
@@ -85,7 +85,7 @@ async def test_after_its_probation_it_is_not_withdrawn(promoted):
     promoted.supervisor.withdrawal.probation = 0.0
     fail(promoted, "v2", 20)
     assert promoted.serves() == "v2"
-    assert not promoted.supervisor.withdrawal.is_watched(key_of(promoted, "v2"))
+    assert not promoted.supervisor.withdrawal.is_watched(key_of(promoted, "v2"), "current")
 
 
 async def test_without_another_version_it_serves_on_and_the_status_says_so(service):
@@ -203,6 +203,36 @@ async def test_another_alias_goes_on_with_the_version(services, models):
     assert (service.serves(), service.serves("canary")) == ("v1", "v2")
 
 
+async def test_what_an_alias_draws_says_nothing_about_the_trial_of_another(services, models):
+    """`canary` serves what is on trial by `current@0`; its requests are neither drawn by another version nor counted."""
+    make_v3(models)
+    for name, version in (("canary", "v3"), ("current@0", "v3")):
+        (models / name).symlink_to(version)
+    service = await services(aliases=("current", "canary")).start()
+    service.supervisor.withdrawal.probation = 0.0
+    for name, version in (("current", "v1"), ("canary", "v3"), (KEY, "v3")):
+        await service.until_serves(version, name)
+    withdrawal, v3 = service.supervisor.withdrawal, key_of(service, "v3")
+    assert not withdrawal.is_watched(v3, "canary")
+    fail(service, "v3", 20, by="canary")
+    assert (service.serves("canary"), service.serves(KEY)) == ("v3", "v3")
+    fail(service, "v3", 2, by=KEY)
+    assert withdrawal.reason(KEY) is None
+    fail(service, "v3", 1, by=KEY)
+    assert (withdrawal.reason("canary"), service.serves("canary"), service.serves(KEY)) == (None, "v3", None)
+
+
+async def test_a_golden_image_says_something_about_a_version_wherever_it_is_on_trial(services, models):
+    (models / "canary").symlink_to("v1")
+    service = await services(aliases=("current", "canary")).start()
+    for name in ("current", "canary"):
+        await service.until_serves("v1", name)
+        link(service, "v2", f"{name}@10")
+        await service.until_serves("v2", f"{name}@")
+    fail(service, "v2")
+    assert (service.serves(KEY), service.serves("canary@")) == (None, None)
+
+
 async def test_it_is_not_last_known_good_any_more(promoted):
     part = promoted.supervisor.state.saved.alias("current")
     promoted.engines.serving("current").images = 3
@@ -221,7 +251,7 @@ async def test_a_restart_does_not_begin_a_probation_again(promoted, services):
             again.supervisor.withdrawal._wall_clock = lambda: time.time() + 3600
         again.run()
         await again.until_serves("v2")
-        assert again.supervisor.withdrawal.is_watched(key_of(again, "v2")) is expected
+        assert again.supervisor.withdrawal.is_watched(key_of(again, "v2"), "current") is expected
         await again.stop()
 
 
@@ -232,7 +262,7 @@ async def test_last_known_good_is_not_on_trial(promoted, services):
     (promoted.root / "v2" / "BLAKE3SUMS").unlink()
     again = await services().start()
     await again.until_serves("v1")
-    assert not again.supervisor.withdrawal.is_watched(key_of(again, "v1"))
+    assert not again.supervisor.withdrawal.is_watched(key_of(again, "v1"), "current")
 
 
 async def test_what_serves_again_draws_the_same_pictures(promoted):
@@ -277,9 +307,13 @@ async def test_a_share_loses_its_traffic_at_once_and_its_link_stays(shared):
 
 async def test_a_share_is_on_trial_for_as_long_as_it_lasts(shared):
     shared.supervisor.withdrawal.probation = 0.0
-    assert shared.supervisor.withdrawal.is_watched(key_of(shared, "v2"))
-    assert shared.supervisor.withdrawal.others(key_of(shared, "v2")) == [key_of(shared, "v1")]
-    assert not shared.supervisor.withdrawal.is_watched(key_of(shared, "v1"))
+    withdrawal, v1, v2 = shared.supervisor.withdrawal, key_of(shared, "v1"), key_of(shared, "v2")
+    assert withdrawal.other(v2, KEY) == v1
+    assert [withdrawal.is_watched(*one) for one in ((v2, KEY), (v2, "current"), (v1, "current"))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 async def test_renaming_a_withdrawn_share_does_not_try_it_again_but_making_it_anew_does(shared):
@@ -312,8 +346,9 @@ async def test_a_share_that_is_promoted_keeps_its_outcomes_and_its_probation_beg
     shared.supervisor.ring()
     await shared.until_serves("v2")
     await shared.until(lambda: KEY not in shared.supervisor.records)
-    assert shared.supervisor.withdrawal.is_watched(key_of(shared, "v2"))
-    fail(shared, "v2", 1)
+    for by in ("current", KEY):  # also a request that came by the share just before
+        assert shared.supervisor.withdrawal.other(key_of(shared, "v2"), by) == key_of(shared, "v1")
+    fail(shared, "v2", 1, by=KEY)
     assert shared.serves() == "v1"
 
 
@@ -328,9 +363,9 @@ async def test_a_share_of_a_version_in_its_probation(promoted):
     make_v3(promoted.root)
     link(promoted, "v3", "current@50")
     await promoted.until_serves("v3", KEY)
-    others = promoted.supervisor.withdrawal.others
-    assert others(key_of(promoted, "v3")) == [key_of(promoted, "v2")]
-    assert others(key_of(promoted, "v2")) == [key_of(promoted, "v1")]
+    other = promoted.supervisor.withdrawal.other
+    assert other(key_of(promoted, "v3"), KEY) == key_of(promoted, "v2")
+    assert other(key_of(promoted, "v2"), "current") == key_of(promoted, "v1")
     fail(promoted, "v2")
     assert (promoted.serves(), promoted.serves(KEY)) == ("v1", "v3")
     fail(promoted, "v3")

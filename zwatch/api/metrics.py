@@ -1,6 +1,6 @@
 """Metrics for Prometheus: counters and histograms of events. `gauges` has what is read from the state.
 
-No label grows without bound: version names are labels only of resident engines.
+No label grows without bound: version names are labels only of resident engines and of the few versions that drew last.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics

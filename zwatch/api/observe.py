@@ -92,7 +92,7 @@ def _facts(job: Job) -> dict[str, object]:
     return {
         "job": job.id,
         "state": job.state.value,
-        "version": None if job.finished is None else job.finished.key.version,
+        "version": None if job.key is None else job.key.version,
         "share": job.by_share,
         "code": None if job.error is None else job.error.code,
         "images": None if job.finished is None else len(job.finished.pictures),
@@ -100,9 +100,9 @@ def _facts(job: Job) -> dict[str, object]:
 
 
 def _summary(job: Job) -> str:
-    if job.finished is not None:
-        share = "" if job.by_share is None else f" ({job.by_share})"
-        return f"{job.id} done by {job.finished.key.version}{share}"
-    return f"{job.id} {job.state.value}" + (
-        f" ({job.error.code}: {job.error.message})" if job.error is not None else ""
+    share = "" if job.by_share is None else f" ({job.by_share})"
+    by = (
+        f" by {job.key.version}{share}" if job.key is not None and job.state in (JobState.DONE, JobState.FAILED) else ""
     )
+    why = f" ({job.error.code}: {job.error.message})" if job.error is not None else ""
+    return f"{job.id} {job.state.value}{by}{why}"

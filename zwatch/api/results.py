@@ -136,6 +136,15 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
+def failed_headers(job: object) -> dict[str, str]:
+    """Return the headers of the answer to a job that failed: the version that was to draw it, and the share by which it was. There
+    are none for one that no version began to draw, and for a comparison, whose error names the model."""
+    if not isinstance(job, Job) or job.key is None:
+        return {}
+    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
+    return {"X-Zwatch-Version": job.key.version, **shared}
+
+
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
     signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}

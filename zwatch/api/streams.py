@@ -9,6 +9,7 @@ from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
 from zwatch.api.connection import Connection
+from zwatch.api.results import failed_headers
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
@@ -121,15 +122,17 @@ async def outcome(job: Awaited[R_co], limit: float | None) -> R_co:
     """Return the result of a job or a comparison, waiting at most `limit` seconds (None: without limit).
 
     Raises:
-        RequestError: the job failed or was cancelled; 504, it took longer.
+        RequestError: the job failed or was cancelled; 504, it took longer. Its headers name the version.
     """
     try:
         async with asyncio.timeout(limit):
             return await job.result()
+    except RequestError as error:
+        raise error.with_headers(failed_headers(job)) from None
     except TimeoutError:
-        error = too_late(limit, job)
-        job.note_timeout(error)
-        raise error from None
+        late = too_late(limit, job)
+        job.note_timeout(late)
+        raise late.with_headers(failed_headers(job)) from None
 
 
 def too_late(limit: float | None, what: Followed) -> RequestError:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from zwatch.deploy.asking import Asker, Direct, Unanswered
 from zwatch.deploy.chains import LinkStamp, read_beside
-from zwatch.deploy.following import RootNames, Rule, ShareSeen, two_shares
+from zwatch.deploy.following import RootNames, Rule, ShareMark, ShareSeen, two_shares
 from zwatch.deploy.reread import Reread, Stamp
 from zwatch.deploy.resolving import Fault, Target, resolve
-from zwatch.deploy.shares import MARK, ShareLink, share_key
+from zwatch.deploy.shares import MARK, ShareLink, alias_of_key, parse_share, share_key
 from zwatch.deploy.versions import is_version_name
 
 MISSING_GRACE = 1.0
@@ -24,13 +24,28 @@ Chains = Mapping[str, tuple[tuple[LinkStamp, str], ...]]
 
 @dataclass(slots=True)
 class Known:
-    """What was seen last: targets by key, the aliases that patterns found, the aliases' shares, and what the links of those are
-    told by: their text and mtime, which a rename leaves as they are."""
+    """What was seen last: targets by key, the aliases that patterns found, the aliases' shares, and by what the links of those
+    are told from others, by key."""
 
     targets: dict[str, Target] = field(default_factory=dict)
     found: set[str] = field(default_factory=set)
     shares: dict[str, ShareSeen] = field(default_factory=dict)
-    marks: dict[str, tuple[str, int]] = field(default_factory=dict)
+    marks: dict[str, ShareMark] = field(default_factory=dict)
+
+    @classmethod
+    def before(cls, rule: Rule, marks: Mapping[str, ShareMark | None]) -> "Known":
+        """Return what an earlier run had seen: its keys, with the marks of shares. An alias that a pattern found then is followed
+        still, whatever became of its link meanwhile."""
+        found = {key for key in marks if alias_of_key(key) is None and rule.matches(key)}
+        followed = {key: mark for key, mark in marks.items() if mark is not None and rule.may_follow(key)}
+        shares = {
+            alias: ShareSeen(link)
+            for key, mark in followed.items()
+            if (alias := alias_of_key(key)) is not None
+            and (link := parse_share(mark.name)) is not None
+            and link.alias == alias
+        }
+        return cls({}, found, shares, followed)
 
 
 class FollowedLinks:
@@ -187,13 +202,15 @@ class FollowedLinks:
             self.known.shares[alias] = ShareSeen(None, {**two_shares(alias, present), **bad})
             return
         if not present:
-            is_brief = key in self.known.targets and self._missing_for(key) < MISSING_GRACE
-            if is_brief:
+            is_known = key in self.known.targets or (before.link is not None and key in self.known.marks)
+            if is_known and (self._missing_for(key) < MISSING_GRACE or not self._has_read):
                 self.known.shares[alias] = ShareSeen(before.link, bad)
             else:
+                mark = self.known.marks.get(key)
                 self._forget_share(alias)
-                if bad:
+                if bad:  # it may have been renamed to what is no share's name
                     self.known.shares[alias] = ShareSeen(None, bad)
+                    self.known.marks |= {} if mark is None else {key: mark}
             return
         [link] = present
         known = self.known.targets.get(key)
@@ -201,28 +218,26 @@ class FollowedLinks:
         chain = chains.get(link.name, ())
         found = self._resolved(root_fd, link.name, known if is_same_name else None, chain)
         is_new = not is_same_name or found is not known
-        renamed_from = self._renamed_from(root_fd, key, link.name, chain, known) if is_new else None
+        renamed_from = self._renamed_from(root_fd, key, link.name, found) if is_new else None
         self._note(key, found, faults)
-        self.known.shares[alias] = ShareSeen(link, bad, renamed_from)
+        self.known.shares[alias] = ShareSeen(link, bad, self.known.marks.get(key), renamed_from)
 
     def _is_gone(self, root_fd: int, name: str) -> bool:
         found = self._resolved(root_fd, name, None, ())
         return isinstance(found, Fault) and found.code == "missing"
 
-    def _renamed_from(
-        self, root_fd: int, key: str, name: str, chain: tuple[tuple[LinkStamp, str], ...], known: Target | None
-    ) -> LinkStamp | None:
-        """Note by what a share's link is told from one that is made anew; return its stamp from before if it was renamed."""
-        before = self.known.marks.pop(key, None)
+    def _renamed_from(self, root_fd: int, key: str, name: str, found: Target | Fault) -> LinkStamp | None:
+        """Note by what a share's link is told from others; return its stamp from before if it was renamed. While it cannot be
+        read, what was noted stays."""
+        if found.link is None or found.link_stamp is None or (isinstance(found, Fault) and found.may_pass):
+            return None
         try:
-            made = self._asker.ask_in("root", root_fd, _mtime_of, name)
+            times = self._asker.ask_in("root", root_fd, _times_of, name)
         except OSError:
             return None
-        if chain:
-            self.known.marks[key] = now = chain[0][1], made
-            if known is not None and known.alias != name and before == now:
-                return known.link_stamp
-        return None
+        before, now = self.known.marks.get(key), ShareMark(name, found.link, *times, found.link_stamp)
+        self.known.marks[key] = now
+        return before.stamp if before is not None and before.was_renamed(now) else None
 
     def _forget_share(self, alias: str) -> None:
         key = share_key(alias)
@@ -247,8 +262,9 @@ def read_root_names(root_fd: int) -> RootNames:
     return RootNames(frozenset(links), marked)
 
 
-def _mtime_of(root_fd: int, name: str) -> int:
-    return os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mtime_ns
+def _times_of(root_fd: int, name: str) -> tuple[int, int]:
+    status = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _was_meant(fault: Fault) -> bool:

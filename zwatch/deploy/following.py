@@ -71,13 +71,35 @@ class RootNames:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareMark:
+    """By what a share's link is told from one that is made anew: its text and mtime, which a rename leaves as they are. `name`
+    and its ctime are what a rename changes, and with that `stamp`, which is of the whole chain. Times are in nanoseconds."""
+
+    name: str
+    text: str
+    mtime_ns: int
+    ctime_ns: int
+    stamp: LinkStamp
+
+    def was_renamed(self, now: "ShareMark") -> bool:
+        """Say whether this link has another stamp now, and is the same, as are all others of its chain."""
+        return self.stamp != now.stamp and self.kept == now.kept
+
+    @property
+    def kept(self) -> tuple[str, int, int]:
+        """What a rename leaves as it is."""
+        return self.text, self.mtime_ns, self.stamp.ctime_ns - self.ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
 class ShareSeen:
     """What was seen of the shares of one alias. `link` is the one that counts, also while it is briefly missing; None if none
-    does. `faults` are those of the names that do not count. `renamed_from` is the stamp that the link had before it was renamed:
-    it asks for what it asked for."""
+    does. `faults` are those of the names that do not count. `mark` tells the link from others, None if it could not be read.
+    `renamed_from` is the stamp that the link had before it was renamed: it asks for what it asked for."""
 
     link: ShareLink | None = None
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    mark: ShareMark | None = None
     renamed_from: LinkStamp | None = None
 
     @property

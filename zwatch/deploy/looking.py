@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from zwatch.deploy.asking import ANSWER_SECONDS, Asker, Direct, Unanswered
+from zwatch.deploy.followed import Known
 from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.look import Awaited, Look, Looker
 from zwatch.deploy.refused import RefusedStray
@@ -27,13 +28,14 @@ class QuickLooker:
         make: Callable[..., Looker],
         *,
         refused: Iterable[RefusedStray] = (),
+        known: Known | None = None,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`make` is `Looker` without `refused`, `asker` and `known`; `refused` are the strays that an earlier run refused; after
-        `answer_seconds` a look goes on without what does not answer."""
+        """`make` is `Looker` without `refused`, `asker` and `known`; `refused` are the strays that an earlier run refused, `known`
+        is what it had seen; after `answer_seconds` a look goes on without what does not answer."""
         self._make = make
         self._asker = Asker(answer_seconds)
-        self._looker = make(refused=refused, asker=Direct())
+        self._looker = make(refused=refused, asker=Direct(), known=known)
         self._is_careful = False
 
     def look(self, awaited: Sequence[Awaited] = ()) -> Look:

@@ -42,6 +42,9 @@ class ProvenVersions:
         self._files = files
         self._distrusted: dict[str, None] = {}
         self._writers = threading.BoundedSemaphore(MOST_WRITERS)
+        self._turn = threading.Lock()
+        self._newest: dict[str, object] = {}
+        """What was asked for last, of each file that is about to change: an older wish must not come after it."""
         self._place = json.dumps([__version__, precision.dtype, precision.quantize, is_exact, *device.identity()])
 
     def find(self, digest: str) -> Proof | None:
@@ -62,31 +65,37 @@ class ProvenVersions:
         """Remember that a version has made a usable image, what that has shown, and how many golden images were good."""
         self._distrusted.pop(digest, None)
         found = {"weights": colours.weights.tolist(), "bias": colours.bias.tolist(), "golden": golden}
-        self._beside(self._files.write, self._name(digest), json.dumps(found).encode())
+        data = json.dumps(found).encode()
+        self._beside(self._name(digest), lambda name: self._files.write(name, data))
 
     def forget(self, digest: str) -> None:
         """Forget a version: it has made a bad image since, or the process crashed while it served."""
         self._distrusted[digest] = None  # also if the file cannot be removed
         while len(self._distrusted) > _DISTRUSTED:
             del self._distrusted[next(iter(self._distrusted))]
-        self._beside(self._files.remove, self._name(digest))
+        self._beside(self._name(digest), self._files.remove)
 
     def _name(self, digest: str) -> str:
         return blake3(f"{digest}\n{self._place}".encode()).hexdigest(32)
 
-    def _beside(self, function: Callable[..., object], *given: object) -> None:
-        """Call a function in a thread: a disk that does not answer holds up neither a load nor the event loop."""
+    def _beside(self, name: str, change: Callable[[str], object]) -> None:
+        """Change a file in a thread: a disk that does not answer holds up neither a load nor the event loop."""
         if not self._writers.acquire(blocking=False):
             return
+        wish = self._newest[name] = object()
+        while len(self._newest) > _DISTRUSTED:
+            del self._newest[next(iter(self._newest))]
         try:
             start_thread(
-                threading.Thread(target=self._write, args=(function, *given), name="zwatch-proven", daemon=True)
+                threading.Thread(target=self._change, args=(name, change, wish), name="zwatch-proven", daemon=True)
             )
         except OSError:  # without it the next start takes longer
             self._writers.release()
 
-    def _write(self, function: Callable[..., object], *given: object) -> None:
+    def _change(self, name: str, change: Callable[[str], object], wish: object) -> None:
         try:
-            function(*given)
+            with self._turn:
+                if self._newest.get(name) is wish:
+                    change(name)
         finally:
             self._writers.release()

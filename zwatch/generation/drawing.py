@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Container
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
+from zwatch.deploy.shares import alias_of_key, parse_share
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
@@ -71,6 +72,11 @@ class Drawer:
         """Seconds for which a version on trial may draw whatever the other version takes."""
         self.on_redraw: list[Callable[[Suspicion], None]] = []
         """Called for each request that another version is to draw again."""
+        self.trial_of: Callable[[Job], str] = lambda job: ""
+        """Returns the id of the trial in which the end of a job that gets its version now counts; "" for none."""
+        self.on_fault: list[Callable[[str, VersionKey], None]] = []
+        """Called once it is known that a request was drawn again because of a fault of the first version: with the id of the trial
+        in which that counts, "" for none, and the version."""
         self._traffic = traffic
         self._finisher = finisher
         self._aliases = aliases
@@ -87,11 +93,13 @@ class Drawer:
             job.fail(job.second_turn.error or self._not_served(job.request.model))
             return None
         # Noted now: the alias may serve something else when it fails.
-        is_watched = self._is_watched(lease.key)
+        is_watched = self._is_watched(lease)
+        if not job.second_turn.is_taken:
+            job.trial = self.trial_of(job)
         try:
             return await self._draw(job, lease, queued, is_watched=is_watched)
         except GenerationCancelled:
-            self._note_time_limit(job, lease.key, time.monotonic() - begun)
+            self._note_time_limit(job, lease, time.monotonic() - begun)
             job.cancel()  # usually it is in its final state already
         except Faulted as error:
             return self._faulted(job, lease, error.kind, error, is_watched=is_watched)
@@ -116,7 +124,7 @@ class Drawer:
             pictures,
             job,
             holds_pictures=is_first or is_watched,
-            patience=self._patience(job, lease.key) if is_watched else None,
+            patience=self._patience(job, lease) if is_watched else None,
         )
         seconds = time.monotonic() - begun
         if is_first and not await self.judge_first(engine, generation):
@@ -126,13 +134,13 @@ class Drawer:
             raise Faulted(flaw, "the model made NaN or infinite pixels")
         self.pace.note(lease.key, seconds, job.work)
         if flaw is not None and is_watched and self._another(job, lease.key):
-            other = await self._drawn_in_colours(job, lease, Suspicion(lease.key, flaw, _ONE_COLOUR, lease.by_share))
+            other = await self._drawn_in_colours(job, lease, _suspicion(lease, flaw, _ONE_COLOUR))
             if other is not None:
                 return Result(*other, queued)
         elif (suspicion := job.second_turn.take_suspicion()) is not None:
-            self._settle(suspicion, Redraw.WELL, lease.key)
-        elif self.withdrawal is not None and flaw is None:
-            self.withdrawal.note(lease.key, None)
+            self._settle(job, suspicion, Redraw.WELL, lease.key)
+        elif flaw is None:
+            self._note(lease, None)
         if is_first or is_watched:
             pictures.add_all(generation)
         return Result(pictures, generation, queued)
@@ -148,6 +156,7 @@ class Drawer:
         parameters = job.parameters
         assert parameters is not None  # it was drawn
         job.lease = other
+        job.take_second_turn()
         job.restart()
         try:
             pictures = self._finisher.begin(job, other.key, fitted(job.request, other.engine, self._max_work))
@@ -155,7 +164,7 @@ class Drawer:
             if generation.flaw is None:
                 first.release()
                 self._redrawn(suspicion)
-                self._settle(suspicion, Redraw.WELL, other.key)
+                self._settle(job, suspicion, Redraw.WELL, other.key)
                 pictures.add_all(generation)
                 return pictures, generation
         except GenerationCancelled:
@@ -180,27 +189,30 @@ class Drawer:
     ) -> Literal[_Again.AGAIN] | None:
         """Let another version draw a job that a version on trial failed to draw; if that is not possible, answer the error."""
         if (suspicion := job.second_turn.take_suspicion()) is not None:  # the other version failed too
-            self._settle(suspicion, Redraw.FAILED)
+            self._settle(job, suspicion, Redraw.FAILED)
         elif is_watched and not job.state.is_final:
-            suspicion = Suspicion(lease.key, kind, error.message, lease.by_share)
+            suspicion = _suspicion(lease, kind, error.message)
             if self._another(job, lease.key):
                 job.second_turn.suspicion = suspicion
                 return self._draw_again(job, suspicion, error)
-            self._settle(suspicion, Redraw.NONE)
+            self._settle(job, suspicion, Redraw.NONE)
             # If that was one too many, what serves instead may have to be loaded first.
-            if self._may_be_drawn_again(job) and not self._is_watched(lease.key) and self._is_coming(job.request.model):
+            if self._may_be_drawn_again(job) and not self._is_watched(lease) and self._is_coming(job.request.model):
                 return self._draw_again(job, suspicion, error)
         job.fail(error)
         return None
 
     def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
+        job.take_second_turn()
         job.second_turn.avoided = frozenset({suspicion.key})
         job.second_turn.error = error.with_traceback(None)  # its frames hold the images
         self._redrawn(suspicion)
         return self._again(job)
 
     def _redrawn(self, suspicion: Suspicion) -> None:
-        _log.warning("%s failed (%s); another version draws the request again", suspicion.key.version, suspicion.text)
+        by = "" if suspicion.by_share is None else f" ({suspicion.by_share})"
+        version, text = suspicion.key.version, suspicion.text
+        _log.warning("%s%s failed (%s); another version draws the request again", version, by, text)
         for listener in self.on_redraw:
             listener(suspicion)
 
@@ -208,19 +220,24 @@ class Drawer:
         """Let a job wait for the version that serves instead of the one that drew it.
 
         Raises:
-            RequestError: it asked for that version by name.
+            RequestError: it asked for that version, or a share, by name.
         """
-        if job.request.model not in self._aliases:
+        if not self._is_for_alias(job):
             raise RequestError("generation_failed", f"{job.request.model} makes no usable images and was withdrawn")
         if job.state.is_final:
             return None
+        job.take_second_turn()
         if job.lease is not None:
             job.lease.release()
         return AGAIN
 
+    def _is_for_alias(self, job: Job) -> bool:
+        """Say whether a job asks for what an alias serves, and not for a version or a share by name."""
+        return job.request.model in self._aliases and parse_share(job.request.model) is None
+
     def _may_be_drawn_again(self, job: Job) -> bool:
         """Say whether another version may draw a job: it names none, and this is its first turn."""
-        return job.request.model in self._aliases and not job.second_turn.avoided
+        return self._is_for_alias(job) and not job.second_turn.avoided
 
     def _another(self, job: Job, key: VersionKey) -> bool:
         """Say whether another version can draw a job now."""
@@ -232,40 +249,51 @@ class Drawer:
 
     # --- what is noted of versions on trial
 
-    def _is_watched(self, key: VersionKey) -> bool:
-        return self.withdrawal is not None and self.withdrawal.is_watched(key)
+    def _is_watched(self, lease: Lease) -> bool:
+        return self.withdrawal is not None and lease.by is not None and self.withdrawal.is_watched(lease.key, lease.by)
 
-    def _patience(self, job: Job, key: VersionKey) -> Patience | None:
-        seconds = trials.patience(job.time_left, self._usual(job, key), self.least_patience)
-        return None if seconds is None else Patience(seconds, lambda: self._another(job, key))
+    def _patience(self, job: Job, lease: Lease) -> Patience | None:
+        seconds = trials.patience(job.time_left, self._usual(job, lease), self.least_patience)
+        return None if seconds is None else Patience(seconds, lambda: self._another(job, lease.key))
 
-    def _usual(self, job: Job, key: VersionKey) -> float | None:
+    def _usual(self, job: Job, lease: Lease) -> float | None:
         """Return how many seconds the other version takes for such a job, if that is known."""
-        others = () if self.withdrawal is None else self.withdrawal.others(key)
-        found = [seconds for other in others if (seconds := self.pace.seconds(other, job.work)) is not None]
-        return max(found, default=None)
+        if self.withdrawal is None or lease.by is None:
+            return None
+        other = self.withdrawal.other(lease.key, lease.by)
+        return None if other is None else self.pace.seconds(other, job.work)
 
-    def _note_time_limit(self, job: Job, key: VersionKey, drawn: float) -> None:
+    def _note_time_limit(self, job: Job, lease: Lease, drawn: float) -> None:
         """Note that a version on trial drew until the job's time limit passed, if that was its fault."""
-        if (
-            self.withdrawal is None
-            or job.second_turn.suspicion is not None
-            or not job.is_timed_out
-            or not self._is_watched(key)
-        ):
+        if job.second_turn.suspicion is not None or not job.is_timed_out or not self._is_watched(lease):
             return
-        if trials.is_too_slow(drawn, job.time_limit, self._usual(job, key)):
-            self.withdrawal.note(key, f"it drew for {drawn:.3g} s until the time limit of {job.time_limit:g} s passed")
+        if trials.is_too_slow(drawn, job.time_limit, self._usual(job, lease)):
+            self._note(lease, f"it drew for {drawn:.3g} s until the time limit of {job.time_limit:g} s passed")
+
+    def _note(self, lease: Lease, fault: str | None) -> None:
+        if self.withdrawal is not None and lease.by is not None:
+            self.withdrawal.note(lease.key, fault, lease.by)
 
     def note_end(self, job: Job) -> None:
         """Note the end of a job: one that waited to be drawn again may have been cancelled."""
         if (suspicion := job.second_turn.take_suspicion()) is not None:
-            self._settle(suspicion, Redraw.NONE)
+            self._settle(job, suspicion, Redraw.NONE)
 
-    def _settle(self, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
-        if self.withdrawal is not None:
-            for key, fault in trials.settled(suspicion, redraw, other):
-                self.withdrawal.note(key, fault)
+    def _settle(self, job: Job, suspicion: Suspicion, redraw: Redraw, other: VersionKey | None = None) -> None:
+        noted = trials.settled(suspicion, redraw, other)
+        if job.second_turn.is_taken and (suspicion.key, suspicion.text) in noted:
+            # First: if the version is withdrawn for it, its trial ends with this fault.
+            for listener in self.on_fault:
+                listener(job.second_turn.trial, suspicion.key)
+        if self.withdrawal is None or suspicion.by is None:
+            return
+        alias = alias_of_key(suspicion.by) or suspicion.by  # which the other version's requests come by
+        for key, fault in noted:
+            self.withdrawal.note(key, fault, suspicion.by if key == suspicion.key else alias)
+
+
+def _suspicion(lease: Lease, kind: FaultKind, text: str) -> Suspicion:
+    return Suspicion(lease.key, kind, text, lease.by_share, lease.by)
 
 
 async def _trusting(engine: "Engine", generation: "Generation") -> bool:

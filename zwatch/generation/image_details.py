@@ -47,6 +47,8 @@ class Details:
     """Who signed the version, where a signature was required."""
     share: str = ""
     """The share by which the version was chosen, such as `current@10`."""
+    trial: str = ""
+    """The trial in which votes on the image count."""
 
 
 def details_of(
@@ -56,8 +58,9 @@ def details_of(
     seed: int,
     signer: str | None = None,
     share: str | None = None,
+    trial: str = "",
 ) -> Details:
-    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`."""
+    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -71,7 +74,7 @@ def details_of(
         "model": asked.model,
     }
     text = _a1111_text(parameters, key, seed, share)
-    return Details(text, key.version, str(key.digest), request, signer or "", share or "")
+    return Details(text, key.version, str(key.digest), request, signer or "", share or "", trial)
 
 
 def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
@@ -93,6 +96,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_signer", details.signer)
     if details.share:
         chunks.add_text("zwatch_share", details.share)
+    if details.trial:
+        chunks.add_text("zwatch_trial", details.trial)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -105,6 +110,8 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["signer"] = details.signer
     if details.share:
         ours["share"] = details.share
+    if details.trial:
+        ours["trial"] = details.trial
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -170,6 +177,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
+        str(note.get("trial", "")),
     )  # fmt: skip
 
 
@@ -178,6 +186,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
+        texts.get("zwatch_trial", ""),
     )  # fmt: skip
 
 

@@ -76,7 +76,8 @@ class Job:
     """Those of what follows it as a part; fired at each change too."""
     by_share: str | None = None
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
-
+    trial: str = ""
+    """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
     time_limit: float = math.inf
     """Seconds from its acceptance after which its client gets an error."""
 
@@ -229,6 +230,11 @@ class Job:
         if position != self.position:
             self.position = position
             self._changed()
+
+    def take_second_turn(self) -> None:
+        """Note that another version is to draw it."""
+        if not self.second_turn.is_taken:
+            self.second_turn.is_taken, self.second_turn.trial, self.trial = True, self.trial, ""
 
     def begin(self) -> None:
         """Change to `RUNNING`."""

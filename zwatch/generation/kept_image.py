@@ -17,6 +17,7 @@ from zwatch.generation.png_text import png_texts
 from zwatch.generation.request import SEEDS, ImageFormat
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_TRIAL = 300  # characters of a trial's id: the name of a link, of 255 bytes at most, and a time
 
 
 class VotesView(TypedDict):
@@ -28,14 +29,15 @@ class VotesView(TypedDict):
 
 
 class KeptImage(TypedDict):
-    """An image in the history, with what it was made from; `model` and `quality` are as requested. If another program wrote the
-    file, all fields but `name`, `url`, `format` and `bytes` may be null."""
+    """An image in the history, with what it was made from; `model` and `quality` are as requested, `trial` is null unless votes on
+    it count in a trial. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
 
     name: str
     url: str
     version: str | None
     digest: str | None
     share: str | None
+    trial: str | None
     seed: int | None
     prompt: str | None
     negative_prompt: str | None
@@ -106,6 +108,7 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "version": details.version or None,
         "digest": digest_of(details),
         "share": details.share if parse_share(details.share) is not None else None,
+        "trial": details.trial if 0 < len(details.trial) <= _MOST_TRIAL else None,
         "seed": _whole(request.get("seed", found[1] if found else None)),
         "prompt": prompt,
         "negative_prompt": negative_prompt,

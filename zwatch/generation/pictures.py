@@ -78,8 +78,9 @@ class Pictures:
         return tuple(replace(picture, name=self._job.stored_name(picture)) for picture in pictures)
 
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
-        asked, name, begun = self._job.request, None, time.monotonic()
-        details = details_of(asked, self.parameters, self.key, seed, self._job.signer, self._job.by_share)
+        job, name, begun = self._job, None, time.monotonic()
+        asked = job.request
+        details = details_of(asked, self.parameters, self.key, seed, job.signer, job.by_share, job.trial)
         try:
             file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
         finally:
@@ -87,7 +88,7 @@ class Pictures:
                 await asyncio.wait([before])
         if self._history is not None:
             [name] = await self._history.save([(seed, file)], asked.format.suffix)
-        self._job.phases.append(Phase("write", begun, time.monotonic()))
+        job.phases.append(Phase("write", begun, time.monotonic()))
         picture = Picture(seed, file, name)
-        self._job.add_picture(picture)
+        job.add_picture(picture)
         return picture

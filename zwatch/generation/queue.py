@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.shares import parse_share
+from zwatch.deploy.shares import alias_meant, parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
@@ -123,14 +123,15 @@ class GenerationQueue:
     def submit(
         self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False, client: str | None = None
     ) -> Job:
-        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; one
-        that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
+        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
+        that names a share; one that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
         work = self.check(request, client)
-        lease = None if request.model in self._aliases else self._traffic.lease(request.model, client)
+        is_for_alias = request.model in self._aliases and parse_share(request.model) is None
+        lease = None if is_for_alias else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
         job.time_limit = self.timeout if attended else math.inf
         job.work = work
@@ -302,8 +303,8 @@ class GenerationQueue:
         if model in self._aliases:
             message = f"{model} serves nothing at present, see /status"
             return RequestError("model_not_loaded", message, headers=retry_after(2))
-        if (share := parse_share(model)) is not None:
-            text = f"{share.alias} has no share {model!r} at present, see /status"
+        if (alias := alias_meant(model)) in self._aliases:
+            text = f"{alias} has no share {model[:100]!r} at present, see /status"
             return RequestError("model_not_found", text, param="model")
         return RequestError(
             "model_not_found",

@@ -30,6 +30,7 @@ class TrialFile:
     async def run(self) -> None:
         """Take over the saved results, then save what changes, until cancelled."""
         await self._load()
+        looking = asyncio.create_task(self._look(), name="look at trials")
         try:
             while True:
                 coming = self._changes.next()
@@ -40,9 +41,17 @@ class TrialFile:
                 else:
                     await asyncio.shield(coming)
         finally:
+            looking.cancel()
             self.results.look()
             if self.results.is_changed:
                 await self._save()
+
+    async def _look(self) -> None:
+        """See each change until cancelled: what begins and ends while the file is left alone is a trial, too."""
+        while True:
+            coming = self._changes.next()
+            self.results.look()
+            await asyncio.shield(coming)
 
     def _write(self, data: bytes) -> None:
         make_directory(self._directory)  # it may have been removed

@@ -1,11 +1,14 @@
 """What a trial has shown so far: for each side the requests, the failures and how long drawing took, in memory of a fixed size.
 
-A trial begins when an alias and its share serve two versions, and ends when one of them serves another or the share is gone: then the
-counts stand still, until the next one begins. Renaming the share (`current@10` to `current@50`) is the same trial.
+A trial begins when an alias and its share serve two versions and the share takes requests, and ends when one of them serves another,
+or the share is gone or its version withdrawn: then the counts stand still, until the next one begins. Renaming the share (`current@10`
+to `current@50`) is the same trial; while the share takes no requests (`current@0`), nothing counts.
+
+What a request counts in is decided when it gets its version: only then it was left to chance which one.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -70,12 +73,13 @@ class Trial:
 
 
 class TrialResults:
-    """The trials of all aliases. `records` are the followed aliases and their shares, by key. Used on the event loop only."""
+    """The trials of all aliases. `records` are the followed aliases and their shares, by key; `takes` says whether a share takes
+    requests now. Used on the event loop only."""
 
-    def __init__(self, records: Mapping[str, Alias]) -> None:
+    def __init__(self, records: Mapping[str, Alias], takes: Callable[[Alias], bool]) -> None:
         self.is_changed = False
         """Whether there is something to save; whoever saves it resets this."""
-        self._records = records
+        self._records, self._takes = records, takes
         self._trials: dict[str, Trial] = {}
 
     def find(self, alias: str) -> Trial | None:
@@ -88,33 +92,40 @@ class TrialResults:
         self.look()
         return iter([trial for trial in self._trials.values() if trial.ended is None])
 
-    def trial_of(self, key: VersionKey, model: str | None) -> str:
-        """Return the id of the trial that a version takes part in, "" if it is in none. Of several, it is that of the alias that the
-        picture was asked of."""
-        found = [trial for trial in self.running() if trial.side(key) is not None]
-        found.sort(key=lambda trial: model not in (trial.alias, trial.share))
-        return found[0].id if found else ""
+    def goes_on(self, trial: str, key: VersionKey) -> bool:
+        """Say whether the trial of this id goes on, and a version takes part in it."""
+        return self._side(trial, key) is not None
+
+    def trial_of(self, job: Job) -> str:
+        """Return the id of the trial in which the end of a job that gets its version now counts; "" for none: its client may be on
+        either side of a share that takes requests."""
+        alias = job.request.model
+        # A request without a client names the alias exactly and is never moved: it was not left to chance.
+        if job.client is None or self._pair(alias) is None or not self._takes(self._records[share_key(alias)]):
+            return ""
+        trial = self.find(alias)
+        return trial.id if trial is not None and trial.ended is None else ""
 
     def look(self) -> None:
         """Begin and end trials by what aliases and shares serve now. While one of them serves nothing, as during a restart, nothing
-        changes; a share whose link is gone ends its trial."""
-        for alias, trial in list(self._trials.items()):
-            if trial.ended is None and self._pair(alias) is None and self._has_ended(alias, trial):
+        changes; a share whose link is gone, or whose version is withdrawn, ends its trial."""
+        for trial in self._trials.values():
+            if trial.ended is None and self._has_ended(trial):
                 self._end(trial)
         for alias in [alias for alias, record in self._records.items() if not record.is_share]:
             if (pair := self._pair(alias)) is None:
                 continue
             own, tried, name = pair
             known = self._trials.get(alias)
-            if known is None or known.ended is not None or (known.sides[0].key, known.sides[1].key) != (own, tried):
-                self._begin(alias, own, tried, name)
+            if known is None or known.ended is not None:
+                if self._takes(self._records[share_key(alias)]):
+                    self._begin(alias, own, tried, name)
             elif known.share != name:
                 known.share, self.is_changed = name, True
 
     def job_ended(self, job: Job) -> None:
-        """Count a request at its end: of an alias, by whoever may be on either side. Cancelled ones and clients' mistakes say nothing."""
-        trial = self._counting(job.request.model, job.client)
-        side = None if trial is None else trial.side(job.key)
+        """Count a request at its end. Cancelled ones and clients' mistakes say nothing."""
+        side = self._side(job.trial, job.key)
         if side is None:
             return
         if job.state is JobState.DONE and job.finished is not None:
@@ -125,19 +136,15 @@ class TrialResults:
             return
         self.is_changed = True
 
-    def drawn_again(self, key: VersionKey) -> None:
-        """Count a failure of a version on trial whose request another version draws."""
-        for trial in self.running():
-            if (side := trial.side(key)) is not None:
-                side.failed()
-                self.is_changed = True
+    def failed(self, trial: str, key: VersionKey) -> None:
+        """Count a failure of a version in a trial, given by its id, whose request another version draws; nothing if there is none."""
+        if (side := self._side(trial, key)) is not None:
+            side.failed()
+            self.is_changed = True
 
-    def _counting(self, model: str, client: str | None) -> Trial | None:
-        # A request without a client names the alias exactly and is never moved: it was not left to chance.
-        if client is None or self._records.get(model) is None:
-            return None
-        trial = self.find(model)
-        return trial if trial is not None and trial.ended is None else None
+    def _side(self, trial: str, key: VersionKey | None) -> Side | None:
+        """Return the side of a version in the trial of this id, if that goes on."""
+        return next((one.side(key) for one in self.running() if one.id == trial), None)
 
     def _pair(self, alias: str) -> tuple[VersionKey, VersionKey, str] | None:
         """Return what an alias and its share serve, and the share's name; None if not both serve, or the same."""
@@ -149,13 +156,18 @@ class TrialResults:
             return None
         return own.key, tried.key, share.name
 
-    def _has_ended(self, alias: str, trial: Trial) -> bool:
-        record, share = self._records.get(alias), self._records.get(share_key(alias))
-        own = None if record is None else record.serving
-        if own is None:
+    def _has_ended(self, trial: Trial) -> bool:
+        record, share = self._records.get(trial.alias), self._records.get(share_key(trial.alias))
+        own, tried = (side.key for side in trial.sides)
+        if record is None or record.serving is None:
             return False
-        is_gone = share is None or (share.serving is None and share.target is None and share.fault is None)
-        return own.key == trial.sides[1].key or is_gone
+        if share is None or record.serving.key != own:
+            return True
+        if share.serving is not None:
+            return share.serving.key != tried or share.is_withdrawn
+        withdrawn = share.saved.withdrawn
+        is_gone = share.target is None and share.fault is None
+        return is_gone or (withdrawn is not None and withdrawn.key == tried)
 
     def _begin(self, alias: str, own: VersionKey, tried: VersionKey, name: str) -> None:
         self._trials.pop(alias, None)  # the newest is the last

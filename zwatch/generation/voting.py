@@ -26,8 +26,8 @@ class Voting:
     """The votes on the pictures of a history."""
 
     def __init__(self, bridge: Bridge, file: Path, history: History) -> None:
-        self.trial_of: Callable[[VersionKey, str | None], str] = lambda key, model: ""
-        """Returns the id of the trial that a version takes part in now, for pictures of a model as requested; "" if it is in none."""
+        self.goes_on: Callable[[str, VersionKey], bool] = lambda trial, key: False
+        """Says whether the trial of this id goes on, and a version takes part in it."""
         self.totals: list[Total] = []
         """What all votes come to, as known after the last one."""
         self._bridge = bridge
@@ -51,7 +51,8 @@ class Voting:
         """
         row = await self._history.find(name)
         key = VersionKey(row["version"] or "", row["digest"])
-        drawn = Drawn(key.version, key.digest or "", row["share"] or "", self.trial_of(key, row["model"]))
+        trial = row["trial"] or ""  # what another program wrote into the file counts in no trial but one that goes on
+        drawn = Drawn(key.version, key.digest or "", row["share"] or "", trial if self.goes_on(trial, key) else "")
         try:
             votes, self.totals = await self._bridge.run("votes", self._voted, name, client, vote, drawn)
         except NoAnswer:

@@ -18,6 +18,7 @@ trial.change = Change = 更改
 trial.promote = Promote = 转正
 trial.end = End the trial = 结束试用
 trial.gets = {version} draws {percent} of the requests for {alias}. = {version} 处理 {alias} 的 {percent} 请求。
+trial.still = {version} still draws {percent}. = {version} 仍处理 {percent}。
 trial.held = {version} is ready and draws no requests for {alias}. = {version} 已就绪，不处理 {alias} 的请求。
 trial.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
 trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
@@ -116,8 +117,9 @@ export class Trial {
 		this.promoteButton.disabled = !isReady;
 		if (this.shown !== share.name) this.part.value = share.percent ?? "";
 		this.shown = share.name;
-		// Not those of the last trial, while this one's version is loaded
-		const { sides, conclusion } = this.sides?.share === share.name && !this.sides.ended ? this.sides : { sides: [], conclusion: "" };
+		// Not those of the last trial, while this one's version is loaded; but those for which a version was withdrawn
+		const isOfShare = this.sides?.share === share.name && (!this.sides.ended || this.sides.sides[1].version === share.target);
+		const { sides, conclusion } = isOfShare ? this.sides : { sides: [], conclusion: "" };
 		setText(this.conclusion, conclusion);
 		show(this.table, sides.length > 0);
 		show(this.note, sides.length > 0);
@@ -199,17 +201,19 @@ export class Trial {
 const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100, step: 1, required: true, value: String(value), inputMode: "numeric" });
 
 // What a share's state is: a sentence, what is wrong, and whether it can be promoted
-function stateOf({ target: version, percent: part, fault, attempt, serving }, alias, golden) {
-	if (fault) return { text: "", problem: reasoned(fault.code, fault.message), isReady: false };
+function stateOf({ target: version, percent: part, fault, attempt, serving, counts }, alias, golden) {
+	// What serves keeps serving until what the link leads to is ready
+	const still = serving && serving !== version && counts && part ? t("trial.still", { version: serving, percent: percent(part / 100) }) : "";
+	if (fault) return { text: still, problem: reasoned(fault.code, fault.message), isReady: false };
 	if (attempt?.code && attempt.version === version && attempt.state !== "PROMOTED") {
-		return { text: "", problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
+		return { text: still, problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
 	}
 	const isReady = serving === version;
 	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");
 	const shown = percent(isReady ? part / 100 : (attempt?.progress ?? 0));
 	const hasMissed = isReady && golden?.missed > 0;
 	const problem = hasMissed ? t("trial.missed", { version, ...golden }) : "";
-	return { text: t(`trial.${key}`, { version, alias, percent: shown }), problem, isReady: isReady && !hasMissed };
+	return { text: `${t(`trial.${key}`, { version, alias, percent: shown })} ${still}`.trim(), problem, isReady: isReady && !hasMissed };
 }
 
 function tableOf(sides, alias) {

@@ -133,6 +133,7 @@ class Alias:
             unloaded=self.is_unloaded,
             # A running load of last-known-good is not given up to try again what was just rejected.
             refused=refusal is not None and not self.forced and (fallback_loads or not refusal.due(now)),
+            retried=refusal is not None and not refusal.file_changed and not self.forced,
             forced=self.forced,
             needs_signature=self._needs_signature,
             fallback=self._usable(known, now) if serving is None or self.is_withdrawn else None,
@@ -166,6 +167,12 @@ class Alias:
             return None
         return serving.key
 
+    @property
+    def may_fall_back(self) -> bool:
+        """Whether it may serve something else than its wish: a share's alias serves anyway, and what is briefly missing comes
+        back, or goes."""
+        return not self.is_share and (self.target is not None or self.fault is not None)
+
     # --- what happens to it
 
     def restore(self, saved: SavedAlias) -> None:
@@ -178,6 +185,7 @@ class Alias:
     def note_share(self, seen: ShareSeen) -> None:
         """Note the link of a share. One that was renamed asks for what it asked for: what is known of it is kept."""
         self.counts = seen.link is not None
+        self.saved.mark = seen.mark or self.saved.mark
         if seen.link is None or seen.link == self.share:
             return
         if self.share is not None:
@@ -251,7 +259,7 @@ class Alias:
         rejection = Rejection(rejection.code, rejection.reason)
         attempt.reject(rejection)
         self.refusals.add(attempt.key, rejection, link_stamp, awaited, fallback=attempt.fallback)
-        _log.warning("%s is rejected (%s): %s", attempt.key.version, rejection.code, rejection.reason)
+        _log.warning("%s: %s is rejected (%s): %s", self.name, attempt.key.version, rejection.code, rejection.reason)
 
     def withdraw(self, attempt: Attempt, reason: str) -> None:
         """Reject what it serves, because it failed in requests. A share serves nothing then; an alias serves on until another

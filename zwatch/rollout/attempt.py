@@ -238,7 +238,7 @@ class AttemptRunner:
             is_needed = old is not None and await self._exchanger.is_needed(factory, load.alias, attempt, planned, old)
             if old is not None and is_needed and load.alias.is_share:
                 self._wake()  # what has no lease any more is freed then
-                await self._exchanger.give_up(load.alias, old, control, self._closer)
+                await self._exchanger.give_up(load.alias, attempt.key.version, old, control, self._closer)
             elif old is not None and is_needed:
                 return await self._exchanger.exchange(
                     factory, load.alias, attempt, directory, planned, old, after_promotion

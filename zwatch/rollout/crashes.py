@@ -1,7 +1,7 @@
 """What crashes mean: which versions are set aside, and what serves instead. Pure rules over what was saved.
 
-A crash is counted for every version that was serving or being tried, unless it had proved itself in that run. Versions with
-two crashes in a row are set aside: they are not loaded until a link to them is made anew or they are sealed anew.
+A crash is counted for every version that was serving or being tried, unless it had proved itself in that run; or only for the
+one that drew on trial when the device was lost or hung, if there was one. Versions with two crashes in a row are set aside: they are not loaded until a link to them is made anew or they are sealed anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,12 +54,19 @@ class Run:
     served: frozenset[VersionKey] = frozenset()
     proved: frozenset[VersionKey] = frozenset()
     on_trial: VersionKey | None = None
-    """What drew on trial when it ended by itself."""
+    """What drew on trial when the device was lost or hung."""
 
     @property
     def blamed(self) -> frozenset[VersionKey]:
         """The versions for which its crash is counted."""
-        return frozenset(self.used) - self.proved if self.crashed else frozenset()
+        if not self.crashed:
+            return frozenset()
+        return frozenset(self.used) - self.proved if self.on_trial is None else frozenset({self.on_trial})
+
+    @property
+    def unjudged(self) -> frozenset[VersionKey]:
+        """The versions about which it says nothing, although they were in use: another one is to blame for its crash."""
+        return frozenset(self.used) - self.blamed if self.crashed and self.on_trial is not None else frozenset()
 
 
 def after(crashes: Sequence[Crash], run: Run) -> list[Crash]:
@@ -71,10 +78,11 @@ def after(crashes: Sequence[Crash], run: Run) -> list[Crash]:
     kept = [
         crash
         for crash in crashes
-        if crash.key not in acquitted | blamed and crash.count >= CRASHES_TO_SET_ASIDE  # else: not in a row
+        if crash.key not in acquitted | blamed
+        and (crash.count >= CRASHES_TO_SET_ASIDE or crash.key in run.unjudged)  # else: not in a row
     ]
     for key in sorted(blamed, key=str):
-        stamps = run.used[key] | _stamps(crashes, key)
+        stamps = run.used.get(key, frozenset()) | _stamps(crashes, key)
         kept += _entries(key, count(crashes, key) + 1, stamps, on_trial=key == run.on_trial)
     return kept
 

@@ -26,6 +26,8 @@ class Lease:
         self.key, self.signer = resident.key, resident.signer
         self.by_share: str | None = None
         """The share by which the request got this engine, such as `current@10`; None if it was not by one."""
+        self.by: str | None = None
+        """The key of the alias or share by which the request got this engine; None if it named the version."""
         resident.leases += 1
 
     def count_images(self, number: int) -> None:

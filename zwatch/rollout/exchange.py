@@ -103,10 +103,13 @@ class Exchanger:
                     self._engines.withdraw(alias.key)
             raise
 
-    async def give_up(self, share: Alias, old: Resident, control: "LoadControl", closer: EngineCloser) -> None:
-        """Free what a share serves, so that its next version fits: its alias draws the requests meanwhile, and none waits.
+    async def give_up(
+        self, share: Alias, version: str, old: Resident, control: "LoadControl", closer: EngineCloser
+    ) -> None:
+        """Free what a share serves, so that its next `version` fits: its alias draws the requests meanwhile, and none waits.
 
         Raises:
+            Rejection: something else serves it again meanwhile, so that it keeps its memory.
             Abandoned: `control` was told to abandon the load.
         """
         _log.info("%s gives up %s to make room for its next version", share.name, old.key.version)
@@ -114,6 +117,11 @@ class Exchanger:
         share.saved.serving = None
         while self._engines.resident(old.key) is old and old.state is not EngineState.WARM:
             control.check()
+            if sharers := self._sharers(share, old):
+                raise Rejection(
+                    "insufficient_memory",
+                    f"{version} does not fit next to {old.key.version}, which {' and '.join(sharers)} now also serves",
+                )
             await self._changes.wait()
         await closer.free_warm()
         while closer.is_closing:

@@ -41,12 +41,12 @@ class LinkBook:
 
     def _note_share(self, record: Alias, seen: Look) -> None:
         """Note the link of a share, also that it was only renamed."""
-        share, target = seen.shares.get(alias_of_key(record.key) or ""), seen.targets.get(record.key)
+        share = seen.shares.get(alias_of_key(record.key) or "")
         if share is None:
             return  # while the models root is away
-        if share.renamed_from is not None and target is not None:
-            record.restamp(share.renamed_from, target.link_stamp)
-            self._state.saved.restamp(share.renamed_from, target.link_stamp)
+        if share.renamed_from is not None and share.mark is not None:
+            record.restamp(share.renamed_from, share.mark.stamp)
+            self._state.saved.restamp(share.renamed_from, share.mark.stamp)
         record.note_share(share)
 
     def _end_load(self, gone: Sequence[Alias]) -> None:

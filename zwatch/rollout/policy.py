@@ -18,6 +18,8 @@ class AliasView:
     """An operator unloaded it: nothing is loaded for it."""
     refused: bool = False
     """Exactly this wish was rejected and no retry is due."""
+    retried: bool = False
+    """Exactly this wish was rejected, and nothing but time has passed since."""
     forced: bool = False
     """An operator asked to load the wish, or to load it again, even if it serves."""
     needs_signature: bool = False
@@ -110,11 +112,10 @@ def decide(aliases: Sequence[AliasView], engines: Sequence[EngineView], loading:
     """Return the next action, or None if there is nothing to do but wait."""
     if loading is not None and not loading.abandoned and not _still_wanted(loading, aliases):
         return Abandon()
-    if loading is not None and not loading.abandoned and _yields(loading, aliases):
-        return Abandon(yields=True)
     return (
         _promotion(aliases, engines)
         or retreat(aliases, engines)
+        or _yielding(loading, aliases)
         or _retirement(engines)
         or (None if loading is not None else _load(aliases))
     )
@@ -129,12 +130,14 @@ def _still_wanted(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
     return view.wish == loading.key and (view.serving != view.wish or loading.forced)
 
 
-def _yields(loading: LoadView, aliases: Sequence[AliasView]) -> bool:
-    """Say whether a load for a share holds up one for an alias. One of the version that the alias asks for does not: it is
-    promoted for both."""
-    if not any(view.is_share and view.name == loading.alias for view in aliases):
-        return False
-    return any(not view.is_share and expected(view) not in (None, loading.key) for view in aliases)
+def _yielding(loading: LoadView | None, aliases: Sequence[AliasView]) -> Abandon | None:
+    """Give up a load for a share that holds up one for an alias; to be asked when all that is resident is promoted. A load of
+    the version that the alias asks for goes on: it is promoted for both. So does one that only holds up another try of what
+    failed: those come again and again, and the share would never be loaded."""
+    if loading is None or loading.abandoned or not any(one.is_share and one.name == loading.alias for one in aliases):
+        return None
+    waiting = [view for view in aliases if not view.is_share and expected(view) not in (None, loading.key)]
+    return None if all(_asks(view) and view.retried for view in waiting) else Abandon(yields=True)
 
 
 def _promotion(aliases: Sequence[AliasView], engines: Sequence[EngineView]) -> Promote | None:

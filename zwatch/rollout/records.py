@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from zwatch.deploy.followed import Known
 from zwatch.deploy.following import Rule
 from zwatch.deploy.look import Look
 from zwatch.deploy.shares import alias_of_key, share_key
@@ -52,9 +53,15 @@ class Records(Mapping[str, Alias]):
         return self._rule.may_follow(key)
 
     def restore(self, saved: SavedState) -> None:
-        """Take over what the previous run saved of the aliases that are named."""
+        """Take over what the previous run saved of the aliases that are named, and of those that a pattern found then."""
+        found = sorted(key for key in saved.aliases if self._rule.matches(key))
+        self._records |= {key: self._make(key) for key in found}
         for key, record in self._records.items():
             record.restore(saved.alias(key))
+
+    def known(self, saved: SavedState) -> Known:
+        """Return what the previous run had seen of the links that may be followed."""
+        return Known.before(self._rule, saved.marks())
 
     def adopt(self, key: str, saved: SavedState) -> Alias:
         """Return the record of a link that was not seen yet but is expected, making it; the next look decides whether it stays."""
@@ -64,7 +71,7 @@ class Records(Mapping[str, Alias]):
 
     def follow(self, seen: Look, saved: SavedState) -> list[Alias]:
         """Follow what a look saw, and return the records of the links that are gone: nothing is served for those any more, and
-        nothing is saved of them."""
+        nothing is saved of them, unless other links have names that are meant for a share."""
         if not seen.has_root:
             return []
         keys = [*dict.fromkeys((*self._rule.named, *seen.aliases))]
@@ -80,7 +87,9 @@ class Records(Mapping[str, Alias]):
         gone = [record for key, record in before.items() if key not in self._records]
         for record in gone:
             self._engines.withdraw(record.key)
-        for key in [key for key in saved.aliases if key not in self._records and self.may_follow(key)]:
+            record.saved.serving = None
+        kept = {*self._records, *(share_key(alias) for alias in seen.shares)}
+        for key in [key for key in saved.aliases if key not in kept and self.may_follow(key)]:
             del saved.aliases[key]
         return gone
 

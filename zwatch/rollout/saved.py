@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from zwatch.deploy.following import ShareMark
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.deploy.shares import alias_of_key
@@ -84,6 +85,8 @@ class SavedAlias:
     """What was withdrawn last, until it is linked or sealed anew."""
     probation: Annotated[Probation | None, Field(exclude_if=lambda probation: probation is None)] = None
     """When the version was promoted that its link asked for."""
+    mark: Annotated[ShareMark | None, Field(exclude_if=lambda mark: mark is None)] = None
+    """By what the link of a share is known again after a rename."""
 
     def note_withdrawn(self, withdrawn: Withdrawn) -> None:
         """Note that a version was withdrawn: nothing falls back to it."""
@@ -181,9 +184,13 @@ class SavedState:
         """Note that this run ended without a crash."""
         self.running = False
 
-    def links(self) -> dict[str, tuple[VersionKey | None, LinkStamp | None]]:
-        """Return what each alias's link asks for, and its stamp."""
-        return {name: (part.wish, part.link_stamp) for name, part in self.aliases.items()}
+    def links(self) -> dict[str, tuple[VersionKey | None, LinkStamp | None, ShareMark | None]]:
+        """Return what each alias's link asks for, its stamp, and by what the link of a share is known again."""
+        return {name: (part.wish, part.link_stamp, part.mark) for name, part in self.aliases.items()}
+
+    def marks(self) -> dict[str, ShareMark | None]:
+        """Return the keys of all aliases and shares, with by what the links of the shares are known again."""
+        return {key: part.mark for key, part in self.aliases.items()}
 
     def note_links(self, links: Mapping[VersionKey, rules.Stamps]) -> None:
         """Note which links lead to which versions: what was linked anew is not set aside any more."""

@@ -202,7 +202,7 @@ class Supervisor:
     async def start(self) -> None:
         """Read the saved state; to be called before `run`."""
         saved = await self.state.read()
-        self._looker = self._make_looker(refused=saved.refused)
+        self._looker = self._make_looker(refused=saved.refused, known=self.records.known(saved))
         self.records.restore(saved)
         self.runner.distrusted = saved.crashed_with()
         self.previous_run = begin_run(saved)
@@ -322,8 +322,8 @@ class Supervisor:
 
     def _fallbacks(self, alias: Alias, now: float) -> list[VersionKey]:
         """Return what serves while an alias's wish cannot, in the order to try it."""
-        if alias.is_share:
-            return []  # what it cannot serve, its alias does
+        if not alias.may_fall_back:
+            return []
         saved = self.state.saved
         resorts = saved.last_resorts(alias.key).items()
         return saved.fallbacks(alias.key, alias.wish) + [key for key, pause in resorts if now >= self._begun + pause]

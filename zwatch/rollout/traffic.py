@@ -34,13 +34,14 @@ class Traffic:
     def lease(self, model: str, client: str | None, avoided: Collection[VersionKey] = ()) -> Lease | None:
         """Return a lease on the engine for a request; None if nothing can serve it now.
 
-        `model` is an alias, a share's name or a resident version. A request without `client` is never moved to a share.
-        What is `avoided` is not leased: then the other side is, then what the alias served before if that is resident.
+        `model` is an alias, a share's name or a resident version. A request without `client` is never moved to a share. What is
+        `avoided` is not leased: instead of a share its alias is, and instead of what an alias serves what it served before,
+        if that is resident. A share gets no requests of the alias's side, and is not replaced where a request names it.
         """
-        resident, by_share = self._find(model, client, avoided)
+        resident, record = self._find(model, client, avoided)
         lease = None if resident is None else self._engines.lease_of(resident)
-        if lease is not None:
-            lease.by_share = by_share
+        if lease is not None and record is not None:
+            lease.by, lease.by_share = record.key, record.name if record.is_share else None
         return lease
 
     def find(self, model: str, client: str | None = None, avoided: Collection[VersionKey] = ()) -> Resident | None:
@@ -49,32 +50,25 @@ class Traffic:
 
     def _find(
         self, model: str, client: str | None, avoided: Collection[VersionKey]
-    ) -> tuple[Resident | None, str | None]:
-        """Return what a request would lease now, and the name of the share by which it would."""
+    ) -> tuple[Resident | None, Alias | None]:
+        """Return what a request would lease now, and the record of the alias or share by which it would."""
         record = self.record(model)
         if record is None:
             found = None if alias_of_key(model) is not None else self._engines.find(model)
             return (found if found is not None and found.key not in avoided else None), None
-        sides = self._sides(record, client, is_moved=bool(avoided))
-        for resident, by_share in sides:
-            if resident is not None and resident.key not in avoided:
-                return resident, by_share
-        return (self._before(record, avoided) if avoided else None), None
+        for side in self._sides(record, client):
+            if (resident := side.serving) is not None and resident.key not in avoided:
+                return resident, side
+        return (self._before(record, avoided) if avoided and not record.is_share else None), record
 
-    def _sides(self, record: Alias, client: str | None, *, is_moved: bool) -> list[tuple[Resident | None, str | None]]:
-        """Return what may serve a request, the client's own side first. The share is the other side only for a request that
-        has to leave its own (`is_moved`)."""
-        if record.share is not None:
-            return [(record.serving, record.name)]
-        own, share = (record.serving, None), self._records.get(share_key(record.name))
-        if client is None or share is None or not self._takes(share):
-            return [own]
-        by_share = (share.serving, share.name)
-        if side_of(client, record.name) < share.percent:
-            return [by_share, own]
-        return [own, by_share] if is_moved else [own]
+    def _sides(self, record: Alias, client: str | None) -> list[Alias]:
+        """Return by what a request may be served, the client's own side first."""
+        share = None if record.is_share else self._records.get(share_key(record.name))
+        if client is None or share is None or not self.takes(share):
+            return [record]
+        return [share, record] if side_of(client, record.name) < share.percent else [record]
 
-    def _takes(self, share: Alias) -> bool:
+    def takes(self, share: Alias) -> bool:
         """Say whether a share takes requests now."""
         resident = share.serving
         if resident is None or share.percent == 0 or share.is_withdrawn:

@@ -51,6 +51,8 @@ class Suspicion:
     text: str
     by_share: str | None = None
     """The share by which that version got the request."""
+    by: str | None = None
+    """The key of the alias or share by which it did; None if the request named the version."""
 
 
 class Redraw(Enum):

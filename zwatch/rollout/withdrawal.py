@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from zwatch.deploy.shares import alias_of_key
+from zwatch.deploy.shares import alias_of_key, share_key
 from zwatch.rollout import policy
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.attempt import AttemptRunner
@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _RENAME_SECONDS = 5.0  # in which the looks have seen all of a rename
 
 
+Side = tuple[str, VersionKey]
+"""The key of an alias or share, and a version that draws its requests."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A version on trial, by a share or after its promotion by an alias; `other` is what its requests go to if it is withdrawn, None
@@ -32,6 +36,16 @@ class Trial:
     record: Alias
     key: VersionKey
     other: VersionKey | None
+
+    @property
+    def own_side(self) -> Side:
+        """What its requests are noted under."""
+        return self.record.key, self.key
+
+    @property
+    def other_side(self) -> Side | None:
+        """What those of the other version are noted under: they come by the alias."""
+        return None if self.other is None else (alias_of_key(self.record.key) or self.record.key, self.other)
 
 
 class Withdrawal:
@@ -53,7 +67,7 @@ class Withdrawal:
         self._wake, self._clock, self._wall_clock = wake, clock, wall_clock
         self.probation = PROBATION
         """Seconds for which a version is on trial after its promotion."""
-        self._outcomes: dict[VersionKey, Outcomes] = {}
+        self._outcomes: dict[Side, Outcomes] = {}
         self._promoted: dict[str, tuple[VersionKey, float]] = {}  # by alias: what, and when by `clock`
         self._shared: dict[tuple[str, VersionKey], float] = {}  # what shares of aliases serve or served, and until when
         self._saving: asyncio.Task[None] | None = None
@@ -61,13 +75,14 @@ class Withdrawal:
 
     # --- what others ask
 
-    def is_watched(self, key: VersionKey) -> bool:
-        """Say whether a version is on trial, and another one can serve its requests."""
-        return any(trial.key == key and trial.other is not None for trial in self._trials())
+    def is_watched(self, key: VersionKey, by: str) -> bool:
+        """Say whether a version is on trial by an alias or a share, and another one can serve its requests."""
+        return self.other(key, by) is not None
 
-    def others(self, key: VersionKey) -> list[VersionKey]:
-        """Return the versions that serve instead of one on trial if it is withdrawn."""
-        return [trial.other for trial in self._trials() if trial.key == key and trial.other is not None]
+    def other(self, key: VersionKey, by: str) -> VersionKey | None:
+        """Return the version that serves instead of one on trial by an alias or a share, if that is withdrawn."""
+        side = self._side(key, by)
+        return next((trial.other for trial in self._trials() if trial.own_side == side), None)
 
     def reason(self, name: str) -> str | None:
         """Return why what an alias or share asks for was withdrawn, if it was."""
@@ -78,7 +93,7 @@ class Withdrawal:
         """Return the sentences about versions on trial that fail, and serve on because there is no other."""
         found = []
         for trial in self._trials():
-            outcomes = self._outcomes.get(trial.key)
+            outcomes = self._outcomes.get(trial.own_side)
             if trial.other is None and outcomes is not None and outcomes.is_failing:
                 found.append(
                     f"{trial.record.name} serves {trial.key.version}, which fails: {outcomes.described}; there is no other "
@@ -86,35 +101,53 @@ class Withdrawal:
                 )
         return found
 
-    def note(self, key: VersionKey, fault: str | None) -> None:
-        """Note a request at its end: with which fault of a version, None if it went well. Requests that say nothing about a version,
-        such as those that their clients cancelled, are not noted."""
-        self._note(key, lambda outcomes: outcomes.add(fault))
+    def note(self, key: VersionKey, fault: str | None, by: str | None = None) -> None:
+        """Note a request at its end: with which fault of a version, None if it went well. `by` is the key of the alias or share
+        that it came by: only trials of that one count it. Requests that say nothing about a version, such as those that their
+        clients cancelled, are not noted."""
+        self._note(key, lambda outcomes: outcomes.add(fault), by)
 
     def note_golden(self, key: VersionKey, fault: str | None) -> None:
-        """Note a golden image that was checked, and the fault, None if it is as it should be."""
+        """Note a golden image that was checked, and the fault, None if it is as it should be: for all trials of its version."""
         if (resident := self._engines.resident(key)) is not None:
             golden = resident.engine.golden
             checked = Checked(golden.checked, len(golden.pictures), golden.missed)
             self._note(key, lambda outcomes: outcomes.add_golden(checked, fault))
 
-    def _note(self, key: VersionKey, add: Callable[[Outcomes], None]) -> None:
+    def _note(self, key: VersionKey, add: Callable[[Outcomes], None], by: str | None = None) -> None:
         trials = list(self._trials())
-        if not any(key in (trial.key, trial.other) for trial in trials):
+        sides = {
+            side
+            for trial in trials
+            for side in (trial.own_side, trial.other_side)
+            if side is not None and side[1] == key
+        }
+        if by is not None:
+            sides &= {self._side(key, by)}
+        if not sides:
             return
-        add(self._outcomes.setdefault(key, Outcomes()))
+        for side in sides:
+            add(self._outcomes.setdefault(side, Outcomes()))
         for trial in trials:
-            own = self._outcomes.get(trial.key)
-            if trial.other is None or own is None:
+            own = self._outcomes.get(trial.own_side)
+            if trial.other_side is None or own is None:
                 continue
-            if is_to_be_withdrawn(own, self._outcomes.get(trial.other, Outcomes())):
+            if is_to_be_withdrawn(own, self._outcomes.get(trial.other_side, Outcomes())):
                 self._withdraw(trial, own)
         self._forget()
+
+    def _side(self, key: VersionKey, by: str) -> Side:
+        """Return what a request is noted under. One that came by a share whose version the alias serves by now, such as after its
+        promotion, is the alias's."""
+        alias = alias_of_key(by)
+        serving = None if alias is None else self._engines.serving(alias)
+        return (by if alias is None or serving is None or serving.key != key else alias), key
 
     def blame(self, key: VersionKey) -> None:
         """Note that a version drew when this run failed: if it is on trial, it is to blame, whatever it did before."""
         failure = self._state.saved.failure
-        if failure is not None and failure.hung in (None, key) and self.is_watched(key):
+        is_watched = any(trial.key == key and trial.other is not None for trial in self._trials())
+        if failure is not None and failure.hung in (None, key) and is_watched:
             self._state.note_failure(replace(failure, hung=key, on_trial=True))
 
     # --- what the supervisor tells
@@ -166,8 +199,9 @@ class Withdrawal:
         if attempt.fallback:
             self._promoted.pop(name, None)
         elif before is None or before[0] != key:  # else its first image was judged, and it serves on
-            if (name, key) not in self._shared:
-                self._outcomes.pop(key, None)
+            self._outcomes.pop((name, key), None)
+            if (name, key) in self._shared and (share_key(name), key) in self._outcomes:
+                self._outcomes[name, key] = self._outcomes.pop((share_key(name), key))
             self._promoted[name] = key, self._clock() - self._promoted_ago(record, key, is_first=before is None)
         self.refresh()
 
@@ -181,7 +215,9 @@ class Withdrawal:
 
     def _forget(self) -> None:
         """Forget the outcomes of what is not resident any more."""
-        self._outcomes = {key: one for key, one in self._outcomes.items() if self._engines.resident(key) is not None}
+        self._outcomes = {
+            side: one for side, one in self._outcomes.items() if self._engines.resident(side[1]) is not None
+        }
 
     # --- the withdrawal
 
@@ -190,7 +226,7 @@ class Withdrawal:
         if serving is None or serving is self._engines.being_exchanged:
             return  # it is about to leave anyway
         reason = f"{trial.key.version} was withdrawn from {record.name}: {outcomes.described}"
-        self._outcomes.pop(trial.key, None)
+        self._outcomes.pop(trial.own_side, None)
         attempt = self._runner.begin_again(record)
         record.withdraw(attempt, reason)
         self._runner.end(attempt)

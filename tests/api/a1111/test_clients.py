@@ -171,6 +171,16 @@ def test_an_alias_can_be_chosen():
     assert clients.model(ME, engines, ("current", "canary")) == "current"
 
 
+def test_a_share_that_was_chosen_stays_so_when_its_percentage_is_moved():
+    clients, engines = Clients(), Loaded(resident("v2", "b"), resident("v1", "a"))
+    clients.choose(ME, "current@50", engines, ("current", "current@50"))
+    assert clients.model(ME, engines, ("current", "canary@7", "current@50")) == "current@50"
+    clients.choose(ME, "current@50", engines, ("current", "current@51"), among_others=True)
+    assert clients.model(ME, engines, ("current", "canary@7", "current@51")) == "current@51"
+    assert clients.model(ME, engines, ("current", "canary@7")) == "current", "the trial has ended"
+    assert clients.model(ME, engines, ("current", "current@5")) == "current", "a forgotten choice stays forgotten"
+
+
 def test_the_least_recently_used_choice_is_forgotten_first():
     clients, engines = Clients(max_choices=2), Loaded(resident("v2", "b"), resident("v1", "a"))
     first, second, third = (Client("127.0.0.1", name, "") for name in "abc")

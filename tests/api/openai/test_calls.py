@@ -127,6 +127,16 @@ async def test_an_unknown_model_is_served_by_current_and_the_answer_says_so(clie
         assert (body["model"], body["version"], headers["X-Zwatch-Version"]) == ("current", "v1", "v1")
 
 
+async def test_a_share_that_is_not_there_is_a_404_and_never_current(client):
+    for model in ("current@50", "current@", "current@half"):
+        error = await client.error(PATH, {"prompt": "x", "model": model}, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert error["message"] == f"current has no share {model!r} at present, see /status"
+        assert (await client.error("/generate", {"prompt": "x", "model": model}, 404))["message"] == error["message"]
+    _, body = await generate(client, model="stranger@50")
+    assert body["model"] == "current", "as any other name that is unknown"
+
+
 async def test_aliases_and_resident_versions_are_valid_models(client):
     _, _, deployed = await client.call("POST", "/api/deploy", json={"version": "v2"})
     assert deployed["status"] == "success"

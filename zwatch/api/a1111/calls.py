@@ -112,7 +112,7 @@ async def txt2img(request: web.Request) -> web.Response:
     asked, engines = await read_request(request, Txt2ImgRequest), services.engines
     traffic = services.supervisor.traffic
     named = checkpoint_asked(asked)
-    choice = choice_of(named, engines, traffic) if named else clients.model(client, engines, traffic)
+    choice = choice_of(named, engines, traffic) if named else clients.model(client, engines, services.supervisor.names)
     wanted = wanted_images(asked, model_of(choice))
     key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
@@ -171,7 +171,7 @@ async def options(request: web.Request) -> web.Response:
     """Return the client's own options, with the checkpoint for its requests that name none: `current` if it follows that."""
     services = request.app[SERVICES]
     traffic = services.supervisor.traffic
-    model = request.app[CLIENTS].model(client_of(request), services.engines, traffic)
+    model = request.app[CLIENTS].model(client_of(request), services.engines, services.supervisor.names)
     resident, is_alias = traffic.find(model), model in traffic
     body: SdOptions = {
         "samples_format": "png",

@@ -24,6 +24,7 @@ from zwatch.api.results import picture_url, served_headers
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, relay, send
 from zwatch.deploy.look import has_version, without_root
+from zwatch.deploy.shares import alias_meant
 from zwatch.errors import RequestError
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Stepped
@@ -91,13 +92,16 @@ async def _stream(request: web.Request, services: Services, job: Job, wanted: in
 
 
 async def _serving_name(services: Services, name: str) -> str:
-    """Return the alias or version that serves a request for `name`. An unknown name stands for `current`: many clients have
+    """Return the alias, share or version that serves a request for `name`. A share that is not there has its own name: it is
+    refused. Any other unknown name stands for `current`: many clients have
     a fixed one, such as `gpt-image-1`.
 
     Raises:
         RequestError: 404, the version exists but is not loaded; no other version is served in its place.
     """
     if name in services.supervisor.traffic or services.engines.find(name) is not None:
+        return name
+    if alias_meant(name) in services.supervisor.aliases:
         return name
     try:
         is_there = await services.bridge.run("inspect", has_version, services.models, name)
