@@ -126,10 +126,17 @@ class Lifecycle(RuleBasedStateMachine):
         if (name := self.world.share_of(alias)) is not None:
             self.world.draw(name)
 
-    @rule(alias=aliases, percent=percents, crashed=st.booleans())
-    def rename_share_while_nothing_runs(self, alias, percent, crashed):
-        if (name := self.world.share_of(alias)) is not None:
-            self.world.restart(crashed=crashed, meanwhile=lambda: self.world.truth.rename(name, f"{alias}@{percent}"))
+    @rule(alias=aliases, version=versions, percent=percents, unloads=st.booleans(), crashed=st.booleans())
+    def rename_share_while_nothing_runs(self, alias, version, percent, unloads, crashed):
+        world = self.world
+        if world.share_of(alias) is None:
+            world.share(alias, version, 20, "ln -sfn", "relative")
+            world.check()
+        if unloads:
+            self.unload()
+            world.check()
+        name = world.share_of(alias)
+        world.restart(crashed=crashed, meanwhile=lambda: world.truth.rename(name, f"{alias}@{percent}"))
 
     # --- an alias that a pattern finds
 
@@ -146,10 +153,13 @@ class Lifecycle(RuleBasedStateMachine):
     def lose_alias(self):
         self.world.lose_alias()
 
-    @rule(kind=st.sampled_from([*sorted(ODD), *VERSIONS, "gone"]), crashed=st.booleans())
-    def change_a_found_alias_while_nothing_runs(self, kind, crashed):
-        if not (self.world.root / FOUND).is_symlink():
-            return
+    @rule(version=versions, kind=st.sampled_from([*sorted(ODD), *VERSIONS, "gone"]), crashed=st.booleans())
+    def change_a_found_alias_while_nothing_runs(self, version, kind, crashed):
+        if not os.path.lexists(self.world.root / FOUND):
+            self.world.find_alias(version, "ln -sfn", "relative")
+            self.world.check()
+        if FOUND not in self.world.truth.aliases:
+            return  # there is no such version
 
         def change():
             if kind in ODD:
