@@ -106,7 +106,7 @@ export class Trial {
 
 	// How many golden images of what a share serves were checked and missed
 	goldenOf({ serving }) {
-		return this.ctx.store.get("status")?.engines?.find(({ version, golden }) => version === serving && golden)?.golden;
+		return this.engines?.find(({ version, golden }) => version === serving && golden)?.golden;
 	}
 
 	drawShare(share) {
@@ -143,11 +143,13 @@ export class Trial {
 		row.tryButton.disabled = this.panel.state.serving === name || share?.target === name;
 	}
 
-	// What both sides have drawn: no event tells of it
+	// What both sides have drawn, and their golden images: no event tells of it
 	async read() {
 		this.readAt = performance.now();
 		try {
-			this.sides = await this.ctx.api.call("GET", `/api/trial?alias=${encodeURIComponent(this.panel.alias)}`);
+			const { call } = this.ctx.api;
+			this.sides = await call("GET", `/api/trial?alias=${encodeURIComponent(this.panel.alias)}`);
+			this.engines = (await call("GET", "/status")).engines;
 		} catch {
 			return; // the panel says what is wrong
 		}
