@@ -21,6 +21,11 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 MODELS = Path(__file__).parent.parent.parent / "models"
 WAIT = 60_000
 """How long an expectation waits, milliseconds: for a loaded machine, never a measurement."""
+GONE = (
+    "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_CONNECTION_CLOSED", "ERR_CONNECTION_ABORTED", "ERR_FAILED",
+    "ERR_INCOMPLETE_CHUNKED", "ERR_EMPTY_RESPONSE", "ERR_CONTENT_LENGTH_MISMATCH", "ERR_SOCKET_NOT_CONNECTED",
+)  # fmt: skip
+"""What Chromium calls a server that is killed, at whatever moment of a request."""
 
 
 def pytest_collection_modifyitems(items):

@@ -8,16 +8,10 @@ import signal
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.page.conftest import WAIT, running
+from tests.page.conftest import GONE, WAIT, running
 from tests.page.test_jobs import caption, generate, queue
 
 expect.set_options(timeout=WAIT)
-
-GONE = (
-    "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_CONNECTION_CLOSED", "ERR_CONNECTION_ABORTED", "ERR_FAILED",
-    "ERR_INCOMPLETE_CHUNKED", "ERR_EMPTY_RESPONSE", "ERR_CONTENT_LENGTH_MISMATCH", "ERR_SOCKET_NOT_CONNECTED",
-)  # fmt: skip
-"""What Chromium calls a server that is killed, at whatever moment of a request."""
 
 
 def button(page):
