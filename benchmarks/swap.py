@@ -110,7 +110,7 @@ def swap(server: Server, version: Version, deadline: float) -> Json:
 def begin_share(server: Server, version: Version, percent: int, deadline: float) -> None:
     """Let a version draw some of the requests, and wait until it does."""
     name = f"current@{percent}"
-    (server.models / name).symlink_to(version.name)
+    (server.models / name).symlink_to(version.name)  # `measure` has removed those of runs before
 
     def draws() -> bool:
         attempt = server.get("/status")["shares"].get(name, {}).get("attempt")
@@ -147,6 +147,8 @@ def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None
     """Run the stream and the swaps."""
     models: Path = options.models
     versions = make_versions(models, options.preset, options.device, clock, count=3 if options.share is None else 4)
+    for share in models.glob("current@*"):
+        share.unlink()
     for version in versions:
         for path in version.weights:
             if cached_share([path]) < 1:
