@@ -190,9 +190,8 @@ def _loaded(opened: Directory, device: str, options: Mapping[str, Any], progress
     factory = open_factory(device, **options)
     control = LoadControl(lambda: progress.update(control.bytes_done, control.bytes_total, "reading"))
     planned = factory.plan(opened, seal.digest, control)
-    rest = {
-        path: digest for path, digest in seal.files.items() if path != golden.NAME
-    }  # it may be wrong, and is made anew
+    # golden.json may be wrong, and is made anew.
+    rest = {path: digest for path, digest in seal.files.items() if path != golden.NAME}
     engine = factory.build(opened, replace(planned, seal=replace(planned.seal, files=rest)), control)
     engine.golden = GoldenImages()  # those that it has are made anew
     progress.step("warming")

@@ -39,6 +39,14 @@ def of_share(service):
     return service.supervisor.records.share_of("current")
 
 
+async def held_load(service, version):
+    """Begin the load of a version for the share `current@10`; it goes on when the event that is returned is set."""
+    held = service.factory.hold("build", version)
+    link(service, version, "current@10")
+    await service.until(lambda: ("build", version) in service.factory.reached)
+    return held
+
+
 async def test_a_share_is_loaded_beside_its_alias_and_takes_its_clients(service):
     record = await sharing(service, percent=100)
     assert (service.serves(), record.name, record.percent) == ("v1", "current@100", 100)
@@ -161,9 +169,7 @@ async def test_what_cannot_be_loaded_gets_no_traffic_and_the_alias_serves_on(ser
 
 async def test_what_an_alias_asks_for_is_loaded_before_what_a_share_does(service, models):
     make_v3(models)
-    held = service.factory.hold("build", "v2")
-    link(service, "v2", "current@10")
-    await service.until(lambda: ("build", "v2") in service.factory.reached)
+    held = await held_load(service, "v2")
     service.link("v3")
     await service.until(lambda: service.serves() == "v3")
     held.set()
@@ -178,9 +184,7 @@ async def test_a_flip_of_the_alias_to_what_is_resident_does_not_end_a_load_for_i
     for version in ("v2", "v1"):
         service.link(version)
         await service.until_serves(version)
-    held = service.factory.hold("build", "v3")
-    link(service, "v3", "current@10")
-    await service.until(lambda: ("build", "v3") in service.factory.reached)
+    held = await held_load(service, "v3")
     service.link("v2")
     await service.until(lambda: service.serves() == "v2")
     held.set()
@@ -191,9 +195,7 @@ async def test_a_flip_of_the_alias_to_what_is_resident_does_not_end_a_load_for_i
 
 
 async def test_a_promotion_while_the_share_is_loaded_goes_on_with_that_load(service):
-    held = service.factory.hold("build", "v2")
-    link(service, "v2", "current@10")
-    await service.until(lambda: ("build", "v2") in service.factory.reached)
+    held = await held_load(service, "v2")
     rename(service, "current@10", "current")
     await service.until(lambda: of_share(service) is None)
     held.set()
@@ -204,9 +206,7 @@ async def test_a_promotion_while_the_share_is_loaded_goes_on_with_that_load(serv
 
 
 async def test_a_share_that_ends_while_it_is_loaded_is_abandoned(service):
-    held = service.factory.hold("build", "v2")
-    link(service, "v2", "current@10")
-    await service.until(lambda: ("build", "v2") in service.factory.reached)
+    held = await held_load(service, "v2")
     remove(service, "current@10")
     await service.until(lambda: service.attempts()[0] == ("v2", "ABANDONED", None))
     held.set()

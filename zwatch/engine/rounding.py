@@ -39,9 +39,8 @@ def measured(engine: Engine, picture: Picture, data: bytes, check: Callable[[], 
     expected = decoded(picture, data)
     with engine.device.beside(), engine.other_way():
         generation = engine.generate(parameters(picture), on_step=lambda done: check())
-    if (
-        not generation.finite
-    ):  # the way that was asked for is right, and this one is not: nothing can be learned from it
+    if not generation.finite:
+        # The way that was asked for is right, and this one is not: nothing can be learned from it.
         return float("inf"), 1.0
     found = np.asarray(generation.images[0].convert("RGB"), dtype=np.uint8)
     return psnr(expected, found), ssim(expected, found)
