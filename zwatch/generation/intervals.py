@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.95
-"""The confidence of every interval."""
 _Z = 1.959963984540054
 """The 97.5 % point of the standard normal distribution."""
 
