@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
-from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, JobState, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
@@ -34,22 +33,6 @@ client_of_request: ContextVar[str | None] = ContextVar("client_of_request", defa
 """The name that the client of the current HTTP request gave itself."""
 POLL_SECONDS = 10.0
 """How long after a poll a client counts as watching the job."""
-
-
-class JobState(Enum):
-    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`, and
-    `RUNNING` becomes `QUEUED` again if the version's first image shows that it is bad."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no other state follows."""
-        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(eq=False)
