@@ -5,7 +5,9 @@ import base64
 import gc
 import io
 import json
+import threading
 import weakref
+from dataclasses import replace
 
 import aiohttp
 import numpy as np
@@ -290,6 +292,26 @@ async def test_what_is_wrong_is_refused_with_the_fields_name(client, fields, par
     error = await client.error("/generate", {**ASKED, **fields}, 400)
     assert (error["param"], error["code"]) == (param, "invalid_value")
     assert words in error["message"]
+
+
+async def test_an_image_that_takes_too_long_to_decode_is_refused_and_others_are_not(client, monkeypatch):
+    limits = client.services.bridge._limits
+    monkeypatch.setitem(limits, "decode", replace(limits["decode"], seconds=0.5))
+    stop, hangs = threading.Event(), True
+
+    def read(image, mask):
+        if hangs:
+            stop.wait(60)
+        return read_source(image, mask)
+
+    monkeypatch.setattr(asked, "read_source", read)
+    try:
+        error = await client.error("/generate", ASKED, 400)
+        assert (error["param"], "takes too long to decode" in error["message"]) == ("image", True)
+        hangs = False
+        await generated(client)
+    finally:
+        stop.set()
 
 
 async def test_another_field_takes_no_file(client):
