@@ -15,6 +15,8 @@ from zwatch.rollout.lifecycle import VersionKey
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
 
+Pairs = Mapping[str, float | int | str]
+"""Names and values in the last line of AUTOMATIC1111's text."""
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
@@ -59,8 +61,10 @@ def details_of(
     signer: str | None = None,
     share: str | None = None,
     trial: str = "",
+    notes: Pairs | None = None,
 ) -> Details:
-    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`."""
+    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`; `notes` are
+    further pairs of the text."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -73,16 +77,26 @@ def details_of(
         "quality": asked.quality,
         "model": asked.model,
     }
-    text = _a1111_text(parameters, key, seed, share)
+    text = _a1111_text(parameters, key, seed, share, notes or {})
     return Details(text, key.version, str(key.digest), request, signer or "", share or "", trial)
 
 
-def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
+def change_pairs(parameters: "GenerationParameters") -> dict[str, float | int | str]:
+    """Return AUTOMATIC1111's pairs of how an image was changed; none if it was made from noise."""
+    source = parameters.source
+    if source is None:
+        return {}
+    blur: dict[str, float | int | str] = {"Mask blur": source.mask_blur} if source.has_mask and source.mask_blur else {}
+    return {"Denoising strength": source.strength, **blur}
+
+
+def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None, notes: Pairs) -> str:
     by_share = "" if share is None else f", Share: {share}"
+    pairs = "".join(f", {name}: {value}" for name, value in {**change_pairs(parameters), **notes}.items())
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
     return (
         f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_share}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_share}{pairs}"
     )
 
 
