@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Rule, TextOrTexts, invalid, validated
+from zwatch.generation.fields import File, OneOf, Rule, TextOrTexts, invalid, validated
 from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
@@ -247,11 +247,11 @@ def _advice(model: type[BaseModel]) -> str:
     return f"send a JSON object{example}, or its fields as a form (curl -F name=value)"
 
 
-def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
-    """Return the fields of a multipart body as text.
+def _parts(raw: bytes, head: Message) -> list[tuple[str, str | bytes]]:
+    """Return the fields of a multipart body: as text, or as bytes if they are files.
 
     Raises:
-        RequestError: 400, it is not valid, or a part is a file.
+        RequestError: 400, it is not valid.
     """
     try:
         boundary = head.get_boundary()
@@ -262,7 +262,7 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
     _, *pieces = (b"\r\n" + raw).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
     if not pieces or not pieces[-1].startswith(b"--") or len(pieces) > _MOST_PARTS:
         raise RequestError("invalid_json", "the body is not complete multipart/form-data, or has too many parts")
-    found = []
+    found: list[tuple[str, str | bytes]] = []
     for piece in pieces[:-1]:
         lines, _, content = piece.partition(b"\r\n\r\n")
         part = BytesHeaderParser().parsebytes(lines.lstrip(b"\r\n")[:8192])
@@ -273,31 +273,60 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
         if not isinstance(name, str):
             raise RequestError("invalid_json", "a part of multipart/form-data has no name in its Content-Disposition")
         try:
-            found.append((name, "" if is_file else content.decode()))
+            found.append((name, content if is_file else content.decode()))
         except UnicodeDecodeError:
             raise invalid(name[:100], f"{name[:100]} is not UTF-8") from None
-        if is_file:
-            raise invalid(name[:100], f"{name[:100]} is a file: no field takes a file")
     return found
 
 
-def _typed(pairs: Iterable[tuple[str, str]], model: type[BaseModel]) -> dict[str, Any]:
-    """Return the fields of a form as JSON would have them: a number for a field that takes no text. Such a field is left out if
-    it is empty."""
+def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields of a form as JSON would have them: a number for a field that takes no text, a list for those whose names end
+    with `[]`. A field that takes no text, or one of some words, is left out if it is empty.
+
+    Raises:
+        RequestError: 400, a field is there twice, or is a file and takes none.
+    """
     found: dict[str, Any] = {}
-    for name, text in pairs:
-        if name in found:
+    for sent, value in pairs:
+        name = sent.removesuffix("[]") if sent not in model.model_fields else sent
+        is_listed = name != sent and name in model.model_fields
+        name = name if is_listed else sent
+        if name in found and not (is_listed and isinstance(found[name], list)):
             raise invalid(name[:100], f"{name[:100]} is in the form twice")
-        field = model.model_fields.get(name)
-        rules = [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
-        is_text = (
-            field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules)
-        )
-        if is_text or (text[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
-            found[name] = text
-        elif text.strip():
-            try:
-                found[name] = json.loads(text)
-            except (ValueError, RecursionError):
-                found[name] = text
+        known = _typed_field(name, value, model)
+        if known is not None:
+            found[name] = [*found.get(name, ()), known] if is_listed else known
     return found
+
+
+def _typed_field(name: str, value: str | bytes, model: type[BaseModel]) -> Any:
+    """Return the value of a form's field as JSON would have it; None if it is left out."""
+    field = model.model_fields.get(name)
+    rules = [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
+    if isinstance(value, bytes):
+        if any(isinstance(rule, File) for rule in rules):
+            return value
+        takes = ", ".join(sorted(file_fields(model)))
+        which = f"files are {takes}" if takes else "no field takes a file"
+        raise invalid(name[:100], f"{name[:100]} is a file: {which}; {_advice(model)}")
+    if any(isinstance(rule, OneOf) for rule in rules) and not value.strip():
+        return None
+    is_text = (
+        field is None
+        or field.annotation is str
+        or any(isinstance(rule, File) or rule.schema().get("type") == "string" for rule in rules)
+    )
+    if is_text or (value[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def file_fields(model: type[BaseModel]) -> set[str]:
+    """Return the names of the fields that take a file in a form."""
+    fields = model.model_fields.items()
+    return {name for name, field in fields if any(isinstance(rule, File) for rule in field.metadata)}

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
 from zwatch import __version__
+from zwatch.api.bodies import file_fields
 from zwatch.api.schema import COOKIE, JSON, Answer, Call, DetailedError, Error, Parameter, Rejected
 from zwatch.errors import REQUEST_ERRORS
 
@@ -130,7 +131,7 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     if call.body is not None:
         found["requestBody"] = {
             "required": call.body_required,
-            "content": {JSON: {"schema": schemas.of_request(call.body)}},
+            "content": {JSON: {"schema": schemas.of_request(call.body)}, **_form(call.body, schemas)},
         }
     if call.takes_file:
         content = {"schema": {"type": "string", "format": "binary"}}
@@ -138,6 +139,22 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     if call.parameters:
         found["parameters"] = [_parameter(call, one, schemas) for one in call.parameters]
     return {**found, "security": []} if call.is_open else found
+
+
+def _form(body: type[BaseModel], schemas: _Schemas) -> dict[str, Any]:
+    """Return the description of a body as a form, if any of its fields takes a file."""
+    if not (files := file_fields(body)):
+        return {}
+    described = schemas.components[body.__name__]
+    binary = {"type": "string", "format": "binary"}
+    fields = {
+        name: {**({"description": one["description"]} if "description" in one else {}), **binary}
+        if name in files
+        else one
+        for name, one in described["properties"].items()
+    }
+    form = {**{name: one for name, one in described.items() if name != "examples"}, "properties": fields}
+    return {"multipart/form-data": {"schema": form}}
 
 
 def _success(answer: Answer, schemas: _Schemas) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The picture and the mask of an `img2img` request: decoded, and fitted to what is drawn."""
 
-import base64
-import binascii
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageChops
@@ -10,7 +8,8 @@ from zwatch.api.a1111.img2img import Img2ImgParameters, Img2ImgRequest
 from zwatch.api.a1111.txt2img import Txt2Img, renamed, wanted_images
 from zwatch.api.bodies import fields_of
 from zwatch.errors import RequestError
-from zwatch.generation.fields import invalid, validated
+from zwatch.generation.base64_files import file_of_text
+from zwatch.generation.fields import validated
 from zwatch.generation.inpainting import Canvas, Content, Fit, blurred, fitted_picture, part_of_mask, with_content
 from zwatch.generation.request import MAX_SIDE, SIDE_STEP
 from zwatch.generation.sources import Source, open_picture, read_source
@@ -37,7 +36,7 @@ def read_img2img(content_type: str, raw: bytes) -> Img2Img:
     """
     asked = validated(Img2ImgRequest, fields_of(content_type, raw, Img2ImgRequest))
     try:
-        source = read_source(_file(asked.init_images, "image"), None)
+        source = read_source(file_of_text(asked.init_images, "image"), None)
         mask = _mask(asked, source.picture.size) if asked.mask else None
     except RequestError as error:
         raise renamed(error) from None
@@ -75,27 +74,13 @@ def wanted_changes(found: Img2Img, model: str) -> Txt2Img:
     return replace(wanted, request=request, parameters=parameters, extra=extra)
 
 
-def _file(text: str, param: str) -> bytes:
-    """Return a file in base64, with or without the prefix of a data URL.
-
-    Raises:
-        RequestError: 400, it is not base64.
-    """
-    if text.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise invalid(param, f"{param} is a URL, which is not fetched: send the file itself, in base64")
-    try:
-        return base64.b64decode(text.rpartition(",")[2])
-    except (binascii.Error, ValueError):
-        raise invalid(param, f"{param} is not a file in base64, or is incomplete") from None
-
-
 def _mask(asked: Img2ImgRequest, size: tuple[int, int]) -> Image.Image:
     """Return the mask, L, of the picture's size: white is painted anew.
 
     Raises:
         RequestError: 400, it is not an image.
     """
-    found = open_picture(_file(asked.mask, "mask"), "mask")
+    found = open_picture(file_of_text(asked.mask, "mask"), "mask")
     # Drawn on a transparent layer, or black and white: both are usual.
     if found.has_transparency_data and (layer := found.convert("RGBA").getchannel("A")).getextrema() != (255, 255):
         mask = layer
