@@ -23,8 +23,8 @@ MAX_SIDE = 4096
 """Longest side that is kept, pixels: a larger image is reduced to it, of which no image that is generated shows anything."""
 MAX_SCANS = 100
 """Of a JPEG: each costs a pass over all pixels, and a file of some kilobytes can have thousands. Cameras and programs write about 10."""
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF")
-"""MPO is what cameras call a JPEG with more images behind the first."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""Pillow opens an MPO, what cameras call a JPEG with more images behind the first, as JPEG."""
 _SCAN = b"\xff\xda"
 _KINDS = (
     ("HEIC", re.compile(rb"....ftyp(?:hei|mif1|msf1)", re.DOTALL)),
