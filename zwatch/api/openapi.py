@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
 from zwatch import __version__
-from zwatch.api.bodies import file_fields
-from zwatch.api.schema import COOKIE, JSON, Answer, Call, DetailedError, Error, Parameter, Rejected
+from zwatch.api.schema import COOKIE, FORM, JSON, Answer, Call, DetailedError, Error, Parameter, Rejected
 from zwatch.errors import REQUEST_ERRORS
+from zwatch.generation.fields import file_fields
 
 _SCHEMAS = "#/components/schemas/{model}"
 _RETRY_AFTER = (429, 503)
@@ -131,7 +131,7 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     if call.body is not None:
         found["requestBody"] = {
             "required": call.body_required,
-            "content": {JSON: {"schema": schemas.of_request(call.body)}, **_form(call.body, schemas)},
+            "content": {JSON: {"schema": schemas.of_request(call.body)}, **_form(call, schemas)},
         }
     if call.takes_file:
         content = {"schema": {"type": "string", "format": "binary"}}
@@ -141,20 +141,18 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     return {**found, "security": []} if call.is_open else found
 
 
-def _form(body: type[BaseModel], schemas: _Schemas) -> dict[str, Any]:
-    """Return the description of a body as a form, if any of its fields takes a file."""
-    if not (files := file_fields(body)):
+def _form(call: Call, schemas: _Schemas) -> dict[str, Any]:
+    """Return the content of a call's body as a form, if that may have files: the same fields, with files instead of their texts."""
+    if call.body is None or not (files := file_fields(call.body)):
         return {}
-    described = schemas.components[body.__name__]
-    binary = {"type": "string", "format": "binary"}
+    described: dict[str, Any] = schemas.components[call.body.__name__]
     fields = {
-        name: {**({"description": one["description"]} if "description" in one else {}), **binary}
+        name: {"type": "string", "format": "binary", "description": field.get("description", "")}
         if name in files
-        else one
-        for name, one in described["properties"].items()
+        else field
+        for name, field in described["properties"].items()
     }
-    form = {**{name: one for name, one in described.items() if name != "examples"}, "properties": fields}
-    return {"multipart/form-data": {"schema": form}}
+    return {FORM: {"schema": {**described, "properties": fields}}}
 
 
 def _success(answer: Answer, schemas: _Schemas) -> dict[str, Any]:

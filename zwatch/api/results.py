@@ -12,6 +12,7 @@ from zwatch.api.schema import (
     Base64,
     Digest,
     ErrorObject,
+    Fraction,
     Number,
     Seconds,
     ShareName,
@@ -27,6 +28,10 @@ from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
+SourceDigest = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{64}$", description="blake3 of the file of the image that is changed; null if none is."),
+]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -64,6 +69,8 @@ class Result(TypedDict):
     signer: SignerName | None
     share: ShareName | None
     model: str
+    width: Number
+    height: Number
     truncated: bool
     timings: Timings
 
@@ -84,7 +91,8 @@ class Accepted(TypedDict):
 
 
 class AskedView(TypedDict):
-    """What a job was asked for; the sides are null until it is known which version draws it."""
+    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed, and
+    `mask_blur` where there is no mask."""
 
     prompt: str
     negative_prompt: str
@@ -97,6 +105,10 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    source: SourceDigest | None
+    strength: Fraction | None
+    mask: bool
+    mask_blur: Number | None
 
 
 class JobView(TypedDict):
@@ -120,6 +132,8 @@ class JobView(TypedDict):
     signer: NotRequired[SignerName | None]
     share: NotRequired[ShareName | None]
     model: NotRequired[str]
+    width: NotRequired[Number]
+    height: NotRequired[Number]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
 
@@ -155,6 +169,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
+        "X-Zwatch-Width": str(finished.parameters.width),
+        "X-Zwatch-Height": str(finished.parameters.height),
         "X-Zwatch-Job": job.id,
     }
 
@@ -220,6 +236,10 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "source": job.source_digest,
+        "strength": None if job.source_digest is None else asked.strength,
+        "mask": job.has_mask,
+        "mask_blur": asked.mask_blur if job.has_mask else None,
     }
 
 
@@ -231,6 +251,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
+        "width": finished.parameters.width,
+        "height": finished.parameters.height,
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),
     }

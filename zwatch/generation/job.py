@@ -17,7 +17,7 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
 from zwatch.logs import request_id
@@ -79,6 +79,14 @@ class Job:
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
     trial: str = ""
     """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
+    source_digest: str | None = None
+    """The digest of the image that it changes or changed; None if it makes one from noise."""
+    has_mask = False
+    """Whether that has a mask."""
+    work = 0.0
+    """Megapixels x steps x images, to estimate how long it takes."""
+    seconds: float | None = None
+    """Seconds from acceptance to the end; None before the end."""
     time_limit: float = math.inf
     """Seconds from its acceptance after which its client gets an error."""
 
@@ -91,12 +99,15 @@ class Job:
         attended: bool = True,
         keeps_files: bool = False,
         client: str | None = None,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
-        self.source: Source | None = None
+        self.source = source
         """The image that it changes, until it ends; None if it makes one from noise."""
+        if source is not None:
+            self.source_digest, self.has_mask = source.digest, source.mask is not None
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -104,10 +115,8 @@ class Job:
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = self.step = 0
-        self.steps = request.steps * request.n
+        self.steps = steps_of(request, source) * request.n
         self.second_turn = SecondTurn()
-        self.work = 0.0
-        """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
         self.key: VersionKey | None = None
         """The version that makes its images; None before it runs."""
@@ -118,8 +127,6 @@ class Job:
         self.finished: Finished | None = None
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
-        self.seconds: float | None = None
-        """Seconds from acceptance to the end; None before the end."""
         self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""

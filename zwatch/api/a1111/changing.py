@@ -8,11 +8,10 @@ from zwatch.api.a1111.img2img import Img2ImgParameters, Img2ImgRequest
 from zwatch.api.a1111.txt2img import Txt2Img, renamed, wanted_images
 from zwatch.api.bodies import fields_of
 from zwatch.errors import RequestError
-from zwatch.generation.base64_files import file_of_text
 from zwatch.generation.fields import validated
 from zwatch.generation.inpainting import Canvas, Content, Fit, blurred, fitted_picture, part_of_mask, with_content
 from zwatch.generation.request import MAX_SIDE, SIDE_STEP
-from zwatch.generation.sources import Source, open_picture, read_source
+from zwatch.generation.sources import Source, file_of, open_picture, read_source
 
 _CONTENTS = {Content.FILL: "fill", Content.NOISE: "latent noise", Content.NOTHING: "latent nothing"}
 """AUTOMATIC1111's names in the text of an image."""
@@ -36,7 +35,7 @@ def read_img2img(content_type: str, raw: bytes) -> Img2Img:
     """
     asked = validated(Img2ImgRequest, fields_of(content_type, raw, Img2ImgRequest))
     try:
-        source = read_source(file_of_text(asked.init_images, "image"), None)
+        source = read_source(file_of(asked.init_images, "image"), None)
         mask = _mask(asked, source.picture.size) if asked.mask else None
     except RequestError as error:
         raise renamed(error) from None
@@ -80,7 +79,7 @@ def _mask(asked: Img2ImgRequest, size: tuple[int, int]) -> Image.Image:
     Raises:
         RequestError: 400, it is not an image.
     """
-    found = open_picture(file_of_text(asked.mask, "mask"), "mask")
+    found = open_picture(file_of(asked.mask, "mask"), "mask")
     # Drawn on a transparent layer, or black and white: both are usual.
     if found.has_transparency_data and (layer := found.convert("RGBA").getchannel("A")).getextrema() != (255, 255):
         mask = layer

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from zwatch.api.bodies import fields_of
 from zwatch.api.openai.requests import Images, ImagesRequest, images_of
-from zwatch.generation.base64_files import file_of_text
 from zwatch.generation.fields import File, Text, invalid, refused, validated
 from zwatch.generation.inpainting import Canvas, Fit, blurred, fitted_picture
 from zwatch.generation.request import DEFAULT_STRENGTH, Blur, Strength
-from zwatch.generation.sources import Source, open_picture, read_source
+from zwatch.generation.sources import Source, file_of, open_picture, read_source
 
 FAITHFUL_STRENGTH = 0.4
 """With `input_fidelity` `high`."""
@@ -93,7 +92,7 @@ def read_edit(content_type: str, raw: bytes) -> Edit:
         raise invalid("input_fidelity", f"input_fidelity must be low or high, got {asked.input_fidelity[:60]!r}")
     if asked.image is None:
         raise invalid("image", 'image is required: a file in a form, as curl -F "image=@cat.png" sends it')
-    image = file_of_text(asked.image, "image")
+    image = _file(asked.image, "image")
     source = read_source(image, None)
     mask = _mask(asked, image, source.picture.size)
     return Edit(asked, _fitted(asked, source, mask))
@@ -115,6 +114,10 @@ def edit_of(found: Edit, model: str) -> Images:
     return replace(wanted, generate=wanted.generate.model_copy(update=changes))
 
 
+def _file(given: str | bytes, param: str) -> bytes:
+    return given if isinstance(given, bytes) else file_of(given, param)
+
+
 def _mask(asked: EditsRequest, image: bytes, size: tuple[int, int]) -> Image.Image | None:
     """Return the mask, L, of the picture's size: white is painted anew. None if there is none.
 
@@ -126,7 +129,7 @@ def _mask(asked: EditsRequest, image: bytes, size: tuple[int, int]) -> Image.Ima
             return None
         alpha = _alpha(open_picture(image, "image"))
         return None if alpha is None else _of_size(ImageChops.invert(alpha), size)
-    found = open_picture(file_of_text(asked.mask, "mask"), "mask")
+    found = open_picture(_file(asked.mask, "mask"), "mask")
     alpha = _alpha(found)
     if alpha is None:
         raise invalid(
