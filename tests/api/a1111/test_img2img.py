@@ -62,14 +62,17 @@ def changed(made, picture):
 
 @pytest.fixture
 def ours(client):
-    """Return a function that calls a method of webuiapi's real client."""
+    """Return a function that calls webuiapi's real client in a thread: it asks for the scripts when it is made."""
     host, port = client.address
-    api = webuiapi.WebUIApi(host=host, port=port, steps=4)
 
-    async def call(**fields):
-        return await asyncio.to_thread(api.img2img, **{"prompt": "a cat", "seed": 5, **fields})
+    def call(fields):
+        api = webuiapi.WebUIApi(host=host, port=port, steps=4)
+        return api.img2img(**{"prompt": "a cat", "seed": 5, **fields})
 
-    return call
+    async def in_thread(**fields):
+        return await asyncio.to_thread(call, fields)
+
+    return in_thread
 
 
 # --- the real client
@@ -129,6 +132,16 @@ async def test_webuiapi_paints_the_part_around_a_mask_in_the_full_size_by_defaul
     assert read_details(stored).parameters == made.info["infotexts"][0], "also in the file"
     with Image.open(io.BytesIO(stored)) as file:
         assert file.size == (300, 200)
+    async with client.http.post(
+        client.url + PATH,
+        json={
+            **made.parameters,
+            "init_images": [text_of(picture)],
+            "mask": text_of(white_in((200, 100, 230, 120), (300, 200))),
+        },
+    ) as response:
+        assert (response.headers["X-Zwatch-Width"], response.headers["X-Zwatch-Height"]) == ("300", "200")
+        assert (await response.json())["images"] == [base64.b64encode(stored).decode()], "the same again"
     assert (made.json["zwatch"]["width"], made.json["zwatch"]["height"]) == (300, 200)
 
 
@@ -372,12 +385,12 @@ async def test_errors_have_a_detail_and_the_names_of_this_api(start):
         await client.serves()
         for fields, param in (
             ({"init_images": ["x"]}, "init_images"),
-            ({"batch_size": 16, "steps": 50, "width": 64, "height": 64}, "n_iter"),
+            ({"batch_size": 16, "steps": 8, "width": 64, "height": 64}, "n_iter"),
             ({"override_settings": {"sd_model_checkpoint": "v9"}}, "sd_model_checkpoint"),
         ):
             sent = {"prompt": "x", "init_images": [PICTURE], **fields}
             status, _, body = await client.call("POST", PATH, json=sent)
             assert (status, body["error"]["param"]) == (404 if param == "sd_model_checkpoint" else 400, param)
             assert body["detail"] == body["error"]["message"]
-        status, _, body = await client.call("POST", PATH, data=b"x" * (33 * 2**20))
+        status, _, body = await client.call("POST", PATH, data=io.BytesIO(bytes(33 * 2**20)))
         assert (status, body["error"]["code"]) == (413, "payload_too_large")
