@@ -1,6 +1,7 @@
 """A version that passes its warm-up and fails later, on a whole service: no client notices, and the version is withdrawn."""
 
 import asyncio
+import base64
 import io
 import json
 import threading
@@ -357,6 +358,18 @@ async def test_a_share_that_fails_at_one_size_only_is_withdrawn_and_no_client_no
         sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("zwatch_requests_redrawn_total{"))
         == 3
     )
+
+
+@pytest.mark.parametrize("fault", ["NaN", "memory"])
+async def test_an_image_that_a_share_fails_to_change_is_changed_by_the_other_version(shared, fault):
+    file = io.BytesIO()
+    Image.effect_noise((96, 64), 90).convert("RGB").save(file, "PNG")
+    asked = {**HURT, "image": base64.b64encode(file.getvalue()).decode(), "strength": 0.6}
+    expected = await draw(shared, "v1", **asked, model="v1")
+    assert pixels(expected) != pixels(await draw(shared, "v1", **HURT, model="v1"))
+    FAULTS[fault][0](Faulty(shared, KEY))
+    assert pixels(await draw(shared, "v1", **asked, user=ON_SHARE)) == pixels(expected)
+    assert all(job.source is None for _, job in shared.services.queue.jobs.ended)
 
 
 async def test_a_share_that_hangs_is_drawn_again_before_the_time_limit(shared):

@@ -23,8 +23,8 @@ from zwatch.api.schema import (
 )
 from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
-from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, JobState, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
@@ -34,22 +33,6 @@ client_of_request: ContextVar[str | None] = ContextVar("client_of_request", defa
 """The name that the client of the current HTTP request gave itself."""
 POLL_SECONDS = 10.0
 """How long after a poll a client counts as watching the job."""
-
-
-class JobState(Enum):
-    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`, and
-    `RUNNING` becomes `QUEUED` again if the version's first image shows that it is bad."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no other state follows."""
-        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(eq=False)
@@ -81,6 +64,8 @@ class Job:
     """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
     source_digest: str | None = None
     """The digest of the image that it changes or changed; None if it makes one from noise."""
+    finished: Finished | None = None
+    error: RequestError | None = None
     has_mask = False
     """Whether that has a mask."""
     work = 0.0
@@ -124,8 +109,6 @@ class Job:
         """What its images are made from; None before it runs."""
         self.pictures: tuple[Picture, ...] = ()
         """Those that are stored so far, in the order of their seeds; a job that is cancelled or fails keeps them."""
-        self.finished: Finished | None = None
-        self.error: RequestError | None = None
         self.created = datetime.now(UTC)
         self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from zwatch.errors import RequestError
 from zwatch.generation.history import History
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import GenerateRequest
