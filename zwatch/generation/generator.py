@@ -15,7 +15,7 @@ from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.lanes import Interrupted
 from zwatch.logs import hiding, without_private
 from zwatch.rollout.trials import FaultKind
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import is_memory_short, named
 from zwatch.timeline import Phase
 
 if TYPE_CHECKING:
@@ -231,4 +231,4 @@ def failure_of(error: Exception, job: Job) -> RequestError:
         _log.error("a generation failed", exc_info=error)
         if is_memory_short(error):
             return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
-        return RequestError("generation_failed", without_private(f"{type(error).__name__}: {error}")[:500])
+        return RequestError("generation_failed", without_private(named(error))[:500])
