@@ -175,8 +175,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
-        "X-Zwatch-Width": str(finished.parameters.width),
-        "X-Zwatch-Height": str(finished.parameters.height),
+        "X-Zwatch-Width": str(finished.parameters.image_size[0]),
+        "X-Zwatch-Height": str(finished.parameters.image_size[1]),
         "X-Zwatch-Job": job.id,
     }
 
@@ -257,8 +257,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
-        "width": finished.parameters.width,
-        "height": finished.parameters.height,
+        "width": finished.parameters.image_size[0],
+        "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),
     }
