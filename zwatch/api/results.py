@@ -22,6 +22,7 @@ from zwatch.api.schema import (
     choice,
 )
 from zwatch.api.views import time_text
+from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished, JobState, Picture
@@ -150,13 +151,18 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
-def failed_headers(job: object) -> dict[str, str]:
-    """Return the headers of the answer to a job that failed: the version that was to draw it, and the share by which it was. There
-    are none for one that no version began to draw, and for a comparison, whose error names the model."""
+def failed_fields(what: object) -> dict[str, str]:
+    """Return what an answer says beside the error of a job, or of the job with which a comparison failed: the `version` that was to
+    draw it, and the `share` by which it was. Nothing if no version began to draw it."""
+    job = what.failed if isinstance(what, Comparison) else what
     if not isinstance(job, Job) or job.key is None:
         return {}
-    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
-    return {"X-Zwatch-Version": job.key.version, **shared}
+    return {"version": job.key.version, **({} if job.by_share is None else {"share": job.by_share})}
+
+
+def failed_headers(what: object) -> dict[str, str]:
+    """Return `failed_fields` as headers."""
+    return {f"X-Zwatch-{name.capitalize()}": value for name, value in failed_fields(what).items()}
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
