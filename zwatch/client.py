@@ -47,20 +47,51 @@ class Service:
         headers = {**self._headers, "Content-Type": "application/json"}
         return self._call(urllib.request.Request(f"{self._url}{path}", json.dumps(body).encode(), headers))
 
+    def open(self, path: str, body: bytes, headers: dict[str, str], patience: float) -> Any:
+        """Return the answer to a POST, whatever its status, as soon as its headers are there; it must be closed. `patience` is how
+        many seconds may pass without a byte.
+
+        Raises:
+            UsageError: no zwatch answers there.
+        """
+        with self._reached():
+            return self._opened(
+                urllib.request.Request(f"{self._url}{path}", body, {**self._headers, **headers}), patience
+            )
+
+    def parsed(self, raw: bytes) -> dict[str, Any]:
+        """Return an answer's body.
+
+        Raises:
+            UsageError: it is not zwatch's.
+        """
+        return _parsed(raw, self._url)
+
+    @property
+    def url(self) -> str:
+        """The URL, without a slash at its end."""
+        return self._url
+
     def _call(self, request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
+        with self._reached(), self._opened(request, _ANSWER_SECONDS) as response:
+            status, body = response.status, response.read()
+        return status, _parsed(body, self._url)
+
+    def _opened(self, request: urllib.request.Request, patience: float) -> Any:
         try:
-            try:
-                response = self._opener.open(request, timeout=_ANSWER_SECONDS)
-            except urllib.error.HTTPError as error:  # an answer too, of status 400 or above
-                response = error
-            with response:
-                status, body = response.status, response.read()
+            return self._opener.open(request, timeout=patience)
+        except urllib.error.HTTPError as error:  # an answer too, of status 400 or above
+            return error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UsageError(
                 f"no service at {self._url}: {reason}; start it with `zwatch serve`, or see --url"
             ) from None
-        return status, _parsed(body, self._url)
 
 
 @contextmanager
