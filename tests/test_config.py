@@ -119,7 +119,7 @@ CASES = {
     "ZWATCH_GENERATE_N": ([("1", 1), ("16", 16)], ["0", "17", "x"]), "ZWATCH_GENERATE_STEPS": STEPS, "ZWATCH_GENERATE_WIDTH": SIDE, "ZWATCH_GENERATE_HEIGHT": SIDE,
     "ZWATCH_GENERATE_NEGATIVE_PROMPT": ([("snow", "snow"), ("雪", "雪")], [" "]), "ZWATCH_GENERATE_GUIDANCE_SCALE": ([("3.5", 3.5), ("0", 0.0)], ["-1", "20.5", "nan", "x"]),
     "ZWATCH_GENERATE_FORMAT": ([("png", "png"), ("jpeg", "jpeg"), ("webp", "webp")], ["gif", "JPEG", "jpg"]), "ZWATCH_GENERATE_SHOW": SWITCH,
-    "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
+    "ZWATCH_MCP_ALLOW_DEPLOY": SWITCH, "ZWATCH_MCP_FILES": DIRECTORY, "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
 

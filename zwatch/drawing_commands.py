@@ -49,5 +49,17 @@ def _generate(output: str | None, image: str | Path | None, mask: str | Path | N
     return generate(asked, url=url, token=token)
 
 
-COMMANDS = (_generate,)
+@click.command("mcp")
+@_switch("--allow-deploy", "allows_deploy", envvar="ZWATCH_MCP_ALLOW_DEPLOY", help="Also offer tools that deploy a version and roll back.")  # fmt: skip
+@_option("--files", "directory", envvar="ZWATCH_MCP_FILES", type=options.directory, metavar="DIR", show_default="none", help="Let the tools read pictures in this directory, and write new ones there.")  # fmt: skip
+@service_commands.reaches_service
+def _mcp(*, allows_deploy: bool, directory: Path | None, url: str, token: str | None) -> int:
+    """Offer agents tools that draw with the service: an MCP server over standard input and output."""
+    from zwatch.client import Service
+    from zwatch.mcp.command import serve
+
+    return serve(Service(url, token), allows_deploy=allows_deploy, directory=directory)
+
+
+COMMANDS = (_generate, _mcp)
 """In the order in which `--help` shows them."""
