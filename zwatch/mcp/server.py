@@ -76,7 +76,11 @@ def _hints(*, reads: bool = False, destroys: bool = False, repeats: bool = False
     )
 
 
-def _tools(service: Service, painter: Painter, *, allows_deploy: bool) -> list[_Tool]:
+def tools(service: Service, *, allows_deploy: bool, directory: Path | None) -> list[_Tool]:
+    """Return the tools. Without `allows_deploy` none of them changes what serves. `directory` is where pictures may be read and
+    written, None: nowhere."""
+    painter = Painter(service, Places(directory))
+
     async def draw(asked: kinds.DrawArguments, meter: Meter) -> Outcome:
         return await painter.draw(asked, meter)
 
@@ -90,7 +94,7 @@ def _tools(service: Service, painter: Painter, *, allows_deploy: bool) -> list[_
         return await operating.change(service, asked, meter), []
 
     looking, changing = _hints(reads=True, repeats=True), _hints(destroys=True)
-    tools = [
+    found = [
         _Tool("generate_image", "Draw pictures", "Draw one to four pictures from a prompt.", kinds.DrawArguments, kinds.Drawn, _hints(), draw),
         _Tool("edit_image", "Change a picture", "Draw a picture anew from another one: all of it, or what a mask has white. Use it to vary, restyle or "
               "repair a picture.", kinds.EditArguments, kinds.Drawn, _hints(), draw),
@@ -102,25 +106,24 @@ def _tools(service: Service, painter: Painter, *, allows_deploy: bool) -> list[_
               reading("/status", kinds.Status)),
     ]  # fmt: skip
     if allows_deploy:
-        tools += [
+        found += [
             _Tool("deploy_version", "Deploy a version", "Let another version serve everybody, and wait until it does. What is wrong with it is the error; "
                   "then the old one serves on.", kinds.DeployArguments, kinds.Deployed, changing, change),
             _Tool("rollback", "Roll back", "Let the version serve everybody that served before.", kinds.RollbackArguments, kinds.Deployed, changing, change),
         ]  # fmt: skip
-    return tools
+    return found
 
 
-def server(service: Service, *, allows_deploy: bool, directory: Path | None) -> Server[Any]:
-    """Return the server. Without `allows_deploy` no tool of it changes what serves."""
-    found = _tools(service, Painter(service, Places(directory)), allows_deploy=allows_deploy)
-    tools = {tool.name: tool for tool in found}
+def server(found: list[_Tool]) -> Server[Any]:
+    """Return the server of these tools."""
+    named = {tool.name: tool for tool in found}
 
     async def list_tools(context: ServerRequestContext[Any], params: PaginatedRequestParams | None) -> ListToolsResult:
-        return ListToolsResult(tools=[tool.listed for tool in tools.values()])
+        return ListToolsResult(tools=[tool.listed for tool in found])
 
     async def call_tool(context: ServerRequestContext[Any], params: CallToolRequestParams) -> CallToolResult:
-        if (tool := tools.get(params.name)) is None:
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:100]!r}; there are {', '.join(tools)}")
+        if (tool := named.get(params.name)) is None:
+            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:100]!r}; there are {', '.join(named)}")
         return await _result(tool, params.arguments or {}, Meter(context))
 
     return Server(
@@ -170,6 +173,6 @@ def _failed(sentence: str) -> CallToolResult:
 
 async def run(service: Service, *, allows_deploy: bool, directory: Path | None) -> None:
     """Serve one client over standard input and output, until it closes them."""
-    found = server(service, allows_deploy=allows_deploy, directory=directory)
+    found = server(tools(service, allows_deploy=allows_deploy, directory=directory))
     async with stdio_server() as (reading, writing):
         await found.run(reading, writing, found.create_initialization_options())
