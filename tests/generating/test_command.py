@@ -1,6 +1,7 @@
 """`zwatch generate` as a process, against a real service."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 
 from tests.harness import pixels
 from tests.services import running
@@ -101,7 +103,9 @@ def test_the_same_by_several_models(service, generate, tmp_path):
     assert service.service.post("/api/deploy", {"version": "v2"})[0] == 200
     assert service.service.post("/api/rollback", {})[0] == 200
     found = generate("a cat", "--model", "v1", "--model", "v2", "-o", "cat.png", "--seed", 1, "--steps", 1)
-    assert [line.partition(",")[0] for line in found.stdout.decode().splitlines()] == ["cat_1.png: v1", "cat_2.png: v2"]
+    said = found.stdout.decode().splitlines()
+    assert [line.partition(",")[0] for line in said] == ["cat_1.png: v1", "cat_2.png: v2"]
+    assert all(", seed 1, 64 x 64, " in line for line in said)
     assert pixels((tmp_path / "cat_1.png").read_bytes()) != pixels((tmp_path / "cat_2.png").read_bytes())
 
 
@@ -109,6 +113,67 @@ def test_a_prompt_from_standard_input(service, generate):
     assert generate("-", "-o", "-", "--steps", 1, stdin=b"eine Katze\n").returncode == 0
     assert service.get("/history?limit=1")["images"][0]["prompt"] == "eine Katze"
     refused(generate("-", "--image", "-"), 2, "PROMPT and image are both '-'")
+
+
+@pytest.fixture
+def source(service, tmp_path):
+    """The file of a picture, and its name in the history."""
+    [file] = drawn(service, "a cat", seed=1, width=64, height=96)
+    (tmp_path / "cat.png").write_bytes(file)
+    return file, service.names[0]
+
+
+def in_base64(file):
+    return base64.b64encode(file).decode()
+
+
+def mask_file(width, height):
+    """Return a mask whose left half is white."""
+    out = io.BytesIO()
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (0, 0, width // 2, height))
+    mask.save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("way", ["a file", "the history", "standard input"])
+def test_a_picture_is_changed_as_the_service_changes_it(service, generate, source, way):
+    file, name = source
+    given = {"a file": "cat.png", "the history": f"history:{name}", "standard input": "-"}[way]
+    fields = {"seed": 2, "strength": 0.5, "steps": 6}
+    options = ["--seed", 2, "--strength", 0.5, "--steps", 6]
+    found = generate("a dog, 一只狗", "--image", given, "-o", "-", *options, stdin=file if given == "-" else None)
+    assert (found.returncode, b", 64 x 96, " in found.stderr) == (0, True), found.stderr
+    [expected] = drawn(service, "a dog, 一只狗", image=in_base64(file), **fields)
+    assert pixels(found.stdout) == pixels(expected) != pixels(file)
+
+
+def test_what_is_black_in_a_mask_stays(service, generate, source, tmp_path):
+    (tmp_path / "mask.png").write_bytes(mask_file(64, 96))
+    options = ["--image", "cat.png", "--mask", "mask.png", "--mask-blur", 2, "--seed", 2, "-o", "dog.png"]
+    assert generate("a dog", *options).returncode == 0
+    fields = {"image": in_base64(source[0]), "mask": in_base64(mask_file(64, 96)), "mask_blur": 2, "seed": 2}
+    assert pixels((tmp_path / "dog.png").read_bytes()) == pixels(drawn(service, "a dog", **fields)[0])
+
+
+def test_a_picture_is_changed_by_several_models_and_seeds(service, generate, source, tmp_path):
+    found = generate("a dog", "--image", "cat.png", "--model", "v1", "--model", "current", "-n", 2, "--steps", 2, "-o", "dog.png")  # fmt: skip
+    assert (found.returncode, len(found.stdout.splitlines())) == (0, 4), found.stderr
+    assert (tmp_path / "dog_4.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image", "text.png"], "image"),
+        (["--image", "history:nowhere.png"], "nowhere.png"),
+        (["--mask", "cat.png"], "mask"),
+        (["--image", "cat.png", "--mask", "text.png"], "mask"),
+    ],
+)
+def test_what_is_wrong_with_a_picture_is_the_services_sentence(generate, source, tmp_path, arguments, words):
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    refused(generate("a dog", *arguments), 1, words)
 
 
 @pytest.mark.parametrize(

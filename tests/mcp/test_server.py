@@ -17,6 +17,7 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from PIL import Image
 
+from tests.harness import pixels
 from tests.services import running
 
 READING = ["list_versions", "list_loras", "get_status"]
@@ -102,6 +103,33 @@ async def test_a_picture_is_described_so_that_it_can_be_fetched_and_edited(servi
     full, small = (Image.open(io.BytesIO(file)) for file in (base64.b64decode(body["images"][0]["b64_json"]), file_of(contents[0])))  # fmt: skip
     assert full.size == small.size == (96, 64)
     assert len(contents) == 2
+
+
+async def test_a_picture_is_edited_by_its_name_its_url_a_file_and_a_data_url(service, tmp_path):
+    async with connected(service.url, "--files", tmp_path) as client:
+        first, _ = await called(
+            client, "generate_image", {"prompt": "a cat", "seed": 1, "height": 96, "save_as": "cat.png"}
+        )
+        [cat] = first["pictures"]
+        mask = io.BytesIO()
+        Image.new("L", (64, 96), 255).save(mask, "PNG")
+        (tmp_path / "mask.png").write_bytes(mask.getvalue())
+        data = f"data:image/png;base64,{base64.b64encode((tmp_path / 'cat.png').read_bytes()).decode()}"
+        files = []
+        for number, image in enumerate((cat["image"], cat["url"], "cat.png", cat["file"], data)):
+            arguments = {"prompt": "a dog", "image": image, "strength": 0.5, "seed": 2, "save_as": f"dog{number}.png"}
+            answer, _ = await called(client, "edit_image", arguments)
+            assert (answer["width"], answer["height"]) == (64, 96)
+            files.append(pixels((tmp_path / f"dog{number}.png").read_bytes()))
+        assert len(set(files)) == 1
+        status, body = service.service.post(
+            "/generate", {"prompt": "a dog", "image": cat["image"], "strength": 0.5, "seed": 2}
+        )
+        assert (status, pixels(base64.b64decode(body["images"][0]["b64_json"]))) == (200, files[0])
+        masked = {"prompt": "a dog", "image": cat["image"], "mask": "mask.png", "mask_blur": 1}
+        await called(client, "edit_image", masked)
+        assert "strength" in await sentence(client, "edit_image", {**masked, "strength": 2})
+        assert "nowhere.png" in await sentence(client, "edit_image", {**masked, "image": "history:nowhere.png"})
 
 
 async def test_the_client_sees_the_progress(service):

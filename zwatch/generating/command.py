@@ -168,7 +168,8 @@ def _line(path: str, done: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     """Return the line about a picture: its file, what drew it, and how long all of them took."""
     version = image.get("version") or done["version"]
     loras = "".join(f", {one['name']} x {one['scale']:g}" for one in done.get("loras") or ())
-    return f"{path}: {version}{loras}, seed {image['seed']}, {done['timings']['total']:.2f} s"
+    width, height = image.get("width", done.get("width")), image.get("height", done.get("height"))
+    return f"{path}: {version}{loras}, seed {image['seed']}, {width} x {height}, {done['timings']['total']:.2f} s"
 
 
 def _display(screen: terminal.Screen | None, file: bytes) -> None:

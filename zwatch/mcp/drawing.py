@@ -78,7 +78,13 @@ class Painter:
                 written = str(output[0].write(number, file, name))
             found.append(self._described(image, done, written))
         drawn = Drawn.model_validate(
-            {"pictures": found, "truncated": done["truncated"], "seconds": done["timings"]["total"]}
+            {
+                "pictures": found,
+                "width": done["width"],
+                "height": done["height"],
+                "truncated": done["truncated"],
+                "seconds": done["timings"]["total"],
+            }
         )
         return drawn, pictures.contents(files)
 

@@ -104,6 +104,8 @@ class Drawn(Answer):
     """What was drawn. The copies beside it are scaled down if the pictures are large."""
 
     pictures: list[DrawnPicture]
+    width: int = Field(description="Pixels, in full size.")
+    height: int
     truncated: bool = Field(description="The end of the prompt had no effect, because it is too long.")
     seconds: float
 
