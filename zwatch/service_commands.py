@@ -148,10 +148,11 @@ def change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_j
 
 def asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tuple[int, dict[str, Any]]:
     """Return what the service answers once a deploy or a rollback has ended."""
-    from zwatch import client
+    from zwatch.client import Service
+    from zwatch.load_progress import followed
 
-    service = client.Service(url, token)
-    with client.followed(service, body["alias"], of_share=path == "/api/share"):
+    service = Service(url, token)
+    with followed(service, body["alias"], of_share=path == "/api/share"):
         return service.post(path, body)
 
 

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anyio
 import jsonschema
@@ -144,6 +146,40 @@ async def test_the_client_sees_the_progress(service):
     assert values == sorted(set(values)), "each is more than the one before"
     assert seen[-1] == (6, 6, "step 5 of 5")
     assert seen[0][0] < 1, "the queue is the first"
+
+
+class Waiting(BaseHTTPRequestHandler):
+    """Answers a request for pictures with comments, as the service does while a long queue stands still, then with an error."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b'event: queued\ndata: {"position": 2}\n\n')
+        self.wfile.write(b": still here\n\n" * 30)
+        self.wfile.write(b'event: error\ndata: {"error": {"message": "the service stops"}}\n\n')
+
+    def log_message(self, *arguments):
+        pass
+
+
+async def test_a_request_that_waits_makes_progress_too():
+    seen = []
+
+    async def note(progress, total, message):
+        seen.append((progress, message))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Waiting) as waiting:
+        threading.Thread(target=waiting.serve_forever, daemon=True).start()
+        async with connected(f"http://127.0.0.1:{waiting.server_port}") as client:
+            result = await client.call_tool("generate_image", {"prompt": "a cat"}, progress_callback=note)
+        waiting.shutdown()
+    assert (result.is_error, result.content[0].text) == (True, "the service stops")
+    values = [progress for progress, _ in seen]
+    assert (len(values), values) == (31, sorted(set(values)))
+    assert values[-1] < 1
+    assert {message for _, message in seen} == {"queued, 2 before it"}
 
 
 async def test_a_call_that_is_cancelled_cancels_what_is_drawn(service):

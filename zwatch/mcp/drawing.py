@@ -82,6 +82,7 @@ class Painter:
                 "pictures": found,
                 "width": done["width"],
                 "height": done["height"],
+                "loras": done.get("loras") or [],
                 "truncated": done["truncated"],
                 "seconds": done["timings"]["total"],
             }

@@ -100,12 +100,21 @@ class DrawnPicture(Answer):
     file: str | None = Field(description="Where it was written.")
 
 
+class UsedLora(Answer):
+    """A LoRA that pictures were drawn with."""
+
+    name: str
+    scale: float
+    digest: str
+
+
 class Drawn(Answer):
     """What was drawn. The copies beside it are scaled down if the pictures are large."""
 
     pictures: list[DrawnPicture]
     width: int = Field(description="Pixels, in full size.")
     height: int
+    loras: list[UsedLora]
     truncated: bool = Field(description="The end of the prompt had no effect, because it is too long.")
     seconds: float
 
