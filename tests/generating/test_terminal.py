@@ -140,7 +140,7 @@ def test_sixels_are_the_picture(image):
 class Terminal:
     """A process whose terminal answers what it is asked."""
 
-    def __init__(self, directory, answers, *arguments, out=None):
+    def __init__(self, directory, answers, *arguments, out=None, stop_after=None):
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 1000, 800))
         # A session's leader gets the first terminal that it opens.
@@ -150,7 +150,7 @@ class Terminal:
             [sys.executable, "-c", take, *map(str, arguments)], cwd=directory, env=environment, start_new_session=True,
             stdin=slave, stdout=slave if out is None else out, stderr=slave,
         )  # fmt: skip
-        self.seen, self._master, self._answers = b"", master, answers
+        self.seen, self._master, self._answers, self._stop_after = b"", master, answers, stop_after
         reading = threading.Thread(target=self._answer)
         reading.start()
         self.status = self.process.wait(timeout=60)
@@ -169,6 +169,9 @@ class Terminal:
             if not piece:
                 return
             self.seen += piece
+            if self._stop_after is not None and self._stop_after in self.seen:
+                os.write(self._master, b"\x03")  # Ctrl-C
+                self._stop_after = None
             if b"\x1b[c" in self.seen and not has_answered:
                 has_answered = True
                 os.write(self._master, self._answers)
@@ -210,3 +213,9 @@ def test_a_terminal_behind_a_pipe_gets_only_the_progress(service, tmp_path):
         )
     assert (terminal.status, b"\x1b_G" in terminal.seen) == (0, False)
     assert (tmp_path / "out").read_bytes().startswith(b"cat.png: v1")
+
+
+def test_who_starts_the_server_of_agents_by_hand_is_told_what_it_is(tmp_path):
+    terminal = Terminal(tmp_path, b"", "mcp", stop_after=b"Ctrl-C ends it")
+    assert b"zwatch: this speaks the Model Context Protocol" in terminal.seen
+    assert terminal.status == 130

@@ -57,7 +57,7 @@ async def test_an_agent_draws_with_the_loras_that_it_lists(service, tmp_path):
 def test_loras_are_drawn_with_in_a_picture_that_is_changed_too(service, tmp_path):
     _, plain = generated(service, tmp_path, "cat.png")
     line, both = generated(service, tmp_path, "both.png", "--lora", "ink:0.8", "--lora", "night")
-    assert ": v1, ink x 0.8, night x 1, seed 3, " in line
+    assert {"ink x 0.8", "night x 1"} <= set(line.split(", "))
     line, changed = generated(service, tmp_path, "changed.png", "--image", "cat.png", "--lora", "ink:0.8")
     assert ": v1, ink x 0.8, seed 3, " in line, "in a form, beside a file"
     assert len({plain, both, changed}) == 3

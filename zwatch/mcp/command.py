@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import sys
 from pathlib import Path
 
 from zwatch.client import Service
@@ -21,6 +22,11 @@ def serve(service: Service, *, allows_deploy: bool, directory: Path | None) -> i
         raise UsageError("zwatch mcp needs the package mcp: `pip install 'zwatch[mcp]'`")
     from zwatch.mcp.server import run
 
+    if sys.stdin.isatty():
+        print(
+            "zwatch: this speaks the Model Context Protocol with a program that starts it; Ctrl-C ends it",
+            file=sys.stderr,
+        )
     # A thread waits for standard input, and others may wait for the service: neither ends in time. Connections that close
     # cancel what is drawn.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
