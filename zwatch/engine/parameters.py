@@ -1,6 +1,6 @@
 """What an engine is asked for and what it returns, for code that must not wait for torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from zwatch.timeline import Phases
@@ -10,8 +10,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class InitialImage:
+    """The image that is changed, RGB of any size, by `strength` from 0 (not at all) to 1; where there is a mask (L, of the image's
+    size), only what is white in it, after a blur of so many pixels. `digest` is that of the image's file. `picture` is None once the
+    images are made."""
+
+    picture: "Image.Image | None"
+    mask: "Image.Image | None"
+    strength: float
+    mask_blur: int
+    digest: str
+    has_mask: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """What images are made from, one per seed. Sizes in pixels, multiples of 16. `has_host_noise`: the noise is drawn on the
+    """What images are made from, one per seed. Sizes in pixels, multiples of 16. `source` is the image that is changed. `has_host_noise`: the noise is drawn on the
     processor, whose generator gives other numbers for a seed than that of a GPU, but the same beside every device."""
 
     prompt: str
@@ -22,6 +36,13 @@ class GenerationParameters:
     guidance_scale: float
     seeds: tuple[int, ...]
     has_host_noise: bool = False
+    source: InitialImage | None = None
+
+    def without_pixels(self) -> "GenerationParameters":
+        """Return the same without the pixels of the source, which take much memory."""
+        if self.source is None:
+            return self
+        return replace(self, source=replace(self.source, picture=None, mask=None))
 
 
 @dataclass(frozen=True, slots=True)

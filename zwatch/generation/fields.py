@@ -146,6 +146,25 @@ class Number(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class File(Rule):
+    """A file: text that says which (base64, a data URL, a name), or the bytes of a file in a form. Null is none."""
+
+    def check(self, value: Any) -> str | bytes | None:
+        """Return it as it is."""
+        if value is None or isinstance(value, bytes):
+            return value
+        if not isinstance(value, str):
+            raise refused(f"must be a string, got {kind_of(value)}")
+        if not value.strip():
+            raise refused("must not be empty")
+        return value
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe the text."""
+        return {"anyOf": [{"type": "string", "minLength": 1, "pattern": _NOT_BLANK}, {"type": "null"}]}
+
+
+@dataclass(frozen=True, slots=True)
 class Flag(Rule):
     """True or false."""
 

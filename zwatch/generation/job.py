@@ -19,6 +19,7 @@ from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest
 from zwatch.generation.second_turn import SecondTurn
+from zwatch.generation.sources import Source
 from zwatch.logs import request_id
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey
@@ -94,6 +95,8 @@ class Job:
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
+        self.source: Source | None = None
+        """The image that it changes, until it ends; None if it makes one from noise."""
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -337,7 +340,7 @@ class Job:
         if self.state.is_final:
             return
         self.state, self.finished, self.error = state, finished, error
-        self.preview = None
+        self.preview = self.source = None
         self.seconds = self.age
         self._changed()
         self._ended(self)

@@ -17,6 +17,7 @@ from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
+from zwatch.generation.sources import Source
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
@@ -121,9 +122,15 @@ class GenerationQueue:
             )
 
     def submit(
-        self, request: GenerateRequest, *, attended: bool, keeps_files: bool = False, client: str | None = None
+        self,
+        request: GenerateRequest,
+        *,
+        attended: bool,
+        keeps_files: bool = False,
+        client: str | None = None,
+        source: Source | None = None,
     ) -> Job:
-        """Accept a request; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
+        """Accept a request, with the image that it changes if there is one; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
         that names a share; one that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
@@ -133,6 +140,7 @@ class GenerationQueue:
         is_for_alias = request.model in self._aliases and parse_share(request.model) is None
         lease = None if is_for_alias else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
+        job.source = source
         job.time_limit = self.timeout if attended else math.inf
         job.work = work
         self.jobs.add(job)

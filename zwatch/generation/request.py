@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Converted, Number, OneOf, Text, TextOrTexts, Whole, invalid, kind_of, validated
+from zwatch.generation.fields import (
+    Converted,
+    File,
+    Number,
+    OneOf,
+    Text,
+    TextOrTexts,
+    Whole,
+    invalid,
+    kind_of,
+    validated,
+)
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
@@ -33,6 +44,9 @@ SEEDS = 2**63
 """Seeds are from 0 to this, exclusive."""
 RANDOM_SEEDS = 2**32
 """Seeds that are chosen here are below this: JavaScript and jq round whole numbers beyond 2^53."""
+DEFAULT_STRENGTH = 0.6
+"""diffusers' own, of image to image."""
+MAX_BLUR = 64
 DEFAULT_QUALITY = 92
 """Of a JPEG or WebP, of 100."""
 
@@ -80,6 +94,8 @@ Steps = Annotated[int, Whole(1, MAX_STEPS)]
 Guidance = Annotated[float, Number(0.0, MAX_GUIDANCE)]
 Seed = Annotated[int, Whole(0, SEEDS - 1)]
 Count = Annotated[int, Whole(1, MAX_IMAGES)]
+Strength = Annotated[float, Number(0.0, 1.0)]
+Blur = Annotated[int, Whole(0, MAX_BLUR)]
 Quality = Annotated[int, Whole(1, 100)]
 Format = Annotated[ImageFormat, OneOf(ImageFormat)]
 
@@ -108,6 +124,10 @@ class ImageRequest(BaseModel):
         Field(description="Random if null; image i of n uses seed + i."),
     ] = Field(default_factory=random_seed)
     n: Annotated[Count, Field(description="More than 1 needs an answer of JSON.")] = 1
+    strength: Annotated[
+        Strength, Field(description="How much an image is changed: 0 not at all, 1 wholly. Ignored without one.")
+    ] = DEFAULT_STRENGTH
+    mask_blur: Annotated[Blur, Field(description="Pixels of the image by which the mask is blurred.")] = 0
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
     user: UserName = ""
@@ -139,6 +159,16 @@ class ComparableRequest(ImageRequest):
             examples=[PRIMARY, ["v1", "v3"]],
         ),
     ] = PRIMARY
+    image: Annotated[
+        str | bytes | None,
+        File(),
+        Field(description="The image to change: base64, a data URL, or `history:NAME`; in multipart/form-data a file."),
+    ] = None
+    mask: Annotated[
+        str | bytes | None,
+        File(),
+        Field(description="As `image`: what is white in it is painted anew, what is black stays."),
+    ] = None
 
     @property
     def is_comparison(self) -> bool:

@@ -1,0 +1,180 @@
+"""Images that are to be changed, and their masks: files of strangers, which are bombs until they are decoded.
+
+What is checked before anything is decoded bounds the memory and the time: the format, the number of pixels, and the scans of a JPEG.
+"""
+
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zwatch.errors import RequestError
+from zwatch.generation.fields import invalid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 2**26
+"""Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel."""
+MAX_SIDE = 4096
+"""Longest side that is kept, pixels: a larger image is reduced to it, of which no image that is generated shows anything."""
+MAX_SCANS = 100
+"""Of a JPEG: each costs a pass over all pixels, and a file of some kilobytes can have thousands. Cameras and programs write about 10."""
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF")
+"""MPO is what cameras call a JPEG with more images behind the first."""
+_SCAN = b"\xff\xda"
+_KINDS = (
+    ("HEIC", re.compile(rb"....ftyp(?:hei|mif1|msf1)", re.DOTALL)),
+    ("AVIF", re.compile(rb"....ftypavi", re.DOTALL)),
+    ("JPEG XL", re.compile(rb"\xff\x0a|....JXL ", re.DOTALL)),
+    ("TIFF", re.compile(rb"II\*\x00|MM\x00\*")),
+    ("BMP", re.compile(rb"BM")),
+    ("SVG", re.compile(rb"\s*<(?:svg|\?xml)")),
+    ("PDF", re.compile(rb"%PDF")),
+)
+"""What people send, by how such files begin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """An image that is to be changed: upright RGB; its mask (L, of the same size; white is painted anew) or None; and the blake3
+    of the image's file, in hex."""
+
+    picture: "Image"
+    mask: "Image | None"
+    digest: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels."""
+        width, height = self.picture.size
+        return width * height * (3 if self.mask is None else 4)
+
+
+def read_source(image: bytes, mask: bytes | None) -> Source:
+    """Decode an image file and that of its mask, if there is one. To be called in a thread, for few at a time.
+
+    A mask of another size is resized to the image's. Transparent parts of an image become white, those of a mask black: they stay.
+
+    Raises:
+        RequestError: 400 with `image` or `mask`, it is not an image that can be used.
+    """
+    from blake3 import blake3
+    from PIL.Image import Resampling
+
+    picture = _reduced(_flat(open_picture(image, "image"), "RGB", "white"))
+    found = None if mask is None else _flat(open_picture(mask, "mask"), "L", "black")
+    if found is not None and found.size != picture.size:
+        found = found.resize(picture.size, Resampling.LANCZOS)
+    return Source(picture, found, blake3(image).hexdigest())
+
+
+def open_picture(file: bytes, param: str) -> "Image":
+    """Decode an image file: upright, of 8 bits a channel, in mode L, LA, RGB or RGBA. Of an animation it is the first image.
+
+    Raises:
+        RequestError: 400 with `param`.
+    """
+    import warnings
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not file:
+        raise invalid(param, f"{param} is an empty file: send a PNG, JPEG, WebP or GIF file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the number of pixels is checked here
+            opened = Image.open(io.BytesIO(file), formats=_FORMATS)
+            _check_size(opened, file, param)
+            opened.load()
+            upright = _upright(opened, ImageOps)
+        return _in_eight_bits(upright)
+    except RequestError:
+        raise
+    except UnidentifiedImageError:
+        raise _unknown(file, param) from None
+    except MemoryError:
+        raise invalid(param, f"{param} takes more memory to decode than there is: send a smaller one") from None
+    except Exception as error:  # the decoders raise nearly everything for broken files
+        message = f"{param} cannot be decoded, its file is damaged or incomplete ({type(error).__name__}: {error})"
+        raise invalid(param, message[:300]) from None
+
+
+def _check_size(opened: "Image", file: bytes, param: str) -> None:
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise invalid(
+            param, f"{param} has {width} x {height} pixels, at most {MAX_PIXELS} are decoded: send a smaller one"
+        )
+    if opened.format in ("JPEG", "MPO") and (scans := file.count(_SCAN)) > MAX_SCANS:
+        raise invalid(
+            param, f"{param} is a JPEG of {scans} scans, at most {MAX_SCANS} are decoded: save it without progression"
+        )
+
+
+def _unknown(file: bytes, param: str) -> RequestError:
+    kind = next((f"a {name} file" for name, begins in _KINDS if begins.match(file)), "no image")
+    return invalid(param, f"{param} is {kind}: send a PNG, JPEG, WebP or GIF file")
+
+
+def _upright(opened: "Image", operations: object) -> "Image":
+    """Turn a picture as its EXIF orientation says; one whose EXIF is broken stays as it is."""
+    try:
+        return operations.exif_transpose(opened)  # type: ignore[attr-defined, no-any-return]
+    except Exception:
+        return opened
+
+
+def _in_eight_bits(picture: "Image") -> "Image":
+    """Return a picture in L, LA, RGB or RGBA, whatever it is stored in."""
+    from PIL import Image
+
+    if picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        import numpy as np
+
+        # PIL would cut off what is over 255. The upper byte is what it takes of 16 bits a channel in RGB.
+        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode == "CMYK":
+        return _of_inks(picture)
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
+
+def _of_inks(picture: "Image") -> "Image":
+    """Return the colours of a CMYK picture: by its profile if it has one, else as if the inks were ideal."""
+    from PIL import ImageCms
+
+    if profile := picture.info.get("icc_profile"):
+        try:
+            converted = ImageCms.profileToProfile(
+                picture, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            converted = None
+        if converted is not None:
+            return converted
+    return picture.convert("RGB")
+
+
+def _flat(picture: "Image", mode: str, ground: str) -> "Image":
+    """Return a picture without transparency, on a ground of one colour."""
+    from PIL import Image
+
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        whole = Image.new("RGBA", layer.size, ground)
+        whole.alpha_composite(layer)
+        picture = whole
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _reduced(picture: "Image") -> "Image":
+    """Return a picture whose sides are `MAX_SIDE` at most."""
+    from PIL.Image import Resampling
+
+    longest = max(picture.size)
+    if longest <= MAX_SIDE:
+        return picture
+    width, height = (max(1, round(side * MAX_SIDE / longest)) for side in picture.size)
+    return picture.resize((width, height), Resampling.LANCZOS)
