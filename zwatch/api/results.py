@@ -12,6 +12,7 @@ from zwatch.api.schema import (
     Base64,
     Digest,
     ErrorObject,
+    Fraction,
     Number,
     Seconds,
     ShareName,
@@ -21,12 +22,17 @@ from zwatch.api.schema import (
     choice,
 )
 from zwatch.api.views import time_text
+from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
+SourceDigest = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{64}$", description="blake3 of the file of the image that is changed; null if none is."),
+]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -64,6 +70,8 @@ class Result(TypedDict):
     signer: SignerName | None
     share: ShareName | None
     model: str
+    width: Number
+    height: Number
     truncated: bool
     timings: Timings
 
@@ -84,7 +92,8 @@ class Accepted(TypedDict):
 
 
 class AskedView(TypedDict):
-    """What a job was asked for; the sides are null until it is known which version draws it."""
+    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed, and
+    `mask_blur` where there is no mask."""
 
     prompt: str
     negative_prompt: str
@@ -97,6 +106,10 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    source: SourceDigest | None
+    strength: Fraction | None
+    mask: bool
+    mask_blur: Number | None
 
 
 class JobView(TypedDict):
@@ -120,6 +133,8 @@ class JobView(TypedDict):
     signer: NotRequired[SignerName | None]
     share: NotRequired[ShareName | None]
     model: NotRequired[str]
+    width: NotRequired[Number]
+    height: NotRequired[Number]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
 
@@ -136,13 +151,18 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
-def failed_headers(job: object) -> dict[str, str]:
-    """Return the headers of the answer to a job that failed: the version that was to draw it, and the share by which it was. There
-    are none for one that no version began to draw, and for a comparison, whose error names the model."""
+def failed_fields(what: object) -> dict[str, str]:
+    """Return what an answer says beside the error of a job, or of the job with which a comparison failed: the `version` that was to
+    draw it, and the `share` by which it was. Nothing if no version began to draw it."""
+    job = what.failed if isinstance(what, Comparison) else what
     if not isinstance(job, Job) or job.key is None:
         return {}
-    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
-    return {"X-Zwatch-Version": job.key.version, **shared}
+    return {"version": job.key.version, **({} if job.by_share is None else {"share": job.by_share})}
+
+
+def failed_headers(what: object) -> dict[str, str]:
+    """Return `failed_fields` as headers."""
+    return {f"X-Zwatch-{name.capitalize()}": value for name, value in failed_fields(what).items()}
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
@@ -155,6 +175,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
+        "X-Zwatch-Width": str(finished.parameters.image_size[0]),
+        "X-Zwatch-Height": str(finished.parameters.image_size[1]),
         "X-Zwatch-Job": job.id,
     }
 
@@ -220,6 +242,10 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "source": job.source_digest,
+        "strength": None if job.source_digest is None else asked.strength,
+        "mask": job.has_mask,
+        "mask_blur": asked.mask_blur if job.has_mask else None,
     }
 
 
@@ -231,6 +257,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
+        "width": finished.parameters.image_size[0],
+        "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),
     }

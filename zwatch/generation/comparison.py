@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Done, Failed, JobEvent, Queued, Stepped
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Done, Failed, JobEvent, JobState, Queued, Stepped
 from zwatch.generation.request import MAX_MODELS, GenerateRequest
 
 if TYPE_CHECKING:
     from zwatch.generation.job_store import JobStore
     from zwatch.generation.queue import GenerationQueue
+    from zwatch.generation.sources import Source
 
 _BETWEEN = "."
 """Between the ids of the jobs in the id of a comparison."""
@@ -52,13 +53,17 @@ class Comparison:
         return states[0] if len(set(states)) == 1 else JobState.RUNNING
 
     @property
+    def failed(self) -> Job | None:
+        """The first job that ended it with an error; None if there is none."""
+        state = self.state
+        return next((job for job in self.jobs if job.state is state and job.error is not None), None)
+
+    @property
     def error(self) -> RequestError | None:
         """The error that ended it, with the name of the model that it came from; None if there is none."""
-        state = self.state
-        for job in self.jobs:
-            if job.state is state and job.error is not None:
-                return job.error if state is JobState.CANCELLED else _named(job, job.error)
-        return None
+        if (job := self.failed) is None or job.error is None:
+            return None
+        return job.error if job.state is JobState.CANCELLED else _named(job, job.error)
 
     @property
     def position(self) -> int:
@@ -149,21 +154,28 @@ class Comparison:
 
 
 def submit_comparison(
-    queue: "GenerationQueue", requests: Sequence[GenerateRequest], *, attended: bool, keeps_files: bool = False
+    queue: "GenerationQueue",
+    requests: Sequence[GenerateRequest],
+    *,
+    attended: bool,
+    keeps_files: bool = False,
+    source: "Source | None" = None,
 ) -> Comparison:
-    """Accept the request to every model, or none. They count as so much work, and as so many that wait.
+    """Accept the request to every model, or none; each changes the same image, if there is one. They count as so much work, and as so many that wait.
 
     Raises:
         RequestError: as `GenerationQueue.submit`; 400, together they are too much.
     """
-    work = sum(queue.check(request, after=number) for number, request in enumerate(requests))
+    work = sum(queue.check(request, after=number, source=source) for number, request in enumerate(requests))
     if work > queue.max_work:
         raise invalid(
             "model",
             f"by {len(requests)} models it is {work:.4g} megapixel-steps, more than the {queue.max_work:.4g} that --max-work allows: "
             "name fewer models, or ask for fewer images or steps",
         )
-    comparison = Comparison([queue.submit(request, attended=attended, keeps_files=keeps_files) for request in requests])
+    comparison = Comparison(
+        [queue.submit(one, attended=attended, keeps_files=keeps_files, source=source) for one in requests]
+    )
     for job in comparison.jobs:
         job.together = comparison.jobs
     return comparison

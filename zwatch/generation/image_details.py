@@ -15,6 +15,8 @@ from zwatch.rollout.lifecycle import VersionKey
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
 
+Pairs = Mapping[str, float | int | str]
+"""Names and values in the last line of AUTOMATIC1111's text."""
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
@@ -49,6 +51,10 @@ class Details:
     """The share by which the version was chosen, such as `current@10`."""
     trial: str = ""
     """The trial in which votes on the image count."""
+    source: str = ""
+    """The blake3 of the file of the image that was changed."""
+    mask: str = ""
+    """`yes` if there was a mask."""
 
 
 def details_of(
@@ -59,8 +65,10 @@ def details_of(
     signer: str | None = None,
     share: str | None = None,
     trial: str = "",
+    notes: Pairs | None = None,
 ) -> Details:
-    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`."""
+    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`; `notes` are
+    further pairs of the text."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -73,17 +81,33 @@ def details_of(
         "quality": asked.quality,
         "model": asked.model,
     }
-    text = _a1111_text(parameters, key, seed, share)
-    return Details(text, key.version, str(key.digest), request, signer or "", share or "", trial)
+    source = parameters.source
+    if source is not None:
+        request |= {"strength": source.strength, "mask_blur": source.mask_blur}
+    text = _a1111_text(parameters, key, seed, share, notes or {})
+    return Details(
+        text, key.version, str(key.digest), request, signer or "", share or "", trial,
+        "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
+    )  # fmt: skip
 
 
-def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
+def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None, notes: Pairs) -> str:
     by_share = "" if share is None else f", Share: {share}"
+    pairs = "".join(f", {name}: {value}" for name, value in {**_changed(parameters), **notes}.items())
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
     return (
         f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_share}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{pairs}{by_share}"
     )
+
+
+def _changed(parameters: "GenerationParameters") -> Pairs:
+    """Return how an image was changed, in AUTOMATIC1111's words, and from which."""
+    source = parameters.source
+    if source is None:
+        return {}
+    blur = {"Mask blur": source.mask_blur} if source.has_mask else {}
+    return {"Denoising strength": f"{source.strength:g}", **blur, "Source": source.digest}
 
 
 def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
@@ -98,6 +122,10 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_share", details.share)
     if details.trial:
         chunks.add_text("zwatch_trial", details.trial)
+    if details.source:
+        chunks.add_text("zwatch_source", details.source)
+    if details.mask:
+        chunks.add_text("zwatch_mask", details.mask)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -112,6 +140,10 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["share"] = details.share
     if details.trial:
         ours["trial"] = details.trial
+    if details.source:
+        ours["source"] = details.source
+    if details.mask:
+        ours["mask"] = details.mask
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -177,7 +209,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
-        str(note.get("trial", "")),
+        str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")),
     )  # fmt: skip
 
 
@@ -186,7 +218,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
-        texts.get("zwatch_trial", ""),
+        texts.get("zwatch_trial", ""), texts.get("zwatch_source", ""), texts.get("zwatch_mask", ""),
     )  # fmt: skip
 
 

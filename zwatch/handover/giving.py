@@ -20,7 +20,8 @@ from zwatch.api.streams import CLOSING
 from zwatch.bridge import NoAnswer
 from zwatch.errors import RequestError, retry_after
 from zwatch.handover.channel import PROTOCOL, Channel, Message
-from zwatch.handover.jobs import Body, JobTeller
+from zwatch.handover.described import Body
+from zwatch.handover.jobs import JobTeller
 from zwatch.handover.leaving import Leaving, ToProcess
 from zwatch.rollout.state import StateFile
 
@@ -123,6 +124,9 @@ class Giving:
                 channel.send(self._offer())
             case "exchange":
                 await self._exchange(channel, body)
+            case "accept" if not self._decided.is_set():
+                self.runner.stop_accepting()
+                channel.send({"accepting": False})
             case "end":
                 self._give(channel, passes_on=bool(body.get("connections")))
         if "cancel" in body:
@@ -206,6 +210,7 @@ class Giving:
         """Undo an exchange."""
         services = self._services
         self._teller = None
+        self.runner.accept_again()
         self._state_file.is_lent = False
         if services.history is not None:
             await services.history.lend_index(lent=False)
