@@ -27,6 +27,7 @@ from zwatch.api.vote_gauges import VoteGauges
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.counting import count_trials, count_votes
+from zwatch.deploy.loras import LoraRoot
 from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.deploy.watch import RootWatcher
 from zwatch.ending import STOPPING, end_requests, let_judge
@@ -45,6 +46,7 @@ from zwatch.listening import Listening, Passed, listen
 from zwatch.opening import make_factory
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
+from zwatch.rollout.loras import LoraFollower
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
@@ -98,7 +100,7 @@ async def running(
         if taken.channel is None
         else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.ring))
     tasks: list[asyncio.Task[None]] = []
     lingering: list[str] = []
     try:
@@ -290,9 +292,11 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         queue.on_end.append(traces.job_ended)
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
+    lora_root = LoraRoot(config.lora_root, supervisor.gate.signer_of_lora)
+    loras = LoraFollower(lora_root, bridge, supervisor.gate, supervisor.changes.fire)
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
-        voting, traces,
+        voting, loras, traces,
     )  # fmt: skip
 
 
