@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from zwatch.engine.acceleration import Acceleration, kind_of
+from zwatch.engine.adapted import shapes_of
 from zwatch.engine.decoding import Decoding
+from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
@@ -48,6 +50,8 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
+        self.linear_shapes = shapes_of(self.pipeline.transformer)
+        """The shapes (out, in) of the layers that LoRAs can change, by their paths."""
         self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
@@ -101,8 +105,9 @@ class Engine:
         on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
         is_request: bool = False,
+        adapted: Adapted | None = None,
     ) -> Generation:
-        """Make one image per seed. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
+        """Make one image per seed; with `adapted`, of this engine's transformer, by the LoRAs of `parameters`. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
         and the image of each seed before the next is begun, if its pixels are finite. For a request, a prompt that was encoded
         before need not be encoded again; a version has to prove that it can.
 
@@ -116,6 +121,8 @@ class Engine:
             self._acceleration.during(self._kind, is_request=is_request) as computing,
         ):  # fmt: skip
             pipeline = replace(self.pipeline, computing=computing)
+            if adapted is not None:
+                pipeline = replace(pipeline, transformer=adapted.scaled([lora.scale for lora in parameters.loras]))
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
             images, finite = [], True
@@ -148,6 +155,7 @@ class Engine:
         on_step: Callable[[int], None] = lambda done: None,
         on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
+        adapted: Adapted | None = None,
     ) -> Generation:
         """Make images for a request: as `generate`, with priority over other work on the device. If memory runs out, it
         tries once more with the memory that was kept for the next load; `on_image` gets each image once.
@@ -163,9 +171,12 @@ class Engine:
                 given += 1
                 on_image(number, image)
 
+        draw = partial(
+            self.generate, parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True, adapted=adapted
+        )  # fmt: skip
         with self.device.serving():
             try:
-                return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
+                return draw()
             except (RuntimeError, MemoryError) as error:
                 if not is_memory_short(error):
                     raise
@@ -178,7 +189,7 @@ class Engine:
                 )
             elif not had_graphs:
                 raise ran_out
-            return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
+            return draw()
 
     def preview(self) -> Preview | None:
         """Return a preview of the image that is being made, inside `on_step`; None before the first image, the warm-up's,
@@ -217,7 +228,8 @@ class Engine:
             problems = [problem for check in checks if (problem := check()) is not None]
         if problems and self._acceleration.prompts is not None:
             self._acceleration.prompts.clear()  # they may have been encoded by changed weights
-        return sum(buffer.nbytes for buffer in buffers), problems
+        nbytes, changed = (0, []) if (loras := self._acceleration.loras) is None else loras.verify()
+        return sum(buffer.nbytes for buffer in buffers) + nbytes, [*problems, *changed]
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
