@@ -56,7 +56,7 @@ def linears(network: nn.Module) -> dict[str, nn.Module]:
 
 def shapes_of(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Return the shapes (out, in) of the weights of a network's linear layers, by their paths."""
-    return {path: (int(part.weight.shape[0]), int(part.weight.shape[1])) for path, part in linears(network).items()}  # type: ignore[union-attr, index]
+    return {path: (int(part.weight.shape[0]), int(part.weight.shape[1])) for path, part in linears(network).items()}  # type: ignore[index]
 
 
 def view_of(network: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:

@@ -131,5 +131,3 @@ def adapted(network: nn.Module, layers: Mapping[str, nn.Module], loras: Sequence
             vectors[parts] = torch.zeros(down.shape[0], device=down.device)
         replaced[path] = AdaptedLinear(layers[path], down, up, vectors[parts])
     return Adapted(view_of(network, replaced), tuple(loras), joined, list(vectors.items()))
-
-

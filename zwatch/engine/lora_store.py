@@ -174,7 +174,9 @@ class LoraStore:
         _check_others(opened)
         seal.check_hash(path, hashing.hexdigest(), opened.seal.files[WEIGHTS])
         if bytes(host_view(buffer.data[: opened.header.data_start])) != opened.header.raw:
-            raise Rejection("header_invalid", f"{path}: its header changed while it was loaded, expected the one that was read")
+            raise Rejection(
+                "header_invalid", f"{path}: its header changed while it was loaded, expected the one that was read"
+            )
         buffer.digest = opened.seal.files[WEIGHTS]
         if conversion is None:
             return buffer
@@ -247,7 +249,7 @@ class LoraStore:
                     for digests in [digests for digests, one in views_of.items() if one is view]:
                         del views_of[digests]
         total = sum(lora.nbytes for _, lora in loras) + sum(view.nbytes for view in views)
-        return total, [problem for _, problem in [*bad, *bad_views]]  # type: ignore[misc]
+        return total, [problem for _, problem in [*bad, *bad_views]]
 
 
 def _check_others(opened: OpenedLora) -> None:
