@@ -12,6 +12,7 @@ from zwatch.api.results import (
     PictureView,
     Timings,
     asked_view,
+    lora_views,
     picture_view,
     timings_view,
 )
@@ -20,6 +21,7 @@ from zwatch.api.views import time_text
 from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job, JobState
+from zwatch.generation.kept_image import LoraView
 
 
 class ComparedPicture(PictureView):
@@ -43,6 +45,7 @@ class _ComparedResult(TypedDict):
     jobs: list[str]
     model: list[str]
     truncated: bool
+    loras: list[LoraView]
     timings: Timings
 
 
@@ -76,6 +79,7 @@ class ComparisonView(TypedDict):
     error: NotRequired[ErrorObject]
     model: NotRequired[list[str]]
     truncated: NotRequired[bool]
+    loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
 
 
@@ -132,6 +136,7 @@ def _result(comparison: Comparison) -> _ComparedResult:
         "jobs": [job.id for job in comparison.jobs],
         "model": _models(comparison),
         "truncated": any(one.truncated for one in results),
+        "loras": lora_views(results[0].parameters),
         "timings": timings_view(timings),
     }
 

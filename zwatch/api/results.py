@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -24,7 +24,12 @@ from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job, JobState
 from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.kept_image import LoraView
+from zwatch.generation.picture_settings import LoraFound
 from zwatch.generation.request import ImageFormat
+
+if TYPE_CHECKING:
+    from zwatch.engine.parameters import GenerationParameters
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
@@ -65,6 +70,7 @@ class Result(TypedDict):
     share: ShareName | None
     model: str
     truncated: bool
+    loras: list[LoraView]
     timings: Timings
 
 
@@ -97,6 +103,7 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    loras: list[LoraFound]
 
 
 class JobView(TypedDict):
@@ -121,6 +128,7 @@ class JobView(TypedDict):
     share: NotRequired[ShareName | None]
     model: NotRequired[str]
     truncated: NotRequired[bool]
+    loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
 
 
@@ -149,9 +157,11 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
     signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}
     shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
+    loras = ", ".join(f"{lora.name}:{lora.scale:g}:{lora.digest}" for lora in finished.parameters.loras)
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
+        **({"X-Zwatch-Loras": loras} if loras else {}),
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
@@ -173,6 +183,8 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     if job.key is not None:
         view["version"], view["digest"], view["signer"] = job.key.version, job.key.digest, job.signer
         view["share"] = job.by_share
+    if job.parameters is not None:
+        view["loras"] = lora_views(job.parameters)
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -220,7 +232,13 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "loras": [{"name": wish.name, "scale": wish.scale} for wish in asked.loras],
     }
+
+
+def lora_views(parameters: "GenerationParameters") -> list[LoraView]:
+    """Return the LoRAs that images are drawn with."""
+    return [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in parameters.loras]
 
 
 def _result(job: Job, finished: Finished) -> Result:
@@ -232,6 +250,7 @@ def _result(job: Job, finished: Finished) -> Result:
         "share": job.by_share,
         "model": job.request.model,
         "truncated": finished.truncated,
+        "loras": lora_views(finished.parameters),
         "timings": timings_view(finished.timings),
     }
 

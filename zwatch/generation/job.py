@@ -17,6 +17,7 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
+from zwatch.generation.loras import JobLoras
 from zwatch.generation.request import GenerateRequest
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
@@ -97,6 +98,8 @@ class Job:
         self.request, self.lease = request, lease
         self.source: Source | None = None
         """The image that it changes, until it ends; None if it makes one from noise."""
+        self.loras: JobLoras | None = None
+        """The LoRAs that it is drawn with, until it ends; None if there are none."""
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -173,6 +176,11 @@ class Job:
     def is_cancelled(self) -> bool:
         """Whether the job must stop at the next step."""
         return self._cancelled.is_set()
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether something that it is drawn with is being loaded, so that others may be drawn first."""
+        return self.loras is not None and self.loras.is_loading
 
     @property
     def is_watched(self) -> bool:
@@ -340,7 +348,7 @@ class Job:
         if self.state.is_final:
             return
         self.state, self.finished, self.error = state, finished, error
-        self.preview = self.source = None
+        self.preview = self.source = self.loras = None
         self.seconds = self.age
         self._changed()
         self._ended(self)

@@ -13,10 +13,18 @@ from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, exif_texts, json_object, read_details
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
+from zwatch.generation.lora_fields import without_tags
 from zwatch.generation.request import SIDE_STEP, parse_generate
 
 _GRAPHS = ("prompt", "workflow")
 _TOGETHER = ("width", "height")
+
+
+class LoraFound(TypedDict):
+    """A LoRA, as a `/generate` names it."""
+
+    name: str
+    scale: float
 
 
 class FoundSettings(TypedDict):
@@ -29,6 +37,7 @@ class FoundSettings(TypedDict):
     steps: NotRequired[int]
     guidance_scale: NotRequired[float]
     seed: NotRequired[int]
+    loras: NotRequired[tuple[LoraFound, ...]]
 
 
 class PictureSettings(TypedDict):
@@ -88,11 +97,22 @@ def _of_infotext(text: str) -> dict[str, Any]:
     if "Steps" not in pairs:  # any text of another program
         return {}
     names = {"steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2"}
+    prompt, loras = _of_tags(pairs["Prompt"])
     return {
-        "prompt": pairs["Prompt"],
+        "prompt": prompt,
+        "loras": loras or None,
         "negative_prompt": pairs["Negative prompt"],
         **{name: _number(pairs.get(theirs)) for name, theirs in names.items()},
     }
+
+
+def _of_tags(prompt: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return a prompt without its tags, and the LoRAs that they name; a prompt with a tag that is wrong stays as it is."""
+    try:
+        rest, wishes = without_tags(prompt)
+    except ValueError:
+        return prompt, []
+    return rest, [{"name": wish.name, "scale": wish.scale} for wish in wishes]
 
 
 def _of_graphs(graphs: Mapping[str, Any]) -> dict[str, Any]:

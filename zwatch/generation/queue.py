@@ -16,6 +16,7 @@ from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
+from zwatch.generation.loras import JobLoras, Loras
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
 from zwatch.generation.sources import Source
 from zwatch.logs import request_id
@@ -46,6 +47,7 @@ class GenerationQueue:
         changes: Pulse,
         stall: float | None = None,
         traffic: Traffic | None = None,
+        loras: Loras | None = None,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
@@ -63,9 +65,12 @@ class GenerationQueue:
         """Says whether an alias serves nothing because it was unloaded."""
         self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
+        self.loras = loras or Loras(bridge, None)
+        self.loras.wake = self.wake
         self.drawer = Drawer(
-            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming
-        )
+            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming,
+            self.loras,
+        )  # fmt: skip
         finisher.on_written = changes.fire
         self._aliases = aliases
         self._changes = changes
@@ -129,18 +134,21 @@ class GenerationQueue:
         keeps_files: bool = False,
         client: str | None = None,
         source: Source | None = None,
+        loras: JobLoras | None = None,
     ) -> Job:
-        """Accept a request, with the image that it changes if there is one; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
+        """Accept a request, with the image that it changes and the LoRAs that it names if there are some; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
         that names a share; one that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        work = self.check(request, client)
+        work = self.check(request, client, loras=loras)
         is_for_alias = request.model in self._aliases and parse_share(request.model) is None
         lease = None if is_for_alias else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
-        job.source = source
+        job.source, job.loras = source, loras
+        if loras is not None and (resident := self._traffic.find(request.model, client)) is not None:
+            self.loras.begin(loras, resident.engine)
         job.time_limit = self.timeout if attended else math.inf
         job.work = work
         self.jobs.add(job)
@@ -152,7 +160,9 @@ class GenerationQueue:
         self._changes.fire()
         return job
 
-    def check(self, request: GenerateRequest, client: str | None = None, after: int = 0) -> float:
+    def check(
+        self, request: GenerateRequest, client: str | None = None, after: int = 0, loras: JobLoras | None = None
+    ) -> float:
         """Check as `submit` whether a request would be accepted after so many others; return its work."""
         with self._reporting_refusals():
             self._check_room(after)
@@ -160,7 +170,7 @@ class GenerationQueue:
                 if not self.is_coming(request.model):
                     raise self.not_served(request.model)
                 return work_of(request, USUAL_SIDE)  # the limits are checked when its turn comes
-            fitted(request, resident.engine, self.max_work)
+            fitted(request, resident.engine, self.max_work, loras)
             return work_of(request, resident.engine.default_size)
 
     @contextmanager
@@ -239,7 +249,8 @@ class GenerationQueue:
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(*_asked(job))), None)
+        able = (job for job in self._waiting if not job.is_preparing)
+        return next((job for job in able if job.lease or not waits(*_asked(job))), None)
 
     def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
         return self._traffic.find(model, client, avoided) is None and self.is_coming(model)

@@ -22,10 +22,12 @@ from zwatch.generation.fields import (
     kind_of,
     validated,
 )
+from zwatch.generation.lora_fields import LoraList, LoraWish
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
     from zwatch.engine.pipeline import Engine
+    from zwatch.generation.loras import JobLoras
 
 PRIMARY = "current"
 """The alias that serves a request which names no model."""
@@ -128,6 +130,14 @@ class ImageRequest(BaseModel):
         Strength, Field(description="How much an image is changed: 0 not at all, 1 wholly. Ignored without one.")
     ] = DEFAULT_STRENGTH
     mask_blur: Annotated[Blur, Field(description="Pixels of the image by which the mask is blurred.")] = 0
+    loras: Annotated[
+        tuple[LoraWish, ...],
+        LoraList(),
+        Field(
+            description="LoRAs that it is drawn with, by name; `GET /loras` lists them.",
+            examples=[[{"name": "ink", "scale": 0.8}]],
+        ),
+    ] = ()
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
     user: UserName = ""
@@ -222,12 +232,14 @@ def work_of(request: GenerateRequest, default_size: int) -> float:
     return (request.width or default_size) * (request.height or default_size) / 1e6 * request.steps * request.n
 
 
-def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "GenerationParameters":
-    """Complete a request with the defaults of the version that serves it, and check it against that version's limits
-    and against `max_work`, in megapixels x steps x images.
+def fitted(
+    request: GenerateRequest, engine: "Engine", max_work: float, loras: "JobLoras | None" = None
+) -> "GenerationParameters":
+    """Complete a request, whose LoRAs are open, with the defaults of the version that serves it, and check it against that version's
+    limits and against `max_work`, in megapixels x steps x images.
 
     Raises:
-        RequestError: 400, a side is longer than the version's positions reach, or all of it is too much.
+        RequestError: 400, a side is longer than the version's positions reach, all of it is too much, or a LoRA does not fit.
     """
     from zwatch.engine.parameters import GenerationParameters
 
@@ -237,6 +249,8 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
             raise invalid(name, f"{name} may be {engine.max_side} at most with version {engine.version}, got {side}")
     if (error := _too_much(**sides, steps=request.steps, count=request.n, max_work=max_work)) is not None:
         raise error
+    if loras is not None:
+        loras.check(engine)
     return GenerationParameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -245,6 +259,7 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
         seeds=tuple(request.seed + number for number in range(request.n)),
         width=sides["width"],
         height=sides["height"],
+        loras=() if loras is None else loras.used,
     )
 
 

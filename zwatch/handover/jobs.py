@@ -158,10 +158,11 @@ class MirroredJob(Job):
 
 
 def _parameters(body: Body) -> "GenerationParameters":
-    from zwatch.engine.parameters import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters, UsedLora
 
     known = {field.name: body[field.name] for field in fields(GenerationParameters)}
-    return GenerationParameters(**{**known, "seeds": tuple(known["seeds"])})
+    loras = tuple(UsedLora(**lora) for lora in known["loras"])
+    return GenerationParameters(**{**known, "seeds": tuple(known["seeds"]), "loras": loras})
 
 
 # --- the old process
@@ -328,7 +329,10 @@ class JobMirror:
         end = time.monotonic() + _MOST_AGAIN_SECONDS
         while not job.is_cancelled:
             try:
-                return self._queue.submit(job.request, attended=False, keeps_files=job.keeps_files, client=job.client)
+                loras = await self._queue.loras.opened(job.request.loras)
+                return self._queue.submit(
+                    job.request, attended=False, keeps_files=job.keeps_files, client=job.client, loras=loras
+                )
             except RequestError as error:
                 if error.status not in (429, 503) or error.code == "shutting_down" or time.monotonic() > end:
                     job.fail(error)

@@ -116,7 +116,10 @@ async def txt2img(request: web.Request) -> web.Response:
     wanted = wanted_images(asked, model_of(choice))
     key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
-        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images, client=key)
+        loras = await services.queue.loras.opened(wanted.request.loras)
+        job = services.queue.submit(
+            wanted.request, attended=True, keeps_files=not wanted.send_images, client=key, loras=loras
+        )
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)

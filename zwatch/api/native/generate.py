@@ -18,6 +18,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.comparison import attending, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
+from zwatch.generation.loras import JobLoras
 from zwatch.generation.request import ComparableRequest, ImageFormat
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
@@ -37,10 +38,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
+    loras = await services.queue.loras.opened(wanted.loras)
     if wanted.is_comparison:
-        return await _compare(request, services, wanted, accepted)
+        return await _compare(request, services, wanted, accepted, loras)
     [asked] = wanted.by_model()
-    job = services.queue.submit(asked, attended=True, client=native_client(request, asked))
+    job = services.queue.submit(asked, attended=True, client=native_client(request, asked), loras=loras)
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
@@ -52,13 +54,13 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 async def _compare(
-    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str
+    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str, loras: JobLoras | None
 ) -> web.StreamResponse:
     """Generate the images of several models, and answer with all of them."""
     if accepted == "image":
         message = "model is a list, one answer is one image: send Accept: application/json"
         raise RequestError("invalid_value", message, param="model")
-    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True)
+    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, loras=loras)
 
     async def body(finished: object) -> bytes:
         return await services.bridge.run("encode", compared_body, comparison)
