@@ -10,7 +10,8 @@ from blake3 import blake3
 
 from tests.deploy.factory import AS_ROOT, framed, reseal_by_hand, write_version
 from tests.deploy.loras import WEIGHTS, matrices, packed, write_lora
-from zwatch.deploy.loras import FoundLora, LoraRoot, Matrix, is_lora_directory
+from zwatch.deploy.lora_files import Matrix, is_lora_directory
+from zwatch.deploy.loras import FoundLora, LoraRoot
 from zwatch.deploy.seal import SEAL_NAME, format_seal
 from zwatch.errors import Rejection
 

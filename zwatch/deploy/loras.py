@@ -1,16 +1,6 @@
-"""LoRAs on disk: sealed directories under the LoRA root, each with the factors of one LoRA in one layout.
-
-    loras/ink/lora.safetensors    for each matrix that it changes `<module>.lora_A.weight` (rank, in) and `<module>.lora_B.weight` (out, rank)
-    loras/ink/zwatch.json         where it came from
-    loras/ink/BLAKE3SUMS          the seal, as a version has it
-
-`<module>` is the name of the transformer's weight without `.weight`, as diffusers has it. A LoRA adds scale * B @ A to the weight:
-alpha is in B already. All tensors have one dtype. The header's `version` is the directory's name. `zwatch import FILE NAME --lora`
-makes such a directory of what trainers write.
-"""
+"""The LoRA root: what a look tells of each LoRA in it, and opening one. `lora_files` has what they are made of."""
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,31 +8,28 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from zwatch.deploy import header, pipeline_files, provenance, seal, versions
+from zwatch.deploy import header, provenance, seal, versions
 from zwatch.deploy.header import Header
+from zwatch.deploy.lora_files import HINT, PREFIX, WEIGHTS, Matrix, check_header
 from zwatch.deploy.oserrors import close_quietly, is_missing
 from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME, Seal
 from zwatch.errors import Rejection, Retry
 
-WEIGHTS = header.LORA
-PREFIX = "lora/"
-"""What the name of a LoRA begins with where versions have names, too: in a signature's policy."""
-DTYPES = ("BF16", "F16", "F32")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[AB])\.weight")
+__all__ = [
+    "PREFIX",
+    "WEIGHTS",
+    "FoundLora",
+    "LoraRoot",
+    "Matrix",
+    "OpenedLora",
+    "describe",
+    "missing",
+    "open_directory",
+]
 _WEIGHT_FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _TEXTS = ("readme", "license", "licence", "notice", "copying")
 _IMPORT = "`zwatch import FILE NAME --lora` makes a LoRA's directory of a file"
-_HINT = "`zwatch import FILE NAME --lora` makes such a file of what trainers write"
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """What a LoRA has for one matrix of the transformer, of shape (rows, columns): factors of this rank."""
-
-    rank: int
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,54 +80,6 @@ class OpenedLora:
         self.directory.close()
 
 
-def is_lora_directory(directory: Path) -> bool:
-    """Say whether a directory is a LoRA's rather than a version's."""
-    return os.path.lexists(directory / WEIGHTS) and not os.path.lexists(directory / pipeline_files.INDEX)
-
-
-def matrices(found: Header, path: str = WEIGHTS) -> dict[str, Matrix]:
-    """Return what a LoRA has for each matrix, from the header of its factors.
-
-    Raises:
-        Rejection: `weights_mismatch`: it is not laid out as described above.
-    """
-    factors: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, info in found.tensors.items():
-        match = _FACTOR.fullmatch(name)
-        if match is None:
-            raise _mismatch(f"{path}: {name[:200]!r} is no factor of a LoRA, expected MODULE.lora_A.weight and MODULE.lora_B.weight; {_HINT}")  # fmt: skip
-        factors.setdefault(match["module"], {})[match["kind"]] = info.shape
-    if not factors:
-        raise _mismatch(f"{path}: it has no tensors, expected the factors of a LoRA; {_HINT}")
-    if len(dtypes := sorted({info.dtype for info in found.tensors.values()})) > 1 or dtypes[0] not in DTYPES:
-        raise _mismatch(f"{path}: its tensors are {' and '.join(dtypes)}, expected one of {', '.join(DTYPES)}; {_HINT}")
-    return {module: _matrix(path, module, shapes) for module, shapes in factors.items()}
-
-
-def _matrix(path: str, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Matrix:
-    down, up = shapes.get("A"), shapes.get("B")
-    if down is None or up is None:
-        raise _mismatch(f"{path}: {module[:200]!r} has only its lora_{'B' if down is None else 'A'}, the other factor is missing")  # fmt: skip
-    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
-        raise _mismatch(f"{path}: {module[:200]!r}: lora_A {list(down)} and lora_B {list(up)} do not fit each other, expected (rank, in) and (out, rank)")  # fmt: skip
-    return Matrix(down[0], up[0], down[1])
-
-
-def _mismatch(reason: str) -> Rejection:
-    return Rejection("weights_mismatch", reason)
-
-
-def check_header(found: Header, name: str, path: str = WEIGHTS) -> dict[str, Matrix]:
-    """Check the header of a LoRA's factors, and that it has the LoRA's name; return what it has for each matrix.
-
-    Raises:
-        Rejection: `weights_mismatch` or `version_mismatch`.
-    """
-    made = matrices(found, path)
-    header.check_version(found, name, path)
-    return made
-
-
 def open_directory(fd: int, name: str) -> OpenedLora:
     """Return a LoRA whose directory is open as `fd`, which belongs to what is returned, or is closed.
 
@@ -152,7 +91,7 @@ def open_directory(fd: int, name: str) -> OpenedLora:
     try:
         sealed = seal.read_seal(fd)
         if WEIGHTS not in sealed.files:
-            raise _mismatch(f"{SEAL_NAME}: names no {WEIGHTS}, so this is no LoRA; {_HINT}")
+            raise Rejection("weights_mismatch", f"{SEAL_NAME}: names no {WEIGHTS}, so this is no LoRA; {HINT}")
         with seal.opened_sealed(fd, sealed, WEIGHTS) as file:
             found = header.read_header(file, WEIGHTS)
         return OpenedLora(name, directory, sealed, found, check_header(found, name))
