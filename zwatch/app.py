@@ -42,7 +42,7 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
-from zwatch.opening import make_factory
+from zwatch.opening import make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
 from zwatch.rollout.operator import Operator
@@ -308,6 +308,7 @@ def _make_queue(
         changes=supervisor.changes,
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
+        loras=request_loras(config, bridge, supervisor),
     )
 
 

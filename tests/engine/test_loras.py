@@ -58,7 +58,7 @@ def used(root, **scales):
 
 def drawn(engine, root, *seeds, is_request=False, **scales):
     """Return the pixels of an image drawn with LoRAs at these scales."""
-    view = engine._acceleration.loras.load(engine, opened(root, *scales)) if scales else None
+    view = engine._acceleration.loras.load(engine.pipeline.transformer, opened(root, *scales)) if scales else None
     wanted = parameters("a cat", *seeds, loras=used(root, **scales))
     made = engine.generate(wanted, adapted=view, is_request=is_request)
     return np.asarray(made.images[0])
@@ -301,14 +301,14 @@ def test_the_least_recently_used_goes_when_there_is_no_room(tiny_versions, loras
 def test_what_a_request_draws_with_stays(tiny_versions, loras):
     factory = EngineFactory(Device("cpu"))
     engine = build(factory, tiny_versions, "v1")
-    view = factory.loras.load(engine, opened(loras, "ink"))
+    view = factory.loras.load(engine.pipeline.transformer, opened(loras, "ink"))
     with factory.loras.used(view):
         assert not factory.loras.give_room()
         factory.loras.most_bytes = 30_000  # more than each of them, and less than both
-        code, reason = rejection_of(lambda: factory.loras.load(engine, opened(loras, "night")))
+        code, reason = rejection_of(lambda: factory.loras.load(engine.pipeline.transformer, opened(loras, "night")))
         assert code == "insufficient_memory"
         assert "night" in reason
-    factory.loras.load(engine, opened(loras, "night"))
+    factory.loras.load(engine.pipeline.transformer, opened(loras, "night"))
 
 
 def test_a_memory_budget_holds_for_loras_too(tiny_versions, loras):
@@ -316,7 +316,7 @@ def test_a_memory_budget_holds_for_loras_too(tiny_versions, loras):
     needed = build(plain, tiny_versions, "v1").nbytes
     factory = EngineFactory(Device("cpu", budget=needed + 1000))
     engine = build(factory, tiny_versions, "v1")
-    code, reason = rejection_of(lambda: factory.loras.load(engine, opened(loras, "ink")))
+    code, reason = rejection_of(lambda: factory.loras.load(engine.pipeline.transformer, opened(loras, "ink")))
     assert code == "insufficient_memory"
     assert "the LoRA ink" in reason
 
@@ -329,7 +329,7 @@ def test_a_version_that_needs_their_memory_gets_it(tiny_versions, loras):
     from zwatch.deploy.seal import read_seal
 
     engine = build(factory, tiny_versions, "v1")
-    factory.loras.load(engine, opened(loras, "ink"))
+    factory.loras.load(engine.pipeline.transformer, opened(loras, "ink"))
     engine.close()
     del engine
     gc.collect()
@@ -347,7 +347,7 @@ def test_a_byte_that_is_not_the_seals_is_not_drawn_with(factory, tiny_versions, 
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    code, reason = rejection_of(lambda: factory.loras.load(engine, [lora]))
+    code, reason = rejection_of(lambda: factory.loras.load(engine.pipeline.transformer, [lora]))
     assert code == "hash_mismatch"
     assert reason.startswith("ink/lora.safetensors: blake3 is ")
     assert factory.loras.residents == {}
@@ -357,7 +357,7 @@ def test_any_file_that_its_seal_names_is_verified(factory, tiny_versions, loras)
     engine = build(factory, tiny_versions, "v1")
     [lora] = opened(loras, "ink")
     (loras.path / "ink/zwatch.json").write_text("{}")
-    assert rejection_of(lambda: factory.loras.load(engine, [lora]))[0] == "hash_mismatch"
+    assert rejection_of(lambda: factory.loras.load(engine.pipeline.transformer, [lora]))[0] == "hash_mismatch"
 
 
 def test_what_is_resident_can_be_hashed_again_and_a_change_is_found(factory, tiny_versions, loras):

@@ -25,7 +25,7 @@ from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job, JobState
 from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.kept_image import LoraView
-from zwatch.generation.picture_settings import LoraFound
+from zwatch.generation.picture_settings import LoraFound, loras_of
 from zwatch.generation.request import ImageFormat
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
-        "loras": [{"name": wish.name, "scale": wish.scale} for wish in asked.loras],
+        "loras": loras_of(asked),
     }
 
 

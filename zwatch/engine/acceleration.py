@@ -94,6 +94,10 @@ class Acceleration:
         for tensor in read:
             tensor.record_stream(self._beside)
 
+    def verify_loras(self) -> tuple[int, list[str]]:
+        """As `LoraStore.verify`, where there may be some."""
+        return (0, []) if self.loras is None else self.loras.verify()
+
     def give_room(self) -> bool:
         """Release the graphs, and the LoRAs that nobody needs, because an image needs their memory now; return whether there were
         any."""

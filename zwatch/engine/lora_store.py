@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,9 +28,6 @@ from zwatch.shadow.device import Device
 from zwatch.shadow.hashing import host_view
 from zwatch.shadow.read_threads import Filling
 from zwatch.shadow.side import SideShadow
-
-if TYPE_CHECKING:
-    from zwatch.engine.pipeline import Engine
 
 _log = logging.getLogger(__name__)
 
@@ -75,10 +71,10 @@ class LoraStore:
     def _all_views(self) -> list[Adapted]:
         return [view for views in self._views.values() for view in views.values()]
 
-    def ready(self, engine: "Engine", digests: Sequence[str]) -> Adapted | None:
-        """Return the view of an engine's transformer that draws with these LoRAs, if it is there; it counts as used now."""
+    def ready(self, network: nn.Module, digests: Sequence[str]) -> Adapted | None:
+        """Return the view of a transformer that draws with these LoRAs, if it is there; it counts as used now."""
         with self._lock:
-            views = self._views.get(engine.pipeline.transformer)
+            views = self._views.get(network)
             found = None if views is None else views.get(tuple(digests))
             if views is None or found is None:
                 return None
@@ -106,8 +102,8 @@ class LoraStore:
 
     # --- loading
 
-    def load(self, engine: "Engine", opened: Sequence[OpenedLora]) -> Adapted:
-        """Return a view of an engine's transformer that draws with LoRAs, which are loaded first if they are not resident.
+    def load(self, network: nn.Module, opened: Sequence[OpenedLora]) -> Adapted:
+        """Return a view of a transformer that draws with LoRAs, which are loaded first if they are not resident.
 
         Raises:
             Rejection: the bytes that landed on the device are not those that a seal names, or memory is short.
@@ -115,9 +111,8 @@ class LoraStore:
         """
         digests = tuple(lora.digest for lora in opened)
         with self._loading:
-            if (found := self.ready(engine, digests)) is not None:
+            if (found := self.ready(network, digests)) is not None:
                 return found
-            network: nn.Module = engine.pipeline.transformer
             dtype = self._dtype(network)
             loras: list[Lora] = []
             for one in opened:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.adapted import shapes_of
+from zwatch.engine.computing import Computing
 from zwatch.engine.decoding import Decoding, Encoding
 from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
 from zwatch.engine.lora import Adapted
@@ -51,8 +52,7 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
-        self.linear_shapes = shapes_of(self.pipeline.transformer)
-        """The shapes (out, in) of the layers that LoRAs can change, by their paths."""
+        self.linear_shapes = shapes_of(self.pipeline.transformer)  # of the layers that LoRAs can change
         self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
@@ -108,9 +108,9 @@ class Engine:
         is_request: bool = False,
         adapted: Adapted | None = None,
     ) -> Generation:
-        """Make one image per seed; with `adapted`, of this engine's transformer, by the LoRAs of `parameters`. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
-        and the image of each seed before the next is begun, if its pixels are finite. For a request, a prompt that was encoded
-        before need not be encoded again; a version has to prove that it can.
+        """Make one image per seed; by the LoRAs of `parameters` with `adapted`, a view of this engine's transformer. `on_step` gets the
+        number of denoising steps done, over all images; `on_image` gets the index and the image of each seed before the next is begun, if
+        its pixels are finite. For a request, a prompt that was encoded before need not be encoded again; a version has to prove that it can.
 
         Raises:
             GenerationCancelled: `cancelled` returned true between two steps.
@@ -121,9 +121,7 @@ class Engine:
             self._exclusively(), self.device.measured_request(), torch.inference_mode(),
             self._acceleration.during(self._kind, is_request=is_request) as computing,
         ):  # fmt: skip
-            pipeline = replace(self.pipeline, computing=computing)
-            if adapted is not None:
-                pipeline = replace(pipeline, transformer=adapted.scaled([lora.scale for lora in parameters.loras]))
+            pipeline = self._for(parameters, computing, adapted)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
                 initial = self._encoded_image(pipeline, parameters)
@@ -151,6 +149,11 @@ class Engine:
                     self._acceleration.prompts.put(key, prompt)
         timings = {name: phases.seconds(name) for name in ("encode", "denoise", "decode")}
         return Generation(images, prompts[0].is_truncated, finite, timings, phases)
+
+    def _for(self, parameters: GenerationParameters, computing: Computing, adapted: Adapted | None) -> Pipeline:
+        own, scales = self.pipeline, [lora.scale for lora in parameters.loras]
+        network = own.transformer if adapted is None else adapted.scaled(scales)
+        return replace(own, computing=computing, transformer=network)
 
     def serve(
         self,
@@ -232,7 +235,7 @@ class Engine:
             problems = [problem for check in checks if (problem := check()) is not None]
         if problems and self._acceleration.prompts is not None:
             self._acceleration.prompts.clear()  # they may have been encoded by changed weights
-        nbytes, changed = (0, []) if (loras := self._acceleration.loras) is None else loras.verify()
+        nbytes, changed = self._acceleration.verify_loras()
         return sum(buffer.nbytes for buffer in buffers) + nbytes, [*problems, *changed]
 
     @contextmanager

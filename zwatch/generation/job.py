@@ -70,6 +70,10 @@ class Job:
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
+    source: Source | None = None
+    """The image that it changes, until it ends; None if it makes one from noise."""
+    loras: JobLoras | None = None
+    """The LoRAs that it is drawn with, until it ends; None if there are none."""
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
     together: tuple["Job", ...] = ()
@@ -96,10 +100,6 @@ class Job:
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
-        self.source: Source | None = None
-        """The image that it changes, until it ends; None if it makes one from noise."""
-        self.loras: JobLoras | None = None
-        """The LoRAs that it is drawn with, until it ends; None if there are none."""
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -176,11 +176,6 @@ class Job:
     def is_cancelled(self) -> bool:
         """Whether the job must stop at the next step."""
         return self._cancelled.is_set()
-
-    @property
-    def is_preparing(self) -> bool:
-        """Whether something that it is drawn with is being loaded, so that others may be drawn first."""
-        return self.loras is not None and self.loras.is_loading
 
     @property
     def is_watched(self) -> bool:

@@ -16,6 +16,7 @@ MAX_SCALE = 2.0
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 _TAG = re.compile(r"<lora:([^<>]*)>")
 _SPACES = re.compile(r"  +")
+_AT_ENDS = re.compile(r" +$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def without_tags(prompt: str) -> tuple[str, tuple[LoraWish, ...]]:
         raise ValueError(f"may name up to {MAX_LORAS} LoRAs, got {len(scales)}")
     if not scales:
         return prompt, ()
-    rest = _SPACES.sub(" ", _TAG.sub("", prompt)).strip()
+    rest = _AT_ENDS.sub("", _SPACES.sub(" ", _TAG.sub("", prompt))).strip()
     return rest, tuple(LoraWish(name, scale) for name, scale in scales.items())
 
 

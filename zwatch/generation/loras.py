@@ -128,7 +128,11 @@ class Loras:
     def begin(self, loras: JobLoras, engine: "Engine") -> None:
         """Begin to load a request's LoRAs while it waits, for the version that will probably draw it."""
         store = self._find_store()
-        if store is None or store.ready(engine, loras.digests) is not None:
+        if (
+            store is None
+            or not engine.is_complete
+            or store.ready(engine.pipeline.transformer, loras.digests) is not None
+        ):
             return
         task = asyncio.create_task(self._preload(store, loras, engine), name="lora")
         task.add_done_callback(lambda done: self.wake())
@@ -157,14 +161,14 @@ class Loras:
             error = await task
             if error is not None and error.code != "out_of_memory":  # memory may be there by now
                 raise error
-        if (ready := store.ready(engine, loras.digests)) is not None:
+        if (ready := store.ready(engine.pipeline.transformer, loras.digests)) is not None:
             return ready
         return await self._load(store, loras, engine)
 
     async def _load(self, store: "LoraStore", loras: JobLoras, engine: "Engine") -> "Adapted":
         names = " and ".join(lora.name for lora in loras.opened)
         try:
-            return await self._bridge.run("lora", store.load, engine, loras.opened)
+            return await self._bridge.run("lora", store.load, engine.pipeline.transformer, loras.opened)
         except Rejection as rejection:
             if rejection.code == "insufficient_memory":
                 raise RequestError("out_of_memory", rejection.reason) from None

@@ -14,7 +14,7 @@ from zwatch.generation.image_details import Details, exif_texts, json_object, re
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
 from zwatch.generation.lora_fields import without_tags
-from zwatch.generation.request import SIDE_STEP, parse_generate
+from zwatch.generation.request import SIDE_STEP, ImageRequest, parse_generate
 
 _GRAPHS = ("prompt", "workflow")
 _TOGETHER = ("width", "height")
@@ -37,7 +37,7 @@ class FoundSettings(TypedDict):
     steps: NotRequired[int]
     guidance_scale: NotRequired[float]
     seed: NotRequired[int]
-    loras: NotRequired[tuple[LoraFound, ...]]
+    loras: NotRequired[list[LoraFound]]
 
 
 class PictureSettings(TypedDict):
@@ -106,6 +106,11 @@ def _of_infotext(text: str) -> dict[str, Any]:
     }
 
 
+def loras_of(request: ImageRequest) -> list[LoraFound]:
+    """Return the LoRAs that a request names."""
+    return [{"name": wish.name, "scale": wish.scale} for wish in request.loras]
+
+
 def _of_tags(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     """Return a prompt without its tags, and the LoRAs that they name; a prompt with a tag that is wrong stays as it is."""
     try:
@@ -150,7 +155,8 @@ def _checked(values: Mapping[str, Any]) -> FoundSettings:
         if value is None:
             continue
         try:
-            found[name] = getattr(parse_generate({"prompt": "x", name: value}), name)
+            checked = parse_generate({"prompt": "x", name: value})
+            found[name] = loras_of(checked) if name == "loras" else getattr(checked, name)
         except RequestError:
             continue
     if not all(name in found for name in _TOGETHER):

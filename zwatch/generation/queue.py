@@ -243,13 +243,13 @@ class GenerationQueue:
                 arrived.cancel()
 
     def _next(self) -> Job | None:
-        """Return the job to run next, if any. While an engine is being exchanged, only jobs with a lease on it run; those for
+        """Return the job to run next, if any; not one whose LoRAs are being loaded. While an engine is being exchanged, only jobs with a lease on it run; those for
         what is being loaded wait for it."""
         exchanged = self._engines.being_exchanged
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        able = (job for job in self._waiting if not job.is_preparing)
+        able = (job for job in self._waiting if job.loras is None or not job.loras.is_loading)
         return next((job for job in able if job.lease or not waits(*_asked(job))), None)
 
     def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
