@@ -284,6 +284,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.on_refuse.append(metrics.request_refused)
     queue.drawer.on_redraw.append(metrics.request_redrawn)
     supervisor.on_end.append(metrics.attempt_ended)
+    queue.loras.on_load = metrics.lora_loaded
     traces = Traces() if wanted() else None
     if traces is not None:
         queue.on_end.append(traces.job_ended)

@@ -81,8 +81,22 @@ class Loras:
         self.root = root
         self.wake: Callable[[], None] = lambda: None
         """Called when a request's LoRAs are loaded, or cannot be."""
+        self.on_load: Callable[[float], None] = lambda seconds: None
+        """Called with the seconds that each load took, in a thread."""
         self._bridge, self._find_store = bridge, store
         self._held: WeakValueDictionary[tuple[str, str], HeldLora] = WeakValueDictionary()
+
+    @property
+    def residents(self) -> dict[str, int]:
+        """Device bytes of each resident LoRA, by digest."""
+        store = self._find_store()
+        return {} if store is None else store.residents
+
+    @property
+    def nbytes(self) -> int:
+        """Device bytes of all that is resident of LoRAs."""
+        store = self._find_store()
+        return 0 if store is None else store.nbytes
 
     async def opened(self, wishes: Sequence[LoraWish]) -> JobLoras | None:
         """Open the LoRAs that a request names; None if it names none.
@@ -167,6 +181,7 @@ class Loras:
 
     async def _load(self, store: "LoraStore", loras: JobLoras, engine: "Engine") -> "Adapted":
         names = " and ".join(lora.name for lora in loras.opened)
+        store.on_load = self.on_load
         try:
             return await self._bridge.run("lora", store.load, engine.pipeline.transformer, loras.opened)
         except Rejection as rejection:
