@@ -45,6 +45,7 @@ from zwatch.listening import Listening, Passed, listen
 from zwatch.opening import make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
+from zwatch.rollout.loras import LoraFollower
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
@@ -98,7 +99,7 @@ async def running(
         if taken.channel is None
         else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.ring))
     tasks: list[asyncio.Task[None]] = []
     lingering: list[str] = []
     try:
@@ -290,9 +291,11 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         queue.on_end.append(traces.job_ended)
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
+    loras = LoraFollower(queue.loras.root, bridge, supervisor.gate, supervisor.changes.fire)
+    loras.residents = lambda: queue.loras.residents
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
-        voting, traces,
+        voting, loras, traces,
     )  # fmt: skip
 
 
@@ -309,7 +312,7 @@ def _make_queue(
         changes=supervisor.changes,
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
-        loras=request_loras(config, bridge, supervisor),
+        loras=request_loras(config.lora_root, bridge, supervisor),
     )
 
 

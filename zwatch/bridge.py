@@ -34,6 +34,7 @@ Lane = Literal[
     "lora",
     "encode",
     "history",
+    "loras",
     "inspect",
     "device",
     "thumbnail",
@@ -72,6 +73,7 @@ LANES: dict[Lane, LaneLimits] = {
     "lora": LaneLimits(seconds=60.0, most_left=4),
     "encode": LaneLimits(width=2),
     "history": LaneLimits(seconds=20.0),
+    "loras": LaneLimits(seconds=20.0),
     "inspect": LaneLimits(width=4, seconds=10.0, most_left=8),
     "device": LaneLimits(seconds=30.0),  # whether it answers: in milliseconds if it works. Nothing else waits here
     "thumbnail": LaneLimits(width=2, seconds=20.0, most_left=4, nice=10),

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from zwatch.rollout.supervisor import Supervisor
 
 
-def request_loras(config: Config, bridge: Bridge, supervisor: "Supervisor") -> Loras:
-    """Return the LoRAs that requests may name."""
+def request_loras(root: Path, bridge: Bridge, supervisor: "Supervisor") -> Loras:
+    """Return the LoRAs that requests may name, those under a LoRA root."""
 
     def store() -> "LoraStore | None":
         return None if supervisor.factory is None else supervisor.factory.loras
 
-    return Loras(bridge, LoraRoot(config.lora_root), store)
+    return Loras(bridge, LoraRoot(root, supervisor.gate.signer_of_lora), store)
 
 
 def make_factory(config: Config, control: LoadControl) -> "EngineFactory":

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,6 +31,10 @@ _WEIGHT_FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pkl", ".pt", ".pth"
 _TEXTS = ("readme", "license", "licence", "notice", "copying")
 _IMPORT = "`zwatch import FILE NAME --lora` makes a LoRA's directory of a file"
 
+SignerOf = Callable[[int, str, str], str]
+"""Returns who signed an opened directory that has this name in a policy, and this digest; it raises a Rejection if nobody did who
+may."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundLora:
@@ -45,6 +49,7 @@ class FoundLora:
     sealed_at: datetime | None = None
     code: str | None = None
     problem: str | None = None
+    signer: str | None = None
 
 
 @dataclass(slots=True)
@@ -58,6 +63,8 @@ class OpenedLora:
     header: Header
     matrices: Mapping[str, Matrix]
     """By the name of the transformer's weight, without `.weight`."""
+    signer: str | None = None
+    """Who signed it, where signatures are required."""
 
     @property
     def digest(self) -> str:
@@ -80,7 +87,7 @@ class OpenedLora:
         self.directory.close()
 
 
-def open_directory(fd: int, name: str) -> OpenedLora:
+def open_directory(fd: int, name: str, signer_of: SignerOf | None = None) -> OpenedLora:
     """Return a LoRA whose directory is open as `fd`, which belongs to what is returned, or is closed.
 
     Raises:
@@ -90,11 +97,12 @@ def open_directory(fd: int, name: str) -> OpenedLora:
     directory = Directory(fd, name)
     try:
         sealed = seal.read_seal(fd)
+        signer = None if signer_of is None else signer_of(fd, f"{PREFIX}{name}", sealed.digest)
         if WEIGHTS not in sealed.files:
             raise Rejection("weights_mismatch", f"{SEAL_NAME}: names no {WEIGHTS}, so this is no LoRA; {HINT}")
         with seal.opened_sealed(fd, sealed, WEIGHTS) as file:
             found = header.read_header(file, WEIGHTS)
-        return OpenedLora(name, directory, sealed, found, check_header(found, name))
+        return OpenedLora(name, directory, sealed, found, check_header(found, name), signer)
     except BaseException:
         directory.close()
         raise
@@ -106,8 +114,10 @@ class LoraRoot:
     Everything here blocks; run it in a thread. Two threads may look: at worst both read what one would have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, signer_of: SignerOf | None = None) -> None:
+        """`signer_of` is asked where signatures are required, before anything but the seal is read."""
         self.path = path
+        self._signer_of = signer_of
         self.fault: str | None = None
         """Why the LoRA root could not be read at the last look; None if it could, or is not there."""
         self._known: Mapping[str, _Known] = {}
@@ -167,7 +177,7 @@ class LoraRoot:
         """
         try:
             with versions.opened(self.path) as root_fd:
-                return _opened(root_fd, name)
+                return _opened(root_fd, name, self._signer_of)
         except OSError as error:
             if is_missing(error):
                 raise missing(name, self.path) from None
@@ -198,7 +208,7 @@ def describe(root_fd: int, name: str) -> FoundLora:
         lora.close()
 
 
-def _opened(root_fd: int, name: str) -> OpenedLora:
+def _opened(root_fd: int, name: str, signer_of: SignerOf | None = None) -> OpenedLora:
     if (problem := versions.name_problem(name)) is not None:
         raise Rejection("file_not_regular", f"{name[:100]!r}: {problem}")
     try:
@@ -212,7 +222,7 @@ def _opened(root_fd: int, name: str) -> OpenedLora:
             raise
         what = _IMPORT if stat.S_ISREG(mode) else "a LoRA is a directory with its files in it, nothing else is followed"
         raise Rejection("file_not_regular", f"{name}: expected a directory, found {seal.kind(mode)}; {what}") from None
-    return open_directory(fd, name)
+    return open_directory(fd, name, signer_of)
 
 
 def _bare(root_fd: int, name: str) -> FoundLora:

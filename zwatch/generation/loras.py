@@ -74,12 +74,10 @@ class JobLoras:
 class Loras:
     """What requests have of the LoRA root. Used on the event loop; what blocks runs in threads."""
 
-    def __init__(
-        self, bridge: Bridge, root: LoraRoot | None, store: "Callable[[], LoraStore | None]" = lambda: None
-    ) -> None:
-        """`store` returns the device's LoRAs, None before the device is opened. Without a root there are none."""
+    def __init__(self, bridge: Bridge, root: LoraRoot, store: "Callable[[], LoraStore | None]" = lambda: None) -> None:
+        """`store` returns the device's LoRAs, None before the device is opened."""
         self.root = root
-        self.wake: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
         """Called when a request's LoRAs are loaded, or cannot be."""
         self.on_load: Callable[[float], None] = lambda seconds: None
         """Called with the seconds that each load took, in a thread."""
@@ -106,18 +104,16 @@ class Loras:
         """
         if not wishes:
             return None
-        if self.root is None:
-            raise invalid("loras", f"loras: there is no LoRA {wishes[0].name!r}; this service has no LoRA root")
-        found = [(await self._open(self.root, wish.name), wish.scale) for wish in wishes]
+        found = [(await self._open(wish.name), wish.scale) for wish in wishes]
         found.sort(key=lambda one: (one[0].opened.digest, one[0].opened.name))
         used = tuple(UsedLora(held.opened.name, scale, held.opened.digest) for held, scale in found)
         return JobLoras(tuple(held for held, _ in found), used)
 
-    async def _open(self, root: LoraRoot, name: str) -> HeldLora:
+    async def _open(self, name: str) -> HeldLora:
         try:
-            lora = await self._bridge.run("inspect", root.open_lora, name)
+            lora = await self._bridge.run("inspect", self.root.open_lora, name)
         except Rejection as rejection:
-            raise await self._refusal(root, name, rejection) from None
+            raise await self._refusal(name, rejection) from None
         except OSError as error:
             raise _unreadable(name, error) from None
         key = (lora.name, lora.digest)
@@ -127,11 +123,11 @@ class Loras:
         made = self._held[key] = HeldLora(lora)
         return made
 
-    async def _refusal(self, root: LoraRoot, name: str, rejection: Rejection) -> RequestError:
+    async def _refusal(self, name: str, rejection: Rejection) -> RequestError:
         if rejection.code != "file_missing":
             return _unusable(name, rejection)
         try:
-            there = [lora.name for lora in await self._bridge.run("inspect", root.look) if lora.problem is None]
+            there = [lora.name for lora in await self._bridge.run("inspect", self.root.look) if lora.problem is None]
         except OSError:
             there = []
         if name in there:  # it is a file of its own that is missing
@@ -149,7 +145,7 @@ class Loras:
         ):
             return
         task = asyncio.create_task(self._preload(store, loras, engine), name="lora")
-        task.add_done_callback(lambda done: self.wake())
+        task.add_done_callback(lambda done: self.changed())
         loras.loading.append(task)
 
     async def _preload(self, store: "LoraStore", loras: JobLoras, engine: "Engine") -> RequestError | None:
@@ -189,7 +185,7 @@ class Loras:
                 raise RequestError("out_of_memory", rejection.reason) from None
             name = next((one.name for one in loras.opened if rejection.reason.startswith(f"{one.name}/")), names)
             for lora in loras.opened:
-                if self.root is not None and lora.name == name:
+                if lora.name == name:
                     self.root.refuse(name, lora.digest, rejection)
             raise _unusable(name, rejection) from None
         except NoAnswer as error:
@@ -201,6 +197,8 @@ class Loras:
             if not is_memory_short(error):
                 raise
             raise RequestError("out_of_memory", f"memory ran out while the LoRA {names} was loaded") from None
+        finally:
+            self.changed()
 
     @contextmanager
     def using(self, view: "Adapted | None") -> Iterator[None]:

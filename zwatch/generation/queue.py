@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
+from zwatch.deploy.loras import LoraRoot
 from zwatch.deploy.shares import alias_meant, parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
@@ -65,8 +67,8 @@ class GenerationQueue:
         """Says whether an alias serves nothing because it was unloaded."""
         self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
-        self.loras = loras or Loras(bridge, None)
-        self.loras.wake = self.wake
+        self.loras = loras or Loras(bridge, LoraRoot(Path("loras")))
+        self.loras.changed = changes.fire
         self.drawer = Drawer(
             self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming,
             self.loras,
