@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
+SourceDigest = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{64}$", description="blake3 of the file of the image that is changed; null if none is."),
+]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -69,6 +73,8 @@ class Result(TypedDict):
     signer: SignerName | None
     share: ShareName | None
     model: str
+    width: Number
+    height: Number
     truncated: bool
     loras: list[LoraView]
     timings: Timings
@@ -104,6 +110,10 @@ class AskedView(TypedDict):
     quality: Number
     model: str
     loras: list[LoraFound]
+    source: SourceDigest | None
+    strength: float
+    mask: bool
+    mask_blur: Number
 
 
 class JobView(TypedDict):
@@ -127,6 +137,8 @@ class JobView(TypedDict):
     signer: NotRequired[SignerName | None]
     share: NotRequired[ShareName | None]
     model: NotRequired[str]
+    width: NotRequired[Number]
+    height: NotRequired[Number]
     truncated: NotRequired[bool]
     loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
@@ -165,6 +177,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
+        "X-Zwatch-Width": str(finished.parameters.width),
+        "X-Zwatch-Height": str(finished.parameters.height),
         "X-Zwatch-Job": job.id,
     }
 
@@ -233,6 +247,10 @@ def asked_view(job: Job) -> AskedView:
         "quality": asked.quality,
         "model": asked.model,
         "loras": loras_of(asked),
+        "source": job.source_digest,
+        "strength": asked.strength,
+        "mask": job.has_mask,
+        "mask_blur": asked.mask_blur,
     }
 
 
@@ -249,6 +267,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
+        "width": finished.parameters.width,
+        "height": finished.parameters.height,
         "truncated": finished.truncated,
         "loras": lora_views(finished.parameters),
         "timings": timings_view(finished.timings),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zwatch.generation.job_store import JobStore
     from zwatch.generation.loras import JobLoras
     from zwatch.generation.queue import GenerationQueue
+    from zwatch.generation.sources import Source
 
 _BETWEEN = "."
 """Between the ids of the jobs in the id of a comparison."""
@@ -156,13 +157,14 @@ def submit_comparison(
     attended: bool,
     keeps_files: bool = False,
     loras: "JobLoras | None" = None,
+    source: "Source | None" = None,
 ) -> Comparison:
-    """Accept the request to every model, or none. They count as so much work, and as so many that wait.
+    """Accept the request to every model, or none; each changes the same image, if there is one. They count as so much work, and as so many that wait.
 
     Raises:
         RequestError: as `GenerationQueue.submit`; 400, together they are too much.
     """
-    work = sum(queue.check(request, after=number, loras=loras) for number, request in enumerate(requests))
+    work = sum(queue.check(one, after=number, source=source, loras=loras) for number, one in enumerate(requests))
     if work > queue.max_work:
         raise invalid(
             "model",
@@ -170,7 +172,7 @@ def submit_comparison(
             "name fewer models, or ask for fewer images or steps",
         )
     comparison = Comparison(
-        [queue.submit(request, attended=attended, keeps_files=keeps_files, loras=loras) for request in requests]
+        [queue.submit(one, attended=attended, keeps_files=keeps_files, source=source, loras=loras) for one in requests]
     )
     for job in comparison.jobs:
         job.together = comparison.jobs

@@ -25,7 +25,7 @@ from zwatch.rollout.trials import FaultKind, Redraw, Suspicion
 from zwatch.shadow.faults import is_memory_short
 
 if TYPE_CHECKING:
-    from zwatch.engine.parameters import Generation
+    from zwatch.engine.parameters import Generation, GenerationParameters
     from zwatch.engine.pipeline import Engine
     from zwatch.generation.pictures import Pictures
     from zwatch.rollout.withdrawal import Withdrawal
@@ -119,7 +119,7 @@ class Drawer:
         self, job: Job, lease: Lease, queued: float, *, is_watched: bool
     ) -> Result | Literal[_Again.AGAIN] | None:
         begun, engine = time.monotonic(), lease.engine
-        pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work, job.loras))
+        pictures = self._finisher.begin(job, lease.key, self._fitted(job, engine))
         is_first = engine.is_unjudged
         adapted = await self.loras.adapted(job.loras, engine)
         with self.loras.using(adapted):
@@ -150,6 +150,9 @@ class Drawer:
             pictures.add_all(generation)
         return Result(pictures, generation, queued)
 
+    def _fitted(self, job: Job, engine: "Engine") -> "GenerationParameters":
+        return fitted(job.request, engine, self._max_work, job.source, job.loras)
+
     async def _drawn_in_colours(
         self, job: Job, first: Lease, suspicion: Suspicion
     ) -> "tuple[Pictures, Generation] | None":
@@ -164,8 +167,7 @@ class Drawer:
         job.take_second_turn()
         job.restart()
         try:
-            again = fitted(job.request, other.engine, self._max_work, job.loras)
-            pictures = self._finisher.begin(job, other.key, again)
+            pictures = self._finisher.begin(job, other.key, self._fitted(job, other.engine))
             adapted = await self.loras.adapted(job.loras, other.engine)
             with self.loras.using(adapted):
                 generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True, adapted=adapted)

@@ -55,6 +55,10 @@ class Details:
     """The share by which the version was chosen, such as `current@10`."""
     trial: str = ""
     """The trial in which votes on the image count."""
+    source: str = ""
+    """The blake3 of the file of the image that was changed."""
+    mask: str = ""
+    """`yes` if there was a mask."""
     loras: tuple[UsedLora, ...] = ()
     """The LoRAs that it was drawn with."""
 
@@ -83,8 +87,15 @@ def details_of(
     }
     if parameters.loras:
         request["loras"] = [{"name": lora.name, "scale": lora.scale} for lora in parameters.loras]
+    source = parameters.source
+    if source is not None:
+        request |= {"strength": source.strength, "mask_blur": source.mask_blur}
     text = _a1111_text(parameters, key, seed, share)
-    return Details(text, key.version, str(key.digest), request, signer or "", share or "", trial, parameters.loras)
+    return Details(
+        text, key.version, str(key.digest), request, signer or "", share or "", trial,
+        "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
+        parameters.loras,
+    )  # fmt: skip
 
 
 def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
@@ -95,8 +106,17 @@ def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, 
     by_loras = f', Lora hashes: "{hashes}"' if hashes else ""
     return (
         f"{parameters.prompt}{tags}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_loras}{by_share}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{_changed(parameters)}{by_loras}{by_share}"
     )
+
+
+def _changed(parameters: "GenerationParameters") -> str:
+    """Return how an image was changed, in AUTOMATIC1111's words, and from which."""
+    source = parameters.source
+    if source is None:
+        return ""
+    blurred = f", Mask blur: {source.mask_blur}" if source.has_mask else ""
+    return f", Denoising strength: {source.strength:g}{blurred}, Source: {source.digest}"
 
 
 def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
@@ -113,6 +133,10 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_trial", details.trial)
     if details.loras:
         chunks.add_text("zwatch_loras", json.dumps([asdict(lora) for lora in details.loras]))
+    if details.source:
+        chunks.add_text("zwatch_source", details.source)
+    if details.mask:
+        chunks.add_text("zwatch_mask", details.mask)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -129,6 +153,10 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["trial"] = details.trial
     if details.loras:
         ours["loras"] = [asdict(lora) for lora in details.loras]
+    if details.source:
+        ours["source"] = details.source
+    if details.mask:
+        ours["mask"] = details.mask
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -194,7 +222,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
-        str(note.get("trial", "")), _loras(note.get("loras")),
+        str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")), _loras(note.get("loras")),
     )  # fmt: skip
 
 
@@ -203,7 +231,8 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
-        texts.get("zwatch_trial", ""), _loras(_json_value(texts.get("zwatch_loras", ""))),
+        texts.get("zwatch_trial", ""), texts.get("zwatch_source", ""), texts.get("zwatch_mask", ""),
+        _loras(_json_value(texts.get("zwatch_loras", ""))),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
 from zwatch.generation.loras import JobLoras
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
 from zwatch.logs import request_id
@@ -70,10 +70,7 @@ class Job:
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
-    source: Source | None = None
-    """The image that it changes, until it ends; None if it makes one from noise."""
-    loras: JobLoras | None = None
-    """The LoRAs that it is drawn with, until it ends; None if there are none."""
+    loras: JobLoras | None = None  # until it ends
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
     together: tuple["Job", ...] = ()
@@ -96,10 +93,15 @@ class Job:
         attended: bool = True,
         keeps_files: bool = False,
         client: str | None = None,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
+        self.source = source
+        """The image that it changes, until it ends; None if it makes one from noise."""
+        self.source_digest = None if source is None else source.digest
+        self.has_mask = source is not None and source.mask is not None
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -107,10 +109,9 @@ class Job:
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = self.step = 0
-        self.steps = request.steps * request.n
+        self.steps = steps_of(request, source) * request.n
         self.second_turn = SecondTurn()
-        self.work = 0.0
-        """Megapixels x steps x images, to estimate how long it takes."""
+        self.work = 0.0  # megapixels x steps x images, to estimate how long it takes
         self.preview: bytes | None = None
         self.key: VersionKey | None = None
         """The version that makes its images; None before it runs."""

@@ -37,6 +37,8 @@ class FoundSettings(TypedDict):
     steps: NotRequired[int]
     guidance_scale: NotRequired[float]
     seed: NotRequired[int]
+    strength: NotRequired[float]
+    mask_blur: NotRequired[int]
     loras: NotRequired[list[LoraFound]]
 
 
@@ -96,7 +98,10 @@ def _of_infotext(text: str) -> dict[str, Any]:
     pairs = parse_infotext(text)
     if "Steps" not in pairs:  # any text of another program
         return {}
-    names = {"steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2"}
+    names = {
+        "steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2",
+        "strength": "Denoising strength", "mask_blur": "Mask blur",
+    }  # fmt: skip
     prompt, loras = _of_tags(pairs["Prompt"])
     return {
         "prompt": prompt,

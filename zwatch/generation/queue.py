@@ -11,7 +11,7 @@ from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
 from zwatch.deploy.loras import LoraRoot
-from zwatch.deploy.shares import alias_meant, parse_share
+from zwatch.deploy.shares import parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
@@ -19,8 +19,9 @@ from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.loras import JobLoras, Loras
-from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
-from zwatch.generation.sources import Source
+from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, steps_of, work_of
+from zwatch.generation.sources import Source, too_much_held
+from zwatch.generation.unserved import not_served
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
@@ -144,11 +145,11 @@ class GenerationQueue:
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        work = self.check(request, client, loras=loras)
+        work = self.check(request, client, source=source, loras=loras)
         is_for_alias = request.model in self._aliases and parse_share(request.model) is None
         lease = None if is_for_alias else self._traffic.lease(request.model, client)
-        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
-        job.source, job.loras = source, loras
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client, source=source)
+        job.loras = loras
         if loras is not None and (resident := self._traffic.find(request.model, client)) is not None:
             self.loras.begin(loras, resident.engine)
         job.time_limit = self.timeout if attended else math.inf
@@ -163,17 +164,28 @@ class GenerationQueue:
         return job
 
     def check(
-        self, request: GenerateRequest, client: str | None = None, after: int = 0, loras: JobLoras | None = None
+        self,
+        request: GenerateRequest,
+        client: str | None = None,
+        after: int = 0,
+        source: Source | None = None,
+        loras: JobLoras | None = None,
     ) -> float:
         """Check as `submit` whether a request would be accepted after so many others; return its work."""
         with self._reporting_refusals():
             self._check_room(after)
+            self._check_held(source)
             if (resident := self._traffic.find(request.model, client)) is None:
                 if not self.is_coming(request.model):
                     raise self.not_served(request.model)
-                return work_of(request, USUAL_SIDE)  # the limits are checked when its turn comes
-            fitted(request, resident.engine, self.max_work, loras)
-            return work_of(request, resident.engine.default_size)
+                # The limits are checked when its turn comes.
+                return work_of(request, USUAL_SIDE, source, self.max_work)
+            made = fitted(request, resident.engine, self.max_work, source, loras)
+            return made.width * made.height / 1e6 * steps_of(request, source) * request.n
+
+    def _check_held(self, source: Source | None) -> None:
+        if source is not None and (reason := too_much_held(source, (job.source for job in self.jobs.unsettled))):
+            raise RequestError("queue_full", reason, headers=retry_after(self._seconds_until_room()))
 
     @contextmanager
     def _reporting_refusals(self) -> Iterator[None]:
@@ -319,19 +331,7 @@ class GenerationQueue:
 
     def not_served(self, model: str) -> RequestError:
         """Return the error for a request for what serves nothing."""
-        if model in self._aliases and self.is_unloaded(model):
-            return RequestError("model_not_loaded", unloaded(model), headers=retry_after(10))
-        if model in self._aliases:
-            message = f"{model} serves nothing at present, see /status"
-            return RequestError("model_not_loaded", message, headers=retry_after(2))
-        if (alias := alias_meant(model)) in self._aliases:
-            text = f"{alias} has no share {model[:100]!r} at present, see /status"
-            return RequestError("model_not_found", text, param="model")
-        return RequestError(
-            "model_not_found",
-            f"{model[:100]!r} is neither an alias nor a resident version, see /status",
-            param="model",
-        )
+        return not_served(model, self._aliases, self.is_unloaded)
 
     def _seconds_until_room(self) -> float:
         """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""

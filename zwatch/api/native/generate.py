@@ -6,9 +6,9 @@ from operator import itemgetter
 from aiohttp import web
 
 from zwatch.api.answers import json_answer
-from zwatch.api.bodies import read_request
 from zwatch.api.client_key import native_client
 from zwatch.api.compared import compared_body
+from zwatch.api.native.asked import read_asked
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
@@ -20,6 +20,7 @@ from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
 from zwatch.generation.loras import JobLoras
 from zwatch.generation.request import ComparableRequest, ImageFormat
+from zwatch.generation.sources import Source
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
 """The quality in the parameters of a media type in `Accept`."""
@@ -30,7 +31,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
     note_client(request)
-    wanted = await read_request(request, ComparableRequest)
+    wanted, source = await read_asked(request)
     accepted = _accepted(request)
     if accepted == "image" and "format" not in wanted.model_fields_set:
         wanted = wanted.model_copy(update={"format": _image_format(request.headers.get("Accept", ""))})
@@ -40,9 +41,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
         )
     loras = await services.queue.loras.opened(wanted.loras)
     if wanted.is_comparison:
-        return await _compare(request, services, wanted, accepted, loras)
+        return await _compare(request, services, wanted, accepted, source, loras)
     [asked] = wanted.by_model()
-    job = services.queue.submit(asked, attended=True, client=native_client(request, asked), loras=loras)
+    client = native_client(request, asked)
+    job = services.queue.submit(asked, attended=True, client=client, source=source, loras=loras)
+    del source  # the job has it as long as it needs it
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
@@ -54,13 +57,19 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 async def _compare(
-    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str, loras: JobLoras | None
+    request: web.Request,
+    services: Services,
+    wanted: ComparableRequest,
+    accepted: str,
+    source: Source | None,
+    loras: JobLoras | None,
 ) -> web.StreamResponse:
     """Generate the images of several models, and answer with all of them."""
     if accepted == "image":
         message = "model is a list, one answer is one image: send Accept: application/json"
         raise RequestError("invalid_value", message, param="model")
-    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, loras=loras)
+    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source, loras=loras)
+    del source  # its jobs have it as long as they need it
 
     async def body(finished: object) -> bytes:
         return await services.bridge.run("encode", compared_body, comparison)
