@@ -108,9 +108,9 @@ class Engine:
         is_request: bool = False,
         adapted: Adapted | None = None,
     ) -> Generation:
-        """Make one image per seed; by the LoRAs of `parameters` with `adapted`, a view of this engine's transformer. `on_step` gets the
-        number of denoising steps done, over all images; `on_image` gets the index and the image of each seed before the next is begun, if
-        its pixels are finite. For a request, a prompt that was encoded before need not be encoded again; a version has to prove that it can.
+        """Make one image per seed; `adapted` draws with the LoRAs of `parameters`. `on_step` gets the number of steps done, over all
+        images; `on_image` the index and the image of each seed before the next is begun, if its pixels are finite. For a request, a
+        prompt that was encoded before need not be encoded again; a version has to prove that it can.
 
         Raises:
             GenerationCancelled: `cancelled` returned true between two steps.
@@ -127,10 +127,9 @@ class Engine:
                 initial = self._encoded_image(pipeline, parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
-                done = number * parameters.steps_made
                 with phases.of("denoise"):
-                    dtype, place = prompts[0].embedding.dtype, self.device.torch_device
-                    beginning = begin(pipeline, parameters, initial, seed, dtype, place)
+                    dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
+                    beginning = begin(pipeline, parameters, initial, seed, dtype, self.device.torch_device)
                     latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
                 with phases.of("decode"):
                     decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes

@@ -84,6 +84,7 @@ class Job:
     time_limit: float = math.inf
     """Seconds from its acceptance after which its client gets an error."""
 
+    # Long: one line for each attribute.
     def __init__(
         self,
         request: GenerateRequest,
