@@ -123,8 +123,7 @@ class Job:
         self.finished: Finished | None = None
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
-        self.seconds: float | None = None
-        """Seconds from acceptance to the end; None before the end."""
+        self.seconds: float | None = None  # from acceptance to the end; None before the end
         self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""
