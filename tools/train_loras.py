@@ -3,8 +3,8 @@
     nice -n 19 python tools/train_loras.py --model models/v1 --out loras --work /tmp/train-loras
 
 Runs on one core of a CPU, some ten minutes a LoRA; seeds are fixed. It draws the scenes that the versions were trained on in
-a third and a fourth style (drawn_world/restyled.py), trains factors beside the frozen weights, and writes and seals them as
-`zwatch import --lora` does. In --work it leaves a sheet a LoRA to look at: prompts that were not drawn, at the scales
+a third and a fourth style (drawn_world/restyled.py), trains factors beside the frozen weights, and imports them with
+`zwatch import --lora`. In --work it leaves a sheet a LoRA to look at: prompts that were not drawn, at the scales
 0, 0.5 and 1. docs/models.md has the figures.
 """
 
@@ -26,6 +26,8 @@ from small_models.quality import generate
 from small_models.vae import encode
 from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen3Model
+
+from zwatch.cli import main as zwatch
 
 SEED = 20_27
 SIZES = (Size(256, 256, 0.8, 640), Size(192, 320, 0.1, 96), Size(320, 192, 0.1, 96))
@@ -92,6 +94,9 @@ def main() -> None:
             merge(transformer, factors, -scale)
         save_sheet(rows, args.work / f"{name}.png")
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+        source = str(args.work / f"{name}.safetensors")
+        if status := zwatch(["import", source, name, "--lora", "--loras", str(args.out)]):
+            raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ def _check(
     as_json: bool,
 ) -> int:
     """Verify, load and warm a version without serving it."""
+    from zwatch.deploy.lora_files import is_lora_directory
+
+    if is_lora_directory(directory):
+        raise UsageError(f"{directory}: this is a LoRA, which nothing loads without a version; `zwatch verify` compares it with its seal")  # fmt: skip
     signer, findings = _signer(directory, policy)
     if findings:
         return _report(directory, findings, "", as_json=as_json)

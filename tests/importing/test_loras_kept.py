@@ -139,3 +139,22 @@ def test_an_interrupted_one_goes_on_and_leaves_nothing_that_looks_like_a_lora(im
     importing(kohya, "ink", "--lora")
     assert "kept of an interrupted import" in importing.out
     assert [found.problem for found in LoraRoot(loras).look()] == [None]
+
+
+def test_it_says_whether_it_fits_what_current_leads_to(importing, pipeline, kohya, tmp_path, root):
+    importing(pipeline, "v1")
+    importing(kohya, "before", "--lora")
+    assert "fit" not in importing.error
+    (root / "current").symlink_to("v1")
+    importing(kohya, "ink", "--lora")
+    assert f"it fits v1, which {root / 'current'} leads to" in importing.error
+    modules = {
+        "layers.0.attention.to_q": (64, 32),
+        **{f"layers.{number}.attention.to_k": (64, 64) for number in range(5, 9)},
+    }
+    save_file(make.lora(modules), tmp_path / "other.safetensors")
+    importing(tmp_path / "other.safetensors", "other", "--lora")
+    assert "it does not fit v1" in importing.error
+    assert "layers.0.attention.to_q is [64, 64], the LoRA is for [64, 32]" in importing.error
+    assert "layers.5.attention.to_k is not there, the LoRA is for [64, 64]" in importing.error
+    assert "and 2 more" in importing.error

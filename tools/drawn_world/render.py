@@ -144,9 +144,7 @@ def render(scenes: Scenes, height: int, width: int, device: torch.device | str =
 
 
 @torch.no_grad()
-def backgrounds(
-    scenes: Scenes, height: int, width: int, device: torch.device | str = "cpu", size: int = 384
-) -> Tensor:
+def backgrounds(scenes: Scenes, height: int, width: int, device: torch.device | str = "cpu", size: int = 384) -> Tensor:
     """Draw what lies behind the scenes' subjects, as `render` does."""
     pictures = torch.zeros(2, len(scenes), 3, height, width, dtype=torch.uint8, device=device)
     _backgrounds(pictures, scenes, device, max(8, size * 65536 // (height * width)))

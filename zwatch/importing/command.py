@@ -40,7 +40,7 @@ def import_version(
         _check_lora(wish, deploys=deploys)
         root = lora_root(models, loras)
         with _making(root, name, "LoRA"):
-            made = run_lora(source, root, wish, _say, ending, _key(key_file))
+            made = run_lora(source, root, models, wish, _say, ending, _key(key_file))
         _print(made, "imported the LoRA", time.monotonic() - begun, as_json=as_json)
         return
     with _making(models, name):
