@@ -12,6 +12,7 @@ from zwatch.api.schema import (
     Base64,
     Digest,
     ErrorObject,
+    Fraction,
     Number,
     Seconds,
     ShareName,
@@ -22,8 +23,8 @@ from zwatch.api.schema import (
 )
 from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.kept_image import LoraView
 from zwatch.generation.picture_settings import LoraFound, loras_of
 from zwatch.generation.request import ImageFormat
@@ -96,7 +97,8 @@ class Accepted(TypedDict):
 
 
 class AskedView(TypedDict):
-    """What a job was asked for; the sides are null until it is known which version draws it."""
+    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed, and
+    `mask_blur` where there is no mask."""
 
     prompt: str
     negative_prompt: str
@@ -111,9 +113,9 @@ class AskedView(TypedDict):
     model: str
     loras: list[LoraFound]
     source: SourceDigest | None
-    strength: float
+    strength: Fraction | None
     mask: bool
-    mask_blur: Number
+    mask_blur: Number | None
 
 
 class JobView(TypedDict):
@@ -248,9 +250,9 @@ def asked_view(job: Job) -> AskedView:
         "model": asked.model,
         "loras": loras_of(asked),
         "source": job.source_digest,
-        "strength": asked.strength,
+        "strength": None if job.source_digest is None else asked.strength,
         "mask": job.has_mask,
-        "mask_blur": asked.mask_blur,
+        "mask_blur": asked.mask_blur if job.has_mask else None,
     }
 
 
