@@ -314,3 +314,13 @@ async def test_a_service_of_another_root_has_its_own(start, models, tmp_path):
     async with start(loras=root) as client:
         await client.serves()
         await client.png(loras=ink())
+
+
+async def test_openais_call_takes_them_as_an_extension(client, loras):
+    body = {"prompt": "a cat", "seed": 1, "loras": ink()}
+    status, headers, answer = await client.call("POST", "/v1/images/generations", json=body)
+    assert status == 200, answer
+    assert headers["X-Zwatch-Loras"].endswith(digest_of(loras, "ink"))
+    assert pixels(base64.b64decode(answer["data"][0]["b64_json"])) == pixels((await client.png(seed=1, loras=ink()))[1])
+    error = await client.error("/v1/images/generations", {**body, "loras": ink(name="oil")}, 400)
+    assert error["param"] == "loras"

@@ -61,7 +61,8 @@ async def _generate(request: web.Request, services: Services) -> web.StreamRespo
     model = await _serving_name(services, asked.model)
     client = client_key(request, model, user=asked.user, is_named=asked.model == model)
     wanted = images_of(asked, model)
-    job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls, client=client)
+    loras = await services.queue.loras.opened(wanted.generate.loras)
+    job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls, client=client, loras=loras)
     with services.queue.attending(job):
         if wanted.stream:
             return await _stream(request, services, job, wanted.partial_images)
