@@ -15,7 +15,7 @@ from tests.engine.fast.networks import error
 from tests.engine.test_dtype import psnr
 from tests.engine.test_pipeline import library_image, library_pipeline
 from zwatch.deploy.loras import LoraRoot
-from zwatch.engine.adapted import AdaptedLinear, linears, view_of
+from zwatch.engine.adapted import AdaptedLinear, Down, linears, products, view_of
 from zwatch.engine.computing import EXACT
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.fast.computing import FastComputing
@@ -167,7 +167,7 @@ def adapted_by_hand(network, dtype, rank=3, scale=0.7):
         out, width = part.weight.shape
         down = (torch.randn(rank, width, generator=random) / width**0.5).to(dtype)
         up = (torch.randn(out, rank, generator=random) / rank**0.5 * 0.5).to(dtype)
-        replaced[path] = AdaptedLinear(part, down, up, torch.full((rank,), scale))
+        replaced[path] = AdaptedLinear(part, Down(down, torch.full((rank,), scale)), up)
         deltas[path] = up.double() @ down.double() * scale
     truth = networks.transformer(torch.float64)
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_rows_of_fp8_with_scales_get_the_product_of_what_they_stand_for():
     with torch.inference_mode():
         scaled = Scaled.of(x)
         layer = QuantizedLinear.of(weight)
-        found = AdaptedLinear(layer, down, up, torch.full((4,), 0.5))(scaled)
+        found = AdaptedLinear(layer, Down(down, torch.full((4,), 0.5)), up)(scaled)
         expected = layer(scaled) + scaled.float() @ down.t() @ up.t() * 0.5
     assert error(found, expected) < 0.01
 
@@ -225,8 +225,8 @@ def test_rows_of_fp8_with_scales_get_the_product_of_what_they_stand_for():
 def test_a_view_shares_all_that_no_lora_changes():
     network = networks.transformer(torch.float32)
     changed = "layers.0.attention.to_q"
-    factors = torch.zeros(2, 48), torch.zeros(48, 2)
-    view = view_of(network, {changed: AdaptedLinear(network.get_submodule(changed), *factors, torch.ones(2))})
+    down, up = Down(torch.zeros(2, 48), torch.ones(2)), torch.zeros(48, 2)
+    view = view_of(network, {changed: AdaptedLinear(network.get_submodule(changed), down, up)})
     assert type(view) is type(network)
     assert isinstance(view.get_submodule(changed), AdaptedLinear)
     assert type(network.get_submodule(changed)) is not AdaptedLinear
@@ -271,7 +271,9 @@ def test_one_is_read_once_for_all_engines_and_requests(factory, tiny_versions, l
     for engine in (v1, v2, v1):
         drawn(engine, loras, ink=1.0)
     assert caplog.text.count("loaded the LoRA ink") == 1
-    assert factory.loras.residents == {loras.open_lora("ink").digest: factory.loras.nbytes}
+    assert list(factory.loras.residents) == [loras.open_lora("ink").digest]
+    views = sum(view.nbytes for view in factory.loras._all_views())
+    assert factory.loras.nbytes == sum(factory.loras.residents.values()) + views
 
 
 def test_its_bytes_count_as_weights_and_are_given_back(factory, tiny_versions, loras):
@@ -290,7 +292,7 @@ def test_the_least_recently_used_goes_when_there_is_no_room(tiny_versions, loras
     engine = build(factory, tiny_versions, "v1")
     write_lora(loras.path, "third", tiny_versions / "v1/transformer", 4, 9)
     drawn(engine, loras, ink=1.0)
-    factory.loras.most_bytes = int(2.5 * factory.loras.nbytes)
+    factory.loras.most_bytes = factory.loras.nbytes + 30_000
     drawn(engine, loras, night=1.0)
     drawn(engine, loras, ink=1.0)
     drawn(engine, loras, third=1.0)
@@ -304,7 +306,7 @@ def test_what_a_request_draws_with_stays(tiny_versions, loras):
     view = factory.loras.load(engine.pipeline.transformer, opened(loras, "ink"))
     with factory.loras.used(view):
         assert not factory.loras.give_room()
-        factory.loras.most_bytes = 30_000  # more than each of them, and less than both
+        factory.loras.most_bytes = 80_000  # more than each of them takes, and less than both
         code, reason = rejection_of(lambda: factory.loras.load(engine.pipeline.transformer, opened(loras, "night")))
         assert code == "insufficient_memory"
         assert "night" in reason
@@ -379,7 +381,7 @@ def test_a_change_of_what_was_joined_is_found(factory, tiny_versions, loras):
     plain = drawn(engine, loras, ink=1.0, night=0.5)
     [view] = factory.loras._all_views()
     with torch.inference_mode():
-        next(iter(view.joined.factors.values()))[0][0, 0] += 1
+        view.packed.down[0][0, 0] += 1
     _, [problem] = engine.verify_resident()
     assert "ink and night" in problem
     assert np.array_equal(drawn(engine, loras, ink=1.0, night=0.5), plain)
@@ -429,3 +431,33 @@ def test_one_that_does_not_fit_is_described_with_names_and_shapes():
     assert text == "a.to_q is [64, 32], the LoRA is for [64, 48]; there is no b.to_q [64, 32]"
     many = misfit({f"c.{number}": Matrix(4, 64, 32) for number in range(9)}, shapes)
     assert many.endswith("; and 6 more of its matrices")
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, 13])
+def test_ranks_of_every_size_are_filled_up_and_draw_the_same(factory, tiny_versions, tmp_path, rank):
+    write_lora(
+        tmp_path / "loras", "ink", tiny_versions / "v1/transformer", rank, 1, dtype="F32", of=lambda module: True
+    )
+    root = LoraRoot(tmp_path / "loras")
+    engine = build(EngineFactory(Device("cpu"), precision=Precision("fp32")), tiny_versions, "v1")
+    network = engine.pipeline.transformer
+    view = engine._acceleration.loras.load(network, opened(root, "ink"))
+    tensors = load_file(root.path / "ink/lora.safetensors")
+    with torch.inference_mode():
+        network = view.scaled([0.5])
+    changed = [(path, part) for path, part in network.named_modules() if isinstance(part, AdaptedLinear)]
+    assert len(changed) == len(tensors) // 2
+    with torch.inference_mode():
+        for path, part in changed:
+            torch.manual_seed(1)
+            x = torch.randn(2, 3, part.weight.shape[1])
+            down, up = tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"]
+            expected = part.linear(x) + x @ down.t() @ up.t() * 0.5
+            assert error(part(x), expected) < 1e-5
+            assert part.up.shape[1] % 8 == 0
+        attention = network.get_submodule("layers.0.attention")
+        layers = attention.to_q, attention.to_k, attention.to_v
+        x = torch.randn(2, 3, attention.to_q.weight.shape[1])
+        found = products(x, layers)
+        assert error(torch.cat(found), torch.cat([layer(x) for layer in layers])) < 1e-6
+        assert attention.to_q.shared is attention.to_v.shared

@@ -4,8 +4,9 @@ A view of a network shares its parameters, and all modules that nothing changes:
 the network itself never sees it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +15,41 @@ from torch.nn import functional
 from zwatch.engine.scaled import Activations, QuantizedLinear, Scaled
 
 
+@dataclass(frozen=True, eq=False)
+class Down:
+    """The first factors of layers that take the same input, one below the other: `factors` are A of shape (ranks, in), `scales` float32
+    of shape (ranks,)."""
+
+    factors: Tensor
+    scales: Tensor
+
+    def __call__(self, x: Activations) -> Tensor:
+        """Return s * A x, shape (rows, ranks), for x of shape (..., in)."""
+        values = x.values if isinstance(x, Scaled) else x
+        hidden = functional.linear(values.reshape(-1, values.shape[-1]).to(self.factors.dtype), self.factors)
+        if isinstance(x, Scaled):
+            hidden.mul_(x.scales.reshape(-1, 1))
+        return hidden.mul_(self.scales)
+
+    def part(self, begin: int, end: int) -> "Down":
+        """Return some of them."""
+        return Down(self.factors[begin:end], self.scales[begin:end])
+
+
 class AdaptedLinear(nn.Module):
     """A linear layer and what LoRAs add to it: W x + B (s * A x).
 
-    `down` is A of shape (rank, in), `up` is B of shape (out, rank), `scales` are float32 of shape (rank,): of several LoRAs, their ranks
-    one after the other. The products are computed in the dtype of A and B; if that is the layer's own, B's is added to W x by the
-    product itself, with one rounding.
+    `down` has A and the scales, of several LoRAs their ranks one after the other; it is part of `shared`, from `begin` on. `up` is B of
+    shape (out, rank). The products are computed in the dtype of A and B; if that is the layer's own, B's is added to W x by the product
+    itself, with one rounding.
     """
 
-    def __init__(self, linear: nn.Module, down: Tensor, up: Tensor, scales: Tensor) -> None:
+    def __init__(self, linear: nn.Module, shared: Down, up: Tensor, begin: int = 0) -> None:
         super().__init__()
         self.linear = linear
-        self.down, self.up, self.scales = down, up, scales
+        self.shared, self.up = shared, up
+        self.begin, self.end = begin, begin + up.shape[1]
+        self.down = shared.part(self.begin, self.end)
 
     @property
     def weight(self) -> Tensor:
@@ -35,18 +59,31 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Activations) -> Tensor:
         """Return shape (..., out) for x of shape (..., in)."""
+        return self.added(x, self.down(x))
+
+    def added(self, x: Activations, hidden: Tensor) -> Tensor:
+        """As `forward`, where s * A x is known."""
         product: Tensor = self.linear(x)
-        values = x.values if isinstance(x, Scaled) else x
-        hidden = functional.linear(values.reshape(-1, values.shape[-1]).to(self.down.dtype), self.down)
-        if isinstance(x, Scaled):
-            hidden.mul_(x.scales.reshape(-1, 1))
-        hidden.mul_(self.scales)
         rows = product.view(-1, product.shape[-1])
         if hidden.dtype is rows.dtype:
             rows.addmm_(hidden, self.up.t())
         else:
             rows.add_(functional.linear(hidden, self.up))
         return product
+
+
+def products(x: Activations, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """Return the products of x with each of the layers; those that have LoRAs read x once for all of their first factors."""
+    hidden: dict[Down, Tensor] = {}
+    made = []
+    for layer in layers:
+        if not isinstance(layer, AdaptedLinear):
+            made.append(layer(x))
+            continue
+        if layer.shared not in hidden:
+            hidden[layer.shared] = layer.shared(x)
+        made.append(layer.added(x, hidden[layer.shared][:, layer.begin : layer.end]))
+    return tuple(made)
 
 
 def linears(network: nn.Module) -> dict[str, nn.Module]:

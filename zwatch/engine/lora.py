@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zwatch.deploy.loras import Matrix, OpenedLora
-from zwatch.engine.adapted import AdaptedLinear, view_of
+from zwatch.engine.adapted import AdaptedLinear, Down, view_of
 from zwatch.shadow.buffers import DATA_ALIGNMENT
 from zwatch.shadow.converted import Buffer
 from zwatch.shadow.host import Shadow
@@ -34,50 +34,114 @@ class Lora:
         return self.tensors[path + DOWN], self.tensors[path + UP]
 
 
-class Joined:
-    """The factors of those layers that several LoRAs change, their ranks one after the other: a copy in memory of its own, hashed when
-    it is made."""
+_ALIGNED = 8
+"""Ranks are multiples of this, filled up with zeros: else CUDA's products read numbers of 16 bits one by one."""
+_TOGETHER = {"to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "w1": "gated", "w3": "gated"}
+"""Layers that take the same input, which the fast way computes together."""
+
+Parts = tuple[tuple[int, int], ...]
+"""What the ranks of a factor belong to: (number of the LoRA, ranks) in order; the number is -1 for those that are filled up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer's factors are: rows of the first factors of its group, from `begin` on."""
+
+    path: str
+    parts: Parts
+    begin: int
+
+    @property
+    def rank(self) -> int:
+        """How many rows it has there."""
+        return sum(count for _, count in self.parts)
+
+
+def _groups(loras: Sequence[Lora]) -> list[list[_Place]]:
+    """Return the places of all layers that LoRAs change, those that take the same input together."""
+    groups: dict[tuple[str, int], list[_Place]] = {}
+    for path in dict.fromkeys(path for lora in loras for path in lora.matrices):
+        having = [(number, lora.matrices[path]) for number, lora in enumerate(loras) if path in lora.matrices]
+        parts = [(number, matrix.rank) for number, matrix in having]
+        if missing := -sum(matrix.rank for _, matrix in having) % _ALIGNED:
+            parts.append((-1, missing))
+        parent, _, name = path.rpartition(".")
+        group = groups.setdefault((f"{parent}.{_TOGETHER.get(name, name)}", having[0][1].columns), [])
+        group.append(_Place(path, tuple(parts), sum(place.rank for place in group)))
+    return list(groups.values())
+
+
+def packed_bytes(loras: Sequence[Lora]) -> int:
+    """Return the bytes that `Packed` takes of LoRAs."""
+    itemsize = loras[0].dtype.itemsize
+    return sum(_span(*shape, itemsize) for group in _groups(loras) for shape in _shapes(group, loras))
+
+
+def _span(rows: int, columns: int, itemsize: int) -> int:
+    return -(-rows * columns * itemsize // DATA_ALIGNMENT) * DATA_ALIGNMENT
+
+
+class Packed:
+    """The factors of LoRAs as they are computed: the first ones of layers that take the same input together, of several LoRAs one after
+    the other, ranks filled up. A copy in memory of its own, hashed when it is made; second factors that are right as they are stay where
+    they are."""
 
     def __init__(self, loras: Sequence[Lora], shadow: Shadow) -> None:
-        parts = {path: [lora.factors(path) for lora in loras if path in lora.matrices] for path in _paths(loras)}
-        self._parts = {path: factors for path, factors in parts.items() if len(factors) > 1}
+        self.groups = _groups(loras)
         self.names = " and ".join(lora.name for lora in loras)
         self.shadow = shadow
-        self.nbytes = sum(_span(down) + _span(up) for factors in self._parts.values() for down, up in factors)
-        self.nbytes += 2 * DATA_ALIGNMENT * len(self._parts)
+        self._dtype, self._place = loras[0].dtype, 0
+        self.nbytes = packed_bytes(loras)
         self._data = shadow.allocate(self, self.nbytes).zero_()  # the gaps are hashed, too
-        self._place = 0
-        self._dtype = loras[0].dtype
-        self.factors = {
-            path: (self._joined([down for down, _ in factors], 0), self._joined([up for _, up in factors], 1))
-            for path, factors in self._parts.items()
-        }
-        del self._parts  # they hold the LoRAs
+        self.down: list[Tensor] = []
+        """Of each group, shape (ranks, in)."""
+        self.up: dict[str, Tensor] = {}
+        for group in self.groups:
+            down, *ups = (self._made(*shape) for shape in _shapes(group, loras))
+            self.down.append(down)
+            for place in group:
+                begin = place.begin
+                for lora, count in _having(place, loras):
+                    down[begin : begin + count].copy_(lora.factors(place.path)[0])
+                    begin += count
+                if not _is_copied(place):
+                    self.up[place.path] = loras[place.parts[0][0]].factors(place.path)[1]
+                    continue
+                up, column = ups.pop(0), 0
+                for lora, count in _having(place, loras):
+                    up[:, column : column + count].copy_(lora.factors(place.path)[1])
+                    column += count
+                self.up[place.path] = up
         self._hash = shadow.hasher.begin(self._data).hexdigest()
 
-    def _joined(self, tensors: Sequence[Tensor], dimension: int) -> Tensor:
-        shape = list(tensors[0].shape)
-        shape[dimension] = sum(tensor.shape[dimension] for tensor in tensors)
-        nbytes = shape[0] * shape[1] * self._dtype.itemsize
-        made = self._data[self._place : self._place + nbytes].view(self._dtype).view(shape)
-        torch.cat(list(tensors), dim=dimension, out=made)
-        self._place += -(-nbytes // DATA_ALIGNMENT) * DATA_ALIGNMENT
+    def _made(self, rows: int, columns: int) -> Tensor:
+        nbytes = rows * columns * self._dtype.itemsize
+        made = self._data[self._place : self._place + nbytes].view(self._dtype).view(rows, columns)
+        self._place += _span(rows, columns, self._dtype.itemsize)
         return made
 
     def begin_check(self) -> Callable[[], str | None]:
         """As `FileBuffer.begin_check`."""
         hashing = self.shadow.hasher.begin(self._data)
         hashing.finish()
-        text = f"{self.names}: the copy of their factors together has changed on the device"
+        text = f"{self.names}: the copy of the factors that is computed with has changed on the device"
         return lambda: None if hashing.hexdigest() == self._hash else text
 
 
-def _span(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // DATA_ALIGNMENT) * DATA_ALIGNMENT
+def _is_copied(place: _Place) -> bool:
+    """Return whether a layer's second factor is not one that a LoRA has as it is."""
+    return len(place.parts) > 1
 
 
-def _paths(loras: Sequence[Lora]) -> list[str]:
-    return list(dict.fromkeys(path for lora in loras for path in lora.matrices))
+def _shapes(group: Sequence[_Place], loras: Sequence[Lora]) -> list[tuple[int, int]]:
+    """Return the shapes of what is copied of a group: its first factors together, and those of its second factors that are."""
+    matrices = [loras[place.parts[0][0]].matrices[place.path] for place in group]
+    ups = [(matrix.rows, place.rank) for matrix, place in zip(matrices, group, strict=True) if _is_copied(place)]
+    return [(sum(place.rank for place in group), matrices[0].columns), *ups]
+
+
+def _having(place: _Place, loras: Sequence[Lora]) -> list[tuple[Lora, int]]:
+    return [(loras[number], count) for number, count in place.parts if number >= 0]
 
 
 @dataclass(eq=False)
@@ -86,16 +150,16 @@ class Adapted:
 
     network: nn.Module
     loras: tuple[Lora, ...]
-    joined: Joined | None
-    vectors: list[tuple[tuple[tuple[int, int], ...], Tensor]]
-    """What AdaptedLinears multiply with, float32 on the device, and of what each consists: (number of the LoRA, rank) in order."""
+    packed: Packed
+    vectors: list[tuple[Parts, Tensor]]
+    """What is multiplied with, float32 on the device, and of what each consists."""
     scales: tuple[float, ...] | None = None
     """Those that are in the vectors."""
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes on the device beside its LoRAs'."""
-        return 0 if self.joined is None else self.joined.nbytes
+        return self.packed.nbytes
 
     def scaled(self, scales: Sequence[float]) -> nn.Module:
         """Return the network with the LoRAs' scales set, in the order of torch's current stream: what was launched on it before is
@@ -104,7 +168,7 @@ class Adapted:
         if wanted != self.scales:
             self.scales = None
             for parts, vector in self.vectors:
-                values = [wanted[number] for number, rank in parts for _ in range(rank)]
+                values = [0.0 if number < 0 else wanted[number] for number, count in parts for _ in range(count)]
                 vector.copy_(torch.tensor(values))
             self.scales = wanted
         return self.network
@@ -115,19 +179,16 @@ def adapted(network: nn.Module, layers: Mapping[str, nn.Module], loras: Sequence
     called inside `shadow.beside`.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: there is not enough memory for the factors of several together.
+        torch.OutOfMemoryError, MemoryError: there is not enough memory for what is copied of them.
     """
-    joined = Joined(loras, shadow) if len(loras) > 1 else None
-    vectors: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    packed = Packed(loras, shadow)
+    vectors: dict[Parts, Tensor] = {}
     replaced: dict[str, nn.Module] = {}
-    for path in _paths(loras):
-        having = [(number, lora) for number, lora in enumerate(loras) if path in lora.matrices]
-        parts = tuple((number, lora.matrices[path].rank) for number, lora in having)
-        if joined is not None and path in joined.factors:
-            down, up = joined.factors[path]
-        else:
-            down, up = having[0][1].factors(path)
+    for group, factors in zip(packed.groups, packed.down, strict=True):
+        parts = tuple(part for place in group for part in place.parts)
         if parts not in vectors:
-            vectors[parts] = torch.zeros(down.shape[0], device=down.device)
-        replaced[path] = AdaptedLinear(layers[path], down, up, vectors[parts])
-    return Adapted(view_of(network, replaced), tuple(loras), joined, list(vectors.items()))
+            vectors[parts] = torch.zeros(factors.shape[0], device=factors.device)
+        down = Down(factors, vectors[parts])
+        for place in group:
+            replaced[place.path] = AdaptedLinear(layers[place.path], down, packed.up[place.path], place.begin)
+    return Adapted(view_of(network, replaced), tuple(loras), packed, list(vectors.items()))

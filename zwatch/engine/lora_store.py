@@ -19,7 +19,7 @@ from zwatch.deploy import seal
 from zwatch.deploy.hashing import hash_file
 from zwatch.deploy.loras import WEIGHTS, OpenedLora
 from zwatch.engine.adapted import adapter_dtype, linears
-from zwatch.engine.lora import Adapted, Lora, adapted
+from zwatch.engine.lora import Adapted, Lora, adapted, packed_bytes
 from zwatch.engine.precision import has_instructions
 from zwatch.errors import Rejection
 from zwatch.shadow.buffers import TORCH_DTYPES, FileBuffer, Footprint
@@ -117,8 +117,8 @@ class LoraStore:
             loras: list[Lora] = []
             for one in opened:
                 loras.append(self._resident(one, dtype, keeping=loras))
-            if len(loras) > 1:
-                self._make_room(sum(lora.nbytes for lora in loras), "the factors of LoRAs together", keeping=loras)
+            names = " and ".join(lora.name for lora in loras)
+            self._make_room(packed_bytes(loras), f"what is computed with of {names}", keeping=loras)
             with self._side.beside(), torch.inference_mode():
                 view = adapted(network, linears(network), loras, self._side)
             with self._lock:
@@ -200,7 +200,7 @@ class LoraStore:
             in_use = {id(lora) for view in self._in_use for lora in view.loras} | {id(lora) for lora in keeping}
             for views in self._views.values():
                 for digests, view in views.items():
-                    if view.nbytes and view not in self._in_use:
+                    if view not in self._in_use:
                         del views[digests]
                         return True
             for key, lora in self._loras.items():
@@ -229,12 +229,12 @@ class LoraStore:
         changed is let go, and read again when it is asked for."""
         with self._lock:
             loras = list(self._loras.items())
-            views = [view for view in self._all_views() if view.joined is not None]
+            views = self._all_views()
         with self._side.beside():
             checks = [(key, lora.buffer.begin_check()) for key, lora in loras]
-            joined = [(view, view.joined.begin_check()) for view in views if view.joined is not None]
+            packed = [(view, view.packed.begin_check()) for view in views]
             bad = [(key, problem) for key, check in checks if (problem := check()) is not None]
-            bad_views = [(view, problem) for view, check in joined if (problem := check()) is not None]
+            bad_views = [(view, problem) for view, check in packed if (problem := check()) is not None]
         with self._lock:
             for key, _ in bad:
                 if key in self._loras:

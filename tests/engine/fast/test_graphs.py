@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.editing import build, parameters
 from tests.engine.fast import networks
-from zwatch.engine.adapted import AdaptedLinear, view_of
+from zwatch.engine.adapted import AdaptedLinear, Down, view_of
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.fast import computing
 from zwatch.engine.fast.computing import FastComputing
@@ -243,7 +243,7 @@ def test_networks_that_draw_with_loras_have_graphs_of_their_own_which_go_with_th
     graphs, plain = Graphs(recorder, lambda: True), FastComputing(TorchOperations())
     part = network.get_submodule("layers.0.attention.to_q")
     scales = torch.full((4,), 0.5)
-    adapter = AdaptedLinear(part, torch.randn(4, 48), torch.randn(48, 4), scales)
+    adapter = AdaptedLinear(part, Down(torch.randn(4, 48), scales), torch.randn(48, 4))
     view = view_of(network, {"layers.0.attention.to_q": adapter})
     for seed in range(3):
         for one in (network, view):
