@@ -8,6 +8,7 @@ import { closeViews, textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
+import { toast } from "./toast.js";
 import { createStrip } from "./virtual.js";
 import { createVotes } from "./votes.js";
 
@@ -25,7 +26,14 @@ export function initGallery(ctx) {
 	actions.remove = deleting.one;
 	actions.reuse = (row, options) => {
 		closeViews();
-		actions.use(settingsOf(row), options);
+		actions.use({ image: null, loras: [], ...settingsOf(row) }, options);
+		if (row.source && !options.seedOnly) actions.takeSent(row);
+	};
+	// The picture is the one that is changed next
+	actions.change = (row) => {
+		closeViews();
+		actions.startFrom(row).catch((error) => toast(sentence(error), { error: true }));
+		byId("form").scrollIntoView({ block: "nearest" }); // on a phone
 	};
 	actions.walk = async (by) => {
 		const name = shownRow(store)?.name;
@@ -92,7 +100,8 @@ function addTools(ctx) {
 	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
 	const votes = createVotes(ctx);
-	byId("stage-actions").append(votes.element, compare, details, download, remove);
+	const change = textButton(t("use.picture"), () => actions.change(row()), { class: "small" });
+	byId("stage-actions").append(change, votes.element, compare, details, download, remove);
 	const follow = () => {
 		const picture = row();
 		if (!picture) return;
@@ -100,7 +109,7 @@ function addTools(ctx) {
 		download.href = picture.url;
 		download.download = picture.name ?? "";
 		// A picture that the history does not keep can only be saved
-		for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
+		for (const button of [change, compare, details, remove]) show(button, Boolean(picture.name));
 	};
 	store.on("shown jobs rows", follow);
 }
