@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.engine.editing import build, edit_json, parameters, seal_again
 from zwatch.engine.decoding import MORE
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.networks import banded
 from zwatch.engine.networks.autoencoder import Autoencoder, AutoencoderConfig
+from zwatch.engine.parameters import InitialImage
 from zwatch.shadow.device import CpuMemory, Device
 
 CPU = torch.device("cpu")
@@ -56,6 +58,18 @@ def test_in_bfloat16_they_differ_as_rounding_does(bands):
     found = banded.decode(network, given, CPU)
     assert found.dtype is torch.bfloat16
     assert (found - expected).float().abs().max() < 0.05 * expected.float().abs().max()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("changes", [{}, {"use_quant_conv": True}, {"mid_block_add_attention": False}], ids=str)
+def test_bands_give_the_latents_that_are_encoded_at_once(bands, size, changes):
+    network = made(**changes)
+    height, width = (4 * side for side in SIZES[size])
+    given = torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(1))
+    expected = network.encode(given)
+    found = banded.encode(network, given, CPU)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_bands_of_one_picture_differ_in_its_pixels_if_rows_around_them_are_missing(monkeypatch):
@@ -132,6 +146,23 @@ def test_a_picture_without_the_memory_to_be_decoded_at_once_is_decoded_in_bands(
     assert memory.at_once == [64]  # not tried again
     assert np.array_equal(pixels(engine, 32), small)
     assert memory.at_once == [64, 16]
+
+
+def test_an_image_without_the_memory_to_be_encoded_at_once_is_encoded_in_bands(engine, monkeypatch):
+    source = InitialImage(Image.new("RGB", (64, 64), (200, 30, 90)), None, 0.5, 0, "", False)
+    wanted = parameters(source=source)
+    expected = np.asarray(engine.serve(wanted).images[0]).astype(int)
+    tried = []
+
+    def short(network, pixels):
+        tried.append(pixels.shape)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Autoencoder, "encode", short)
+    found = [np.asarray(engine.serve(wanted).images[0]).astype(int) for _ in range(2)]
+    assert np.abs(found[0] - expected).mean() < 1
+    assert np.array_equal(*found)
+    assert len(tried) == 1  # not tried again
 
 
 def test_a_size_is_decoded_at_once_again_when_clearly_more_memory_is_free(engine, free, monkeypatch):

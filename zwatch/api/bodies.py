@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
-from zwatch.generation.fields import Rule, TextOrTexts, invalid, validated
+from zwatch.generation.fields import File, Rule, TextOrTexts, invalid, validated
 from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
@@ -149,6 +149,12 @@ async def read_body(request: web.Request) -> bytes:
         return raw
 
 
+def image_limit(request: web.Request) -> int:
+    """Return how many bytes a body may have that may have image files. A compressed one keeps the usual limit: it is decompressed on the
+    event loop, and images gain nothing from it."""
+    return request.client_max_size if "Content-Encoding" in request.headers else MAX_IMAGE_BODY
+
+
 @asynccontextmanager
 async def received_image(request: web.Request) -> AsyncIterator[bytes]:
     """Yield a request's body that has an image file, of at most `MAX_IMAGE_BODY` bytes; `MAX_READERS` are used at a time.
@@ -156,10 +162,7 @@ async def received_image(request: web.Request) -> AsyncIterator[bytes]:
     Raises:
         RequestError: as `read_body`.
     """
-    # A compressed body is decompressed on the event loop, so it keeps the usual limit; images gain nothing from it.
-    is_compressed = "Content-Encoding" in request.headers
-    limit = request.client_max_size if is_compressed else MAX_IMAGE_BODY
-    async with received(request, limit) as raw, request.app[READERS]:
+    async with received(request, image_limit(request)) as raw, request.app[READERS]:
         yield raw
 
 
@@ -219,7 +222,7 @@ def fields_of(content_type: str, raw: bytes, model: type[BaseModel]) -> dict[str
     kind, raw = head.get_content_type(), raw.removeprefix(_MARK)
     if kind == _MULTIPART:
         try:
-            parts = _parts(raw, head)
+            parts = _parts(raw, head, _file_fields(model))
         except RequestError as error:
             raise RequestError(error.code, f"{error.message}; {_advice(model)}", param=error.param) from None
         return _typed(parts, model)
@@ -247,11 +250,12 @@ def _advice(model: type[BaseModel]) -> str:
     return f"send a JSON object{example}, or its fields as a form (curl -F name=value)"
 
 
-def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
-    """Return the fields of a multipart body as text.
+def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, str | bytes]]:
+    """Return the fields of a multipart body as text, and those that may be `files` and are as bytes. A file without a name and without
+    content, which browsers send where none was chosen, is left out.
 
     Raises:
-        RequestError: 400, it is not valid, or a part is a file.
+        RequestError: 400, it is not valid, or another part is a file.
     """
     try:
         boundary = head.get_boundary()
@@ -262,7 +266,7 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
     _, *pieces = (b"\r\n" + raw).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
     if not pieces or not pieces[-1].startswith(b"--") or len(pieces) > _MOST_PARTS:
         raise RequestError("invalid_json", "the body is not complete multipart/form-data, or has too many parts")
-    found = []
+    found: list[tuple[str, str | bytes]] = []
     for piece in pieces[:-1]:
         lines, _, content = piece.partition(b"\r\n\r\n")
         part = BytesHeaderParser().parsebytes(lines.lstrip(b"\r\n")[:8192])
@@ -272,16 +276,28 @@ def _parts(raw: bytes, head: Message) -> list[tuple[str, str]]:
             name, is_file = None, False
         if not isinstance(name, str):
             raise RequestError("invalid_json", "a part of multipart/form-data has no name in its Content-Disposition")
+        if is_file and name in files:
+            if content or part.get_filename():
+                found.append((name, content))
+            continue
         try:
             found.append((name, "" if is_file else content.decode()))
         except UnicodeDecodeError:
             raise invalid(name[:100], f"{name[:100]} is not UTF-8") from None
         if is_file:
-            raise invalid(name[:100], f"{name[:100]} is a file: no field takes a file")
+            allowed = f"only {', '.join(files)} may be one" if files else "no field takes a file"
+            raise invalid(name[:100], f"{name[:100]} is a file: {allowed}")
     return found
 
 
-def _typed(pairs: Iterable[tuple[str, str]], model: type[BaseModel]) -> dict[str, Any]:
+def _file_fields(model: type[BaseModel]) -> list[str]:
+    """Return the names of the fields that may be files."""
+    return [
+        name for name, field in model.model_fields.items() if any(isinstance(rule, File) for rule in field.metadata)
+    ]
+
+
+def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> dict[str, Any]:
     """Return the fields of a form as JSON would have them: a number for a field that takes no text. Such a field is left out if
     it is empty."""
     found: dict[str, Any] = {}
@@ -293,7 +309,10 @@ def _typed(pairs: Iterable[tuple[str, str]], model: type[BaseModel]) -> dict[str
         is_text = (
             field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules)
         )
-        if is_text or (text[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
+        if isinstance(text, bytes) or any(isinstance(rule, File) for rule in rules):
+            if isinstance(text, bytes) or text.strip():
+                found[name] = text
+        elif is_text or (text[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
             found[name] = text
         elif text.strip():
             try:

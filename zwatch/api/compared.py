@@ -30,6 +30,8 @@ class ComparedPicture(PictureView):
     digest: Digest | None
     signer: SignerName | None
     share: ShareName | None
+    width: Number
+    height: Number
 
 
 class ComparedPictureWithFile(ComparedPicture):
@@ -112,7 +114,7 @@ def comparison_view(comparison: Comparison) -> ComparisonView:
 
 
 def _picture(job: Job, number: int) -> ComparedPicture:
-    assert job.key is not None  # it has a picture
+    assert job.key is not None and job.parameters is not None  # noqa: PT018 (it has a picture)
     return {
         **picture_view(job, number),
         "model": job.request.model,
@@ -120,6 +122,8 @@ def _picture(job: Job, number: int) -> ComparedPicture:
         "digest": job.key.digest,
         "signer": job.signer,
         "share": job.by_share,
+        "width": job.parameters.width,
+        "height": job.parameters.height,
     }
 
 

@@ -27,6 +27,10 @@ from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
+SourceDigest = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{64}$", description="blake3 of the file of the image that is changed; null if none is."),
+]
 JobStateName = Annotated[str, choice(*(state.value for state in JobState))]
 
 
@@ -64,6 +68,8 @@ class Result(TypedDict):
     signer: SignerName | None
     share: ShareName | None
     model: str
+    width: Number
+    height: Number
     truncated: bool
     timings: Timings
 
@@ -97,6 +103,10 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    source: SourceDigest | None
+    strength: float
+    mask: bool
+    mask_blur: Number
 
 
 class JobView(TypedDict):
@@ -120,6 +130,8 @@ class JobView(TypedDict):
     signer: NotRequired[SignerName | None]
     share: NotRequired[ShareName | None]
     model: NotRequired[str]
+    width: NotRequired[Number]
+    height: NotRequired[Number]
     truncated: NotRequired[bool]
     timings: NotRequired[Timings]
 
@@ -155,6 +167,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
+        "X-Zwatch-Width": str(finished.parameters.width),
+        "X-Zwatch-Height": str(finished.parameters.height),
         "X-Zwatch-Job": job.id,
     }
 
@@ -220,6 +234,10 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "source": job.source_digest,
+        "strength": asked.strength,
+        "mask": job.has_mask,
+        "mask_blur": asked.mask_blur,
     }
 
 
@@ -231,6 +249,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
+        "width": finished.parameters.width,
+        "height": finished.parameters.height,
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),
     }

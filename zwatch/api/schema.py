@@ -47,6 +47,8 @@ IMAGE_HEADERS = {
     "X-Zwatch-Signer": "With images: who signed the version, where a signature is required.",
     "X-Zwatch-Share": "With images: the share by which that version was chosen, such as `current@10`.",
     "X-Zwatch-Seed": "With images: the seed of the first.",
+    "X-Zwatch-Width": "With images: their width, pixels.",
+    "X-Zwatch-Height": "With images: their height, pixels.",
     "X-Zwatch-Job": "With images: the id of the job.",
 }
 """Headers of an answer that has images."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zwatch.engine import library
+from zwatch.engine.networks.autoencoder import Autoencoder
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.schedule import Timeline
 from zwatch.engine.streamed import StreamedEncoder
@@ -35,6 +36,9 @@ class Computing(Protocol):
         self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
     ) -> Velocities:
         """Return what computes the steps of one picture, whose latents have the shape of these."""
+
+    def encode_image(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Return the mean and the logarithm of the variance of an image's latents, as `Autoencoder.encode`."""
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Return the pixels of latents of shape (1, channels, h / 8, w / 8): shape (1, 3, h, w)."""
@@ -69,6 +73,13 @@ class ExactComputing:
             return found
 
         return at
+
+    def encode_image(self, vae: Any, pixels: Tensor) -> Tensor:
+        """As `Computing.encode_image`."""
+        if isinstance(vae, Autoencoder):
+            return vae.encode(pixels)
+        moments: Tensor = vae.encode(pixels).latent_dist.parameters  # the library's
+        return moments
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `Computing.decode`."""

@@ -217,7 +217,8 @@ def try_networks(computing: FastComputing, networks: Networks, device: torch.dev
     for number in range(2):
         at(latents, number)
     pixels = computing.decode(vae, latents.to(vae.dtype))
-    if not torch.isfinite(pixels).all():
+    moments = computing.encode_image(vae, torch.zeros_like(pixels))
+    if not (torch.isfinite(pixels).all() and torch.isfinite(moments).all()):
         raise RuntimeError("they give a picture that is not finite")
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

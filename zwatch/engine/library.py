@@ -67,17 +67,21 @@ class LibrarySchedule:
         mu = calculate_shift(tokens, *(scheduler.config.get(name, default) for name, default in defaults.items()))
         sigmas = torch.linspace(1.0, 1 / steps, steps).tolist()
         scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
-        scheduler.set_begin_index(0)
         return LibraryTimeline(scheduler)
 
 
 class LibraryTimeline:
     """The steps of one image by diffusers' scheduler."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, begin: int = 0) -> None:
         self._scheduler = scheduler
-        self.sigmas: Tensor = scheduler.sigmas
-        self.timesteps: Tensor = scheduler.timesteps
+        self.sigmas: Tensor = scheduler.sigmas[begin:]
+        self.timesteps: Tensor = scheduler.timesteps[begin:]
+        scheduler.set_begin_index(begin)
+
+    def after(self, number: int) -> "LibraryTimeline":
+        """As `Timeline.after`; this one can no longer be used."""
+        return LibraryTimeline(self._scheduler, number)
 
     def step(self, velocity: Tensor, number: int, sample: Tensor) -> Tensor:
         """As `Timeline.step`."""

@@ -38,11 +38,27 @@ class GenerationParameters:
     has_host_noise: bool = False
     source: InitialImage | None = None
 
+    @property
+    def first_step(self) -> int:
+        """The first of the steps that is made: `strength` leaves out those before it, by diffusers' formula. With a strength of 0,
+        which diffusers refuses, there is none."""
+        return 0 if self.source is None else first_step(self.steps, self.source.strength)
+
+    @property
+    def steps_made(self) -> int:
+        """How many steps an image takes."""
+        return self.steps - self.first_step
+
     def without_pixels(self) -> "GenerationParameters":
         """Return the same without the pixels of the source, which take much memory."""
         if self.source is None:
             return self
         return replace(self, source=replace(self.source, picture=None, mask=None))
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Return the first step that is made of so many, for a strength from 0 to 1."""
+    return int(max(steps - min(steps * strength, steps), 0))
 
 
 @dataclass(frozen=True, slots=True)

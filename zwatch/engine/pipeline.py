@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from zwatch.engine.acceleration import Acceleration, kind_of
-from zwatch.engine.decoding import Decoding
+from zwatch.engine.decoding import Decoding, Encoding
+from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
@@ -39,7 +40,7 @@ class Engine:
         self.default_size = assembly.default_size
         self.device = device
         self._acceleration = acceleration or Acceleration(device)
-        self._decoding = Decoding(device)
+        self._decoding, self._encoding = Decoding(device), Encoding(device)
         self.components = tuple(assembly.components.values())
         """What it consists of. Replaced, never changed in place: other threads iterate over it."""
         self._pipeline: Pipeline | None = _pipeline(self.components)
@@ -118,11 +119,14 @@ class Engine:
             pipeline = replace(self.pipeline, computing=computing)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
+                initial = self._encoded_image(pipeline, parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
-                done = number * parameters.steps
+                done = number * parameters.steps_made
                 with phases.of("denoise"):
-                    latents = self._denoise(pipeline, parameters, prompts, seed, done, on_step, cancelled)
+                    dtype, place = prompts[0].embedding.dtype, self.device.torch_device
+                    beginning = begin(pipeline, parameters, initial, seed, dtype, place)
+                    latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
                 with phases.of("decode"):
                     decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
                     pixels = decoding.decode(pipeline, latents)
@@ -171,7 +175,7 @@ class Engine:
                     raise
                 ran_out = error.with_traceback(None)  # its frames hold the tensors that left no room
             if had_graphs := self._acceleration.give_room():
-                self._decoding = Decoding(self.device)
+                self._decoding, self._encoding = Decoding(self.device), Encoding(self.device)
             if self.device.give_room():
                 _log.warning(
                     "a request needed the memory kept for the next load: the next version will load more slowly"
@@ -286,23 +290,28 @@ class Engine:
             found.append(kept)
         return found, new
 
+    def _encoded_image(self, pipeline: Pipeline, parameters: GenerationParameters) -> EncodedImage | None:
+        """Return the image that is changed, if there is one."""
+        source, sides = parameters.source, (parameters.width, parameters.height)
+        if source is None:
+            return None
+        device = self.device.torch_device
+        moments = self._encoding.encode(pipeline, pixels_of(source, *sides).to(device, non_blocking=True))
+        return EncodedImage(moments, mask_of(source, *sides))
+
     def _denoise(
         self,
         pipeline: Pipeline,
         parameters: GenerationParameters,
+        beginning: Beginning,
         prompts: list[EncodedText],
-        seed: int,
         done: int,
         on_step: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> torch.Tensor:
         if cancelled():
             raise GenerationCancelled
-        device = self.device.torch_device
-        generator = torch.Generator("cpu" if parameters.has_host_noise else device).manual_seed(seed)
-        noise = pipeline.noise(parameters.width, parameters.height, generator).to(device)
-        timeline = pipeline.timeline(noise, parameters.steps)
-
+        timeline = beginning.timeline
         preview = self._preview_beside if pipeline.computing.runs_ahead else LatentColours.preview
 
         def after_step(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -317,7 +326,9 @@ class Engine:
                 raise GenerationCancelled
 
         embeddings = [prompt.embedding for prompt in prompts]
-        return pipeline.denoise(noise, timeline, embeddings, parameters.guidance_scale, after_step)
+        return pipeline.denoise(
+            beginning.latents, timeline, embeddings, parameters.guidance_scale, after_step, beginning.blend
+        )
 
 
 def _pipeline(components: Collection[Component]) -> Pipeline:

@@ -17,6 +17,9 @@ from zwatch.engine.tokenizer_service import TokenizerService
 AfterStep = Callable[[int, Tensor, Tensor], None]
 """Called after a step with its number, from 0 on, and the latents before and after it; may raise to stop."""
 
+Blend = Callable[[int, Tensor], Tensor]
+"""Returns the latents after a step, by its number, with what is not to be changed put back."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
@@ -60,12 +63,16 @@ class Pipeline:
         return self.scheduler.timeline(steps, tokens, latents.device)
 
     def denoise(
-        self, latents: Tensor, timeline: Timeline, prompts: Sequence[Tensor], guidance_scale: float, after_step: AfterStep
+        self, latents: Tensor, timeline: Timeline, prompts: Sequence[Tensor], guidance_scale: float, after_step: AfterStep,
+        blend: Blend | None = None,
     ) -> Tensor:  # fmt: skip
-        """Return the latents of the image that noise becomes, float32 of the noise's shape.
+        """Return the latents of the image that noise becomes, of the noise's shape, float32 after one step or more.
 
-        `prompts` are the embeddings of the prompt, and with a `guidance_scale` over 0 of the negative prompt.
+        `prompts` are the embeddings of the prompt, and with a `guidance_scale` over 0 of the negative prompt. `blend` changes the
+        latents after each step.
         """
+        if not len(timeline.timesteps):
+            return latents
         velocities = self.computing.velocities(self.transformer, timeline, prompts, latents)
         running: tuple[Finished, int, Tensor, Tensor] | None = None
         for number in range(len(timeline.timesteps)):
@@ -73,6 +80,8 @@ class Pipeline:
             if others:
                 wanted = wanted + guidance_scale * (wanted - others[0])
             moved = timeline.step(-wanted.unsqueeze(0).squeeze(2), number, latents)
+            if blend is not None:
+                moved = blend(number, moved)
             if not _runs_ahead(self.computing, moved):
                 after_step(number, latents, moved)
             else:
@@ -85,6 +94,11 @@ class Pipeline:
         if running is not None:
             _report(running, after_step)
         return latents
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return the mean and the logarithm of the variance of the latents of pixels of shape (1, 3, h, w), from -1 to 1, as
+        `Autoencoder.encode`."""
+        return self.computing.encode_image(self.vae, pixels.to(self.vae.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pixels of latents of shape (1, 16, h / 8, w / 8): shape (1, 3, h, w), from -1 to 1."""

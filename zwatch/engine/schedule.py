@@ -27,6 +27,9 @@ class Timeline(Protocol):
     def step(self, velocity: Tensor, number: int, sample: Tensor) -> Tensor:
         """Return the latents after a step, float32, from those before it and the velocity there."""
 
+    def after(self, number: int) -> "Timeline":
+        """Return the steps from one on, which becomes step 0."""
+
 
 class Schedule(Protocol):
     """Makes timelines."""
@@ -46,6 +49,10 @@ class EulerTimeline:
         """As `Timeline.step`."""
         moved: Tensor = sample.float() + (self.sigmas[number + 1] - self.sigmas[number]) * velocity
         return moved.to(velocity.dtype)
+
+    def after(self, number: int) -> "EulerTimeline":
+        """As `Timeline.after`."""
+        return EulerTimeline(self.sigmas[number:], self.timesteps[number:])
 
 
 @dataclass(frozen=True, slots=True)

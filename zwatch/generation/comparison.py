@@ -20,6 +20,7 @@ from zwatch.generation.request import MAX_MODELS, GenerateRequest
 if TYPE_CHECKING:
     from zwatch.generation.job_store import JobStore
     from zwatch.generation.queue import GenerationQueue
+    from zwatch.generation.sources import Source
 
 _BETWEEN = "."
 """Between the ids of the jobs in the id of a comparison."""
@@ -149,21 +150,28 @@ class Comparison:
 
 
 def submit_comparison(
-    queue: "GenerationQueue", requests: Sequence[GenerateRequest], *, attended: bool, keeps_files: bool = False
+    queue: "GenerationQueue",
+    requests: Sequence[GenerateRequest],
+    *,
+    attended: bool,
+    keeps_files: bool = False,
+    source: "Source | None" = None,
 ) -> Comparison:
-    """Accept the request to every model, or none. They count as so much work, and as so many that wait.
+    """Accept the request to every model, or none; each changes the same image, if there is one. They count as so much work, and as so many that wait.
 
     Raises:
         RequestError: as `GenerationQueue.submit`; 400, together they are too much.
     """
-    work = sum(queue.check(request, after=number) for number, request in enumerate(requests))
+    work = sum(queue.check(request, after=number, source=source) for number, request in enumerate(requests))
     if work > queue.max_work:
         raise invalid(
             "model",
             f"by {len(requests)} models it is {work:.4g} megapixel-steps, more than the {queue.max_work:.4g} that --max-work allows: "
             "name fewer models, or ask for fewer images or steps",
         )
-    comparison = Comparison([queue.submit(request, attended=attended, keeps_files=keeps_files) for request in requests])
+    comparison = Comparison(
+        [queue.submit(one, attended=attended, keeps_files=keeps_files, source=source) for one in requests]
+    )
     for job in comparison.jobs:
         job.together = comparison.jobs
     return comparison

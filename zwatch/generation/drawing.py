@@ -117,7 +117,7 @@ class Drawer:
         self, job: Job, lease: Lease, queued: float, *, is_watched: bool
     ) -> Result | Literal[_Again.AGAIN] | None:
         begun, engine = time.monotonic(), lease.engine
-        pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work))
+        pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work, job.source))
         is_first = engine.is_unjudged
         generation = await self.generator.run(
             engine,
@@ -159,7 +159,9 @@ class Drawer:
         job.take_second_turn()
         job.restart()
         try:
-            pictures = self._finisher.begin(job, other.key, fitted(job.request, other.engine, self._max_work))
+            pictures = self._finisher.begin(
+                job, other.key, fitted(job.request, other.engine, self._max_work, job.source)
+            )
             generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True)
             if generation.flaw is None:
                 first.release()

@@ -46,7 +46,7 @@ class Finisher:
 
     def begin(self, job: Job, key: VersionKey, parameters: "GenerationParameters") -> Pictures:
         """Begin a job that a version now makes the images of."""
-        job.assign(key, parameters)
+        job.assign(key, parameters.without_pixels())
         return Pictures(job, key, parameters, self._bridge, self._history, self._begun)
 
     async def finish(self, job: Job, result: Result) -> Finished:
@@ -61,7 +61,7 @@ class Finisher:
             "queue": result.queued, **result.generation.timings, "write": time.perf_counter() - begun, "total": job.age,
         }  # fmt: skip
         key, parameters = result.pictures.key, result.pictures.parameters
-        return Finished(key, parameters, result.generation.truncated, timings, pictures)
+        return Finished(key, parameters.without_pixels(), result.generation.truncated, timings, pictures)
 
     def _begun(self, task: asyncio.Task[Picture]) -> None:
         self._writing.add(task)

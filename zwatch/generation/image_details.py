@@ -49,6 +49,10 @@ class Details:
     """The share by which the version was chosen, such as `current@10`."""
     trial: str = ""
     """The trial in which votes on the image count."""
+    source: str = ""
+    """The blake3 of the file of the image that was changed."""
+    mask: str = ""
+    """`yes` if there was a mask."""
 
 
 def details_of(
@@ -73,8 +77,14 @@ def details_of(
         "quality": asked.quality,
         "model": asked.model,
     }
+    source = parameters.source
+    if source is not None:
+        request |= {"strength": source.strength, "mask_blur": source.mask_blur}
     text = _a1111_text(parameters, key, seed, share)
-    return Details(text, key.version, str(key.digest), request, signer or "", share or "", trial)
+    return Details(
+        text, key.version, str(key.digest), request, signer or "", share or "", trial,
+        "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
+    )  # fmt: skip
 
 
 def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
@@ -82,8 +92,17 @@ def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, 
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
     return (
         f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{by_share}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{_changed(parameters)}{by_share}"
     )
+
+
+def _changed(parameters: "GenerationParameters") -> str:
+    """Return how an image was changed, in AUTOMATIC1111's words, and from which."""
+    source = parameters.source
+    if source is None:
+        return ""
+    blurred = f", Mask blur: {source.mask_blur}" if source.has_mask else ""
+    return f", Denoising strength: {source.strength:g}{blurred}, Source: {source.digest}"
 
 
 def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
@@ -98,6 +117,10 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_share", details.share)
     if details.trial:
         chunks.add_text("zwatch_trial", details.trial)
+    if details.source:
+        chunks.add_text("zwatch_source", details.source)
+    if details.mask:
+        chunks.add_text("zwatch_mask", details.mask)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -112,6 +135,10 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["share"] = details.share
     if details.trial:
         ours["trial"] = details.trial
+    if details.source:
+        ours["source"] = details.source
+    if details.mask:
+        ours["mask"] = details.mask
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -177,7 +204,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
-        str(note.get("trial", "")),
+        str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")),
     )  # fmt: skip
 
 
@@ -186,7 +213,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
     return Details(
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
-        texts.get("zwatch_trial", ""),
+        texts.get("zwatch_trial", ""), texts.get("zwatch_source", ""), texts.get("zwatch_mask", ""),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
-from zwatch.generation.request import GenerateRequest
+from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
 from zwatch.logs import request_id
@@ -91,12 +91,15 @@ class Job:
         attended: bool = True,
         keeps_files: bool = False,
         client: str | None = None,
+        source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
-        self.source: Source | None = None
+        self.source = source
         """The image that it changes, until it ends; None if it makes one from noise."""
+        self.source_digest = None if source is None else source.digest
+        self.has_mask = source is not None and source.mask is not None
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -104,7 +107,7 @@ class Job:
         """That of the client's jobs, once the job is in the store."""
         self.state = JobState.QUEUED
         self.position = self.step = 0
-        self.steps = request.steps * request.n
+        self.steps = steps_of(request, source) * request.n
         self.second_turn = SecondTurn()
         self.work = 0.0
         """Megapixels x steps x images, to estimate how long it takes."""

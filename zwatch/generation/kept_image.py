@@ -30,7 +30,7 @@ class VotesView(TypedDict):
 
 class KeptImage(TypedDict):
     """An image in the history, with what it was made from; `model` and `quality` are as requested, `trial` is null unless votes on
-    it count in a trial. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
+    it count in a trial; `source` is the digest of the image that was changed, null if none was, and `mask` whether a part of it was. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
 
     name: str
     url: str
@@ -45,6 +45,9 @@ class KeptImage(TypedDict):
     height: int | None
     steps: int | None
     guidance_scale: float | None
+    source: str | None
+    mask: bool
+    strength: float | None
     model: str | None
     format: ImageFormat
     quality: int | None
@@ -116,6 +119,9 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "height": _whole(request.get("height")),
         "steps": _whole(request.get("steps")),
         "guidance_scale": _number(request.get("guidance_scale")),
+        "source": details.source if _DIGEST.fullmatch(details.source) else None,
+        "mask": details.mask == "yes",
+        "strength": _number(request.get("strength")),
         "model": _text(request.get("model")),
         "format": ImageFormat.of_name(name),
         "quality": _whole(request.get("quality")),

@@ -29,6 +29,8 @@ class FoundSettings(TypedDict):
     steps: NotRequired[int]
     guidance_scale: NotRequired[float]
     seed: NotRequired[int]
+    strength: NotRequired[float]
+    mask_blur: NotRequired[int]
 
 
 class PictureSettings(TypedDict):
@@ -87,7 +89,10 @@ def _of_infotext(text: str) -> dict[str, Any]:
     pairs = parse_infotext(text)
     if "Steps" not in pairs:  # any text of another program
         return {}
-    names = {"steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2"}
+    names = {
+        "steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2",
+        "strength": "Denoising strength", "mask_blur": "Mask blur",
+    }  # fmt: skip
     return {
         "prompt": pairs["Prompt"],
         "negative_prompt": pairs["Negative prompt"],

@@ -16,8 +16,8 @@ from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, unloaded, work_of
-from zwatch.generation.sources import Source
+from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, steps_of, unloaded, work_of
+from zwatch.generation.sources import Source, too_much_held
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
@@ -136,11 +136,10 @@ class GenerationQueue:
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        work = self.check(request, client)
+        work = self.check(request, client, source=source)
         is_for_alias = request.model in self._aliases and parse_share(request.model) is None
         lease = None if is_for_alias else self._traffic.lease(request.model, client)
-        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client)
-        job.source = source
+        job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client, source=source)
         job.time_limit = self.timeout if attended else math.inf
         job.work = work
         self.jobs.add(job)
@@ -152,16 +151,24 @@ class GenerationQueue:
         self._changes.fire()
         return job
 
-    def check(self, request: GenerateRequest, client: str | None = None, after: int = 0) -> float:
+    def check(
+        self, request: GenerateRequest, client: str | None = None, after: int = 0, source: Source | None = None
+    ) -> float:
         """Check as `submit` whether a request would be accepted after so many others; return its work."""
         with self._reporting_refusals():
             self._check_room(after)
+            self._check_held(source)
             if (resident := self._traffic.find(request.model, client)) is None:
                 if not self.is_coming(request.model):
                     raise self.not_served(request.model)
-                return work_of(request, USUAL_SIDE)  # the limits are checked when its turn comes
-            fitted(request, resident.engine, self.max_work)
-            return work_of(request, resident.engine.default_size)
+                # The limits are checked when its turn comes.
+                return work_of(request, USUAL_SIDE, source, self.max_work)
+            made = fitted(request, resident.engine, self.max_work, source)
+            return made.width * made.height / 1e6 * steps_of(request, source) * request.n
+
+    def _check_held(self, source: Source | None) -> None:
+        if source is not None and (reason := too_much_held(source, (job.source for job in self.jobs.unsettled))):
+            raise RequestError("queue_full", reason, headers=retry_after(self._seconds_until_room()))
 
     @contextmanager
     def _reporting_refusals(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import encodings.utf_8_sig  # noqa: F401 (else `decode` imports it, for which there may be no file descriptor)
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
@@ -24,8 +25,9 @@ from zwatch.generation.fields import (
 )
 
 if TYPE_CHECKING:
-    from zwatch.engine.parameters import GenerationParameters
+    from zwatch.engine.parameters import GenerationParameters, InitialImage
     from zwatch.engine.pipeline import Engine
+    from zwatch.generation.sources import Source
 
 PRIMARY = "current"
 """The alias that serves a request which names no model."""
@@ -217,12 +219,50 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
     return validated(GenerateRequest, body)
 
 
-def work_of(request: GenerateRequest, default_size: int) -> float:
+def steps_of(request: ImageRequest, source: "Source | None") -> int:
+    """Return how many steps an image of a request counts as: those that are made, which are fewer where an image is changed; at least
+    one, since it is encoded and decoded in any case."""
+    from zwatch.engine.parameters import first_step
+
+    return request.steps if source is None else max(1, request.steps - first_step(request.steps, request.strength))
+
+
+def work_of(request: GenerateRequest, default_size: int, source: "Source | None" = None, max_work: float = math.inf) -> float:  # fmt: skip
     """Return the megapixels x steps x images of a request; `default_size` is the side of an image in pixels."""
-    return (request.width or default_size) * (request.height or default_size) / 1e6 * request.steps * request.n
+    steps = steps_of(request, source) * request.n
+    width, height = sides_of(request, source, default_size, MAX_SIDE, max_work / steps)
+    return width * height / 1e6 * steps
 
 
-def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "GenerationParameters":
+def sides_of(
+    request: ImageRequest, source: "Source | None", default_size: int, most: int, megapixels: float
+) -> tuple[int, int]:
+    """Return the width and the height of a request's images, pixels. Where it changes an image and does not name them, they follow
+    that image: the nearest multiples of 16, no longer than `most` and with no more than so many megapixels. If it names one, the other
+    follows by the image's shape."""
+    if source is None or (request.width is not None and request.height is not None):
+        return request.width or default_size, request.height or default_size
+    width, height = source.picture.size
+    if request.width is not None:
+        return request.width, _side(height * request.width / width, most)
+    if request.height is not None:
+        return _side(width * request.height / height, most), request.height
+    scale = min(1.0, most / max(width, height))
+    sides = _side(width * scale, most), _side(height * scale, most)
+    if sides[0] * sides[1] > megapixels * 1e6:
+        scale = math.sqrt(megapixels * 1e6 / (width * height))
+        sides = _side(width * scale - SIDE_STEP / 2, most), _side(height * scale - SIDE_STEP / 2, most)
+    return sides
+
+
+def _side(length: float, most: int) -> int:
+    """Return the nearest multiple of 16 that a side may have."""
+    return min(max(SIDE_STEP, math.floor(length / SIDE_STEP + 0.5) * SIDE_STEP), most)
+
+
+def fitted(
+    request: GenerateRequest, engine: "Engine", max_work: float, source: "Source | None" = None
+) -> "GenerationParameters":
     """Complete a request with the defaults of the version that serves it, and check it against that version's limits
     and against `max_work`, in megapixels x steps x images.
 
@@ -231,11 +271,15 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
     """
     from zwatch.engine.parameters import GenerationParameters
 
-    sides = {"width": request.width or engine.default_size, "height": request.height or engine.default_size}
+    steps = steps_of(request, source)
+    most = min(engine.max_side, MAX_SIDE)
+    width, height = sides_of(request, source, engine.default_size, most, max_work / (steps * request.n))
+    sides = {"width": width, "height": height}
     for name, side in sides.items():
         if side > engine.max_side:
             raise invalid(name, f"{name} may be {engine.max_side} at most with version {engine.version}, got {side}")
-    if (error := _too_much(**sides, steps=request.steps, count=request.n, max_work=max_work)) is not None:
+    share = 1.0 if source is None else max(request.strength, 1 / MAX_STEPS)
+    if (error := _too_much(**sides, steps=steps, count=request.n, max_work=max_work, share=share)) is not None:
         raise error
     return GenerationParameters(
         prompt=request.prompt,
@@ -245,11 +289,21 @@ def fitted(request: GenerateRequest, engine: "Engine", max_work: float) -> "Gene
         seeds=tuple(request.seed + number for number in range(request.n)),
         width=sides["width"],
         height=sides["height"],
+        source=None if source is None else _initial(request, source),
     )
 
 
-def _too_much(width: int, height: int, steps: int, count: int, max_work: float) -> RequestError | None:
-    """Return the error for what is too much, which names the first of n, steps and width that could make it fit."""
+def _initial(request: GenerateRequest, source: "Source") -> "InitialImage":
+    from zwatch.engine.parameters import InitialImage
+
+    return InitialImage(
+        source.picture, source.mask, request.strength, request.mask_blur, source.digest, source.mask is not None
+    )
+
+
+def _too_much(width: int, height: int, steps: int, count: int, max_work: float, share: float) -> RequestError | None:
+    """Return the error for what is too much, which names the first of n, steps and width that could make it fit. `share` of the steps
+    that are asked for are made."""
     a_step = width * height / 1e6
     work = a_step * steps * count
     if work <= max_work:
@@ -257,7 +311,7 @@ def _too_much(width: int, height: int, steps: int, count: int, max_work: float) 
     if (most := int(max_work / (a_step * steps))) >= 1:
         param, advice = "n", f"n may be {most} at most with these"
     elif (most := int(max_work / a_step)) >= 1:
-        param, advice = "steps", f"steps may be {most} at most with n = 1"
+        param, advice = "steps", f"steps may be {int(most / share)} at most with n = 1"
     else:
         param, advice = "width", "width and height are too large even for one step"
     return invalid(

@@ -3,9 +3,12 @@
 What is checked before anything is decoded bounds the memory and the time: the format, the number of pixels, and the scans of a JPEG.
 """
 
+import base64
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from zwatch.errors import RequestError
@@ -18,10 +21,14 @@ MAX_PIXELS = 2**26
 """Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel."""
 MAX_SIDE = 4096
 """Longest side that is kept, pixels: a larger image is reduced to it, of which no image that is generated shows anything."""
+MOST_HELD = 2**30
+"""Bytes of the images that requests which have not ended hold, decoded: some dozens of the largest that are kept."""
 MAX_SCANS = 100
 """Of a JPEG: each costs a pass over all pixels, and a file of some kilobytes can have thousands. Cameras and programs write about 10."""
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF")
-"""MPO is what cameras call a JPEG with more images behind the first."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_PLUGINS = ("Png", "Jpeg", "Mpo", "WebP", "Gif")
+"""Of PIL: each registers a format when it is imported."""
+_URL_SAFE = str.maketrans("-_", "+/")
 _SCAN = b"\xff\xda"
 _KINDS = (
     ("HEIC", re.compile(rb"....ftyp(?:hei|mif1|msf1)", re.DOTALL)),
@@ -51,6 +58,17 @@ class Source:
         return width * height * (3 if self.mask is None else 4)
 
 
+def too_much_held(new: Source, others: Iterable[Source | None]) -> str | None:
+    """Return why an image cannot be held beside those of other requests; None if it can. A request alone always can."""
+    held = {id(source): source.nbytes for source in (*others, new) if source is not None}
+    if len(held) == 1 or (size := sum(held.values())) <= MOST_HELD:
+        return None
+    return (
+        f"with yours, the images of requests that have not ended would take {size} bytes, at most {MOST_HELD} are held: send a "
+        "smaller one, or try again later"
+    )
+
+
 def read_source(image: bytes, mask: bytes | None) -> Source:
     """Decode an image file and that of its mask, if there is one. To be called in a thread, for few at a time.
 
@@ -69,6 +87,29 @@ def read_source(image: bytes, mask: bytes | None) -> Source:
     return Source(picture, found, blake3(image).hexdigest())
 
 
+def file_of(text: str, param: str) -> bytes:
+    """Return the file that a text has: base64, or a data URL of that. To be called in a thread.
+
+    Raises:
+        RequestError: 400 with `param`.
+    """
+    begin = text[:64].lstrip().lower()
+    if begin.startswith(("http://", "https://")):
+        raise invalid(param, f"{param} is a URL, which is not fetched: send the file itself, in base64")
+    if begin.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.rstrip().lower().endswith(";base64"):
+            raise invalid(param, f"{param} is a data URL without base64: send data:image/png;base64,...")
+    compact = "".join(text.split()).translate(_URL_SAFE)
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except ValueError:  # also for what is not ASCII
+        raise invalid(
+            param,
+            f"{param} is not base64: send the file in base64, as a data URL, or history:NAME for one in the history",
+        ) from None
+
+
 def open_picture(file: bytes, param: str) -> "Image":
     """Decode an image file: upright, of 8 bits a channel, in mode L, LA, RGB or RGBA. Of an animation it is the first image.
 
@@ -79,6 +120,8 @@ def open_picture(file: bytes, param: str) -> "Image":
 
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    for plugin in _PLUGINS:
+        import_module(f"PIL.{plugin}ImagePlugin")
     if not file:
         raise invalid(param, f"{param} is an empty file: send a PNG, JPEG, WebP or GIF file")
     try:
@@ -91,6 +134,10 @@ def open_picture(file: bytes, param: str) -> "Image":
         return _in_eight_bits(upright)
     except RequestError:
         raise
+    except Image.DecompressionBombError:
+        raise invalid(
+            param, f"{param} has more pixels than the {MAX_PIXELS} that are decoded: send a smaller one"
+        ) from None
     except UnidentifiedImageError:
         raise _unknown(file, param) from None
     except MemoryError:
@@ -103,9 +150,9 @@ def open_picture(file: bytes, param: str) -> "Image":
 def _check_size(opened: "Image", file: bytes, param: str) -> None:
     width, height = opened.size
     if width * height > MAX_PIXELS:
-        raise invalid(
-            param, f"{param} has {width} x {height} pixels, at most {MAX_PIXELS} are decoded: send a smaller one"
-        )
+        text = f"{param} has {width} x {height}, more pixels than the {MAX_PIXELS} that are decoded: send a smaller one"
+        raise invalid(param, text)
+    # MPO is what PIL calls a JPEG with more images behind the first, as telephones write them.
     if opened.format in ("JPEG", "MPO") and (scans := file.count(_SCAN)) > MAX_SCANS:
         raise invalid(
             param, f"{param} is a JPEG of {scans} scans, at most {MAX_SCANS} are decoded: save it without progression"

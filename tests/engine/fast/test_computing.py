@@ -146,3 +146,17 @@ def test_other_classes_are_computed_exactly():
     assert all(map(torch.equal, drawn(transformer, FAST, [20]), drawn(transformer, EXACT, [20])))
     latents = torch.randn(1, 16, 4, 4)
     assert torch.equal(FAST.decode(autoencoder, latents), EXACT.decode(autoencoder, latents))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "change", [{}, {"mid_block_add_attention": False}, {"layers_per_block": 2, "use_quant_conv": False}],
+    ids=["", "no attention", "two"],
+)  # fmt: skip
+def test_encoding_an_image(change, dtype):
+    autoencoder = networks.autoencoder(dtype, **change)
+    pixels = torch.rand(2, 3, 48, 32).mul(2).sub(1).to(dtype)
+    for fast in (FAST, ON_A_PROCESSOR):
+        found, exact = fast.encode_image(autoencoder, pixels), EXACT.encode_image(autoencoder, pixels)
+        assert found.shape == exact.shape
+        assert error(found, exact) < CLOSE[dtype]

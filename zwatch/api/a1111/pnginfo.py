@@ -69,7 +69,7 @@ def png_info(content_type: str, raw: bytes) -> PngInfo:
         raise invalid("image", "image is no PNG, JPEG or WebP file in base64") from None
     items = {
         "zwatch_version": details.version, "zwatch_digest": details.digest, "zwatch_signer": details.signer,
-        "zwatch_share": details.share,
+        "zwatch_share": details.share, "zwatch_source": details.source, "zwatch_mask": details.mask,
     }  # fmt: skip
     if details.request:
         items["zwatch_request"] = json.dumps(details.request, ensure_ascii=False)

@@ -6,9 +6,9 @@ from operator import itemgetter
 from aiohttp import web
 
 from zwatch.api.answers import json_answer
-from zwatch.api.bodies import read_request
 from zwatch.api.client_key import native_client
 from zwatch.api.compared import compared_body
+from zwatch.api.native.asked import read_asked
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import disposition, finished_body, picture_name, served_headers
 from zwatch.api.schema import EVENT_STREAM, JSON
@@ -19,6 +19,7 @@ from zwatch.generation.comparison import attending, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
 from zwatch.generation.request import ComparableRequest, ImageFormat
+from zwatch.generation.sources import Source
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
 """The quality in the parameters of a media type in `Accept`."""
@@ -29,7 +30,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
     note_client(request)
-    wanted = await read_request(request, ComparableRequest)
+    wanted, source = await read_asked(request)
     accepted = _accepted(request)
     if accepted == "image" and "format" not in wanted.model_fields_set:
         wanted = wanted.model_copy(update={"format": _image_format(request.headers.get("Accept", ""))})
@@ -38,9 +39,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
     if wanted.is_comparison:
-        return await _compare(request, services, wanted, accepted)
+        return await _compare(request, services, wanted, accepted, source)
     [asked] = wanted.by_model()
-    job = services.queue.submit(asked, attended=True, client=native_client(request, asked))
+    job = services.queue.submit(asked, attended=True, client=native_client(request, asked), source=source)
+    del source  # the job has it as long as it needs it
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:
             return await stream_job(request, job, lambda finished: _body(services, job, finished), services.timeout)
@@ -52,13 +54,14 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 async def _compare(
-    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str
+    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str, source: Source | None
 ) -> web.StreamResponse:
     """Generate the images of several models, and answer with all of them."""
     if accepted == "image":
         message = "model is a list, one answer is one image: send Accept: application/json"
         raise RequestError("invalid_value", message, param="model")
-    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True)
+    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source)
+    del source  # its jobs have it as long as they need it
 
     async def body(finished: object) -> bytes:
         return await services.bridge.run("encode", compared_body, comparison)

@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from zwatch.api.answers import answer, encoded
-from zwatch.api.bodies import read_request
 from zwatch.api.client_key import native_client
 from zwatch.api.compared import ComparisonView, comparison_view
+from zwatch.api.native.asked import read_asked
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.results import Accepted, JobView, disposition, job_view, picture_name
 from zwatch.api.services import SERVICES
@@ -14,7 +14,6 @@ from zwatch.errors import RequestError
 from zwatch.generation.comparison import Comparison, found, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
-from zwatch.generation.request import ComparableRequest
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -22,13 +21,13 @@ async def submit(request: web.Request) -> web.Response:
     queue = request.app[SERVICES].queue
     queue.refuse_if_full()
     note_client(request)
-    wanted = await read_request(request, ComparableRequest)
+    wanted, source = await read_asked(request)
     job: Job | Comparison
     if wanted.is_comparison:
-        job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True)
+        job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True, source=source)
     else:
         [asked] = wanted.by_model()
-        job = queue.submit(asked, attended=False, keeps_files=True, client=native_client(request, asked))
+        job = queue.submit(asked, attended=False, keeps_files=True, client=native_client(request, asked), source=source)
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     if isinstance(job, Comparison):
         body["jobs"] = [one.id for one in job.jobs]

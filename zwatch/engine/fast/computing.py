@@ -96,6 +96,15 @@ class FastComputing:
 
         return at
 
+    def encode_image(self, vae: Any, pixels: Tensor) -> Tensor:
+        """As `Computing.encode_image`. It is done once a request."""
+        if not isinstance(vae, Autoencoder):
+            return EXACT.encode_image(vae, pixels)
+        encode = partial(autoencoder.encode, operations=self.operations)
+        if pixels.shape[2] * pixels.shape[3] > DECODED_AS_A_WHOLE * 64:
+            return encode(vae, pixels)
+        return self._run(vae, ("encode image", pixels.shape), encode, pixels)
+
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """As `Computing.decode`."""
         if not isinstance(vae, Autoencoder):

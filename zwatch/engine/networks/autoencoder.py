@@ -59,9 +59,13 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the shape of x, (batch, channels, h, w)."""
-        for part in (self.resnets[0], *self.attentions, self.resnets[1]):
+        for part in self.parts():
             x = part(x)
         return x
+
+    def parts(self) -> list[Residual | Attention]:
+        """Return what it consists of, in order."""
+        return [self.resnets[0], *self.attentions, self.resnets[1]]
 
 
 class Halving(nn.Module):
@@ -131,6 +135,10 @@ class Encoder(nn.Module):
         """Return shape (batch, 2 x latent channels, h / 8, w / 8) for an image of shape (batch, 3, h, w)."""
         return _through(self, self.conv_in(x), [*self.down_blocks, self.mid_block])
 
+    def parts(self) -> list[Residual | Attention | Doubling | Halving]:
+        """As `Decoder.parts`."""
+        return [*_parts(self.down_blocks), *self.mid_block.parts()]
+
 
 class Decoder(nn.Module):
     """From latents to an image."""
@@ -154,13 +162,13 @@ class Decoder(nn.Module):
         """Return an image, shape (batch, 3, 8 h, 8 w), for latents of shape (batch, latent channels, h, w)."""
         return _through(self, self.conv_in(x), [self.mid_block, *self.up_blocks])
 
-    def parts(self) -> list[Residual | Attention | Doubling]:
+    def parts(self) -> list[Residual | Attention | Doubling | Halving]:
         """Return what lies between the first convolution and the last norm, in order, for another way to compute it."""
-        middle = self.mid_block
-        found: list[nn.Module] = [middle.resnets[0], *middle.attentions, middle.resnets[1]]
-        for level in self.up_blocks:
-            found += [*level.resnets, *getattr(level, "upsamplers", ())]  # type: ignore[misc]
-        return found  # type: ignore[return-value]
+        return [*self.mid_block.parts(), *_parts(self.up_blocks)]
+
+
+def _parts(levels: nn.ModuleList) -> list[Residual | Doubling | Halving]:
+    return [part for level in levels for part in (*level.resnets, *getattr(level, level.parts, ()))]  # type: ignore[misc,call-overload]
 
 
 def _through(ends: Encoder | Decoder, x: Tensor, parts: list[nn.Module]) -> Tensor:
@@ -186,6 +194,12 @@ class Autoencoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype that it computes in."""
         return self.decoder.conv_in.weight.dtype
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the mean and the logarithm of the variance of an image's latents, shape (batch, 2 x latent channels, h / 8, w / 8),
+        for pixels of shape (batch, 3, h, w) from -1 to 1."""
+        found: Tensor = self.encoder(pixels)
+        return found if self.quant_conv is None else self.quant_conv(found)
 
     def decode(self, latents: Tensor, *, return_dict: bool = False) -> tuple[Tensor]:
         """Return the image of latents of shape (batch, latent channels, h, w), in a tuple as diffusers does with

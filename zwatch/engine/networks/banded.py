@@ -1,17 +1,17 @@
-"""The decoder of `Autoencoder` in bands of rows, for want of memory: never more than two whole images of one level exist at a time.
+"""The decoder and the encoder of `Autoencoder` in bands of rows, for want of memory: never more than two whole images of one level exist at a time.
 
 Unlike diffusers' tiling, which decodes overlapping tiles and blends them, nothing is approximated: each norm takes the mean and
 the variance of the whole image, and each convolution sees the rows around its band. So there are no seams, and a picture differs
 from the one that is decoded at once as rounding differs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zwatch.engine.networks.autoencoder import Attention, Autoencoder, Doubling, Residual
+from zwatch.engine.networks.autoencoder import Attention, Autoencoder, Decoder, Doubling, Encoder, Halving, Residual
 
 BAND_BYTES = 32 * 2**20
 """Bytes of a band in float32; a few of them exist at a time."""
@@ -24,19 +24,40 @@ def decode(network: Autoencoder, latents: Tensor, store: torch.device) -> Tensor
     decoder, device = network.decoder, latents.device
     if network.post_quant_conv is not None:
         latents = network.post_quant_conv(latents)
-    image = _Image(decoder.conv_in(latents), device)
-    for part in decoder.parts():
+    return _end(decoder, _through(decoder.parts(), _Image(decoder.conv_in(latents), device), store), latents)
+
+
+def encode(network: Autoencoder, pixels: Tensor, store: torch.device) -> Tensor:
+    """Return what `Autoencoder.encode` does, on the device of the pixels, with whole images in the memory of `store`."""
+    encoder, given = network.encoder, _Image(pixels, pixels.device)
+    image = _Image(_empty(given, encoder.conv_in.out_channels, store), pixels.device)
+    for begin, end in image.bands():
+        image.rows[:, :, begin:end] = given.around(begin, end, encoder.conv_in)
+    found = _end(encoder, _through(encoder.parts(), image, store), pixels)
+    return found if network.quant_conv is None else network.quant_conv(found)
+
+
+def _through(parts: Iterable[nn.Module], image: "_Image", store: torch.device) -> "_Image":
+    for part in parts:
         if isinstance(part, Residual):
             image = _residual(part, image, store)
         elif isinstance(part, Attention):
             image = _attention(part, image)
+        elif isinstance(part, Halving):
+            image = _halved(part, image, store)
         else:
+            assert isinstance(part, Doubling)
             image = _doubled(part, image, store)
-    norm = _Norm(decoder.conv_norm_out, image)
-    pixels = latents.new_empty((1, decoder.conv_out.out_channels, image.height, image.width))
+    return image
+
+
+def _end(ends: Encoder | Decoder, image: "_Image", like: Tensor) -> Tensor:
+    """Return what the last norm and the last convolution make of an image."""
+    norm = _Norm(ends.conv_norm_out, image)
+    made = like.new_empty((1, ends.conv_out.out_channels, image.height, image.width))
     for begin, end in image.bands():
-        pixels[:, :, begin:end] = image.around(begin, end, lambda rows: decoder.conv_out(functional.silu(norm(rows))))
-    return pixels
+        made[:, :, begin:end] = image.around(begin, end, lambda rows: ends.conv_out(functional.silu(norm(rows))))
+    return made
 
 
 class _Image:
@@ -104,6 +125,16 @@ def _doubled(part: Doubling, image: _Image, store: torch.device) -> _Image:
     made = _Image(_empty(image, part.conv.out_channels, store, 2), image.device)
     for begin, end in image.bands():
         made.rows[:, :, 2 * begin : 2 * end] = image.around(begin, end, part, scale=2)
+    return made
+
+
+def _halved(part: Halving, image: _Image, store: torch.device) -> _Image:
+    shape = (1, part.conv.out_channels, image.height // 2, image.width // 2)
+    made = _Image(torch.empty(shape, dtype=image.rows.dtype, device=store), image.device)
+    for begin, end in made.bands():
+        last = 2 * end + 1  # a row of the convolution takes three, of which the last is the next one's first
+        rows = functional.pad(image.band(2 * begin, min(last, image.height)), (0, 1, 0, max(0, last - image.height)))
+        made.rows[:, :, begin:end] = part.conv(rows)
     return made
 
 
