@@ -41,11 +41,11 @@ export function initDrop(ctx) {
 }
 
 // A picture that has settings fills them in; any other is changed
-const take = (ctx, file) => read(ctx, file, async (error) => ctx.actions.startFrom(file).catch(() => Promise.reject(error)));
+const take = (ctx, file) => read(ctx, file, true);
 
-const begin = (ctx, file) => file && ctx.actions.startFrom(file).then(closeViews).catch((error) => toast(sentence(error), { error: true }));
+const begin = (ctx, file) => file && ctx.actions.startFrom(file);
 
-async function read(ctx, file, without = Promise.reject.bind(Promise)) {
+async function read(ctx, file, isAny) {
 	const { t } = ctx;
 	if (!file) return;
 	try {
@@ -56,6 +56,8 @@ async function read(ctx, file, without = Promise.reject.bind(Promise)) {
 		const text = t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() });
 		toast(text, { action: { label: t("use.picture"), run: () => begin(ctx, file) } });
 	} catch (error) {
-		await without(error).then(closeViews).catch(() => toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true }));
+		const failed = () => toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
+		if (isAny) ctx.actions.startFrom(file, failed);
+		else failed();
 	}
 }

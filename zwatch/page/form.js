@@ -100,9 +100,9 @@ export function initForm(ctx) {
 	});
 
 	actions.add = async (request) => {
-		const job = await ctx.api.call("POST", "/jobs", await actions.complete(request));
-		actions.sent(request);
-		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
+		const job = await actions.post(request);
+		const { image, ...asked } = { ...request, source: job.source };
+		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request: asked, ...job });
 		return job;
 	};
 

@@ -8,7 +8,6 @@ import { closeViews, textButton } from "./parts.js";
 import { settingsOf, shownRow } from "./picture.js";
 import { HistoryRows } from "./rows.js";
 import { openSearch } from "./search.js";
-import { toast } from "./toast.js";
 import { createStrip } from "./virtual.js";
 import { createVotes } from "./votes.js";
 
@@ -27,12 +26,11 @@ export function initGallery(ctx) {
 	actions.reuse = (row, options) => {
 		closeViews();
 		actions.use({ image: null, loras: [], ...settingsOf(row) }, options);
-		if (row.source && !options.seedOnly) actions.takeSent(row);
+		if (row.source && !options.seedOnly) actions.startFrom({ sent: row });
 	};
 	// The picture is the one that is changed next
 	actions.change = (row) => {
-		closeViews();
-		actions.startFrom(row).catch((error) => toast(sentence(error), { error: true }));
+		actions.startFrom(row);
 		byId("form").scrollIntoView({ block: "nearest" }); // on a phone
 	};
 	actions.walk = async (by) => {

@@ -1,7 +1,7 @@
 // The LoRAs of a picture: chips to choose them, a slider for each that is chosen. It is loaded where there are LoRAs
 
 import { el, setText, show } from "./dom.js";
-import { sentence, t } from "./i18n.js";
+import { reasoned, t } from "./i18n.js";
 import { extend, makeSlider, textButton } from "./parts.js";
 import { MOST_LORAS, SCALE } from "./settings.js";
 
@@ -11,7 +11,6 @@ loras.filter = Search the LoRAs = 搜索 LoRA
 loras.most = A picture may have {count} LoRAs at most. = 每张图片最多使用 {count} 个 LoRA。
 loras.gone = it is not on this server = 不在此服务器上
 loras.problem = {name} cannot be used: {reason} = {name} 无法使用：{reason}
-loras.failed = The LoRAs cannot be read: {reason} = 无法读取 LoRA：{reason}
 `, `
 #loras{display:grid;gap:.5rem}
 .lora-chips{display:flex;flex-wrap:wrap;gap:.25rem;max-height:8rem;overflow-y:auto}
@@ -23,25 +22,24 @@ loras.failed = The LoRAs cannot be read: {reason} = 无法读取 LoRA：{reason}
 const FEW = 12; // more are searched
 
 // Fills `host` with the LoRAs, and follows the settings and the server
-export function makeChips({ store, api }, host) {
-	let known = null; // as the server says
-	let seen;
+export function makeChips({ store }, host) {
 	let said = "";
 	const sliders = new Map();
 	const filter = el("input", { type: "search", "aria-label": t("loras.filter"), placeholder: t("loras.filter"), on: { input: draw } });
 	const chips = el("div", { class: "lora-chips", role: "group", "aria-label": t("detail.loras") });
-	const problem = el("p", { class: "error", role: "status" });
-	host.append(el("label", { text: t("detail.loras") }), filter, chips, problem);
+	const problem = el("p", { class: "error", "aria-live": "polite" });
+	host.append(el("p", { class: "hint", text: t("detail.loras") }), filter, chips, problem);
 
 	const chosen = () => store.get("settings").loras;
 	const change = (loras) => store.set("settings", { ...store.get("settings"), loras });
+	const known = () => store.get("status")?.loras;
 	const isChosen = (name) => chosen().some((one) => one.name === name);
 
 	// Why a LoRA cannot be used, or ""
 	function problemOf(name) {
-		const found = known?.find((one) => one.name === name);
-		if (known === null || (found && !found.problem)) return "";
-		return t("loras.problem", { name, reason: found?.problem ?? t("loras.gone") });
+		const found = known()?.find((one) => one.name === name);
+		if (!known() || (found && !found.problem)) return "";
+		return t("loras.problem", { name, reason: found ? reasoned(found.code, found.problem) : t("loras.gone") });
 	}
 
 	function toggle(name) {
@@ -53,7 +51,7 @@ export function makeChips({ store, api }, host) {
 
 	function draw() {
 		const words = filter.value.trim().toLowerCase();
-		const names = new Set([...(known ?? []), ...chosen()].map(({ name }) => name));
+		const names = new Set([...(known() ?? []), ...chosen()].map(({ name }) => name));
 		const wanted = [...names].filter((name) => isChosen(name) || name.toLowerCase().includes(words));
 		const there = new Map([...chips.children].map((chip) => [chip.textContent, chip]));
 		const shown = wanted.map((name) => there.get(name) ?? textButton(name, () => toggle(name), { class: "small" }));
@@ -65,7 +63,7 @@ export function makeChips({ store, api }, host) {
 			chip.classList.toggle("bad", chip.title !== "");
 		}
 		show(filter, names.size > FEW);
-		setText(problem, [said, ...chosen().map(({ name }) => problemOf(name))].filter(Boolean).join(" "));
+		setText(problem, [store.get("status")?.loraFault, said, ...chosen().map(({ name }) => problemOf(name))].filter(Boolean).join(" "));
 		drawSliders();
 	}
 
@@ -85,20 +83,5 @@ export function makeChips({ store, api }, host) {
 		}
 	}
 
-	// What the server has, each time that its status says something else
-	async function look() {
-		const now = store.get("connection") === "open" && JSON.stringify(store.get("status")?.loras ?? []);
-		if (!now || now === seen) return;
-		seen = now;
-		try {
-			known = (await api.call("GET", "/loras")).loras;
-			said = "";
-		} catch (error) {
-			said = t("loras.failed", { reason: sentence(error) });
-		}
-		draw();
-	}
-
-	store.on("settings", draw);
-	store.on("status connection", look);
+	store.on("settings status", draw);
 }

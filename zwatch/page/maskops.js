@@ -19,8 +19,8 @@ function stroke(context, { points, size }, scale) {
 	context.lineWidth = size * scale;
 	context.lineCap = context.lineJoin = "round";
 	context.beginPath();
-	context.moveTo(points[0] * scale, points[1] * scale);
-	// A line without a length is a dot
+	// A line without any length would not be drawn
+	context.moveTo(points[0] * scale + 0.01, points[1] * scale);
 	for (let place = 0; place < points.length; place += 2) context.lineTo(points[place] * scale, points[place + 1] * scale);
 	context.stroke();
 }

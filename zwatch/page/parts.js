@@ -20,7 +20,7 @@ const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFra
 // Makes a slider {element, input, set(value)}. `use(value)` is told where it is moved; `said(value)` is how a value is shown
 export function makeSlider(id, label, { least: min, most: max, step }, use, said = decimals) {
 	const input = Object.assign(el("input", { id, type: "range" }), { min, max, step });
-	const output = el("output", { for: id });
+	const output = el("span", { "aria-hidden": "true" });
 	const set = (value) => {
 		input.value = String(value);
 		setText(output, said(value));

@@ -2,7 +2,7 @@
 
 import { el, icon, show } from "./dom.js";
 import { sentence } from "./i18n.js";
-import { textButton } from "./parts.js";
+import { closeViews, textButton } from "./parts.js";
 import { toast } from "./toast.js";
 
 // Returns the rows of the form
@@ -22,20 +22,14 @@ export function sourceRows(ctx) {
 	input.addEventListener("change", () => {
 		const [file] = input.files;
 		input.value = ""; // the same file can be chosen again
-		if (file) actions.startFrom(file).catch(say);
+		if (file) actions.startFrom(file);
 	});
 
-	// Takes a file, or a row of the history, as the picture that is changed. It throws if a file is none
-	actions.startFrom = async (found) => (await loaded()).take(found);
+	// Takes a file, or a row of the history, as the picture that is changed; {sent: row} is what that was made from
+	actions.startFrom = (found, failed = say) => loaded().then((one) => one.take(found)).then(closeViews, failed);
 
-	// Returns the body of a request with the picture and its mask
-	actions.complete = async (request) => (request.image || request.source ? (await loaded()).complete(request) : request);
-
-	// Takes what a picture of the history was made from, if this browser sent it
-	actions.takeSent = async (row) => loaded().then((found) => found.takeSent(row)).catch(say);
-
-	// Keeps the picture of a request that was accepted, for those who draw it again
-	actions.sent = async (request) => request.image && (await loaded()).sent(request);
+	// Adds a job, with the picture and the mask of its request. Returns what the server answers
+	actions.post = async (request) => (request.image || request.source ? (await loaded()).post(request) : ctx.api.call("POST", "/jobs", request));
 
 	store.on("settings", ({ image }) => {
 		show(choose, !image);
@@ -43,9 +37,10 @@ export function sourceRows(ctx) {
 		else card?.then((found) => found.follow(null));
 	});
 	store.on("settings status", () => {
-		if (!store.get("settings")?.loras.length && !store.get("status")?.loras?.length) return show(loras, false);
-		show(loras, true);
-		chips ??= import("./loras.js").then((module) => module.makeChips(ctx, loras)).catch(say);
+		const { loras: known, loraFault } = store.get("status") ?? {};
+		const isUsed = Boolean(store.get("settings")?.loras.length || known?.length || loraFault);
+		show(loras, isUsed);
+		if (isUsed) chips ??= import("./loras.js").then((module) => module.makeChips(ctx, loras)).catch(say);
 	});
 	return [picture, loras];
 }

@@ -47,7 +47,7 @@ const MOST_PIXELS = 2 ** 26;
  * Makes the card in `host`; `choose` opens the browser's choice of a file. The store's `source` is the picture: {image, file,
  * name, url, width, height, ops, covered, sides}; `ops` are those of the mask, `sides` those that are drawn if none are asked for.
  */
-export function makeCard({ store, announce }, host, choose) {
+export function makeCard({ store, api, announce }, host, choose) {
 	let source = null;
 	let loading = null; // the image that is loaded, and its end
 	let kept; // the file that the browser keeps
@@ -99,7 +99,7 @@ export function makeCard({ store, announce }, host, choose) {
 		if (!source) return;
 		const { strength: value, mask_blur: blurred, steps } = now();
 		const [width, height] = [now().width ?? source.sides.width, now().height ?? source.sides.height];
-		const isStretched = Math.abs(Math.log((width * source.height) / (height * source.width))) > 0.1;
+		const isStretched = Math.abs(Math.log((width * source.sides.height) / (height * source.sides.width))) > 0.05;
 		if (image.getAttribute("src") !== source.url) image.src = source.url;
 		drawMask(overlay, source, 192);
 		setText(name, source.name);
@@ -135,17 +135,11 @@ export function makeCard({ store, announce }, host, choose) {
 	});
 
 	return {
-		// Takes a file or the row of a picture
+		// Takes a file, the row of a picture, or with {sent: row} what that was made from
 		async take(found) {
-			set(found instanceof Blob ? await read(found) : await opened(`history:${found.name}`));
-			change({ image: source.image, width: null, height: null, side: null });
+			set(await (found instanceof Blob ? read(found) : found.sent ? sent(found.sent) : opened(`history:${found.name}`)));
+			change({ image: source.image, ...(!found.sent && { width: null, height: null, side: null }) });
 			announce(`${t("source")}: ${source.name}, ${size.textContent}`);
-		},
-
-		// Takes what a picture was made from, as it was sent
-		async takeSent(row) {
-			set(await sent(row));
-			change({ image: source.image });
 		},
 
 		// Shows the picture that the settings name
@@ -163,7 +157,7 @@ export function makeCard({ store, announce }, host, choose) {
 			return end;
 		},
 
-		async complete(request) {
+		async post(request) {
 			await loading?.end;
 			const from = request.image ? source : await sent(request);
 			if (!from) throw new Error(t("source.lost"));
@@ -171,18 +165,19 @@ export function makeCard({ store, announce }, host, choose) {
 			const { source: digest, mask: hasMask, ...fields } = { ...from.sides, ...request, image: from.file ?? from.image };
 			for (const [key, value] of Object.entries(fields)) form.append(key, Array.isArray(value) ? JSON.stringify(value) : value);
 			if (coverage(from)) form.append("mask", await maskFile(from, MOST_MASK));
-			return form;
+			const job = await api.call("POST", "/jobs", form);
+			// Kept for those who draw it again
+			if (request.image) keepSent({ ...request, source: job.source, file: from.file, name: from.name, ops: from.ops });
+			return job;
 		},
-
-		sent: (request) => keepSent({ request, file: source.file, name: source.name, ops: source.ops }),
 	};
 }
 
 // Returns the picture and the mask of a request that this browser sent; the server keeps neither. Throws if it did not
 async function sent(request) {
-	const found = await findSent((one) => isSame(one.request, request));
+	const found = await findSent((one) => isSame(one, request));
 	if (!found) throw new Error(t("source.lost"));
-	return { ...(found.file ? await read(found.file, found.name) : await opened(found.request.image)), ops: found.ops };
+	return { ...(found.file ? await read(found.file, found.name) : await opened(found.image)), ops: found.ops };
 }
 
 // Says what a mask covers
@@ -190,7 +185,7 @@ export const coveredText = (covered) => (covered ? t("source.part", { percent: p
 
 function isSame(one, other) {
 	const [first, seed] = [BigInt(one.seed), BigInt(seedText(other))];
-	return ["prompt", "strength", "steps"].every((name) => one[name] === other[name]) && seed >= first && seed < first + BigInt(one.n);
+	return ["source", "prompt", "strength", "steps"].every((name) => one[name] === other[name]) && seed >= first && seed < first + BigInt(one.n);
 }
 
 // Reads a file. Throws if this browser cannot
