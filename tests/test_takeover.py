@@ -1,9 +1,11 @@
 """A restart as a handover: `zwatch serve --takeover` beside a service whose clients notice nothing."""
 
 import asyncio
+import base64
 import contextlib
 import fcntl
 import http.client
+import io
 import itertools
 import json
 import os
@@ -15,6 +17,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from PIL import Image
 
 from tests.harness import Server
 from zwatch.deploy.look import point
@@ -275,6 +278,45 @@ async def test_jobs_of_the_old_process_live_on_in_the_new_one_also_when_the_old_
                 assert saved_state(tmp_path, state)["aliases"]["current"]["previous"]["version"] == "v1"
                 for job in (short["id"], *more.jobs):
                     assert (await three.get(f"/jobs/{job}"))["state"] == "done"
+
+
+async def test_a_job_that_changes_an_image_is_drawn_again_from_the_image_that_came_over(models, tmp_path):
+    picture, mask = Image.effect_noise((70, 50), 90).convert("RGB"), Image.linear_gradient("L").resize((70, 50))
+    image, mask = (base64.b64encode(png_of(one)).decode() for one in (picture, mask))
+    wanted = {"prompt": "a dog", "seed": 5, "steps": 4, "image": image, "mask": mask}
+    async with service(models, tmp_path, "one") as one:
+        await one.serves("v1")
+        expected = await drawn(one, (await one.post("/jobs", wanted))[1]["id"])
+        long = [(await one.post("/jobs", {**LONG, "n": 16}))[1]["id"] for _ in range(20)]
+        _, waiting = await one.post("/jobs", wanted)
+        async with successor(models, tmp_path, "two") as two:
+            assert (await two.get(f"/jobs/{waiting['id']}"))["state"] == "queued"
+            one.process.kill()
+            await ended(one)
+            for job in long:
+                async with two.http.delete(f"{two.url}/jobs/{job}") as response:
+                    await response.read()
+            assert await drawn(two, waiting["id"]) == expected
+
+
+def png_of(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+async def drawn(server: Server, job: str) -> bytes:
+    """Wait for a job, and return the pixels of its picture."""
+
+    async def done():
+        found = await server.get(f"/jobs/{job}")
+        return found if found["state"] not in ("queued", "running") else None
+
+    found = await server.until(done, "the job ends")
+    assert found["state"] == "done", found
+    async with server.http.get(server.url + found["images"][0]["url"]) as response:
+        with Image.open(io.BytesIO(await response.read())) as image:
+            return image.tobytes()
 
 
 class Feeding:

@@ -32,6 +32,7 @@ from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.picture_settings import picture_settings
 from zwatch.generation.png_text import png_texts
 from zwatch.generation.request import GenerateRequest, parse_generate
+from zwatch.generation.sources import MAX_SIDE, read_source
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.saved import serialise
 from zwatch.rollout.state import StateFile
@@ -323,6 +324,20 @@ def signature(data: bytes) -> None:
         _check_message(str(error))
 
 
+def picture(data: bytes) -> None:
+    """A file of an image that is to be changed: it becomes pixels of the size that is kept, or is refused in few words."""
+    try:
+        found = read_source(data, data)
+    except RequestError as error:
+        _check_error(error)
+        assert error.param == "image"  # noqa: PT017 (no test)
+        return
+    assert found.mask is not None
+    assert (found.picture.mode, found.mask.mode) == ("RGB", "L")
+    assert found.picture.size == found.mask.size
+    assert max(found.picture.size) <= MAX_SIDE
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "header": header,
     "seal": seal,
@@ -330,4 +345,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "state": state,
     "body": body,
     "signature": signature,
+    "picture": picture,
 }

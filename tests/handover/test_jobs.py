@@ -2,20 +2,24 @@
 
 import asyncio
 import json
+import os
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from zwatch.api.compared import comparison_view
 from zwatch.api.results import job_view
-from zwatch.engine.parameters import GenerationParameters
+from zwatch.engine.parameters import GenerationParameters, InitialImage
 from zwatch.errors import RequestError
 from zwatch.generation.comparison import Comparison, found
 from zwatch.generation.job import Job, JobState, client_of_request
 from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.request import parse_generate
+from zwatch.generation.sources import Source
 from zwatch.handover.channel import Channel
 from zwatch.handover.jobs import JobMirror, JobTeller
 from zwatch.rollout.lifecycle import VersionKey
@@ -51,7 +55,8 @@ class Pair:
         self.teller.tell()
         self.old.send({"end": True})
         while "end" not in (message := await self.new.receive(10)).body:
-            await self.mirror.note(message.body)
+            await self.mirror.note(message.body, message.fds)
+            message.close()
 
     def views(self, job: Job) -> tuple[dict, dict]:
         """Return what both processes answer."""
@@ -199,6 +204,54 @@ async def test_a_job_that_the_old_process_could_not_end_is_drawn_again(pair):
     again.finish(Finished(KEY, PARAMETERS, False, timings, again.pictures))
     await asyncio.wait_for(mirrored.result(), 60)
     assert (mirrored.state, mirrored.pictures[0].file) == (JobState.DONE, b"one")
+
+
+SOURCE = Source(Image.effect_noise((70, 50), 90).convert("RGB"), Image.linear_gradient("L").resize((70, 50)), "e" * 64)
+
+
+@pytest.mark.parametrize("mask", [None, SOURCE.mask], ids=["", "mask"])
+async def test_the_image_that_a_job_changes_comes_over_and_is_changed_again(pair, mask):
+    source = replace(SOURCE, mask=mask)
+    job = pair.job(source=source)
+    job.begin()
+    parameters = replace(PARAMETERS, source=InitialImage(None, None, 0.6, 0, source.digest, mask is not None))
+    job.assign(KEY, parameters)
+    await pair.tell()
+    old, new = pair.views(job)
+    assert new == old
+    assert (new["request"]["source"], new["request"]["mask"], new["steps"]) == ("e" * 64, mask is not None, 6)
+    mirrored = pair.mirrored.find(job.id)
+    assert mirrored.parameters == parameters
+    pair.mirror.redraw()
+    await until(lambda: pair.submitted)
+    again = pair.submitted[0].source
+    assert again.digest == source.digest
+    assert again.picture.tobytes() == source.picture.tobytes()
+    assert (again.mask is None) if mask is None else (again.mask.tobytes() == mask.tobytes())
+    pair.submitted[0].cancel()
+    assert mirrored.source is not None
+
+
+async def test_only_images_that_may_be_needed_come_over(pair):
+    done, attended = pair.job(source=SOURCE), pair.job(source=SOURCE, attended=True)
+    done.cancel()
+    before = len(os.listdir("/proc/self/fd"))
+    await pair.tell()
+    assert pair.mirrored.find(attended.id).source is None
+    assert pair.views(done)[0] == pair.views(done)[1]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_job_whose_image_did_not_come_is_not_drawn_without_it(pair, monkeypatch):
+    def full(name, flags):
+        raise OSError(12, "no memory")
+
+    monkeypatch.setattr(os, "memfd_create", full)
+    job = pair.job(source=SOURCE)
+    await pair.tell()
+    pair.mirror.redraw()
+    mirrored = pair.mirrored.find(job.id)
+    assert (mirrored.state, pair.submitted) == (JobState.FAILED, [])
 
 
 async def test_a_job_that_is_drawn_again_can_be_cancelled(pair):

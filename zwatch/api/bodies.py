@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
-from zwatch.generation.fields import File, Rule, TextOrTexts, invalid, validated
+from zwatch.generation.fields import File, Rule, TextOrTexts, file_fields, invalid, validated
 from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
@@ -222,7 +222,7 @@ def fields_of(content_type: str, raw: bytes, model: type[BaseModel]) -> dict[str
     kind, raw = head.get_content_type(), raw.removeprefix(_MARK)
     if kind == _MULTIPART:
         try:
-            parts = _parts(raw, head, _file_fields(model))
+            parts = _parts(raw, head, file_fields(model))
         except RequestError as error:
             raise RequestError(error.code, f"{error.message}; {_advice(model)}", param=error.param) from None
         return _typed(parts, model)
@@ -288,13 +288,6 @@ def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, s
             allowed = f"only {', '.join(files)} may be one" if files else "no field takes a file"
             raise invalid(name[:100], f"{name[:100]} is a file: {allowed}")
     return found
-
-
-def _file_fields(model: type[BaseModel]) -> list[str]:
-    """Return the names of the fields that may be files."""
-    return [
-        name for name, field in model.model_fields.items() if any(isinstance(rule, File) for rule in field.metadata)
-    ]
 
 
 def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> dict[str, Any]:

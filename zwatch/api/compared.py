@@ -19,7 +19,8 @@ from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, Shar
 from zwatch.api.views import time_text
 from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job, JobState
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import JobState
 
 
 class ComparedPicture(PictureView):

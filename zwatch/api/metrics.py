@@ -10,7 +10,8 @@ from zwatch import __version__
 from zwatch.api.refusals import Refusals
 from zwatch.api.version_metrics import VersionMetrics
 from zwatch.errors import REJECTION_CODES, REQUEST_ERRORS, RequestError
-from zwatch.generation.job import Job, JobState
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import JobState
 from zwatch.rollout.lifecycle import Attempt, AttemptState, LoadWay
 from zwatch.rollout.trials import FaultKind, Suspicion
 

@@ -10,7 +10,8 @@ from zwatch.api.answers import Handler, route_of
 from zwatch.api.metrics import NO_ROUTE, Metrics, method_name
 from zwatch.api.refusals import HEALTH, Refusals
 from zwatch.api.traces import Traces
-from zwatch.generation.job import Job, JobState, jobs_of_request
+from zwatch.generation.job import Job, jobs_of_request
+from zwatch.generation.job_events import JobState
 from zwatch.logs import request_id, with_fields
 
 _log = logging.getLogger(__name__)

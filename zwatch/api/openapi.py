@@ -9,8 +9,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from pydantic_core import core_schema
 
 from zwatch import __version__
-from zwatch.api.schema import COOKIE, JSON, Answer, Call, DetailedError, Error, Parameter, Rejected
+from zwatch.api.schema import COOKIE, FORM, JSON, Answer, Call, DetailedError, Error, Parameter, Rejected
 from zwatch.errors import REQUEST_ERRORS
+from zwatch.generation.fields import file_fields
 
 _SCHEMAS = "#/components/schemas/{model}"
 _RETRY_AFTER = (429, 503)
@@ -130,7 +131,7 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     if call.body is not None:
         found["requestBody"] = {
             "required": call.body_required,
-            "content": {JSON: {"schema": schemas.of_request(call.body)}},
+            "content": {JSON: {"schema": schemas.of_request(call.body)}, **_form(call, schemas)},
         }
     if call.takes_file:
         content = {"schema": {"type": "string", "format": "binary"}}
@@ -138,6 +139,20 @@ def _operation(call: Call, schemas: _Schemas) -> dict[str, Any]:
     if call.parameters:
         found["parameters"] = [_parameter(call, one, schemas) for one in call.parameters]
     return {**found, "security": []} if call.is_open else found
+
+
+def _form(call: Call, schemas: _Schemas) -> dict[str, Any]:
+    """Return the content of a call's body as a form, if that may have files: the same fields, with files instead of their texts."""
+    if call.body is None or not (files := file_fields(call.body)):
+        return {}
+    described: dict[str, Any] = schemas.components[call.body.__name__]
+    fields = {
+        name: {"type": "string", "format": "binary", "description": field.get("description", "")}
+        if name in files
+        else field
+        for name, field in described["properties"].items()
+    }
+    return {FORM: {"schema": {**described, "properties": fields}}}
 
 
 def _success(answer: Answer, schemas: _Schemas) -> dict[str, Any]:

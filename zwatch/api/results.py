@@ -12,6 +12,7 @@ from zwatch.api.schema import (
     Base64,
     Digest,
     ErrorObject,
+    Fraction,
     Number,
     Seconds,
     ShareName,
@@ -22,8 +23,8 @@ from zwatch.api.schema import (
 )
 from zwatch.api.views import time_text
 from zwatch.generation.image_files import data_url
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.request import ImageFormat
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
@@ -92,7 +93,8 @@ class Accepted(TypedDict):
 
 
 class AskedView(TypedDict):
-    """What a job was asked for; the sides are null until it is known which version draws it."""
+    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed, and
+    `mask_blur` where there is no mask."""
 
     prompt: str
     negative_prompt: str
@@ -106,9 +108,9 @@ class AskedView(TypedDict):
     quality: Number
     model: str
     source: SourceDigest | None
-    strength: float
+    strength: Fraction | None
     mask: bool
-    mask_blur: Number
+    mask_blur: Number | None
 
 
 class JobView(TypedDict):
@@ -237,9 +239,9 @@ def asked_view(job: Job) -> AskedView:
         "quality": asked.quality,
         "model": asked.model,
         "source": job.source_digest,
-        "strength": asked.strength,
+        "strength": None if job.source_digest is None else asked.strength,
         "mask": job.has_mask,
-        "mask_blur": asked.mask_blur,
+        "mask_blur": asked.mask_blur if job.has_mask else None,
     }
 
 

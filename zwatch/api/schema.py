@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
 JSON = "application/json"
+FORM = "multipart/form-data"
 EVENT_STREAM = "text/event-stream"
 COOKIE = "zwatch"
 """The name of the session cookie."""

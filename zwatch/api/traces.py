@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
-from zwatch.generation.job import Job, JobState
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import JobState
 from zwatch.logs import request_id
 from zwatch.rollout.lifecycle import Attempt, AttemptState
 from zwatch.timeline import Phase

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Done, Failed, JobEvent, Queued, Stepped
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Done, Failed, JobEvent, JobState, Queued, Stepped
 from zwatch.generation.request import MAX_MODELS, GenerateRequest
 
 if TYPE_CHECKING:

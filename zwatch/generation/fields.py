@@ -212,6 +212,13 @@ class Converted:
         return {"anyOf": [handler(schema["schema"]), *map(dict, self.schemas)]}
 
 
+def file_fields(model: type[BaseModel]) -> list[str]:
+    """Return the names of a model's fields that may be files."""
+    return [
+        name for name, field in model.model_fields.items() if any(isinstance(rule, File) for rule in field.metadata)
+    ]
+
+
 def validated(model: type[M], body: Mapping[str, Any]) -> M:
     """Check a request's body against its model.
 

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
-from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, Picture, Queued, Stepped
+from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, JobState, Picture, Queued, Stepped
 from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
@@ -34,22 +33,6 @@ client_of_request: ContextVar[str | None] = ContextVar("client_of_request", defa
 """The name that the client of the current HTTP request gave itself."""
 POLL_SECONDS = 10.0
 """How long after a poll a client counts as watching the job."""
-
-
-class JobState(Enum):
-    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`, and
-    `RUNNING` becomes `QUEUED` again if the version's first image shows that it is bad."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no other state follows."""
-        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(eq=False)
@@ -79,6 +62,14 @@ class Job:
     """The share by which it got that version, such as `current@10`; None if it was not by one."""
     trial: str = ""
     """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
+    source_digest: str | None = None
+    """The digest of the image that it changes or changed; None if it makes one from noise."""
+    has_mask = False
+    """Whether that has a mask."""
+    work = 0.0
+    """Megapixels x steps x images, to estimate how long it takes."""
+    seconds: float | None = None
+    """Seconds from acceptance to the end; None before the end."""
     time_limit: float = math.inf
     """Seconds from its acceptance after which its client gets an error."""
 
@@ -98,8 +89,8 @@ class Job:
         self.request, self.lease = request, lease
         self.source = source
         """The image that it changes, until it ends; None if it makes one from noise."""
-        self.source_digest = None if source is None else source.digest
-        self.has_mask = source is not None and source.mask is not None
+        if source is not None:
+            self.source_digest, self.has_mask = source.digest, source.mask is not None
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -109,8 +100,6 @@ class Job:
         self.position = self.step = 0
         self.steps = steps_of(request, source) * request.n
         self.second_turn = SecondTurn()
-        self.work = 0.0
-        """Megapixels x steps x images, to estimate how long it takes."""
         self.preview: bytes | None = None
         self.key: VersionKey | None = None
         """The version that makes its images; None before it runs."""
@@ -121,8 +110,6 @@ class Job:
         self.finished: Finished | None = None
         self.error: RequestError | None = None
         self.created = datetime.now(UTC)
-        self.seconds: float | None = None
-        """Seconds from acceptance to the end; None before the end."""
         self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True
         """Says whether the history still has the image of a name: it deletes those beyond its limits."""

@@ -1,6 +1,7 @@
-"""What a job makes, and the events that its followers get."""
+"""The states of a job, what it makes, and the events that its followers get."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from zwatch.errors import RequestError
@@ -8,6 +9,22 @@ from zwatch.rollout.lifecycle import VersionKey
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
+
+
+class JobState(Enum):
+    """`QUEUED -> RUNNING -> DONE | FAILED`; `QUEUED` and `RUNNING` can also become `FAILED` or `CANCELLED`, and
+    `RUNNING` becomes `QUEUED` again if the version's first image shows that it is bad."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no other state follows."""
+        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)

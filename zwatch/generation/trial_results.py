@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from zwatch.deploy.shares import share_key
-from zwatch.generation.job import Job, JobState
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import JobState
 from zwatch.rollout.alias import Alias
 from zwatch.rollout.lifecycle import VersionKey
 

@@ -48,8 +48,8 @@ class Following:
 
     async def begin(self) -> None:
         """Take over the jobs; to be called before this process listens."""
-        for body in self._taken.jobs:
-            await self._note(Message(body))
+        for message in self._taken.jobs:
+            await self._note(message)
         self._taken.jobs.clear()
 
     async def run(self, *, takes_connections: bool) -> None:
@@ -100,7 +100,7 @@ class Following:
         body = message.body
         try:
             if "job" in body:
-                await self._mirror.note(body)
+                await self._mirror.note(body, message.fds)
             elif "freed" in body:
                 self._has_freed = True
                 self._take_room()  # also of the budget: a load that waited looks at it now

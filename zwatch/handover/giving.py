@@ -20,7 +20,8 @@ from zwatch.api.streams import CLOSING
 from zwatch.bridge import NoAnswer
 from zwatch.errors import RequestError, retry_after
 from zwatch.handover.channel import PROTOCOL, Channel, Message
-from zwatch.handover.jobs import Body, JobTeller
+from zwatch.handover.described import Body
+from zwatch.handover.jobs import JobTeller
 from zwatch.handover.leaving import Leaving, ToProcess
 from zwatch.rollout.state import StateFile
 

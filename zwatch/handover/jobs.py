@@ -6,30 +6,29 @@ A job that the old process could not end is drawn again from its request, which 
 import asyncio
 import base64
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zwatch.errors import RequestError
 from zwatch.generation.history import History
-from zwatch.generation.job import Job, JobState
-from zwatch.generation.job_events import Finished, Picture
+from zwatch.generation.job import Job
+from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import GenerateRequest
 from zwatch.handover.channel import Channel
+from zwatch.handover.described import Body, Told, described, parameters_of, state_of
+from zwatch.handover.sources import read_source_file, source_file
 from zwatch.rollout.lifecycle import VersionKey
 
 if TYPE_CHECKING:
-    from zwatch.engine.parameters import GenerationParameters
+    pass
 
 _log = logging.getLogger(__name__)
-
-Body = dict[str, Any]
-"""What the channel carries: JSON."""
 
 _LOST = RequestError("generation_failed", "the process that drew this job ended, and it could not be drawn again")
 _AGAIN_SECONDS = 0.1
@@ -38,70 +37,29 @@ _MOST_AGAIN_SECONDS = 600.0
 _SEND_SECONDS = 10.0
 
 
-# --- a job as JSON
-
-
-def described(job: Job) -> Body:
-    """Return what never changes of a job."""
-    return {
-        "id": job.id,
-        "request": job.request.model_dump(mode="json", include=set(GenerateRequest.model_fields), exclude_none=True),
-        "created": job.created.isoformat(),
-        "age": job.age,
-        "request_id": job.request_id,
-        "client": job.client_name,
-        "client_key": job.client,
-        "attended": job.attended,
-        "keeps_files": job.keeps_files,
-        "work": job.work,
-    }
-
-
-def state_of(job: Job, told: "_Told") -> Body:
-    """Return the state of a job; its preview and its files only if they were not sent before."""
-    body: Body = {"state": job.state.value, "position": job.position, "step": job.step, "pictures": []}
-    if job.preview is not None and job.previews > told.previews:
-        body["preview"] = base64.b64encode(job.preview).decode()
-    for number, picture in enumerate(job.pictures):
-        name = job.stored_name(picture)
-        row: Body = {"seed": picture.seed, "name": name}
-        # Of a job whose client waits, the answer has the files.
-        if name is None and job.keeps_files and picture.file is not None and number not in told.files:
-            row["file"] = base64.b64encode(picture.file).decode()
-            told.files.add(number)
-        body["pictures"].append(row)
-    if job.key is not None:
-        body["key"], body["signer"], body["by_share"] = [job.key.version, job.key.digest], job.signer, job.by_share
-    if job.parameters is not None:
-        body["parameters"] = asdict(job.parameters)
-    if job.finished is not None:
-        body["finished"] = {"truncated": job.finished.truncated, "timings": job.finished.timings}
-    if (error := job.error) is not None:
-        body["error"] = {
-            name: getattr(error, name) for name in ("code", "message", "status", "param", "headers", "extra")
-        }
-    if job.seconds is not None:
-        body["seconds"] = job.seconds
-    told.previews = job.previews
-    return body
-
-
 class MirroredJob(Job):
     """A job of another process. `cancelled` is called when a client cancels it here."""
 
-    def __init__(self, body: Body, cancelled: Callable[[Job], None], settled: Callable[[Job], None]) -> None:
-        """Make it as it was accepted.
+    def __init__(
+        self, body: Body, cancelled: Callable[[Job], None], settled: Callable[[Job], None], fds: Sequence[int] = ()
+    ) -> None:
+        """Make it as it was accepted. `fds` has the file with the image that it changes, if there is one.
 
         Raises:
-            KeyError, ValueError, TypeError: it does not describe a job.
+            KeyError, ValueError, TypeError, OSError: it does not describe a job.
         """
+        about = body.get("source")
         super().__init__(
             GenerateRequest.model_validate(body["request"]),
             None,
             settled,
             attended=False,
             keeps_files=body["keeps_files"],
+            source=None if about is None else read_source_file(about, fds),
         )
+        if about is not None:
+            self.source_digest, self.has_mask = str(about["digest"]), bool(about["mask"])
+        self.steps = int(body.get("steps", self.steps))
         self.id = str(body["id"])
         self.created = datetime.fromisoformat(body["created"])
         self.request_id, self.client_name, self.work = body["request_id"], body["client"], body["work"]
@@ -126,7 +84,7 @@ class MirroredJob(Job):
         state = JobState(body["state"])
         self.pictures = tuple(self._picture(number, row) for number, row in enumerate(body["pictures"]))
         if "key" in body and "parameters" in body and self.key is None:
-            self.assign(VersionKey(*body["key"]), _parameters(body["parameters"]))
+            self.assign(VersionKey(*body["key"]), parameters_of(body["parameters"]))
             self.signer, self.by_share = body.get("signer"), body.get("by_share")
         if state is JobState.QUEUED:
             if self.state is JobState.RUNNING:
@@ -157,23 +115,7 @@ class MirroredJob(Job):
         return Picture(row["seed"], base64.b64decode(row["file"]) if "file" in row else before, row["name"])
 
 
-def _parameters(body: Body) -> "GenerationParameters":
-    from zwatch.engine.parameters import GenerationParameters
-
-    known = {field.name: body[field.name] for field in fields(GenerationParameters)}
-    return GenerationParameters(**{**known, "seeds": tuple(known["seeds"])})
-
-
 # --- the old process
-
-
-class _Told:
-    """What the other process knows of a job."""
-
-    def __init__(self) -> None:
-        self.revision, self.previews = -1, 0
-        self.files: set[int] = set()
-        self.is_over = False
 
 
 class JobTeller:
@@ -182,7 +124,7 @@ class JobTeller:
     def __init__(self, store: JobStore, channel: Channel) -> None:
         self._store = store
         self._channel = channel
-        self._told: dict[str, _Told] = {}
+        self._told: dict[str, Told] = {}
 
     def tell(self) -> None:
         """Send what has changed since the last call."""
@@ -206,13 +148,18 @@ class JobTeller:
 
     def _send(self, job: Job, ended_ago: float) -> None:
         is_new = job.id not in self._told
-        told = self._told.setdefault(job.id, _Told())
+        told = self._told.setdefault(job.id, Told())
         told.revision, told.is_over = job.revision, job.state.is_final
         body = {"job": job.id, **state_of(job, told)}
+        source = None
         if is_new:
             body["new"] = described(job)
             body["ended_ago"] = ended_ago
-        self._channel.send(body)
+            with suppress(OSError):  # without its image, the job is not drawn again
+                source = source_file(job)
+        self._channel.send(body, () if source is None else (source,))
+        if source is not None:
+            os.close(source)
 
 
 # --- the new process
@@ -246,16 +193,16 @@ class JobMirror:
         """Those whose clients are connected to the old process."""
         self._redrawing: set[asyncio.Task[None]] = set()
 
-    async def note(self, body: Body) -> None:
-        """Take over what the old process says of a job.
+    async def note(self, body: Body, fds: Sequence[int] = ()) -> None:
+        """Take over what the old process says of a job, with the descriptors that came with it, which stay the caller's.
 
         Raises:
-            KeyError, ValueError, TypeError: it is not that.
+            KeyError, ValueError, TypeError, OSError: it is not that.
         """
         job = self._jobs.get(body["job"])
         if job is None:
             if "new" in body:  # else it was cancelled here
-                self._add(body)
+                self._add(body, fds)
             return
         if body.get("error", {}).get("code") == "shutting_down" and job.id not in self._attended:
             return  # it waited for a version that was not loaded there: it is drawn here, as those that were not ended
@@ -264,8 +211,8 @@ class JobMirror:
             await self._history.look_now()  # else it would not know the picture for some seconds
         job.show(body)
 
-    def _add(self, body: Body) -> None:
-        job = MirroredJob(body["new"], self._cancel, self._settle)
+    def _add(self, body: Body, fds: Sequence[int]) -> None:
+        job = MirroredJob(body["new"], self._cancel, self._settle, fds)
         job.has_image = _Known(self._history)
         if JobState(body["state"]).is_final:
             job.show(body)
@@ -293,7 +240,8 @@ class JobMirror:
     def redraw(self) -> None:
         """Draw all jobs that have not ended: the old process has."""
         for job in list(self._jobs.values()):
-            if job.id in self._attended:  # its client has lost its connection
+            has_lost_source = job.source is None and job.source_digest is not None
+            if job.id in self._attended or has_lost_source:  # its client has lost its connection
                 job.fail(_LOST)
                 continue
             _log.warning("%s was not ended by the process that was taken over; it is drawn again", job.id)
@@ -305,7 +253,7 @@ class JobMirror:
     async def _redraw(self, job: MirroredJob) -> None:
         """Draw a job by another one, and show what becomes of that."""
         again = await self._submitted(job)
-        told = _Told()
+        told = Told()
         while again is not None and not job.state.is_final:
             coming = again.changes.next()
             if job.is_cancelled:
@@ -328,7 +276,9 @@ class JobMirror:
         end = time.monotonic() + _MOST_AGAIN_SECONDS
         while not job.is_cancelled:
             try:
-                return self._queue.submit(job.request, attended=False, keeps_files=job.keeps_files, client=job.client)
+                return self._queue.submit(
+                    job.request, attended=False, keeps_files=job.keeps_files, client=job.client, source=job.source
+                )
             except RequestError as error:
                 if error.status not in (429, 503) or error.code == "shutting_down" or time.monotonic() > end:
                     job.fail(error)

@@ -20,7 +20,7 @@ from zwatch.deploy.following import Rule
 from zwatch.errors import Rejection
 from zwatch.handover.beside import Beside
 from zwatch.handover.channel import PROTOCOL, Channel, Message, connect
-from zwatch.handover.jobs import Body
+from zwatch.handover.described import Body
 from zwatch.rollout.inheritance import Warmed
 from zwatch.rollout.state import LOCK
 from zwatch.shadow.control import LoadControl
@@ -52,7 +52,7 @@ class Taken:
     sockets: list[socket.socket] = field(default_factory=list)
     address: tuple[str, int] | None = None
     """The host and the port that the old process was told to listen on."""
-    jobs: list[Body] = field(default_factory=list)
+    jobs: list[Message] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
 
 
@@ -207,7 +207,7 @@ class Taking:
             while (message := await channel.receive(max(0.0, end - time.monotonic()))) is not None:
                 if message.body.get("jobs") == "told":
                     break
-                taken.jobs.append(message.body)
+                taken.jobs.append(message)
         return taken
 
 

@@ -197,6 +197,7 @@ async def test_any_strength_gives_a_picture(client, strength):
     assert job["state"] == "done", job
     assert job["steps"] == max(1, round(4 * strength + 0.49))
     assert job["request"]["strength"] == strength
+    assert job["request"]["mask_blur"] is None
     assert (job["request"]["source"], job["request"]["mask"]) == (blake3(IMAGE).hexdigest(), False)
     assert (job["width"], job["height"]) == (64, 64)
 
