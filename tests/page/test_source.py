@@ -188,7 +188,7 @@ async def test_a_mask_is_painted_with_the_mouse_erased_and_taken_back(page):
         await page.keyboard.press("Control+z")
     await expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     await page.get_by_role("button", name="Invert").click()
-    await expect(page.get_by_text("100% of it is painted anew")).to_be_visible()
+    await expect(page.get_by_role("dialog").get_by_text("100% of it is painted anew")).to_be_visible()
     await page.get_by_role("button", name="Clear").click()
     await expect(page.get_by_role("dialog").get_by_text("All of it is changed")).to_be_visible()
     await page.get_by_role("button", name="Undo").click()
@@ -356,7 +356,7 @@ async def test_a_job_that_a_restart_lost_is_tried_again_with_its_picture(page, s
     await queue(page).get_by_role("button", name="Try again").click()
     await expect(queue(page).filter(has_text="Lost when the server restarted")).to_have_count(0)
     first, second = await page.evaluate("window.sent")
-    assert second == {**first, "model": "current"}
+    assert second == {**{name: first[name] for name in first if name != "mask_blur"}, "model": "current"}
     await page.keyboard.press("Escape")
     await expect(queue(page)).to_have_count(0)
 

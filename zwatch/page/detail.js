@@ -114,7 +114,7 @@ function factsOf(row) {
 		"detail.mask": row.mask && "✓",
 		"field.strength": row.source && row.strength,
 		"field.mask_blur": row.mask && row.mask_blur,
-		"detail.loras": row.loras?.map(({ name, scale, digest }) => `${name} ${scale} (${digest})`).join(", "),
+		"detail.loras": row.loras?.map(({ name, scale, digest }) => `${name} ${scale} (${digest.slice(0, 12)})`).join(", "),
 		"detail.model": row.model,
 		"detail.bytes": row.bytes && bytes(row.bytes),
 		"detail.created": row.created && dateTime(row.created),

@@ -98,8 +98,8 @@ function addTools(ctx) {
 	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
 	const votes = createVotes(ctx);
-	const change = textButton(t("use.picture"), () => actions.change(row()), { class: "small" });
-	byId("stage-actions").append(change, votes.element, compare, details, download, remove);
+	const change = iconButton("image", t("use.picture"), () => actions.change(row()));
+	byId("stage-actions").append(votes.element, compare, details, change, download, remove);
 	const follow = () => {
 		const picture = row();
 		if (!picture) return;

@@ -3,13 +3,26 @@
  * small, can be undone step by step, and is drawn at any size.
  */
 
+// Stripes, which are seen on any picture
+function stripes(context) {
+	const tile = document.createElement("canvas");
+	tile.width = tile.height = 12;
+	const inner = tile.getContext("2d");
+	inner.fillStyle = "#ff1fa0";
+	inner.fillRect(0, 0, 12, 12);
+	inner.fillStyle = "#fff";
+	for (let place = 0; place < 12; place++) inner.fillRect(place, place, 3, 1), inner.fillRect(place - 12, place, 3, 1);
+	return context.createPattern(tile, "repeat");
+}
+
 // Does what was done on a canvas that shows the picture's `width`
 export function applyOps(canvas, width, ops) {
 	const context = canvas.getContext("2d");
 	const scale = canvas.width / width;
+	const colour = stripes(context);
 	for (const op of ops) {
 		context.globalCompositeOperation = op === "invert" ? "xor" : op === "clear" || op.erase ? "destination-out" : "source-over";
-		context.fillStyle = context.strokeStyle = "#ff1f5a";
+		context.fillStyle = context.strokeStyle = colour;
 		if (typeof op === "string") context.fillRect(0, 0, canvas.width, canvas.height);
 		else stroke(context, op, scale);
 	}

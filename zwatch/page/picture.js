@@ -40,7 +40,7 @@ export function describe(row, t) {
 
 // Returns the row of a picture of a job
 export function rowOfJob(job, image) {
-	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
+	return { version: job.version, digest: job.digest, created: job.created, ...job.request, loras: job.loras, ...image };
 }
 
 // Returns the row of the picture in the stage, or null

@@ -103,7 +103,8 @@ export function makeCard({ store, api, announce }, host, choose) {
 		if (image.getAttribute("src") !== source.url) image.src = source.url;
 		drawMask(overlay, source, 192);
 		setText(name, source.name);
-		setText(size, `${source.width} × ${source.height}, ${t(isStretched ? "source.stretched" : "source.drawn")} ${width} × ${height}`);
+		const [own, drawn] = [`${source.width} × ${source.height}`, `${width} × ${height}`];
+		setText(size, own === drawn ? own : `${own}, ${t(isStretched ? "source.stretched" : "source.drawn")} ${drawn}`);
 		setText(masked, coveredText(source.covered));
 		setText(mask, t(source.covered ? "source.editMask" : "source.mask"));
 		thumb.ariaLabel = thumb.title = mask.textContent;
@@ -111,8 +112,8 @@ export function makeCard({ store, api, announce }, host, choose) {
 		show(blur.element, source.covered > 0);
 		strength.set(value);
 		blur.set(blurred);
-		const drawn = Number.isInteger(steps) ? steps - Math.trunc(steps - steps * value) : 0; // as diffusers counts
-		setText(meaning, `${t(`strength.${Math.ceil(value * 3)}`)} ${drawn ? t("strength.steps", { count: drawn }) : ""}`);
+		const count = Number.isInteger(steps) ? steps - Math.trunc(steps - steps * value) : 0; // as diffusers counts
+		setText(meaning, `${t(`strength.${Math.ceil(value * 3)}`)} ${count ? t("strength.steps", { count }) : ""}`);
 	}
 
 	async function edit() {
