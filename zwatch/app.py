@@ -208,6 +208,7 @@ async def _start(
         inherit(services.bridge, services.engines, supervisor, taken.factory, taken.warmed)
     if following is not None:
         await following.begin()
+        await following.take_entrance()
         listening = await listen(runner, config, backlog, taken.sockets, taken.address, passed.sockets)
     if passed.connections:
         while passed.connections:

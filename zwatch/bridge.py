@@ -70,7 +70,7 @@ LANES: dict[Lane, LaneLimits] = {
     "pin": LaneLimits(),
     "generate": LaneLimits(most_left=4),
     "encode": LaneLimits(width=2),
-    "decode": LaneLimits(width=4, seconds=30.0, most_left=8, nice=5),
+    "decode": LaneLimits(width=2, seconds=30.0, most_left=4, nice=5),
     "history": LaneLimits(seconds=20.0),
     "inspect": LaneLimits(width=4, seconds=10.0, most_left=8),
     "device": LaneLimits(seconds=30.0),  # whether it answers: in milliseconds if it works. Nothing else waits here

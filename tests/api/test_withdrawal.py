@@ -1,6 +1,7 @@
 """A version that passes its warm-up and fails later, on a whole service: no client notices, and the version is withdrawn."""
 
 import asyncio
+import base64
 import io
 import json
 import threading
@@ -359,6 +360,18 @@ async def test_a_share_that_fails_at_one_size_only_is_withdrawn_and_no_client_no
     )
 
 
+@pytest.mark.parametrize("fault", ["NaN", "memory"])
+async def test_an_image_that_a_share_fails_to_change_is_changed_by_the_other_version(shared, fault):
+    file = io.BytesIO()
+    Image.effect_noise((96, 64), 90).convert("RGB").save(file, "PNG")
+    asked = {**HURT, "image": base64.b64encode(file.getvalue()).decode(), "strength": 0.6}
+    expected = await draw(shared, "v1", **asked, model="v1")
+    assert pixels(expected) != pixels(await draw(shared, "v1", **HURT, model="v1"))
+    FAULTS[fault][0](Faulty(shared, KEY))
+    assert pixels(await draw(shared, "v1", **asked, user=ON_SHARE)) == pixels(expected)
+    assert all(job.source is None for _, job in shared.services.queue.jobs.ended)
+
+
 async def test_a_share_that_hangs_is_drawn_again_before_the_time_limit(shared):
     assert await share_of(shared, **HURT, user=ON_OWN) == ("v1", None)  # how long it takes is known then
     Faulty(shared, KEY).hang()
@@ -387,6 +400,21 @@ async def test_a_request_that_names_the_share_gets_its_error_and_no_other_versio
     assert any("failed by v3 (current@50) (generation_failed: " in one for one in caplog.messages), caplog.messages
     assert await share_of(shared, **HURT, user=ON_SHARE) == ("v1", None)
     assert any(one.startswith("v3 (current@50) failed (") for one in caplog.messages), caplog.messages
+
+
+async def test_errors_of_comparisons_and_in_streams_say_the_version_and_the_share(shared):
+    Faulty(shared, KEY).nan()
+    both = {**HURT, "model": ["v1", "current@50"]}
+    accept = {"Accept": "application/json"}
+    async with shared.http.post(shared.url + "/generate", json=both, headers=accept) as response:
+        headers = response.headers
+        assert (response.status, headers["X-Zwatch-Version"], headers["X-Zwatch-Share"]) == (500, "v2", "current@50")
+    accept = {"Accept": "text/event-stream"}
+    async with shared.http.post(
+        shared.url + "/generate", json={**HURT, "model": "current@50"}, headers=accept
+    ) as response:
+        last = json.loads((await response.text()).strip().rpartition("data: ")[2].splitlines()[0])
+    assert (last["version"], last["share"], last["error"]["code"]) == ("v2", "current@50", "generation_failed")
 
 
 async def test_in_its_probation_what_an_alias_fails_to_draw_goes_to_what_it_served_before(promoted, models):

@@ -9,7 +9,7 @@ import torch
 from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline
 from PIL import Image, ImageDraw
 
-from tests.engine.editing import build, parameters
+from tests.engine.editing import build, edit_json, parameters, seal_again
 from tests.engine.test_pipeline import library_pipeline
 from zwatch.engine.acceleration import Acceleration
 from zwatch.engine.factory import EngineFactory
@@ -182,6 +182,23 @@ def test_a_file_of_an_image_survives_a_change_of_nothing(v1):
     picture(128, 128).save(file, "PNG")
     found = drawn(v1, parameters(width=128, height=128, source=initial(Image.open(file), 0.0)))[0]
     assert found.shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [("vae/config.json", {"act_fn": "mish"}), ("scheduler/scheduler_config.json", {"use_karras_sigmas": True})],
+    ids=["autoencoder", "schedule"],
+)  # fmt: skip
+@pytest.mark.parametrize("mask", [None, half()], ids=["whole", "part"])
+def test_a_version_that_needs_the_librarys_own_class_has_its_pixels_too(factory, models, path, change, mask):
+    edit_json(models / "v1" / path, lambda config: config.update(change))
+    seal_again(models / "v1")
+    engine = build(factory, models, "v1")
+    wanted = parameters("a cat", 3, 4, steps=4, source=initial(picture(), 0.6, mask))
+    kind = ZImageImg2ImgPipeline if mask is None else ZImageInpaintPipeline
+    theirs = library_pipeline(models / "v1")
+    for found, seed in zip(drawn(engine, wanted), (3, 4), strict=True):
+        assert np.array_equal(found, library_image(theirs, kind, wanted, seed))
 
 
 # --- the models in the repository

@@ -3,6 +3,8 @@
 import base64
 import io
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zlib
@@ -157,6 +159,20 @@ def test_an_enormous_side_is_reduced(monkeypatch):
     source = read_source(saved(corners(400, 200)), saved(Image.new("L", (400, 200), 255)))
     assert source.picture.size == source.mask.size == (100, 50)
     assert read_source(saved(corners(400, 1)), None).picture.size == (100, 1)
+
+
+def test_what_a_large_image_takes_to_be_decoded_is_bounded():
+    """Of 64 million pixels with transparency: with a copy for the orientation, and one to be reduced."""
+    file = io.BytesIO()
+    Image.new("RGBA", (8192, 8192), (*RED, 128)).save(file, "PNG", compress_level=1)
+    program = (
+        "import resource, sys; from zwatch.generation.sources import read_source; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "found = read_source(sys.stdin.buffer.read(), None); assert found.picture.size == (4096, 4096); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=file.getvalue(), capture_output=True, check=True)
+    assert int(done.stdout) < 900 * 1024  # KiB
 
 
 # --- masks

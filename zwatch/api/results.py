@@ -22,6 +22,7 @@ from zwatch.api.schema import (
     choice,
 )
 from zwatch.api.views import time_text
+from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished, JobState, Picture
@@ -152,13 +153,18 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
-def failed_headers(job: object) -> dict[str, str]:
-    """Return the headers of the answer to a job that failed: the version that was to draw it, and the share by which it was. There
-    are none for one that no version began to draw, and for a comparison, whose error names the model."""
+def failed_fields(what: object) -> dict[str, str]:
+    """Return what an answer says beside the error of a job, or of the job with which a comparison failed: the `version` that was to
+    draw it, and the `share` by which it was. Nothing if no version began to draw it."""
+    job = what.failed if isinstance(what, Comparison) else what
     if not isinstance(job, Job) or job.key is None:
         return {}
-    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
-    return {"X-Zwatch-Version": job.key.version, **shared}
+    return {"version": job.key.version, **({} if job.by_share is None else {"share": job.by_share})}
+
+
+def failed_headers(what: object) -> dict[str, str]:
+    """Return `failed_fields` as headers."""
+    return {f"X-Zwatch-{name.capitalize()}": value for name, value in failed_fields(what).items()}
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
@@ -171,8 +177,8 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
-        "X-Zwatch-Width": str(finished.parameters.width),
-        "X-Zwatch-Height": str(finished.parameters.height),
+        "X-Zwatch-Width": str(finished.parameters.image_size[0]),
+        "X-Zwatch-Height": str(finished.parameters.image_size[1]),
         "X-Zwatch-Job": job.id,
     }
 
@@ -253,8 +259,8 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
-        "width": finished.parameters.width,
-        "height": finished.parameters.height,
+        "width": finished.parameters.image_size[0],
+        "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
         "timings": timings_view(finished.timings),
     }

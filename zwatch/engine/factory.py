@@ -23,7 +23,7 @@ from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import first_line, is_memory_short, named
 
 _log = logging.getLogger(__name__)
 
@@ -221,23 +221,19 @@ def _config_fault(error: Exception) -> Exception | None:
     _log.error("the warm-up failed", exc_info=error)
     return Rejection(
         "config_invalid",
-        f"the configs of this version cannot make an image together: {type(error).__name__}: {_first_line(error)}",
+        f"the configs of this version cannot make an image together: {named(error)}",
     )
 
 
 def _rejection_of(error: Exception) -> Rejection:
     if is_memory_short(error):
-        return Rejection("out_of_memory", f"memory ran out during the load: {_first_line(error)}")
+        return Rejection("out_of_memory", f"memory ran out during the load: {first_line(error)}")
     match error:
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return Rejection("io_error", f"{where}{error.strerror or error}")
         case RuntimeError():
             _log.error("device failed during a load", exc_info=error)
-            return Rejection("device_error", _first_line(error))
+            return Rejection("device_error", first_line(error))
     _log.error("load failed unexpectedly", exc_info=error)
-    return Rejection("internal_error", f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return Rejection("internal_error", named(error))

@@ -72,7 +72,8 @@ def draw(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> None:
     prompt = text.encode(torch.zeros(_TOKENS, dtype=torch.int64).to(device), mask)
     noise = pipeline.noise(SIDE, SIDE, torch.Generator(device).manual_seed(0))
     timeline = pipeline.timeline(noise, 2)
-    pipeline.decode(pipeline.denoise(noise, timeline, [prompt], 0.0, lambda number, before, after: None))
+    latents = pipeline.denoise(noise, timeline, [prompt], 0.0, lambda number, before, after: None)
+    pipeline.encode_image(pipeline.decode(latents))
 
 
 def show(device: torch.device) -> None:

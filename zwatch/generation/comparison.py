@@ -53,13 +53,17 @@ class Comparison:
         return states[0] if len(set(states)) == 1 else JobState.RUNNING
 
     @property
+    def failed(self) -> Job | None:
+        """The first job that ended it with an error; None if there is none."""
+        state = self.state
+        return next((job for job in self.jobs if job.state is state and job.error is not None), None)
+
+    @property
     def error(self) -> RequestError | None:
         """The error that ended it, with the name of the model that it came from; None if there is none."""
-        state = self.state
-        for job in self.jobs:
-            if job.state is state and job.error is not None:
-                return job.error if state is JobState.CANCELLED else _named(job, job.error)
-        return None
+        if (job := self.failed) is None or job.error is None:
+            return None
+        return job.error if job.state is JobState.CANCELLED else _named(job, job.error)
 
     @property
     def position(self) -> int:

@@ -15,6 +15,8 @@ from zwatch.rollout.lifecycle import VersionKey
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
 
+Pairs = Mapping[str, float | int | str]
+"""Names and values in the last line of AUTOMATIC1111's text."""
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
 _MAKER_NOTE = 0x927C
@@ -63,8 +65,10 @@ def details_of(
     signer: str | None = None,
     share: str | None = None,
     trial: str = "",
+    notes: Pairs | None = None,
 ) -> Details:
-    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`."""
+    """Return the details of the image of one seed, by a version that `signer` signed, chosen by a `share`, of a `trial`; `notes` are
+    further pairs of the text."""
     request = {
         "prompt": parameters.prompt,
         "negative_prompt": parameters.negative_prompt,
@@ -80,29 +84,30 @@ def details_of(
     source = parameters.source
     if source is not None:
         request |= {"strength": source.strength, "mask_blur": source.mask_blur}
-    text = _a1111_text(parameters, key, seed, share)
+    text = _a1111_text(parameters, key, seed, share, notes or {})
     return Details(
         text, key.version, str(key.digest), request, signer or "", share or "", trial,
         "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
     )  # fmt: skip
 
 
-def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None) -> str:
+def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, share: str | None, notes: Pairs) -> str:
     by_share = "" if share is None else f", Share: {share}"
+    pairs = "".join(f", {name}: {value}" for name, value in {**_changed(parameters), **notes}.items())
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
     return (
         f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{_changed(parameters)}{by_share}"
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{pairs}{by_share}"
     )
 
 
-def _changed(parameters: "GenerationParameters") -> str:
+def _changed(parameters: "GenerationParameters") -> Pairs:
     """Return how an image was changed, in AUTOMATIC1111's words, and from which."""
     source = parameters.source
     if source is None:
-        return ""
-    blurred = f", Mask blur: {source.mask_blur}" if source.has_mask else ""
-    return f", Denoising strength: {source.strength:g}{blurred}, Source: {source.digest}"
+        return {}
+    blur = {"Mask blur": source.mask_blur} if source.has_mask else {}
+    return {"Denoising strength": f"{source.strength:g}", **blur, "Source": source.digest}
 
 
 def png_chunks(details: Details) -> PngImagePlugin.PngInfo:

@@ -64,6 +64,8 @@ class Job:
     """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
     source_digest: str | None = None
     """The digest of the image that it changes or changed; None if it makes one from noise."""
+    finished: Finished | None = None
+    error: RequestError | None = None
     has_mask = False
     """Whether that has a mask."""
     work = 0.0
@@ -107,8 +109,6 @@ class Job:
         """What its images are made from; None before it runs."""
         self.pictures: tuple[Picture, ...] = ()
         """Those that are stored so far, in the order of their seeds; a job that is cancelled or fails keeps them."""
-        self.finished: Finished | None = None
-        self.error: RequestError | None = None
         self.created = datetime.now(UTC)
         self.phases, self.changes = Phases(), Pulse()
         self.has_image: Callable[[str], bool] = lambda name: True

@@ -296,8 +296,9 @@ def fitted(
 def _initial(request: GenerateRequest, source: "Source") -> "InitialImage":
     from zwatch.engine.parameters import InitialImage
 
+    whole = None if source.canvas is None or source.canvas.box is None else source.canvas.picture.size
     return InitialImage(
-        source.picture, source.mask, request.strength, request.mask_blur, source.digest, source.mask is not None
+        source.picture, source.mask, request.strength, request.mask_blur, source.digest, source.mask is not None, whole
     )
 
 

@@ -6,8 +6,8 @@ What is checked before anything is decoded bounds the memory and the time: the f
 import base64
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from zwatch.generation.fields import invalid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from zwatch.generation.inpainting import Canvas
 
 MAX_PIXELS = 2**26
 """Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel."""
@@ -26,6 +28,8 @@ MOST_HELD = 2**30
 MAX_SCANS = 100
 """Of a JPEG: each costs a pass over all pixels, and a file of some kilobytes can have thousands. Cameras and programs write about 10."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+_JPEG = ("JPEG", "MPO")
+"""MPO is what PIL calls a JPEG with more images behind the first, as telephones write them."""
 _PLUGINS = ("Png", "Jpeg", "Mpo", "WebP", "Gif")
 """Of PIL: each registers a format when it is imported."""
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -45,17 +49,24 @@ _KINDS = (
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """An image that is to be changed: upright RGB; its mask (L, of the same size; white is painted anew) or None; and the blake3
-    of the image's file, in hex."""
+    of the image's file, in hex. Where there is a `canvas`, what is drawn is put into that; `notes` are pairs for the text in the
+    image's file."""
 
     picture: "Image"
     mask: "Image | None"
     digest: str
+    canvas: "Canvas | None" = None
+    notes: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its pixels."""
         width, height = self.picture.size
-        return width * height * (3 if self.mask is None else 4)
+        held = width * height * (3 if self.mask is None else 4)
+        if self.canvas is None:
+            return held
+        width, height = self.canvas.picture.size
+        return held + width * height * 4
 
 
 def too_much_held(new: Source, others: Iterable[Source | None]) -> str | None:
@@ -80,8 +91,9 @@ def read_source(image: bytes, mask: bytes | None) -> Source:
     from blake3 import blake3
     from PIL.Image import Resampling
 
-    picture = _reduced(_flat(open_picture(image, "image"), "RGB", "white"))
-    found = None if mask is None else _flat(open_picture(mask, "mask"), "L", "black")
+    # Reduced first: what is done then takes a fraction of the memory.
+    picture = _flat(_reduced(open_picture(image, "image")), "RGB", "white")
+    found = None if mask is None else _flat(_reduced(open_picture(mask, "mask")), "L", "black")
     if found is not None and found.size != picture.size:
         found = found.resize(picture.size, Resampling.LANCZOS)
     return Source(picture, found, blake3(image).hexdigest())
@@ -129,6 +141,8 @@ def open_picture(file: bytes, param: str) -> "Image":
             warnings.simplefilter("ignore")  # the number of pixels is checked here
             opened = Image.open(io.BytesIO(file), formats=_FORMATS)
             _check_size(opened, file, param)
+            if opened.format in _JPEG:
+                opened.draft(None, (MAX_SIDE, MAX_SIDE))  # decodes an enormous one at a half or less of its sides
             opened.load()
             upright = _upright(opened, ImageOps)
         return _in_eight_bits(upright)
@@ -152,8 +166,7 @@ def _check_size(opened: "Image", file: bytes, param: str) -> None:
     if width * height > MAX_PIXELS:
         text = f"{param} has {width} x {height}, more pixels than the {MAX_PIXELS} that are decoded: send a smaller one"
         raise invalid(param, text)
-    # MPO is what PIL calls a JPEG with more images behind the first, as telephones write them.
-    if opened.format in ("JPEG", "MPO") and (scans := file.count(_SCAN)) > MAX_SCANS:
+    if opened.format in _JPEG and (scans := file.count(_SCAN)) > MAX_SCANS:
         raise invalid(
             param, f"{param} is a JPEG of {scans} scans, at most {MAX_SCANS} are decoded: save it without progression"
         )

@@ -8,9 +8,12 @@ import json
 import aiohttp
 import numpy as np
 import pytest
+import torch
 from blake3 import blake3
+from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline
 from PIL import Image
 
+from tests.engine.test_pipeline import library_pipeline
 from zwatch.generation import sources
 from zwatch.generation.image_details import read_details
 from zwatch.generation.infotext import parse_infotext
@@ -74,6 +77,20 @@ async def multipart(client, **fields):
     async with client.http.post(client.url + "/generate", data=form, headers=JSON) as response:
         assert response.status == 200, await response.text()
         return await response.json()
+
+
+@pytest.mark.parametrize("kind", [ZImageImg2ImgPipeline, ZImageInpaintPipeline])
+async def test_the_answer_has_diffusers_own_pixels(client, kind):
+    fields = {"strength": 0.8, "guidance_scale": 2.0, "negative_prompt": "dark"}
+    masked = {} if kind is ZImageImg2ImgPipeline else {"mask": text_of(MASK), "mask_blur": 3}
+    found = pixels(picture(await generated(client, **fields, **masked)))
+    library = kind(**library_pipeline(client.services.models / "v1").components)
+    with Image.open(io.BytesIO(IMAGE)) as image, Image.open(io.BytesIO(MASK)) as mask:
+        theirs = {} if not masked else {"mask_image": library.mask_processor.blur(mask, 3)}
+        [expected] = library(
+            prompt="a dog", image=image.convert("RGB"), num_inference_steps=4, generator=torch.Generator("cpu").manual_seed(7), **fields, **theirs
+        ).images  # fmt: skip
+    assert np.array_equal(found, np.asarray(expected))
 
 
 async def test_a_mask_as_a_file_and_as_text(client):

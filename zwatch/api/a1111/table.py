@@ -2,6 +2,7 @@
 
 from zwatch.api.a1111 import calls, lists
 from zwatch.api.a1111.checkpoints import Checkpoint
+from zwatch.api.a1111.img2img import Img2ImgAnswer, Img2ImgRequest
 from zwatch.api.a1111.pnginfo import PngInfo, PngInfoRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.bodies import IMAGE_TOO_LONG
@@ -11,6 +12,11 @@ CALLS: tuple[Call, ...] = (
     Call(
         "POST", "/sdapi/v1/txt2img", calls.txt2img, "automatic1111", "sd_txt2img", "Generate images",
         {200: Answer("The images.", Txt2ImgAnswer, headers=IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Txt2ImgRequest,
+    ),
+    Call(
+        "POST", "/sdapi/v1/img2img", calls.img2img, "automatic1111", "sd_img2img", "Change a picture, or a part of it",
+        {200: Answer("The images.", Img2ImgAnswer, headers=IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Img2ImgRequest,
+        error_texts=IMAGE_TOO_LONG,
     ),
     Call(
         "GET", "/sdapi/v1/progress", calls.progress, "automatic1111", "sd_progress",

@@ -55,7 +55,7 @@ class ImagesRequest(LenientRequest):
         Field(
             description=f"In pixels: multiples of {SIDE_STEP}, up to the version's maximum; `auto` is the version's default size.",
             examples=["1024x1024"],
-            json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})$"},
+            json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})?$"},
         ),
     ] = "auto"
     output_format: Format = ImageFormat.PNG
@@ -132,7 +132,7 @@ def with_client_names(error: RequestError) -> RequestError:
 
 
 def _sides(size: str) -> dict[str, int]:
-    if size == "auto":
+    if size in ("", "auto"):
         return {}
     found = _SIZE.fullmatch(size)
     if found is None:
