@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from zwatch import __version__, config, options, service_commands, values, version_commands
+from zwatch import __version__, config, drawing_commands, options, service_commands, values, version_commands
 from zwatch.deploy.signals import Ending
 from zwatch.errors import FatalError, UsageError, ZwatchError, status_of
 
@@ -144,7 +144,7 @@ def _quickly() -> Iterator[None]:
         os.environ.update(before)
 
 
-for _command in service_commands.COMMANDS:
+for _command in (*service_commands.COMMANDS, *drawing_commands.COMMANDS):
     commands.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import math
 import os
 import re
 from pathlib import Path
@@ -185,6 +186,52 @@ def followed_name(text: str) -> str:
     if not _PATTERN.fullmatch(text):
         raise ValueError(f"{text!r} matches no alias: expected a pattern of A-Za-z0-9._-, *, ? and [...], such as 'c*'")
     return text
+
+
+def prompt(text: str) -> str:
+    """Return a prompt. How long it may be is judged by the service."""
+    if not text.strip():
+        raise ValueError(f"expected a text, got {text!r}")
+    return text
+
+
+def output(text: str) -> str:
+    """Return where pictures go: a path, or `-`."""
+    if not text or "\0" in text:
+        raise ValueError(f"expected the name of a file, a directory, or -, got {text!r}")
+    return text
+
+
+def picture(text: str) -> str | Path:
+    """Return a picture to send: the path of a file, `-`, or `history:NAME` as it is."""
+    if text == "-" or (text.startswith("history:") and text != "history:"):
+        return text
+    if not os.path.isfile(path(text)):
+        raise ValueError(f"expected a picture's file, -, or history:NAME, got {text!r}, which is not there")
+    return Path(text)
+
+
+def lora_use(text: str) -> dict[str, str | float]:
+    """Return a LoRA to draw with, as the service takes it: NAME, or NAME:SCALE. Which scales there are is judged by the service."""
+    name, colon, number = text.partition(":")
+    if not name or (colon and not (values.is_number(number) and math.isfinite(float(number)))):
+        raise ValueError(f"expected NAME or NAME:SCALE, such as ink:0.8, got {text!r}")
+    return {"name": name, "scale": float(number) if colon else 1.0}
+
+
+def model(text: str) -> str:
+    """Return the name of an alias, a share or a version, as the service shall judge it."""
+    if not (name := version_argument(text)):
+        raise ValueError("expected the name of an alias, a share or a version, got ''")
+    return name
+
+
+def side(text: str) -> int:
+    """Return a side of an image in pixels. What a version may draw is judged by the service."""
+    found = values.whole_number(16, 2048)(text)
+    if found % 16:
+        raise ValueError(f"expected a multiple of 16 from 16 to 2048, got {text!r}")
+    return found
 
 
 def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,8 +2,12 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
+import threading
+import weakref
+from dataclasses import replace
 
 import aiohttp
 import numpy as np
@@ -14,9 +18,12 @@ from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline
 from PIL import Image
 
 from tests.engine.test_pipeline import library_pipeline
+from zwatch.api import compared, results
+from zwatch.api.native import asked, generate
 from zwatch.generation import sources
 from zwatch.generation.image_details import read_details
 from zwatch.generation.infotext import parse_infotext
+from zwatch.generation.sources import read_source
 
 JSON = {"Accept": "application/json"}
 
@@ -196,8 +203,8 @@ async def test_what_was_changed_is_in_the_metadata_and_can_be_read_back(client):
 async def test_a_stream_counts_the_steps_that_are_made(client):
     steps = []
     headers = {"Accept": "text/event-stream"}
-    asked = {**ASKED, "steps": 8, "strength": 0.4, "n": 2}
-    async with client.http.post(client.url + "/generate", json=asked, headers=headers) as response:
+    body = {**ASKED, "steps": 8, "strength": 0.4, "n": 2}
+    async with client.http.post(client.url + "/generate", json=body, headers=headers) as response:
         async for line in response.content:
             if line.startswith(b"data: ") and b'"steps"' in line and b'"images"' not in line:
                 found = json.loads(line.removeprefix(b"data: "))
@@ -236,6 +243,33 @@ async def test_a_job_that_has_ended_holds_no_image(client):
     assert job.finished.parameters.source.picture is None
 
 
+@pytest.mark.parametrize("model", ["current", ["current", "v1"]], ids=["one", "two"])
+async def test_the_pixels_of_an_image_are_freed_while_its_answer_is_still_being_sent(client, model, monkeypatch):
+    pictures = []
+
+    def read(image, mask):
+        pictures.append(weakref.ref((made := read_source(image, mask)).picture))
+        return made
+
+    monkeypatch.setattr(asked, "read_source", read)
+    drawn, encode = [], results.finished_body
+
+    def slow(*given):
+        gc.collect()
+        drawn.append(pictures[0]())
+        return encode(*given)
+
+    def slow_comparison(comparison):
+        gc.collect()
+        drawn.append(pictures[0]())
+        return compared.compared_body(comparison)
+
+    monkeypatch.setattr(generate, "finished_body", slow)
+    monkeypatch.setattr(generate, "compared_body", slow_comparison)
+    await generated(client, model=model)
+    assert drawn == [None]
+
+
 async def test_several_models_change_the_same_image(client):
     answer = await generated(client, model=["v1", "current"])
     [first, second] = answer["images"]
@@ -258,6 +292,26 @@ async def test_what_is_wrong_is_refused_with_the_fields_name(client, fields, par
     error = await client.error("/generate", {**ASKED, **fields}, 400)
     assert (error["param"], error["code"]) == (param, "invalid_value")
     assert words in error["message"]
+
+
+async def test_an_image_that_takes_too_long_to_decode_is_refused_and_others_are_not(client, monkeypatch):
+    limits = client.services.bridge._limits
+    monkeypatch.setitem(limits, "decode", replace(limits["decode"], seconds=0.5))
+    stop, hangs = threading.Event(), True
+
+    def read(image, mask):
+        if hangs:
+            stop.wait(60)
+        return read_source(image, mask)
+
+    monkeypatch.setattr(asked, "read_source", read)
+    try:
+        error = await client.error("/generate", ASKED, 400)
+        assert (error["param"], "takes too long to decode" in error["message"]) == ("image", True)
+        hangs = False
+        await generated(client)
+    finally:
+        stop.set()
 
 
 async def test_another_field_takes_no_file(client):
@@ -292,8 +346,8 @@ async def test_images_that_wait_are_bounded(client, monkeypatch):
     await blocked(client)
     try:
         for number in range(3):
-            asked = {**ASKED, "image": text_of(file_of(colour=(number, 0, 0)))}
-            status, headers, body = await client.call("POST", "/jobs", json=asked)
+            body = {**ASKED, "image": text_of(file_of(colour=(number, 0, 0)))}
+            status, headers, body = await client.call("POST", "/jobs", json=body)
             if number < 2:
                 assert status == 202, body
         assert (status, body["error"]["code"]) == (429, "queue_full")

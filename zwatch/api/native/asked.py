@@ -1,6 +1,8 @@
 """Reading a request for images: its fields, and the image that it changes, if there is one."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -14,6 +16,7 @@ from zwatch.generation.sources import Source, file_of, read_source
 
 IN_HISTORY = "history:"
 """Begins the name of an image in the history, where an image can be given."""
+R = TypeVar("R")
 _LARGE = 2**16
 """Bytes of a body from which on it is parsed in a thread: that takes milliseconds."""
 
@@ -27,7 +30,7 @@ async def read_asked(request: web.Request) -> tuple[ComparableRequest, Source | 
     services = request.app[SERVICES]
     async with received(request, image_limit(request)) as raw:
         parse = partial(_parsed, request.headers.get("Content-Type", ""), raw)
-        wanted = parse() if len(raw) < _LARGE else await services.bridge.run("decode", parse)
+        wanted = parse() if len(raw) < _LARGE else await _in_thread(services, parse)
         if wanted.image is None and wanted.mask is None:
             return wanted, None
         if wanted.image is None:
@@ -46,10 +49,19 @@ async def decoded(request: web.Request, image: bytes, mask: bytes | None) -> Sou
         RequestError: 400 with `image` or `mask`.
     """
     async with request.app[READERS]:
-        try:
-            return await request.app[SERVICES].bridge.run("decode", read_source, image, mask)
-        except NoAnswer as error:
-            raise invalid("image", f"image takes too long to decode ({error.strerror}): send a smaller one") from None
+        return await _in_thread(request.app[SERVICES], partial(read_source, image, mask))
+
+
+async def _in_thread(services: Services, function: Callable[[], R]) -> R:
+    """Return a function's result from a thread for images.
+
+    Raises:
+        RequestError: 400, it takes too long, or earlier ones do.
+    """
+    try:
+        return await services.bridge.run("decode", function)
+    except NoAnswer as error:
+        raise invalid("image", f"image takes too long to decode ({error.strerror}): send a smaller one") from None
 
 
 def _parsed(content_type: str, raw: bytes) -> ComparableRequest:
@@ -61,7 +73,7 @@ async def _file(services: Services, given: str | bytes, param: str) -> bytes:
     if isinstance(given, bytes):
         return given
     if not given[:64].lstrip().startswith(IN_HISTORY):
-        return await services.bridge.run("decode", file_of, given, param)
+        return await _in_thread(services, partial(file_of, given, param))
     if services.history is None:
         raise invalid(param, f"{param} names a picture in the history, which is off: send the file itself")
     name = given.strip().removeprefix(IN_HISTORY)

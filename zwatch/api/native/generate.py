@@ -15,11 +15,10 @@ from zwatch.api.schema import EVENT_STREAM, JSON
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, stream_job
 from zwatch.errors import RequestError
-from zwatch.generation.comparison import attending, submit_comparison
+from zwatch.generation.comparison import Comparison, attending, submit_comparison
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
-from zwatch.generation.request import ComparableRequest, ImageFormat
-from zwatch.generation.sources import Source
+from zwatch.generation.request import ImageFormat
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)")
 """The quality in the parameters of a media type in `Accept`."""
@@ -39,7 +38,12 @@ async def generate(request: web.Request) -> web.StreamResponse:
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
     if wanted.is_comparison:
-        return await _compare(request, services, wanted, accepted, source)
+        if accepted == "image":
+            message = "model is a list, one answer is one image: send Accept: application/json"
+            raise RequestError("invalid_value", message, param="model")
+        comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source)
+        del source  # its jobs have it as long as they need it
+        return await _compare(request, services, comparison, accepted)
     [asked] = wanted.by_model()
     job = services.queue.submit(asked, attended=True, client=native_client(request, asked), source=source)
     del source  # the job has it as long as it needs it
@@ -54,14 +58,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 
 async def _compare(
-    request: web.Request, services: Services, wanted: ComparableRequest, accepted: str, source: Source | None
+    request: web.Request, services: Services, comparison: Comparison, accepted: str
 ) -> web.StreamResponse:
-    """Generate the images of several models, and answer with all of them."""
-    if accepted == "image":
-        message = "model is a list, one answer is one image: send Accept: application/json"
-        raise RequestError("invalid_value", message, param="model")
-    comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source)
-    del source  # its jobs have it as long as they need it
+    """Answer with the images of several models."""
 
     async def body(finished: object) -> bytes:
         return await services.bridge.run("encode", compared_body, comparison)
