@@ -4,8 +4,9 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.deploy.shares import parse_share
@@ -26,6 +27,14 @@ class VotesView(TypedDict):
     up: int
     down: int
     mine: int
+
+
+class LoraView(TypedDict):
+    """A LoRA that an image was drawn with."""
+
+    name: str
+    scale: float
+    digest: Annotated[str, Field(pattern=_DIGEST.pattern)]
 
 
 class KeptImage(TypedDict):
@@ -52,6 +61,7 @@ class KeptImage(TypedDict):
     model: str | None
     format: ImageFormat
     quality: int | None
+    loras: list[LoraView]
     bytes: int
     created: str | None
     votes: NotRequired[VotesView]
@@ -127,6 +137,7 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "model": _text(request.get("model")),
         "format": ImageFormat.of_name(name),
         "quality": _whole(request.get("quality")),
+        "loras": [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in details.loras],
         "bytes": size,
         "created": None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
