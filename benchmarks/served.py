@@ -10,10 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from common import HERE, Json, search_path
+
+KERNELS = (
+    re.compile(rb"hash kernel is ready|hash kernel does not work|triton is not installed"),
+    re.compile(rb"kernels for drawing (are ready|do not work)"),
+)
+"""What the log says once there is nothing left to compile."""
 
 
 class ServerError(Exception):
@@ -88,6 +95,15 @@ class Server:
                 return found
             time.sleep(pause)
         raise ServerError(f"waited {deadline:.0f} s until {what}: {self.last_words()}")
+
+    def has_kernels(self, deadline: float = 180.0) -> None:
+        """Wait until all kernels for a GPU are compiled: until then files are hashed on the processor, and pictures computed the slower,
+        exact way."""
+        for kernel in KERNELS:
+            self.wait(partial(self._has_logged, kernel), "kernels are compiled", deadline, 0.1)
+
+    def _has_logged(self, what: re.Pattern[bytes]) -> bool:
+        return what.search(self.log.read_bytes()) is not None
 
     @property
     def status(self) -> int | None:

@@ -11,7 +11,6 @@ link is moved to a version with another transformer while a client asks for one 
 """
 
 import argparse
-import re
 import statistics
 import sys
 import threading
@@ -30,8 +29,6 @@ ROWS = ("24", "16", "12:fp8", "12:int8", "16:fp8", "16:int8", "24:fp8", "24:host
 """A card's GiB, and how: fp8 and int8 quantize; `host` keeps the text encoder in host memory. The most telling rows first."""
 SMALL_PIECE = 16 * 2**20
 """Bytes that torch asks the driver for as they are; it rounds up what is smaller."""
-READY = re.compile(r"the kernels for drawing (are ready|do not work)")
-"""What the log says once there is nothing left to compile."""
 PAUSE = 0.2
 """Seconds between an answer and the next request of the client during a swap."""
 ROW_SECONDS = {"cuda": 35.0, "cpu": 20.0}
@@ -160,7 +157,7 @@ class Bench:
         row |= {name: engine[name] for name in ("bytes", "host_bytes", "precision", "text_encoder")}
         if self.card is not None:
             begun = time.monotonic()
-            server.wait(lambda: READY.search(server.log.read_text()), "the kernels are compiled", 150.0, 0.1)
+            server.has_kernels()
             row["compiled_seconds"] = round(time.monotonic() - begun, 3)
 
     def draw(self, row: Json, server: Server) -> None:

@@ -15,7 +15,6 @@ and a client that asked at once gets its picture. Both draw the version's defaul
 import argparse
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -34,11 +33,6 @@ PROMPT = "a cat wearing sunglasses"
 KINDS = ("hot", "fresh", "without bytecode", "cold")
 LIMIT = 300.0
 """Seconds until a start is given up."""
-KERNELS = (
-    re.compile(rb"hash kernel is ready|hash kernel does not work|triton is not installed"),
-    re.compile(rb"kernels for drawing (are ready|do not work)"),
-)
-"""What the log says once there is nothing left to compile."""
 PLAIN = """
 import json, sys, time
 marks = [("python", time.monotonic())]
@@ -99,10 +93,7 @@ class Bench:
         ) as server:
             server.generate(1, steps=STEPS)
             if self.options.device.startswith("cuda"):
-                for kernel in KERNELS:
-                    server.wait(
-                        lambda kernel=kernel: kernel.search(server.log.read_bytes()), "kernels are compiled", pause=0.2
-                    )  # type: ignore[misc]
+                server.has_kernels()
 
     def measure(self, kind: str, version: Version) -> None:
         """Start both in turns; note their parts, medians and the ratio."""

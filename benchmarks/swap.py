@@ -174,6 +174,8 @@ def measure(options: argparse.Namespace, clock: Clock, results: Results) -> None
         data["requests"], data["swaps"] = stream.requests, []
         try:
             server.wait(lambda: stream.count >= options.warm_up, "the first images are made", 120, NOTICED)
+            if options.device.startswith("cuda"):
+                server.has_kernels()
             data["settled"] = time.monotonic()
             want = stream.count + options.steady
             server.wait(lambda: stream.count >= want, "the steady state is measured", 600, NOTICED)

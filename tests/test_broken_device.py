@@ -118,5 +118,6 @@ async def test_a_version_that_hangs_ends_the_service_twice_and_then_what_was_goo
         status, last = await ended(server)
         assert status == 1
         assert "does not work any more (CUDA error: device-side assert triggered)" in last
+        assert last.endswith("after AcceleratorError: CUDA error: device-side assert triggered")
         assert saved(tmp_path)["failure"]["ending"] == "device_lost"
     assert "the previous run ended by itself: a generation by v2 made no progress" in server.log.read_text()

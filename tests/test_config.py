@@ -22,6 +22,7 @@ ARGUMENTS = {
     "import": ["models", "v2"],
     "quantize": ["v1", "v2"],
     "golden": ["v1"],
+    "generate": ["a cat"],
     "compare": ["v1", "v2"],
 }
 """What a command must be given besides options."""
@@ -64,6 +65,15 @@ LORA = (
 )
 STEPS = ([("1", 1), ("100", 100), (" 7 ", 7)], ["0", "101", "1.5", "many"])
 SEED = ([("0", 0), ("42", 42), ("999999999999999999", 10**18 - 1)], ["-1", "1.5", "9" * 19, "x"])
+SIDE = ([("256", 256), ("16", 16), ("2048", 2048)], ["0", "8", "100", "2064", "x", "16.0"])
+PICTURE = (
+    [("file", Path("file")), ("-", "-"), ("history:x_seed1.png", "history:x_seed1.png")],
+    ["nowhere.png", "models", "history:"],
+)
+LORA_USE = (
+    [("ink:0.8", {"name": "ink", "scale": 0.8}), ("ink", {"name": "ink", "scale": 1.0}), ("night:-1", {"name": "night", "scale": -1.0})],
+    [":1", "ink:", "ink:much", "ink:nan", "ink:1:2"],
+)  # fmt: skip
 IMAGE_SIZE = ([("1024", (1024, 1024)), ("64x48", (64, 48)), ("16X2048", (16, 2048))], ["0", "100", "8", "2064", "x", "64x", "64x64x64", "64 x 64", "-16", "٣٢"])  # fmt: skip
 PSNR = ([("40", 40.0), ("0", 0.0), ("99.5", 99.5)], ["-1", "101", "nan", "inf", "much"])
 SSIM = ([("0.98", 0.98), ("1", 1.0)], ["-0.1", "1.1", "nan", "x"])
@@ -85,12 +95,12 @@ ALIASES = (
 )
 CASES = {
     "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_ALL_ALIASES": SWITCH, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
-    "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
+    "ZWATCH_LORAS": PATH, "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
     "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_PROBATION": SECONDS, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
     "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TEXT_ENCODER": TEXT_ENCODER, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": ALIAS,
     "ZWATCH_DEPLOY_NO_WAIT": SWITCH, "ZWATCH_ROLLBACK_ALIAS": ALIAS, "ZWATCH_SHARE_ALIAS": ALIAS, "ZWATCH_SHARE_NO_WAIT": SWITCH, "ZWATCH_SEAL_VERSION": NAME,
-    "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,
+    "ZWATCH_LIST_MODELS": DIRECTORY, "ZWATCH_LIST_LORA": SWITCH, "ZWATCH_DIFF_ALL": SWITCH, "ZWATCH_PRUNE_KEEP": COUNT, "ZWATCH_PRUNE_DRY_RUN": SWITCH,
     "ZWATCH_PRUNE_YES": SWITCH, "ZWATCH_PRUNE_ALSO": listed((URL[0], URL[1][:-1])), "ZWATCH_PRUNE_NO_SERVICE": SWITCH,
     "ZWATCH_IMPORT_BASE": ([("v1", "v1"), ("./v1/", "v1")], []), "ZWATCH_IMPORT_DTYPE": ([("fp16", "fp16"), ("bf16", "bf16")], ["fp32", "F16"]),
     "ZWATCH_IMPORT_KEEP_DTYPE": SWITCH, "ZWATCH_IMPORT_LORA": LORA, "ZWATCH_IMPORT_DEPLOY": SWITCH,
@@ -101,7 +111,15 @@ CASES = {
     "ZWATCH_COMPARE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
     "ZWATCH_COMPARE_SIZE": ([("512", (512, 512)), ("768x512", (768, 512)), ("64X64", (64, 64))], ["0", "8", "4096", "x", "64x", "x64", "a", "64x64x64"]),
     "ZWATCH_COMPARE_STEPS": ([("1", 1), ("100", 100)], ["0", "101", "-1", "many"]),
-    "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
+    "ZWATCH_GENERATE_OUTPUT": ([("cat.png", "cat.png"), ("-", "-"), ("models/", "models/")], []), "ZWATCH_GENERATE_FORCE": SWITCH, "ZWATCH_GENERATE_IMAGE": PICTURE,
+    "ZWATCH_GENERATE_MASK": PICTURE, "ZWATCH_GENERATE_STRENGTH": ([("0.6", 0.6), ("0", 0.0), ("1", 1.0)], ["-0.1", "1.1", "nan", "much"]),
+    "ZWATCH_GENERATE_MASK_BLUR": ([("8", 8), ("0", 0), ("64", 64)], ["-1", "65", "1.5", "x"]), "ZWATCH_GENERATE_LORA": listed(LORA_USE),
+    "ZWATCH_GENERATE_MODEL": listed(([("v1", "v1"), ("./v1/", "v1"), ("current@10", "current@10")], [])),
+    "ZWATCH_GENERATE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
+    "ZWATCH_GENERATE_N": ([("1", 1), ("16", 16)], ["0", "17", "x"]), "ZWATCH_GENERATE_STEPS": STEPS, "ZWATCH_GENERATE_WIDTH": SIDE, "ZWATCH_GENERATE_HEIGHT": SIDE,
+    "ZWATCH_GENERATE_NEGATIVE_PROMPT": ([("snow", "snow"), ("雪", "雪")], [" "]), "ZWATCH_GENERATE_GUIDANCE_SCALE": ([("3.5", 3.5), ("0", 0.0)], ["-1", "20.5", "nan", "x"]),
+    "ZWATCH_GENERATE_FORMAT": ([("png", "png"), ("jpeg", "jpeg"), ("webp", "webp")], ["gif", "JPEG", "jpg"]), "ZWATCH_GENERATE_SHOW": SWITCH,
+    "ZWATCH_MCP_ALLOW_DEPLOY": SWITCH, "ZWATCH_MCP_FILES": DIRECTORY, "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
 
@@ -111,7 +129,7 @@ OPTIONS = [
     for option in declared.params
     if isinstance(option, click.Option)
 ]
-LISTS = ("ZWATCH_ALIAS", "ZWATCH_ALLOWED_HOST", "ZWATCH_PRUNE_ALSO")
+LISTS = ("ZWATCH_ALIAS", "ZWATCH_ALLOWED_HOST", "ZWATCH_PRUNE_ALSO", "ZWATCH_GENERATE_LORA", "ZWATCH_GENERATE_MODEL")
 
 
 @pytest.fixture(autouse=True)

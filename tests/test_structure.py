@@ -44,6 +44,13 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def test_the_sdk_of_mcp_is_imported_by_its_folder_only():
+    users = {
+        path.parent.name for path in MODULES if {"mcp", "mcp_types"} & {name.split(".")[0] for name in imported(path)}
+    }
+    assert users == {"mcp"}
+
+
 def test_no_module_imports_itself_by_way_of_others():
     names = {name_of(path) for path in MODULES}
     graph = {name_of(path): imported(path) & names - {name_of(path)} for path in MODULES}
@@ -83,6 +90,9 @@ def test_modules_and_functions_are_short_or_say_why_not(path):
         ("zwatch.deploy.look", ["torch", "aiohttp", "numpy", "pydantic"]),
         ("zwatch.serving", ["torch", "diffusers", "transformers", "numpy"]),
         ("zwatch.cli", ["torch", "aiohttp", "diffusers", "pydantic"]),
+        ("zwatch.generating.command", ["torch", "aiohttp", "pydantic", "mcp", "PIL", "numpy", "tqdm", "asyncio"]),
+        ("zwatch.mcp.command", ["torch", "aiohttp", "mcp"]),
+        ("zwatch.mcp.server", ["torch", "aiohttp", "PIL", "numpy"]),
         ("zwatch.signing.commands", ["torch", "aiohttp", "cryptography", "sigstore", "pydantic"]),
         ("zwatch.rollout.supervisor", ["cryptography", "sigstore"]),
         ("zwatch.config", ["torch", "aiohttp", "pydantic"]),

@@ -410,11 +410,22 @@ async def test_a_service_goes_on_as_it_was_whenever_the_other_process_ends_befor
         told = await other.receive(10)
         while told.body.get("job") != accepted["id"]:
             told = await other.receive(10)
+        # The other process is about to listen: new connections are left to it.
+        other.send({"ask": "accept"})
+        while "accepting" not in (await other.receive(10)).body:
+            pass
+        reader, writer = await asyncio.open_connection(*one.url.removeprefix("http://").split(":"))
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answering = asyncio.create_task(reader.read())
         await asyncio.sleep(0.3)
+        assert not answering.done()
         assert not deploying.done()
         other.close()
         for fd in (lock, listening):
             os.close(fd)
+        async with asyncio.timeout(30):
+            assert b"200 OK" in await answering, "the connection that waited is accepted after all"
+        writer.close()
         status, body = await deploying
         assert (status, body["version"]) == (200, "v1")
         await one.serves("v1")

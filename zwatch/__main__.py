@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from zwatch.hangup import Hangup
 
@@ -32,7 +33,20 @@ def main() -> int:
             signal.SIGHUP,
         ):  # it is done and said: the interpreter's end changes nothing
             signal.signal(number, signal.SIG_IGN)
+    _end_beside_device(status)
     return status
+
+
+def _end_beside_device(status: int) -> None:
+    """End the process at once if this command used a GPU: threads that compile kernels for it may still run, and the interpreter,
+    which would end beside them, aborts when one of them comes back from CUDA's libraries."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed by the caller
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import http.client
 import json
-import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,9 +12,7 @@ from urllib.parse import urlsplit
 from zwatch.config import is_loopback
 from zwatch.errors import UsageError
 
-_POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 3600.0  # a deploy waits for its load, however slow the disk is
-_JOIN_SECONDS = 1.0  # Ctrl-C must not wait for a service that does not answer
 
 
 class Service:
@@ -47,62 +43,51 @@ class Service:
         headers = {**self._headers, "Content-Type": "application/json"}
         return self._call(urllib.request.Request(f"{self._url}{path}", json.dumps(body).encode(), headers))
 
+    def open(self, path: str, body: bytes, headers: dict[str, str], patience: float) -> Any:
+        """Return the answer to a POST, whatever its status, as soon as its headers are there; it must be closed. `patience` is how
+        many seconds may pass without a byte.
+
+        Raises:
+            UsageError: no zwatch answers there.
+        """
+        with self._reached():
+            return self._opened(
+                urllib.request.Request(f"{self._url}{path}", body, {**self._headers, **headers}), patience
+            )
+
+    def parsed(self, raw: bytes) -> dict[str, Any]:
+        """Return an answer's body.
+
+        Raises:
+            UsageError: it is not zwatch's.
+        """
+        return _parsed(raw, self._url)
+
+    @property
+    def url(self) -> str:
+        """The URL, without a slash at its end."""
+        return self._url
+
     def _call(self, request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
+        with self._reached(), self._opened(request, _ANSWER_SECONDS) as response:
+            status, body = response.status, response.read()
+        return status, _parsed(body, self._url)
+
+    def _opened(self, request: urllib.request.Request, patience: float) -> Any:
         try:
-            try:
-                response = self._opener.open(request, timeout=_ANSWER_SECONDS)
-            except urllib.error.HTTPError as error:  # an answer too, of status 400 or above
-                response = error
-            with response:
-                status, body = response.status, response.read()
+            return self._opener.open(request, timeout=patience)
+        except urllib.error.HTTPError as error:  # an answer too, of status 400 or above
+            return error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UsageError(
                 f"no service at {self._url}: {reason}; start it with `zwatch serve`, or see --url"
             ) from None
-        return status, _parsed(body, self._url)
-
-
-@contextmanager
-def followed(service: Service, alias: str, *, of_share: bool = False) -> Iterator[None]:
-    """Show the progress of the load of an alias, or of its share, on a terminal while the block runs."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    ended = threading.Event()
-    thread = threading.Thread(target=_follow, args=(service, alias, of_share, ended), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(_JOIN_SECONDS)
-
-
-def _follow(service: Service, alias: str, of_share: bool, ended: threading.Event) -> None:
-    from zwatch.progress import Progress  # tqdm, for a terminal only
-
-    with Progress(f"{alias}") as progress:
-        while not ended.wait(_POLL_SECONDS):
-            try:
-                status = service.get("/status")[1]
-            except UsageError:
-                return  # the call that is being followed reports it
-            attempt = _attempt(status, alias, of_share=of_share)
-            if attempt is None or attempt["state"] not in ("LOADING", "WARMING"):
-                progress.step("waiting for the service")
-            else:
-                total = round(attempt["bytes"] / attempt["progress"]) if attempt["progress"] else 0
-                progress.update(attempt["bytes"], total, f"{attempt['version']} {attempt['state']}")
-
-
-def _attempt(status: dict[str, Any], alias: str, *, of_share: bool) -> dict[str, Any] | None:
-    """Return the last attempt of an alias or of its share, if there is one."""
-    if not of_share:
-        found = status.get("aliases", {}).get(alias)
-    else:
-        found = next((one for one in status.get("shares", {}).values() if one["alias"] == alias), None)
-    return None if found is None else found.get("attempt")
 
 
 def message(body: dict[str, Any]) -> str:
@@ -255,6 +240,21 @@ def _version_lines(body: dict[str, Any]) -> list[str]:
     return problem + lines or ["there are no versions"]
 
 
+def _lora_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show the LoRAs; under each what is wrong with it."""
+    lines = []
+    for one in body["loras"]:
+        mark = "  resident" if one["resident"] else ""
+        seal = f"{one['digest'][:12]}  rank {one['rank']}" if one["problem"] is None else one["code"]
+        lines.append(f"{one['name']:<20} {one['bytes']:>16,} bytes  {seal}{mark}")
+        if one["problem"] is not None:
+            lines.append(f"  problem: {one['problem']}")
+        if one["signer"]:
+            lines.append(f"  signed by {one['signer']}")
+    problem = [body["problem"]] if body["problem"] else []
+    return problem + lines or ["there are no LoRAs; `zwatch import FILE NAME --lora` makes one"]
+
+
 def provenance_facts(found: dict[str, Any]) -> list[str]:
     """Return the parts of the line that says what a version was made from, of a `zwatch.json`."""
     facts = []
@@ -296,6 +296,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "/api/trial": _trial_lines,
     "/status": _status_lines,
     "/versions": _version_lines,
+    "/loras": _lora_lines,
     "/attempts": _attempt_lines,
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 import ipaddress
+import math
 import os
 import re
 from pathlib import Path
@@ -187,6 +188,52 @@ def followed_name(text: str) -> str:
     return text
 
 
+def prompt(text: str) -> str:
+    """Return a prompt. How long it may be is judged by the service."""
+    if not text.strip():
+        raise ValueError(f"expected a text, got {text!r}")
+    return text
+
+
+def output(text: str) -> str:
+    """Return where pictures go: a path, or `-`."""
+    if not text or "\0" in text:
+        raise ValueError(f"expected the name of a file, a directory, or -, got {text!r}")
+    return text
+
+
+def picture(text: str) -> str | Path:
+    """Return a picture to send: the path of a file, `-`, or `history:NAME` as it is."""
+    if text == "-" or (text.startswith("history:") and text != "history:"):
+        return text
+    if not os.path.isfile(path(text)):
+        raise ValueError(f"expected a picture's file, -, or history:NAME, got {text!r}, which is not there")
+    return Path(text)
+
+
+def lora_use(text: str) -> dict[str, str | float]:
+    """Return a LoRA to draw with, as the service takes it: NAME, or NAME:SCALE. Which scales there are is judged by the service."""
+    name, colon, number = text.partition(":")
+    if not name or (colon and not (values.is_number(number) and math.isfinite(float(number)))):
+        raise ValueError(f"expected NAME or NAME:SCALE, such as ink:0.8, got {text!r}")
+    return {"name": name, "scale": float(number) if colon else 1.0}
+
+
+def model(text: str) -> str:
+    """Return the name of an alias, a share or a version, as the service shall judge it."""
+    if not (name := version_argument(text)):
+        raise ValueError("expected the name of an alias, a share or a version, got ''")
+    return name
+
+
+def side(text: str) -> int:
+    """Return a side of an image in pixels. What a version may draw is judged by the service."""
+    found = values.whole_number(16, 2048)(text)
+    if found % 16:
+        raise ValueError(f"expected a multiple of 16 from 16 to 2048, got {text!r}")
+    return found
+
+
 def with_current(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Return the aliases to follow: `current` first, each once. A callback of click's."""
     return tuple(dict.fromkeys(["current", *given]))
@@ -243,5 +290,6 @@ quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choi
 exact_option = switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip
 text_encoder_option = option("--text-encoder", envvar="ZWATCH_TEXT_ENCODER", type=click.Choice(["auto", "device", "host"]), default="auto", help="Where its weights are; host: copied to the device, layer by layer, for each new prompt; auto: host where the device has too little memory for the whole model.")  # fmt: skip
 probation_option = option("--probation", envvar="ZWATCH_PROBATION", type=values.seconds, default="60", metavar="SECONDS", help="Seconds for which a version is on trial after its promotion: if it fails in 3 of its last 20 requests, the one before it serves again. 0: not at all; inf: always.")  # fmt: skip
+loras_option = option("--loras", envvar="ZWATCH_LORAS", type=path, show_default="loras beside the models root", metavar="DIR", help="The LoRA root, whose LoRAs requests name. It need not be there.")  # fmt: skip
 policy_option = option("--require-signature", "policy", envvar="ZWATCH_REQUIRE_SIGNATURE", type=path, metavar="POLICY", help="A TOML file that says whose signature which versions need; see docs/signing.md.")  # fmt: skip
 sign_option = option("--sign", "key_file", envvar="ZWATCH_SIGN", type=path, metavar="KEY", help="Write model.sig, a signature with this private key (PEM). The password of an encrypted one is in ZWATCH_SIGN_PASSWORD, or is asked for.")  # fmt: skip

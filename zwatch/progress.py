@@ -23,10 +23,11 @@ class Progress:
     def __init__(self, title: str, total: int | None = None, *, unit: str = "B", stream: TextIO | None = None) -> None:
         """`total` is in bytes or another `unit`, and None while it is not known; `stream` is by default standard error."""
         stream = stream or sys.stderr
+        self._counted = _BYTES if unit == "B" else _THINGS
         # Without tqdm's monitor thread: the thread below refreshes more often.
         self._bar = tqdm(
             total=total, desc=title, unit=unit, unit_scale=unit == "B", unit_divisor=1024, leave=False, file=stream,
-            disable=stream is None or not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=(_BYTES if unit == "B" else _THINGS) if total else _NO_BYTES,
+            disable=stream is None or not stream.isatty(), mininterval=_REFRESH_SECONDS, bar_format=self._counted if total else _NO_BYTES,
         )  # fmt: skip
         self._ended = threading.Event()
         self._refreshing = threading.Thread(target=self._refresh, name="zwatch-progress", daemon=True)
@@ -41,9 +42,9 @@ class Progress:
             self.step("finishing")
 
     def update(self, done: int, total: int, what: str) -> None:
-        """Show `done` of `total` bytes; before the first byte and after the last one, only `what` is going on."""
+        """Show `done` of `total` bytes or other units; before the first one and after the last one, only `what` is going on."""
         if 0 < done < total:
-            self._bar.bar_format, self._bar.total, self._bar.n = _BYTES, total, done
+            self._bar.bar_format, self._bar.total, self._bar.n = self._counted, total, done
             self._bar.set_postfix_str(what, refresh=False)
         else:
             self.step(what)

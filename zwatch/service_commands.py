@@ -19,10 +19,15 @@ _Command = Callable[..., int]
 
 
 def calls_service(command: _Command) -> _Command:
-    """Give a command the options that all commands have which call a service."""
+    """Give a command the options that all commands have which call a service and print what it answers."""
+    return reaches_service(options.json_switch(command))
+
+
+def reaches_service(command: _Command) -> _Command:
+    """Give a command the options that say where the service is."""
     url = options.option("--url", envvar="ZWATCH_URL", type=options.service_url, default=config.DEFAULT_URL, metavar="URL", help="Where the service is.")  # fmt: skip
     token = options.option("--token-file", "token", envvar="ZWATCH_TOKEN_FILE", type=options.path, callback=options.read_token, metavar="FILE", help="File with the token, else ZWATCH_TOKEN.")  # fmt: skip
-    return url(token(options.json_switch(command)))
+    return url(token(command))
 
 
 # ZWATCH_ALIAS and others that set up the service must not move the deploys of a shell that shares its environment.
@@ -112,14 +117,17 @@ def _status(**service: Any) -> int:
 # ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
 @click.command("list")
 @options.option("--models", envvar="ZWATCH_LIST_MODELS", type=options.directory, show_default="ask the service", metavar="DIR", help="List this models root without a service.")  # fmt: skip
+@options.switch("--lora", "is_of_loras", envvar="ZWATCH_LIST_LORA", help="List the LoRAs that requests can name instead; without a service those beside this models root.")  # fmt: skip
 @calls_service
-def _list(models: Path | None, **service: Any) -> int:
+def _list(models: Path | None, *, is_of_loras: bool, **service: Any) -> int:
     """List the versions: what each was made from, and why one was rejected."""
+    path = "/loras" if is_of_loras else "/versions"
     if models is None:
-        return show("/versions", **service)
+        return show(path, **service)
     from zwatch import offline
 
-    return answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
+    found = offline.loras(config.lora_root(models)) if is_of_loras else offline.versions(models)
+    return answer(path, 200, found, as_json=service["as_json"])
 
 
 @click.command("attempts")
@@ -143,10 +151,11 @@ def change(path: str, body: dict[str, Any], *, url: str, token: str | None, as_j
 
 def asked(path: str, body: dict[str, Any], *, url: str, token: str | None) -> tuple[int, dict[str, Any]]:
     """Return what the service answers once a deploy or a rollback has ended."""
-    from zwatch import client
+    from zwatch.client import Service
+    from zwatch.load_progress import followed
 
-    service = client.Service(url, token)
-    with client.followed(service, body["alias"], of_share=path == "/api/share"):
+    service = Service(url, token)
+    with followed(service, body["alias"], of_share=path == "/api/share"):
         return service.post(path, body)
 
 

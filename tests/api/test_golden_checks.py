@@ -162,6 +162,24 @@ async def test_a_check_that_does_not_get_on_is_a_fault_and_given_up(start, model
         await client.png(seed=1)
 
 
+async def test_a_check_that_never_comes_back_is_known_to_the_watchdog(start, models, told, monkeypatch):
+    goldens.add(models, "v1")
+    monkeypatch.setattr(golden_checks, "_LOOK_SECONDS", 0.02)
+    go, stuck, real = threading.Event(), [], comparing.check_next
+
+    def check_next(engine, **given):
+        return go.wait() if engine.golden.checked == 1 else real(engine, **given)
+
+    async with start(stall_timeout=8.0) as client:
+        queue = client.services.queue
+        queue.generator.on_stuck = lambda engine, reason: stuck.append((engine.version, reason))
+        monkeypatch.setattr(comparing, "check_next", check_next)
+        await until(client, lambda: stuck)
+        assert stuck == [("v1", "golden/2.png: the image made no progress for 4 s and does not come back")]
+        assert queue.worker_stuck_since() is not None
+        go.set()
+
+
 async def test_a_version_on_trial_that_misses_three_is_withdrawn(start, models, told):
     goldens.add(models, "v2", prompts=("a", "b", "c", "d"))
     for number in (2, 3, 4):

@@ -124,6 +124,8 @@ def test_only_errors_of_automatic1111_calls_have_a_detail():
         assert (schema == {"$ref": "#/components/schemas/DetailedError"}) == path.startswith("/sdapi/")
 
 
-@pytest.mark.parametrize("name", ["ImagesRequest", "Txt2ImgRequest", "SdOptionsRequest", "PngInfoRequest"])
+@pytest.mark.parametrize(
+    "name", ["ImagesRequest", "EditsRequest", "Txt2ImgRequest", "Img2ImgRequest", "SdOptionsRequest", "PngInfoRequest"]
+)
 def test_requests_of_compatible_apis_may_have_unknown_fields(name):
     assert "additionalProperties" not in document(needs_token=False)["components"]["schemas"][name]

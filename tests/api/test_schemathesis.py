@@ -26,7 +26,9 @@ BEYOND_A_SCHEMA = [positive_data_acceptance]
 WITH_OTHER_LIMITS = (
     "/jobs",
     "/v1/images/generations",
+    "/v1/images/edits",
     "/sdapi/v1/txt2img",
+    "/sdapi/v1/img2img",
     "/sdapi/v1/png-info",
     "/api/picture_settings",
 )

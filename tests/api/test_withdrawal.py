@@ -402,6 +402,21 @@ async def test_a_request_that_names_the_share_gets_its_error_and_no_other_versio
     assert any(one.startswith("v3 (current@50) failed (") for one in caplog.messages), caplog.messages
 
 
+async def test_errors_of_comparisons_and_in_streams_say_the_version_and_the_share(shared):
+    Faulty(shared, KEY).nan()
+    both = {**HURT, "model": ["v1", "current@50"]}
+    accept = {"Accept": "application/json"}
+    async with shared.http.post(shared.url + "/generate", json=both, headers=accept) as response:
+        headers = response.headers
+        assert (response.status, headers["X-Zwatch-Version"], headers["X-Zwatch-Share"]) == (500, "v2", "current@50")
+    accept = {"Accept": "text/event-stream"}
+    async with shared.http.post(
+        shared.url + "/generate", json={**HURT, "model": "current@50"}, headers=accept
+    ) as response:
+        last = json.loads((await response.text()).strip().rpartition("data: ")[2].splitlines()[0])
+    assert (last["version"], last["share"], last["error"]["code"]) == ("v2", "current@50", "generation_failed")
+
+
 async def test_in_its_probation_what_an_alias_fails_to_draw_goes_to_what_it_served_before(promoted, models):
     """A client on the alias's side keeps it, although the share could draw the request."""
     make_v3(models)

@@ -12,6 +12,8 @@ import sys
 import time
 
 LOST = "CUDA error: device-side assert triggered"
+ADVICE = "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+"""What torch adds in further lines."""
 _lost = []
 
 
@@ -35,7 +37,7 @@ def _lose(device):
     if device.type == "cuda":
         torch.zeros(1, device=device)[torch.tensor([5], device=device)].item()
     _lost.append(LOST)
-    raise torch.AcceleratorError(LOST)
+    raise torch.AcceleratorError(f"{LOST}\n{ADVICE}")
 
 
 def _fail(device):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
-from zwatch.generation.fields import File, Rule, TextOrTexts, file_fields, invalid, validated
+from zwatch.generation.fields import File, OneOf, Rule, TextOrTexts, file_fields, invalid, validated
 from zwatch.generation.request import parse_json
 
 MOST_HELD = 256 * 2**20
@@ -276,7 +276,7 @@ def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, s
             name, is_file = None, False
         if not isinstance(name, str):
             raise RequestError("invalid_json", "a part of multipart/form-data has no name in its Content-Disposition")
-        if is_file and name in files:
+        if is_file and name.removesuffix("[]") in files:
             if content or part.get_filename():
                 found.append((name, content))
             continue
@@ -291,25 +291,47 @@ def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, s
 
 
 def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> dict[str, Any]:
-    """Return the fields of a form as JSON would have them: a number for a field that takes no text. Such a field is left out if
-    it is empty."""
+    """Return the fields of a form as JSON would have them: a number for a field that takes no text, a list for those whose names end
+    with `[]`. A field that takes no text, or one of some words, is left out if it is empty."""
     found: dict[str, Any] = {}
-    for name, text in pairs:
-        if name in found:
+    for sent, value in pairs:
+        name = sent.removesuffix("[]") if sent not in model.model_fields else sent
+        is_listed = name != sent and name in model.model_fields
+        name = name if is_listed else sent
+        if name in found and not (is_listed and isinstance(found[name], list)):
             raise invalid(name[:100], f"{name[:100]} is in the form twice")
-        field = model.model_fields.get(name)
-        rules = [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
-        is_text = (
-            field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules)
-        )
-        if isinstance(text, bytes) or any(isinstance(rule, File) for rule in rules):
-            if isinstance(text, bytes) or text.strip():
-                found[name] = text
-        elif is_text or (text[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
-            found[name] = text
-        elif text.strip():
-            try:
-                found[name] = json.loads(text)
-            except (ValueError, RecursionError):
-                found[name] = text
+        if not _is_left_out(name, value, model):
+            known = _typed_field(name, value, model)
+            found[name] = [*found.get(name, ()), known] if is_listed else known
     return found
+
+
+def _rules(name: str, model: type[BaseModel]) -> list[Rule]:
+    field = model.model_fields.get(name)
+    return [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
+
+
+def _is_left_out(name: str, value: str | bytes, model: type[BaseModel]) -> bool:
+    """Return whether a field of a form stands for one that is not there: it is empty, and takes no text."""
+    if isinstance(value, bytes) or value.strip():
+        return False
+    return not _is_text(name, model) or any(isinstance(rule, File | OneOf) for rule in _rules(name, model))
+
+
+def _is_text(name: str, model: type[BaseModel]) -> bool:
+    field = model.model_fields.get(name)
+    if field is None or field.annotation is str:
+        return True
+    return any(isinstance(rule, File) or rule.schema().get("type") == "string" for rule in _rules(name, model))
+
+
+def _typed_field(name: str, value: str | bytes, model: type[BaseModel]) -> Any:
+    """Return the value of a form's field as JSON would have it."""
+    if isinstance(value, bytes) or _is_text(name, model):
+        return value
+    if value[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in _rules(name, model)):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

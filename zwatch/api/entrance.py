@@ -68,6 +68,7 @@ class Entrance:
         self._turn: asyncio.Handle | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._is_stopped = False
         server.entrances.append(self)
         for listening in self.sockets:
             listening.setblocking(False)
@@ -107,8 +108,20 @@ class Entrance:
                     self._sweep = self._loop.call_later(self._server.limits.head, self._close_overdue)
 
     def _resume(self, listening: socket.socket) -> None:
-        if not self._is_closed and not self._server.is_leaving:
+        if not self._is_closed and not self._is_stopped and not self._server.is_leaving:
             self._loop.add_reader(listening, self._accept, listening)
+
+    def stop(self) -> None:
+        """Leave new connections in the sockets' queues, for another process that has the same sockets, or until `accept`."""
+        self._is_stopped = True
+        for listening in self.sockets:
+            self._loop.remove_reader(listening)
+
+    def accept(self) -> None:
+        """Accept connections again after `stop`."""
+        self._is_stopped = False
+        for listening in self.sockets:
+            self._resume(listening)
 
     def _evict(self) -> bool:
         """Close the connection that has waited for longest, if that is long; return whether there was one."""

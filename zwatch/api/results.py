@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -22,10 +22,16 @@ from zwatch.api.schema import (
     choice,
 )
 from zwatch.api.views import time_text
+from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished, JobState, Picture
+from zwatch.generation.kept_image import LoraView
+from zwatch.generation.picture_settings import LoraFound, loras_of
 from zwatch.generation.request import ImageFormat
+
+if TYPE_CHECKING:
+    from zwatch.engine.parameters import GenerationParameters
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
 SourceDigest = Annotated[
@@ -72,6 +78,7 @@ class Result(TypedDict):
     width: Number
     height: Number
     truncated: bool
+    loras: list[LoraView]
     timings: Timings
 
 
@@ -82,12 +89,14 @@ class Generated(Result):
 
 
 class Accepted(TypedDict):
-    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison."""
+    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison, `source` is the digest of
+    the image that is changed, if one is."""
 
     id: str
     state: JobStateName
     position: Number
     jobs: NotRequired[list[str]]
+    source: NotRequired[SourceDigest]
 
 
 class AskedView(TypedDict):
@@ -105,6 +114,7 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    loras: list[LoraFound]
     source: SourceDigest | None
     strength: Fraction | None
     mask: bool
@@ -135,6 +145,7 @@ class JobView(TypedDict):
     width: NotRequired[Number]
     height: NotRequired[Number]
     truncated: NotRequired[bool]
+    loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
 
 
@@ -150,27 +161,34 @@ def finished_body(job: Job, finished: Finished) -> bytes:
     return b'%b, "images": [%b]}' % (encoded(_result(job, finished))[:-1], b", ".join(images))
 
 
-def failed_headers(job: object) -> dict[str, str]:
-    """Return the headers of the answer to a job that failed: the version that was to draw it, and the share by which it was. There
-    are none for one that no version began to draw, and for a comparison, whose error names the model."""
+def failed_fields(what: object) -> dict[str, str]:
+    """Return what an answer says beside the error of a job, or of the job with which a comparison failed: the `version` that was to
+    draw it, and the `share` by which it was. Nothing if no version began to draw it."""
+    job = what.failed if isinstance(what, Comparison) else what
     if not isinstance(job, Job) or job.key is None:
         return {}
-    shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
-    return {"X-Zwatch-Version": job.key.version, **shared}
+    return {"version": job.key.version, **({} if job.by_share is None else {"share": job.by_share})}
+
+
+def failed_headers(what: object) -> dict[str, str]:
+    """Return `failed_fields` as headers."""
+    return {f"X-Zwatch-{name.capitalize()}": value for name, value in failed_fields(what).items()}
 
 
 def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
     signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}
     shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
+    loras = ", ".join(f"{lora.name}:{lora.scale:g}:{lora.digest}" for lora in finished.parameters.loras)
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
+        **({"X-Zwatch-Loras": loras} if loras else {}),
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
-        "X-Zwatch-Width": str(finished.parameters.width),
-        "X-Zwatch-Height": str(finished.parameters.height),
+        "X-Zwatch-Width": str(finished.parameters.image_size[0]),
+        "X-Zwatch-Height": str(finished.parameters.image_size[1]),
         "X-Zwatch-Job": job.id,
     }
 
@@ -189,6 +207,8 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     if job.key is not None:
         view["version"], view["digest"], view["signer"] = job.key.version, job.key.digest, job.signer
         view["share"] = job.by_share
+    if job.parameters is not None:
+        view["loras"] = lora_views(job.parameters)
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -236,11 +256,17 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "loras": loras_of(asked),
         "source": job.source_digest,
         "strength": None if job.source_digest is None else asked.strength,
         "mask": job.has_mask,
         "mask_blur": asked.mask_blur if job.has_mask else None,
     }
+
+
+def lora_views(parameters: "GenerationParameters") -> list[LoraView]:
+    """Return the LoRAs that images are drawn with."""
+    return [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in parameters.loras]
 
 
 def _result(job: Job, finished: Finished) -> Result:
@@ -251,9 +277,10 @@ def _result(job: Job, finished: Finished) -> Result:
         "signer": job.signer,
         "share": job.by_share,
         "model": job.request.model,
-        "width": finished.parameters.width,
-        "height": finished.parameters.height,
+        "width": finished.parameters.image_size[0],
+        "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
+        "loras": lora_views(finished.parameters),
         "timings": timings_view(finished.timings),
     }
 

@@ -14,9 +14,11 @@ from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
 from zwatch.api.compared import Compared, ComparisonView
-from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, share, status, trial
+from zwatch.api.lora_views import LorasView
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, loras, operations, share, status, trial
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
+from zwatch.api.openai.edits import EditsRequest
 from zwatch.api.openai.requests import ImagesRequest
 from zwatch.api.openapi import document
 from zwatch.api.page import add_page
@@ -137,10 +139,18 @@ _PICTURE_SETTINGS = Call(
 _OPENAI = (
     Call(
         "POST", "/v1/images/generations", openai.generate, "openai", "openai_images",
-        f"Generate images; the events of a stream are `{openai_answers.PARTIAL}`, and `{openai_answers.COMPLETED}` or "
+        f"Generate images; the events of a stream are `{openai_answers.OF_GENERATION.partial}`, and "
+        f"`{openai_answers.OF_GENERATION.completed}` or "
         f"`{openai_answers.ERROR}`",
         {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), IMAGE_HEADERS)},
         errors=(404, 409, 429, 503, 504), body=ImagesRequest, parameters=(client_jobs.IN_HEADER,),
+    ),
+    Call(
+        "POST", "/v1/images/edits", openai.edit, "openai", "openai_edits",
+        f"Edit a picture; the events of a stream are `{openai_answers.OF_EDIT.partial}`, and "
+        f"`{openai_answers.OF_EDIT.completed}` or `{openai_answers.ERROR}`",
+        {200: Answer("The images, or with `stream` a stream of events.", openai_answers.ImagesAnswer, (EVENT_STREAM,), IMAGE_HEADERS)},
+        errors=(404, 409, 429, 503, 504), body=EditsRequest, parameters=(client_jobs.IN_HEADER,), error_texts=IMAGE_TOO_LONG,
     ),
     Call(
         "GET", "/v1/models", openai.models, "openai", "openai_models", "List the valid names for a request's `model`",
@@ -161,8 +171,12 @@ _STATUS = (
     ),
     Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}, errors=(504,)),
     Call(
+        "GET", "/loras", loras.list_loras, "status", "loras", "List the LoRAs that requests can name",
+        {200: Answer("The LoRAs, and what else lies in the LoRA root and seems to be meant as one.", LorasView)},
+    ),
+    Call(
         "GET", "/events", status.events, "status", "events",
-        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `history`; with `client` also its "
+        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `loras`, `history`; with `client` also its "
         "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(client_jobs.IN_QUERY,),
     ),
     Call(

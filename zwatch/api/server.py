@@ -54,6 +54,12 @@ class Arrivals(Protocol):
     def count(self) -> int:
         """How many there are."""
 
+    def stop(self) -> None:
+        """Accept no more connections, until `accept`."""
+
+    def accept(self) -> None:
+        """Accept connections again."""
+
 
 class Runner(web.AppRunner):
     """Runs an application, with at most `max_connections` at a time."""
@@ -80,8 +86,13 @@ class Runner(web.AppRunner):
 
     def stop_accepting(self) -> None:
         """Leave new connections to another process that has the same sockets: they wait in the sockets' queues."""
-        for listening in self.listening_sockets:
-            asyncio.get_running_loop().remove_reader(listening)
+        for entrance in cast("Server", self.server).entrances:
+            entrance.stop()
+
+    def accept_again(self) -> None:
+        """Undo `stop_accepting`."""
+        for entrance in cast("Server", self.server).entrances:
+            entrance.accept()
 
     async def adopt(self, connected: socket.socket) -> None:
         """Serve a client's connection that another process has accepted."""

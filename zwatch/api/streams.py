@@ -9,7 +9,7 @@ from aiohttp import web
 
 from zwatch.api.answers import encoded, error_object
 from zwatch.api.connection import Connection
-from zwatch.api.results import failed_headers
+from zwatch.api.results import failed_fields, failed_headers
 from zwatch.api.services import TIME_LIMITS
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
@@ -163,7 +163,7 @@ async def stream_job(
             case Done(finished):
                 await send(response, "done", await body(finished), LAST_EVENT)
             case Failed(error):
-                data = encoded({"error": error_object(error), **error.extra})
+                data = encoded({"error": error_object(error), **failed_fields(job), **error.extra})
                 for name in ("failed", "error"):
                     await send(response, name, data, LAST_EVENT)
 

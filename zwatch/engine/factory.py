@@ -12,6 +12,7 @@ from zwatch.engine.acceleration import Acceleration
 from zwatch.engine.comparing import HELD_SECONDS, SECONDS, compare_first
 from zwatch.engine.kept_files import KeptFiles
 from zwatch.engine.kernels import Kernels
+from zwatch.engine.lora_store import LoraStore
 from zwatch.engine.parameters import Generation
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.precision import Precision
@@ -23,7 +24,7 @@ from zwatch.errors import Abandoned, GenerationCancelled, Rejection, Translating
 from zwatch.shadow import loader
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.device import Device
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import first_line, is_memory_short, named
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class EngineFactory:
         self.device = device
         self.acceleration = Acceleration(device, exact=exact, kernels=kernels)
         self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision, text_encoder)
+        self.loras = self.acceleration.loras = LoraStore(self.device)
         self._proven = ProvenVersions(
             device, KeptFiles(cache, ".proven", KEPT), precision, is_exact=self.acceleration.is_exact
         )
@@ -55,8 +57,9 @@ class EngineFactory:
             return loader.plan(directory, digest, control)
 
     def lacks(self, planned: loader.Plan) -> bool:
-        """Return whether the device has too little free memory for this version in addition to the resident ones."""
-        return self._store.lacks(planned)
+        """Return whether the device has too little free memory for this version in addition to the resident ones, and to the LoRAs that
+        requests need now: others are let go."""
+        return self._store.lacks(planned) and not (self.loras.give_room() and not self._store.lacks(planned))
 
     def build(self, directory: Directory, planned: loader.Plan, control: LoadControl) -> Engine:
         """Load, verify and assemble a version.
@@ -221,23 +224,19 @@ def _config_fault(error: Exception) -> Exception | None:
     _log.error("the warm-up failed", exc_info=error)
     return Rejection(
         "config_invalid",
-        f"the configs of this version cannot make an image together: {type(error).__name__}: {_first_line(error)}",
+        f"the configs of this version cannot make an image together: {named(error)}",
     )
 
 
 def _rejection_of(error: Exception) -> Rejection:
     if is_memory_short(error):
-        return Rejection("out_of_memory", f"memory ran out during the load: {_first_line(error)}")
+        return Rejection("out_of_memory", f"memory ran out during the load: {first_line(error)}")
     match error:
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             return Rejection("io_error", f"{where}{error.strerror or error}")
         case RuntimeError():
             _log.error("device failed during a load", exc_info=error)
-            return Rejection("device_error", _first_line(error))
+            return Rejection("device_error", first_line(error))
     _log.error("load failed unexpectedly", exc_info=error)
-    return Rejection("internal_error", f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return Rejection("internal_error", named(error))

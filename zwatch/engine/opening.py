@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zwatch.errors import FatalError, Rejection
 from zwatch.shadow.control import LoadControl
 from zwatch.shadow.cuda_context import EarlyContext
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import first_line, is_memory_short, named
 from zwatch.shadow.read_sizes import pinned_bytes
 
 if TYPE_CHECKING:
@@ -169,14 +169,14 @@ def import_library(name: str) -> None:
         importlib.import_module(name)
     except Exception as error:
         raise FatalError(
-            f"{name} cannot be imported: {type(error).__name__}: {_first_line(error)}; the log has the traceback. If the "
+            f"{name} cannot be imported: {named(error)}; the log has the traceback. If the "
             "installation is incomplete, install zwatch again"
         ) from error
 
 
 def judged(device: str, error: Exception) -> FatalError | Rejection:
     """Return what an error at the opening of a device means."""
-    text = _first_line(error)
+    text = first_line(error)
     found = str(error).lower()
     if is_memory_short(error) or _PASSING[0] in found:
         return Rejection("out_of_memory", f"--device {device}: memory ran out when it was opened: {text}")
@@ -215,7 +215,3 @@ def _check_present(device: str) -> None:
     if index and int(index) >= number:
         there = "only cuda:0" if number == 1 else f"cuda:0 to cuda:{number - 1}"
         raise absent(device, f"this machine has {there}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

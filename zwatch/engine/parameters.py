@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class InitialImage:
     """The image that is changed, RGB of any size, by `strength` from 0 (not at all) to 1; where there is a mask (L, of the image's
     size), only what is white in it, after a blur of so many pixels. `digest` is that of the image's file. `picture` is None once the
-    images are made."""
+    images are made. `whole` is the width and height of the picture that the images become a part of, if they do."""
 
     picture: "Image.Image | None"
     mask: "Image.Image | None"
@@ -21,6 +21,16 @@ class InitialImage:
     mask_blur: int
     digest: str
     has_mask: bool
+    whole: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedLora:
+    """A LoRA that images are drawn with: its factors' product is added `scale` times; `digest` is that of its seal."""
+
+    name: str
+    scale: float
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,13 @@ class GenerationParameters:
     seeds: tuple[int, ...]
     has_host_noise: bool = False
     source: InitialImage | None = None
+    loras: tuple[UsedLora, ...] = ()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The width and height of the images that a client gets, pixels."""
+        whole = None if self.source is None else self.source.whole
+        return (self.width, self.height) if whole is None else (whole[0], whole[1])
 
     @property
     def first_step(self) -> int:

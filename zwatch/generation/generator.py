@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zwatch.bridge import Begun, Bridge, NoAnswer
 from zwatch.errors import GenerationCancelled, RequestError
@@ -15,12 +15,13 @@ from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.lanes import Interrupted
 from zwatch.logs import hiding, without_private
 from zwatch.rollout.trials import FaultKind
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import is_memory_short, named
 from zwatch.timeline import Phase
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from zwatch.engine.lora import Adapted
     from zwatch.engine.parameters import Generation
     from zwatch.engine.pipeline import Engine
 
@@ -104,8 +105,9 @@ class Generator:
         *,
         holds_pictures: bool = False,
         patience: Patience | None = None,
+        adapted: "Adapted | None" = None,
     ) -> "Generation":
-        """Generate in a thread; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
+        """Generate in a thread, with `adapted` by the job's LoRAs; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
 
         Raises:
             RequestError: 500, an earlier one has not come back.
@@ -114,7 +116,7 @@ class Generator:
         """
         sign = _SignOfLife()
         try:
-            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures)
+            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures, adapted)
         except NoAnswer as error:
             raise RequestError(
                 "generation_failed", f"earlier generations have not come back: {error.strerror}"
@@ -166,7 +168,7 @@ class Generator:
         await asyncio.wait([begun.future], timeout=_STEP_SECONDS)
         if not begun.future.done() and not await self._comes_back(begun, self._grace):
             job.fail(RequestError("generation_failed", f"{reason} and was given up"))
-            self._note_stuck(begun, engine, job, sign, reason)
+            self._note_stuck(begun, engine, sign.at, reason, job.id)
             return False
         if not begun.future.cancelled() and begun.future.exception() is None:
             return True  # it was done just now
@@ -179,33 +181,45 @@ class Generator:
         """Tell those who wait for a generation that makes no progress, and end it; if it does not end, the device is stuck."""
         reason = f"a generation by {engine.version} made no progress for {limit:g} s"
         job.fail(RequestError("generation_failed", f"{reason} and was given up"))
-        if await self._comes_back(begun, min(self._grace, limit)):
+        if await self.end(begun, engine, sign.at, limit, reason, job.id):
             _log.error("%s and was interrupted (%s)", reason, job.id)
-        else:
-            self._note_stuck(begun, engine, job, sign, reason)
+
+    async def end(
+        self, begun: Begun[Any], engine: "Engine", since: float, limit: float, reason: str, what: str
+    ) -> bool:
+        """End what made no progress with an engine for `limit` seconds, `since` a moment of the monotonic clock; return whether its
+        thread comes back. If not, the device can make no other image. The log names `what` it is."""
+        if await self._comes_back(begun, min(self._grace, limit)):
+            return True
+        self._note_stuck(begun, engine, since, reason, what)
+        return False
 
     @property
     def _grace(self) -> float:
         return self.grace if self.is_on_gpu() else GRACE_ON_CPU
 
-    async def _comes_back(self, begun: Begun["Generation"], seconds: float) -> bool:
-        """Interrupt a generation, and return whether its thread comes back within some seconds."""
+    async def _comes_back(self, begun: Begun[Any], seconds: float) -> bool:
+        """Interrupt a thread, and return whether it comes back within some seconds."""
         begun.interrupt()
         await asyncio.wait([begun.future], timeout=seconds)
         if begun.future.done():
             _ = begun.future.cancelled() or begun.future.exception()  # seen: else asyncio logs it
         return begun.future.done()
 
-    def _note_stuck(
-        self, begun: Begun["Generation"], engine: "Engine", job: Job, sign: _SignOfLife, reason: str
-    ) -> None:
-        self.stuck_since = sign.at
-        _log.error("%s and does not come back (%s); its thread is in\n%s", reason, job.id, begun.stack)
+    def _note_stuck(self, begun: Begun[Any], engine: "Engine", since: float, reason: str, what: str) -> None:
+        self.stuck_since = since
+        _log.error("%s and does not come back (%s); its thread is in\n%s", reason, what, begun.stack)
         begun.leave()
         self.on_stuck(engine, f"{reason} and does not come back")
 
     def _generate(
-        self, engine: "Engine", pictures: Pictures, job: Job, sign: "_SignOfLife", holds_pictures: bool
+        self,
+        engine: "Engine",
+        pictures: Pictures,
+        job: Job,
+        sign: "_SignOfLife",
+        holds_pictures: bool,
+        adapted: "Adapted | None",
     ) -> "Generation":
         reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
 
@@ -216,7 +230,9 @@ class Generator:
         from zwatch.engine.usable import flaw_of  # numpy, which the start does not wait for
 
         on_image = _ignore if holds_pictures else pictures.post
-        generation = engine.serve(pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled)
+        generation = engine.serve(
+            pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled, adapted=adapted
+        )
         generation.flaw = flaw_of(generation)
         return generation
 
@@ -231,4 +247,4 @@ def failure_of(error: Exception, job: Job) -> RequestError:
         _log.error("a generation failed", exc_info=error)
         if is_memory_short(error):
             return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
-        return RequestError("generation_failed", without_private(f"{type(error).__name__}: {error}")[:500])
+        return RequestError("generation_failed", without_private(named(error))[:500])

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zwatch.bridge import Begun, Bridge, NoAnswer, Pulse
+from zwatch.bridge import Bridge, NoAnswer, Pulse
 from zwatch.errors import GenerationCancelled, Rejection
-from zwatch.generation.generator import GRACE, GRACE_ON_CPU, STALL, STALL_ON_GPU
+from zwatch.generation.generator import STALL, STALL_ON_GPU
 from zwatch.generation.queue import GenerationQueue
 from zwatch.lanes import Interrupted
 from zwatch.rollout.engines import EngineRegistry
@@ -76,7 +76,7 @@ class GoldenChecks:
         assert picture is not None
         with self._engines.hold(resident):
             try:
-                fault = await self._drawn(engine, given_up, resident)
+                fault = await self._drawn(engine, picture.image, given_up, resident)
             except (GenerationCancelled, NoAnswer):
                 return False
             except Exception as error:
@@ -102,8 +102,8 @@ class GoldenChecks:
             listener(key, fault)
         self._changes.fire()
 
-    async def _drawn(self, engine: "Engine", given_up: threading.Event, resident: Resident) -> str | None:
-        """Draw the next golden image of an engine in a thread, and return what is wrong with it.
+    async def _drawn(self, engine: "Engine", image: str, given_up: threading.Event, resident: Resident) -> str | None:
+        """Draw the next golden image of an engine, of the path `image`, in a thread, and return what is wrong with it.
 
         Raises:
             GenerationCancelled: it gave way to something else.
@@ -121,27 +121,15 @@ class GoldenChecks:
             if not self._is_idle() or not self._has_to_check(resident):
                 given_up.set()
             if not begun.future.done() and time.monotonic() - self._sign > limit:
-                return await self._give_up(begun, engine, limit, GRACE if is_on_gpu else GRACE_ON_CPU)
+                fault = f"{image}: the image made no progress for {limit:g} s"
+                await self._queue.generator.end(begun, engine, self._sign, limit, fault, engine.version)
+                return fault
         try:
             return begun.future.result()
         except Interrupted:
             raise GenerationCancelled from None
         finally:
             del begun  # an error's frames, of which this is one, hold the memory of a failed generation
-
-    async def _give_up(self, begun: Begun[str | None], engine: "Engine", limit: float, grace: float) -> str:
-        """End a check that does not get on; if it does not end, the device can make no other image."""
-        assert engine.golden.next is not None
-        fault = f"{engine.golden.next.image}: the image made no progress for {limit:g} s"
-        begun.interrupt()
-        await asyncio.wait([begun.future], timeout=min(grace, limit))
-        if begun.future.done():
-            _ = begun.future.cancelled() or begun.future.exception()  # seen: else asyncio logs it
-        else:
-            _log.error("%s and does not come back; its thread is in\n%s", fault, begun.stack)
-            begun.leave()
-            self._queue.generator.on_stuck(engine, f"a golden image of {engine.version} does not come back: {fault}")
-        return fault
 
     def _draw(self, engine: "Engine", given_up: threading.Event) -> str | None:
         from zwatch.engine.comparing import check_next

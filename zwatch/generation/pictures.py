@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge
 from zwatch.generation.history import History
-from zwatch.generation.image_details import details_of
+from zwatch.generation.image_details import Details, details_of
 from zwatch.generation.image_files import encode
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Picture
@@ -37,6 +37,7 @@ class Pictures:
         self.key = key
         self.parameters = parameters
         self._job = job
+        self._source = job.source  # the job forgets it when it ends, which may be before its last picture is written
         self._bridge = bridge
         self._history = history
         self._begun = begun
@@ -77,12 +78,19 @@ class Pictures:
         pictures = [task.result() for task in self._writing]
         return tuple(replace(picture, name=self._job.stored_name(picture)) for picture in pictures)
 
+    def _encoded(self, image: "Image", details: Details) -> bytes:
+        """Return the file of an image, which is first put into the picture that it is a part of. To be called in a thread."""
+        canvas = None if self._source is None else self._source.canvas
+        asked = self._job.request
+        return encode(image if canvas is None else canvas.with_drawn(image), details, asked.format, asked.quality)
+
     async def _write(self, seed: int, image: "Image", before: "asyncio.Task[Picture] | None") -> Picture:
         job, name, begun = self._job, None, time.monotonic()
         asked = job.request
-        details = details_of(asked, self.parameters, self.key, seed, job.signer, job.by_share, job.trial)
+        notes = {} if self._source is None else self._source.notes
+        details = details_of(asked, self.parameters, self.key, seed, job.signer, job.by_share, job.trial, notes)
         try:
-            file = await self._bridge.run("encode", encode, image, details, asked.format, asked.quality)
+            file = await self._bridge.run("encode", self._encoded, image, details)
         finally:
             if before is not None:  # in the history too, they are in the order of their seeds; also if one fails
                 await asyncio.wait([before])

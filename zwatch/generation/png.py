@@ -19,20 +19,23 @@ _DEPTH, _TRUECOLOUR = 8, 2
 _CHANNELS = 3
 _AVERAGE = 3
 _BAND = 3 * 2**17
-"""Bytes of rows that one thread handles at a time: few enough to stay in a core's cache between filter and compressor, and
-enough that compressing each band separately costs little."""
+"""Most bytes of rows that one thread handles at a time: few enough to stay in a core's cache between filter and compressor."""
+_LEAST_BAND = 3 * 2**15
+"""Least bytes of a band: enough that compressing each separately costs little."""
 _THREADS = 4
-"""Threads that all images share: an image of 1024 x 1024 has 8 bands."""
+"""Threads that all images share: an image of 1024 x 1024 has 8 bands, a smaller one as many as there are threads."""
 _ZLIB_HEADER = b"\x78\x01"
 """A window of 32 KiB, the fastest compression."""
 
 
-def write_png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None, *, band: int = _BAND) -> bytes:
+def write_png(image: Image.Image, text: PngImagePlugin.PngInfo | None = None, *, band: int | None = None) -> bytes:
     """Return an image as a PNG file, RGB with 8 bits a channel, with the text chunks before the pixels.
 
-    `band` is the number of bytes that one thread filters and compresses at a time.
+    `band` is the number of bytes that one thread filters and compresses at a time, by default what lets all threads work.
     """
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if band is None:
+        band = max(_LEAST_BAND, min(_BAND, pixels.nbytes // _THREADS))
     size = b"".join(side.to_bytes(4) for side in image.size)
     chunks = [(b"IHDR", [size + bytes([_DEPTH, _TRUECOLOUR, 0, 0, 0])])]
     chunks += [(kind, [data]) for kind, data, *_ in (text.chunks if text is not None else ())]

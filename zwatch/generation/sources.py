@@ -6,8 +6,8 @@ What is checked before anything is decoded bounds the memory and the time: the f
 import base64
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from zwatch.generation.fields import invalid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from zwatch.generation.inpainting import Canvas
 
 MAX_PIXELS = 2**26
 """Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel."""
@@ -47,17 +49,24 @@ _KINDS = (
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """An image that is to be changed: upright RGB; its mask (L, of the same size; white is painted anew) or None; and the blake3
-    of the image's file, in hex."""
+    of the image's file, in hex. Where there is a `canvas`, what is drawn is put into that; `notes` are pairs for the text in the
+    image's file."""
 
     picture: "Image"
     mask: "Image | None"
     digest: str
+    canvas: "Canvas | None" = None
+    notes: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its pixels."""
         width, height = self.picture.size
-        return width * height * (3 if self.mask is None else 4)
+        held = width * height * (3 if self.mask is None else 4)
+        if self.canvas is None:
+            return held
+        width, height = self.canvas.picture.size
+        return held + width * height * 4
 
 
 def too_much_held(new: Source, others: Iterable[Source | None]) -> str | None:

@@ -16,6 +16,7 @@ from zwatch.handover.taking import Taken
 _log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
+_ENTRANCE_SECONDS = 1.0
 _EXIT_SECONDS = 60.0
 """For the old process to end after its last word; to free the memory of a GPU takes seconds."""
 
@@ -51,6 +52,15 @@ class Following:
         for message in self._taken.jobs:
             await self._note(message)
         self._taken.jobs.clear()
+
+    async def take_entrance(self) -> None:
+        """Let the old process accept no more connections; to be called just before this one listens on the same sockets. Else a
+        client could be answered by the old one that does not know a job of this one."""
+        self._channel.send({"ask": "accept"})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ENTRANCE_SECONDS):
+                while (message := await self._channel.receive()) is not None and "accepting" not in message.body:
+                    await self._note(message)
 
     async def run(self, *, takes_connections: bool) -> None:
         """Say that this process serves, and follow the old one until it ends."""

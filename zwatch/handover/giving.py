@@ -124,6 +124,9 @@ class Giving:
                 channel.send(self._offer())
             case "exchange":
                 await self._exchange(channel, body)
+            case "accept" if not self._decided.is_set():
+                self.runner.stop_accepting()
+                channel.send({"accepting": False})
             case "end":
                 self._give(channel, passes_on=bool(body.get("connections")))
         if "cancel" in body:
@@ -207,6 +210,7 @@ class Giving:
         """Undo an exchange."""
         services = self._services
         self._teller = None
+        self.runner.accept_again()
         self._state_file.is_lent = False
         if services.history is not None:
             await services.history.lend_index(lent=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Bridge, NoAnswer
 from zwatch.errors import Ending, FatalError
-from zwatch.shadow.faults import may_be_the_device
+from zwatch.shadow.faults import may_be_the_device, named
 
 if TYPE_CHECKING:
     from zwatch.shadow.device import Device
@@ -50,7 +50,7 @@ class DeviceJudge:
             return False
         if why is None:
             return False
-        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        text = named(error) if isinstance(error, BaseException) else error
         first = "" if text is None else f" after {text[:300]}"
         reason = f"{device.torch_device} does not work any more ({why}){first}"
         self._fail(FatalError(reason, is_crash=True, ending=Ending.DEVICE_LOST))
@@ -60,7 +60,7 @@ class DeviceJudge:
         """Judge soon if an error of any call in a thread may have been the device's, whoever handles it. Any thread may call it."""
         if may_be_the_device(error):
             # The text only: the error's frames hold the memory of a failed load.
-            self._bridge.post(self.suspect, f"{type(error).__name__}: {error}"[:300])
+            self._bridge.post(self.suspect, named(error)[:300])
 
     def suspect(self, text: str) -> None:
         """Judge soon, unless that is about to happen."""

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from zwatch.shadow import blake3_gpu
 from zwatch.shadow.cuda_context import EarlyContext
-from zwatch.shadow.faults import is_memory_short
+from zwatch.shadow.faults import first_line, is_memory_short
 from zwatch.shadow.graphs import CudaRecorder
 from zwatch.shadow.hashing import SLICE, Between, Hashing, host_view
 from zwatch.shadow.pool import Pool
@@ -73,7 +73,7 @@ class Cuda:
         except Exception as error:  # some of torch's errors are no RuntimeError
             if is_memory_short(error):
                 return None
-            return (str(error).splitlines() or [type(error).__name__])[0]
+            return first_line(error)
         return None
 
 

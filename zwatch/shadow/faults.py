@@ -21,9 +21,19 @@ def is_memory_short(error: BaseException | None) -> bool:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the advice for programmers that torch adds in further lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def named(error: BaseException) -> str:
+    """Return the kind of an error and what it says, in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def described(error: Exception) -> str:
     """Return what an unexpected error says, for a reason."""
-    return "memory ran out" if is_memory_short(error) else f"{type(error).__name__}: {error}"
+    return "memory ran out" if is_memory_short(error) else named(error)
 
 
 def may_be_the_device(error: BaseException | None) -> bool:

@@ -2,6 +2,8 @@
 
 import base64
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +11,13 @@ from aiohttp import web
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from zwatch.api.a1111.changing import read_img2img, wanted_changes
 from zwatch.api.a1111.checkpoints import checkpoint_views, choice_of, model_of, short_hash, title
 from zwatch.api.a1111.clients import CLIENTS, client_of
 from zwatch.api.a1111.pnginfo import png_info
 from zwatch.api.a1111.txt2img import (
     SdOptionsRequest,
+    Txt2Img,
     Txt2ImgRequest,
     checkpoint_asked,
     finished_body,
@@ -24,14 +28,16 @@ from zwatch.api.a1111.txt2img import (
 from zwatch.api.answers import answer, json_answer
 from zwatch.api.bodies import fields_of, read_body, read_request, received_image
 from zwatch.api.client_key import client_key
+from zwatch.api.pictured import read_pictured
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
-from zwatch.api.services import SERVICES
+from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.job import Job
 from zwatch.generation.request import MAX_IMAGES, USUAL_SIDE
+from zwatch.generation.sources import Source
 
 _STATM = Path("/proc/self/statm")
 _MIN_PROGRESS = 0.01
@@ -107,16 +113,39 @@ class SdMemory(TypedDict):
 
 async def txt2img(request: web.Request) -> web.Response:
     """Generate images. A request that is interrupted, or cancelled as a job, is answered without images."""
-    services, clients, client = request.app[SERVICES], request.app[CLIENTS], client_of(request)
+    services = request.app[SERVICES]
     services.queue.refuse_if_full()
-    asked, engines = await read_request(request, Txt2ImgRequest), services.engines
+    asked = await read_request(request, Txt2ImgRequest)
+    return await _draw(request, services, asked, partial(wanted_images, asked))
+
+
+async def img2img(request: web.Request) -> web.Response:
+    """Change a picture, or what a mask shows of it; answered as `txt2img`."""
+    services = request.app[SERVICES]
+    services.queue.refuse_if_full()
+    found = await read_pictured(request, read_img2img, "init_images")
+    return await _draw(request, services, found.asked, partial(wanted_changes, found), found.source)
+
+
+async def _draw(
+    request: web.Request,
+    services: Services,
+    asked: Txt2ImgRequest,
+    wanted_of: Callable[[str], Txt2Img],
+    source: Source | None = None,
+) -> web.Response:
+    """Answer with the images of a request; `wanted_of` returns the native one for the name of a model."""
+    clients, client, engines = request.app[CLIENTS], client_of(request), services.engines
     traffic = services.supervisor.traffic
     named = checkpoint_asked(asked)
     choice = choice_of(named, engines, traffic) if named else clients.model(client, engines, services.supervisor.names)
-    wanted = wanted_images(asked, model_of(choice))
+    wanted = wanted_of(model_of(choice))
     key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
-        job = services.queue.submit(wanted.request, attended=True, keeps_files=not wanted.send_images, client=key)
+        loras = await services.queue.loras.opened(wanted.request.loras)
+        job = services.queue.submit(
+            wanted.request, attended=True, keeps_files=not wanted.send_images, client=key, source=source, loras=loras
+        )
     except RequestError as error:
         raise renamed(error) from None
     clients.own(client, job)
@@ -128,7 +157,7 @@ async def txt2img(request: web.Request) -> web.Response:
             finished = await outcome(job, services.timeout)
         except RequestError as error:
             if error.code != "cancelled":
-                raise
+                raise renamed(error) from None
             version = version if job.lease is None else job.lease.key
             return json_answer(interrupted_body(wanted, job, version, size), {"X-Zwatch-Job": job.id})
         sent = await services.bridge.run("encode", finished_body, wanted, job, finished)

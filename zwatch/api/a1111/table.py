@@ -1,7 +1,8 @@
 """AUTOMATIC1111's part of the table of calls."""
 
-from zwatch.api.a1111 import calls, lists
+from zwatch.api.a1111 import calls, lists, loras
 from zwatch.api.a1111.checkpoints import Checkpoint
+from zwatch.api.a1111.img2img import Img2ImgAnswer, Img2ImgRequest
 from zwatch.api.a1111.pnginfo import PngInfo, PngInfoRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgAnswer, Txt2ImgRequest
 from zwatch.api.bodies import IMAGE_TOO_LONG
@@ -11,6 +12,11 @@ CALLS: tuple[Call, ...] = (
     Call(
         "POST", "/sdapi/v1/txt2img", calls.txt2img, "automatic1111", "sd_txt2img", "Generate images",
         {200: Answer("The images.", Txt2ImgAnswer, headers=IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Txt2ImgRequest,
+    ),
+    Call(
+        "POST", "/sdapi/v1/img2img", calls.img2img, "automatic1111", "sd_img2img", "Change a picture, or a part of it",
+        {200: Answer("The images.", Img2ImgAnswer, headers=IMAGE_HEADERS)}, errors=(404, 429, 503, 504), body=Img2ImgRequest,
+        error_texts=IMAGE_TOO_LONG,
     ),
     Call(
         "GET", "/sdapi/v1/progress", calls.progress, "automatic1111", "sd_progress",
@@ -63,6 +69,14 @@ CALLS: tuple[Call, ...] = (
         "POST", "/sdapi/v1/skip", calls.skip, "automatic1111", "sd_skip",
         "Interrupt the running request, if it is the client's own and of one image",
         {200: Answer("It is interrupted, or there is nothing to skip.", Null)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/loras", loras.list_loras, "automatic1111", "sd_loras", "List the LoRAs that prompts can name",
+        {200: Answer("The list.", list[loras.SdLora])},
+    ),
+    Call(
+        "POST", "/sdapi/v1/refresh-loras", loras.refresh, "automatic1111", "sd_refresh_loras", "Look for LoRAs now",
+        {200: Answer("They are looked for.", Null)},
     ),
     Call(
         "GET", "/sdapi/v1/scripts", lists.SCRIPTS, "automatic1111", "sd_scripts", "List the scripts: there are none",

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -16,9 +16,10 @@ from zwatch.api.results import JobView, job_view
 from zwatch.api.schema import Base64, LenientRequest, Number
 from zwatch.errors import RequestError
 from zwatch.generation.fields import Converted, Flag, Rule, Text, Whole, invalid, refused, validated
-from zwatch.generation.image_details import details_of
+from zwatch.generation.image_details import Pairs, details_of
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
+from zwatch.generation.lora_fields import LoraWish, without_tags
 from zwatch.generation.request import (
     DEFAULT_STEPS,
     MAX_IMAGES,
@@ -37,6 +38,8 @@ from zwatch.rollout.lifecycle import VersionKey
 SAMPLER = "Euler"
 _CFG_SCALE = 7.0
 """AUTOMATIC1111's default."""
+_NAMES = {"n": "n_iter", "image": "init_images", "strength": "denoising_strength"}
+"""AUTOMATIC1111's names of native fields, where they differ."""
 _DIGITS = re.compile(r"\s*-?[0-9]{1,19}\s*")
 
 
@@ -53,8 +56,8 @@ def _form_steps(value: Any) -> Any:
     return min(number, MAX_STEPS) if type(number) is int else number
 
 
-_FORM = Converted(_form_number, ({"type": "string", "pattern": r"^\s*-?[0-9]{1,19}\s*$"},))
-_STEPS = Converted(_form_steps, (*_FORM.schemas, {"type": "integer", "minimum": MAX_STEPS}))
+FORM = Converted(_form_number, ({"type": "string", "pattern": r"^\s*-?[0-9]{1,19}\s*$"},))
+_STEPS = Converted(_form_steps, (*FORM.schemas, {"type": "integer", "minimum": MAX_STEPS}))
 _SIDE = Field(description=f"In pixels, rounded to a multiple of {SIDE_STEP}. The version's default size if left out.")
 _COUNT = Field(description=f"batch_size x n_iter may be {MAX_IMAGES} at most.")
 _ECHO = Field(description="Has no effect; repeated in the answer.")
@@ -107,14 +110,14 @@ class Txt2ImgRequest(LenientRequest):
 
     prompt: RequiredText
     negative_prompt: OptionalText = ""
-    width: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
-    height: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), _FORM, _SIDE] = None
+    width: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), FORM, _SIDE] = None
+    height: Annotated[int | None, Whole(SIDE_STEP, MAX_SIDE), FORM, _SIDE] = None
     steps: Annotated[
         int, Whole(1, MAX_STEPS), _STEPS, Field(description=f"More than {MAX_STEPS} stand for {MAX_STEPS}.")
     ] = DEFAULT_STEPS
-    batch_size: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
-    n_iter: Annotated[int, Whole(1, MAX_IMAGES), _FORM, _COUNT] = 1
-    seed: Annotated[int, Whole(-1, SEEDS - 1), _FORM, Field(description="Random if -1; image i uses seed + i.")] = -1
+    batch_size: Annotated[int, Whole(1, MAX_IMAGES), FORM, _COUNT] = 1
+    n_iter: Annotated[int, Whole(1, MAX_IMAGES), FORM, _COUNT] = 1
+    seed: Annotated[int, Whole(-1, SEEDS - 1), FORM, Field(description="Random if -1; image i uses seed + i.")] = -1
     guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
     cfg_scale: Annotated[Any, _ECHO] = None
     sampler_name: Annotated[Any, _ECHO] = None
@@ -164,6 +167,10 @@ class Txt2Img:
     parameters: Txt2ImgParameters
     batch_size: int
     send_images: bool
+    changes: Pairs = field(default_factory=dict)
+    """How a picture is changed, by AUTOMATIC1111's names in the text of an image."""
+    notes: Pairs = field(default_factory=dict)
+    """What else that text says of it."""
 
 
 def checkpoint_asked(asked: Txt2ImgRequest) -> str:
@@ -193,10 +200,12 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         sides["width"] = _rounded(asked.width)
     if asked.height is not None:
         sides["height"] = _rounded(asked.height)
+    prompt, loras = wanted_loras(asked.prompt)
     request = validated(
         GenerateRequest,
         {
-            "prompt": asked.prompt,
+            "prompt": prompt,
+            "loras": loras,
             "negative_prompt": asked.negative_prompt,
             **sides,
             "steps": asked.steps,
@@ -207,7 +216,7 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         },
     )
     parameters: Txt2ImgParameters = {
-        "prompt": request.prompt,
+        "prompt": asked.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": asked.seed,
         **sides,
@@ -224,18 +233,40 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
     return Txt2Img(request, parameters, asked.batch_size, asked.send_images)
 
 
+def wanted_loras(prompt: str) -> tuple[str, tuple[LoraWish, ...]]:
+    """Return a prompt without `<lora:NAME:SCALE>`, and the LoRAs that it names; of img2img too.
+
+    Raises:
+        RequestError: 400, a tag is wrong, or nothing else is in the prompt.
+    """
+    try:
+        rest, loras = without_tags(prompt)
+    except ValueError as error:
+        raise invalid("prompt", f"prompt: {error}") from None
+    if not rest.strip():
+        raise invalid("prompt", "prompt names LoRAs and nothing else: say what is to be drawn")
+    return rest, loras
+
+
 def renamed(error: RequestError) -> RequestError:
-    """Return an error about `n` with the name of this API's field."""
-    if error.param != "n":
+    """Return an error about a native field with the name of this API's field."""
+    if error.param == "loras":
+        message = error.message.replace("loras:", "prompt:", 1)
+        return RequestError(error.code, message, status=error.status, param="prompt", headers=error.headers)
+    name = _NAMES.get(error.param or "")
+    if name is None:
         return error
-    return RequestError(error.code, f"{error.message}; n is batch_size x n_iter", param="n_iter")
+    message = f"{error.message}; n is batch_size x n_iter" if error.param == "n" else f"{name}: {error.message}"
+    return RequestError(error.code, message, param=name, headers=error.headers, extra=error.extra)
 
 
 def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     """Return the answer of a finished request. To be called in a thread: it is megabytes of base64."""
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [
-        details_of(asked.request, finished.parameters, finished.key, seed, share=job.by_share).parameters
+        details_of(
+            asked.request, finished.parameters, finished.key, seed, share=job.by_share, notes=asked.notes
+        ).parameters
         for seed in seeds
     ]
     width, height = finished.parameters.width, finished.parameters.height
@@ -249,7 +280,9 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
 def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey | None, size: int) -> bytes:
     """Return the answer of an interrupted request: it has no images, and is not an error. `key` is the version that was
     drawing, or would have been, if that is known; `size` is its default side length in pixels."""
-    sides: Sides = {"width": asked.request.width or size, "height": asked.request.height or size}
+    known = job.parameters
+    width, height = (size, size) if known is None else (known.width, known.height)
+    sides: Sides = {"width": asked.request.width or width, "height": asked.request.height or height}
     info = {**_info(asked, job, [], []), **sides, **({} if key is None else _model(key))}
     return _body(asked, job, [], {**asked.parameters, **sides}, info)
 
@@ -289,8 +322,8 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": None,
-        "extra_generation_params": {},
+        "denoising_strength": asked.changes.get("Denoising strength"),
+        "extra_generation_params": {**asked.changes, **asked.notes},
         "index_of_first_image": 0,
         "infotexts": infotexts,
         "styles": [],

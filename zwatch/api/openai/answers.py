@@ -3,7 +3,7 @@
 import base64
 import time
 from collections.abc import Mapping
-from typing import Annotated, NotRequired
+from typing import Annotated, NamedTuple, NotRequired
 
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
@@ -20,8 +20,16 @@ from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Resident
 from zwatch.rollout.supervisor import Supervisor
 
-PARTIAL = "image_generation.partial_image"
-COMPLETED = "image_generation.completed"
+
+class EventNames(NamedTuple):
+    """The types of the events of a stream."""
+
+    partial: str
+    completed: str
+
+
+OF_GENERATION = EventNames("image_generation.partial_image", "image_generation.completed")
+OF_EDIT = EventNames("image_edit.partial_image", "image_edit.completed")
 ERROR = "error"
 Zero = Annotated[int, WithJsonSchema({"type": "integer", "const": 0})]
 _BACKGROUND, _QUALITY = "opaque", "high"
@@ -119,12 +127,12 @@ def is_due(step: int, steps: int, sent: int, wanted: int) -> bool:
     return sent < wanted and step * (wanted + 1) >= steps * (sent + 1)
 
 
-def partial_event(job: Job, number: int, preview: bytes) -> bytes:
+def partial_event(job: Job, number: int, preview: bytes, names: EventNames) -> bytes:
     """Return the JSON of a partial image made from a preview. To be called in a thread."""
     file, (width, height) = enlarged_preview(preview, job.request.format)
     return _with_file(
         {
-            "type": PARTIAL,
+            "type": names.partial,
             "partial_image_index": number,
             "created_at": _now(),
             "background": _BACKGROUND,
@@ -137,10 +145,10 @@ def partial_event(job: Job, number: int, preview: bytes) -> bytes:
     )
 
 
-def completed_event(job: Job, finished: Finished) -> bytes:
+def completed_event(job: Job, finished: Finished, names: EventNames) -> bytes:
     """Return the JSON of a finished job's one picture. To be called in a thread."""
     [picture] = finished.pictures
-    head = {"type": COMPLETED, "created_at": _now(), **_metadata(job, finished), "seed": picture.seed}
+    head = {"type": names.completed, "created_at": _now(), **_metadata(job, finished), "seed": picture.seed}
     return _with_file(head, picture.file or b"")
 
 

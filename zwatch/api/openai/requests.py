@@ -9,6 +9,7 @@ from pydantic import Field
 from zwatch.api.schema import LenientRequest
 from zwatch.errors import RequestError
 from zwatch.generation.fields import Flag, Text, Whole, invalid, validated
+from zwatch.generation.lora_fields import LoraList, LoraWish
 from zwatch.generation.request import (
     DEFAULT_QUALITY,
     DEFAULT_STEPS,
@@ -55,7 +56,7 @@ class ImagesRequest(LenientRequest):
         Field(
             description=f"In pixels: multiples of {SIDE_STEP}, up to the version's maximum; `auto` is the version's default size.",
             examples=["1024x1024"],
-            json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})$"},
+            json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})?$"},
         ),
     ] = "auto"
     output_format: Format = ImageFormat.PNG
@@ -77,6 +78,11 @@ class ImagesRequest(LenientRequest):
     negative_prompt: Annotated[OptionalText, Field(description="An extension of zwatch.")] = ""
     num_inference_steps: Annotated[Steps, Field(description="An extension of zwatch.")] = DEFAULT_STEPS
     guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
+    loras: Annotated[
+        tuple[LoraWish, ...],
+        LoraList(),
+        Field(description="An extension of zwatch: LoRAs that it is drawn with, by name."),
+    ] = ()
     user: UserName = ""
     seed: Annotated[
         Seed | None,
@@ -107,6 +113,7 @@ def images_of(asked: ImagesRequest, model: str) -> Images:
         **_sides(asked.size),
         "steps": asked.num_inference_steps,
         "guidance_scale": asked.guidance_scale,
+        "loras": asked.loras,
         "seed": asked.seed,
         "n": asked.n,
         "format": asked.output_format,
@@ -132,7 +139,7 @@ def with_client_names(error: RequestError) -> RequestError:
 
 
 def _sides(size: str) -> dict[str, int]:
-    if size == "auto":
+    if size in ("", "auto"):
         return {}
     found = _SIZE.fullmatch(size)
     if found is None:
