@@ -110,6 +110,17 @@ def test_a_lora_in_the_models_root_is_no_version(ink, tmp_path):
         assert summarise(root_fd, "v1").problem is None
 
 
+def test_prune_deletes_no_lora(ink, tmp_path, capsys):
+    write_lora(ink.parent, "night", TRANSFORMER)
+    for name in ("v1", "v2"):
+        write_version(ink.parent, name)
+    state = ["--no-service", "--state-dir", str(tmp_path / "state"), "--yes"]
+    assert main(["prune", "--models", str(ink.parent), "--keep", "1", *state]) == 0
+    assert "leave   ink: it is a LoRA, no version" in capsys.readouterr().out
+    assert {"ink", "night"} <= {path.name for path in ink.parent.iterdir()}
+    assert len(list(ink.parent.iterdir())) == 3
+
+
 def test_git_keeps_every_byte_of_the_repositorys_loras():
     root = Path(__file__).parent.parent
     found = subprocess.run(
