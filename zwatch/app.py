@@ -27,7 +27,6 @@ from zwatch.api.vote_gauges import VoteGauges
 from zwatch.bridge import CLOSE_SECONDS, Bridge, NoAnswer
 from zwatch.config import Config
 from zwatch.counting import count_trials, count_votes
-from zwatch.deploy.loras import LoraRoot
 from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.deploy.watch import RootWatcher
 from zwatch.ending import STOPPING, end_requests, let_judge
@@ -43,7 +42,7 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
-from zwatch.opening import make_factory
+from zwatch.opening import make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
 from zwatch.rollout.loras import LoraFollower
@@ -287,13 +286,14 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.on_refuse.append(metrics.request_refused)
     queue.drawer.on_redraw.append(metrics.request_redrawn)
     supervisor.on_end.append(metrics.attempt_ended)
+    queue.loras.on_load = metrics.lora_loaded
     traces = Traces() if wanted() else None
     if traces is not None:
         queue.on_end.append(traces.job_ended)
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
-    lora_root = LoraRoot(config.lora_root, supervisor.gate.signer_of_lora)
-    loras = LoraFollower(lora_root, bridge, supervisor.gate, supervisor.changes.fire)
+    loras = LoraFollower(queue.loras.root, bridge, supervisor.gate, supervisor.changes.fire)
+    loras.residents = lambda: queue.loras.residents
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
         voting, loras, traces,
@@ -313,6 +313,7 @@ def _make_queue(
         changes=supervisor.changes,
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
+        loras=request_loras(config.lora_root, bridge, supervisor),
     )
 
 

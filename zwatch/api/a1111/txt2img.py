@@ -19,6 +19,7 @@ from zwatch.generation.fields import Converted, Flag, Rule, Text, Whole, invalid
 from zwatch.generation.image_details import Pairs, details_of
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
+from zwatch.generation.lora_fields import LoraWish, without_tags
 from zwatch.generation.request import (
     DEFAULT_STEPS,
     MAX_IMAGES,
@@ -166,8 +167,10 @@ class Txt2Img:
     parameters: Txt2ImgParameters
     batch_size: int
     send_images: bool
-    extra: Pairs = field(default_factory=dict)
+    changes: Pairs = field(default_factory=dict)
     """How a picture is changed, by AUTOMATIC1111's names in the text of an image."""
+    notes: Pairs = field(default_factory=dict)
+    """What else that text says of it."""
 
 
 def checkpoint_asked(asked: Txt2ImgRequest) -> str:
@@ -197,10 +200,12 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         sides["width"] = _rounded(asked.width)
     if asked.height is not None:
         sides["height"] = _rounded(asked.height)
+    prompt, loras = wanted_loras(asked.prompt)
     request = validated(
         GenerateRequest,
         {
-            "prompt": asked.prompt,
+            "prompt": prompt,
+            "loras": loras,
             "negative_prompt": asked.negative_prompt,
             **sides,
             "steps": asked.steps,
@@ -211,7 +216,7 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         },
     )
     parameters: Txt2ImgParameters = {
-        "prompt": request.prompt,
+        "prompt": asked.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": asked.seed,
         **sides,
@@ -228,8 +233,26 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
     return Txt2Img(request, parameters, asked.batch_size, asked.send_images)
 
 
+def wanted_loras(prompt: str) -> tuple[str, tuple[LoraWish, ...]]:
+    """Return a prompt without `<lora:NAME:SCALE>`, and the LoRAs that it names; of img2img too.
+
+    Raises:
+        RequestError: 400, a tag is wrong, or nothing else is in the prompt.
+    """
+    try:
+        rest, loras = without_tags(prompt)
+    except ValueError as error:
+        raise invalid("prompt", f"prompt: {error}") from None
+    if not rest.strip():
+        raise invalid("prompt", "prompt names LoRAs and nothing else: say what is to be drawn")
+    return rest, loras
+
+
 def renamed(error: RequestError) -> RequestError:
     """Return an error about a native field with the name of this API's field."""
+    if error.param == "loras":
+        message = error.message.replace("loras:", "prompt:", 1)
+        return RequestError(error.code, message, status=error.status, param="prompt", headers=error.headers)
     name = _NAMES.get(error.param or "")
     if name is None:
         return error
@@ -242,7 +265,7 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [
         details_of(
-            asked.request, finished.parameters, finished.key, seed, share=job.by_share, notes=asked.extra
+            asked.request, finished.parameters, finished.key, seed, share=job.by_share, notes=asked.notes
         ).parameters
         for seed in seeds
     ]
@@ -257,7 +280,9 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
 def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey | None, size: int) -> bytes:
     """Return the answer of an interrupted request: it has no images, and is not an error. `key` is the version that was
     drawing, or would have been, if that is known; `size` is its default side length in pixels."""
-    sides: Sides = {"width": asked.request.width or size, "height": asked.request.height or size}
+    known = job.parameters
+    width, height = (size, size) if known is None else (known.width, known.height)
+    sides: Sides = {"width": asked.request.width or width, "height": asked.request.height or height}
     info = {**_info(asked, job, [], []), **sides, **({} if key is None else _model(key))}
     return _body(asked, job, [], {**asked.parameters, **sides}, info)
 
@@ -297,8 +322,8 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": asked.extra.get("Denoising strength"),
-        "extra_generation_params": dict(asked.extra),
+        "denoising_strength": asked.changes.get("Denoising strength"),
+        "extra_generation_params": {**asked.changes, **asked.notes},
         "index_of_first_image": 0,
         "infotexts": infotexts,
         "styles": [],
