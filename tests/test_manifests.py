@@ -52,7 +52,7 @@ def test_compose_yaml_reserves_a_gpu_and_checks_the_health_and_writes_below_its_
     for service in services.values():
         assert service["healthcheck"]["test"] == ["CMD", "curl", "-f", "http://localhost:7860/health"]
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "1000:0")
-        assert [volume.split(":")[1] for volume in service["volumes"]] == ["/models", "/var/lib/zwatch"]
+        assert [volume.split(":")[1] for volume in service["volumes"]] == ["/models", "/loras", "/var/lib/zwatch"]
         assert set(service["environment"]) <= VARIABLES
         given = {argument.partition("=")[0] for argument in service["build"].get("args", {})}
         assert given <= set(re.findall(r"^ARG (\w+)", CONTAINERFILE, re.MULTILINE))

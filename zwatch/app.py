@@ -42,9 +42,10 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
-from zwatch.opening import make_factory
+from zwatch.opening import make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
+from zwatch.rollout.loras import LoraFollower
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
@@ -98,7 +99,7 @@ async def running(
         if taken.channel is None
         else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
     )
-    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.supervisor.ring))
+    root_watcher = RootWatcher(config.models, lambda: bridge.post(services.ring))
     tasks: list[asyncio.Task[None]] = []
     lingering: list[str] = []
     try:
@@ -285,14 +286,17 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     queue.on_refuse.append(metrics.request_refused)
     queue.drawer.on_redraw.append(metrics.request_redrawn)
     supervisor.on_end.append(metrics.attempt_ended)
+    queue.loras.on_load = metrics.lora_loaded
     traces = Traces() if wanted() else None
     if traces is not None:
         queue.on_end.append(traces.job_ended)
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
+    loras = LoraFollower(queue.loras.root, bridge, supervisor.gate, supervisor.changes.fire)
+    loras.residents = lambda: queue.loras.residents
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
-        voting, traces,
+        voting, loras, traces,
     )  # fmt: skip
 
 
@@ -309,6 +313,7 @@ def _make_queue(
         changes=supervisor.changes,
         stall=config.stall_timeout,
         traffic=supervisor.traffic,
+        loras=request_loras(config.lora_root, bridge, supervisor),
     )
 
 

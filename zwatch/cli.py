@@ -67,6 +67,7 @@ def commands() -> None:
 
 @commands.command("serve", epilog="The token may also be in ZWATCH_TOKEN, or in systemd's credential zwatch-token.")
 @_option("--models", envvar="ZWATCH_MODELS", type=options.directory, default="models", metavar="DIR", help="The models root.")  # fmt: skip
+@options.loras_option
 @_option("--alias", "aliases", envvar="ZWATCH_ALIAS", type=options.ListOf(options.followed_name), multiple=True, callback=options.with_current, metavar="NAME", help="Another symlink to follow beside `current`, or a shell pattern for the names of several, such as 'c*'. May be repeated.")  # fmt: skip
 @_switch("--all-aliases", envvar="ZWATCH_ALL_ALIASES", help="Follow every symlink in the models root that leads to a version, or was meant to.")  # fmt: skip
 @_switch("--strict-links", envvar="ZWATCH_STRICT_LINKS", help="After `ln -sf v2 current` never repoint the link, only report it.")  # fmt: skip
@@ -164,7 +165,8 @@ class _Import(click.Command):
 @_option("--base", envvar="ZWATCH_IMPORT_BASE", type=options.base, metavar="VERSION", help="Take what SOURCE lacks from this version, without copying where possible.")  # fmt: skip
 @_option("--dtype", envvar="ZWATCH_IMPORT_DTYPE", type=click.Choice(["bf16", "fp16"]), default="bf16", help="What is stored in fp32 becomes this.")  # fmt: skip
 @_switch("--keep-dtype", envvar="ZWATCH_IMPORT_KEEP_DTYPE", help="Convert nothing.")
-@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(values.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA, merged into the base with this scale, 1 if none is given; or this file is one more, may be repeated.")  # fmt: skip
+@_option("--lora", envvar="ZWATCH_IMPORT_LORA", type=options.ListOf(values.lora), multiple=True, metavar="[[FILE:]SCALE]", help="SOURCE is a LoRA: without --base it is kept in the LoRA root, for requests; with one it is merged with this scale, 1 if none is given. Or this file is one more to merge, may be repeated.")  # fmt: skip
+@options.loras_option
 @options.sign_option
 @_switch("--deploy", envvar="ZWATCH_IMPORT_DEPLOY", help="Then repoint an alias to it and wait until it serves.")
 @_option("--alias", envvar="ZWATCH_DEPLOY_ALIAS", type=options.alias_name, default="current", metavar="NAME", help="The symlink that --deploy repoints.")  # fmt: skip

@@ -240,6 +240,21 @@ def _version_lines(body: dict[str, Any]) -> list[str]:
     return problem + lines or ["there are no versions"]
 
 
+def _lora_lines(body: dict[str, Any]) -> list[str]:
+    """Return the lines that show the LoRAs; under each what is wrong with it."""
+    lines = []
+    for one in body["loras"]:
+        mark = "  resident" if one["resident"] else ""
+        seal = f"{one['digest'][:12]}  rank {one['rank']}" if one["problem"] is None else one["code"]
+        lines.append(f"{one['name']:<20} {one['bytes']:>16,} bytes  {seal}{mark}")
+        if one["problem"] is not None:
+            lines.append(f"  problem: {one['problem']}")
+        if one["signer"]:
+            lines.append(f"  signed by {one['signer']}")
+    problem = [body["problem"]] if body["problem"] else []
+    return problem + lines or ["there are no LoRAs; `zwatch import FILE NAME --lora` makes one"]
+
+
 def provenance_facts(found: dict[str, Any]) -> list[str]:
     """Return the parts of the line that says what a version was made from, of a `zwatch.json`."""
     facts = []
@@ -281,6 +296,7 @@ _LINES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "/api/trial": _trial_lines,
     "/status": _status_lines,
     "/versions": _version_lines,
+    "/loras": _lora_lines,
     "/attempts": _attempt_lines,
 }
 

@@ -23,6 +23,8 @@ class Config:
     megapixels x steps x images. The options of `zwatch serve` have these names and check each value."""
 
     models: Path
+    loras: Path | None = None
+    """The LoRA root; None: `loras` beside the models root."""
     aliases: tuple[str, ...]
     """Names of links, and shell patterns for the names of others."""
     all_aliases: bool = False
@@ -65,6 +67,11 @@ class Config:
     """The file that the token came from, to read it again."""
 
     @property
+    def lora_root(self) -> Path:
+        """The LoRA root."""
+        return lora_root(self.models, self.loras)
+
+    @property
     def followed(self) -> tuple[str, ...]:
         """The names and patterns of the links that are followed."""
         return (*self.aliases, "*") if self.all_aliases else self.aliases
@@ -93,6 +100,11 @@ class Config:
             from zwatch.signing.policy import read_policy
 
             read_policy(self.require_signature)
+
+
+def lora_root(models: Path, given: Path | None = None) -> Path:
+    """Return the LoRA root: the one that is given, else `loras` beside the models root."""
+    return given if given is not None else Path(os.path.abspath(models)).parent / "loras"
 
 
 def is_loopback(host: str) -> bool:

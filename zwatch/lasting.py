@@ -40,6 +40,7 @@ def begin(services: Services, root_watcher: RootWatcher, url: str, *, has_taken_
         asyncio.create_task(services.trials.run(), name="trials"),
         asyncio.create_task(_keep_watching(root_watcher, services), name="root watcher"),
         asyncio.create_task(services.supervisor.run(), name="supervisor"),
+        asyncio.create_task(services.loras.run(), name="loras"),
         asyncio.create_task(_golden_checks(services).run(), name="golden images"),
         asyncio.create_task(systemd.keep_alive(services.queue.worker_stuck_since), name="watchdog"),
         asyncio.create_task(_watch_device(services), name="device"),
@@ -93,17 +94,23 @@ async def _keep_watching(root_watcher: RootWatcher, services: Services) -> None:
     """See to it every second, and whenever other folders matter, that they and the models root are watched."""
     supervisor = services.supervisor
     while True:
-        folders, aliases = supervisor.seen.folders, supervisor.aliases
+        folders, aliases, loras = supervisor.seen.folders, supervisor.aliases, services.loras.folders()
         root_watcher.follow(aliases)
         try:
-            services.metrics.is_watching = await services.bridge.run("watch", _watched, root_watcher, folders)
+            services.metrics.is_watching = await services.bridge.run(
+                "watch", _watched, root_watcher, [*folders, *loras]
+            )
         except NoAnswer:
             services.metrics.is_watching = False
         except Exception:  # without this the watching would end for good
             _log.exception("watching %s failed; retrying", services.models)
         try:
             async with asyncio.timeout(1.0):
-                while supervisor.seen.folders == folders and supervisor.aliases == aliases:
+                while (supervisor.seen.folders, supervisor.aliases, services.loras.folders()) == (
+                    folders,
+                    aliases,
+                    loras,
+                ):
                     await supervisor.changes.wait()
         except TimeoutError:
             pass

@@ -1,8 +1,9 @@
-"""`zwatch list --models DIR`: the versions in a directory, without a service."""
+"""`zwatch list --models DIR`: the versions in a directory, or the LoRAs beside it, without a service."""
 
 from pathlib import Path
 from typing import Any
 
+from zwatch.deploy.loras import LoraRoot
 from zwatch.deploy.pointers import find_pointers
 from zwatch.deploy.provenance import as_json
 from zwatch.deploy.summaries import Summaries
@@ -40,6 +41,27 @@ def versions(models: Path) -> dict[str, Any]:
         "unusable": [{"name": name, "reason": reason} for name, reason in found.unusable],
         "problem": None,
     }
+
+
+def loras(root: Path) -> dict[str, Any]:
+    """Return what `GET /loras` answers, as far as the directory tells it; what only a service knows is null."""
+    lora_root = LoraRoot(root)
+    found = [
+        {
+            "name": one.name,
+            "digest": one.digest,
+            "resident": None,
+            "bytes": one.bytes,
+            "rank": one.rank,
+            "modules": one.modules,
+            "sealed_at": None if one.sealed_at is None else f"{one.sealed_at:%Y-%m-%dT%H:%M:%SZ}",
+            "signer": None,
+            "code": one.code,
+            "problem": one.problem,
+        }
+        for one in lora_root.look()
+    ]
+    return {"loras": found, "problem": lora_root.fault}
 
 
 def _shown(name: str) -> str:

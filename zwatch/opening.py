@@ -2,13 +2,28 @@
 
 import gc
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zwatch.bridge import Bridge
 from zwatch.config import Config
+from zwatch.deploy.loras import LoraRoot
+from zwatch.generation.loras import Loras
 from zwatch.shadow.control import LoadControl
 
 if TYPE_CHECKING:
     from zwatch.engine.factory import EngineFactory
+    from zwatch.engine.lora_store import LoraStore
+    from zwatch.rollout.supervisor import Supervisor
+
+
+def request_loras(root: Path, bridge: Bridge, supervisor: "Supervisor") -> Loras:
+    """Return the LoRAs that requests may name, those under a LoRA root."""
+
+    def store() -> "LoraStore | None":
+        return None if supervisor.factory is None else supervisor.factory.loras
+
+    return Loras(bridge, LoraRoot(root, supervisor.gate.signer_of_lora), store)
 
 
 def make_factory(config: Config, control: LoadControl) -> "EngineFactory":

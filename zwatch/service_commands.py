@@ -117,14 +117,17 @@ def _status(**service: Any) -> int:
 # ZWATCH_MODELS, which sets up the service, must not keep this command from asking it.
 @click.command("list")
 @options.option("--models", envvar="ZWATCH_LIST_MODELS", type=options.directory, show_default="ask the service", metavar="DIR", help="List this models root without a service.")  # fmt: skip
+@options.switch("--lora", "is_of_loras", envvar="ZWATCH_LIST_LORA", help="List the LoRAs that requests can name instead; without a service those beside this models root.")  # fmt: skip
 @calls_service
-def _list(models: Path | None, **service: Any) -> int:
+def _list(models: Path | None, *, is_of_loras: bool, **service: Any) -> int:
     """List the versions: what each was made from, and why one was rejected."""
+    path = "/loras" if is_of_loras else "/versions"
     if models is None:
-        return show("/versions", **service)
+        return show(path, **service)
     from zwatch import offline
 
-    return answer("/versions", 200, offline.versions(models), as_json=service["as_json"])
+    found = offline.loras(config.lora_root(models)) if is_of_loras else offline.versions(models)
+    return answer(path, 200, found, as_json=service["as_json"])
 
 
 @click.command("attempts")

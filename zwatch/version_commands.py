@@ -18,8 +18,8 @@ from zwatch.errors import UsageError
 @options.option("--version", envvar="ZWATCH_SEAL_VERSION", type=options.version_name, show_default="the directory's", metavar="NAME", help="The version's name.")  # fmt: skip
 @options.sign_option
 def _seal(directory: Path, version: str | None, key_file: Path | None) -> int:
-    """Seal what the pipeline needs: stamp the transformer, hash the files, write BLAKE3SUMS."""
-    from zwatch.deploy import sealing
+    """Seal what the pipeline, or the LoRA, needs: stamp the transformer, hash the files, write BLAKE3SUMS."""
+    from zwatch.deploy import lora_files, sealing
     from zwatch.deploy.signals import Ending
     from zwatch.progress import Progress
     from zwatch.signing.commands import end_seal, signing_key
@@ -34,10 +34,11 @@ def _seal(directory: Path, version: str | None, key_file: Path | None) -> int:
         plan = sealing.prepare(directory, name)
         with Progress("sealing", plan.size) as progress:
             sealed = sealing.carry_out(plan, ending, progress.advance)
-        print(f"{directory}: sealed {name}, {len(sealed.files)} files, digest {sealed.digest}")
+        what, kind = (f"the LoRA {name}", "LoRA") if lora_files.WEIGHTS in sealed.files else (name, "pipeline")
+        print(f"{directory}: sealed {what}, {len(sealed.files)} files, digest {sealed.digest}")
         if plan.selection.left_out:
-            print(f"left out, because a pipeline does not need it: {plan.selection.summary}")
-        for line in end_seal(directory, name, sealed, key):
+            print(f"left out, because a {kind} does not need it: {plan.selection.summary}")
+        for line in end_seal(directory, lora_files.PREFIX + name if kind == "LoRA" else name, sealed, key):
             print(line)
     if name != directory.name:
         print(f"the directory is not named {name}: it is rejected until it is renamed to {directory.with_name(name)}")
@@ -81,6 +82,10 @@ def _check(
     as_json: bool,
 ) -> int:
     """Verify, load and warm a version without serving it."""
+    from zwatch.deploy.lora_files import is_lora_directory
+
+    if is_lora_directory(directory):
+        raise UsageError(f"{directory}: this is a LoRA, which nothing loads without a version; `zwatch verify` compares it with its seal")  # fmt: skip
     signer, findings = _signer(directory, policy)
     if findings:
         return _report(directory, findings, "", as_json=as_json)

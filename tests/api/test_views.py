@@ -151,7 +151,7 @@ def test_the_status_has_all_parts():
     queue = SimpleNamespace(waiting=0, running=None, limit=64)
     supervisor = Supervisor(wishes={"current": V2}, strays=[Stray("v1/v9", "v9", "no version of that name")])
     engines = serving(V1, V2)
-    view = views.status_view(supervisor, engines, queue, None, None, 1.23456)
+    view = views.status_view(supervisor, engines, queue, None, None, 1.23456, [])
     assert view["device"] == {"name": None, "free": None, "total": None}
     assert (view["status"], view["uptime"], view["history"]) == ("degraded", 1.235, None)
     assert view["reasons"] == [
@@ -162,7 +162,7 @@ def test_the_status_has_all_parts():
     assert states["v2"] == ("SERVING", 0, 1000)
     assert states["v1"][0] != "SERVING"
     supervisor.factory = SimpleNamespace(device=SimpleNamespace(name="NVIDIA H100"))
-    view = views.status_view(supervisor, engines, queue, None, (1, 2), 0.0)
+    view = views.status_view(supervisor, engines, queue, None, (1, 2), 0.0, [])
     assert view["device"] == {"name": "NVIDIA H100", "free": 1, "total": 2}
 
 

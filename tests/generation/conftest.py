@@ -52,7 +52,7 @@ class FakeEngine:
     def preview(self):
         return None
 
-    def serve(self, parameters, *, on_step, on_image, cancelled):
+    def serve(self, parameters, *, on_step, on_image, cancelled, adapted=None):
         self.prompts.append(parameters.prompt)
         self.started.set()
         size, images = (parameters.width, parameters.height), []

@@ -5,19 +5,24 @@ import json
 import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from tests.deploy.loras import write_lora
 from zwatch.api.compared import comparison_view
 from zwatch.api.results import job_view
-from zwatch.engine.parameters import GenerationParameters, InitialImage
+from zwatch.bridge import Bridge
+from zwatch.deploy.loras import LoraRoot
+from zwatch.engine.parameters import GenerationParameters, InitialImage, UsedLora
 from zwatch.errors import RequestError
 from zwatch.generation.comparison import Comparison, found
 from zwatch.generation.job import Job, JobState, client_of_request
 from zwatch.generation.job_events import Finished, Picture
 from zwatch.generation.job_store import JobStore
+from zwatch.generation.loras import Loras
 from zwatch.generation.request import parse_generate
 from zwatch.generation.sources import Source
 from zwatch.handover.channel import Channel
@@ -37,11 +42,15 @@ class Pair:
         self.store, self.mirrored = JobStore(), JobStore()
         self.teller = JobTeller(self.store, self.old)
         self.submitted: list[Job] = []
-        self.queue = SimpleNamespace(jobs=self.mirrored, submit=self.submit, cancel=lambda job: job.cancel())
+        self.loras = Loras(Bridge(), LoraRoot(Path("none")))
+        self.queue = SimpleNamespace(
+            jobs=self.mirrored, submit=self.submit, cancel=lambda job: job.cancel(), loras=self.loras
+        )
         self.mirror = JobMirror(self.queue, None, self.new)
 
-    def submit(self, request, **how) -> Job:
+    def submit(self, request, *, loras=None, **how) -> Job:
         self.submitted.append(Job(request, None, self.mirrored.settle, **how))
+        self.submitted[-1].loras = loras
         self.mirrored.add(self.submitted[-1])
         return self.submitted[-1]
 
@@ -261,3 +270,25 @@ async def test_a_job_that_is_drawn_again_can_be_cancelled(pair):
     await until(lambda: pair.submitted)
     pair.mirrored.find(job.id).cancel()
     await until(lambda: pair.submitted[0].state is JobState.CANCELLED)
+
+
+async def test_a_jobs_loras_are_the_same_in_both_and_it_is_drawn_again_with_them(pair, tiny_versions, tmp_path):
+    write_lora(tmp_path / "loras", "ink", tiny_versions / "v1/transformer")
+    pair.loras = pair.queue.loras = Loras(Bridge(), LoraRoot(tmp_path / "loras"))
+    digest = pair.loras.root.open_lora("ink").digest
+    request = parse_generate({"prompt": "a cat", "loras": [{"name": "ink", "scale": 0.8}], "steps": 4})
+    job = Job(request, None, pair.store.settle, attended=False)
+    pair.store.add(job)
+    job.begin()
+    job.assign(KEY, replace(PARAMETERS, loras=(UsedLora("ink", 0.8, digest),)))
+    await pair.tell()
+    here, there = pair.views(job)
+    assert here == there
+    assert there["loras"] == [{"name": "ink", "scale": 0.8, "digest": digest}]
+    assert there["request"]["loras"] == [{"name": "ink", "scale": 0.8}]
+    pair.mirror.redraw()
+    await until(lambda: pair.submitted)
+    [again] = pair.submitted
+    assert [(one.name, one.scale, one.digest) for one in again.loras.used] == [("ink", 0.8, digest)]
+    await pair.mirror.stop()
+    pair.loras._bridge.close(1.0)

@@ -229,8 +229,10 @@ def test_mixed_dtypes_need_a_conversion(pipeline, importing, tmp_path):
 
 def test_a_lora_needs_a_base_and_a_switch_that_says_lora_needs_a_lora(pipeline, importing, tmp_path):
     save_file(make.lora({"layers.0.attention.to_q": (64, 64)}), tmp_path / "ink.safetensors")
-    assert "name the version it shall change: --base VERSION" in importing.refused(tmp_path / "ink.safetensors", "v2")
-    assert "--lora says that this is a LoRA" in importing.refused(pipeline, "v2", "--lora")
+    assert "merge it into a version, --base VERSION, or keep it for requests, `--lora` alone" in importing.refused(
+        tmp_path / "ink.safetensors", "v2"
+    )
+    assert "it is no LoRA" in importing.refused(pipeline, "v2", "--lora")
 
 
 @pytest.mark.parametrize("arguments", [["--lora", "0"], ["--lora=x"], ["--dtype", "fp8"], ["--models", "nowhere"]])

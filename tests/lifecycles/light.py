@@ -110,7 +110,7 @@ class LightEngine:
         self._weights, self._faults = weights, faults
         LightEngine.open += 1
 
-    def serve(self, parameters, *, on_step, on_image, cancelled):
+    def serve(self, parameters, *, on_step, on_image, cancelled, adapted=None):
         self._faults.drawing += 1
         while not self._faults.held.wait(0.002):
             if cancelled():

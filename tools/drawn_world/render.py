@@ -141,3 +141,11 @@ def render(scenes: Scenes, height: int, width: int, device: torch.device | str =
     _backgrounds(pictures, scenes, device, size)
     _subjects(pictures, scenes, device, size)
     return pictures
+
+
+@torch.no_grad()
+def backgrounds(scenes: Scenes, height: int, width: int, device: torch.device | str = "cpu", size: int = 384) -> Tensor:
+    """Draw what lies behind the scenes' subjects, as `render` does."""
+    pictures = torch.zeros(2, len(scenes), 3, height, width, dtype=torch.uint8, device=device)
+    _backgrounds(pictures, scenes, device, max(8, size * 65536 // (height * width)))
+    return pictures

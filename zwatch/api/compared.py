@@ -12,6 +12,7 @@ from zwatch.api.results import (
     PictureView,
     Timings,
     asked_view,
+    lora_views,
     picture_view,
     timings_view,
 )
@@ -21,6 +22,7 @@ from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import JobState
+from zwatch.generation.kept_image import LoraView
 
 
 class ComparedPicture(PictureView):
@@ -46,6 +48,7 @@ class _ComparedResult(TypedDict):
     jobs: list[str]
     model: list[str]
     truncated: bool
+    loras: list[LoraView]
     timings: Timings
 
 
@@ -79,6 +82,7 @@ class ComparisonView(TypedDict):
     error: NotRequired[ErrorObject]
     model: NotRequired[list[str]]
     truncated: NotRequired[bool]
+    loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
 
 
@@ -137,6 +141,7 @@ def _result(comparison: Comparison) -> _ComparedResult:
         "jobs": [job.id for job in comparison.jobs],
         "model": _models(comparison),
         "truncated": any(one.truncated for one in results),
+        "loras": lora_views(results[0].parameters),
         "timings": timings_view(timings),
     }
 

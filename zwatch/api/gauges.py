@@ -48,6 +48,7 @@ class Gauges(Collector):
         yield from self._engine_gauges()
         yield from self._metrics.by_version.collect({one.key.version for one in self._engines.residents})
         yield from self._device_gauges()
+        yield from self._lora_gauges()
         yield from self._history_gauges()
         yield from self._fault_gauges()
         refused = CounterMetricFamily(
@@ -62,6 +63,15 @@ class Gauges(Collector):
         )
         lines.add_metric([], logwriter.unwritten())
         yield lines
+
+    def _lora_gauges(self) -> Iterator[Metric]:
+        loras = self._queue.loras
+        yield _gauge("zwatch_loras_resident", "LoRAs that are resident.", len(loras.residents))
+        yield _gauge(
+            "zwatch_lora_resident_bytes",
+            "Device memory of resident LoRAs, and of what was made of several of them for requests.",
+            loras.nbytes,
+        )
 
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue

@@ -70,6 +70,14 @@ class Metrics:
             "zwatch_truncated_prompts_total", "Prompts that were cut to the text encoder's limit.", registry=registry
         )
 
+        self._lora_uses = Counter(
+            "zwatch_lora_uses_total", "LoRAs that successful requests were drawn with, each once a request.", registry=registry
+        )  # fmt: skip
+        self._lora_seconds = Histogram(
+            "zwatch_lora_load_seconds", "Time to read and verify a LoRA that was not resident.",
+            buckets=_ATTEMPT_BUCKETS, registry=registry,
+        )  # fmt: skip
+
         self._attempts = Counter(
             "zwatch_attempts_total",
             "Attempts to bring a version into service, by outcome: promoted, abandoned, or the code of the rejection.",
@@ -138,9 +146,14 @@ class Metrics:
             return
         self._images.inc(len(job.finished.pictures))
         self._truncated.inc(int(job.finished.truncated))
+        self._lora_uses.inc(len(job.finished.parameters.loras))
         self._seconds.observe(job.seconds)
         for phase in _PHASES:
             self._phases.labels(phase).observe(job.finished.timings.get(phase, 0.0))
+
+    def lora_loaded(self, seconds: float) -> None:
+        """Count a LoRA that was loaded; from any thread."""
+        self._lora_seconds.observe(seconds)
 
     def request_redrawn(self, suspicion: Suspicion) -> None:
         """Count a request that another version draws again."""

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -26,7 +26,12 @@ from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished, JobState, Picture
+from zwatch.generation.kept_image import LoraView
+from zwatch.generation.picture_settings import LoraFound, loras_of
 from zwatch.generation.request import ImageFormat
+
+if TYPE_CHECKING:
+    from zwatch.engine.parameters import GenerationParameters
 
 FormatName = Annotated[str, choice(*(image_format.value for image_format in ImageFormat))]
 SourceDigest = Annotated[
@@ -73,6 +78,7 @@ class Result(TypedDict):
     width: Number
     height: Number
     truncated: bool
+    loras: list[LoraView]
     timings: Timings
 
 
@@ -83,12 +89,14 @@ class Generated(Result):
 
 
 class Accepted(TypedDict):
-    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison."""
+    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison, `source` is the digest of
+    the image that is changed, if one is."""
 
     id: str
     state: JobStateName
     position: Number
     jobs: NotRequired[list[str]]
+    source: NotRequired[SourceDigest]
 
 
 class AskedView(TypedDict):
@@ -106,6 +114,7 @@ class AskedView(TypedDict):
     format: FormatName
     quality: Number
     model: str
+    loras: list[LoraFound]
     source: SourceDigest | None
     strength: Fraction | None
     mask: bool
@@ -136,6 +145,7 @@ class JobView(TypedDict):
     width: NotRequired[Number]
     height: NotRequired[Number]
     truncated: NotRequired[bool]
+    loras: NotRequired[list[LoraView]]
     timings: NotRequired[Timings]
 
 
@@ -169,9 +179,11 @@ def served_headers(job: Job, finished: Finished) -> dict[str, str]:
     """Return the headers that identify the version, the seed of the first picture, and the job."""
     signed = {} if job.signer is None else {"X-Zwatch-Signer": job.signer}
     shared = {} if job.by_share is None else {"X-Zwatch-Share": job.by_share}
+    loras = ", ".join(f"{lora.name}:{lora.scale:g}:{lora.digest}" for lora in finished.parameters.loras)
     return {
         "X-Zwatch-Version": finished.key.version,
         "X-Zwatch-Digest": str(finished.key.digest),
+        **({"X-Zwatch-Loras": loras} if loras else {}),
         **signed,
         **shared,
         "X-Zwatch-Seed": str(job.request.seed),
@@ -195,6 +207,8 @@ def job_view(job: Job, *, with_preview: bool = True) -> JobView:
     if job.key is not None:
         view["version"], view["digest"], view["signer"] = job.key.version, job.key.digest, job.signer
         view["share"] = job.by_share
+    if job.parameters is not None:
+        view["loras"] = lora_views(job.parameters)
     if job.error is not None:
         view["error"] = error_object(job.error)
     if job.finished is not None:
@@ -242,11 +256,17 @@ def asked_view(job: Job) -> AskedView:
         "format": asked.format.value,
         "quality": asked.quality,
         "model": asked.model,
+        "loras": loras_of(asked),
         "source": job.source_digest,
         "strength": None if job.source_digest is None else asked.strength,
         "mask": job.has_mask,
         "mask_blur": asked.mask_blur if job.has_mask else None,
     }
+
+
+def lora_views(parameters: "GenerationParameters") -> list[LoraView]:
+    """Return the LoRAs that images are drawn with."""
+    return [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in parameters.loras]
 
 
 def _result(job: Job, finished: Finished) -> Result:
@@ -260,6 +280,7 @@ def _result(job: Job, finished: Finished) -> Result:
         "width": finished.parameters.image_size[0],
         "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
+        "loras": lora_views(finished.parameters),
         "timings": timings_view(finished.timings),
     }
 

@@ -14,7 +14,8 @@ from zwatch.api.a1111.clients import CLIENTS, Clients
 from zwatch.api.answers import encoded
 from zwatch.api.bodies import BODIES, IMAGE_TOO_LONG, MAX_READERS, READERS, Bodies
 from zwatch.api.compared import Compared, ComparisonView
-from zwatch.api.native import client_jobs, deploy, generate, history, jobs, operations, share, status, trial
+from zwatch.api.lora_views import LorasView
+from zwatch.api.native import client_jobs, deploy, generate, history, jobs, loras, operations, share, status, trial
 from zwatch.api.openai import answers as openai_answers
 from zwatch.api.openai import calls as openai
 from zwatch.api.openai.edits import EditsRequest
@@ -170,8 +171,12 @@ _STATUS = (
     ),
     Call("GET", "/versions", status.versions, "status", "versions", "List the version directories", {200: Answer("The list.", status.Versions)}, errors=(504,)),
     Call(
+        "GET", "/loras", loras.list_loras, "status", "loras", "List the LoRAs that requests can name",
+        {200: Answer("The LoRAs, and what else lies in the LoRA root and seems to be meant as one.", LorasView)},
+    ),
+    Call(
         "GET", "/events", status.events, "status", "events",
-        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `history`; with `client` also its "
+        "Stream changes of the state: `status` first, then `serving`, `attempt`, `alias`, `queue`, `loras`, `history`; with `client` also its "
         "jobs: `jobs` first, then each that changes as `job`", _EVENTS, errors=(400,), parameters=(client_jobs.IN_QUERY,),
     ),
     Call(

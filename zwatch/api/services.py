@@ -15,6 +15,7 @@ from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.trial_file import TrialFile
 from zwatch.generation.voting import Voting
 from zwatch.rollout.engines import EngineRegistry
+from zwatch.rollout.loras import LoraFollower
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.supervisor import Supervisor
 
@@ -62,6 +63,7 @@ class Services:
     trials: TrialFile
     voting: Voting | None
     """None where images are not kept."""
+    loras: LoraFollower
     traces: Traces | None = None
     """None where no traces are wanted."""
     summaries: Summaries = field(init=False)
@@ -69,6 +71,11 @@ class Services:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "summaries", Summaries(self.models))
+
+    def ring(self) -> None:
+        """Look again now at the links and at the LoRAs."""
+        self.supervisor.ring()
+        self.loras.ring()
 
     async def device_memory(self) -> tuple[int, int] | None:
         """Return (free, total) bytes of the device's memory; None before it is opened, or if it cannot be read now, for example

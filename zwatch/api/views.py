@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from zwatch.api.golden_view import GoldenView, golden_view
 from zwatch.api.health import HEALTH_STATES, health
+from zwatch.api.lora_views import LoraView
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.resolving import Fault
@@ -169,6 +170,7 @@ class StatusView(TypedDict):
     device: DeviceView
     uptime: Seconds
     history: HistoryView | None
+    loras: list[LoraView]
 
 
 def time_text(moment: datetime) -> str:
@@ -305,6 +307,7 @@ def status_view(
     history: HistoryView | None,
     memory: tuple[int, int] | None,
     uptime: float,
+    loras: list[LoraView],
 ) -> StatusView:
     """Return the whole status. `memory` is the device's (free, total) bytes, None before the device is opened."""
     state, reasons = health(supervisor, engines, None if history is None else history["fault"])
@@ -338,4 +341,5 @@ def status_view(
         "device": {"name": device, "free": free, "total": total},
         "uptime": round(uptime, 3),
         "history": history,
+        "loras": loras,
     }

@@ -26,6 +26,8 @@ MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
 VERSION_KEY = "version"
 WEIGHTS_SUFFIX = ".safetensors"
+LORA = "lora.safetensors"
+"""The sealed path of a LoRA's factors; no version has one."""
 MAX_VERSION = 64
 """Longest name of a version, characters."""
 BLOCK = 4096
@@ -71,8 +73,8 @@ class Header:
 
 
 def carries_version(path: str) -> bool:
-    """Say whether the file at this sealed path must have a header version: the transformer's weights, and only they."""
-    return path.startswith("transformer/") and path.endswith(WEIGHTS_SUFFIX)
+    """Say whether the file at this sealed path must have a header version: the transformer's weights, or a LoRA's, and only they."""
+    return path == LORA or (path.startswith("transformer/") and path.endswith(WEIGHTS_SUFFIX))
 
 
 def read_header(fd: int, path: str) -> Header:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from zwatch.deploy import contents, header, pipeline_files, provenance, seal, stamping
+from zwatch.deploy import contents, header, lora_files, pipeline_files, provenance, seal, stamping
 from zwatch.deploy.durable import remove_leftovers, sync_entries, write_beside
 from zwatch.deploy.hashing import Advance, Source, fingerprint, hashed
 from zwatch.deploy.oserrors import close_quietly, user_name
@@ -119,22 +119,25 @@ def prepare(directory: Path, version: str) -> Plan:
 
 def _prepared(directory: Path, version: str) -> Plan:
     check_writable(directory)
-    transformer = directory / "transformer"
-    if transformer.is_dir() and not transformer.is_symlink():
-        stamping.recover(transformer)
+    is_lora = lora_files.is_lora_directory(directory)
+    stamped = directory if is_lora else directory / "transformer"
+    if stamped.is_dir() and not stamped.is_symlink():
+        stamping.recover(stamped)
     there = scan(directory)  # before anything is read: what changes from now on is found at the end
     kinds = {path: status.st_mode for path, status in there.items()}
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _check_folders(directory, kinds)
-        selection = pipeline_files.select(kinds, partial(_read_small, directory, fd, kinds))
+        if not is_lora:
+            _check_folders(directory, kinds)
+        selection = lora_files.select(kinds) if is_lora else pipeline_files.select(kinds, partial(_read_small, directory, fd, kinds))  # fmt: skip
         for path in selection.needed:
             _check_sealable(directory, path, kinds[path])
-        headers = contents.check(fd, selection.needed)
+        headers = lora_files.check_files(fd) if is_lora else contents.check(fd, selection.needed)
         if provenance.NAME in selection.needed:
             with seal.opened_file(fd, provenance.NAME) as file:
                 provenance.read(file)
-        contents.check_left_out(fd, selection.left_out)
+        if not is_lora:
+            contents.check_left_out(fd, selection.left_out)
     finally:
         close_quietly(fd)
     stamps = {

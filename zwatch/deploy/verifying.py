@@ -4,7 +4,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from zwatch.deploy import golden, header, seal
+from zwatch.deploy import golden, header, lora_files, seal
 from zwatch.deploy.hashing import Advance, Hashed, Source, hashed
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.errors import Rejection
@@ -93,5 +93,7 @@ def _check(result: Hashed, sealed: seal.Seal, version: str) -> None:
     seal.check_hash(path, result.digest, sealed.files[path])
     if path.endswith(header.WEIGHTS_SUFFIX):
         parsed = header.read_header(result.fd, path)
+        if path == header.LORA:
+            lora_files.matrices(parsed)
         if header.carries_version(path):
             header.check_version(parsed, version, path)

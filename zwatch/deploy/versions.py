@@ -154,6 +154,10 @@ def summarise(root_fd: int, name: str) -> VersionSummary:
         status = os.stat(seal.SEAL_NAME, dir_fd=fd)
         changed_ns, sealed_at = status.st_ctime_ns, datetime.fromtimestamp(status.st_mtime, UTC)
         count = len(found.files)
+        if header.LORA in found.files:
+            raise Rejection(
+                "weights_mismatch", f"{name}: this is a LoRA, no version; move it into the LoRA root, see --loras"
+            )
         for path in found.files:
             with seal.opened_file(fd, path) as file:
                 size += os.fstat(file).st_size

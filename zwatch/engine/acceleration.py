@@ -11,6 +11,7 @@ from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.graphs import Graphs
 from zwatch.engine.fast.operations import ProcessorOperations
 from zwatch.engine.kernels import Kernels, Kind
+from zwatch.engine.lora_store import LoraStore
 from zwatch.engine.precision import is_mixed
 from zwatch.engine.prompt_cache import PromptCache
 from zwatch.engine.sampling import Pipeline
@@ -35,6 +36,8 @@ class Acceleration:
         kind = device.torch_device.type
         self.is_exact = EXACT_BY_DEFAULT[kind] if exact is None else exact
         self.prompts = None if self.is_exact else PromptCache()
+        self.loras: LoraStore | None = None
+        """The device's LoRAs, where requests may have some."""
         self._device = device
         self._on_cpu = FastComputing(ProcessorOperations()) if kind == "cpu" else None
         self._kernels = None if kind == "cpu" else kernels or Kernels(device)
@@ -91,8 +94,17 @@ class Acceleration:
         for tensor in read:
             tensor.record_stream(self._beside)
 
+    def verify_loras(self) -> tuple[int, list[str]]:
+        """As `LoraStore.verify`, where there may be some."""
+        return (0, []) if self.loras is None else self.loras.verify()
+
     def give_room(self) -> bool:
-        """Release the graphs, because an image needs their memory now; return whether there were any."""
+        """Release the graphs, and the LoRAs that nobody needs, because an image needs their memory now; return whether there were
+        any."""
+        had_loras = self.loras is not None and self.loras.give_room()
+        return self._forget_graphs() or had_loras
+
+    def _forget_graphs(self) -> bool:
         graphs, recorder = self._graphs, self._device.recorder
         if graphs is None or recorder is None or not graphs.hold():
             return False

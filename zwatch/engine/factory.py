@@ -12,6 +12,7 @@ from zwatch.engine.acceleration import Acceleration
 from zwatch.engine.comparing import HELD_SECONDS, SECONDS, compare_first
 from zwatch.engine.kept_files import KeptFiles
 from zwatch.engine.kernels import Kernels
+from zwatch.engine.lora_store import LoraStore
 from zwatch.engine.parameters import Generation
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.precision import Precision
@@ -41,6 +42,7 @@ class EngineFactory:
         self.device = device
         self.acceleration = Acceleration(device, exact=exact, kernels=kernels)
         self._store = ComponentStore(self.device, tokenizers or TokenizerMaker(cache), precision, text_encoder)
+        self.loras = self.acceleration.loras = LoraStore(self.device)
         self._proven = ProvenVersions(
             device, KeptFiles(cache, ".proven", KEPT), precision, is_exact=self.acceleration.is_exact
         )
@@ -55,8 +57,9 @@ class EngineFactory:
             return loader.plan(directory, digest, control)
 
     def lacks(self, planned: loader.Plan) -> bool:
-        """Return whether the device has too little free memory for this version in addition to the resident ones."""
-        return self._store.lacks(planned)
+        """Return whether the device has too little free memory for this version in addition to the resident ones, and to the LoRAs that
+        requests need now: others are let go."""
+        return self._store.lacks(planned) and not (self.loras.give_room() and not self._store.lacks(planned))
 
     def build(self, directory: Directory, planned: loader.Plan, control: LoadControl) -> Engine:
         """Load, verify and assemble a version.

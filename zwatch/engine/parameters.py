@@ -25,6 +25,15 @@ class InitialImage:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedLora:
+    """A LoRA that images are drawn with: its factors' product is added `scale` times; `digest` is that of its seal."""
+
+    name: str
+    scale: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationParameters:
     """What images are made from, one per seed. Sizes in pixels, multiples of 16. `source` is the image that is changed. `has_host_noise`: the noise is drawn on the
     processor, whose generator gives other numbers for a seed than that of a GPU, but the same beside every device."""
@@ -38,6 +47,7 @@ class GenerationParameters:
     seeds: tuple[int, ...]
     has_host_noise: bool = False
     source: InitialImage | None = None
+    loras: tuple[UsedLora, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:

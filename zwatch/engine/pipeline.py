@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 from zwatch.engine.acceleration import Acceleration, kind_of
+from zwatch.engine.adapted import shapes_of
+from zwatch.engine.computing import Computing
 from zwatch.engine.decoding import Decoding, Encoding
 from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
+from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
 from zwatch.engine.preview import LatentColours, Preview
@@ -49,6 +52,7 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
+        self.linear_shapes = shapes_of(self.pipeline.transformer)  # of the layers that LoRAs can change
         self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
         self._lock = threading.Lock()
@@ -102,10 +106,11 @@ class Engine:
         on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
         is_request: bool = False,
+        adapted: Adapted | None = None,
     ) -> Generation:
-        """Make one image per seed. `on_step` gets the number of denoising steps done, over all images; `on_image` gets the index
-        and the image of each seed before the next is begun, if its pixels are finite. For a request, a prompt that was encoded
-        before need not be encoded again; a version has to prove that it can.
+        """Make one image per seed; `adapted` draws with the LoRAs of `parameters`. `on_step` gets the number of steps done, over all
+        images; `on_image` the index and the image of each seed before the next is begun, if its pixels are finite. For a request, a
+        prompt that was encoded before need not be encoded again; a version has to prove that it can.
 
         Raises:
             GenerationCancelled: `cancelled` returned true between two steps.
@@ -116,16 +121,15 @@ class Engine:
             self._exclusively(), self.device.measured_request(), torch.inference_mode(),
             self._acceleration.during(self._kind, is_request=is_request) as computing,
         ):  # fmt: skip
-            pipeline = replace(self.pipeline, computing=computing)
+            pipeline = self._for(parameters, computing, adapted)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
                 initial = self._encoded_image(pipeline, parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
-                done = number * parameters.steps_made
                 with phases.of("denoise"):
-                    dtype, place = prompts[0].embedding.dtype, self.device.torch_device
-                    beginning = begin(pipeline, parameters, initial, seed, dtype, place)
+                    dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
+                    beginning = begin(pipeline, parameters, initial, seed, dtype, self.device.torch_device)
                     latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
                 with phases.of("decode"):
                     decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
@@ -145,6 +149,11 @@ class Engine:
         timings = {name: phases.seconds(name) for name in ("encode", "denoise", "decode")}
         return Generation(images, prompts[0].is_truncated, finite, timings, phases)
 
+    def _for(self, parameters: GenerationParameters, computing: Computing, adapted: Adapted | None) -> Pipeline:
+        own, scales = self.pipeline, [lora.scale for lora in parameters.loras]
+        network = own.transformer if adapted is None else adapted.scaled(scales)
+        return replace(own, computing=computing, transformer=network)
+
     def serve(
         self,
         parameters: GenerationParameters,
@@ -152,6 +161,7 @@ class Engine:
         on_step: Callable[[int], None] = lambda done: None,
         on_image: Callable[[int, Image.Image], None] = lambda number, image: None,
         cancelled: Callable[[], bool] = lambda: False,
+        adapted: Adapted | None = None,
     ) -> Generation:
         """Make images for a request: as `generate`, with priority over other work on the device. If memory runs out, it
         tries once more with the memory that was kept for the next load; `on_image` gets each image once.
@@ -167,9 +177,12 @@ class Engine:
                 given += 1
                 on_image(number, image)
 
+        draw = partial(
+            self.generate, parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True, adapted=adapted
+        )  # fmt: skip
         with self.device.serving():
             try:
-                return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
+                return draw()
             except (RuntimeError, MemoryError) as error:
                 if not is_memory_short(error):
                     raise
@@ -182,7 +195,7 @@ class Engine:
                 )
             elif not had_graphs:
                 raise ran_out
-            return self.generate(parameters, on_step=on_step, on_image=give, cancelled=cancelled, is_request=True)
+            return draw()
 
     def preview(self) -> Preview | None:
         """Return a preview of the image that is being made, inside `on_step`; None before the first image, the warm-up's,
@@ -221,7 +234,8 @@ class Engine:
             problems = [problem for check in checks if (problem := check()) is not None]
         if problems and self._acceleration.prompts is not None:
             self._acceleration.prompts.clear()  # they may have been encoded by changed weights
-        return sum(buffer.nbytes for buffer in buffers), problems
+        nbytes, changed = self._acceleration.verify_loras()
+        return sum(buffer.nbytes for buffer in buffers) + nbytes, [*problems, *changed]
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:

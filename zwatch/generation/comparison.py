@@ -19,6 +19,7 @@ from zwatch.generation.request import MAX_MODELS, GenerateRequest
 
 if TYPE_CHECKING:
     from zwatch.generation.job_store import JobStore
+    from zwatch.generation.loras import JobLoras
     from zwatch.generation.queue import GenerationQueue
     from zwatch.generation.sources import Source
 
@@ -159,6 +160,7 @@ def submit_comparison(
     *,
     attended: bool,
     keeps_files: bool = False,
+    loras: "JobLoras | None" = None,
     source: "Source | None" = None,
 ) -> Comparison:
     """Accept the request to every model, or none; each changes the same image, if there is one. They count as so much work, and as so many that wait.
@@ -166,7 +168,7 @@ def submit_comparison(
     Raises:
         RequestError: as `GenerationQueue.submit`; 400, together they are too much.
     """
-    work = sum(queue.check(request, after=number, source=source) for number, request in enumerate(requests))
+    work = sum(queue.check(one, after=number, source=source, loras=loras) for number, one in enumerate(requests))
     if work > queue.max_work:
         raise invalid(
             "model",
@@ -174,7 +176,7 @@ def submit_comparison(
             "name fewer models, or ask for fewer images or steps",
         )
     comparison = Comparison(
-        [queue.submit(one, attended=attended, keeps_files=keeps_files, source=source) for one in requests]
+        [queue.submit(one, attended=attended, keeps_files=keeps_files, source=source, loras=loras) for one in requests]
     )
     for job in comparison.jobs:
         job.together = comparison.jobs

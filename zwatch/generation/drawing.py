@@ -14,6 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
 from zwatch.generation.job import Job
+from zwatch.generation.loras import Loras
 from zwatch.generation.pace import Pace
 from zwatch.generation.request import fitted
 from zwatch.rollout import trials
@@ -24,7 +25,7 @@ from zwatch.rollout.trials import FaultKind, Redraw, Suspicion
 from zwatch.shadow.faults import is_memory_short
 
 if TYPE_CHECKING:
-    from zwatch.engine.parameters import Generation
+    from zwatch.engine.parameters import Generation, GenerationParameters
     from zwatch.engine.pipeline import Engine
     from zwatch.generation.pictures import Pictures
     from zwatch.rollout.withdrawal import Withdrawal
@@ -58,8 +59,9 @@ class Drawer:
         max_work: float,
         not_served: Callable[[str], RequestError],
         is_coming: Callable[[str], bool],
+        loras: Loras,
     ) -> None:
-        self.generator = generator
+        self.generator, self.loras = generator, loras
         self.pace = Pace()
         self.judge: Callable[[Exception, VersionKey], Awaitable[RequestError | None]] | None = None
         """Called with each unexpected error of the device or the model, and the version that drew, before the next job runs; the
@@ -117,15 +119,18 @@ class Drawer:
         self, job: Job, lease: Lease, queued: float, *, is_watched: bool
     ) -> Result | Literal[_Again.AGAIN] | None:
         begun, engine = time.monotonic(), lease.engine
-        pictures = self._finisher.begin(job, lease.key, fitted(job.request, engine, self._max_work, job.source))
+        pictures = self._finisher.begin(job, lease.key, self._fitted(job, engine))
         is_first = engine.is_unjudged
-        generation = await self.generator.run(
-            engine,
-            pictures,
-            job,
-            holds_pictures=is_first or is_watched,
-            patience=self._patience(job, lease) if is_watched else None,
-        )
+        adapted = await self.loras.adapted(job.loras, engine)
+        with self.loras.using(adapted):
+            generation = await self.generator.run(
+                engine,
+                pictures,
+                job,
+                holds_pictures=is_first or is_watched,
+                patience=self._patience(job, lease) if is_watched else None,
+                adapted=adapted,
+            )
         seconds = time.monotonic() - begun
         if is_first and not await self.judge_first(engine, generation):
             return self._again(job)
@@ -145,6 +150,9 @@ class Drawer:
             pictures.add_all(generation)
         return Result(pictures, generation, queued)
 
+    def _fitted(self, job: Job, engine: "Engine") -> "GenerationParameters":
+        return fitted(job.request, engine, self._max_work, job.source, job.loras)
+
     async def _drawn_in_colours(
         self, job: Job, first: Lease, suspicion: Suspicion
     ) -> "tuple[Pictures, Generation] | None":
@@ -159,10 +167,10 @@ class Drawer:
         job.take_second_turn()
         job.restart()
         try:
-            pictures = self._finisher.begin(
-                job, other.key, fitted(job.request, other.engine, self._max_work, job.source)
-            )
-            generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True)
+            pictures = self._finisher.begin(job, other.key, self._fitted(job, other.engine))
+            adapted = await self.loras.adapted(job.loras, other.engine)
+            with self.loras.using(adapted):
+                generation = await self.generator.run(other.engine, pictures, job, holds_pictures=True, adapted=adapted)
             if generation.flaw is None:
                 first.release()
                 self._redrawn(suspicion)

@@ -21,6 +21,7 @@ from zwatch.timeline import Phase
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from zwatch.engine.lora import Adapted
     from zwatch.engine.parameters import Generation
     from zwatch.engine.pipeline import Engine
 
@@ -104,8 +105,9 @@ class Generator:
         *,
         holds_pictures: bool = False,
         patience: Patience | None = None,
+        adapted: "Adapted | None" = None,
     ) -> "Generation":
-        """Generate in a thread; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
+        """Generate in a thread, with `adapted` by the job's LoRAs; give it up if it does not get on. If it `holds_pictures`, they are only in the result.
 
         Raises:
             RequestError: 500, an earlier one has not come back.
@@ -114,7 +116,7 @@ class Generator:
         """
         sign = _SignOfLife()
         try:
-            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures)
+            begun = self._bridge.begin("generate", self._generate, engine, pictures, job, sign, holds_pictures, adapted)
         except NoAnswer as error:
             raise RequestError(
                 "generation_failed", f"earlier generations have not come back: {error.strerror}"
@@ -211,7 +213,13 @@ class Generator:
         self.on_stuck(engine, f"{reason} and does not come back")
 
     def _generate(
-        self, engine: "Engine", pictures: Pictures, job: Job, sign: "_SignOfLife", holds_pictures: bool
+        self,
+        engine: "Engine",
+        pictures: Pictures,
+        job: Job,
+        sign: "_SignOfLife",
+        holds_pictures: bool,
+        adapted: "Adapted | None",
     ) -> "Generation":
         reporter = StepReporter(job, engine, self._bridge, self._preview_cost, share=self.preview_share)
 
@@ -222,7 +230,9 @@ class Generator:
         from zwatch.engine.usable import flaw_of  # numpy, which the start does not wait for
 
         on_image = _ignore if holds_pictures else pictures.post
-        generation = engine.serve(pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled)
+        generation = engine.serve(
+            pictures.parameters, on_step=reporter.report, on_image=on_image, cancelled=cancelled, adapted=adapted
+        )
         generation.flaw = flaw_of(generation)
         return generation
 

@@ -2,13 +2,16 @@
 
 import io
 import json
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
+from zwatch.engine.parameters import UsedLora
+from zwatch.generation.lora_fields import MAX_LORAS, LoraWish, name_problem, scale_problem
 from zwatch.generation.request import GenerateRequest
 from zwatch.rollout.lifecycle import VersionKey
 
@@ -32,6 +35,9 @@ _UNICODE = b"UNICODE\0"
 """The EXIF standard's prefix of a comment in UTF-16."""
 _MARK = "Steps: "
 """Every text in the format of AUTOMATIC1111 contains this."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+LORA_HASH = 12
+"""Digits of a LoRA's digest in that text: so many has a hash of AUTOMATIC1111's."""
 _JPEG_EXIF = 65_000
 """Most bytes of text in the EXIF of a JPEG: the whole segment is limited to 65,533 bytes."""
 
@@ -55,6 +61,8 @@ class Details:
     """The blake3 of the file of the image that was changed."""
     mask: str = ""
     """`yes` if there was a mask."""
+    loras: tuple[UsedLora, ...] = ()
+    """The LoRAs that it was drawn with."""
 
 
 def details_of(
@@ -81,6 +89,8 @@ def details_of(
         "quality": asked.quality,
         "model": asked.model,
     }
+    if parameters.loras:
+        request["loras"] = [{"name": lora.name, "scale": lora.scale} for lora in parameters.loras]
     source = parameters.source
     if source is not None:
         request |= {"strength": source.strength, "mask_blur": source.mask_blur}
@@ -88,6 +98,7 @@ def details_of(
     return Details(
         text, key.version, str(key.digest), request, signer or "", share or "", trial,
         "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
+        parameters.loras,
     )  # fmt: skip
 
 
@@ -95,9 +106,12 @@ def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, 
     by_share = "" if share is None else f", Share: {share}"
     pairs = "".join(f", {name}: {value}" for name, value in {**_changed(parameters), **notes}.items())
     negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
+    tags = "".join(f" {LoraWish(lora.name, lora.scale).tag}" for lora in parameters.loras)
+    hashes = ", ".join(f"{lora.name}: {lora.digest[:LORA_HASH]}" for lora in parameters.loras)
+    by_loras = f', Lora hashes: "{hashes}"' if hashes else ""
     return (
-        f"{parameters.prompt}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
-        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{pairs}{by_share}"
+        f"{parameters.prompt}{tags}{negative}\nSteps: {parameters.steps}, Sampler: Euler, CFG scale: {parameters.guidance_scale}, "
+        f"Seed: {seed}, Size: {parameters.width}x{parameters.height}, Model hash: {str(key.digest)[:10]}, Model: {key.version}{pairs}{by_loras}{by_share}"
     )
 
 
@@ -122,6 +136,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_share", details.share)
     if details.trial:
         chunks.add_text("zwatch_trial", details.trial)
+    if details.loras:
+        chunks.add_text("zwatch_loras", json.dumps([asdict(lora) for lora in details.loras]))
     if details.source:
         chunks.add_text("zwatch_source", details.source)
     if details.mask:
@@ -140,6 +156,8 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["share"] = details.share
     if details.trial:
         ours["trial"] = details.trial
+    if details.loras:
+        ours["loras"] = [asdict(lora) for lora in details.loras]
     if details.source:
         ours["source"] = details.source
     if details.mask:
@@ -209,7 +227,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
     return Details(
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
-        str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")),
+        str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")), _loras(note.get("loras")),
     )  # fmt: skip
 
 
@@ -219,7 +237,26 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
         texts.get("zwatch_trial", ""), texts.get("zwatch_source", ""), texts.get("zwatch_mask", ""),
+        _loras(_json_value(texts.get("zwatch_loras", ""))),
     )  # fmt: skip
+
+
+def _loras(value: Any) -> tuple[UsedLora, ...]:
+    """Return the LoRAs in a detail; none if it is not what zwatch writes."""
+    if not isinstance(value, list) or len(value) > MAX_LORAS:
+        return ()
+    found = []
+    for one in value:
+        fields = one if isinstance(one, dict) else {}
+        name, scale, digest = (fields.get(field) for field in ("name", "scale", "digest"))
+        if not isinstance(name, str) or name_problem(name) is not None:
+            return ()
+        if not isinstance(scale, int | float) or scale_problem(scale) is not None:
+            return ()
+        if not isinstance(digest, str) or _DIGEST.fullmatch(digest) is None:
+            return ()
+        found.append(UsedLora(name, float(scale), digest))
+    return tuple(found)
 
 
 def exif_texts(image: Image.Image) -> list[str]:
@@ -235,11 +272,15 @@ def _json(value: object) -> bytes:
 
 def json_object(text: Any) -> dict[str, Any]:
     """Return the JSON object in a text; empty if it is no text, or has none."""
-    try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
+    found = _json_value(text)
     return found if isinstance(found, dict) else {}
+
+
+def _json_value(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _text(value: object) -> str:

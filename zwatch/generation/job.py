@@ -16,6 +16,7 @@ from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, JobState, Picture, Queued, Stepped
+from zwatch.generation.loras import JobLoras
 from zwatch.generation.request import GenerateRequest, steps_of
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
@@ -52,6 +53,7 @@ class Job:
     `keeps_files` keeps the images that the history has not stored. `ended` is called once, when the job ends.
     """
 
+    loras: JobLoras | None = None  # until it ends
     signer: str | None = None
     """Who signed the version that makes its images, where a signature is required."""
     together: tuple["Job", ...] = ()
@@ -75,6 +77,7 @@ class Job:
     time_limit: float = math.inf
     """Seconds from its acceptance after which its client gets an error."""
 
+    # Long: one line for each attribute.
     def __init__(
         self,
         request: GenerateRequest,
@@ -330,7 +333,7 @@ class Job:
         if self.state.is_final:
             return
         self.state, self.finished, self.error = state, finished, error
-        self.preview = self.source = None
+        self.preview = self.source = self.loras = None
         self.seconds = self.age
         self._changed()
         self._ended(self)

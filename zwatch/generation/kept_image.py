@@ -4,8 +4,9 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from zwatch.deploy.shares import parse_share
@@ -28,6 +29,14 @@ class VotesView(TypedDict):
     mine: int
 
 
+class LoraView(TypedDict):
+    """A LoRA that an image was drawn with."""
+
+    name: str
+    scale: float
+    digest: Annotated[str, Field(pattern=_DIGEST.pattern)]
+
+
 class KeptImage(TypedDict):
     """An image in the history, with what it was made from; `model` and `quality` are as requested, `trial` is null unless votes on
     it count in a trial; `source` is the digest of the image that was changed, null if none was, and `mask` whether a part of it was. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
@@ -48,9 +57,11 @@ class KeptImage(TypedDict):
     source: str | None
     mask: bool
     strength: float | None
+    mask_blur: int | None
     model: str | None
     format: ImageFormat
     quality: int | None
+    loras: list[LoraView]
     bytes: int
     created: str | None
     votes: NotRequired[VotesView]
@@ -122,9 +133,11 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "source": details.source if _DIGEST.fullmatch(details.source) else None,
         "mask": details.mask == "yes",
         "strength": _number(request.get("strength")),
+        "mask_blur": _whole(request.get("mask_blur")),
         "model": _text(request.get("model")),
         "format": ImageFormat.of_name(name),
         "quality": _whole(request.get("quality")),
+        "loras": [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in details.loras],
         "bytes": size,
         "created": None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -13,10 +13,18 @@ from zwatch.generation.fields import invalid
 from zwatch.generation.image_details import Details, exif_texts, json_object, read_details
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
-from zwatch.generation.request import SIDE_STEP, parse_generate
+from zwatch.generation.lora_fields import without_tags
+from zwatch.generation.request import SIDE_STEP, ImageRequest, parse_generate
 
 _GRAPHS = ("prompt", "workflow")
 _TOGETHER = ("width", "height")
+
+
+class LoraFound(TypedDict):
+    """A LoRA, as a `/generate` names it."""
+
+    name: str
+    scale: float
 
 
 class FoundSettings(TypedDict):
@@ -31,6 +39,7 @@ class FoundSettings(TypedDict):
     seed: NotRequired[int]
     strength: NotRequired[float]
     mask_blur: NotRequired[int]
+    loras: NotRequired[list[LoraFound]]
 
 
 class PictureSettings(TypedDict):
@@ -93,11 +102,27 @@ def _of_infotext(text: str) -> dict[str, Any]:
         "steps": "Steps", "guidance_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2",
         "strength": "Denoising strength", "mask_blur": "Mask blur",
     }  # fmt: skip
+    prompt, loras = _of_tags(pairs["Prompt"])
     return {
-        "prompt": pairs["Prompt"],
+        "prompt": prompt,
+        "loras": loras or None,
         "negative_prompt": pairs["Negative prompt"],
         **{name: _number(pairs.get(theirs)) for name, theirs in names.items()},
     }
+
+
+def loras_of(request: ImageRequest) -> list[LoraFound]:
+    """Return the LoRAs that a request names."""
+    return [{"name": wish.name, "scale": wish.scale} for wish in request.loras]
+
+
+def _of_tags(prompt: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return a prompt without its tags, and the LoRAs that they name; a prompt with a tag that is wrong stays as it is."""
+    try:
+        rest, wishes = without_tags(prompt)
+    except ValueError:
+        return prompt, []
+    return rest, [{"name": wish.name, "scale": wish.scale} for wish in wishes]
 
 
 def _of_graphs(graphs: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +160,8 @@ def _checked(values: Mapping[str, Any]) -> FoundSettings:
         if value is None:
             continue
         try:
-            found[name] = getattr(parse_generate({"prompt": "x", name: value}), name)
+            checked = parse_generate({"prompt": "x", name: value})
+            found[name] = loras_of(checked) if name == "loras" else getattr(checked, name)
         except RequestError:
             continue
     if not all(name in found for name in _TOGETHER):

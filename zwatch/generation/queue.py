@@ -6,18 +6,22 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from zwatch.bridge import Bridge, Pulse
-from zwatch.deploy.shares import alias_meant, parse_share
+from zwatch.deploy.loras import LoraRoot
+from zwatch.deploy.shares import parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
-from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, steps_of, unloaded, work_of
+from zwatch.generation.loras import JobLoras, Loras
+from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, steps_of, work_of
 from zwatch.generation.sources import Source, too_much_held
+from zwatch.generation.unserved import not_served
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import VersionKey
@@ -46,6 +50,7 @@ class GenerationQueue:
         changes: Pulse,
         stall: float | None = None,
         traffic: Traffic | None = None,
+        loras: Loras | None = None,
     ) -> None:
         self.limit = limit
         self.max_work = max_work
@@ -63,9 +68,12 @@ class GenerationQueue:
         """Says whether an alias serves nothing because it was unloaded."""
         self._engines, self._traffic = engines, traffic or Traffic({}, engines)
         self._finisher = finisher
+        self.loras = loras or Loras(bridge, LoraRoot(Path("loras")))
+        self.loras.changed = changes.fire
         self.drawer = Drawer(
-            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming
-        )
+            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming,
+            self.loras,
+        )  # fmt: skip
         finisher.on_written = changes.fire
         self._aliases = aliases
         self._changes = changes
@@ -129,17 +137,21 @@ class GenerationQueue:
         keeps_files: bool = False,
         client: str | None = None,
         source: Source | None = None,
+        loras: JobLoras | None = None,
     ) -> Job:
-        """Accept a request, with the image that it changes if there is one; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
+        """Accept a request, with the image that it changes and the LoRAs that it names if there are some; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
         that names a share; one that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:
             RequestError: 400 beyond a limit, 404 unknown model, 429 queue full, 503 nothing serves or the queue is closed.
         """
-        work = self.check(request, client, source=source)
+        work = self.check(request, client, source=source, loras=loras)
         is_for_alias = request.model in self._aliases and parse_share(request.model) is None
         lease = None if is_for_alias else self._traffic.lease(request.model, client)
         job = Job(request, lease, self._ended, attended=attended, keeps_files=keeps_files, client=client, source=source)
+        job.loras = loras
+        if loras is not None and (resident := self._traffic.find(request.model, client)) is not None:
+            self.loras.begin(loras, resident.engine)
         job.time_limit = self.timeout if attended else math.inf
         job.work = work
         self.jobs.add(job)
@@ -152,7 +164,12 @@ class GenerationQueue:
         return job
 
     def check(
-        self, request: GenerateRequest, client: str | None = None, after: int = 0, source: Source | None = None
+        self,
+        request: GenerateRequest,
+        client: str | None = None,
+        after: int = 0,
+        source: Source | None = None,
+        loras: JobLoras | None = None,
     ) -> float:
         """Check as `submit` whether a request would be accepted after so many others; return its work."""
         with self._reporting_refusals():
@@ -163,7 +180,7 @@ class GenerationQueue:
                     raise self.not_served(request.model)
                 # The limits are checked when its turn comes.
                 return work_of(request, USUAL_SIDE, source, self.max_work)
-            made = fitted(request, resident.engine, self.max_work, source)
+            made = fitted(request, resident.engine, self.max_work, source, loras)
             return made.width * made.height / 1e6 * steps_of(request, source) * request.n
 
     def _check_held(self, source: Source | None) -> None:
@@ -240,13 +257,14 @@ class GenerationQueue:
                 arrived.cancel()
 
     def _next(self) -> Job | None:
-        """Return the job to run next, if any. While an engine is being exchanged, only jobs with a lease on it run; those for
+        """Return the job to run next, if any; not one whose LoRAs are being loaded. While an engine is being exchanged, only jobs with a lease on it run; those for
         what is being loaded wait for it."""
         exchanged = self._engines.being_exchanged
         if exchanged is not None:
             return next((job for job in self._waiting if job.lease and job.lease.key == exchanged.key), None)
         waits = cache(self._waits)  # dozens may wait for one version, whose load changes something all the time
-        return next((job for job in self._waiting if job.lease or not waits(*_asked(job))), None)
+        able = (job for job in self._waiting if job.loras is None or not job.loras.is_loading)
+        return next((job for job in able if job.lease or not waits(*_asked(job))), None)
 
     def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
         return self._traffic.find(model, client, avoided) is None and self.is_coming(model)
@@ -313,19 +331,7 @@ class GenerationQueue:
 
     def not_served(self, model: str) -> RequestError:
         """Return the error for a request for what serves nothing."""
-        if model in self._aliases and self.is_unloaded(model):
-            return RequestError("model_not_loaded", unloaded(model), headers=retry_after(10))
-        if model in self._aliases:
-            message = f"{model} serves nothing at present, see /status"
-            return RequestError("model_not_loaded", message, headers=retry_after(2))
-        if (alias := alias_meant(model)) in self._aliases:
-            text = f"{alias} has no share {model[:100]!r} at present, see /status"
-            return RequestError("model_not_found", text, param="model")
-        return RequestError(
-            "model_not_found",
-            f"{model[:100]!r} is neither an alias nor a resident version, see /status",
-            param="model",
-        )
+        return not_served(model, self._aliases, self.is_unloaded)
 
     def _seconds_until_room(self) -> float:
         """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""

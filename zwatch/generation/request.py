@@ -23,10 +23,12 @@ from zwatch.generation.fields import (
     kind_of,
     validated,
 )
+from zwatch.generation.lora_fields import LoraList, LoraWish
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters, InitialImage
     from zwatch.engine.pipeline import Engine
+    from zwatch.generation.loras import JobLoras
     from zwatch.generation.sources import Source
 
 PRIMARY = "current"
@@ -130,6 +132,14 @@ class ImageRequest(BaseModel):
         Strength, Field(description="How much an image is changed: 0 not at all, 1 wholly. Ignored without one.")
     ] = DEFAULT_STRENGTH
     mask_blur: Annotated[Blur, Field(description="Pixels of the image by which the mask is blurred.")] = 0
+    loras: Annotated[
+        tuple[LoraWish, ...],
+        LoraList(),
+        Field(
+            description="LoRAs that it is drawn with, by name; `GET /loras` lists them.",
+            examples=[[{"name": "ink", "scale": 0.8}]],
+        ),
+    ] = ()
     format: Format = ImageFormat.PNG
     quality: Annotated[Quality, Field(description="Of a JPEG or WebP.")] = DEFAULT_QUALITY
     user: UserName = ""
@@ -261,13 +271,17 @@ def _side(length: float, most: int) -> int:
 
 
 def fitted(
-    request: GenerateRequest, engine: "Engine", max_work: float, source: "Source | None" = None
+    request: GenerateRequest,
+    engine: "Engine",
+    max_work: float,
+    source: "Source | None" = None,
+    loras: "JobLoras | None" = None,
 ) -> "GenerationParameters":
-    """Complete a request with the defaults of the version that serves it, and check it against that version's limits
+    """Complete a request, whose LoRAs are open, with the defaults of the version that serves it, and check it against that version's limits
     and against `max_work`, in megapixels x steps x images.
 
     Raises:
-        RequestError: 400, a side is longer than the version's positions reach, or all of it is too much.
+        RequestError: 400, a side is longer than the version's positions reach, all of it is too much, or a LoRA does not fit.
     """
     from zwatch.engine.parameters import GenerationParameters
 
@@ -281,6 +295,8 @@ def fitted(
     share = 1.0 if source is None else max(request.strength, 1 / MAX_STEPS)
     if (error := _too_much(**sides, steps=steps, count=request.n, max_work=max_work, share=share)) is not None:
         raise error
+    if loras is not None:
+        loras.check(engine)
     return GenerationParameters(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -289,6 +305,7 @@ def fitted(
         seeds=tuple(request.seed + number for number in range(request.n)),
         width=sides["width"],
         height=sides["height"],
+        loras=() if loras is None else loras.used,
         source=None if source is None else _initial(request, source),
     )
 

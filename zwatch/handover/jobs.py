@@ -276,8 +276,14 @@ class JobMirror:
         end = time.monotonic() + _MOST_AGAIN_SECONDS
         while not job.is_cancelled:
             try:
+                loras = await self._queue.loras.opened(job.request.loras)
                 return self._queue.submit(
-                    job.request, attended=False, keeps_files=job.keeps_files, client=job.client, source=job.source
+                    job.request,
+                    attended=False,
+                    keeps_files=job.keeps_files,
+                    client=job.client,
+                    source=job.source,
+                    loras=loras,
                 )
             except RequestError as error:
                 if error.status not in (429, 503) or error.code == "shutting_down" or time.monotonic() > end:

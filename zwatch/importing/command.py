@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zwatch.config import lora_root
 from zwatch.deploy.oserrors import user_name
 from zwatch.deploy.signals import Ending
 from zwatch.errors import Refused, UsageError
+from zwatch.importing.loras import run_lora
 from zwatch.importing.place import Place
 from zwatch.importing.plans import Wish
 from zwatch.importing.quantizing import quantize
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def import_version(
-    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], key_file: Path | None, as_json: bool, deploys: bool, ending: Ending
+    source: Path, name: str, *, models: Path, base: str | None, dtype: str, keep_dtype: bool, lora: Sequence[float | tuple[Path, float]], loras: Path | None, key_file: Path | None, as_json: bool, deploys: bool, ending: Ending
 ) -> None:  # fmt: skip
-    """Import a source, and print what was made. Signals wait from its rename on.
-    `deploys`: standard output is for what comes after it, if that is JSON.
+    """Import a source, and print what was made: a version, or a LoRA where `lora` says that the source is one and there is no base.
+    Signals wait from its rename on. `deploys`: standard output is for what comes after it, if that is JSON.
 
     Raises:
         Refused: it cannot be imported.
@@ -33,8 +35,15 @@ def import_version(
         KeyboardInterrupt: a signal ended it; there is no version.
     """
     begun = time.monotonic()
+    wish = Wish(name, None if keep_dtype else dtype, *_loras(lora))
+    if base is None and wish.lora_scale is not None and not wish.loras:
+        _check_lora(wish, deploys=deploys)
+        root = lora_root(models, loras)
+        with _making(root, name, "LoRA"):
+            made = run_lora(source, root, models, wish, _say, ending, _key(key_file))
+        _print(made, "imported the LoRA", time.monotonic() - begun, as_json=as_json)
+        return
     with _making(models, name):
-        wish = Wish(name, None if keep_dtype else dtype, *_loras(lora))
         made = run(source, models, wish, base, _say, ending, _key(key_file))
     _print(made, "imported", time.monotonic() - begun, as_json=as_json, deploys=deploys)
 
@@ -47,6 +56,16 @@ def _loras(given: Sequence[float | tuple[Path, float]]) -> tuple[float | None, t
             f"--lora gives the scale of SOURCE {len(scales)} times; another LoRA is --lora=FILE or --lora FILE:SCALE"
         )
     return (scales[0] if scales else None), tuple(one for one in given if isinstance(one, tuple))
+
+
+def _check_lora(wish: Wish, *, deploys: bool) -> None:
+    if wish.lora_scale != 1.0:
+        raise UsageError(
+            f"--lora {wish.lora_scale:g} without --base: a LoRA that is kept for requests has no scale, each request says its own; "
+            "leave the scale out, or name the version to merge it into: --base VERSION"
+        )
+    if deploys:
+        raise UsageError("--deploy: a LoRA is not deployed, requests name it; leave --deploy out")
 
 
 def quantize_version(
@@ -64,16 +83,16 @@ def quantize_version(
 
 
 @contextmanager
-def _making(models: Path, name: str) -> Iterator[None]:
+def _making(models: Path, name: str, kind: str = "version") -> Iterator[None]:
     """Make a version inside: first its name must be free; an interruption is answered with what is left."""
-    place = Place(models, name)
+    place = Place(models, name, kind)
     place.refuse_existing()  # before anything is looked at, which may take long
     try:
         yield
     except PermissionError as error:
         raise Refused(f"{error.filename or models}: {error.strerror}: {user_name()} may not access it; give this user access, or import as another") from None  # fmt: skip
     except KeyboardInterrupt:
-        _say(f"interrupted; no version was made; {place.remark if place.is_left else 'nothing is left'}")
+        _say(f"interrupted; no {kind} was made; {place.remark if place.is_left else 'nothing is left'}")
         raise
 
 
@@ -117,7 +136,7 @@ def _came(made: Imported) -> str:
 
 def _as_json(made: Imported, seconds: float) -> dict[str, object]:
     return {
-        "version": made.directory.name,
+        made.kind: made.directory.name,
         "digest": made.sealed.digest,
         "files": len(made.sealed.files),
         "written": made.written,

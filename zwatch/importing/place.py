@@ -53,8 +53,9 @@ def status_of(fd: int) -> tuple[int, int, int, int]:
 class Place:
     """The hidden directory of one version's import, held by one process at a time."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        self._root, self._name = root, name
+    def __init__(self, root: Path, name: str, kind: str = "version") -> None:
+        """`kind` is what is made: a `version`, or a `LoRA`, whose root is made with the first one."""
+        self._root, self._name, self._kind = root, name, kind
         self._hidden = root / f".{name}.importing"
         self._lock = -1
         self.version = self._hidden / name
@@ -63,9 +64,18 @@ class Place:
         """The files that are complete, by path."""
 
     @property
+    def kind(self) -> str:
+        """What is made."""
+        return self._kind
+
+    @property
     def remark(self) -> str:
         """What to do after an import that did not end."""
         return f"run the same command again to go on from there, or remove what is left: rm -r {self._hidden}"
+
+    @property
+    def _option(self) -> str:
+        return "--loras" if self._kind == "LoRA" else "--models"
 
     @property
     def is_left(self) -> bool:
@@ -82,7 +92,7 @@ class Place:
         self.refuse_existing()
         with self._explained():
             while self._lock < 0:
-                self._hidden.mkdir(exist_ok=True)
+                self._hidden.mkdir(exist_ok=True, parents=self._kind == "LoRA")
                 self._try_lock()
         try:
             self.refuse_existing()  # the import that held the lock may have ended with it
@@ -110,18 +120,20 @@ class Place:
         except OSError as error:
             why = error.strerror
             if error.errno == errno.EROFS:
-                raise Refused(f"{self._root}: {why}: no version can be made there; mount it for writing, or see --models") from None  # fmt: skip
+                raise Refused(f"{self._root}: {why}: no {self._kind} can be made there; mount it for writing, or see {self._option}") from None  # fmt: skip
             if error.errno in _IN_THE_WAY:
                 raise Refused(f"{error.filename}: {why}: an import of {self._name} works in {self._hidden}, and something else is there; remove it: rm -r {self._hidden}") from None  # fmt: skip
             if error.errno not in (errno.EACCES, errno.EPERM):
                 raise
             who = user_name()
             if not self.is_left:
-                raise Refused(f"{self._root}: {why}: {who} may not write there; import as {self._owner(self._root)}, or see --models") from None  # fmt: skip
+                raise Refused(f"{self._root}: {why}: {who} may not write there; import as {self._owner(self._root)}, or see {self._option}") from None  # fmt: skip
             raise Refused(f"{self._hidden}: {why}: this was left by an import of {self._owner(self._hidden)}, and {who} may not write there; go on as that user, or remove it: rm -r {self._hidden}") from None  # fmt: skip
 
     @staticmethod
     def _owner(path: Path) -> str:
+        while not os.path.lexists(path):  # a root that is to be made
+            path = path.parent
         return user_name(path.lstat().st_uid)
 
     def refuse_existing(self) -> None:

@@ -84,7 +84,7 @@ def _refuse_lacking(
     if base is not None:
         return
     if loras and "transformer" not in weights:
-        raise Refused(f"{loras[0][0].path}: this is a LoRA, which changes a transformer; name the version it shall change: --base VERSION")  # fmt: skip
+        raise Refused(f"{loras[0][0].path}: this is a LoRA, which changes a transformer; merge it into a version, --base VERSION, or keep it for requests, `--lora` alone")  # fmt: skip
     lacking = [one for one in COMPONENTS if one not in weights and not _is_given(found, one)]
     if pipeline_files.INDEX not in found.small:
         lacking.insert(0, pipeline_files.INDEX)

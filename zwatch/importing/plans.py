@@ -52,6 +52,8 @@ class Plan:
     remarks: list[str] = field(default_factory=list)
     ancestors: Ancestors = field(default_factory=Ancestors)
     quantization: str | None = None
+    is_lora: bool = False
+    """Whether it makes a LoRA for the LoRA root, not a version."""
 
     @property
     def needs_torch(self) -> bool:

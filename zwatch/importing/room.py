@@ -45,7 +45,7 @@ def explained(place: Place, root: Path, say: Say) -> Iterator[None]:
 
 def _say_left(place: Place, say: Say) -> None:
     if place.done:
-        say(f"no version was made; {place.remark}")
+        say(f"no {place.kind} was made; {place.remark}")
 
 
 def free_bytes(root: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from zwatch import __version__
-from zwatch.deploy import provenance
+from zwatch.deploy import lora_files, provenance
 from zwatch.deploy.durable import write_durably
 from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.deploy.oserrors import close_quietly
@@ -50,6 +50,8 @@ class Imported:
     shared: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     signer: str | None = None
+    kind: str = "version"
+    """`version` or `lora`."""
 
 
 def run(
@@ -70,14 +72,14 @@ def run(
     """
     with Progress("importing") as progress:
         progress.step("looking at the source")
-        loras = tuple((sources.find_lora(path), scale) for path, scale in wish.loras)
-        found = _watching(replace(sources.find(source, wish.dtype), loras=loras))
+        beside = tuple((sources.find_lora(path).files[0], scale) for path, scale in wish.loras)
+        found = watching(replace(sources.find(source, wish.dtype), loras=beside))
         base = None if base_name is None else open_base(root, base_name)
         plan = planning.make(found, base, wish)
     return carry_out(plan, root, found, base, wish, say, ending, key)
 
 
-def _watching(found: Found) -> Found:
+def watching(found: Found) -> Found:
     """Return a source with all files that decide about the version without being in it: they must stay as they are, too."""
     own = found.small.get(provenance.NAME)
     beside = [
@@ -112,7 +114,7 @@ def carry_out(
 
     for note in [*plan.notes, *plan.remarks]:
         tell(note)
-    with Place(root, wish.name) as place, explained(place, root, say):
+    with Place(root, wish.name, "LoRA" if plan.is_lora else "version") as place, explained(place, root, say):
         made = _Import(place, root, plan, found, base, wish, tell, ending, key).run()
     made.notes = said
     return made
@@ -138,7 +140,8 @@ class _Import:
 
     def run(self) -> Imported:
         """Write, seal and rename."""
-        fit.check(self.found.path, self.plan.small, self.plan.shapes)
+        if not self.plan.is_lora:
+            fit.check(self.found.path, self.plan.small, self.plan.shapes)
         to_write, kept = self._prepare()
         with importing_torch() if any(output.needs_torch for output in to_write) else nullcontext():
             self._write(sorted(to_write, key=lambda output: output.needs_torch))
@@ -278,7 +281,8 @@ class _Import:
 
         size = sum((self.place.version / path).stat().st_size for path in parse_seal(seal).files)
         with Progress("signing", size) as progress:
-            return sign.sign(self.place.version, self.key, name=self.wish.name, progress=progress.advance)
+            name = f"{lora_files.PREFIX}{self.wish.name}" if self.plan.is_lora else self.wish.name
+            return sign.sign(self.place.version, self.key, name=name, progress=progress.advance)
 
     def _provenance(self) -> bytes:
         tools = {"zwatch": __version__, "python": platform.python_version()}

@@ -85,16 +85,16 @@ def find(source: Path, preferred: str | None) -> Found:
     return replace(found, path=source, repository=origin.repository, revision=origin.revision, licence=licence)
 
 
-def find_lora(path: Path) -> SourceFile:
-    """Return the file of a LoRA that is merged beside a source.
+def find_lora(path: Path) -> Found:
+    """Look at a LoRA: `files` has its one file.
 
     Raises:
         Refused: it is none.
         OSError: it cannot be read.
     """
     found = find(path, None)
-    if len(found.files) == 1 and contents.is_lora(reading.read_header(found.files[0])):
-        return found.files[0]
+    if len(found.files) == 1 and not found.path.name.lower().endswith(".gguf") and contents.is_lora(reading.read_header(found.files[0])):  # fmt: skip
+        return replace(found, kind="lora")
     raise Refused(f"{path}: --lora names this, and it is no LoRA; give a LoRA's file, or its directory")
 
 

@@ -143,7 +143,7 @@ def merged(weights: Weights, loras: Sequence[tuple[SourceFile, float]]) -> Weigh
     for number, (file, scale) in enumerate(loras):
         if any(other.path.samefile(file.path) for other, _ in loras[:number]):
             raise Refused(f"{file.path}: this LoRA is given twice; give it once, with the sum of the scales")
-        found, config = reading.read_header(file), _adapter_config(file)
+        found, config = reading.read_header(file), adapter_config(file)
         one = Lora(found.tensors, found.metadata, scale, config)
         try:
             layouts.merge(base, [one])
@@ -156,7 +156,12 @@ def merged(weights: Weights, loras: Sequence[tuple[SourceFile, float]]) -> Weigh
     return Weights(weights.component, weights.files, weights.metadata, translation.made, table, f"{translation.layout} x {layout}", translation.notes)  # fmt: skip
 
 
-def _adapter_config(lora: SourceFile) -> dict[str, Any] | None:
-    """Return PEFT's adapter_config.json beside a LoRA's file, if there is one."""
+def adapter_config(lora: SourceFile) -> dict[str, Any] | None:
+    """Return PEFT's adapter_config.json beside a LoRA's file, if there is one.
+
+    Raises:
+        Refused: it is no JSON object.
+        OSError: it cannot be read.
+    """
     path = lora.path.with_name(ADAPTER_CONFIG)
     return reading.read_object(path) if path.exists() else None

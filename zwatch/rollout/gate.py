@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zwatch.bridge import Bridge
 from zwatch.deploy.look import Awaited, await_files
+from zwatch.deploy.lora_files import PREFIX
+from zwatch.deploy.loras import FoundLora, SignerOf
 from zwatch.deploy.resolving import Directory
 from zwatch.deploy.seal import SIGNATURE_NAME
 from zwatch.deploy.versions import VersionSummary
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
     from zwatch.shadow.control import LoadControl
 
 _log = logging.getLogger(__name__)
+
+
+def _with_judgement(lora: FoundLora, judgement: str | Rejection | None) -> FoundLora:
+    if isinstance(judgement, Rejection):
+        return replace(lora, code=judgement.code, problem=judgement.reason)
+    return replace(lora, signer=judgement)
 
 
 class Load(Protocol):
@@ -43,6 +52,7 @@ class Gate:
         self.fault: str | None = None
         """Why the policy cannot be used, as it was looked at last; None if it can, or there is none."""
         self._judgements = None if policy_file is None else Judgements(policy_file)
+        self._lora_judgements = None if policy_file is None else Judgements(policy_file)
 
     @property
     def needs_signature(self) -> bool:
@@ -68,6 +78,18 @@ class Gate:
         """Return of each version, by name, who signed it, or why the policy does not allow it. Nothing of one that cannot be read,
         and where no signature is required."""
         return {} if self._judgements is None else self._judgements.judge(root, versions)
+
+    def judge_loras(self, root: Path, found: Sequence[FoundLora]) -> list[FoundLora]:
+        """Return LoRAs with their signers, and those that the policy does not allow with that problem."""
+        if self._lora_judgements is None:
+            return [*found]
+        judged = self._lora_judgements.judge(root, [one for one in found if one.digest is not None], PREFIX)
+        return [_with_judgement(one, judged.get(one.name)) for one in found]
+
+    @property
+    def signer_of_lora(self) -> SignerOf | None:
+        """What is asked for the signature of a LoRA that is opened; None where no signature is required."""
+        return None if self._signatures is None else self._signatures.check
 
     def await_files(self, directory: Directory, *, also_seal: bool = False) -> Awaited:
         """Note the present state of all files on which it depends whether a version is rejected.

@@ -222,4 +222,6 @@ class Operator:
                 return False
             supervisor.ring()
             await supervisor.changes.wait()
+        if supervisor.factory is not None:
+            supervisor.factory.loras.give_room()  # no engine draws with them any more
         return True

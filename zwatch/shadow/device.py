@@ -154,11 +154,15 @@ class Device:
             torch.OutOfMemoryError, MemoryError: the device has not enough memory left.
         """
         slab = plain(size) if self._pool is None else self._pool.take(size)
+        self.hold(owner, size, None if self._pool is None else slab)
+        return slab[:size]
+
+    def hold(self, owner: object, size: int, slab: torch.Tensor | None = None) -> None:
+        """Count bytes against the budget until `owner` is garbage-collected; then a slab goes back to the pool."""
         with self._lock:
             self.weights_bytes += size
-        weakref.finalize(owner, self._release, size, None if self._pool is None else slab)
+        weakref.finalize(owner, self._release, size, slab)
         self._keep_to_budget(0)
-        return slab[:size]
 
     def _keep_to_budget(self, missing: int) -> None:
         """Release kept slabs of unused sizes where the budget, which other programs rely on, would not hold them and
@@ -186,7 +190,7 @@ class Device:
         if missing > self._memory.unused()[0] - self.request_peak - SPARE:
             return False
         self._keep_to_budget(missing)
-        with self._counted():
+        with self.counted():
             try:
                 self._pool.reserve(sizes)
             except (torch.OutOfMemoryError, MemoryError):
@@ -301,10 +305,10 @@ class Device:
     def beside(self) -> Iterator[None]:
         """Work on the device inside with lower priority than image generation; leaving waits until the work is done."""
         if self._cuda is None:
-            with self._counted():
+            with self.counted():
                 yield
             return
-        with self._counted():
+        with self.counted():
             try:
                 with torch.cuda.stream(self._cuda.beside):
                     yield
@@ -319,7 +323,7 @@ class Device:
         return GivingWay(lambda: bool(self._serving), lambda: self._launching > 0, check)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Count work other than requests, for `measured_request`."""
         with self._lock:
             self._begun += 1

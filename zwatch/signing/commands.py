@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from zwatch.deploy import lora_files
 from zwatch.deploy.seal import SIGNATURE_NAME, Seal
 from zwatch.deploy.versions import opened
 from zwatch.errors import Rejection, UsageError
@@ -63,6 +64,7 @@ def signer_of(directory: Path, policy: Path) -> tuple[str | None, list[str]]:
     """
     with opened(directory) as fd:
         try:
-            return check(read_policy(policy), fd, directory.name, None), []
+            name = f"{lora_files.PREFIX}{directory.name}" if lora_files.is_lora_directory(directory) else directory.name
+            return check(read_policy(policy), fd, name, None), []
         except Rejection as rejection:
             return None, [f"{rejection.code}: {rejection.reason}"]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from zwatch.deploy.look import open_version
 from zwatch.deploy.seal import SEAL_NAME, SIGNATURE_NAME
-from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import Rejection, UsageError
 from zwatch.signing.check import check
 from zwatch.signing.policy import Policy, files_of, read_policy
@@ -19,6 +19,18 @@ SIGNATURE_CODES = frozenset({"signature_missing", "signature_invalid", "signer_n
 _KEPT_SECONDS = 300.0
 """A certificate whose statement says no time of signing is judged at the present time, which no file's change tells."""
 _Stamp = tuple[int, ...]
+
+
+class Summary(Protocol):
+    """What is judged: a version, or a LoRA."""
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the seal, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +81,9 @@ class Judgements:
             self._seen = seen = _PolicyLook(files, stamps, fault)
         return seen
 
-    def judge(self, root: Path, versions: Iterable[VersionSummary]) -> dict[str, str | Rejection]:
-        """Return of each version who signed it, or why the policy does not allow it; nothing of one that cannot be read."""
+    def judge(self, root: Path, versions: Iterable[Summary], prefix: str = "") -> dict[str, str | Rejection]:
+        """Return of each version who signed it, or why the policy does not allow it; nothing of one that cannot be read. `prefix`
+        goes before the names where the policy has them."""
         seen, before, now = self._look(), self._known, dict[tuple[str, str | None], _Known]()
         if seen.fault is not None:
             return {one.name: Rejection("policy_invalid", seen.fault) for one in versions}
@@ -83,7 +96,7 @@ class Judgements:
             if known is None or not is_kept or time.monotonic() - known.at > _KEPT_SECONDS:
                 try:
                     policy = policy or read_policy(self._path)
-                    known = _Known(seen.stamps, own, _judged(policy, root, one), time.monotonic())
+                    known = _Known(seen.stamps, own, _judged(policy, root, one, prefix), time.monotonic())
                 except UsageError as error:  # it changed just now, or a library is missing
                     known = _Known(seen.stamps, own, Rejection("policy_invalid", str(error)), time.monotonic())
                 except OSError:
@@ -93,10 +106,10 @@ class Judgements:
         return found
 
 
-def _judged(policy: Policy, root: Path, one: VersionSummary) -> str | Rejection:
+def _judged(policy: Policy, root: Path, one: Summary, prefix: str) -> str | Rejection:
     try:
         with closing(open_version(root, one.name)) as directory:
-            return check(policy, directory.fd, one.name, one.digest)
+            return check(policy, directory.fd, f"{prefix}{one.name}", one.digest)
     except Rejection as rejection:
         return rejection.with_traceback(None)  # it is kept
 

@@ -11,6 +11,7 @@ import webuiapi
 from PIL import Image
 
 from tests.api.a1111.recordings import OPEN_WEBUI_HEADERS, SILLYTAVERN_BODY, SILLYTAVERN_HEADERS
+from tests.deploy.loras import write_lora
 from zwatch.api.a1111.changing import read_img2img, wanted_changes
 from zwatch.errors import RequestError
 from zwatch.generation.image_details import read_details
@@ -411,3 +412,19 @@ async def test_errors_have_a_detail_and_the_names_of_this_api(start):
             assert body["detail"] == body["error"]["message"]
         status, _, body = await client.call("POST", PATH, data=io.BytesIO(bytes(33 * 2**20)))
         assert (status, body["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_a_tag_in_the_prompt_is_drawn_with(client, models):
+    write_lora(client.services.queue.loras.root.path, "ink", models / "v1/transformer")
+    plain, inked = [
+        await client.call(
+            "POST",
+            "/sdapi/v1/img2img",
+            json={"prompt": prompt, "init_images": [PICTURE], "denoising_strength": 0.7, "seed": 1},
+        )
+        for prompt in ("a cat", "a cat <lora:ink:1.5>")
+    ]
+    assert (plain[0], inked[0]) == (200, 200), inked[2]
+    assert plain[2]["images"] != inked[2]["images"]
+    assert inked[2]["zwatch"]["loras"][0]["name"] == "ink"
+    assert "<lora:ink:1.5>" in json.loads(inked[2]["info"])["infotexts"][0]

@@ -26,7 +26,7 @@ async def test_the_lists_have_the_expected_fields(client):
         _, _, found = await client.call("GET", f"/sdapi/v1/{name}")
         assert [entry.keys() for entry in found] == [expected], name
     for name in (
-        "latent-upscale-modes", "sd-vae", "loras", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles",
+        "latent-upscale-modes", "sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles",
         "script-info", "extensions",
     ):  # fmt: skip
         assert (await client.call("GET", f"/sdapi/v1/{name}"))[::2] == (200, []), name

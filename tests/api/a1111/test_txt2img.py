@@ -8,6 +8,7 @@ import json
 import pytest
 from PIL import Image
 
+from tests.deploy.loras import write_lora
 from zwatch.api.a1111.txt2img import Txt2ImgRequest, checkpoint_asked, wanted_images
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
@@ -217,3 +218,57 @@ def test_a_checkpoint_must_be_a_string(value):
             validated(Txt2ImgRequest, {"prompt": "x", "override_settings": {"sd_model_checkpoint": value}})
         )
     assert caught.value.param == "sd_model_checkpoint"
+
+
+@pytest.fixture
+def loras(client, models):
+    root = client.services.queue.loras.root.path
+    for seed, name in enumerate(("ink", "night")):
+        write_lora(root, name, models / "v1/transformer", 4, seed)
+    return root
+
+
+async def test_a_tag_in_the_prompt_is_drawn_with_and_removed_from_the_prompt(client, loras):
+    _, body, info = await txt2img(client, prompt="a cat <lora:ink:0.8>, at home", seed=1)
+    digest = client.services.queue.loras.root.open_lora("ink").digest
+    file = base64.b64decode(body["images"][0])
+    _, native = await client.png(prompt="a cat , at home", seed=1, loras=[{"name": "ink", "scale": 0.8}])
+    assert Image.open(io.BytesIO(file)).tobytes() == Image.open(io.BytesIO(native)).tobytes()
+    assert info["infotexts"][0].startswith("a cat , at home <lora:ink:0.8>\nSteps: 8, ")
+    assert f'Lora hashes: "ink: {digest[:12]}"' in info["infotexts"][0]
+    assert body["parameters"]["prompt"] == "a cat <lora:ink:0.8>, at home"
+    assert body["zwatch"]["loras"] == [{"name": "ink", "scale": 0.8, "digest": digest}]
+    _, again, _ = await txt2img(client, prompt=info["infotexts"][0].partition("\n")[0], seed=1)
+    assert again["images"] == body["images"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("a cat <lora:oil:1>", "prompt: there is no LoRA 'oil'; there are ink, night"),
+        ("a cat <lora:ink:much>", '<lora:ink:much> has "much" for a scale, expected a number such as <lora:ink:0.8>'),
+        ("a cat <lora:ink:3>", "<lora:ink:3> has the scale 3, it must be from -2 to 2"),
+        ("a cat <lora:../x:1>", "<lora:../x:1> has the name"), ("<lora:ink:1>", "prompt names LoRAs and nothing else"),
+        ("a cat " + "".join(f"<lora:l{number}>" for number in range(9)), "may name up to 8 LoRAs, got 9"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_tag_is_named(client, loras, prompt, says):
+    error = await client.error("/sdapi/v1/txt2img", {"prompt": prompt}, 400)
+    assert says in error["message"]
+    assert error["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest", "found"),
+    [
+        ("a cat", "a cat", {}), ("a cat <lora:ink>", "a cat", {"ink": 1.0}), ("<lora:ink:0.5> a  cat", "a cat", {"ink": 0.5}),
+        ("a <lora:ink:1:0.25> cat", "a cat", {"ink": 0.25}), ("a cat<lora:ink:te=1:unet=0.3>", "a cat", {"ink": 0.3}),
+        ("a cat <lora:ink:0.5><lora:night:-1>", "a cat", {"ink": 0.5, "night": -1.0}),
+        ("a cat <lora:ink:0.5> <lora:ink:0.25>", "a cat", {"ink": 0.75}), ("a < b, <hypernet:x:1>", "a < b, <hypernet:x:1>", {}),
+        ("a cat <lora:ink:0.8>\nat home", "a cat\nat home", {"ink": 0.8}), ("a  cat", "a  cat", {}),
+    ],
+)  # fmt: skip
+def test_tags_are_read_as_automatic1111_does(prompt, rest, found):
+    parsed = parse_txt2img({"prompt": prompt}, "current").request
+    assert parsed.prompt == rest
+    assert {wish.name: wish.scale for wish in parsed.loras} == found

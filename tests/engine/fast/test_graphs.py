@@ -11,6 +11,7 @@ import torch
 
 from tests.engine.editing import build, parameters
 from tests.engine.fast import networks
+from zwatch.engine.adapted import AdaptedLinear, Down, view_of
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.fast import computing
 from zwatch.engine.fast.computing import FastComputing
@@ -235,3 +236,25 @@ def test_on_a_gpu_requests_have_the_same_bytes_with_graphs_and_without(models, t
     assert device.recorder.held == 0
     assert all(np.array_equal(*pair) for pair in zip(draw(), first, strict=True))
     assert device.recorder.held > 0
+
+
+def test_networks_that_draw_with_loras_have_graphs_of_their_own_which_go_with_them():
+    network, recorder = networks.transformer(torch.float32), Recorder()
+    graphs, plain = Graphs(recorder, lambda: True), FastComputing(TorchOperations())
+    part = network.get_submodule("layers.0.attention.to_q")
+    scales = torch.full((4,), 0.5)
+    adapter = AdaptedLinear(part, Down(torch.randn(4, 48), scales), torch.randn(48, 4))
+    view = view_of(network, {"layers.0.attention.to_q": adapter})
+    for seed in range(3):
+        for one in (network, view):
+            with held(graphs) as using:
+                assert same(drawn(one, using, seed), drawn(one, plain, seed))
+    assert len(recorder.made) == 2
+    scales.fill_(-0.25)  # as a request with another scale does: what was recorded reads it
+    with held(graphs) as using:
+        assert same(drawn(view, using, 1), drawn(view, plain, 1))
+        assert not same(drawn(view, using, 1), drawn(network, plain, 1))
+    assert len(recorder.made) == 2
+    del view, one
+    gc.collect()
+    assert [made() is None for made in recorder.made] == [False, True]

@@ -142,8 +142,9 @@ async def _draw(
     wanted = wanted_of(model_of(choice))
     key = client_key(request, wanted.request.model, is_named=bool(named))
     try:
+        loras = await services.queue.loras.opened(wanted.request.loras)
         job = services.queue.submit(
-            wanted.request, attended=True, keeps_files=not wanted.send_images, client=key, source=source
+            wanted.request, attended=True, keeps_files=not wanted.send_images, client=key, source=source, loras=loras
         )
     except RequestError as error:
         raise renamed(error) from None

@@ -71,7 +71,6 @@ class CmdFlags(TypedDict):
 NONE = (
     ("latent-upscale-modes", "latent upscale modes"),
     ("sd-vae", "VAEs to choose from"),
-    ("loras", "LoRAs"),
     ("hypernetworks", "hypernetworks"),
     ("face-restorers", "face restorers"),
     ("realesrgan-models", "Real-ESRGAN models"),
@@ -80,7 +79,7 @@ NONE = (
     ("extensions", "extensions"),
 )
 """Lists that are empty: the last part of the path, and of what there is none."""
-REFRESHED = ("checkpoints", "vae", "loras")
+REFRESHED = ("checkpoints", "vae")
 """What clients ask to be read again. The lists are never old, so nothing is done."""
 
 

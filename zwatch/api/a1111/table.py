@@ -1,6 +1,6 @@
 """AUTOMATIC1111's part of the table of calls."""
 
-from zwatch.api.a1111 import calls, lists
+from zwatch.api.a1111 import calls, lists, loras
 from zwatch.api.a1111.checkpoints import Checkpoint
 from zwatch.api.a1111.img2img import Img2ImgAnswer, Img2ImgRequest
 from zwatch.api.a1111.pnginfo import PngInfo, PngInfoRequest
@@ -69,6 +69,14 @@ CALLS: tuple[Call, ...] = (
         "POST", "/sdapi/v1/skip", calls.skip, "automatic1111", "sd_skip",
         "Interrupt the running request, if it is the client's own and of one image",
         {200: Answer("It is interrupted, or there is nothing to skip.", Null)},
+    ),
+    Call(
+        "GET", "/sdapi/v1/loras", loras.list_loras, "automatic1111", "sd_loras", "List the LoRAs that prompts can name",
+        {200: Answer("The list.", list[loras.SdLora])},
+    ),
+    Call(
+        "POST", "/sdapi/v1/refresh-loras", loras.refresh, "automatic1111", "sd_refresh_loras", "Look for LoRAs now",
+        {200: Answer("They are looked for.", Null)},
     ),
     Call(
         "GET", "/sdapi/v1/scripts", lists.SCRIPTS, "automatic1111", "sd_scripts", "List the scripts: there are none",

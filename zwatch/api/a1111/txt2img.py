@@ -19,6 +19,7 @@ from zwatch.generation.fields import Converted, Flag, Rule, Text, Whole, invalid
 from zwatch.generation.image_details import Pairs, details_of
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished
+from zwatch.generation.lora_fields import LoraWish, without_tags
 from zwatch.generation.request import (
     DEFAULT_STEPS,
     MAX_IMAGES,
@@ -199,10 +200,12 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         sides["width"] = _rounded(asked.width)
     if asked.height is not None:
         sides["height"] = _rounded(asked.height)
+    prompt, loras = wanted_loras(asked.prompt)
     request = validated(
         GenerateRequest,
         {
-            "prompt": asked.prompt,
+            "prompt": prompt,
+            "loras": loras,
             "negative_prompt": asked.negative_prompt,
             **sides,
             "steps": asked.steps,
@@ -213,7 +216,7 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
         },
     )
     parameters: Txt2ImgParameters = {
-        "prompt": request.prompt,
+        "prompt": asked.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": asked.seed,
         **sides,
@@ -230,8 +233,26 @@ def wanted_images(asked: Txt2ImgRequest, model: str) -> Txt2Img:
     return Txt2Img(request, parameters, asked.batch_size, asked.send_images)
 
 
+def wanted_loras(prompt: str) -> tuple[str, tuple[LoraWish, ...]]:
+    """Return a prompt without `<lora:NAME:SCALE>`, and the LoRAs that it names; of img2img too.
+
+    Raises:
+        RequestError: 400, a tag is wrong, or nothing else is in the prompt.
+    """
+    try:
+        rest, loras = without_tags(prompt)
+    except ValueError as error:
+        raise invalid("prompt", f"prompt: {error}") from None
+    if not rest.strip():
+        raise invalid("prompt", "prompt names LoRAs and nothing else: say what is to be drawn")
+    return rest, loras
+
+
 def renamed(error: RequestError) -> RequestError:
     """Return an error about a native field with the name of this API's field."""
+    if error.param == "loras":
+        message = error.message.replace("loras:", "prompt:", 1)
+        return RequestError(error.code, message, status=error.status, param="prompt", headers=error.headers)
     name = _NAMES.get(error.param or "")
     if name is None:
         return error

@@ -37,15 +37,17 @@ async def generate(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "invalid_value", f"n is {wanted.n}, one answer is one image: send Accept: application/json", param="n"
         )
+    loras = await services.queue.loras.opened(wanted.loras)
     if wanted.is_comparison:
         if accepted == "image":
             message = "model is a list, one answer is one image: send Accept: application/json"
             raise RequestError("invalid_value", message, param="model")
-        comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source)
+        comparison = submit_comparison(services.queue, wanted.by_model(), attended=True, source=source, loras=loras)
         del source  # its jobs have it as long as they need it
         return await _compare(request, services, comparison, accepted)
     [asked] = wanted.by_model()
-    job = services.queue.submit(asked, attended=True, client=native_client(request, asked), source=source)
+    client = native_client(request, asked)
+    job = services.queue.submit(asked, attended=True, client=client, source=source, loras=loras)
     del source  # the job has it as long as it needs it
     with services.queue.attending(job):
         if accepted == EVENT_STREAM:

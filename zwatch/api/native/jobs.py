@@ -22,15 +22,19 @@ async def submit(request: web.Request) -> web.Response:
     queue.refuse_if_full()
     note_client(request)
     wanted, source = await read_asked(request)
+    loras = await queue.loras.opened(wanted.loras)
     job: Job | Comparison
     if wanted.is_comparison:
-        job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True, source=source)
+        job = submit_comparison(queue, wanted.by_model(), attended=False, keeps_files=True, source=source, loras=loras)
     else:
         [asked] = wanted.by_model()
-        job = queue.submit(asked, attended=False, keeps_files=True, client=native_client(request, asked), source=source)
+        client = native_client(request, asked)
+        job = queue.submit(asked, attended=False, keeps_files=True, client=client, source=source, loras=loras)
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     if isinstance(job, Comparison):
         body["jobs"] = [one.id for one in job.jobs]
+    if source is not None:
+        body["source"] = source.digest
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
 

@@ -12,6 +12,7 @@ from zwatch.api import version_views, views
 from zwatch.api.answers import answer, encoded, json_answer
 from zwatch.api.health import HEALTH_STATES
 from zwatch.api.health import health as judge_health
+from zwatch.api.lora_views import lora_views, loras_view
 from zwatch.api.native.client_jobs import client_in_query, send_jobs
 from zwatch.api.native.progress import Progress, next_look
 from zwatch.api.schema import VersionName, choice
@@ -65,7 +66,8 @@ async def _status(services: Services) -> views.StatusView:
     memory = await services.device_memory()
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
-    return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime)
+    loras = lora_views(services.loras)
+    return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime, loras)
 
 
 async def status(request: web.Request) -> web.Response:
@@ -156,6 +158,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         for name, state in views.share_states(supervisor).items():
             found[f"alias {name}"] = {**state, "alias": name, "of": state["alias"]}
         found["aliases"] = {"aliases": [*supervisor.aliases], "shares": [*views.share_states(supervisor)]}
+        found["loras"] = loras_view(services.loras)
         if services.history is not None:
             found["history"] = views.history_change(services.history.view())
         return found

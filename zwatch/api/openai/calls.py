@@ -95,7 +95,10 @@ async def _answer(
     model = await _serving_name(services, asked.model)
     client = client_key(request, model, user=asked.user, is_named=asked.model == model)
     wanted = wanted_of(model)
-    job = services.queue.submit(wanted.generate, attended=True, keeps_files=wanted.urls, client=client, source=source)
+    loras = await services.queue.loras.opened(wanted.generate.loras)
+    job = services.queue.submit(
+        wanted.generate, attended=True, keeps_files=wanted.urls, client=client, source=source, loras=loras
+    )
     with services.queue.attending(job):
         if wanted.stream:
             return await _stream(request, services, job, wanted.partial_images, names)

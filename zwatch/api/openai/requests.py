@@ -9,6 +9,7 @@ from pydantic import Field
 from zwatch.api.schema import LenientRequest
 from zwatch.errors import RequestError
 from zwatch.generation.fields import Flag, Text, Whole, invalid, validated
+from zwatch.generation.lora_fields import LoraList, LoraWish
 from zwatch.generation.request import (
     DEFAULT_QUALITY,
     DEFAULT_STEPS,
@@ -77,6 +78,11 @@ class ImagesRequest(LenientRequest):
     negative_prompt: Annotated[OptionalText, Field(description="An extension of zwatch.")] = ""
     num_inference_steps: Annotated[Steps, Field(description="An extension of zwatch.")] = DEFAULT_STEPS
     guidance_scale: Annotated[Guidance, Field(description="An extension of zwatch.")] = 0.0
+    loras: Annotated[
+        tuple[LoraWish, ...],
+        LoraList(),
+        Field(description="An extension of zwatch: LoRAs that it is drawn with, by name."),
+    ] = ()
     user: UserName = ""
     seed: Annotated[
         Seed | None,
@@ -107,6 +113,7 @@ def images_of(asked: ImagesRequest, model: str) -> Images:
         **_sides(asked.size),
         "steps": asked.num_inference_steps,
         "guidance_scale": asked.guidance_scale,
+        "loras": asked.loras,
         "seed": asked.seed,
         "n": asked.n,
         "format": asked.output_format,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from zwatch.engine.adapted import products
 from zwatch.engine.networks.layers import Linear
 from zwatch.engine.networks.transformer import Block, ZImageTransformer
 from zwatch.engine.scaled import Activations, QuantizedLinear
@@ -16,7 +17,7 @@ class Products:
 
     def of(self, x: Activations, *linears: nn.Module) -> tuple[Tensor, ...]:
         """Return the product of x with each of the layers."""
-        return tuple(linear(x) for linear in linears)
+        return products(x, linears)
 
 
 class CopiedProducts(Products):

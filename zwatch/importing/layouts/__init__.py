@@ -4,6 +4,7 @@ Nothing here reads a file, apart from `gguf`, and torch is imported by computati
 """
 
 from zwatch.importing.layouts.lora import merge
+from zwatch.importing.layouts.lora_alone import alone
 from zwatch.importing.layouts.recognition import recognise
 
-__all__ = ["merge", "recognise"]
+__all__ = ["alone", "merge", "recognise"]

@@ -166,3 +166,34 @@ def _product(matrices: "list[torch.Tensor]", addition: Addition) -> "Callable[[s
     whole = torch.kron(first, second)
     begin, end = addition.rows or (0, whole.shape[0])
     return lambda piece: whole[begin:end][piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Makes a factor of a LoRA with its strength in it: alpha / divisor times some of its rows, in float32, rounded once. The sources
+    are the factor and, if `alpha` is None, the LoRA's alpha."""
+
+    module: str
+    shape: tuple[int, int]
+    dtype: str
+    alpha: float | None
+    divisor: float
+    rows: tuple[int, int]
+
+    def __call__(self, sources: "Sequence[torch.Tensor]") -> "torch.Tensor":
+        """Return the factor as it is stored.
+
+        Raises:
+            Rejection: it has values that are no numbers, or that its dtype cannot hold.
+        """
+        import torch
+
+        begin, end = self.rows
+        up = sources[0].to(torch.float32).flatten(1)[begin:end]
+        alpha = self.alpha if self.alpha is not None else sources[1].to(torch.float32).reshape(()).item()
+        if not math.isfinite(alpha) or not torch.isfinite(up).all():
+            raise refusal(f"the LoRA's {quoted(self.module)} has values that are infinite or not numbers")
+        made = (up * (alpha / self.divisor)).to(getattr(torch, self.dtype))
+        if not torch.isfinite(made).all():
+            raise refusal(f"the LoRA's {quoted(self.module)} times its alpha {alpha:g} is too large for {self.dtype}")
+        return made.reshape(self.shape)

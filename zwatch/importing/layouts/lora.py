@@ -26,7 +26,7 @@ _BEYOND = (
 """Fields of PEFT's LoraConfig (0.21) that make a merge something else."""
 _BEGINNINGS = ("pissa", "olora", "corda", "loftq")
 """Values of its `init_lora_weights` that take a part out of the base's weights, which the file does not bring."""
-_FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F64")
+FLOATS = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F64")
 _BASES = ("F32", "F16", "BF16")
 
 
@@ -50,7 +50,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """The matrices of a module, their rank where alpha is divided by one, and the shape of what they make, None where they do
     not fit each other."""
 
@@ -97,7 +97,7 @@ def _parts_of(
     if not math.isfinite(lora.scale):
         raise refusal(f"the scale of a LoRA is {lora.scale}, expected a finite number")
     named = parse(lora.tensors)
-    config = _Config.of(lora, peft=named.peft)
+    config = Config.of(lora, peft=named.peft)
     parts: dict[str, _Part] = {}
     wrong: list[str] = []
     for module, factors in named.modules.items():
@@ -105,7 +105,7 @@ def _parts_of(
         if weights is None:
             wrong.append(f"{quoted(module)} is no module of the base")
             continue
-        change = _change_of(lora.tensors, factors)
+        change = change_of(lora.tensors, factors)
         problems = _problems(lora.tensors, change, factors.alpha, [base[one].shape for one in weights])
         wrong += problems
         if problems:
@@ -129,8 +129,13 @@ def _rows_of(weights: tuple[str, ...], base: Mapping[str, TensorInfo]) -> Iterat
         begin = end
 
 
+def divisor(rank: int, config: "Config", *, is_kronecker: bool = False) -> float:
+    """Return what alpha is divided by: the rank, or its root for PEFT's rank-stabilised LoRA."""
+    return math.sqrt(rank) if config.root and not is_kronecker else float(rank)
+
+
 def _scaled(
-    module: str, scale: float, change: _Change, alpha: str | None, config: "_Config"
+    module: str, scale: float, change: Change, alpha: str | None, config: "Config"
 ) -> tuple[Addition, tuple[str, ...]]:
     """Return what a module adds, and the names of its sources. A LoKr of whole factors has no rank and takes no alpha (LyCORIS,
     and diffusers' `_bake_lokr_alpha_`)."""
@@ -138,11 +143,11 @@ def _scaled(
         config.check_known()
     if change.rank is None:
         return Addition(module, scale, 1.0, 1.0, None, change.kronecker), change.names
-    divisor = math.sqrt(change.rank) if config.root and not change.kronecker else float(change.rank)
+    divided = divisor(change.rank, config, is_kronecker=change.kronecker is not None)
     if alpha is not None:
-        return Addition(module, scale, divisor, None, None, change.kronecker), (*change.names, alpha)
+        return Addition(module, scale, divided, None, None, change.kronecker), (*change.names, alpha)
     value = float(change.rank) if change.kronecker else config.alpha(module, change.rank)
-    return Addition(module, scale, divisor, value, None, change.kronecker), change.names
+    return Addition(module, scale, divided, value, None, change.kronecker), change.names
 
 
 def _add(parts: dict[str, _Part], weight: str, part: _Part) -> None:
@@ -165,13 +170,14 @@ def _check_fused(parts: Mapping[str, _Part]) -> None:
             raise refusal(f"the LoRA has {quoted(module)} and some of its three parts by themselves; which is meant?")
 
 
-def _change_of(tensors: Mapping[str, TensorInfo], factors: Factors) -> _Change:
+def change_of(tensors: Mapping[str, TensorInfo], factors: Factors) -> Change:
+    """Return what the factors of a module make."""
     if not factors.kronecker:
         assert factors.down is not None
         assert factors.up is not None
-        down, up = (_flat(tensors[name].shape) for name in (factors.down, factors.up))
+        down, up = (flat(tensors[name].shape) for name in (factors.down, factors.up))
         fits = len(down) == len(up) == 2 and down[0] == up[1]
-        return _Change((factors.down, factors.up), down[0] if down else 0, (up[0], down[1]) if fits else None)
+        return Change((factors.down, factors.up), down[0] if down else 0, (up[0], down[1]) if fits else None)
     names: list[str] = []
     counts, shapes = [], []
     for one in ("w1", "w2"):
@@ -183,19 +189,19 @@ def _change_of(tensors: Mapping[str, TensorInfo], factors: Factors) -> _Change:
         shapes.append((first[0], last[1]) if fits else None)
     low = factors.kronecker.get("w2_b", factors.kronecker.get("w1_b"))
     whole = None if None in shapes else (shapes[0][0] * shapes[1][0], shapes[0][1] * shapes[1][1])  # type: ignore[index]
-    return _Change(
+    return Change(
         tuple(names), tensors[low].shape[0] if low and tensors[low].shape else None, whole, (counts[0], counts[1])
     )
 
 
 def _problems(
-    tensors: Mapping[str, TensorInfo], change: _Change, alpha: str | None, weights: Sequence[tuple[int, ...]]
+    tensors: Mapping[str, TensorInfo], change: Change, alpha: str | None, weights: Sequence[tuple[int, ...]]
 ) -> list[str]:
     expected = (sum(shape[0] for shape in weights), weights[0][1])
     problems = [
         f"{quoted(name)} is {tensors[name].dtype}, expected a float"
         for name in (*change.names, alpha)
-        if name is not None and tensors[name].dtype not in _FLOATS
+        if name is not None and tensors[name].dtype not in FLOATS
     ]
     if alpha is not None and count_of(tensors[alpha].shape) != 1:
         problems.append(f"{quoted(alpha)} has the shape {list(tensors[alpha].shape)}, expected one number")
@@ -205,13 +211,13 @@ def _problems(
     return problems
 
 
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+def flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape without the last two sizes of a convolution of one pixel."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 @dataclass(frozen=True, slots=True)
-class _Config:
+class Config:
     """PEFT's LoraConfig, as far as it says how a merge is scaled."""
 
     stated: bool
@@ -221,7 +227,12 @@ class _Config:
     peft: bool = False
 
     @classmethod
-    def of(cls, lora: Lora, *, peft: bool) -> "_Config":
+    def of(cls, lora: Lora, *, peft: bool) -> "Config":
+        """Return what a LoRA's own configuration says, in its header or beside it.
+
+        Raises:
+            Rejection: it is not valid, or makes it another thing than a LoRA.
+        """
         found = lora.adapter_config if lora.adapter_config is not None else _in_header(lora.metadata)
         if found is None:
             return cls(stated=False, peft=peft)
