@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import BaseModel
 
+from zwatch.api.form_lists import with_lists
 from zwatch.api.services import TIME_LIMITS
 from zwatch.errors import RequestError
 from zwatch.generation.fields import File, OneOf, Rule, TextOrTexts, file_fields, invalid, validated
@@ -294,7 +295,7 @@ def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> 
     """Return the fields of a form as JSON would have them: a number for a field that takes no text, a list for those whose names end
     with `[]`. A field that takes no text, or one of some words, is left out if it is empty."""
     found: dict[str, Any] = {}
-    for sent, value in pairs:
+    for sent, value in with_lists(pairs, model.model_fields):
         name = sent.removesuffix("[]") if sent not in model.model_fields else sent
         is_listed = name != sent and name in model.model_fields
         name = name if is_listed else sent

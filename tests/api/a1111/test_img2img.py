@@ -278,6 +278,7 @@ def test_the_defaults_are_those_of_automatic1111():
         Image.merge("RGBA", [Image.new("L", (64, 64)) for _ in range(3)] + [white_in((8, 8, 24, 24))]),
         white_in((8, 8, 24, 24)).point(lambda level: 130 if level else 120),
         white_in((16, 16, 48, 48), (128, 128)),
+        white_in((625, 625, 1875, 1875), (5000, 5000)),
     ],
 )
 def test_a_mask_may_be_black_and_white_or_a_transparent_layer_of_any_size(mask):

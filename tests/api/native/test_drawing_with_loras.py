@@ -5,6 +5,7 @@ import base64
 import io
 import json
 
+import openai
 import pytest
 import torch
 from PIL import Image
@@ -324,3 +325,29 @@ async def test_openais_call_takes_them_as_an_extension(client, loras):
     assert pixels(base64.b64decode(answer["data"][0]["b64_json"])) == pixels((await client.png(seed=1, loras=ink()))[1])
     error = await client.error("/v1/images/generations", {**body, "loras": ink(name="oil")}, 400)
     assert error["param"] == "loras"
+
+
+async def test_a_picture_is_changed_with_loras_by_the_compatible_apis_as_by_the_native_one(client, loras):
+    picture = base64.b64encode((await client.png(seed=3))[1]).decode()
+    _, native = await client.png(seed=1, loras=ink(0.5), image=picture, strength=0.6)
+    sent = {"init_images": [picture], "prompt": "a cat <lora:ink:0.5>", "seed": 1, "denoising_strength": 0.6}
+    status, _, answer = await client.call("POST", "/sdapi/v1/img2img", json=sent)
+    assert status == 200, answer
+    assert pixels(base64.b64decode(answer["images"][0])) == pixels(native)
+    assert answer["zwatch"]["loras"] == [{"name": "ink", "scale": 0.5, "digest": digest_of(loras, "ink")}]
+    async with openai.AsyncOpenAI(base_url=f"{client.url}/v1", api_key="any", max_retries=0) as ours:
+        file = base64.b64decode(picture)
+        for wish in (ink(0.5), json.dumps(ink(0.5))):
+            made = await ours.images.edit(image=file, prompt="a cat", extra_body={"seed": 1, "loras": wish})
+            assert pixels(base64.b64decode(made.data[0].b64_json)) == pixels(native), wish
+        both = [{"name": "ink", "scale": 0.5}, {"name": "night", "scale": -1}]
+        _, native = await client.png(seed=1, loras=both, image=picture, strength=0.6)
+        made = await ours.images.edit(image=file, prompt="a cat", extra_body={"seed": 1, "loras": both})
+        assert pixels(base64.b64decode(made.data[0].b64_json)) == pixels(native)
+        for wrong, words in (
+            ([{"name": "ink", "scale": 0.5}, {"name": "night"}], "2 of name, 1 of scale"),
+            (ink(5), "-2"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=words) as caught:
+                await ours.images.edit(image=file, prompt="a cat", extra_body={"loras": wrong})
+            assert caught.value.param == "loras"

@@ -321,6 +321,21 @@ def test_json_with_base64_or_a_data_url_is_accepted_too():
         assert read_edit("application/json", body).source.picture.size == (64, 64)
 
 
+def test_a_mask_of_another_size_and_the_same_shape_is_resized():
+    mask = file_of(transparent_in((64, 0, 128, 128), (128, 128)))
+    assert read_edit(*form(image=PICTURE, prompt="x", mask=mask)).source.mask.getbbox() == (32, 0, 64, 64)
+    enormous = Image.new("LA", (5000, 5000), (0, 255))
+    enormous.paste((0, 0), (2500, 0, 5000, 5000))
+    found = read_edit(*form(image=PICTURE, prompt="x", mask=file_of(enormous))).source.mask
+    assert np.asarray(found)[:, 33:].min() == 255
+    assert np.asarray(found)[:, :31].max() == 0
+
+
+def test_what_waits_holds_no_files():
+    found = read_edit(*form(image=PICTURE, prompt="x", mask=MASK))
+    assert (found.asked.image, found.asked.mask) == (None, None)
+
+
 def test_a_picture_is_decoded_only_if_the_rest_is_valid():
     with pytest.raises(RequestError) as caught:
         read_edit(*form(image=b"no image", prompt="x", size="large"))

@@ -11,6 +11,7 @@ from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.inpainting import Canvas, Content, Fit, blurred, fitted_picture, part_of_mask, with_content
 from zwatch.generation.request import MAX_SIDE, SIDE_STEP
+from zwatch.generation.sources import MAX_SIDE as LARGEST_KEPT
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
 
 _CONTENTS = {Content.FILL: "fill", Content.NOISE: "latent noise", Content.NOTHING: "latent nothing"}
@@ -91,6 +92,8 @@ def _mask(asked: Img2ImgRequest, size: tuple[int, int]) -> Image.Image:
         RequestError: 400, it is not an image.
     """
     found = open_picture(file_of(asked.mask, "mask"), "mask")
+    if max(found.size) > LARGEST_KEPT:  # what is done then takes a fraction of the memory
+        found = found.resize(size, Image.Resampling.BOX)
     # Drawn on a transparent layer, or black and white: both are usual.
     if found.has_transparency_data and (layer := found.convert("RGBA").getchannel("A")).getextrema() != (255, 255):
         mask = layer

@@ -136,30 +136,28 @@ def _mask(asked: EditsRequest, image: bytes, size: tuple[int, int]) -> Image.Ima
     if asked.mask is None:
         if asked.model != _MASK_OF_ITS_OWN:
             return None
-        alpha = _alpha(open_picture(image, "image"))
-        return None if alpha is None else _of_size(ImageChops.invert(alpha), size)
+        alpha = _alpha(open_picture(image, "image"), size)
+        return None if alpha is None else ImageChops.invert(alpha)
     found = open_picture(_file(asked.mask, "mask"), "mask")
-    alpha = _alpha(found)
+    width, height = found.size
+    if abs(width * size[1] / (height * size[0]) - 1) > _ALIKE:
+        raise invalid("mask", f"mask has {width} x {height} pixels, image {size[0]} x {size[1]}: they must be equal")
+    alpha = _alpha(found, size)
     if alpha is None:
         raise invalid(
             "mask", "mask has no transparent pixel: what is transparent in it is edited, everything else stays"
         )
-    width, height = found.size
-    if abs(width * size[1] / (height * size[0]) - 1) > _ALIKE:
-        raise invalid("mask", f"mask has {width} x {height} pixels, image {size[0]} x {size[1]}: they must be equal")
-    return _of_size(ImageChops.invert(alpha), size)
+    return ImageChops.invert(alpha)
 
 
-def _alpha(picture: Image.Image) -> Image.Image | None:
-    """Return the alpha channel of a picture that has any transparent pixel."""
+def _alpha(picture: Image.Image, size: tuple[int, int]) -> Image.Image | None:
+    """Return the alpha channel, in this size, of a picture that has any transparent pixel."""
     if not picture.has_transparency_data:
         return None
-    alpha = picture.convert("RGBA").getchannel("A")
-    return None if alpha.getextrema()[0] == 255 else alpha
-
-
-def _of_size(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+    alpha = (picture if picture.mode in ("LA", "RGBA") else picture.convert("RGBA")).getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return None
+    return alpha if alpha.size == size else alpha.resize(size, Image.Resampling.BOX)
 
 
 def _fitted(asked: EditsRequest, source: Source, mask: Image.Image | None) -> Source:
