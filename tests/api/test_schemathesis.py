@@ -59,6 +59,13 @@ def url(tiny_versions, tmp_path_factory):
         runner.run(server.__aexit__())
 
 
+def has_whole_float(value):
+    """Return whether there is a number such as 70.0 in JSON: to a schema it is an integer, to the service it is none."""
+    if isinstance(value, dict | list):
+        return any(map(has_whole_float, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and value.is_integer()
+
+
 bounded = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
@@ -73,9 +80,8 @@ def test_every_answer_matches_the_document(case, url):
     seen[response.status_code] += 1
     if case.operation.path == "/api/unload_model":  # so that the other calls find a serving version
         requests.post(f"{url}/api/load_model", timeout=60)
-    case.validate_response(
-        response, excluded_checks=BEYOND_A_SCHEMA if case.operation.path in WITH_OTHER_LIMITS else []
-    )
+    is_beyond = case.operation.path in WITH_OTHER_LIMITS or has_whole_float(case.body)
+    case.validate_response(response, excluded_checks=BEYOND_A_SCHEMA if is_beyond else [])
 
 
 @api.include(path="/generate").parametrize()
