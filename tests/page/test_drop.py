@@ -157,26 +157,31 @@ async def test_a_picture_without_a_seed_leaves_the_seed_as_it_is(page):
     await has_settings(page, Prompt="a moor", Width=256, Steps=6, Seed=31)
 
 
-async def test_a_photograph_and_a_broken_file_are_refused_with_a_sentence(page):
-    page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
-    alert = page.get_by_role("alert").filter(has_text="No settings from")
-    for file, name, reason in (
-        (with_exif("jpeg", {0x010F: "Canon", 0x0110: "EOS 5D"}), "photo.jpg", "the picture has no settings in it"),
-        (of_zwatch("webp")[:40], "cut.webp", "no PNG, JPEG or WebP file"), (b"hello", "notes.txt", "no PNG, JPEG or WebP file"),
-    ):  # fmt: skip
-        await give(page, file, name=name, media_type="application/octet-stream")
-        await expect(alert).to_contain_text(f"No settings from {name}: ")
-        await expect(alert).to_contain_text(reason)
-
-
-async def test_a_picture_without_settings_is_refused_with_a_sentence_and_nothing_is_lost(page):
+async def test_a_broken_file_is_refused_with_a_sentence_and_nothing_is_lost(page):
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("kept words")
     page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
-    await give(page, png(), name="plain.png")
-    await expect(page.get_by_role("alert")).to_contain_text("No settings from plain.png: ")
+    alert = page.get_by_role("alert").filter(has_text="No settings from")
+    for file, name in ((of_zwatch("webp")[:40], "cut.webp"), (b"hello", "notes.txt")):
+        await give(page, file, name=name, media_type="application/octet-stream")
+        await expect(alert).to_contain_text(f"No settings from {name}: ")
+        await expect(alert).to_contain_text("no PNG, JPEG or WebP file")
     await has_settings(page, Prompt="kept words")
     await page.get_by_role("button", name="Close").click()
     await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_photograph_has_no_settings_and_is_the_picture_that_is_changed_unless_only_settings_are_wanted(page):
+    await page.get_by_role("textbox", name="Prompt", exact=True).fill("kept words")
+    page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
+    photograph = with_exif("jpeg", {0x010F: "Canon", 0x0110: "EOS 5D"})
+    await give(page, photograph, name="photo.jpg", media_type="image/jpeg")
+    await expect(page.get_by_role("group", name="Picture to change")).to_contain_text("photo.jpg")
+    await has_settings(page, Prompt="kept words", Width=16)
+    async with page.expect_file_chooser() as chooser:
+        await page.get_by_role("button", name="Settings from a picture").click()
+    await (await chooser.value).set_files([{"name": "other.jpg", "mimeType": "image/jpeg", "buffer": photograph}])
+    await expect(page.get_by_role("alert")).to_contain_text("the picture has no settings in it")
+    await expect(page.get_by_role("group", name="Picture to change")).to_contain_text("photo.jpg")
 
 
 async def test_a_dragged_file_is_announced_over_the_page_and_the_page_is_not_left(page):

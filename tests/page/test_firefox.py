@@ -1,12 +1,14 @@
 """The page in Firefox: the main path of a designer's day, in one browser and with one service."""
 
 import base64
+import io
 import re
 import signal
 import subprocess
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from tests.page.bidi import FIREFOX, running_firefox
 from tests.page.conftest import running
@@ -101,6 +103,33 @@ async def test_a_dropped_picture_fills_in_its_settings(tab):
     await tab.run(DROP, base64.b64encode(png(parameters=A1111)).decode())
     await tab.until("() => document.querySelector('#field-prompt').value === 'a castle on a hill'")
     assert await tab.run("() => document.querySelector('#field-seed').value") == "4321"
+
+
+async def test_a_picture_is_changed_where_its_mask_is_painted(tab):
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64), "teal").save(file, "PNG")
+    to_be_changed = DROP.replace("document.body", "document.querySelector('.drop-shade p')")
+    await tab.run(to_be_changed, base64.b64encode(file.getvalue()).decode())
+    await tab.sees(".source-card", "a.png[^]*All of it is changed")
+    await tab.click(".source-card button", "Paint a mask…")
+    await tab.until("() => document.activeElement.matches('.mask-sheet canvas')")
+    await tab.click(".mask-sheet canvas")
+    await tab.sees("dialog.mask", "1% of it is painted anew")
+    await tab.press("Enter", "ArrowRight", "ArrowRight", "Enter", "i")
+    await tab.sees("dialog.mask", "9\\d% of it is painted anew")
+    await tab.click("dialog.mask button", "Undo")
+    await tab.press("Escape")
+    await tab.sees(".source-card", "[1-5]% of it is painted anew")
+    await tab.run("() => document.activeElement.blur()")
+    await generate(tab, "a changed one", steps=4, seed=3)
+    await tab.sees(".caption-prompt", "a changed one")
+    await tab.sees(".caption-details", "seed 3 · 96 × 64")  # noqa: RUF001
+    await tab.until("() => !document.querySelector('#stage-actions').classList.contains('unseen')")
+    await tab.click("#stage-actions button", "Details")
+    await tab.sees("dialog.detail .facts", "Mask\\s*✓\\s*Strength\\s*0.6")
+    await tab.press("Escape")
+    await tab.click(".source-card button", "Remove the picture")
+    await tab.until("() => document.querySelector('.source-card').hidden")
 
 
 async def test_the_versions_are_listed_and_one_is_deployed(tab):

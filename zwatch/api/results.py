@@ -89,12 +89,14 @@ class Generated(Result):
 
 
 class Accepted(TypedDict):
-    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison."""
+    """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison, `source` is the digest of
+    the image that is changed, if one is."""
 
     id: str
     state: JobStateName
     position: Number
     jobs: NotRequired[list[str]]
+    source: NotRequired[SourceDigest]
 
 
 class AskedView(TypedDict):

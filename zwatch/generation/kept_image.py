@@ -57,6 +57,7 @@ class KeptImage(TypedDict):
     source: str | None
     mask: bool
     strength: float | None
+    mask_blur: int | None
     model: str | None
     format: ImageFormat
     quality: int | None
@@ -132,6 +133,7 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "source": details.source if _DIGEST.fullmatch(details.source) else None,
         "mask": details.mask == "yes",
         "strength": _number(request.get("strength")),
+        "mask_blur": _whole(request.get("mask_blur")),
         "model": _text(request.get("model")),
         "format": ImageFormat.of_name(name),
         "quality": _whole(request.get("quality")),

@@ -30,7 +30,7 @@ async function login() {
 	return isIn;
 }
 
-// Calls the server and returns its JSON. A body that is a Blob is sent as it is, anything else as JSON
+// Calls the server and returns its JSON. A body that is a file or a form is sent as it is, anything else as JSON
 export async function call(method, path, body) {
 	const response = await send(method, path, body);
 	if (response.status === 401 && path !== "/login" && (await login())) return read(await send(method, path, body));
@@ -39,7 +39,7 @@ export async function call(method, path, body) {
 
 async function send(method, path, body) {
 	const headers = { Accept: "application/json", "X-Client-Id": clientId };
-	const isJson = body !== undefined && !(body instanceof Blob);
+	const isJson = body !== undefined && !(body instanceof Blob || body instanceof FormData);
 	if (isJson) headers["Content-Type"] = "application/json";
 	try {
 		return await fetch(path, { method, headers, body: isJson ? toJson(body) : body });

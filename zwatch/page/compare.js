@@ -22,7 +22,7 @@ export function compare(ctx, row, other) {
 
 // Draws a request by two models and compares what they make
 export async function compareModels(ctx, request, models) {
-	const accepted = await ctx.api.call("POST", "/jobs", { ...request, n: 1, model: models });
+	const accepted = await ctx.actions.post({ ...request, n: 1, model: models });
 	new Comparison(ctx, null, null).followJobs(accepted.jobs, models);
 }
 

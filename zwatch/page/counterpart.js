@@ -2,7 +2,8 @@
 
 import { rowOfJob, seedText, settingsOf } from "./picture.js";
 
-const SAME = ["prompt", "width", "height", "steps", "negative_prompt", "guidance_scale"];
+const SAME = ["prompt", "width", "height", "steps", "negative_prompt", "guidance_scale", "strength"];
+const made = ({ source = null, mask = false, loras }) => JSON.stringify([source, mask, loras ?? []]);
 
 // A version that was sealed again under its name is another
 function isOtherVersion(one, other) {
@@ -10,7 +11,7 @@ function isOtherVersion(one, other) {
 }
 
 function isSameRequest(one, other) {
-	return seedText(one) === seedText(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
+	return seedText(one) === seedText(other) && made(one) === made(other) && SAME.every((field) => (one[field] ?? other[field]) === (other[field] ?? one[field]));
 }
 
 // Returns the version to compare with: what serves, else another that is loaded, else null
@@ -33,8 +34,8 @@ export async function findInHistory({ api }, row, other) {
 }
 
 // Draws it on the other version; `onJob(job, made)` follows. Returns what stops following
-export async function draw({ api, store }, row, other, onJob) {
-	const { id } = await api.call("POST", "/jobs", { ...settingsOf(row), n: 1, model: other.model });
+export async function draw({ store, actions }, row, other, onJob) {
+	const { id } = await actions.post({ ...settingsOf(row), n: 1, model: other.model });
 	let last = null;
 	return store.on("jobs", (jobs) => {
 		const job = jobs.find((one) => one.id === id);

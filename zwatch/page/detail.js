@@ -44,6 +44,7 @@ export function openDetail({ ctx, hidden, deleting }, list, row) {
 	parts.actions.append(
 		textButton(t("use.all"), () => ctx.actions.reuse(row, {}), { class: "primary" }),
 		textButton(t("use.seed"), () => ctx.actions.reuse(row, { seedOnly: true })),
+		textButton(t("use.picture"), () => ctx.actions.change(row)),
 		textButton(t("compare"), compare),
 		textButton(t("detail.copyPrompt"), copyPrompt),
 		textButton(t("detail.copyCurl"), () => copyAndSay(curlText(row, location.origin, toJson))),
@@ -109,11 +110,16 @@ function factsOf(row) {
 		"field.steps": row.steps,
 		"field.guidance_scale": row.guidance_scale,
 		"field.format": row.format === "png" ? "png" : `${row.format} ${row.quality ?? ""}`,
+		"detail.image": row.source,
+		"detail.mask": row.mask && "✓",
+		"field.strength": row.source && row.strength,
+		"field.mask_blur": row.mask && row.mask_blur,
+		"detail.loras": row.loras?.map(({ name, scale, digest }) => `${name} ${scale} (${digest.slice(0, 12)})`).join(", "),
 		"detail.model": row.model,
 		"detail.bytes": row.bytes && bytes(row.bytes),
 		"detail.created": row.created && dateTime(row.created),
 		"detail.file": row.name,
 	};
 	return Object.entries(values).filter(([, value]) => value || value === 0).flatMap(([key, value]) =>
-		[el("dt", { text: t(key) }), el("dd", { class: key === "detail.digest" && "code", text: String(value) })]);
+		[el("dt", { text: t(key) }), el("dd", { class: ["detail.digest", "detail.image", "detail.loras"].includes(key) && "code", text: String(value) })]);
 }

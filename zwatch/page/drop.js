@@ -1,4 +1,4 @@
-// A picture that is dropped, pasted or chosen fills in its settings
+// A picture that is dropped, pasted or chosen fills in its settings, or is the one that is changed
 
 import { byId, el, isTyping, show } from "./dom.js";
 import { sentence } from "./i18n.js";
@@ -10,7 +10,9 @@ const MOST_BYTES = 32 * 1024 * 1024; // the most that the server reads
 
 export function initDrop(ctx) {
 	const { t } = ctx;
-	const shade = el("div", { class: "drop-shade", hidden: true }, el("p", { text: t("drop.here") }));
+	const start = el("p", { text: t("drop.start") });
+	const fill = el("p", { text: t("drop.here") });
+	const shade = el("div", { class: "drop-shade", hidden: true }, start, fill);
 	document.body.append(shade);
 
 	for (const kind of ["dragover", "drop"]) {
@@ -18,7 +20,9 @@ export function initDrop(ctx) {
 			if (!event.dataTransfer.types.includes("Files")) return;
 			event.preventDefault(); // else the browser would leave the page and show the file
 			show(shade, kind === "dragover");
-			if (kind === "drop") read(ctx, event.dataTransfer.files[0]);
+			for (const one of [start, fill]) one.classList.toggle("over", one === event.target);
+			const uses = new Map([[start, begin], [fill, read]]);
+			if (kind === "drop") (uses.get(event.target) ?? take)(ctx, event.dataTransfer.files[0]);
 		});
 	}
 	addEventListener("dragleave", (event) => event.relatedTarget ?? show(shade, false)); // null: the pointer left the window
@@ -26,7 +30,7 @@ export function initDrop(ctx) {
 		const [file] = event.clipboardData?.files ?? [];
 		if (!file || (isTyping(event.target) && event.clipboardData.types.includes("text/plain"))) return;
 		event.preventDefault();
-		read(ctx, file);
+		take(ctx, file);
 	});
 	const input = el("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true, "aria-label": t("drop.choose") });
 	input.addEventListener("change", async () => {
@@ -36,7 +40,12 @@ export function initDrop(ctx) {
 	byId("strip-buttons").prepend(textButton(t("drop.choose"), () => input.click(), { class: "quiet", title: t("drop.title") }), input);
 }
 
-async function read(ctx, file) {
+// A picture that has settings fills them in; any other is changed
+const take = (ctx, file) => read(ctx, file, true);
+
+const begin = (ctx, file) => file && ctx.actions.startFrom(file);
+
+async function read(ctx, file, isAny) {
 	const { t } = ctx;
 	if (!file) return;
 	try {
@@ -44,8 +53,11 @@ async function read(ctx, file) {
 		const { version, source, settings } = await ctx.api.call("POST", "/api/picture_settings", file);
 		closeViews();
 		ctx.actions.use(settings, {});
-		toast(t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() }));
+		const text = t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() });
+		toast(text, { action: { label: t("use.picture"), run: () => begin(ctx, file) } });
 	} catch (error) {
-		toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
+		const failed = () => toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
+		if (isAny) ctx.actions.startFrom(file, failed);
+		else failed();
 	}
 }

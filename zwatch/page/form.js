@@ -4,6 +4,7 @@ import { byId, el, icon, iconButton, setText } from "./dom.js";
 import { sentence } from "./i18n.js";
 import { textButton } from "./parts.js";
 import { sizeRow } from "./sizes.js";
+import { sourceRows } from "./source.js";
 import { NUMBERS, problems, promptHistory, randomSeed, requestOf } from "./settings.js";
 
 // Builds the form and defines `actions.add` and `actions.generate`
@@ -59,6 +60,7 @@ export function initForm(ctx) {
 	const form = el("form", { novalidate: true, autocomplete: "off" },
 		el("div", { class: "fields" },
 			textField("prompt", prompt),
+			sourceRows(ctx),
 			sizeRow(ctx, change),
 			el("div", { class: "pair" }, numberField("width"), numberField("height"), numberField("steps"), numberField("n")),
 			field("seed", seed, () => {
@@ -98,8 +100,9 @@ export function initForm(ctx) {
 	});
 
 	actions.add = async (request) => {
-		const job = await ctx.api.call("POST", "/jobs", request);
-		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request, ...job });
+		const job = await actions.post(request);
+		const { image, ...asked } = { ...request, source: job.source };
+		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request: asked, ...job });
 		return job;
 	};
 
@@ -140,7 +143,7 @@ export function initForm(ctx) {
 
 	function render(settings) {
 		for (const [name, input] of Object.entries(inputs)) {
-			const value = settings[name] ?? actions.defaultSide();
+			const value = settings[name] ?? actions.defaultSide(name);
 			if (Number.isNaN(value) || value === "?") continue; // what is typed is not a number: leave it
 			if (name in NUMBERS && document.activeElement === input && (settings[name] === null || Number(input.value) === value)) continue;
 			const text = value === null ? "" : String(value);
@@ -168,7 +171,7 @@ export function initForm(ctx) {
 		generate.classList.toggle("blocked", obstacle !== null);
 		render(now());
 	}
-	store.on("connection status", renderGenerate);
+	store.on("connection status source", renderGenerate);
 }
 
 // Returns the code of why no picture can be made now; null if one can

@@ -25,7 +25,13 @@ export function initGallery(ctx) {
 	actions.remove = deleting.one;
 	actions.reuse = (row, options) => {
 		closeViews();
-		actions.use(settingsOf(row), options);
+		actions.use({ image: null, loras: [], ...settingsOf(row) }, options);
+		if (row.source && !options.seedOnly) actions.startFrom({ sent: row });
+	};
+	// The picture is the one that is changed next
+	actions.change = (row) => {
+		actions.startFrom(row);
+		byId("form").scrollIntoView({ block: "nearest" }); // on a phone
 	};
 	actions.walk = async (by) => {
 		const name = shownRow(store)?.name;
@@ -92,7 +98,8 @@ function addTools(ctx) {
 	const download = el("a", { class: "icon-button", label: t("detail.download") }, icon("down"));
 	const remove = iconButton("trash", t("detail.delete"), () => actions.remove(row()));
 	const votes = createVotes(ctx);
-	byId("stage-actions").append(votes.element, compare, details, download, remove);
+	const change = iconButton("image", t("use.picture"), () => actions.change(row()));
+	byId("stage-actions").append(votes.element, compare, details, change, download, remove);
 	const follow = () => {
 		const picture = row();
 		if (!picture) return;
@@ -100,7 +107,7 @@ function addTools(ctx) {
 		download.href = picture.url;
 		download.download = picture.name ?? "";
 		// A picture that the history does not keep can only be saved
-		for (const button of [compare, details, remove]) show(button, Boolean(picture.name));
+		for (const button of [change, compare, details, remove]) show(button, Boolean(picture.name));
 	};
 	store.on("shown jobs rows", follow);
 }

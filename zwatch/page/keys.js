@@ -34,7 +34,7 @@ export function initKeys({ actions }) {
 		}
 		if (event.ctrlKey || event.metaKey || event.altKey) return;
 		if (event.key === "Escape") return actions.cancelShown();
-		const isOwn = event.key.startsWith("Arrow") && event.target instanceof Element && event.target.closest("#strip, [role=slider]");
+		const isOwn = event.key.startsWith("Arrow") && event.target instanceof Element && event.target.closest("#strip, [role=slider], [type=range]");
 		const use = uses[event.key] ?? uses[event.key.toLowerCase()];
 		if (!use || isOwn || isTyping(event.target)) return;
 		event.preventDefault();

@@ -21,7 +21,7 @@ applyTo(document);
 setTokenPrompt(askForToken);
 
 const store = createStore({
-	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null,
+	connection: "connecting", status: null, jobs: [], shown: null, rows: [], settings: null, source: null,
 });
 
 const announcer = byId("announcer");

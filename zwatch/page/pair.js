@@ -3,26 +3,20 @@
 import { open } from "./dialogs.js";
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
-import { textButton } from "./parts.js";
+import { extend, textButton } from "./parts.js";
 import { requestOf } from "./settings.js";
-import strings, { table } from "./strings.js";
 
-Object.assign(strings, table(`
+extend(`
 pair.first = First model = 第一个模型
 pair.second = Second model = 第二个模型
 pair.alias = {name} (now {version}) = {name}（现为 {version}）
 pair.draw = Draw both = 同时生成
 pair.prompt = Both draw the prompt and the seed of the form. = 两者都使用表单中的提示词和种子。
 pair.few = Only one model is loaded. A share of 0 % holds another version ready: = 只加载了一个模型。0 % 的分流可让另一版本保持就绪：
-`));
-
-const sheet = new CSSStyleSheet();
-sheet.replaceSync(`
+`, `
 .pair-choice{display:grid;gap:.75rem;max-width:26rem}
-.pair-choice .hint{font-size:.8125rem}
 .over .left .pane-words{margin:0 50% 0 0}
 `);
-document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 
 // Returns the models that can draw now: aliases and shares with what they serve, then the other versions that are loaded
 function choices({ aliases = {}, shares = {}, engines = [] }) {

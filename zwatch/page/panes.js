@@ -2,12 +2,10 @@
 
 import { el } from "./dom.js";
 import { t } from "./i18n.js";
-
-const MOST = 16; // times the size at which a picture fits
+import { createZoom } from "./zoom.js";
 
 // Makes the surface; `onZoom(scale)` is told how large a picture's own pixel is on the screen
 export function createPanes(onZoom) {
-	const view = { scale: 1, x: 0, y: 0 };
 	const [left, right] = ["left", "right"].map(makePane);
 	const range = el("input", { type: "range", class: "divider-range", step: 0.5, "aria-label": t("compare.divider") });
 	const line = el("div", { class: "divider" }, el("span", { "aria-hidden": "true", text: "‹ ›" }));
@@ -27,27 +25,9 @@ export function createPanes(onZoom) {
 		return image.naturalWidth ? Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight) : 1;
 	}
 
-	function draw() {
-		for (const [axis, side] of [["x", "clientWidth"], ["y", "clientHeight"]]) {
-			const most = ((view.scale - 1) * left.pane[side]) / 2;
-			view[axis] = Math.min(most, Math.max(-most, view[axis]));
-		}
-		for (const { image } of [left, right]) image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
-		onZoom(view.scale * fitted());
-	}
-
-	// The point at (x, y) from the middle of its pane stays where it is
-	function zoomTo(wanted, [x, y] = [0, 0]) {
-		const scale = Math.min(MOST, Math.max(1, wanted));
-		const factor = scale / view.scale;
-		Object.assign(view, { scale, x: x - (x - view.x) * factor, y: y - (y - view.y) * factor });
-		draw();
-	}
-
-	function move(x, y) {
-		view.x += x;
-		view.y += y;
-		draw();
+	function draw({ scale, x, y }) {
+		for (const { image } of [left, right]) image.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+		onZoom(scale * fitted());
 	}
 
 	function fromMiddle(x, y) {
@@ -55,6 +35,8 @@ export function createPanes(onZoom) {
 		const box = !isOver() && x >= boxes[1].left ? boxes[1] : boxes[0];
 		return [x - box.left - box.width / 2, y - box.top - box.height / 2];
 	}
+
+	const zoom = createZoom(element, () => [left.pane.clientWidth, left.pane.clientHeight], fromMiddle, draw);
 
 	function moveDivider(x) {
 		const box = element.getBoundingClientRect();
@@ -66,7 +48,7 @@ export function createPanes(onZoom) {
 		if (event.button > 0) return;
 		event.preventDefault();
 		element.setPointerCapture(event.pointerId);
-		const onDivider = isOver() && (line.contains(event.target) || view.scale === 1);
+		const onDivider = isOver() && (line.contains(event.target) || zoom.view.scale === 1);
 		pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, onDivider });
 		if (onDivider && pointers.size === 1) moveDivider(event.clientX);
 	});
@@ -75,35 +57,28 @@ export function createPanes(onZoom) {
 		if (!last) return;
 		const [x, y] = [event.clientX, event.clientY];
 		const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
-		if (other) {
-			const distance = (one) => Math.hypot(one.x - other.x, one.y - other.y) || 1;
-			zoomTo((view.scale * distance({ x, y })) / distance(last), fromMiddle((x + other.x) / 2, (y + other.y) / 2));
-		} else if (last.onDivider) moveDivider(x);
-		else move(x - last.x, y - last.y);
+		if (other) zoom.pinch(last, { x, y }, other);
+		else if (last.onDivider) moveDivider(x);
+		else zoom.move(x - last.x, y - last.y);
 		pointers.set(event.pointerId, { ...last, x, y });
 	});
 	for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, (event) => pointers.delete(event.pointerId));
-	element.addEventListener("wheel", (event) => {
-		event.preventDefault();
-		zoomTo(view.scale * Math.exp(-event.deltaY / (event.deltaMode ? 12 : 300)), fromMiddle(event.clientX, event.clientY));
-	}, { passive: false });
 	range.addEventListener("input", drawDivider);
-	new ResizeObserver(draw).observe(element);
 
 	return {
 		element,
 		range,
-		move,
-		set: (side, picture) => setPicture({ left, right }[side], picture, draw),
+		move: zoom.move,
+		set: (side, picture) => setPicture({ left, right }[side], picture, zoom.place),
 		setMode(mode) {
 			element.classList.toggle("over", mode === "over");
 			range.hidden = line.hidden = mode !== "over";
 			drawDivider();
-			draw();
+			zoom.place();
 		},
-		zoomBy: (factor) => zoomTo(view.scale * factor),
-		fit: () => zoomTo(1),
-		actual: () => zoomTo(1 / fitted()),
+		zoomBy: (factor) => zoom.to(zoom.view.scale * factor),
+		fit: () => zoom.to(1),
+		actual: () => zoom.to(1 / fitted()),
 	};
 }
 

@@ -1,9 +1,36 @@
 // Parts that several views share
-import { el, iconButton } from "./dom.js";
-import { t } from "./i18n.js";
+import { el, iconButton, setText } from "./dom.js";
+import { number, t } from "./i18n.js";
+import strings, { table } from "./strings.js";
+
+// Adds the strings and styles of a part that is loaded later; a style element would need a change of the policy
+export function extend(texts, styles) {
+	Object.assign(strings, table(texts));
+	const sheet = new CSSStyleSheet();
+	sheet.replaceSync(styles);
+	document.adoptedStyleSheets.push(sheet);
+}
 
 export function textButton(text, onClick, properties = {}) {
 	return el("button", { type: "button", text, on: { click: onClick }, ...properties });
+}
+
+const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+// Makes a slider {element, input, set(value)}. `use(value)` is told where it is moved; `said(value)` is how a value is shown
+export function makeSlider(id, label, { least: min, most: max, step }, use, said = decimals) {
+	const input = Object.assign(el("input", { id, type: "range" }), { min, max, step });
+	const output = el("span", { "aria-hidden": "true" });
+	const set = (value) => {
+		input.value = String(value);
+		setText(output, said(value));
+		input.ariaValueText = said(value);
+	};
+	input.addEventListener("input", () => {
+		set(Number(input.value));
+		use(Number(input.value));
+	});
+	return { input, set, element: el("div", { class: "slider-row" }, el("label", { for: id, text: label }), output, input) };
 }
 
 // Makes a dialog of a kind ("full …" takes the window) with a title and a button to close it

@@ -1,6 +1,6 @@
 // What a row of the history says
 
-const FIELDS = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "format", "quality"];
+const FIELDS = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "format", "quality", "source", "strength", "mask_blur", "loras"];
 
 // Returns a picture's seed as digits: its name has every one of them
 export function seedText(row) {
@@ -13,17 +13,23 @@ export function settingsOf(row) {
 	const seed = seedText(row);
 	if (seed) settings.seed = Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
 	if (settings.format === "png") delete settings.quality;
+	if (!settings.source) delete settings.strength, delete settings.mask_blur;
+	if (settings.loras) settings.loras = settings.loras.map(({ name, scale }) => ({ name, scale }));
 	return settings;
 }
 
 // Returns the `curl` command that makes a picture again, for a POSIX shell
 export function curlText(row, origin, toJson) {
-	const settings = settingsOf(row);
+	const { source, ...settings } = settingsOf(row);
 	if (!settings.negative_prompt) delete settings.negative_prompt;
 	if (settings.format === "png") delete settings.format;
 	const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 	const token = document.cookie.includes("zwatch-token=1") ? ' -H "Authorization: Bearer $ZWATCH_TOKEN"' : "";
-	return `curl -fsS ${quoted(`${origin}/generate`)}${token} -d ${quoted(toJson(settings))} -o ${quoted(row.name)}`;
+	const field = ([name, value]) => ` --form-string ${quoted(`${name}=${Array.isArray(value) ? toJson(value) : value}`)}`;
+	// The server does not have the file of a picture that was changed, nor that of its mask
+	const form = () => `-F image=@image.png${row.mask ? " -F mask=@mask.png" : ""}${Object.entries(settings).map(field).join("")}`;
+	const body = source ? form() : `-d ${quoted(toJson(settings))}`;
+	return `curl -fsS ${quoted(`${origin}/generate`)}${token} ${body} -o ${quoted(row.name)}`;
 }
 
 export function describe(row, t) {
@@ -34,7 +40,7 @@ export function describe(row, t) {
 
 // Returns the row of a picture of a job
 export function rowOfJob(job, image) {
-	return { version: job.version, digest: job.digest, created: job.created, ...job.request, ...image };
+	return { version: job.version, digest: job.digest, created: job.created, ...job.request, loras: job.loras, ...image };
 }
 
 // Returns the row of the picture in the stage, or null

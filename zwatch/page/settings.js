@@ -17,14 +17,21 @@ export const NUMBERS = {
 	n: { least: 1, most: 16, step: 1 },
 	guidance_scale: { least: 0, most: 20, step: "any" },
 	quality: { least: 1, most: 100, step: 1 },
+	strength: { least: 0, most: 1, step: "any" },
+	mask_blur: { least: 0, most: 64, step: 1 },
 };
+// The weight of a LoRA, and how many a request may have
+export const SCALE = { least: -2, most: 2 };
+export const MOST_LORAS = 8;
 
-// The settings of a new visitor. `side` is the side of a square of the chosen area (null: the version's own)
+// The settings of a new visitor. `side` is the side of a square of the chosen area (null: the version's own); `image` is null,
+// "history:NAME", or "file": one that the browser keeps
 export const DEFAULTS = {
 	prompt: "", negative_prompt: "", width: null, height: null, side: null, steps: 8, n: 1, seed: "", locked: false,
-	guidance_scale: 0, format: "png", quality: 92,
+	guidance_scale: 0, format: "png", quality: 92, image: null, strength: 0.6, mask_blur: 0, loras: [],
 };
 const REQUEST = ["prompt", "negative_prompt", "width", "height", "steps", "n", "seed", "guidance_scale", "format", "quality"];
+const OF_IMAGE = ["image", "strength", "mask_blur"];
 
 // Returns what is wrong, as {field: [string key, parameters]}; empty if all is right
 export function problems(settings) {
@@ -47,9 +54,10 @@ export function problems(settings) {
 	return found;
 }
 
-// Returns the body of a request for these settings, without what is left to the server
+// Returns the body of a request for these settings, without what is left to the server. Its image is a name: see `actions.complete`
 export function requestOf(settings) {
-	return Object.fromEntries(REQUEST.map((name) => [name, settings[name]]).filter(([, value]) => value !== null));
+	const names = [...REQUEST, ...(settings.image ? OF_IMAGE : []), ...(settings.loras.length ? ["loras"] : [])];
+	return Object.fromEntries(names.map((name) => [name, settings[name]]).filter(([, value]) => value !== null));
 }
 
 // Below 2^32, as the server's own
@@ -62,15 +70,32 @@ function accepted(found) {
 	for (const name of Object.keys(NUMBERS)) if (Number.isFinite(found[name])) taken[name] = found[name];
 	if (/^\d{1,19}$/.test(String(found.seed ?? ""))) taken.seed = String(found.seed);
 	if (["png", "jpeg", "webp"].includes(found.format)) taken.format = found.format;
+	if (found.image === null || isKept(found.image)) taken.image = found.image;
+	if (Array.isArray(found.loras)) taken.loras = found.loras.flatMap(acceptedLora).slice(0, MOST_LORAS);
 	const wrong = problems({ ...DEFAULTS, prompt: "-", ...taken });
 	for (const name of Object.keys(wrong)) delete taken[name];
 	return taken;
 }
 
+export const isKept = (image) => /^history:[\w.-]+$/.test(image ?? "");
+
+function acceptedLora(found) {
+	const { name = "", scale = 1 } = found ?? {};
+	return /^[\w.-]{1,64}$/.test(name) && scale >= SCALE.least && scale <= SCALE.most ? { name, scale } : [];
+}
+
 // Reads JSON from the browser's storage; null if there is none
 export function read(name) {
 	try {
-		return fromJson(localStorage.getItem(name) ?? "null");
+		return parsed(localStorage.getItem(name));
+	} catch {
+		return null;
+	}
+}
+
+function parsed(text) {
+	try {
+		return fromJson(text ?? "null");
 	} catch {
 		return null;
 	}
@@ -85,7 +110,9 @@ export function write(name, value) {
 
 // Returns a link's fragment that names the settings
 export function toFragment(settings) {
-	const values = Object.entries(requestOf(settings)).filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
+	const { image, loras } = settings;
+	const values = Object.entries({ ...requestOf({ ...settings, image: isKept(image) ? image : null }), ...(loras.length && { loras: JSON.stringify(loras) }) })
+		.filter(([name, value]) => value !== "" && (value !== DEFAULTS[name] || name === "steps"));
 	return `#${new URLSearchParams(values)}`;
 }
 
@@ -125,11 +152,12 @@ export function promptHistory() {
 export function initSettings({ store, t, announce, actions }) {
 	const kept = read(KEPT) ?? {};
 	const side = Number.isInteger(kept.side) ? kept.side : null;
-	store.set("settings", { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true });
+	store.set("settings", { ...DEFAULTS, ...accepted(kept), side, locked: kept.locked === true, ...(kept.image === "file" && { image: "file" }) });
 	store.on("settings", (settings) => write(KEPT, settings));
 	const useFragment = () => {
 		const named = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
 		for (const name of Object.keys(NUMBERS)) if (name in named) named[name] = Number(named[name]);
+		named.loras = parsed(named.loras);
 		const linked = accepted(named);
 		if (!Object.keys(linked).length) return;
 		store.set("settings", { ...DEFAULTS, ...linked, locked: "seed" in linked });

@@ -20,15 +20,15 @@ function sides(side, [wide, high]) {
 
 export function sizeRow({ store, t, actions }, change) {
 	let known = null;
-	// The side of a square of the version that serves or served last, or null
-	actions.defaultSide = () => (known = store.get("status")?.serving?.default_size ?? known);
+	// The side, in pixels, if none is asked for: that of the picture that is changed, else of the version that serves or served last; or null
+	actions.defaultSide = (name) => store.get("source")?.sides[name] ?? (known = store.get("status")?.serving?.default_size ?? known);
 
 	const base = () => actions.defaultSide() ?? ASSUMED_SIDE;
-	const usable = (side) => (side >= least && side <= most ? side : base());
-	const current = () => [usable(store.get("settings").width), usable(store.get("settings").height)];
+	const usable = (side, name) => (side >= least && side <= most ? side : (actions.defaultSide(name) ?? base()));
+	const current = () => ["width", "height"].map((name) => usable(store.get("settings")[name], name));
 	const squareSide = () => {
 		const { side, width, height } = store.get("settings");
-		return side ?? (width === null && height === null ? base() : rounded(Math.sqrt(current()[0] * current()[1])));
+		return side ?? (width === null && height === null && !store.get("source") ? base() : rounded(Math.sqrt(current()[0] * current()[1])));
 	};
 	const isPortrait = () => current()[1] > current()[0];
 	// Returns the sides of a proportion, upright if those in the form are
@@ -63,7 +63,7 @@ export function sizeRow({ store, t, actions }, change) {
 		twice.disabled = Math.max(...current()) * 2 > most;
 		half.disabled = Math.min(...current()) / 2 < least;
 	}
-	store.on("settings status", () => store.get("settings") && render());
+	store.on("settings status source", () => store.get("settings") && render());
 	return el("div", { class: "sizes", role: "group", "aria-label": t("size") },
 		el("div", { class: "presets" }, ...presets.map(({ button }) => button)),
 		el("div", { class: "size-buttons" }, flip, half, twice));

@@ -3,7 +3,7 @@
 import { byId, el, setText, show } from "./dom.js";
 import { sentence } from "./i18n.js";
 import { textButton } from "./parts.js";
-import { seedText, settingsOf, shownRow } from "./picture.js";
+import { seedText, shownRow } from "./picture.js";
 import { isUnfinished } from "./stream.js";
 
 export function initStage(ctx) {
@@ -24,7 +24,7 @@ export function initStage(ctx) {
 	const progressRow = el("div", { class: "progress-row" }, progress, progressText, cancel);
 	const title = el("p", { class: "caption-prompt" });
 	const details = el("p", { class: "caption-details" });
-	const use = (name, options) => textButton(t(`use.${name}`), () => actions.use(settingsOf(pictureNow()), options), { class: "small" });
+	const use = (name, options) => textButton(t(`use.${name}`), () => actions.reuse(pictureNow(), options), { class: "small" });
 	const buttons = el("div", { id: "stage-actions" }, use("all", {}), use("seed", { seedOnly: true }));
 	const caption = el("div", { class: "caption" }, el("div", { class: "caption-text" }, title, details), buttons);
 	section.append(canvas, progressRow, caption);

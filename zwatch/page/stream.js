@@ -20,6 +20,7 @@ const STATUS = {
 	// Which ones there are now
 	aliases: (status, { aliases, shares }) => ({ ...status, aliases: only(status.aliases, aliases), shares: only(status.shares, shares) }),
 	attempt: (status, attempt) => (attempt ? alter(status, attempt.alias, { attempt }) : status),
+	loras: (status, { loras, problem }) => ({ ...status, loras, loraFault: problem }),
 	history: (status, history) => ({ ...status, history: { ...status.history, ...history } }),
 };
 // The jobs after each event

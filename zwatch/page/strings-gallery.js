@@ -30,6 +30,9 @@ detail.older = Older picture = 较旧的图片
 detail.place = {n} of {total} = 第 {n} 张，共 {total} 张
 detail.version = Version = 版本
 detail.digest = Digest = 摘要
+detail.image = Made from = 原图
+detail.mask = Mask = 蒙版
+detail.loras = LoRA = LoRA
 detail.model = Asked of = 请求的模型
 detail.bytes = File size = 文件大小
 detail.created = Made = 生成时间
@@ -85,6 +88,7 @@ versions.attempt.PROMOTED = Last deployed {time}, in {duration} = 上次部署�
 versions.attempt.REJECTED = Rejected {time}: {reason} = {time} 被拒绝：{reason}
 versions.attempt.ABANDONED = Given up {time}: {reason} = {time} 已放弃：{reason}
 drop.here = Drop the picture to fill in its settings = 松开鼠标，填入这张图片的设置
+drop.start = Drop it here to change the picture = 在此松开，修改这张图片
 drop.choose = Settings from a picture… = 从图片读取设置…
 drop.title = A PNG, JPEG or WebP of zwatch, AUTOMATIC1111 or ComfyUI; drop or paste it, too = zwatch、AUTOMATIC1111 或 ComfyUI 的 PNG、JPEG 或 WebP 图片；也可拖放或粘贴
 drop.filled = The settings of the picture are filled in ({source}). = 已填入图片的设置（{source}）。

@@ -37,6 +37,10 @@ field.seed = Seed = 种子
 field.guidance_scale = Guidance = 引导系数
 field.format = Format = 格式
 field.quality = Quality = 质量
+field.strength = Strength = 重绘强度
+field.mask_blur = Mask blur = 蒙版模糊
+source.choose = Start from a picture… = 从图片开始…
+source.title = Change a picture, or a part of it; drop or paste it, too = 修改图片或其中一部分；也可拖放或粘贴
 prompt.placeholder = Describe the picture = 描述想要的画面
 advanced = Advanced = 高级设置
 size = Size = 尺寸
@@ -102,6 +106,7 @@ caption.seed = seed {seed} = 种子 {seed}
 caption.steps = 1 step|{count} steps = {count} 步
 use.all = Use settings = 使用全部设置
 use.seed = Use seed = 使用种子
+use.picture = Use this picture = 使用此图片
 
 model = Model: {name} = 模型：{name}
 model.since = since {time} = 自 {time} 起

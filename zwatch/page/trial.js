@@ -4,10 +4,9 @@
 import { open } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
 import { number, percent, reasoned, sentence, t } from "./i18n.js";
-import { textButton } from "./parts.js";
-import strings, { table } from "./strings.js";
+import { extend, textButton } from "./parts.js";
 
-Object.assign(strings, table(`
+extend(`
 trial = Trial = 试用
 trial.try = Try… = 试用…
 trial.question = Try {version} on a part of the requests{to}. Each client stays on its side; 0 only holds the version ready. = 用 {version} 处理一部分请求{to}。每个客户端固定在一侧；0 只让版本保持就绪。
@@ -38,11 +37,7 @@ trial.votes = Liked, of the votes = 好评（占投票）
 trial.between = {value} ({low} – {high}) = {value}（{low} – {high}）
 trial.of = {value} of {count} = {count} 中的 {value}
 trial.interval = In brackets: where the true value lies with 95 % confidence. = 括号内：真实值的 95% 置信区间。
-`));
-
-// A style element would need a change of the policy
-const sheet = new CSSStyleSheet();
-sheet.replaceSync(`
+`, `
 .trial{display:grid;gap:.5rem;padding:.75rem;border:var(--border);border-radius:12px}
 .trial h3{margin:0;font-size:.8125rem}
 .trial-controls{display:flex;flex-wrap:wrap;justify-content:space-between;gap:.5rem}
@@ -55,7 +50,6 @@ sheet.replaceSync(`
 .trial-sides :is(strong,small){display:block}
 .version-buttons{display:flex;gap:.5rem}
 `);
-document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
 
 const PERIOD_MS = 1500;
 const DECIMALS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };

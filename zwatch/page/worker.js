@@ -1,7 +1,7 @@
 // Holds the event stream of all tabs: with one each, the seventh would not load (six connections to a server)
 
 const RETRY_MS = 1000;
-const EVENTS = ["status", "serving", "queue", "alias", "aliases", "attempt", "history", "jobs", "job"];
+const EVENTS = ["status", "serving", "queue", "alias", "aliases", "attempt", "loras", "history", "jobs", "job"];
 
 // Makes a stream that begins again by itself. `take(event, text)` gets its events, and "connection": "open", "lost", "locked"
 export function createStream(client, take) {

@@ -33,6 +33,8 @@ async def submit(request: web.Request) -> web.Response:
     body: Accepted = {"id": job.id, "state": job.state.value, "position": job.position}
     if isinstance(job, Comparison):
         body["jobs"] = [one.id for one in job.jobs]
+    if source is not None:
+        body["source"] = source.digest
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
 
