@@ -177,8 +177,7 @@ class Loras:
             RequestError: they cannot be loaded.
             RuntimeError, MemoryError: the device failed.
         """
-        store = self._find_store()
-        if loras is None or store is None:
+        if loras is None or (store := self._find_store()) is None:
             return None
         for task in loras.loading:
             error = await task
@@ -216,8 +215,7 @@ class Loras:
     @contextmanager
     def using(self, view: "Adapted | None") -> Iterator[None]:
         """Keep what draws a request, and its LoRAs, inside."""
-        store = self._find_store()
-        if store is None or view is None:
+        if view is None or (store := self._find_store()) is None:
             yield
             return
         with store.used(view):
