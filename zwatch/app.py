@@ -42,10 +42,9 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
-from zwatch.opening import make_factory, request_loras
+from zwatch.opening import follow_loras, make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
-from zwatch.rollout.loras import LoraFollower
 from zwatch.rollout.operator import Operator
 from zwatch.rollout.state import StateFile
 from zwatch.rollout.supervisor import Supervisor
@@ -292,8 +291,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         queue.on_end.append(traces.job_ended)
         supervisor.on_end.append(traces.attempt_ended)
     operator = Operator(supervisor, bridge)
-    loras = LoraFollower(queue.loras.root, bridge, supervisor.gate, supervisor.changes.fire)
-    loras.residents = lambda: queue.loras.residents
+    loras = follow_loras(queue.loras, bridge, supervisor)
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
         voting, loras, traces,

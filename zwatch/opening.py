@@ -9,6 +9,7 @@ from zwatch.bridge import Bridge
 from zwatch.config import Config
 from zwatch.deploy.loras import LoraRoot
 from zwatch.generation.loras import Loras
+from zwatch.rollout.loras import LoraFollower
 from zwatch.shadow.control import LoadControl
 
 if TYPE_CHECKING:
@@ -24,6 +25,23 @@ def request_loras(root: Path, bridge: Bridge, supervisor: "Supervisor") -> Loras
         return None if supervisor.factory is None else supervisor.factory.loras
 
     return Loras(bridge, LoraRoot(root, supervisor.gate.signer_of_lora), store)
+
+
+def follow_loras(requested: Loras, bridge: Bridge, supervisor: "Supervisor") -> LoraFollower:
+    """Return what follows the LoRA root. Once there are LoRAs, and a device, that is prepared for the first that is loaded."""
+
+    def prepare(*_: object) -> None:
+        if follower.seen:
+            requested.prepare()
+
+    def changed() -> None:
+        supervisor.changes.fire()
+        prepare()
+
+    follower = LoraFollower(requested.root, bridge, supervisor.gate, changed)
+    follower.residents = lambda: requested.residents
+    supervisor.on_end.append(prepare)  # the device may have been opened for this attempt
+    return follower
 
 
 def make_factory(config: Config, control: LoadControl) -> "EngineFactory":

@@ -116,7 +116,9 @@ def test_it_draws_what_the_librarys_own_loras_draw(factory, tiny_versions, loras
 @pytest.fixture
 def peft_pipeline(tiny_versions, loras):
     """diffusers' pipeline of v1 with both LoRAs loaded by it."""
-    pytest.importorskip("peft")
+    pytest.importorskip(
+        "peft", reason="pip install peft: the tests do without it, since diffusers imports all that it brings"
+    )
     pipeline = library_pipeline(tiny_versions / "v1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of the second one

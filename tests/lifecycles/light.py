@@ -136,11 +136,23 @@ class LightEngine:
             LightEngine.open -= 1
 
 
+class LightLoras:
+    """No LoRA is resident: these engines have no layers that one could change."""
+
+    residents, nbytes = {}, 0
+
+    def prepare(self):
+        pass
+
+    def give_room(self):
+        return False
+
+
 class LightFactory:
     """Makes light engines with the real seals, headers and hashes."""
 
     def __init__(self, faults):
-        self.device, self._faults = LightDevice(), faults
+        self.device, self.loras, self._faults = LightDevice(), LightLoras(), faults
 
     def plan(self, directory, digest, control):
         self._faults.at("plan", control)

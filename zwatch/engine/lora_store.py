@@ -128,6 +128,15 @@ class LoraStore:
                     views.popitem(last=False)
             return view
 
+    def prepare(self) -> None:
+        """Allocate what loads use again and again, so that the first one need not.
+
+        Raises:
+            RuntimeError, MemoryError: the device failed.
+        """
+        with self._side.beside():
+            self._side.prepare()
+
     def renew(self) -> None:
         """Go on without a load that does not return: others do not wait for it, and share no memory with it."""
         self._loading, self._side = threading.Lock(), SideShadow(self._device)

@@ -82,6 +82,7 @@ class Loras:
         self.on_load: Callable[[float], None] = lambda seconds: None
         """Called with the seconds that each load took, in a thread."""
         self._bridge, self._find_store = bridge, store
+        self._preparing: asyncio.Task[None] | None = None
         self._held: WeakValueDictionary[tuple[str, str], HeldLora] = WeakValueDictionary()
 
     @property
@@ -95,6 +96,18 @@ class Loras:
         """Device bytes of all that is resident of LoRAs."""
         store = self._find_store()
         return 0 if store is None else store.nbytes
+
+    def prepare(self) -> None:
+        """Begin to prepare the device for the first LoRA that is loaded, unless that was begun."""
+        store = self._find_store()
+        if store is not None and self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(store), name="lora")
+
+    async def _prepare(self, store: "LoraStore") -> None:
+        try:
+            await self._bridge.run("lora", store.prepare)
+        except Exception as error:  # then the first load does it, or says what is wrong
+            _log.warning("the device could not be prepared for LoRAs: %s: %s", type(error).__name__, error)
 
     async def opened(self, wishes: Sequence[LoraWish]) -> JobLoras | None:
         """Open the LoRAs that a request names; None if it names none.
@@ -164,8 +177,7 @@ class Loras:
             RequestError: they cannot be loaded.
             RuntimeError, MemoryError: the device failed.
         """
-        store = self._find_store()
-        if loras is None or store is None:
+        if loras is None or (store := self._find_store()) is None:
             return None
         for task in loras.loading:
             error = await task
@@ -203,8 +215,7 @@ class Loras:
     @contextmanager
     def using(self, view: "Adapted | None") -> Iterator[None]:
         """Keep what draws a request, and its LoRAs, inside."""
-        store = self._find_store()
-        if store is None or view is None:
+        if view is None or (store := self._find_store()) is None:
             yield
             return
         with store.used(view):

@@ -50,6 +50,11 @@ class SideShadow:
             self._reader = PinnedReader(self._stream, THREADS, slots=_SLOTS)
         return self._reader
 
+    def prepare(self) -> None:
+        """Allocate the pinned memory, and make the hash kernel's scratch; to be called inside `beside`."""
+        _ = self.reader
+        self.hasher.begin(torch.zeros(1, dtype=torch.uint8, device=self.device.torch_device)).hexdigest()
+
     def allocate(self, owner: object, size: int) -> torch.Tensor:
         """As `Shadow.allocate`; what is kept for the next load is given up only if there is nothing else left.
 

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 
+import aiohttp
 import openai
 import pytest
 import torch
@@ -309,6 +310,14 @@ async def test_a_second_turn_is_drawn_with_them(client, loras):
     assert headers["X-Zwatch-Loras"] == good[0]["X-Zwatch-Loras"]
 
 
+async def test_the_device_is_prepared_as_soon_as_there_are_some(client, loras):
+    requested = client.services.queue.loras
+    while requested._preparing is None:
+        await asyncio.sleep(0.02)
+    await requested._preparing
+    await client.png(loras=ink())
+
+
 async def test_a_service_of_another_root_has_its_own(start, models, tmp_path):
     root = tmp_path / "elsewhere"
     write_lora(root, "ink", models / "v1/transformer", 4, 3)
@@ -351,3 +360,11 @@ async def test_a_picture_is_changed_with_loras_by_the_compatible_apis_as_by_the_
             with pytest.raises(openai.BadRequestError, match=words) as caught:
                 await ours.images.edit(image=file, prompt="a cat", extra_body={"loras": wrong})
             assert caught.value.param == "loras"
+
+
+async def test_a_form_has_them_as_json_text(client, loras):
+    form = aiohttp.FormData({"prompt": "a cat", "seed": "1", "loras": json.dumps(ink())}, default_to_multipart=True)
+    async with client.http.post(client.url + "/generate", data=form) as response:
+        assert response.status == 200, await response.text()
+        file = await response.read()
+    assert file == (await client.png(seed=1, loras=ink()))[1]
