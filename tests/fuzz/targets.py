@@ -14,12 +14,15 @@ from typing import Any
 import safetensors
 
 from zwatch.api import sessions
+from zwatch.api.a1111.changing import fitted_img2img, wanted_changes
 from zwatch.api.a1111.checkpoints import FIELD
+from zwatch.api.a1111.img2img import Img2ImgRequest
 from zwatch.api.a1111.txt2img import SdOptionsRequest, Txt2ImgRequest, checkpoint_asked, wanted_images
 from zwatch.api.answers import encoded, error_object
 from zwatch.api.bodies import fields_of
 from zwatch.api.native.deploy import AliasRequest, DeployRequest, NoFields
 from zwatch.api.native.operations import LoginRequest
+from zwatch.api.openai.edits import EditsRequest, edit_of, fitted_edit
 from zwatch.api.openai.requests import ImagesRequest, images_of, with_client_names
 from zwatch.deploy import header as headers
 from zwatch.deploy.resolving import LinkStamp
@@ -266,6 +269,8 @@ MODELS: dict[bytes, tuple[type[Any], Callable[[Any], Any]]] = {
     b"g": (GenerateRequest, lambda asked: asked),
     b"i": (ImagesRequest, lambda asked: images_of(asked, "current")),
     b"t": (Txt2ImgRequest, lambda asked: (checkpoint_asked(asked), wanted_images(asked, "current"))),
+    b"e": (EditsRequest, lambda asked: edit_of(fitted_edit(asked), "current")),
+    b"c": (Img2ImgRequest, lambda asked: wanted_changes(fitted_img2img(asked), "current")),
     b"o": (SdOptionsRequest, lambda asked: getattr(asked, FIELD)),
     b"d": (DeployRequest, lambda asked: asked),
     b"a": (AliasRequest, lambda asked: asked),

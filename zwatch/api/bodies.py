@@ -300,25 +300,37 @@ def _typed(pairs: Iterable[tuple[str, str | bytes]], model: type[BaseModel]) -> 
         name = name if is_listed else sent
         if name in found and not (is_listed and isinstance(found[name], list)):
             raise invalid(name[:100], f"{name[:100]} is in the form twice")
-        known = _typed_field(name, value, model)
-        if known is not None:
+        if not _is_left_out(name, value, model):
+            known = _typed_field(name, value, model)
             found[name] = [*found.get(name, ()), known] if is_listed else known
     return found
 
 
-def _typed_field(name: str, value: str | bytes, model: type[BaseModel]) -> Any:
-    """Return the value of a form's field as JSON would have it; None if it is left out."""
+def _rules(name: str, model: type[BaseModel]) -> list[Rule]:
     field = model.model_fields.get(name)
-    rules = [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
-    if isinstance(value, bytes):
+    return [] if field is None else [rule for rule in field.metadata if isinstance(rule, Rule)]
+
+
+def _is_left_out(name: str, value: str | bytes, model: type[BaseModel]) -> bool:
+    """Return whether a field of a form stands for one that is not there: it is empty, and takes no text."""
+    if isinstance(value, bytes) or value.strip():
+        return False
+    return not _is_text(name, model) or any(isinstance(rule, File | OneOf) for rule in _rules(name, model))
+
+
+def _is_text(name: str, model: type[BaseModel]) -> bool:
+    field = model.model_fields.get(name)
+    if field is None or field.annotation is str:
+        return True
+    return any(isinstance(rule, File) or rule.schema().get("type") == "string" for rule in _rules(name, model))
+
+
+def _typed_field(name: str, value: str | bytes, model: type[BaseModel]) -> Any:
+    """Return the value of a form's field as JSON would have it."""
+    if isinstance(value, bytes) or _is_text(name, model):
         return value
-    if any(isinstance(rule, File | OneOf) for rule in rules):
-        return value if value.strip() else None
-    is_text = field is None or field.annotation is str or any(rule.schema().get("type") == "string" for rule in rules)
-    if is_text or (value[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in rules)):
+    if value[:1] != "[" and any(isinstance(rule, TextOrTexts) for rule in _rules(name, model)):
         return value
-    if not value.strip():
-        return None
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

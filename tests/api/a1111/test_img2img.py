@@ -11,6 +11,7 @@ import webuiapi
 from PIL import Image
 
 from tests.api.a1111.recordings import OPEN_WEBUI_HEADERS, SILLYTAVERN_BODY, SILLYTAVERN_HEADERS
+from tests.deploy.loras import write_lora
 from zwatch.api.a1111.changing import read_img2img, wanted_changes
 from zwatch.errors import RequestError
 from zwatch.generation.image_details import read_details
@@ -245,6 +246,14 @@ def test_resizing_and_filling_shows_all_of_the_picture():
     assert not changed(found.source.picture.crop((0, 0, 64, 1)), noise(64, 32).crop((0, 0, 64, 1))).any()
 
 
+def test_what_waits_holds_no_files_unless_they_are_to_be_repeated():
+    mask = text_of(white_in((0, 0, 32, 32)))
+    found, _ = found_in(mask=mask)
+    assert (found.asked.init_images, found.asked.mask) == ("", "")
+    found, wanted = found_in(mask=mask, include_init_images=True)
+    assert (wanted.parameters["init_images"], wanted.parameters["mask"]) == ([PICTURE], mask)
+
+
 def test_the_defaults_are_those_of_automatic1111():
     found, wanted = found_in(mask=text_of(white_in((0, 0, 32, 32))))
     asked = found.asked
@@ -295,7 +304,7 @@ def test_a_mask_may_be_blurred_differently_across_and_down():
 @pytest.mark.parametrize(("fill", "words"), [(0, "fill"), (1, None), (2, "latent noise"), (3, "latent nothing")])
 def test_what_is_under_a_mask(fill, words):
     found, wanted = found_in(mask=text_of(white_in((0, 0, 32, 64))), inpainting_fill=fill, inpaint_full_res=False)
-    assert wanted.extra.get("Masked content") == words
+    assert wanted.notes.get("Masked content") == words
     assert not changed(found.source.picture.crop((32, 0, 64, 64)), noise().crop((32, 0, 64, 64))).any()
     assert changed(found.source.picture, noise())[:, :32].any() == (fill != 1)
 
@@ -353,6 +362,14 @@ def test_an_invalid_value_is_refused_with_the_fields_name(fields, param, words):
 # --- the answer
 
 
+@pytest.mark.parametrize("strength", [0, 0.25, 1, "0.9"])
+async def test_the_text_of_an_image_is_in_the_answer_as_it_is_in_the_file(client, strength):
+    _, body, info = await img2img(client, denoising_strength=strength, mask=PICTURE, mask_blur=0, resize_mode=2)
+    details = read_details(base64.b64decode(body["images"][0]))
+    assert details.parameters == info["infotexts"][0]
+    assert info["extra_generation_params"]["Denoising strength"] == float(strength) == details.request["strength"]
+
+
 async def test_png_info_reads_the_parameters_of_a_changed_picture(client):
     _, body, info = await img2img(client, mask=text_of(white_in((0, 0, 32, 32))), mask_blur=3, denoising_strength=0.9)
     _, _, read = await client.call("POST", "/sdapi/v1/png-info", json={"image": body["images"][0]})
@@ -394,3 +411,19 @@ async def test_errors_have_a_detail_and_the_names_of_this_api(start):
             assert body["detail"] == body["error"]["message"]
         status, _, body = await client.call("POST", PATH, data=io.BytesIO(bytes(33 * 2**20)))
         assert (status, body["error"]["code"]) == (413, "payload_too_large")
+
+
+async def test_a_tag_in_the_prompt_is_drawn_with(client, models):
+    write_lora(client.services.queue.loras.root.path, "ink", models / "v1/transformer")
+    plain, inked = [
+        await client.call(
+            "POST",
+            "/sdapi/v1/img2img",
+            json={"prompt": prompt, "init_images": [PICTURE], "denoising_strength": 0.7, "seed": 1},
+        )
+        for prompt in ("a cat", "a cat <lora:ink:1.5>")
+    ]
+    assert (plain[0], inked[0]) == (200, 200), inked[2]
+    assert plain[2]["images"] != inked[2]["images"]
+    assert inked[2]["zwatch"]["loras"][0]["name"] == "ink"
+    assert "<lora:ink:1.5>" in json.loads(inked[2]["info"])["infotexts"][0]

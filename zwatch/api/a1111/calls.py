@@ -28,6 +28,7 @@ from zwatch.api.a1111.txt2img import (
 from zwatch.api.answers import answer, json_answer
 from zwatch.api.bodies import fields_of, read_body, read_request, received_image
 from zwatch.api.client_key import client_key
+from zwatch.api.pictured import read_pictured
 from zwatch.api.results import served_headers
 from zwatch.api.schema import Base64, ByteCount, Fraction, Number, Seconds
 from zwatch.api.services import SERVICES, Services
@@ -122,8 +123,7 @@ async def img2img(request: web.Request) -> web.Response:
     """Change a picture, or what a mask shows of it; answered as `txt2img`."""
     services = request.app[SERVICES]
     services.queue.refuse_if_full()
-    async with received_image(request) as raw:
-        found = await services.bridge.run("encode", read_img2img, request.headers.get("Content-Type", ""), raw)
+    found = await read_pictured(request, read_img2img, "init_images")
     return await _draw(request, services, found.asked, partial(wanted_changes, found), found.source)
 
 

@@ -33,12 +33,23 @@ def read_img2img(content_type: str, raw: bytes) -> Img2Img:
     Raises:
         RequestError: 400 with the field's name.
     """
-    asked = validated(Img2ImgRequest, fields_of(content_type, raw, Img2ImgRequest))
+    return fitted_img2img(validated(Img2ImgRequest, fields_of(content_type, raw, Img2ImgRequest)))
+
+
+def fitted_img2img(asked: Img2ImgRequest) -> Img2Img:
+    """Return a request with its picture, fitted to what is to be drawn. To be called in a thread.
+
+    Raises:
+        RequestError: as `read_img2img`.
+    """
+    wanted_images(asked, "")  # before anything is decoded
     try:
         source = read_source(file_of(asked.init_images, "image"), None)
         mask = _mask(asked, source.picture.size) if asked.mask else None
     except RequestError as error:
         raise renamed(error) from None
+    if not asked.include_init_images:  # what stays with the request until it is drawn has no files
+        asked = asked.model_copy(update={"init_images": "", "mask": ""})
     return _fitted(asked, source, mask)
 
 
@@ -67,10 +78,10 @@ def wanted_changes(found: Img2Img, model: str) -> Txt2Img:
         "inpainting_mask_invert": int(asked.inpainting_mask_invert),
         "include_init_images": asked.include_init_images,
     }
-    extra: dict[str, float | int | str] = {"Denoising strength": asked.denoising_strength, **source.notes}
+    changes = {"Denoising strength": asked.denoising_strength}
     if request.mask_blur:
-        extra["Mask blur"] = request.mask_blur
-    return replace(wanted, request=request, parameters=parameters, extra=extra)
+        changes["Mask blur"] = request.mask_blur
+    return replace(wanted, request=request, parameters=parameters, changes=changes, notes=source.notes)
 
 
 def _mask(asked: Img2ImgRequest, size: tuple[int, int]) -> Image.Image:

@@ -167,8 +167,10 @@ class Txt2Img:
     parameters: Txt2ImgParameters
     batch_size: int
     send_images: bool
-    extra: Pairs = field(default_factory=dict)
+    changes: Pairs = field(default_factory=dict)
     """How a picture is changed, by AUTOMATIC1111's names in the text of an image."""
+    notes: Pairs = field(default_factory=dict)
+    """What else that text says of it."""
 
 
 def checkpoint_asked(asked: Txt2ImgRequest) -> str:
@@ -263,7 +265,7 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
     seeds = [picture.seed for picture in finished.pictures]
     infotexts = [
         details_of(
-            asked.request, finished.parameters, finished.key, seed, share=job.by_share, notes=asked.extra
+            asked.request, finished.parameters, finished.key, seed, share=job.by_share, notes=asked.notes
         ).parameters
         for seed in seeds
     ]
@@ -278,7 +280,9 @@ def finished_body(asked: Txt2Img, job: Job, finished: Finished) -> bytes:
 def interrupted_body(asked: Txt2Img, job: Job, key: VersionKey | None, size: int) -> bytes:
     """Return the answer of an interrupted request: it has no images, and is not an error. `key` is the version that was
     drawing, or would have been, if that is known; `size` is its default side length in pixels."""
-    sides: Sides = {"width": asked.request.width or size, "height": asked.request.height or size}
+    known = job.parameters
+    width, height = (size, size) if known is None else (known.width, known.height)
+    sides: Sides = {"width": asked.request.width or width, "height": asked.request.height or height}
     info = {**_info(asked, job, [], []), **sides, **({} if key is None else _model(key))}
     return _body(asked, job, [], {**asked.parameters, **sides}, info)
 
@@ -318,8 +322,8 @@ def _info(asked: Txt2Img, job: Job, seeds: list[int], infotexts: list[str]) -> d
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": asked.extra.get("Denoising strength"),
-        "extra_generation_params": dict(asked.extra),
+        "denoising_strength": asked.changes.get("Denoising strength"),
+        "extra_generation_params": {**asked.changes, **asked.notes},
         "index_of_first_image": 0,
         "infotexts": infotexts,
         "styles": [],

@@ -6,7 +6,7 @@ from functools import partial
 from aiohttp import web
 
 from zwatch.api.answers import answer, json_answer, scheme_of
-from zwatch.api.bodies import read_request, received_image
+from zwatch.api.bodies import read_request
 from zwatch.api.client_key import client_key
 from zwatch.api.native.client_jobs import note_client
 from zwatch.api.openai.answers import (
@@ -25,6 +25,7 @@ from zwatch.api.openai.answers import (
 )
 from zwatch.api.openai.edits import edit_of, read_edit
 from zwatch.api.openai.requests import Images, ImagesRequest, images_of, with_client_names
+from zwatch.api.pictured import read_pictured
 from zwatch.api.results import picture_url, served_headers
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import outcome, relay, send
@@ -78,8 +79,7 @@ async def _generate(request: web.Request, services: Services) -> web.StreamRespo
 async def _edit(request: web.Request, services: Services) -> web.StreamResponse:
     services.queue.refuse_if_full()
     note_client(request)
-    async with received_image(request) as raw:
-        found = await services.bridge.run("encode", read_edit, request.headers.get("Content-Type", ""), raw)
+    found = await read_pictured(request, read_edit, "image")
     return await _answer(request, services, found.asked, partial(edit_of, found), OF_EDIT, found.source)
 
 

@@ -86,7 +86,15 @@ def read_edit(content_type: str, raw: bytes) -> Edit:
     Raises:
         RequestError: 400 with the name of an OpenAI field or a native one; see `with_client_names`.
     """
-    asked = validated(EditsRequest, fields_of(content_type, raw, EditsRequest))
+    return fitted_edit(validated(EditsRequest, fields_of(content_type, raw, EditsRequest)))
+
+
+def fitted_edit(asked: EditsRequest) -> Edit:
+    """Return a request with its picture, fitted to what is to be drawn. To be called in a thread.
+
+    Raises:
+        RequestError: as `read_edit`.
+    """
     images_of(asked, "")  # before anything is decoded
     if asked.input_fidelity not in _FIDELITIES:
         raise invalid("input_fidelity", f"input_fidelity must be low or high, got {asked.input_fidelity[:60]!r}")
@@ -95,7 +103,8 @@ def read_edit(content_type: str, raw: bytes) -> Edit:
     image = _file(asked.image, "image")
     source = read_source(image, None)
     mask = _mask(asked, image, source.picture.size)
-    return Edit(asked, _fitted(asked, source, mask))
+    # What stays with the request until it is drawn has no files.
+    return Edit(asked.model_copy(update={"image": None, "mask": None}), _fitted(asked, source, mask))
 
 
 def edit_of(found: Edit, model: str) -> Images:
