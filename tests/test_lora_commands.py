@@ -1,14 +1,18 @@
 """`zwatch seal`, `zwatch verify` and `zwatch list --lora` of LoRA directories."""
 
+import asyncio
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.deploy.factory import write_version
 from tests.deploy.loras import WEIGHTS, write_lora
+from tests.harness import Server
 from tests.signing.made import allow, write_key, write_policy
 from zwatch.cli import main
 from zwatch.deploy.loras import LoraRoot
@@ -106,6 +110,17 @@ def test_a_lora_in_the_models_root_is_no_version(ink, tmp_path):
         assert summarise(root_fd, "v1").problem is None
 
 
+def test_prune_deletes_no_lora(ink, tmp_path, capsys):
+    write_lora(ink.parent, "night", TRANSFORMER)
+    for name in ("v1", "v2"):
+        write_version(ink.parent, name)
+    state = ["--no-service", "--state-dir", str(tmp_path / "state"), "--yes"]
+    assert main(["prune", "--models", str(ink.parent), "--keep", "1", *state]) == 0
+    assert "leave   ink: it is a LoRA, no version" in capsys.readouterr().out
+    assert {"ink", "night"} <= {path.name for path in ink.parent.iterdir()}
+    assert len(list(ink.parent.iterdir())) == 3
+
+
 def test_git_keeps_every_byte_of_the_repositorys_loras():
     root = Path(__file__).parent.parent
     found = subprocess.run(
@@ -113,3 +128,24 @@ def test_git_keeps_every_byte_of_the_repositorys_loras():
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert found.stdout.splitlines() == ["loras/ink/BLAKE3SUMS: text: unset", "loras/night/zwatch.json: text: unset"]
+
+
+async def test_two_commands_lead_from_a_trainers_file_to_the_list_of_a_service_that_runs(tmp_path, capsys):
+    """The service is another process, started before there is a LoRA root; nothing tells it of the import but the file system."""
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "v1").symlink_to(Path(__file__).parent.parent / "models/v1")
+    kohya = {f"lora_unet_layers_0_attention_to_q.lora_{kind}.weight": torch.ones(shape) for kind, shape in (("down", (4, 144)), ("up", (144, 4)))}  # fmt: skip
+    save_file(kohya, tmp_path / "download.safetensors")
+    async with Server(models, tmp_path / "state") as server:
+        command = ["import", str(tmp_path / "download.safetensors"), "ink", "--lora", "--models", str(models)]
+        assert await asyncio.to_thread(main, command) == 0
+        digest = capsys.readouterr().out.rpartition("digest ")[2].strip()
+
+        async def is_seen():
+            async with server.http.get(server.url + "/status") as response:  # which looks at nothing by itself
+                return [one["digest"] for one in (await response.json())["loras"]] == [digest]
+
+        await server.until(is_seen, "the LoRA is in the status")
+        assert await asyncio.to_thread(main, ["list", "--lora", "--url", server.url]) == 0
+        assert capsys.readouterr().out.split()[-3:] == [digest[:12], "rank", "4"]

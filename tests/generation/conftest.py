@@ -47,6 +47,7 @@ class FakeEngine:
         self._go.clear()
 
     def resume(self):
+        self.hold_before = None  # the thread may not be there yet
         self._go.set()
 
     def preview(self):

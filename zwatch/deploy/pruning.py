@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zwatch.deploy import seal
 from zwatch.deploy.durable import sync_directory
+from zwatch.deploy.header import LORA
 from zwatch.deploy.oserrors import close_quietly
 from zwatch.deploy.versions import PRUNED, version_names
 from zwatch.errors import Rejection, ZwatchError
@@ -112,6 +113,10 @@ def _find(root_fd: int, name: str) -> Found | None:
         status = os.fstat(fd)
         identity = status.st_dev, status.st_ino
         sealed = seal.read_seal(fd)
+        if LORA in sealed.files:
+            return Found(
+                name, identity, None, None, "it is a LoRA, no version; `rm -r` removes one that no request needs"
+            )
         of_seal = os.stat(seal.SEAL_NAME, dir_fd=fd, follow_symlinks=False)
         return Found(name, identity, sealed.digest, of_seal.st_mtime_ns, None, of_seal.st_ctime_ns)
     except Rejection as rejection:
