@@ -23,7 +23,7 @@ const FEW = 12; // more are searched
 
 // Fills `host` with the LoRAs, and follows the settings and the server
 export function makeChips({ store }, host) {
-	let said = "";
+	let said = () => "";
 	const sliders = new Map();
 	const filter = el("input", { type: "search", "aria-label": t("loras.filter"), placeholder: t("loras.filter"), on: { input: draw } });
 	const chips = el("div", { class: "lora-chips", role: "group", "aria-label": t("detail.loras") });
@@ -43,10 +43,10 @@ export function makeChips({ store }, host) {
 	}
 
 	function toggle(name) {
-		said = "";
+		said = () => "";
 		if (isChosen(name)) return change(chosen().filter((one) => one.name !== name));
-		said = chosen().length < MOST_LORAS ? problemOf(name) : t("loras.most", { count: MOST_LORAS });
-		return said ? draw() : change([...chosen(), { name, scale: 1 }]);
+		said = chosen().length < MOST_LORAS ? () => problemOf(name) : () => t("loras.most", { count: MOST_LORAS });
+		return said() ? draw() : change([...chosen(), { name, scale: 1 }]);
 	}
 
 	function draw() {
@@ -63,7 +63,7 @@ export function makeChips({ store }, host) {
 			chip.classList.toggle("bad", chip.title !== "");
 		}
 		show(filter, names.size > FEW);
-		setText(problem, [store.get("status")?.loraFault, said, ...chosen().map(({ name }) => problemOf(name))].filter(Boolean).join(" "));
+		setText(problem, [...new Set([store.get("status")?.loraFault, said(), ...chosen().map(({ name }) => problemOf(name))])].filter(Boolean).join(" "));
 		drawSliders();
 	}
 

@@ -14,7 +14,8 @@ export function settingsOf(row) {
 	if (seed) settings.seed = Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
 	if (settings.format === "png") delete settings.quality;
 	if (!settings.source) delete settings.strength, delete settings.mask_blur;
-	if (settings.loras) settings.loras = settings.loras.map(({ name, scale }) => ({ name, scale }));
+	if (settings.loras?.length) settings.loras = settings.loras.map(({ name, scale }) => ({ name, scale }));
+	else delete settings.loras;
 	return settings;
 }
 

@@ -25,7 +25,7 @@ source.lost = The picture to change is not here any more. Choose it again. = 要
 strength.0 = Nothing changes. = 不作修改。
 strength.1 = Colours and fine details change. = 只改变颜色和细节。
 strength.2 = The composition stays; style and details change. = 保留构图，改变风格和细节。
-strength.3 = Hardly anything stays. = 几乎全部重画。
+strength.3 = At most the rough layout stays. = 至多保留大致布局。
 strength.steps = 1 step is drawn.|{count} steps are drawn. = 生成 {count} 步。
 `, `
 .source-card{display:grid;grid-template-columns:auto minmax(0,1fr) auto;gap:.5rem;padding:.5rem;border:var(--border);border-radius:.75rem}

@@ -226,6 +226,17 @@ async def test_any_strength_gives_a_picture(client, strength):
     assert (job["width"], job["height"]) == (64, 64)
 
 
+async def test_an_accepted_job_says_which_image_it_changes_and_the_history_how_its_mask_was_blurred(client):
+    body = {**ASKED, "mask": text_of(MASK), "mask_blur": 3}
+    _, _, accepted = await client.call("POST", "/jobs", json=body)
+    assert accepted["source"] == blake3(IMAGE).hexdigest()
+    await ended(client, accepted["id"])
+    assert "source" not in (await client.call("POST", "/jobs", json={"prompt": "a cat", "steps": 1}))[2]
+    _, _, page = await client.call("GET", "/history?limit=500")
+    newest = next(image for image in page["images"] if image["mask"])
+    assert (newest["source"], newest["mask_blur"]) == (accepted["source"], 3)
+
+
 async def ended(client, name):
     while True:
         _, _, job = await client.call("GET", f"/jobs/{name}")
