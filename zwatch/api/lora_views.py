@@ -49,7 +49,7 @@ def _view(lora: FoundLora, residents: frozenset[str]) -> LoraView:
     return {
         "name": lora.name,
         "digest": lora.digest,
-        "resident": lora.digest in residents,
+        "resident": lora.problem is None and lora.digest in residents,
         "bytes": lora.bytes,
         "rank": lora.rank,
         "modules": lora.modules,

@@ -209,7 +209,7 @@ def describe(root_fd: int, name: str) -> FoundLora:
 
 
 def _opened(root_fd: int, name: str, signer_of: SignerOf | None = None) -> OpenedLora:
-    if (problem := versions.name_problem(name)) is not None:
+    if (problem := versions.name_problem(name, "a LoRA's")) is not None:
         raise Rejection("file_not_regular", f"{name[:100]!r}: {problem}")
     try:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)

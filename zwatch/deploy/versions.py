@@ -27,8 +27,8 @@ def is_version_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def name_problem(name: str) -> str | None:
-    """Return why a directory of this name cannot be a version; None if it can."""
+def name_problem(name: str, whose: str = "a version's") -> str | None:
+    """Return why a directory of this name cannot be a version, or what `whose` says; None if it can."""
     if is_version_name(name):
         return None
     if PRUNED.fullmatch(name):
@@ -42,7 +42,7 @@ def name_problem(name: str) -> str | None:
     else:
         wrong = next((one for one in name if not _NAME.fullmatch(f"_{one}")), name)
         what = f"has the character {wrong!a}"
-    return f"a version's name has 1-64 of A-Za-z0-9._- and begins with neither . nor -; this one {what}"
+    return f"{whose} name has 1-64 of A-Za-z0-9._- and begins with neither . nor -; this one {what}"
 
 
 @contextmanager

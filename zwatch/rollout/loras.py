@@ -14,7 +14,8 @@ _log = logging.getLogger(__name__)
 TICK = 0.25
 """Seconds between two looks when nothing calls `ring`: the cost of a lost event."""
 _SHARE = 0.02
-"""The part of one core that looks may take: with thousands of LoRAs the tick is longer."""
+"""The part of one core that looks may take: with thousands of LoRAs the tick is longer. Time in which a look waits for a disk or a
+network does not count."""
 _MOST_FOLDERS = 256
 """Directories of LoRAs that are watched; the tick sees changes in the others."""
 
@@ -32,7 +33,9 @@ class LoraFollower:
         self.residents: Callable[[], Collection[str]] = tuple
         """Returns the digests of the LoRAs that are on the device."""
         self._bridge, self._gate, self._changed = bridge, gate, changed
-        self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
+        self._ringing, self._looked = asyncio.Event(), Pulse()
+        self._cost = 0.0
+        """Seconds of processor time of the latest look that came back."""
 
     def ring(self) -> None:
         """Look again now. From another thread, go through the bridge."""
@@ -59,11 +62,10 @@ class LoraFollower:
         """Look at every tick, and when `ring` is called."""
         while True:
             self._ringing.clear()
-            begun = time.monotonic()
             await self._look()
             self._looked.fire()
             try:
-                async with asyncio.timeout(max(TICK, (time.monotonic() - begun) / _SHARE)):
+                async with asyncio.timeout(max(TICK, self._cost / _SHARE)):
                     await self._ringing.wait()
             except TimeoutError:
                 pass
@@ -71,7 +73,7 @@ class LoraFollower:
     async def _look(self) -> None:
         fault = None
         try:
-            found = await self._bridge.run("loras", self._found)
+            found, self._cost = await self._bridge.run("loras", self._found)
             fault = self.root.fault
         except NoAnswer as error:
             found, fault = self.seen, f"{self.root.path}: {error.strerror}; it is looked at again"
@@ -84,8 +86,10 @@ class LoraFollower:
             self.seen, self.fault = found, fault
             self._changed()
 
-    def _found(self) -> tuple[FoundLora, ...]:
-        return tuple(self._gate.judge_loras(self.root.path, self.root.look()))
+    def _found(self) -> tuple[tuple[FoundLora, ...], float]:
+        begun = time.thread_time()
+        found = tuple(self._gate.judge_loras(self.root.path, self.root.look()))
+        return found, time.thread_time() - begun
 
     def _tell(self, found: tuple[FoundLora, ...], fault: str | None) -> None:
         """Log what is new: a LoRA that can be used, or not; one that is gone."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -157,3 +158,25 @@ async def test_what_a_load_refuses_is_in_the_list_until_it_is_sealed_anew(start,
         write_lora(ink.parent, "ink", models / "v1/transformer", seed=1)
         [found] = await listed(client)
         assert found["code"] is None
+
+
+async def test_a_look_that_waits_for_a_disk_does_not_make_looks_rarer(start, ink, monkeypatch):
+    looks, look = [], LoraRoot.look
+
+    def slow(self):
+        looks.append(self)
+        time.sleep(1.0)
+        return look(self)
+
+    monkeypatch.setattr(LoraRoot, "look", slow)
+    async with start(), asyncio.timeout(20):  # by its time on the clock, the second look would come after 50 s
+        while len(looks) < 3:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_name_that_no_lora_can_have_is_said_to_be_that(start, root, ink):
+    shutil.copytree(ink, root / "a b")
+    async with start() as client:
+        problems = {one["name"]: one["problem"] for one in await listed(client)}
+    assert problems["ink"] is None
+    assert "a LoRA's name has 1-64 of A-Za-z0-9._-" in problems["a b"]
