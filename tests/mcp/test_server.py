@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -147,7 +148,9 @@ async def test_the_client_sees_the_progress(service):
     assert values == sorted(set(values)), "each is more than the one before"
     steps = [(progress, total, message) for progress, total, message in seen if total is not None]
     assert len(steps) > 3
-    assert all(one == (one[0], 41, f"step {one[0] - 1:g} of 40") for one in steps)
+    for progress, total, message in steps:  # between two of them, where the service is slow to make the next
+        assert (total, message) == (42, f"step {math.floor(progress) - 1} of 40")
+        assert progress < total
 
 
 class Waiting(BaseHTTPRequestHandler):

@@ -60,7 +60,8 @@ class Painter:
                 if name == "queued":
                     what = f"queued, {data['position']} before it" if data["position"] else "next in the queue"
                 elif name == "step":
-                    step, steps = data["step"] + 1, data["steps"] + 1  # the first of them is the queue
+                    # The first of them is the queue, the last the files.
+                    step, steps = data["step"] + 1, data["steps"] + 2
                     what = f"step {data['step']} of {data['steps']}"
                 if name in ("queued", "step", BEAT):
                     await meter.report(step, steps, what)
