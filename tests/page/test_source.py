@@ -1,5 +1,6 @@
 """A picture that is changed: chosen, dropped, pasted or used from the history; its mask, painted with a mouse, fingers or keys."""
 
+import asyncio
 import base64
 import io
 import re
@@ -291,22 +292,30 @@ async def test_a_picture_of_the_history_is_used_painted_and_found_again_after_a_
     await expect(card(page)).to_contain_text(sent["image"].removeprefix("history:"))
 
 
+KEPT = """new Promise((resolve) => {
+    const opening = indexedDB.open("zwatch", 1);
+    opening.onupgradeneeded = () => opening.transaction.abort(); // it is not there yet: the page makes it
+    opening.onerror = () => resolve([]);
+    opening.onsuccess = () => {
+        const finding = opening.result.transaction("form").objectStore("form").getAllKeys();
+        finding.onsuccess = () => resolve(finding.result);
+    };
+})"""
+"""Returns the names of what the browser keeps of the form."""
+
+
 async def test_a_file_that_was_chosen_is_there_after_a_reload_until_it_is_removed(page):
     await choose(page, photo("orange"))
+    async with asyncio.timeout(30):  # the browser keeps it a moment later
+        while not await page.evaluate(KEPT):
+            await asyncio.sleep(0.02)
     await page.reload()
     await expect(card(page)).to_contain_text("photo.jpg")
     assert (await press_generate(page))["image"] == photo("orange")
     await card(page).get_by_role("button", name="Remove the picture").click()
     await page.reload()
     await expect(page.get_by_role("button", name="Start from a picture")).to_be_visible()
-    kept = """new Promise((resolve) => {
-        const opening = indexedDB.open("zwatch", 1);
-        opening.onsuccess = () => {
-            const finding = opening.result.transaction("form").objectStore("form").getAllKeys();
-            finding.onsuccess = () => resolve(finding.result);
-        };
-    })"""
-    assert await page.evaluate(kept) == []
+    assert await page.evaluate(KEPT) == []
 
 
 async def test_the_details_say_from_what_and_use_settings_brings_it_back(page, new_page, server):
