@@ -260,5 +260,5 @@ def _check_others(opened: OpenedLora) -> None:
     """Verify what else a LoRA's seal names: nothing of it is used, but what is there is what was sealed."""
     for path, expected in opened.seal.files.items():
         if path != WEIGHTS:
-            with seal.opened_sealed(opened.directory.fd, opened.seal, path) as fd:
+            with opened.opened(path) as fd:
                 seal.check_hash(f"{opened.name}/{path}", hash_file(fd, lambda count: None), expected)

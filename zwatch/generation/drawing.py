@@ -215,7 +215,7 @@ class Drawer:
     def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
         job.take_second_turn()
         job.second_turn.avoided = frozenset({suspicion.key})
-        job.second_turn.error = error.with_traceback(None)  # its frames hold the images
+        job.second_turn.error = error.to_keep()  # its frames hold the images
         self._redrawn(suspicion)
         return self._again(job)
 

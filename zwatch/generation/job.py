@@ -189,7 +189,7 @@ class Job:
             await self.changes.wait()
         if self.finished is None:
             assert self.error is not None  # an ended job has one of the two
-            raise self.error.with_traceback(None)
+            raise self.error.to_keep()
         return self.finished
 
     def follow(self, heartbeat: float) -> AsyncGenerator[JobEvent, None]:
@@ -332,7 +332,8 @@ class Job:
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:
         if self.state.is_final:
             return
-        self.state, self.finished, self.error = state, finished, error
+        self.state, self.finished = state, finished
+        self.error = None if error is None else error.to_keep()
         self.preview = self.source = self.loras = None
         self.seconds = self.age
         self._changed()
