@@ -96,6 +96,8 @@ class Job:
         """The image that it changes, until it ends; None if it makes one from noise."""
         if source is not None:
             self.source_digest, self.has_mask = source.digest, source.mask is not None
+        self.lora_digests: dict[str, str] = {}
+        """The digests of its LoRAs by name, if another process accepted it and has told them."""
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
