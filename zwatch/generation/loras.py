@@ -223,6 +223,14 @@ class Loras:
             yield
 
 
+def beside(loras: JobLoras | None) -> str:
+    """Return the words of an error that tell what a request was drawn with: they may be the cause."""
+    if loras is None:
+        return ""
+    named = " and ".join(f"{one.name}:{one.scale:g}" for one in loras.used)
+    return f" with the LoRA{'s' if len(loras.used) > 1 else ''} {named}"
+
+
 def _unusable(name: str, rejection: Rejection) -> RequestError:
     return invalid("loras", f"loras: {name} cannot be used: {rejection.reason}")
 

@@ -14,6 +14,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.deploy.loras import matrices, write_lora
 from tests.engine.editing import TRANSFORMER, edit_json, edit_tensors, seal_again
@@ -131,8 +132,6 @@ async def test_an_unknown_name_is_refused_and_those_that_are_there_are_named(cli
 async def test_one_that_does_not_fit_the_version_is_refused_with_names_and_shapes(client, loras, models):
     write_lora(loras, "wide", models / "v1/transformer", 4, 1, of=lambda module: module == "layers.0.attention.to_q")
     edit = loras / "wide/lora.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(edit)
     [rows, columns] = matrices(models / "v1/transformer")["layers.0.attention.to_q"]
     tensors = {name: value[:, :16].contiguous() if "lora_A" in name else value for name, value in tensors.items()}
@@ -204,6 +203,46 @@ async def test_a_copy_that_is_right_serves_though_a_request_waits_with_one_that_
     assert waiting.digests == (digest_of(loras, "ink"),)
     _, _, found = await client.call("GET", "/loras")
     assert [one["problem"] for one in found["loras"]] == [None, None]
+
+
+def changed(directory, change):
+    """Change the factors of a LoRA by `change(name, tensor)`, and seal it again."""
+    path = directory / "lora.safetensors"
+    tensors = {name: change(name, value) for name, value in load_file(path).items()}
+    save_file(tensors, path, {"version": directory.name})
+    reseal(directory)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(torch.bfloat16, torch.nan), (torch.float32, -torch.inf)])
+async def test_one_with_a_number_that_is_not_finite_is_refused_with_the_tensors_name(client, loras, dtype, number):
+    wrong = "layers.1.attention.to_k.lora_B.weight"
+
+    def change(name, value):
+        value = value.to(dtype)
+        if name == wrong:
+            value[-1, -1] = number
+        return value
+
+    changed(loras / "ink", change)
+    error = await client.error("/generate", {"prompt": "a cat", "loras": [*ink(name="night"), *ink()]}, 400)
+    assert (error["code"], error["param"]) == ("invalid_value", "loras")
+    assert error["message"].startswith(
+        f"loras: ink cannot be used: ink/lora.safetensors: {wrong} has NaN or infinite numbers in bfloat16"
+    )
+    await client.png(loras=ink(name="night"))
+
+
+async def test_an_error_of_what_is_drawn_names_them(client, loras):
+    changed(loras / "ink", lambda name, value: value.float().mul(1e36).to(torch.bfloat16))
+    both = [*ink(2.0), *ink(0.5, "night")]
+    error = await client.error("/generate", {"prompt": "a cat", "loras": both}, 500)
+    assert "ink:2" in error["message"]
+    assert "night:0.5" in error["message"]
+    with client.failing():
+        error = await client.error("/generate", {"prompt": "a cat", "loras": ink(name="night")}, 500)
+        assert error["message"].endswith(" with the LoRA night:0.8")
+        error = await client.error("/generate", {"prompt": "a cat"}, 500)
+        assert "LoRA" not in error["message"]
 
 
 async def test_one_that_is_removed_draws_what_was_accepted(client, loras):
