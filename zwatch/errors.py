@@ -236,6 +236,12 @@ class RequestError(ZwatchError):
         self.headers = {**retry, **(headers or {})}
         self.extra = extra or {}
 
+    def to_keep(self) -> "RequestError":
+        """Return it without what led to it: the frames of its traceback, and of the errors that it came of, would keep alive
+        what they hold, such as a version's weights, for as long as it is kept."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
+
     def with_headers(self, headers: dict[str, str]) -> "RequestError":
         """Return the same error with more headers; many requests may be answered with this one."""
         return RequestError(

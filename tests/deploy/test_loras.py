@@ -178,17 +178,50 @@ def test_half_a_pair_and_another_dtype_are_refused(root, ink):
 def test_what_was_read_and_refused_says_so_until_a_file_changes(root, ink):
     loras = LoraRoot(root)
     [found] = loras.look()
-    loras.refuse("ink", found.digest, Rejection("hash_mismatch", "lora.safetensors: blake3 is …"))
+    loras.refuse(loras.open_lora("ink"), Rejection("hash_mismatch", "lora.safetensors: blake3 is …"))
     [refused] = loras.look()
     assert (refused.code, refused.problem) == ("hash_mismatch", "lora.safetensors: blake3 is …")
     os.utime(ink / WEIGHTS)
     assert loras.look() == [found]
 
 
+def test_what_was_opened_before_it_was_copied_again_says_nothing_of_the_copy(root, ink):
+    loras = LoraRoot(root)
+    before = loras.open_lora("ink")
+    copied_again(ink)
+    [found] = loras.look()
+    loras.refuse(before, Rejection("hash_mismatch", "lora.safetensors: blake3 is …"))
+    assert before.digest == found.digest
+    assert loras.look() == [found]
+
+
+def copied_again(directory):
+    """Remove a directory, and put a copy with the same bytes where it was."""
+    copy = directory.with_name(f".{directory.name}")
+    shutil.copytree(directory, copy)
+    shutil.rmtree(directory)
+    copy.rename(directory)
+
+
+def test_what_was_opened_can_be_read_though_it_is_removed(root, ink):
+    lora = LoraRoot(root).open_lora("ink")
+    files = {path: (ink / path).read_bytes() for path in lora.seal.files}
+    assert len(files) > 1
+    shutil.rmtree(ink)
+    for path, data in files.items():
+        for _ in range(2):
+            with lora.opened(path) as fd:
+                assert os.read(fd, len(data) + 1) == data
+    before = len(os.listdir("/proc/self/fd"))
+    lora.close()
+    lora.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1 - len(files)
+
+
 def test_a_passing_fault_is_not_kept(root, ink):
     loras = LoraRoot(root)
     [found] = loras.look()
-    loras.refuse("ink", found.digest, Rejection("io_error", "Input/output error"))
+    loras.refuse(loras.open_lora("ink"), Rejection("io_error", "Input/output error"))
     assert loras.look() == [found]
 
 

@@ -26,7 +26,8 @@ from zwatch.generation.loras import Loras
 from zwatch.generation.request import parse_generate
 from zwatch.generation.sources import Source
 from zwatch.handover.channel import Channel
-from zwatch.handover.jobs import JobMirror, JobTeller
+from zwatch.handover.described import described
+from zwatch.handover.jobs import JobMirror, JobTeller, MirroredJob
 from zwatch.rollout.lifecycle import VersionKey
 
 KEY = VersionKey("v1", "d" * 64)
@@ -290,5 +291,29 @@ async def test_a_jobs_loras_are_the_same_in_both_and_it_is_drawn_again_with_them
     await until(lambda: pair.submitted)
     [again] = pair.submitted
     assert [(one.name, one.scale, one.digest) for one in again.loras.used] == [("ink", 0.8, digest)]
+    await pair.mirror.stop()
+    pair.loras._bridge.close(1.0)
+
+
+@pytest.mark.parametrize("takeovers", [1, 2])
+async def test_a_job_whose_lora_is_another_by_then_fails_with_both_digests(pair, tiny_versions, tmp_path, takeovers):
+    write_lora(tmp_path / "loras", "ink", tiny_versions / "v1/transformer")
+    pair.loras = pair.queue.loras = Loras(Bridge(), LoraRoot(tmp_path / "loras"))
+    request = parse_generate({"prompt": "a cat", "loras": [{"name": "ink", "scale": 0.8}], "steps": 4})
+    job = Job(request, None, pair.store.settle, attended=False)
+    job.loras = await pair.loras.opened(request.loras)
+    [accepted] = job.loras.digests
+    if takeovers == 2:
+        job = MirroredJob(json.loads(json.dumps(described(job))), lambda job: None, pair.store.settle)
+    pair.store.add(job)
+    await pair.tell()
+    write_lora(tmp_path / "loras", "ink", tiny_versions / "v1/transformer", seed=9)
+    now = pair.loras.root.open_lora("ink").digest
+    pair.mirror.redraw()
+    mirrored = pair.mirrored.find(job.id)
+    await until(lambda: mirrored.state.is_final or pair.submitted)
+    assert mirrored.state is JobState.FAILED
+    assert (mirrored.error.status, mirrored.error.param) == (400, "loras")
+    assert f"ink was {accepted[:12]} when the job was accepted, and is {now[:12]} now" in mirrored.error.message
     await pair.mirror.stop()
     pair.loras._bridge.close(1.0)

@@ -3,8 +3,8 @@
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +30,17 @@ __all__ = [
 _WEIGHT_FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _TEXTS = ("readme", "license", "licence", "notice", "copying")
 _IMPORT = "`zwatch import FILE NAME --lora` makes a LoRA's directory of a file"
+
+MOST_HELD = 16
+"""Files beside the factors that are held open."""
+
+Stamp = tuple[int, ...]
+
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """Return what changes with a file's content, owner or place."""
+    return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
 
 SignerOf = Callable[[int, str, str], str]
 """Returns who signed an opened directory that has this name in a policy, and this digest; it raises a Rejection if nobody did who
@@ -65,6 +76,11 @@ class OpenedLora:
     """By the name of the transformer's weight, without `.weight`."""
     signer: str | None = None
     """Who signed it, where signatures are required."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Descriptors of its sealed files by path: what was opened can be read though it is removed. The factors' is always there,
+    that of another file only if it is one of the first `MOST_HELD` and was there."""
+    stamps: tuple[Stamp, ...] = ()
+    """What changes with the directory and with the content of the factors, as they were when they were opened."""
 
     @property
     def digest(self) -> str:
@@ -72,19 +88,25 @@ class OpenedLora:
         return self.seal.digest
 
     @contextmanager
-    def opened(self) -> Iterator[int]:
-        """Open the file of the factors.
+    def opened(self, path: str = WEIGHTS) -> Iterator[int]:
+        """Open a sealed file, that of the factors if no other is named; inside it is at its beginning.
 
         Raises:
             Rejection: it is not there, or no regular file.
             OSError: it cannot be opened.
         """
-        with seal.opened_sealed(self.directory.fd, self.seal, WEIGHTS) as fd:
+        if (held := self.files.get(path)) is not None:
+            os.lseek(held, 0, os.SEEK_SET)
+            yield held
+            return
+        with seal.opened_sealed(self.directory.fd, self.seal, path) as fd:
             yield fd
 
     def close(self) -> None:
-        """Close the directory; harmless when called again."""
+        """Close the directory and the files; harmless when called again."""
         self.directory.close()
+        while self.files:
+            close_quietly(self.files.popitem()[1])
 
 
 def open_directory(fd: int, name: str, signer_of: SignerOf | None = None) -> OpenedLora:
@@ -94,17 +116,28 @@ def open_directory(fd: int, name: str, signer_of: SignerOf | None = None) -> Ope
         Rejection: it has no valid seal, or its files are not those of a LoRA.
         OSError: something could not be read.
     """
-    directory = Directory(fd, name)
+    directory, files = Directory(fd, name), dict[str, int]()
     try:
         sealed = seal.read_seal(fd)
         signer = None if signer_of is None else signer_of(fd, f"{PREFIX}{name}", sealed.digest)
         if WEIGHTS not in sealed.files:
             raise Rejection("weights_mismatch", f"{SEAL_NAME}: names no {WEIGHTS}, so this is no LoRA; {HINT}")
         with seal.opened_sealed(fd, sealed, WEIGHTS) as file:
-            found = header.read_header(file, WEIGHTS)
-        return OpenedLora(name, directory, sealed, found, check_header(found, name), signer)
+            files[WEIGHTS] = os.dup(file)
+        stamps = (stamp_of(os.fstat(fd)), stamp_of(os.fstat(files[WEIGHTS])))
+        found = header.read_header(files[WEIGHTS], WEIGHTS)
+        matrices = check_header(found, name)
+        for path in [path for path in sealed.files if path != WEIGHTS][:MOST_HELD]:
+            with (
+                suppress(Rejection, OSError),
+                seal.opened_sealed(fd, sealed, path) as file,
+            ):  # whoever reads it says what is wrong
+                files[path] = os.dup(file)
+        return OpenedLora(name, directory, sealed, found, matrices, signer, files, stamps)
     except BaseException:
         directory.close()
+        for held in files.values():
+            close_quietly(held)
         raise
 
 
@@ -160,10 +193,13 @@ class LoraRoot:
             return known.lora
         return replace(known.lora, code=refused.lora.code, problem=refused.lora.problem)
 
-    def refuse(self, name: str, digest: str, rejection: Rejection) -> None:
-        """Note that a LoRA was read and cannot be used; looks say so until one of its files changes."""
-        known = self._known.get(name)
-        if known is not None and known.lora.digest == digest and rejection.retry is not Retry.BACKOFF:
+    def refuse(self, lora: OpenedLora, rejection: Rejection) -> None:
+        """Note that a LoRA was read and cannot be used; looks say so until one of its files changes. Nothing is noted of one that
+        is no longer what has its name."""
+        name, known = lora.name, self._known.get(lora.name)
+        if known is None or known.lora.digest != lora.digest or rejection.retry is Retry.BACKOFF:
+            return
+        if (known.stamps[0], known.stamps[_OF_WEIGHTS]) == lora.stamps:
             self._refused[name] = _Known(
                 replace(known.lora, code=rejection.code, problem=rejection.reason), known.stamps
             )
@@ -268,7 +304,9 @@ def _is_meant(entry: os.DirEntry[str]) -> bool:
     )
 
 
-_Stamps = Sequence[tuple[int, ...]]
+_Stamps = Sequence[Stamp]
+_OF_WEIGHTS = 2
+"""Where the stamp of the factors is among those of a LoRA; that of the directory is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,4 +328,4 @@ def _stamp(root_fd: int, path: str) -> tuple[int, ...]:
         found = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
     except OSError as error:
         return (error.errno or 0,)
-    return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return stamp_of(found)

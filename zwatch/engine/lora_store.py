@@ -69,7 +69,8 @@ class LoraStore:
             return sum(lora.nbytes for lora in self._loras.values()) + sum(view.nbytes for view in self._all_views())
 
     def _all_views(self) -> list[Adapted]:
-        return [view for views in self._views.values() for view in views.values()]
+        kept = (view for views in self._views.values() for view in views.values())
+        return list(dict.fromkeys([*kept, *self._in_use]))
 
     def ready(self, network: nn.Module, digests: Sequence[str]) -> Adapted | None:
         """Return the view of a transformer that draws with these LoRAs, if it is there; it counts as used now."""
@@ -160,6 +161,7 @@ class LoraStore:
         self._make_room(needed, f"the LoRA {opened.name}", keeping)
         with self._side.beside(), torch.inference_mode():
             made = Lora(opened, self._read(opened, conversion), dtype)
+            _check_finite(made)
         with self._lock:
             self._loras[key] = made
         seconds = time.monotonic() - begun
@@ -256,9 +258,26 @@ class LoraStore:
         return total, [problem for _, problem in [*bad, *bad_views]]
 
 
+def _check_finite(lora: Lora) -> None:
+    """Check the factors as they are computed: a number that is too great for their dtype has become infinite.
+
+    Raises:
+        Rejection: `weights_mismatch`, with the first tensor that is not finite.
+    """
+    # Of all before the first is looked at: the device is waited for once. A maximum is NaN if anything is.
+    greatest = torch.stack([torch.linalg.vector_norm(tensor, torch.inf) for tensor in lora.tensors.values()])
+    for name, is_finite in zip(lora.tensors, greatest.isfinite().tolist(), strict=True):
+        if not is_finite:
+            dtype = str(lora.dtype).removeprefix("torch.")
+            raise Rejection(
+                "weights_mismatch",
+                f"{lora.name}/{WEIGHTS}: {name} has NaN or infinite numbers in {dtype}; the LoRA is broken",
+            )
+
+
 def _check_others(opened: OpenedLora) -> None:
     """Verify what else a LoRA's seal names: nothing of it is used, but what is there is what was sealed."""
     for path, expected in opened.seal.files.items():
         if path != WEIGHTS:
-            with seal.opened_sealed(opened.directory.fd, opened.seal, path) as fd:
+            with opened.opened(path) as fd:
                 seal.check_hash(f"{opened.name}/{path}", hash_file(fd, lambda count: None), expected)

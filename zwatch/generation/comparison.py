@@ -122,7 +122,7 @@ class Comparison:
             with suppress(RequestError):
                 await job.result()
         if (error := self.error) is not None:
-            raise error.with_traceback(None)
+            raise error.to_keep()
 
     @contextmanager
     def followed(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
 from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
 from zwatch.generation.job import Job
-from zwatch.generation.loras import Loras
+from zwatch.generation.loras import Loras, beside
 from zwatch.generation.pace import Pace
 from zwatch.generation.request import fitted
 from zwatch.rollout import trials
@@ -136,7 +136,7 @@ class Drawer:
             return self._again(job)
         flaw = None if generation.flaw is None else FaultKind(generation.flaw.kind)
         if flaw is FaultKind.NOT_FINITE:
-            raise Faulted(flaw, "the model made NaN or infinite pixels")
+            raise Faulted(flaw, f"the model made NaN or infinite pixels{beside(job.loras)}")
         self.pace.note(lease.key, seconds, job.work)
         if flaw is not None and is_watched and self._another(job, lease.key):
             other = await self._drawn_in_colours(job, lease, _suspicion(lease, flaw, _ONE_COLOUR))
@@ -215,7 +215,7 @@ class Drawer:
     def _draw_again(self, job: Job, suspicion: Suspicion, error: RequestError) -> Literal[_Again.AGAIN] | None:
         job.take_second_turn()
         job.second_turn.avoided = frozenset({suspicion.key})
-        job.second_turn.error = error.with_traceback(None)  # its frames hold the images
+        job.second_turn.error = error.to_keep()  # its frames hold the images
         self._redrawn(suspicion)
         return self._again(job)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zwatch.bridge import Begun, Bridge, NoAnswer
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.job import Job
+from zwatch.generation.loras import beside
 from zwatch.generation.pictures import Pictures
 from zwatch.generation.previews import SHARE, PreviewCost, StepReporter
 from zwatch.lanes import Interrupted
@@ -247,4 +248,4 @@ def failure_of(error: Exception, job: Job) -> RequestError:
         _log.error("a generation failed", exc_info=error)
         if is_memory_short(error):
             return RequestError("out_of_memory", "memory ran out; ask for fewer pixels")
-        return RequestError("generation_failed", without_private(named(error))[:500])
+        return RequestError("generation_failed", without_private(named(error))[:500] + beside(job.loras))

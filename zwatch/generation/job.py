@@ -96,6 +96,8 @@ class Job:
         """The image that it changes, until it ends; None if it makes one from noise."""
         if source is not None:
             self.source_digest, self.has_mask = source.digest, source.mask is not None
+        self.lora_digests: dict[str, str] = {}
+        """The digests of its LoRAs by name, if another process accepted it and has told them."""
         self.attended, self.keeps_files = attended, keeps_files
         self.request_id = request_id.get()
         self.client, self.client_name = client, client_of_request.get()
@@ -189,7 +191,7 @@ class Job:
             await self.changes.wait()
         if self.finished is None:
             assert self.error is not None  # an ended job has one of the two
-            raise self.error.with_traceback(None)
+            raise self.error.to_keep()
         return self.finished
 
     def follow(self, heartbeat: float) -> AsyncGenerator[JobEvent, None]:
@@ -332,7 +334,8 @@ class Job:
     def _end(self, state: JobState, finished: Finished | None, error: RequestError | None) -> None:
         if self.state.is_final:
             return
-        self.state, self.finished, self.error = state, finished, error
+        self.state, self.finished = state, finished
+        self.error = None if error is None else error.to_keep()
         self.preview = self.source = self.loras = None
         self.seconds = self.age
         self._changed()

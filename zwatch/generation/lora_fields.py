@@ -107,7 +107,9 @@ def scale_problem(scale: float) -> str | None:
     """Return why a number cannot be a scale; None if it can."""
     if -MAX_SCALE <= scale <= MAX_SCALE:
         return None
-    return f"has the scale {scale:g}, it must be from {-MAX_SCALE:g} to {MAX_SCALE:g}"
+    # A whole number of JSON may be too great for a float.
+    shown = shortened(scale) if isinstance(scale, int) else f"{scale:g}"
+    return f"has the scale {shown}, it must be from {-MAX_SCALE:g} to {MAX_SCALE:g}"
 
 
 def _twice(names: Iterable[str]) -> str | None:

@@ -130,7 +130,8 @@ class Loras:
         except OSError as error:
             raise _unreadable(name, error) from None
         key = (lora.name, lora.digest)
-        if (held := self._held.get(key)) is not None:
+        held = self._held.get(key)
+        if held is not None and held.opened.stamps == lora.stamps:  # else it was copied again, or written to
             lora.close()
             return held
         made = self._held[key] = HeldLora(lora)
@@ -165,7 +166,7 @@ class Loras:
         try:
             await self._load(store, loras, engine)
         except RequestError as error:
-            return error
+            return error.to_keep()
         except RuntimeError:
             pass  # the version was freed meanwhile: another one draws
         return None
@@ -198,7 +199,7 @@ class Loras:
             name = next((one.name for one in loras.opened if rejection.reason.startswith(f"{one.name}/")), names)
             for lora in loras.opened:
                 if lora.name == name:
-                    self.root.refuse(name, lora.digest, rejection)
+                    self.root.refuse(lora, rejection)
             raise _unusable(name, rejection) from None
         except NoAnswer as error:
             store.renew()
@@ -220,6 +221,14 @@ class Loras:
             return
         with store.used(view):
             yield
+
+
+def beside(loras: JobLoras | None) -> str:
+    """Return the words of an error that tell what a request was drawn with: they may be the cause."""
+    if loras is None:
+        return ""
+    named = " and ".join(f"{one.name}:{one.scale:g}" for one in loras.used)
+    return f" with the LoRA{'s' if len(loras.used) > 1 else ''} {named}"
 
 
 def _unusable(name: str, rejection: Rejection) -> RequestError:

@@ -122,7 +122,7 @@ class GenerationQueue:
     def _check_room(self, after: int = 0) -> None:
         if self.closed is not None:
             # Raised many times: a traceback would keep the frames of every request.
-            raise self.closed.with_traceback(None)
+            raise self.closed.to_keep()
         # While nothing runs, the first waiting job is about to run.
         if len(self._waiting) + after >= self.limit + (self.running is None):
             raise RequestError(

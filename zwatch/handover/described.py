@@ -39,6 +39,7 @@ def described(job: Job) -> Body:
         "keeps_files": job.keeps_files,
         "work": job.work,
         "source": about_source(job),
+        "loras": job.lora_digests if job.loras is None else {one.name: one.digest for one in job.loras.used},
     }
 
 

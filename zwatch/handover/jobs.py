@@ -14,10 +14,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from zwatch.errors import RequestError
+from zwatch.generation.fields import invalid
 from zwatch.generation.history import History
 from zwatch.generation.job import Job
 from zwatch.generation.job_events import Finished, JobState, Picture
 from zwatch.generation.job_store import JobStore
+from zwatch.generation.loras import JobLoras
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import GenerateRequest
 from zwatch.handover.channel import Channel
@@ -59,6 +61,7 @@ class MirroredJob(Job):
         )
         if about is not None:
             self.source_digest, self.has_mask = str(about["digest"]), bool(about["mask"])
+        self.lora_digests = {str(name): str(digest) for name, digest in body.get("loras", {}).items()}
         self.steps = int(body.get("steps", self.steps))
         self.id = str(body["id"])
         self.created = datetime.fromisoformat(body["created"])
@@ -113,6 +116,21 @@ class MirroredJob(Job):
     def _picture(self, number: int, row: Body) -> Picture:
         before = self.pictures[number].file if number < len(self.pictures) else None
         return Picture(row["seed"], base64.b64decode(row["file"]) if "file" in row else before, row["name"])
+
+
+def _check_loras(job: MirroredJob, loras: JobLoras | None) -> None:
+    """Check that the names of a job's LoRAs mean what they meant when it was accepted.
+
+    Raises:
+        RequestError: one does not.
+    """
+    for one in () if loras is None else loras.used:
+        if (accepted := job.lora_digests.get(one.name, one.digest)) != one.digest:
+            raise invalid(
+                "loras",
+                f"loras: {one.name} was {accepted[:12]} when the job was accepted, and is {one.digest[:12]} now that it is to be drawn "
+                "again by another process; send the request again to draw with that",
+            )
 
 
 # --- the old process
@@ -277,6 +295,7 @@ class JobMirror:
         while not job.is_cancelled:
             try:
                 loras = await self._queue.loras.opened(job.request.loras)
+                _check_loras(job, loras)
                 return self._queue.submit(
                     job.request,
                     attended=False,

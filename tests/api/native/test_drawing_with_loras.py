@@ -2,18 +2,24 @@
 
 import asyncio
 import base64
+import gc
 import io
 import json
+import shutil
+import threading
+import weakref
 
 import aiohttp
 import openai
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.deploy.loras import matrices, write_lora
 from tests.engine.editing import TRANSFORMER, edit_json, edit_tensors, seal_again
 from zwatch.generation.image_details import read_details
+from zwatch.generation.lora_fields import LoraWish
 from zwatch.generation.picture_settings import picture_settings
 
 
@@ -105,6 +111,8 @@ async def test_a_request_without_has_none(client, loras):
         ([{"name": "ink", "weight": 1}], '[0] has an unknown field "weight"'),
         ([{"name": "ink"}, {"name": "ink"}], 'has "ink" twice'),
         ([{"name": f"l{number}"} for number in range(9)], "may be a list of up to 8, got 9"),
+        ([{"name": "ink", "scale": 10**400}], "[0] has the scale 1000"),
+        (json.dumps([{"name": "ink", "scale": -(10**400)}]), "[0] has the scale -1000"),
         ([{"name": "ink", "scale": True}], "[0] must have a number as its scale, got a boolean"),
     ],
 )  # fmt: skip
@@ -124,8 +132,6 @@ async def test_an_unknown_name_is_refused_and_those_that_are_there_are_named(cli
 async def test_one_that_does_not_fit_the_version_is_refused_with_names_and_shapes(client, loras, models):
     write_lora(loras, "wide", models / "v1/transformer", 4, 1, of=lambda module: module == "layers.0.attention.to_q")
     edit = loras / "wide/lora.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(edit)
     [rows, columns] = matrices(models / "v1/transformer")["layers.0.attention.to_q"]
     tensors = {name: value[:, :16].contiguous() if "lora_A" in name else value for name, value in tensors.items()}
@@ -156,6 +162,98 @@ async def test_bytes_that_differ_from_the_seal_are_refused_and_serve_again_when_
     assert error["message"].startswith("loras: ink cannot be used: ink/lora.safetensors: blake3 is ")
     path.write_bytes(good)
     await client.png(loras=ink())
+
+
+def spoil(directory):
+    """Change a byte of a LoRA's factors, with the seal left as it is."""
+    path = directory / "lora.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("path", ["/generate", "/jobs"])
+async def test_one_that_cannot_be_loaded_keeps_nothing_of_the_version(client, loras, path):
+    """Neither an answered job nor one that nobody asks for again holds the frames of the load."""
+    spoil(loras / "ink")
+    body = {"prompt": "a cat", "loras": ink()}
+    status, _, answer = await client.call("POST", path, json=body)
+    if path == "/jobs":
+        assert (await ended(client, answer["id"]))["state"] == "failed"
+    else:
+        assert status == 400
+    network = weakref.ref(client.services.engines.serving("current").engine.pipeline.transformer)
+    await client.call("POST", "/api/unload_model")
+    for _ in range(100):
+        gc.collect()
+        if network() is None:
+            break
+        await asyncio.sleep(0.05)
+    assert network() is None
+
+
+async def test_a_copy_that_is_right_serves_though_a_request_waits_with_one_that_was_not(client, loras):
+    good = loras.parent / "good"
+    shutil.copytree(loras / "ink", good)
+    spoil(loras / "ink")
+    waiting = await client.services.queue.loras.opened((LoraWish("ink"),))
+    await client.error("/generate", {"prompt": "a cat", "loras": ink()}, 400)
+    shutil.rmtree(loras / "ink")
+    shutil.copytree(good, loras / "ink")
+    await client.png(loras=ink())
+    assert waiting.digests == (digest_of(loras, "ink"),)
+    _, _, found = await client.call("GET", "/loras")
+    assert [one["problem"] for one in found["loras"]] == [None, None]
+
+
+def changed(directory, change):
+    """Change the factors of a LoRA by `change(name, tensor)`, and seal it again."""
+    path = directory / "lora.safetensors"
+    tensors = {name: change(name, value) for name, value in load_file(path).items()}
+    save_file(tensors, path, {"version": directory.name})
+    reseal(directory)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(torch.bfloat16, torch.nan), (torch.float32, -torch.inf)])
+async def test_one_with_a_number_that_is_not_finite_is_refused_with_the_tensors_name(client, loras, dtype, number):
+    wrong = "layers.1.attention.to_k.lora_B.weight"
+
+    def change(name, value):
+        value = value.to(dtype)
+        if name == wrong:
+            value[-1, -1] = number
+        return value
+
+    changed(loras / "ink", change)
+    error = await client.error("/generate", {"prompt": "a cat", "loras": [*ink(name="night"), *ink()]}, 400)
+    assert (error["code"], error["param"]) == ("invalid_value", "loras")
+    assert error["message"].startswith(
+        f"loras: ink cannot be used: ink/lora.safetensors: {wrong} has NaN or infinite numbers in bfloat16"
+    )
+    await client.png(loras=ink(name="night"))
+
+
+async def test_an_error_of_what_is_drawn_names_them(client, loras):
+    changed(loras / "ink", lambda name, value: value.float().mul(1e36).to(torch.bfloat16))
+    both = [*ink(2.0), *ink(0.5, "night")]
+    error = await client.error("/generate", {"prompt": "a cat", "loras": both}, 500)
+    assert "ink:2" in error["message"]
+    assert "night:0.5" in error["message"]
+    with client.failing():
+        error = await client.error("/generate", {"prompt": "a cat", "loras": ink(name="night")}, 500)
+        assert error["message"].endswith(" with the LoRA night:0.8")
+        error = await client.error("/generate", {"prompt": "a cat"}, 500)
+        assert "LoRA" not in error["message"]
+
+
+async def test_one_that_is_removed_draws_what_was_accepted(client, loras):
+    store = client.services.supervisor.factory.loras
+    allowed, load = threading.Event(), store.load
+    store.load = lambda *given: allowed.wait(60) and load(*given)
+    _, _, job = await client.call("POST", "/jobs", json={"prompt": "a cat", "loras": ink()})
+    shutil.rmtree(loras / "ink")
+    allowed.set()
+    found = await ended(client, job["id"])
+    assert found["state"] == "done", found
 
 
 async def test_one_that_is_sealed_anew_is_another_one_for_the_next_request(client, loras, models):
@@ -258,8 +356,6 @@ async def test_metrics_count_them(client, loras):
 
 async def test_a_request_whose_lora_is_being_read_lets_others_be_drawn_first(client, loras, monkeypatch):
     store = client.services.supervisor.factory.loras
-    import threading
-
     allowed, read = threading.Event(), store._read
     monkeypatch.setattr(store, "_read", lambda *given: allowed.wait(60) and read(*given))
     _, _, job = await client.call("POST", "/jobs", json={"prompt": "a cat", "seed": 1, "loras": ink()})
@@ -272,8 +368,6 @@ async def test_a_request_whose_lora_is_being_read_lets_others_be_drawn_first(cli
 
 async def test_a_lora_is_loaded_while_a_swap_loads_and_neither_waits(client, loras, monkeypatch):
     """The version's weights are held back until the request with the LoRA is answered."""
-    import threading
-
     factory = client.services.supervisor.factory
     allowed, fill = threading.Event(), factory.device.reader.fill
     monkeypatch.setattr(factory.device.reader, "fill", lambda *given: allowed.wait(60) and fill(*given))

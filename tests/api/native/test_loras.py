@@ -149,10 +149,9 @@ async def test_what_a_load_refuses_is_in_the_list_until_it_is_sealed_anew(start,
     from zwatch.errors import Rejection
 
     async with start() as client:
-        [found] = await listed(client)
-        client.services.loras.root.refuse(
-            "ink", found["digest"], Rejection("hash_mismatch", "lora.safetensors: blake3 is …")
-        )
+        await listed(client)
+        root = client.services.loras.root
+        root.refuse(root.open_lora("ink"), Rejection("hash_mismatch", "lora.safetensors: blake3 is …"))
         [found] = await listed(client)
         assert found["code"] == "hash_mismatch"
         write_lora(ink.parent, "ink", models / "v1/transformer", seed=1)
