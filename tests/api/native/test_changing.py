@@ -325,6 +325,43 @@ async def test_an_image_that_takes_too_long_to_decode_is_refused_and_others_are_
         stop.set()
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/generate", {"image": text_of(IMAGE)}),
+        ("/v1/images/edits", {"image": text_of(IMAGE)}),
+        ("/sdapi/v1/img2img", {"init_images": [text_of(IMAGE)], "width": 64, "height": 64}),
+    ],
+)
+async def test_images_that_only_wait_for_others_are_not_refused_as_too_slow(client, monkeypatch, path, fields):
+    """More at once than are decoded at a time, each nearly as long as one may take; and then the decoder is taken."""
+    limits, stop = client.services.bridge._limits, threading.Event()
+    monkeypatch.setitem(limits, "decode", replace(limits["decode"], seconds=2.0))
+    decode, slow = sources.open_picture, True
+
+    def open_picture(file, param):
+        if slow:
+            stop.wait(1.2)
+        return decode(file, param)
+
+    monkeypatch.setattr(sources, "open_picture", open_picture)
+    body = {"prompt": "a dog", "seed": 7, "steps": 1, **fields}
+    found = await asyncio.gather(*(client.call("POST", path, json=body, headers=JSON) for _ in range(6)))
+    assert [status for status, _, _ in found] == [200] * 6, found[-1]
+    slow, bridge = False, client.services.bridge
+    for _ in range(limits["decode"].most_left):
+        call = bridge.begin("decode", stop.wait)
+        while not call.has_begun:
+            await asyncio.sleep(0.01)
+        call.leave()
+    try:
+        status, headers, answer = await client.call("POST", path, json=body, headers=JSON)
+        assert status == 503, answer
+        assert int(headers["Retry-After"]) >= 1
+    finally:
+        stop.set()
+
+
 async def test_another_field_takes_no_file(client):
     form = aiohttp.FormData({"prompt": "a dog"})
     form.add_field("negative_prompt", b"x", filename="x.txt")
