@@ -56,7 +56,9 @@ async def _file(request: web.Request, given: str | bytes, param: str) -> bytes:
     if isinstance(given, bytes):
         return given
     if not given[:64].lstrip().startswith(IN_HISTORY):
-        return await in_decoder(request, partial(file_of, given, param), param)
+        return await in_decoder(
+            request, partial(file_of, given, param, others=", or history:NAME for one in the history"), param
+        )
     history = request.app[SERVICES].history
     if history is None:
         raise invalid(param, f"{param} names a picture in the history, which is off: send the file itself")
