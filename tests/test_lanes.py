@@ -173,3 +173,21 @@ async def test_closing_names_the_lanes_that_do_not_end(held):
     while not call.has_begun:
         await asyncio.sleep(0.01)
     assert await asyncio.to_thread(bridge.close, 0.05) == ["history"]
+
+
+async def test_where_calls_may_wait_for_others_the_clock_begins_with_the_call(held):
+    """Two calls of 0.3 s in one thread, with a limit of 0.5 s: the second one takes 0.6 s in all."""
+    bridge = Bridge({"decode": LaneLimits(seconds=0.5, waits=True)})
+    found = await asyncio.gather(*(bridge.run("decode", lambda: time.sleep(0.3) or 1) for _ in range(2)))
+    assert found == [1, 1]
+    took, waited = await asyncio.gather(
+        bridge.run("decode", held.wait), bridge.run("decode", int), return_exceptions=True
+    )
+    assert [(type(one), one.has_begun) for one in (took, waited)] == [(NoAnswer, True), (NoAnswer, False)]
+    with pytest.raises(NoAnswer) as refused:
+        await bridge.run("decode", int)
+    assert not refused.value.has_begun
+    held.set()
+    while bridge.left("decode"):
+        await asyncio.sleep(0.01)
+    assert bridge.close() == []

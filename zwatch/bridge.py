@@ -14,6 +14,7 @@ import errno
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, TypeVarTuple
@@ -51,12 +52,14 @@ Lane = Literal[
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
     """How many threads a lane has; the seconds after which a call is left (None: its caller decides); how many calls that were
-    left may linger before new ones are refused, 1 where no two calls may run at the same time; and the threads' nice value."""
+    left may linger before new ones are refused, 1 where no two calls may run at the same time; the threads' nice value; and whether
+    a call may have those seconds from when it begins, and so many before, in which it waits for others."""
 
     width: int = 1
     seconds: float | None = None
     most_left: int = 1
     nice: int = 0
+    waits: bool = False
 
     @property
     def is_exclusive(self) -> bool:
@@ -73,7 +76,7 @@ LANES: dict[Lane, LaneLimits] = {
     "generate": LaneLimits(most_left=4),
     "lora": LaneLimits(seconds=60.0, most_left=4),
     "encode": LaneLimits(width=2),
-    "decode": LaneLimits(width=2, seconds=30.0, most_left=4, nice=5),
+    "decode": LaneLimits(width=2, seconds=30.0, most_left=4, nice=5, waits=True),
     "history": LaneLimits(seconds=20.0),
     "loras": LaneLimits(seconds=20.0),
     "inspect": LaneLimits(width=4, seconds=10.0, most_left=8),
@@ -91,12 +94,14 @@ CLOSE_SECONDS = 2.0
 
 
 class NoAnswer(TimeoutError):
-    """A call did not return in time. An `OSError`: what it waited for, a disk or a device, does not answer."""
+    """A call did not return in time. An `OSError`: what it waited for, a disk or a device, does not answer. `has_begun` says whether the
+    call itself took the time; else earlier ones did."""
 
-    def __init__(self, lane: str, seconds: float | None) -> None:
+    def __init__(self, lane: str, seconds: float | None, *, has_begun: bool = False) -> None:
         within = "an earlier call still waits" if seconds is None else f"nothing came back within {seconds:g} s"
         super().__init__(errno.ETIMEDOUT, f"no answer: {within}")
         self.lane = lane
+        self.has_begun = has_begun
 
 
 class Begun(Generic[R]):
@@ -175,16 +180,25 @@ class Bridge:
         Raises:
             NoAnswer: it did not return within the lane's limit, or too many earlier calls did not.
         """
-        begun, seconds = self.begin(lane, function, *args, **kwargs), self._limits[lane].seconds
+        limits, started = self._limits[lane], asyncio.Event()
+        seconds = limits.seconds
+        if limits.waits:
+            function = partial(_noted, partial(self.post, started.set), function)
+        begun = self.begin(lane, function, *args, **kwargs)
         try:
-            done, _ = await asyncio.wait([begun.future], timeout=seconds)
+            if limits.waits:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await started.wait()
+            done, _ = await asyncio.wait([begun.future], timeout=seconds if not limits.waits or started.is_set() else 0)
         except asyncio.CancelledError:
             begun.future.cancel()  # it does not run if it has not begun
             raise
         try:
             if not done:
+                has_begun = started.is_set() if limits.waits else begun.has_begun
                 begun.leave()
-                raise NoAnswer(lane, seconds)
+                raise NoAnswer(lane, seconds, has_begun=has_begun)
             return begun.future.result()
         finally:
             del begun, done  # an error's frames, of which this is one, hold the memory of a failed load
@@ -213,6 +227,11 @@ class Bridge:
         while self.is_busy and time.monotonic() < end:
             time.sleep(0.005)
         return [lane for lane, threads in self._lanes.items() if threads.running or threads.left]
+
+
+def _noted(begins: Callable[[], object], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    begins()
+    return function(*args, **kwargs)
 
 
 def _give(late: Callable[[R | None], object], future: Future[R]) -> None:

@@ -189,6 +189,7 @@ REQUEST_ERRORS: Mapping[str, RequestErrorKind] = {
     "model_not_loaded": RequestErrorKind(503, Fault.SERVICE, "Nothing serves at present.", is_outcome=True),
     "shutting_down": RequestErrorKind(503, Fault.SERVICE, "The service stops.", is_outcome=True),
     "too_many_connections": RequestErrorKind(503, Fault.SERVICE, "Too many connections are open."),
+    "decoder_busy": RequestErrorKind(503, Fault.SERVICE, "Pictures of others are being decoded."),
     "timeout": RequestErrorKind(
         504,
         Fault.SERVICE,

@@ -21,7 +21,7 @@ from zwatch.api.answers import (
     scheme_of,
     shape_errors,
 )
-from zwatch.api.bodies import BODIES, Bodies, read_request
+from zwatch.api.bodies import BODIES, MAX_IMAGE_BODY, Bodies, read_request
 from zwatch.api.schema import Request
 from zwatch.api.services import TIME_LIMITS, TimeLimits
 from zwatch.errors import RequestError
@@ -172,7 +172,8 @@ def test_the_scheme_is_the_first_that_a_proxy_names(forwarded, scheme):
     [
         ("POST", "/generate", b"{", 400, "invalid_json"),
         ("POST", "/generate", b'{"prompt": "x", "colour": 1}', 400, "unknown_field"),
-        ("POST", "/generate", b'{"prompt": "' + b"x" * 2**20 + b'"}', 413, "payload_too_large"),
+        ("POST", "/generate", b'{"prompt": "' + b"x" * MAX_IMAGE_BODY + b'"}', 413, "payload_too_large"),
+        ("POST", "/api/deploy", b'{"version": "' + b"x" * 2**20 + b'"}', 413, "payload_too_large"),
         ("GET", "/generate", None, 405, "method_not_allowed"),
         ("GET", "/nothing", None, 404, "not_found"),
         ("POST", "/api/deploy", b"{}", 400, "invalid_value"),

@@ -339,7 +339,7 @@ def picture(data: bytes) -> None:
         return
     assert found.mask is not None
     assert (found.picture.mode, found.mask.mode) == ("RGB", "L")
-    assert found.picture.size == found.mask.size
+    assert found.picture.size == found.mask.size, "the same file"
     assert max(found.picture.size) <= MAX_SIDE
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.loras import Loras
 from zwatch.generation.request import parse_generate
 from zwatch.generation.sources import Source
+from zwatch.handover import jobs
 from zwatch.handover.channel import Channel
 from zwatch.handover.described import described
 from zwatch.handover.jobs import JobMirror, JobTeller, MirroredJob
@@ -41,13 +43,13 @@ class Pair:
         one, other = socket.socketpair()
         self.old, self.new = Channel(one), Channel(other)
         self.store, self.mirrored = JobStore(), JobStore()
-        self.teller = JobTeller(self.store, self.old)
+        self.teller = JobTeller(self.store, self.old, Bridge())
         self.submitted: list[Job] = []
         self.loras = Loras(Bridge(), LoraRoot(Path("none")))
         self.queue = SimpleNamespace(
             jobs=self.mirrored, submit=self.submit, cancel=lambda job: job.cancel(), loras=self.loras
         )
-        self.mirror = JobMirror(self.queue, None, self.new)
+        self.mirror = JobMirror(self.queue, None, self.new, Bridge())
 
     def submit(self, request, *, loras=None, **how) -> Job:
         self.submitted.append(Job(request, None, self.mirrored.settle, **how))
@@ -62,7 +64,7 @@ class Pair:
         return job
 
     async def tell(self) -> None:
-        self.teller.tell()
+        await self.teller.tell()
         self.old.send({"end": True})
         while "end" not in (message := await self.new.receive(10)).body:
             await self.mirror.note(message.body, message.fds)
@@ -135,7 +137,7 @@ async def test_jobs_that_ended_before_come_over_with_their_age_and_their_clients
     jobs[1].cancel()
     clock = 1500.0
     jobs[0].cancel()
-    await pair.teller.tell_all()
+    await pair.teller.tell()
     await pair.tell()
     assert [round(ago) for ago, _ in pair.mirrored.ended] == [500, 0]
     assert [job.id for _, job in pair.mirrored.ended] == [jobs[1].id, jobs[0].id], (
@@ -240,6 +242,24 @@ async def test_the_image_that_a_job_changes_comes_over_and_is_changed_again(pair
     assert (again.mask is None) if mask is None else (again.mask.tobytes() == mask.tobytes())
     pair.submitted[0].cancel()
     assert mirrored.source is not None
+
+
+async def test_the_pixels_of_images_are_written_and_read_beside_the_event_loop(pair, monkeypatch):
+    threads = []
+
+    def noted(function):
+        return lambda *given: threads.append(threading.current_thread()) or function(*given)
+
+    monkeypatch.setattr(jobs, "source_file", noted(jobs.source_file))
+    monkeypatch.setattr(jobs, "read_source_file", noted(jobs.read_source_file))
+    made = [pair.job(source=replace(SOURCE, mask=SOURCE.mask.resize((30, 20)))) for _ in range(2)]
+    before = len(os.listdir("/proc/self/fd"))
+    await asyncio.gather(pair.teller.tell(), pair.tell())
+    assert len(threads) == 4, "each is told once, also by two that tell"
+    assert threading.main_thread() not in threads
+    for job in made:
+        assert pair.mirrored.find(job.id).source.mask.size == (30, 20)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_only_images_that_may_be_needed_come_over(pair):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from zwatch.api.form_lists import with_lists
 from zwatch.api.services import TIME_LIMITS
+from zwatch.bridge import LANES
 from zwatch.errors import RequestError
 from zwatch.generation.fields import File, OneOf, Rule, TextOrTexts, file_fields, invalid, validated
 from zwatch.generation.request import parse_json
@@ -42,8 +43,8 @@ MAX_IMAGE_BODY = 32 * 2**20
 IMAGE_TOO_LONG = {413: f"The body is longer than {MAX_IMAGE_BODY // 2**20} MiB."}
 """What the document says of the error."""
 READERS = web.AppKey("readers", asyncio.Semaphore)
-MAX_READERS = 4
-"""Images that are decoded at a time: each may take nearly as much memory as its body."""
+MAX_READERS = LANES["decode"].width
+"""Bodies with images that are parsed and decoded at a time: as many as there are threads for it, so that the others wait without a clock."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -164,6 +164,21 @@ class File(Rule):
         return {"anyOf": [{"type": "string", "minLength": 1, "pattern": _NOT_BLANK}, {"type": "null"}]}
 
 
+class OneFile(File):
+    """A file, or a list with one."""
+
+    def check(self, value: Any) -> str | bytes | None:
+        """Return the file."""
+        if isinstance(value, list):
+            if len(value) != 1:
+                raise refused(
+                    f"is there {len(value)} times: one picture is edited at a time; send a request for each, "
+                    "or put them together into one picture"
+                )
+            [value] = value
+        return super().check(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Flag(Rule):
     """True or false."""

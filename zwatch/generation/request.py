@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zwatch.errors import RequestError
 from zwatch.generation.fields import (
     Converted,
-    File,
     Number,
+    OneFile,
     OneOf,
     Text,
     TextOrTexts,
@@ -131,7 +131,7 @@ class ImageRequest(BaseModel):
     strength: Annotated[
         Strength, Field(description="How much an image is changed: 0 not at all, 1 wholly. Ignored without one.")
     ] = DEFAULT_STRENGTH
-    mask_blur: Annotated[Blur, Field(description="Pixels of the image by which the mask is blurred.")] = 0
+    mask_blur: Annotated[Blur, Field(description="Pixels of the mask by which it is blurred.")] = 0
     loras: Annotated[
         tuple[LoraWish, ...],
         LoraList(),
@@ -173,12 +173,12 @@ class ComparableRequest(ImageRequest):
     ] = PRIMARY
     image: Annotated[
         str | bytes | None,
-        File(),
+        OneFile(),
         Field(description="The image to change: base64, a data URL, or `history:NAME`; in multipart/form-data a file."),
     ] = None
     mask: Annotated[
         str | bytes | None,
-        File(),
+        OneFile(),
         Field(description="As `image`: what is white in it is painted anew, what is black stays."),
     ] = None
 
@@ -249,20 +249,40 @@ def sides_of(
 ) -> tuple[int, int]:
     """Return the width and the height of a request's images, pixels. Where it changes an image and does not name them, they follow
     that image: the nearest multiples of 16, no longer than `most` and with no more than so many megapixels. If it names one, the other
-    follows by the image's shape."""
+    follows by the image's shape.
+
+    Raises:
+        RequestError: 400, the other would be longer than `most`.
+    """
     if source is None or (request.width is not None and request.height is not None):
         return request.width or default_size, request.height or default_size
     width, height = source.picture.size
     if request.width is not None:
-        return request.width, _side(height * request.width / width, most)
+        return request.width, _other("width", request.width, "height", height / width, most)
     if request.height is not None:
-        return _side(width * request.height / height, most), request.height
+        return _other("height", request.height, "width", width / height, most), request.height
     scale = min(1.0, most / max(width, height))
     sides = _side(width * scale, most), _side(height * scale, most)
     if sides[0] * sides[1] > megapixels * 1e6:
         scale = math.sqrt(megapixels * 1e6 / (width * height))
         sides = _side(width * scale - SIDE_STEP / 2, most), _side(height * scale - SIDE_STEP / 2, most)
     return sides
+
+
+def _other(name: str, given: int, other: str, shape: float, most: int) -> int:
+    """Return the side that follows by an image's shape, which is other / given.
+
+    Raises:
+        RequestError: 400, it is longer than `most`.
+    """
+    if (length := math.floor(given * shape / SIDE_STEP + 0.5) * SIDE_STEP) <= most:
+        return max(SIDE_STEP, length)
+    largest = math.floor(most / shape / SIDE_STEP) * SIDE_STEP
+    advice = f"{name} may be {largest} at most, or" if largest else "no side keeps its shape:"
+    raise invalid(
+        name,
+        f"with {name} {given} and the shape of the image, {other} would be {length}, more than {most}: {advice} give both",
+    )
 
 
 def _side(length: float, most: int) -> int:

@@ -5,6 +5,7 @@ What is checked before anything is decoded bounds the memory and the time: the f
 
 import base64
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from zwatch.generation.inpainting import Canvas
 
 MAX_PIXELS = 2**26
-"""Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel."""
+"""Of an image: more than the cameras of telephones make. Decoded it takes up to 4 bytes a pixel; what is made of it
+is made of bands, and takes little more."""
 MAX_SIDE = 4096
 """Longest side that is kept, pixels: a larger image is reduced to it, of which no image that is generated shows anything."""
 MOST_HELD = 2**30
 """Bytes of the images that requests which have not ended hold, decoded: some dozens of the largest that are kept."""
 MAX_SCANS = 100
 """Of a JPEG: each costs a pass over all pixels, and a file of some kilobytes can have thousands. Cameras and programs write about 10."""
+_BAND_PIXELS = 2**20
+"""Of the bands in which a picture is converted and reduced."""
+_ORIENTATION = 0x0112
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _JPEG = ("JPEG", "MPO")
 """MPO is what PIL calls a JPEG with more images behind the first, as telephones write them."""
@@ -48,8 +53,8 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """An image that is to be changed: upright RGB; its mask (L, of the same size; white is painted anew) or None; and the blake3
-    of the image's file, in hex. Where there is a `canvas`, what is drawn is put into that; `notes` are pairs for the text in the
+    """An image that is to be changed: upright RGB; its mask (L; white is painted anew) or None; and the blake3 of the image's
+    file, in hex. `kept` are the bytes of files that its request keeps. Where there is a `canvas`, what is drawn is put into that; `notes` are pairs for the text in the
     image's file."""
 
     picture: "Image"
@@ -57,16 +62,17 @@ class Source:
     digest: str
     canvas: "Canvas | None" = None
     notes: Mapping[str, int | str] = field(default_factory=dict)
+    kept: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its pixels."""
-        width, height = self.picture.size
-        held = width * height * (3 if self.mask is None else 4)
-        if self.canvas is None:
-            return held
-        width, height = self.canvas.picture.size
-        return held + width * height * 4
+        """Bytes of its pixels, and of the files that are kept with it."""
+        held = self.kept + 3 * _pixels(self.picture) + (0 if self.mask is None else _pixels(self.mask))
+        return held if self.canvas is None else held + 4 * _pixels(self.canvas.picture)
+
+
+def _pixels(picture: "Image") -> int:
+    return picture.width * picture.height
 
 
 def too_much_held(new: Source, others: Iterable[Source | None]) -> str | None:
@@ -83,24 +89,21 @@ def too_much_held(new: Source, others: Iterable[Source | None]) -> str | None:
 def read_source(image: bytes, mask: bytes | None) -> Source:
     """Decode an image file and that of its mask, if there is one. To be called in a thread, for few at a time.
 
-    A mask of another size is resized to the image's. Transparent parts of an image become white, those of a mask black: they stay.
+    A mask of another size stays as it is: it is blurred before it is resized. Transparent parts of an image become white, those of a mask black: they stay.
 
     Raises:
         RequestError: 400 with `image` or `mask`, it is not an image that can be used.
     """
     from blake3 import blake3
-    from PIL.Image import Resampling
 
-    # Reduced first: what is done then takes a fraction of the memory.
-    picture = _flat(_reduced(open_picture(image, "image")), "RGB", "white")
-    found = None if mask is None else _flat(_reduced(open_picture(mask, "mask")), "L", "black")
-    if found is not None and found.size != picture.size:
-        found = found.resize(picture.size, Resampling.LANCZOS)
+    picture = _flat(open_picture(image, "image"), "RGB", "white")
+    found = None if mask is None else _flat(open_picture(mask, "mask"), "L", "black")
     return Source(picture, found, blake3(image).hexdigest())
 
 
-def file_of(text: str, param: str) -> bytes:
-    """Return the file that a text has: base64, or a data URL of that. To be called in a thread.
+def file_of(text: str, param: str, *, others: str = "") -> bytes:
+    """Return the file that a text has: base64, or a data URL of that. To be called in a thread. `others` ends the sentence that says what
+    could be sent.
 
     Raises:
         RequestError: 400 with `param`.
@@ -118,19 +121,20 @@ def file_of(text: str, param: str) -> bytes:
     except ValueError:  # also for what is not ASCII
         raise invalid(
             param,
-            f"{param} is not base64: send the file in base64, as a data URL, or history:NAME for one in the history",
+            f"{param} is not base64: send the file in base64, or as a data URL{others}",
         ) from None
 
 
 def open_picture(file: bytes, param: str) -> "Image":
-    """Decode an image file: upright, of 8 bits a channel, in mode L, LA, RGB or RGBA. Of an animation it is the first image.
+    """Decode an image file: upright, of 8 bits a channel, in mode L, LA, RGB or RGBA, and with sides of
+    `MAX_SIDE` at most. Of an animation it is the first image.
 
     Raises:
         RequestError: 400 with `param`.
     """
     import warnings
 
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     for plugin in _PLUGINS:
         import_module(f"PIL.{plugin}ImagePlugin")
@@ -144,8 +148,7 @@ def open_picture(file: bytes, param: str) -> "Image":
             if opened.format in _JPEG:
                 opened.draft(None, (MAX_SIDE, MAX_SIDE))  # decodes an enormous one at a half or less of its sides
             opened.load()
-            upright = _upright(opened, ImageOps)
-        return _in_eight_bits(upright)
+            return _upright(_reduced(opened), opened)
     except RequestError:
         raise
     except Image.DecompressionBombError:
@@ -157,6 +160,9 @@ def open_picture(file: bytes, param: str) -> "Image":
     except MemoryError:
         raise invalid(param, f"{param} takes more memory to decode than there is: send a smaller one") from None
     except Exception as error:  # the decoders raise nearly everything for broken files
+        if isinstance(error, ValueError) and ("MAX_TEXT_" in str(error) or "text chunks" in str(error)):
+            message = f"{param} has text or a colour profile beside its pixels that is too large to be read: save it without metadata"
+            raise invalid(param, message) from None
         message = f"{param} cannot be decoded, its file is damaged or incomplete ({type(error).__name__}: {error})"
         raise invalid(param, message[:300]) from None
 
@@ -173,16 +179,25 @@ def _check_size(opened: "Image", file: bytes, param: str) -> None:
 
 
 def _unknown(file: bytes, param: str) -> RequestError:
-    kind = next((f"a {name} file" for name, begins in _KINDS if begins.match(file)), "no image")
+    kind = next(
+        (f"{'an' if name[0] in 'AS' else 'a'} {name} file" for name, begins in _KINDS if begins.match(file)), "no image"
+    )
     return invalid(param, f"{param} is {kind}: send a PNG, JPEG, WebP or GIF file")
 
 
-def _upright(opened: "Image", operations: object) -> "Image":
-    """Turn a picture as its EXIF orientation says; one whose EXIF is broken stays as it is."""
+def _upright(picture: "Image", opened: "Image") -> "Image":
+    """Turn a picture as the EXIF orientation of the file says; where that is broken it stays as it is."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
     try:
-        return operations.exif_transpose(opened)  # type: ignore[attr-defined, no-any-return]
+        turn = turns.get(opened.getexif().get(_ORIENTATION, 1))
     except Exception:
-        return opened
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _in_eight_bits(picture: "Image") -> "Image":
@@ -230,11 +245,34 @@ def _flat(picture: "Image", mode: str, ground: str) -> "Image":
 
 
 def _reduced(picture: "Image") -> "Image":
-    """Return a picture whose sides are `MAX_SIDE` at most."""
-    from PIL.Image import Resampling
+    """Return a picture in L, LA, RGB or RGBA, whose sides are `MAX_SIDE` at most. It is made in bands: a copy of all of it in other
+    numbers would take up to 16 bytes a pixel."""
+    from PIL import Image
 
-    longest = max(picture.size)
-    if longest <= MAX_SIDE:
+    width, height = picture.size
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if scale == 1.0 and picture.mode in ("L", "LA", "RGB", "RGBA"):
         return picture
-    width, height = (max(1, round(side * MAX_SIDE / longest)) for side in picture.size)
-    return picture.resize((width, height), Resampling.LANCZOS)
+    ratio = height / size[1]
+    margin = math.ceil(3 * ratio) + 1  # Lanczos looks at 3 pixels of the result on each side
+    rows = max(1, int(_BAND_PIXELS / (width * ratio)))
+    found = None
+    for top in range(0, size[1], rows):
+        bottom = min(top + rows, size[1])
+        upper, lower = top * ratio, min(bottom * ratio, height)
+        first, last = max(0, math.floor(upper) - margin), min(height, math.ceil(lower) + margin)
+        band = _in_eight_bits(picture.crop((0, first, width, last)))
+        if scale == 1.0:
+            band = band.crop((0, top - first, width, bottom - first))
+        else:
+            if band.has_transparency_data and band.mode in ("L", "RGB"):
+                band = band.convert("RGBA")  # one colour stands for what is transparent
+            box = (0, upper - first, width, lower - first)
+            band = band.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box=box)
+        if found is None:
+            found = Image.new(band.mode, size)
+            found.info = dict(band.info)
+        found.paste(band, (0, top))
+    assert found is not None  # a picture has a row
+    return found

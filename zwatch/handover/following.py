@@ -36,7 +36,7 @@ class Following:
         self._runner = runner
         self._budget = budget
         self._end = time.monotonic() + limit
-        self._mirror = JobMirror(services.queue, services.history, channel)
+        self._mirror = JobMirror(services.queue, services.history, channel, services.bridge)
         self._has_freed = False
         self._process: int | None = None
         with suppress(OSError):  # it has ended, or is in a container of its own

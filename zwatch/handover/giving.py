@@ -180,8 +180,8 @@ class Giving:
         fds = [*lock, *(one.fileno() for one in sockets)]
         channel.send({"yours": {"lock": bool(lock), "address": list(self._address)}}, fds)
         # From here on requests tell of their jobs.
-        self._teller = teller = JobTeller(self._services.queue.jobs, channel)
-        await teller.tell_all()
+        self._teller = teller = JobTeller(self._services.queue.jobs, channel, self._services.bridge)
+        await teller.tell()
         channel.send({"jobs": "told"})
         self._keep(self._keep_telling(channel, teller), "tell jobs")
 
@@ -195,8 +195,7 @@ class Giving:
 
     async def _keep_telling(self, channel: Channel, teller: JobTeller) -> None:
         while not channel.is_closed:
-            teller.tell()
-            await channel.drained(_END_SECONDS)
+            await teller.tell()
             await asyncio.sleep(TELL_SECONDS)
 
     async def _take_back(self) -> None:
@@ -248,7 +247,9 @@ class Giving:
         leaving = Leaving(self._services, self.runner, None if self._channel is None else ToProcess(self._channel))
         await leaving.drain(seconds)
         if self._teller is not None and self._channel is not None:
-            self._teller.tell()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._teller.tell()
             await self._channel.flushed(_END_SECONDS)
 
     async def is_given(self) -> bool:
@@ -298,10 +299,10 @@ class Giving:
             return
         self._sync += 1
         wanted = self._sync
-        teller.tell()
-        channel.send({"sync": wanted})
         with suppress(TimeoutError):
             async with asyncio.timeout(SYNC_SECONDS):
+                await teller.tell()
+                channel.send({"sync": wanted})
                 while self._synced < wanted and not channel.is_closed and self._teller is teller:
                     self._answered.clear()
                     await self._answered.wait()

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
+from zwatch.bridge import Bridge
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid
 from zwatch.generation.history import History
@@ -22,13 +23,11 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.loras import JobLoras
 from zwatch.generation.queue import GenerationQueue
 from zwatch.generation.request import GenerateRequest
+from zwatch.generation.sources import Source
 from zwatch.handover.channel import Channel
 from zwatch.handover.described import Body, Told, described, parameters_of, state_of
-from zwatch.handover.sources import read_source_file, source_file
+from zwatch.handover.sources import needed_source, read_source_file, source_file
 from zwatch.rollout.lifecycle import VersionKey
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +42,12 @@ class MirroredJob(Job):
     """A job of another process. `cancelled` is called when a client cancels it here."""
 
     def __init__(
-        self, body: Body, cancelled: Callable[[Job], None], settled: Callable[[Job], None], fds: Sequence[int] = ()
+        self, body: Body, cancelled: Callable[[Job], None], settled: Callable[[Job], None], source: Source | None = None
     ) -> None:
-        """Make it as it was accepted. `fds` has the file with the image that it changes, if there is one.
+        """Make it as it was accepted. `source` is the image that it changes, if it came.
 
         Raises:
-            KeyError, ValueError, TypeError, OSError: it does not describe a job.
+            KeyError, ValueError, TypeError: it does not describe a job.
         """
         about = body.get("source")
         super().__init__(
@@ -57,7 +56,7 @@ class MirroredJob(Job):
             settled,
             attended=False,
             keeps_files=body["keeps_files"],
-            source=None if about is None else read_source_file(about, fds),
+            source=source,
         )
         if about is not None:
             self.source_digest, self.has_mask = str(about["digest"]), bool(about["mask"])
@@ -139,45 +138,53 @@ def _check_loras(job: MirroredJob, loras: JobLoras | None) -> None:
 class JobTeller:
     """Tells the other process about all jobs of a store."""
 
-    def __init__(self, store: JobStore, channel: Channel) -> None:
+    def __init__(self, store: JobStore, channel: Channel, bridge: Bridge) -> None:
         self._store = store
+        self._bridge = bridge
+        self._sending = asyncio.Lock()
+        """A job is told whole before another one, or the same by another caller."""
         self._channel = channel
         self._told: dict[str, Told] = {}
 
-    def tell(self) -> None:
-        """Send what has changed since the last call."""
-        for _, job in self._news():
-            self._send(job, 0.0)
-
-    async def tell_all(self) -> None:
-        """Send everything, also the pictures that jobs keep, without holding up requests."""
+    async def tell(self) -> None:
+        """Send what has changed since the last call, at first everything, also the pictures that jobs keep, without holding up requests."""
         for ended_ago, job in self._news():
-            self._send(job, ended_ago)
+            async with self._sending:
+                await self._send(job, ended_ago)
             await self._channel.drained(_SEND_SECONDS)
 
     def _news(self) -> list[tuple[float, Job]]:
         jobs = [*self._store.ended, *((0.0, job) for job in self._store.unsettled)]
         jobs.sort(key=lambda found: found[1].created)  # a client's jobs are listed in the order in which they came
-        return [
-            (ended_ago, job)
-            for ended_ago, job in jobs
-            if (told := self._told.get(job.id)) is None or (not told.is_over and told.revision != job.revision)
-        ]
+        return [(ended_ago, job) for ended_ago, job in jobs if self._is_news(job)]
 
-    def _send(self, job: Job, ended_ago: float) -> None:
+    def _is_news(self, job: Job) -> bool:
+        told = self._told.get(job.id)
+        return told is None or (not told.is_over and told.revision != job.revision)
+
+    async def _send(self, job: Job, ended_ago: float) -> None:
+        if not self._is_news(job):
+            return  # told meanwhile
         is_new = job.id not in self._told
+        file = await self._file(job) if is_new else None
         told = self._told.setdefault(job.id, Told())
         told.revision, told.is_over = job.revision, job.state.is_final
         body = {"job": job.id, **state_of(job, told)}
-        source = None
         if is_new:
             body["new"] = described(job)
             body["ended_ago"] = ended_ago
-            with suppress(OSError):  # without its image, the job is not drawn again
-                source = source_file(job)
-        self._channel.send(body, () if source is None else (source,))
-        if source is not None:
-            os.close(source)
+        self._channel.send(body, () if file is None else (file.fileno(),))
+        if file is not None:
+            file.close()
+            await self._channel.flushed(_SEND_SECONDS)  # else the pixels of many would be there twice
+
+    async def _file(self, job: Job) -> BinaryIO | None:
+        if (source := needed_source(job)) is None:
+            return None
+        try:
+            return await self._bridge.run("encode", source_file, source)
+        except (OSError, RuntimeError):  # without its image, the job is not drawn again
+            return None
 
 
 # --- the new process
@@ -202,8 +209,9 @@ class _Known:
 class JobMirror:
     """Keeps the jobs of the old process in the store of this one."""
 
-    def __init__(self, queue: GenerationQueue, history: History | None, channel: Channel) -> None:
+    def __init__(self, queue: GenerationQueue, history: History | None, channel: Channel, bridge: Bridge) -> None:
         self._queue = queue
+        self._bridge = bridge
         self._history = history
         self._channel = channel
         self._jobs: dict[str, MirroredJob] = {}
@@ -220,7 +228,7 @@ class JobMirror:
         job = self._jobs.get(body["job"])
         if job is None:
             if "new" in body:  # else it was cancelled here
-                self._add(body, fds)
+                self._add(body, await self._source(body["new"], fds))
             return
         if body.get("error", {}).get("code") == "shutting_down" and job.id not in self._attended:
             return  # it waited for a version that was not loaded there: it is drawn here, as those that were not ended
@@ -229,8 +237,14 @@ class JobMirror:
             await self._history.look_now()  # else it would not know the picture for some seconds
         job.show(body)
 
-    def _add(self, body: Body, fds: Sequence[int]) -> None:
-        job = MirroredJob(body["new"], self._cancel, self._settle, fds)
+    async def _source(self, new: Body, fds: Sequence[int]) -> Source | None:
+        """Return the image that a job changes, if it came."""
+        if not fds or (about := new.get("source")) is None:
+            return None
+        return await self._bridge.run("encode", read_source_file, about, os.fdopen(os.dup(fds[0]), "rb"))
+
+    def _add(self, body: Body, source: Source | None) -> None:
+        job = MirroredJob(body["new"], self._cancel, self._settle, source)
         job.has_image = _Known(self._history)
         if JobState(body["state"]).is_final:
             job.show(body)

@@ -1,8 +1,7 @@
 """The images that waiting jobs change, across a handover: their pixels in anonymous files, whose descriptors go with the jobs."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -15,42 +14,44 @@ def about_source(job: Job) -> dict[str, Any] | None:
     if job.source_digest is None:
         return None
     size = None if job.source is None else list(job.source.picture.size)
-    return {"digest": job.source_digest, "mask": job.has_mask, "size": size}
+    mask = None if job.source is None or job.source.mask is None else list(job.source.mask.size)
+    return {"digest": job.source_digest, "mask": job.has_mask, "size": size, "mask_size": mask}
 
 
-def source_file(job: Job) -> int | None:
-    """Return a descriptor of a file with the pixels of a job's image and its mask, which the caller closes; None if nobody will need
-    them: only a job that was not ended, and whose client does not wait, is ever drawn again.
+def needed_source(job: Job) -> Source | None:
+    """Return a job's image if anybody will need it: only a job that was not ended, and whose client does not wait, is ever drawn again."""
+    return None if job.attended or job.state.is_final else job.source
+
+
+def source_file(source: Source) -> BinaryIO:
+    """Return a file in memory with the pixels of an image and its mask, which the caller closes. To be called in a thread.
 
     Raises:
         OSError: there is no memory for it.
     """
-    if job.source is None or job.attended or job.state.is_final:
-        return None
-    fd = os.memfd_create("source", os.MFD_CLOEXEC)
+    # Not a descriptor: this is closed with its last reference, if nobody waits for it any more.
+    file = os.fdopen(os.memfd_create("source", os.MFD_CLOEXEC), "w+b")
     try:
-        for picture in (job.source.picture, job.source.mask):
-            data = memoryview(b"" if picture is None else picture.tobytes())
-            while data:
-                data = data[os.write(fd, data) :]
+        file.writelines(picture.tobytes() for picture in (source.picture, source.mask) if picture is not None)
+        file.flush()
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
-    return fd
+    return file
 
 
-def read_source_file(about: dict[str, Any], fds: Sequence[int]) -> Source | None:
-    """Return the image of a job from what `source_file` wrote; None if that did not come.
+def read_source_file(about: dict[str, Any], file: BinaryIO) -> Source | None:
+    """Return the image of a job from what `source_file` wrote, and close that; None if it has none. To be called in a thread.
 
     Raises:
         KeyError, ValueError, TypeError, OSError: it is not that.
     """
-    if not fds or about["size"] is None:
+    if about["size"] is None:
         return None
     width, height = (int(side) for side in about["size"])
-    pixels = width * height
-    with open(fds[0], "rb", closefd=False) as file:
+    across, down = (int(side) for side in about.get("mask_size") or about["size"])
+    with file:
         file.seek(0)
-        picture = Image.frombytes("RGB", (width, height), file.read(3 * pixels))
-        mask = Image.frombytes("L", (width, height), file.read(pixels)) if about["mask"] else None
+        picture = Image.frombytes("RGB", (width, height), file.read(3 * width * height))
+        mask = Image.frombytes("L", (across, down), file.read(across * down)) if about["mask"] else None
     return Source(picture, mask, str(about["digest"]))

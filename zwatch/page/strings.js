@@ -8,7 +8,7 @@ export const reasons = {
 	out_of_memory: "内存不足", io_error: "读取出错", stalled: "没有进展", device_error: "设备出错", internal_error: "内部错误",
 	invalid_value: "值无效", not_found: "未找到", model_not_found: "没有此模型", missing: "链接不存在", not_a_link: "不是链接", unsettled: "变化过快", several_shares: "分流链接过多", not_a_share: "不是有效的分流链接", outside: "在目录之外", dangling: "版本不存在", loop: "循环链接",
 	not_a_directory: "不是目录", unreadable: "无法读取", unauthorized: "需要令牌",
-	too_many_guesses: "尝试过多", unreachable: "没有响应",
+	too_many_guesses: "尝试过多", decoder_busy: "解码繁忙", unreachable: "没有响应",
 };
 
 // Lines "key = English = Chinese"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from blake3 import blake3
 from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.engine.test_pipeline import library_pipeline
 from zwatch.api import compared, results
@@ -296,7 +296,7 @@ async def test_several_models_change_the_same_image(client):
         ({"image": text_of(IMAGE[:60])}, "image", "damaged or incomplete"), ({"mask": text_of(b"hello")}, "mask", "is no image"),
         ({"mask": "!"}, "mask", "is not base64"), ({"image": None, "mask": text_of(MASK)}, "image", "image is missing"),
         ({"strength": 1.1}, "strength", "from 0"), ({"strength": "0.5"}, "strength", "must be a number"), ({"strength": -0.1}, "strength", "from 0"),
-        ({"mask_blur": 65}, "mask_blur", "from 0 to 64"), ({"mask_blur": 1.5}, "mask_blur", "whole number"), ({"image": ["a"]}, "image", "must be a string"),
+        ({"mask_blur": 65}, "mask_blur", "from 0 to 64"), ({"mask_blur": 1.5}, "mask_blur", "whole number"), ({"image": [1]}, "image", "must be a string"), ({"image": ["a", "b"]}, "image", "is there 2 times"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_refused_with_the_fields_name(client, fields, param, words):
@@ -323,6 +323,87 @@ async def test_an_image_that_takes_too_long_to_decode_is_refused_and_others_are_
         await generated(client)
     finally:
         stop.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/generate", {"image": text_of(IMAGE)}),
+        ("/v1/images/edits", {"image": text_of(IMAGE)}),
+        ("/sdapi/v1/img2img", {"init_images": [text_of(IMAGE)], "width": 64, "height": 64}),
+    ],
+)
+async def test_images_that_only_wait_for_others_are_not_refused_as_too_slow(client, monkeypatch, path, fields):
+    """More at once than are decoded at a time, each nearly as long as one may take; and then the decoder is taken."""
+    limits, stop = client.services.bridge._limits, threading.Event()
+    monkeypatch.setitem(limits, "decode", replace(limits["decode"], seconds=2.0))
+    decode, slow = sources.open_picture, True
+
+    def open_picture(file, param):
+        if slow:
+            stop.wait(1.2)
+        return decode(file, param)
+
+    monkeypatch.setattr(sources, "open_picture", open_picture)
+    body = {"prompt": "a dog", "seed": 7, "steps": 1, **fields}
+    found = await asyncio.gather(*(client.call("POST", path, json=body, headers=JSON) for _ in range(6)))
+    assert [status for status, _, _ in found] == [200] * 6, found[-1]
+    slow, bridge = False, client.services.bridge
+    for _ in range(limits["decode"].most_left):
+        call = bridge.begin("decode", stop.wait)
+        while not call.has_begun:
+            await asyncio.sleep(0.01)
+        call.leave()
+    try:
+        status, headers, answer = await client.call("POST", path, json=body, headers=JSON)
+        assert status == 503, answer
+        assert int(headers["Retry-After"]) >= 1
+    finally:
+        stop.set()
+
+
+@pytest.mark.parametrize("size", [(40, 64), (300, 300)])
+async def test_a_mask_of_another_size_is_blurred_in_its_own_pixels(client, size):
+    mask = Image.new("L", size)
+    mask.paste(255, (size[0] // 3, 0, size[0], size[1] // 2))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    soft = io.BytesIO()
+    mask.filter(ImageFilter.GaussianBlur(6)).save(soft, "PNG")
+    blurred = await generated(client, mask=text_of(file.getvalue()), mask_blur=6)
+    before = await generated(client, mask=text_of(soft.getvalue()))
+    assert np.array_equal(pixels(picture(blurred)), pixels(picture(before)))
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "words"),
+    [
+        ((100, 333), {"width": 1024}, "width may be"), ((333, 100), {"height": 1024}, "height may be"),
+        ((1, 4096), {"width": 64}, "no side keeps its shape"),
+    ],
+)  # fmt: skip
+async def test_a_side_whose_other_would_be_too_long_is_refused(client, size, sides, words):
+    [name] = sides
+    error = await client.error("/generate", {**ASKED, "image": text_of(file_of(*size)), **sides}, 400)
+    assert (error["param"], words in error["message"]) == (name, True), error
+
+
+async def test_a_form_may_name_its_image_as_a_list(client):
+    form = aiohttp.FormData({"prompt": "a dog", "seed": "7", "steps": "4"})
+    form.add_field("image[]", IMAGE, filename="a.png")
+    async with client.http.post(client.url + "/generate", data=form, headers=JSON) as response:
+        answer = await response.json()
+    assert np.array_equal(pixels(picture(answer)), pixels(picture(await generated(client)))), answer
+
+
+async def test_only_calls_that_take_a_name_in_the_history_advise_it(client):
+    for path, body in [
+        ("/v1/images/edits", {"prompt": "x", "image": "!"}), ("/sdapi/v1/img2img", {"prompt": "x", "init_images": ["!"]}),
+    ]:  # fmt: skip
+        status, _, answer = await client.call("POST", path, json=body)
+        text = json.dumps(answer)
+        assert (status, "is not base64" in text, "history:" in text) == (400, True, False), text
+    assert "history:NAME" in (await client.error("/generate", {**ASKED, "image": "!"}, 400))["message"]
 
 
 async def test_another_field_takes_no_file(client):

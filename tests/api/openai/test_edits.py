@@ -331,6 +331,22 @@ def test_a_mask_of_another_size_and_the_same_shape_is_resized():
     assert np.asarray(found)[:, :31].max() == 0
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("markup", "data:image/png;base64,AAAA", "say in mask"),
+        ("images", [{"image_url": "x"}], "send one picture as image"),
+    ],
+)
+def test_what_cannot_be_followed_is_named(field, value, words):
+    body = json.dumps({"image": base64.b64encode(PICTURE).decode(), "prompt": "x", field: value}).encode()
+    with pytest.raises(RequestError, match=words) as raised:
+        read_edit("application/json", body)
+    assert (raised.value.status, raised.value.param) == (400, field)
+    with pytest.raises(RequestError, match=words):
+        read_edit(*form(image=PICTURE, prompt="x", **{field: PICTURE}))
+
+
 def test_what_waits_holds_no_files():
     found = read_edit(*form(image=PICTURE, prompt="x", mask=MASK))
     assert (found.asked.image, found.asked.mask) == (None, None)

@@ -11,7 +11,6 @@ from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.inpainting import Canvas, Content, Fit, blurred, fitted_picture, part_of_mask, with_content
 from zwatch.generation.request import MAX_SIDE, SIDE_STEP
-from zwatch.generation.sources import MAX_SIDE as LARGEST_KEPT
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
 
 _CONTENTS = {Content.FILL: "fill", Content.NOISE: "latent noise", Content.NOTHING: "latent nothing"}
@@ -49,7 +48,9 @@ def fitted_img2img(asked: Img2ImgRequest) -> Img2Img:
         mask = _mask(asked, source.picture.size) if asked.mask else None
     except RequestError as error:
         raise renamed(error) from None
-    if not asked.include_init_images:  # what stays with the request until it is drawn has no files
+    if asked.include_init_images:
+        source = replace(source, kept=len(asked.init_images) + len(asked.mask or ""))
+    else:  # what stays with the request until it is drawn has no files
         asked = asked.model_copy(update={"init_images": "", "mask": ""})
     return _fitted(asked, source, mask)
 
@@ -92,8 +93,6 @@ def _mask(asked: Img2ImgRequest, size: tuple[int, int]) -> Image.Image:
         RequestError: 400, it is not an image.
     """
     found = open_picture(file_of(asked.mask, "mask"), "mask")
-    if max(found.size) > LARGEST_KEPT:  # what is done then takes a fraction of the memory
-        found = found.resize(size, Image.Resampling.BOX)
     # Drawn on a transparent layer, or black and white: both are usual.
     if found.has_transparency_data and (layer := found.convert("RGBA").getchannel("A")).getextrema() != (255, 255):
         mask = layer

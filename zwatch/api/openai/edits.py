@@ -8,7 +8,7 @@ from pydantic import Field
 
 from zwatch.api.bodies import fields_of
 from zwatch.api.openai.requests import Images, ImagesRequest, images_of
-from zwatch.generation.fields import File, Text, invalid, refused, validated
+from zwatch.generation.fields import File, OneFile, Text, invalid, refused, validated
 from zwatch.generation.inpainting import Canvas, Fit, blurred, fitted_picture
 from zwatch.generation.request import DEFAULT_STRENGTH, Blur, Strength
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
@@ -24,19 +24,20 @@ _MASK_OF_ITS_OWN = "dall-e-2"
 """The model whose clients send a picture that is transparent where it is to be edited, and no mask."""
 
 
-class OneFile(File):
-    """A file, or a list with one."""
+@dataclass(frozen=True, slots=True)
+class Untaken(File):
+    """A field of OpenAI's that cannot be followed; an empty one is none. `why` goes on after its name."""
 
-    def check(self, value: Any) -> str | bytes | None:
-        """Return the file."""
-        if isinstance(value, list):
-            if len(value) != 1:
-                raise refused(
-                    f"is there {len(value)} times: one picture is edited at a time; send a request for each, "
-                    "or put them together into one picture"
-                )
-            [value] = value
-        return super().check(value)
+    why: str = ""
+
+    def check(self, value: Any) -> None:
+        """Refuse what is there."""
+        if value is not None and value not in ("", b"", []):
+            raise refused(self.why)
+
+    def schema(self) -> dict[str, Any]:
+        """Describe nothing."""
+        return {"type": "null"}
 
 
 class EditsRequest(ImagesRequest):
@@ -70,6 +71,16 @@ class EditsRequest(ImagesRequest):
     mask_blur: Annotated[
         Blur, Field(description="An extension of zwatch: pixels by which the mask's edge is soft.")
     ] = 0
+    markup: Annotated[
+        None,
+        Untaken("cannot be followed: say in mask where the picture is edited, and in prompt what is to be there"),
+        Field(description="Not supported."),
+    ] = None
+    images: Annotated[
+        None,
+        Untaken("is not taken: send one picture as image, in JSON in base64 or as a data URL"),
+        Field(description="Not supported: send one picture as `image`."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
