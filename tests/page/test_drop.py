@@ -160,9 +160,13 @@ async def test_a_picture_without_a_seed_leaves_the_seed_as_it_is(page):
 async def test_a_broken_file_is_refused_with_a_sentence_and_nothing_is_lost(page):
     await page.get_by_role("textbox", name="Prompt", exact=True).fill("kept words")
     page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
-    alert = page.get_by_role("alert").filter(has_text="No settings from")
     for file, name in ((of_zwatch("webp")[:40], "cut.webp"), (b"hello", "notes.txt")):
         await give(page, file, name=name, media_type="application/octet-stream")
+        await expect(page.get_by_role("alert")).to_have_text(f"{name} is no picture that this browser can read.")
+        async with page.expect_file_chooser() as chooser:
+            await page.get_by_role("button", name="Settings from a picture").click()
+        await (await chooser.value).set_files([{"name": name, "mimeType": "image/png", "buffer": file}])
+        alert = page.get_by_role("alert").filter(has_text="No settings from")
         await expect(alert).to_contain_text(f"No settings from {name}: ")
         await expect(alert).to_contain_text("no PNG, JPEG or WebP file")
     await has_settings(page, Prompt="kept words")

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from urllib.parse import urlencode
 
 import pytest
 import pytest_asyncio
@@ -115,7 +116,9 @@ async def test_those_that_come_go_and_change_are_followed(page, server, tmp_path
     os.rename(write_lora(tmp_path, "new", TRANSFORMER, seed=9), root / "new")
     await chip(page, "new").click()
     await expect(weight(page, "new")).to_be_visible()
+    await expect(chips(page).get_by_role("button")).to_have_text(["ink", "new", "night", "torn"])
     tear(root / "new")
+    await expect(chips(page).get_by_role("button")).to_have_text(["ink", "night", "new", "torn"])
     await expect(page.locator("#loras")).to_contain_text("new cannot be used: BLAKE3SUMS")
     shutil.rmtree(root / "new")
     await expect(page.locator("#loras")).to_contain_text("new cannot be used: it is not on this server")
@@ -125,6 +128,32 @@ async def test_those_that_come_go_and_change_are_followed(page, server, tmp_path
     await expect(page.locator("#generate-error")).to_contain_text("new")
     await chip(page, "new").click()
     await expect(chips(page).get_by_role("button")).to_have_text(["ink", "night", "torn"])
+
+
+LINKED = [
+    ('[{"name":"ink","scale":0.5},{"name":"night"}]', [("ink", 0.5), ("night", 1)]),
+    ('[{"name":"ink","scale":0.5},{"name":"ink","scale":0.7},{"name":"night"}]', [("ink", 0.5), ("night", 1)]),
+    ('[{"name":"ink","scale":9},{"name":"ink","scale":0.7}]', [("ink", 0.7)]),
+    ('[{"name":123},{"name":["ink"]},{"name":{}},{"name":true},{},null,5,"ink"]', []),
+    ('[{"name":".hidden"},{"name":"-ink"},{"name":"a/b"},{"name":""},{"name":"' + "x" * 65 + '"}]', []),
+    ('[{"name":"ink","scale":"0.5"}]', []),
+    ('[{"name":"ink","scale":[1]}]', []),
+    ('[{"name":"ink","scale":null}]', []),
+    ('[{"name":"ink","scale":true}]', []),
+    ('[{"name":"ink","scale":1e999}]', []),
+    ('[{"name":"ink","scale":2.01},{"name":"night","scale":-2}]', [("night", -2)]),
+    ('{"name":"ink"}', []),
+]
+
+
+async def test_only_what_the_server_takes_is_taken_from_a_link(page, server):
+    for link, expected in LINKED:
+        await page.goto("about:blank")
+        await page.goto(f"{server.url}/#{urlencode({'prompt': 'linked', 'loras': link})}")
+        await expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("linked")
+        found = await page.evaluate("JSON.parse(localStorage['zwatch.settings']).loras")
+        assert found == [{"name": name, "scale": scale} for name, scale in expected], link
+        await expect(page.get_by_role("slider")).to_have_count(len(expected))
 
 
 async def test_many_are_searched_and_eight_are_the_most(page, server):

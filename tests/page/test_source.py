@@ -352,6 +352,43 @@ async def test_the_details_say_from_what_and_use_settings_brings_it_back(page, n
     await has_settings(other, Prompt="a purple one")
 
 
+async def test_pictures_that_differ_in_their_masks_alone_bring_back_their_own(page):
+    await choose(page, photo("maroon"))
+    canvas = await brush(page)
+    await stroke(page, canvas, (0.2, 0.2), (0.8, 0.2))
+    await done(page)
+    first = await press_with_seed(page)
+    canvas = await brush(page)
+    await page.get_by_role("button", name="Clear").click()
+    await done(page)
+    assert "mask" not in await press_with_seed(page)
+    canvas = await brush(page)
+    await stroke(page, canvas, (0.2, 0.8), (0.8, 0.8))
+    await done(page)
+    third = await press_with_seed(page)
+    await page.reload()
+    for mask in (first["mask"], None, third["mask"]):  # each is then drawn again, so that the next is the third, too
+        await page.get_by_role("button", name="Details").click()
+        for place in ("1 of", "2 of"):
+            await expect(page.locator("dialog .count")).to_contain_text(place)
+            await page.get_by_role("button", name="Older").click()
+        await expect(page.locator("dialog .count")).to_contain_text("3 of")
+        await page.get_by_role("button", name="Use settings").last.click()
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(card(page)).to_contain_text("All of it is changed" if mask is None else "painted anew")
+        assert (await press_with_seed(page)).get("mask") == mask
+
+
+async def press_with_seed(page):
+    """Draw one after the other with the same seed. Return what was sent."""
+    await page.get_by_role("spinbutton", name="Seed").fill("77")
+    await page.get_by_role("spinbutton", name="Steps").fill("2")
+    sent = await press_generate(page, "only the mask differs")
+    await expect(queue(page)).to_have_count(0)
+    await expect(page.get_by_role("button", name="Details")).to_be_visible()
+    return sent
+
+
 async def test_a_job_that_a_restart_lost_is_tried_again_with_its_picture(page, server):
     page.problems.expect(*GONE)
     await choose(page, photo("navy"))
@@ -403,6 +440,19 @@ async def test_a_file_that_is_no_picture_is_refused_with_a_sentence(page):
     await (await chooser.value).set_files([{"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"hello"}])
     await expect(page.get_by_role("alert")).to_contain_text("notes.jpg is no picture that this browser can read.")
     await expect(card(page)).to_have_count(0)
+
+
+async def test_a_pasted_or_dropped_file_is_read_if_the_browser_can_and_else_said_to_be_no_picture(page):
+    page.problems.expect("picture_settings: 400", "400 \\(Bad Request\\)")
+    for kind, name, media_type in (("paste", "a.txt", "text/plain"), ("drop", "b.png", "image/png")):
+        await give(page, b"hello", kind, name, media_type)
+        await expect(page.get_by_role("alert")).to_have_text(f"{name} is no picture that this browser can read.")
+        await expect(card(page)).to_be_hidden()
+    drawn = b'<svg xmlns="http://www.w3.org/2000/svg" width="96" height="64"><rect width="96" height="64" fill="lime"/></svg>'
+    await give(page, drawn, "paste", "drawn.svg", "image/svg+xml")
+    await expect(card(page)).to_contain_text("drawn.svg96 × 64")  # noqa: RUF001
+    sent = Image.open(io.BytesIO((await press_generate(page))["image"]))
+    assert (sent.format, sent.size, sent.convert("RGB").getpixel((5, 5))) == ("PNG", WIDE, (0, 255, 0))
 
 
 async def test_a_picture_that_the_server_does_not_read_is_sent_as_one_that_it_does(page):

@@ -35,7 +35,7 @@ export async function findInHistory({ api }, row, other) {
 
 // Draws it on the other version; `onJob(job, made)` follows. Returns what stops following
 export async function draw({ store, actions }, row, other, onJob) {
-	const { id } = await actions.post({ ...settingsOf(row), n: 1, model: other.model });
+	const { id } = await actions.post({ ...settingsOf(row), n: 1, model: other.model }, row);
 	let last = null;
 	return store.on("jobs", (jobs) => {
 		const job = jobs.find((one) => one.id === id);

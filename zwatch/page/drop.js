@@ -56,8 +56,7 @@ async function read(ctx, file, isAny) {
 		const text = t("drop.filled", { source: `${SOURCES[source]} ${version ?? ""}`.trim() });
 		toast(text, { action: { label: t("use.picture"), run: () => begin(ctx, file) } });
 	} catch (error) {
-		const failed = () => toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
-		if (isAny) ctx.actions.startFrom(file, failed);
-		else failed();
+		if (isAny) begin(ctx, file);
+		else toast(t("drop.failed", { name: file.name, reason: sentence(error) }), { error: true });
 	}
 }

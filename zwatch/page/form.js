@@ -99,8 +99,8 @@ export function initForm(ctx) {
 		actions.generate();
 	});
 
-	actions.add = async (request) => {
-		const job = await actions.post(request);
+	actions.add = async (request, of) => {
+		const job = await actions.post(request, of);
 		const { image, ...asked } = { ...request, source: job.source };
 		actions.jobAdded({ step: 0, steps: request.steps * request.n, created: new Date().toISOString(), request: asked, ...job });
 		return job;

@@ -45,7 +45,7 @@ export function initJobs(ctx) {
 
 	actions.again = orSay(async (job) => {
 		// Sides that were left to the version are left out again; `model` stays. Whether there was a mask is no field of a request
-		await actions.add(Object.fromEntries(Object.entries(job.request).filter(([name, value]) => value !== null && name !== "mask")));
+		await actions.add(Object.fromEntries(Object.entries(job.request).filter(([name, value]) => value !== null && name !== "mask")), job);
 		dismiss(job);
 	});
 

@@ -52,7 +52,8 @@ export function makeChips({ store }, host) {
 	function draw() {
 		const words = filter.value.trim().toLowerCase();
 		const names = new Set([...(known() ?? []), ...chosen()].map(({ name }) => name));
-		const wanted = [...names].filter((name) => isChosen(name) || name.toLowerCase().includes(words));
+		const isBad = (name) => Number(problemOf(name) !== "");
+		const wanted = [...names].filter((name) => isChosen(name) || name.toLowerCase().includes(words)).sort((one, other) => isBad(one) - isBad(other));
 		const there = new Map([...chips.children].map((chip) => [chip.textContent, chip]));
 		const shown = wanted.map((name) => there.get(name) ?? textButton(name, () => toggle(name), { class: "small" }));
 		// A chip that is pressed keeps the focus

@@ -100,8 +100,7 @@ export function paintMask(announce, source, use) {
 
 	function lift({ type, pointerId }) {
 		pointers.delete(pointerId);
-		if (type === "pointerup") end();
-		else drop();
+		type === "pointerup" ? end() : drop();
 	}
 
 	function begin(isEraser = false) {

@@ -61,11 +61,8 @@ export function coverage(source) {
 export async function maskFile(source, most) {
 	const canvas = drawMask(document.createElement("canvas"), source, most);
 	const context = canvas.getContext("2d");
-	context.globalCompositeOperation = "source-in";
-	context.fillStyle = "#fff";
-	context.fillRect(0, 0, canvas.width, canvas.height);
-	context.globalCompositeOperation = "destination-over";
-	context.fillStyle = "#000";
-	context.fillRect(0, 0, canvas.width, canvas.height);
-	return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+	for (const [globalCompositeOperation, fillStyle] of [["source-in", "#fff"], ["destination-over", "#000"]]) {
+		Object.assign(context, { globalCompositeOperation, fillStyle }).fillRect(0, 0, canvas.width, canvas.height);
+	}
+	return new Promise((resolve) => canvas.toBlob(resolve));
 }

@@ -15,7 +15,7 @@ export function textButton(text, onClick, properties = {}) {
 	return el("button", { type: "button", text, on: { click: onClick }, ...properties });
 }
 
-const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+export const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
 // Makes a slider {element, input, set(value)}. `use(value)` is told where it is moved; `said(value)` is how a value is shown
 export function makeSlider(id, label, { least: min, most: max, step }, use, said = decimals) {

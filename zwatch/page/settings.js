@@ -71,18 +71,21 @@ function accepted(found) {
 	if (/^\d{1,19}$/.test(String(found.seed ?? ""))) taken.seed = String(found.seed);
 	if (["png", "jpeg", "webp"].includes(found.format)) taken.format = found.format;
 	if (found.image === null || isKept(found.image)) taken.image = found.image;
-	if (Array.isArray(found.loras)) taken.loras = found.loras.flatMap(acceptedLora).slice(0, MOST_LORAS);
+	if (Array.isArray(found.loras)) taken.loras = found.loras.flatMap(acceptedLora).filter(isFirst).slice(0, MOST_LORAS);
 	const wrong = problems({ ...DEFAULTS, prompt: "-", ...taken });
 	for (const name of Object.keys(wrong)) delete taken[name];
 	return taken;
 }
 
-export const isKept = (image) => /^history:[\w.-]+$/.test(image ?? "");
+const fits = (text, pattern) => typeof text === "string" && pattern.test(text);
+export const isKept = (image) => fits(image, /^history:[\w.-]+$/);
 
 function acceptedLora(found) {
-	const { name = "", scale = 1 } = found ?? {};
-	return /^[\w.-]{1,64}$/.test(name) && scale >= SCALE.least && scale <= SCALE.most ? { name, scale } : [];
+	const { name, scale = 1 } = found ?? {};
+	return fits(name, /^\w[\w.-]{0,63}$/) && Number.isFinite(scale) && scale >= SCALE.least && scale <= SCALE.most ? { name, scale } : [];
 }
+
+const isFirst = ({ name }, place, all) => all.findIndex((one) => one.name === name) === place;
 
 // Reads JSON from the browser's storage; null if there is none
 export function read(name) {

@@ -26,10 +26,12 @@ export function sourceRows(ctx) {
 	});
 
 	// Takes a file, or a row of the history, as the picture that is changed; {sent: row} is what that was made from
-	actions.startFrom = (found, failed = say) => loaded().then((one) => one.take(found)).then(closeViews, failed);
+	actions.startFrom = (found) => loaded().then((one) => one.take(found)).then(closeViews, say);
 
-	// Adds a job, with the picture and the mask of its request. Returns what the server answers
-	actions.post = async (request) => (request.image || request.source ? (await loaded()).post(request) : ctx.api.call("POST", "/jobs", request));
+	// Adds a job, with the picture and the mask of its request, or those of `of`, a job or a row. Returns what the server answers
+	actions.post = async (request, of) => (request.image || request.source ? (await loaded()).post(request, of) : ctx.api.call("POST", "/jobs", request));
+
+	store.on("jobs", (jobs) => jobs.some(({ request }) => request.source) && loaded().catch(say)); // it notes their pictures
 
 	store.on("settings", ({ image }) => {
 		show(choose, !image);

@@ -5,8 +5,7 @@ import { find, findSent, keep, keepSent } from "./drafts.js";
 import { percent, t } from "./i18n.js";
 import { coverage, drawMask, maskFile } from "./maskops.js";
 import { extend, makeSlider, textButton } from "./parts.js";
-import { seedText } from "./picture.js";
-import { NUMBERS } from "./settings.js";
+import { NUMBERS, read as readKept, write } from "./settings.js";
 import { toast } from "./toast.js";
 
 extend(`
@@ -42,6 +41,8 @@ const { least, most, step } = NUMBERS.width;
 const MOST_MASK = 4096; // pixels of a side: what the server keeps of a picture
 const MOST_BYTES = 30 * 1024 * 1024; // with a mask it is less than the server takes
 const MOST_PIXELS = 2 ** 26;
+const MADE = "zwatch.made";
+const MOST_MADE = 400; // what was sent and is kept makes no more
 
 /**
  * Makes the card in `host`; `choose` opens the browser's choice of a file. The store's `source` is the picture: {image, file,
@@ -51,6 +52,7 @@ export function makeCard({ store, api, announce }, host, choose) {
 	let source = null;
 	let loading = null; // the image that is loaded, and its end
 	let kept; // the file that the browser keeps
+	let made = readKept(MADE) ?? {}; // the jobs of pictures that were made from others, by their paths
 
 	const image = el("img", { alt: "", draggable: false });
 	const overlay = el("canvas");
@@ -126,9 +128,23 @@ export function makeCard({ store, api, announce }, host, choose) {
 	// Returns what the settings name, as this browser keeps it
 	async function recall(of) {
 		const [file, painted] = [await find("file"), await find("mask")];
-		const found = of === "file" ? await read(file?.file, file?.name) : await opened(of);
-		return { ...found, ops: painted?.image === of ? painted.ops : [] };
+		return { ...(await loadedAs(of, file)), ops: painted?.image === of ? painted.ops : [] };
 	}
+
+	// Returns the picture and the mask that a job, or that of a row, was sent with. Throws if this browser did not send it
+	async function sent({ id, url }) {
+		const found = await findSent(({ ids }) => ids?.includes(id ?? made[url]));
+		if (!found) throw new Error(t("source.lost"));
+		return { ...(await loadedAs(found.image, found)), ops: found.ops };
+	}
+
+	store.on("jobs", (jobs) => {
+		const all = jobs.flatMap(({ id, request, images = [] }) => (request.source ? images.map(({ url }) => [url, id]) : []));
+		const fresh = all.filter(([url]) => url && !made[url]);
+		if (!fresh.length) return;
+		made = Object.fromEntries([...Object.entries(made), ...fresh].slice(-MOST_MADE));
+		write(MADE, made);
+	});
 
 	store.on("settings status", () => {
 		if (source && String(Object.values(sidesOf(source))) !== String(Object.values(source.sides))) set(source);
@@ -158,9 +174,9 @@ export function makeCard({ store, api, announce }, host, choose) {
 			return end;
 		},
 
-		async post(request) {
+		async post(request, of) {
 			await loading?.end;
-			const from = request.image ? source : await sent(request);
+			const from = request.image ? source : await sent(of);
 			if (!from) throw new Error(t("source.lost"));
 			const form = new FormData();
 			const { source: digest, mask: hasMask, ...fields } = { ...from.sides, ...request, image: from.file ?? from.image };
@@ -168,32 +184,22 @@ export function makeCard({ store, api, announce }, host, choose) {
 			if (coverage(from)) form.append("mask", await maskFile(from, MOST_MASK));
 			const job = await api.call("POST", "/jobs", form);
 			// Kept for those who draw it again
-			if (request.image) keepSent({ ...request, source: job.source, file: from.file, name: from.name, ops: from.ops });
+			keepSent({ ids: job.jobs ?? [job.id], image: from.image, file: from.file, name: from.name, ops: from.ops });
 			return job;
 		},
 	};
 }
 
-// Returns the picture and the mask of a request that this browser sent; the server keeps neither. Throws if it did not
-async function sent(request) {
-	const found = await findSent((one) => isSame(one, request));
-	if (!found) throw new Error(t("source.lost"));
-	return { ...(found.file ? await read(found.file, found.name) : await opened(found.image)), ops: found.ops };
-}
-
 // Says what a mask covers
 export const coveredText = (covered) => (covered ? t("source.part", { percent: percent(Math.max(0.01, covered)) }) : t("source.whole"));
 
-function isSame(one, other) {
-	const [first, seed] = [BigInt(one.seed), BigInt(seedText(other))];
-	return ["source", "prompt", "strength", "steps"].every((name) => one[name] === other[name]) && seed >= first && seed < first + BigInt(one.n);
-}
+const loadedAs = (of, { file, name } = {}) => (of === "file" ? read(file, name) : opened(of));
 
 // Reads a file. Throws if this browser cannot
 async function read(file, text = file?.name) {
 	if (!file) throw new Error(t("source.lost"));
 	try {
-		const bitmap = await createImageBitmap(file);
+		const bitmap = await (/svg/.test(file.type) ? decoded(URL.createObjectURL(file)) : createImageBitmap(file));
 		const isTaken = /png|jpeg|webp|gif/.test(file.type) && file.size <= MOST_BYTES && bitmap.width * bitmap.height <= MOST_PIXELS;
 		const { width, height } = bitmap;
 		const found = isTaken ? { file, width, height } : await redrawn(bitmap);
@@ -215,8 +221,12 @@ async function redrawn(bitmap) {
 // Returns what the history has. Throws if it has it no more
 async function opened(of) {
 	const name = of.replace("history:", "");
-	const image = new Image();
-	image.src = `/history/${name}`;
-	await image.decode().catch(() => Promise.reject(new Error(t("source.lost"))));
+	const image = await decoded(`/history/${name}`).catch(() => Promise.reject(new Error(t("source.lost"))));
 	return { image: of, name, url: image.src, width: image.naturalWidth, height: image.naturalHeight };
+}
+
+async function decoded(url) {
+	const image = el("img", { src: url });
+	await image.decode();
+	return image;
 }

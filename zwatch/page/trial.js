@@ -4,7 +4,7 @@
 import { open } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
 import { number, percent, reasoned, sentence, t } from "./i18n.js";
-import { extend, textButton } from "./parts.js";
+import { decimals, extend, textButton } from "./parts.js";
 
 extend(`
 trial = Trial = 试用
@@ -41,8 +41,7 @@ trial.interval = In brackets: where the true value lies with 95 % confidence. = 
 .trial{display:grid;gap:.5rem;padding:.75rem;border:var(--border);border-radius:12px}
 .trial h3{margin:0;font-size:.8125rem}
 .trial-controls{display:flex;flex-wrap:wrap;justify-content:space-between;gap:.5rem}
-.trial-controls>div{display:flex;align-items:center;gap:.5rem}
-.trial label{display:flex;align-items:center;gap:.5rem;margin:0}
+.trial :is(div,label){display:flex;align-items:center;gap:.5rem;margin:0}
 .trial input{width:5rem;color:var(--text)}
 .trial-sides{border-collapse:collapse;width:100%;font-size:.8125rem}
 .trial-sides :is(td,th){padding:.25rem .5rem .25rem 0;border-top:var(--border);text-align:left;vertical-align:top;font-weight:400}
@@ -52,7 +51,6 @@ trial.interval = In brackets: where the true value lies with 95 % confidence. = 
 `);
 
 const PERIOD_MS = 1500;
-const DECIMALS = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
 
 export class Trial {
 	constructor(panel) {
@@ -64,10 +62,10 @@ export class Trial {
 		this.promoteButton = textButton(t("trial.promote"), () => this.promote(), { class: "primary" });
 		this.form = el("form", { class: "trial-controls" },
 			el("div", {}, el("label", {}, el("span", { text: t("trial.part") }), this.part), el("button", { text: t("trial.change") })),
-			el("div", {}, this.promoteButton, textButton(t("trial.end"), () => this.end())));
+			el("div", {}, this.promoteButton, textButton(t("trial.end"), () => this.send("/api/share", { percent: null }, "trial.ended"))));
 		this.form.addEventListener("submit", (event) => {
 			event.preventDefault();
-			this.change();
+			this.send("/api/share", { percent: Number(this.part.value) }, "trial.changed");
 		});
 		this.table = el("table", { class: "trial-sides", "aria-label": t("trial.sides") });
 		this.conclusion = el("p");
@@ -115,8 +113,7 @@ export class Trial {
 		const isOfShare = this.sides?.share === share.name && (!this.sides.ended || this.sides.sides[1].version === share.target);
 		const { sides, conclusion } = isOfShare ? this.sides : { sides: [], conclusion: "" };
 		setText(this.conclusion, conclusion);
-		show(this.table, sides.length > 0);
-		show(this.note, sides.length > 0);
+		for (const one of [this.table, this.note]) show(one, sides.length > 0);
 		const figures = JSON.stringify(sides);
 		if (figures === this.figures) return; // what is selected in it stays so
 		this.figures = figures;
@@ -132,9 +129,10 @@ export class Trial {
 			row.parts.deploy.before(row.tryButton);
 			row.parts.chips.after(row.tryChip);
 		}
-		show(row.tryChip, share?.target === name);
-		setText(row.tryChip, share?.target === name ? `${share.name} → ${name}` : "");
-		row.tryButton.disabled = this.panel.state.serving === name || share?.target === name;
+		const isTried = share?.target === name;
+		show(row.tryChip, isTried);
+		setText(row.tryChip, isTried ? `${share.name} → ${name}` : "");
+		row.tryButton.disabled = this.panel.state.serving === name || isTried;
 	}
 
 	// What both sides have drawn, and their golden images: no event tells of it
@@ -163,17 +161,9 @@ export class Trial {
 		if (answer === "ok") this.send("/api/share", { version, percent: Number(part.value) }, "trial.started");
 	}
 
-	change() {
-		this.send("/api/share", { percent: Number(this.part.value) }, "trial.changed");
-	}
-
 	async promote() {
 		const question = t("trial.promoteQuestion", { version: this.share.target, to: this.to });
 		if (await this.ctx.confirm(question, t("trial.promote"))) this.send("/api/promote", {}, "trial.promoted");
-	}
-
-	end() {
-		this.send("/api/share", { percent: null }, "trial.ended");
 	}
 
 	async send(path, body, done) {
@@ -200,9 +190,9 @@ const partInput = (value = "") => el("input", { type: "number", min: 0, max: 100
 function stateOf({ target: version, percent: part, fault, attempt, serving, counts }, alias, golden) {
 	// What serves keeps serving until what the link leads to is ready
 	const still = serving && serving !== version && counts && part ? t("trial.still", { version: serving, percent: percent(part / 100) }) : "";
-	if (fault) return { text: still, problem: reasoned(fault.code, fault.message), isReady: false };
+	if (fault) return { text: still, problem: reasoned(fault.code, fault.message) };
 	if (attempt?.code && attempt.version === version && attempt.state !== "PROMOTED") {
-		return { text: still, problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }), isReady: false };
+		return { text: still, problem: t("trial.rejected", { version, reason: reasoned(attempt.code, attempt.reason) }) };
 	}
 	const isReady = serving === version;
 	const key = isReady ? (part ? "gets" : "held") : ({ LOADING: "loading", WARMING: "warming" }[attempt?.state] ?? "waiting");
@@ -218,12 +208,12 @@ function tableOf(sides, alias) {
 	return [head, el("tbody", {},
 		row("requests", ({ requests }) => number(requests)),
 		row("failures", ({ failures }) => number(failures)),
-		row("latency", ({ latency }) => between(latency, latency?.median, (seconds) => number(seconds, DECIMALS))),
+		row("latency", ({ latency }) => between(latency, latency?.median, decimals)),
 		row("votes", ({ votes }) => votes?.up + votes?.down > 0 ? `${t("trial.of", { value: number(votes.up), count: number(votes.up + votes.down) })}: ${between(votes, votes.share, percent)}` : "–"))];
 }
 
 // A value with its interval; "–" where nothing was measured
 function between(found, value, format) {
-	if (value === undefined || value === null) return "–";
+	if ((value ?? null) === null) return "–";
 	return found.low === null ? format(value) : t("trial.between", { value: format(value), low: format(found.low), high: format(found.high) });
 }
