@@ -241,8 +241,8 @@ def test_a_mask_is_turned_as_its_own_exif_says():
     ("file", "words"),
     [
         (b"", "is an empty file"), (b"GIF89a", "image"), (b"hello", "is no image"), (b"\0" * 1000, "is no image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC file"), (b"\0\0\0\x18ftypavif\0\0\0\0", "a AVIF file"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a SVG file"), (b"%PDF-1.7", "a PDF file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC file"), (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF file"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG file"), (b"%PDF-1.7", "a PDF file"),
         (b"\x89PNG\r\n\x1a\n", "image"), (b"\xff\xd8\xff\xe0", "image"), (b"RIFF\0\0\0\0WEBPVP8 ", "image"),
     ],
 )  # fmt: skip

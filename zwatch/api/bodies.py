@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -252,7 +252,7 @@ def _advice(model: type[BaseModel]) -> str:
     return f"send a JSON object{example}, or its fields as a form (curl -F name=value)"
 
 
-def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, str | bytes]]:
+def _parts(raw: bytes, head: Message, files: Mapping[str, bool]) -> list[tuple[str, str | bytes]]:
     """Return the fields of a multipart body as text, and those that may be `files` and are as bytes. A file without a name and without
     content, which browsers send where none was chosen, is left out.
 
@@ -287,7 +287,8 @@ def _parts(raw: bytes, head: Message, files: Sequence[str]) -> list[tuple[str, s
         except UnicodeDecodeError:
             raise invalid(name[:100], f"{name[:100]} is not UTF-8") from None
         if is_file:
-            allowed = f"only {', '.join(files)} may be one" if files else "no field takes a file"
+            taken = ", ".join(file for file, is_taken in files.items() if is_taken)
+            allowed = f"only {taken} may be one" if taken else "no field takes a file"
             raise invalid(name[:100], f"{name[:100]} is a file: {allowed}")
     return found
 

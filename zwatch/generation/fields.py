@@ -180,6 +180,22 @@ class OneFile(File):
 
 
 @dataclass(frozen=True, slots=True)
+class Untaken(File):
+    """A field, perhaps a file, of which nothing can be made; an empty one is none. `why` goes on after its name."""
+
+    why: str = ""
+
+    def check(self, value: Any) -> None:
+        """Refuse what is there."""
+        if value is not None and value not in ("", b"", []):
+            raise refused(self.why)
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe nothing."""
+        return {"type": "null"}
+
+
+@dataclass(frozen=True, slots=True)
 class Flag(Rule):
     """True or false."""
 
@@ -227,11 +243,14 @@ class Converted:
         return {"anyOf": [handler(schema["schema"]), *map(dict, self.schemas)]}
 
 
-def file_fields(model: type[BaseModel]) -> list[str]:
-    """Return the names of a model's fields that may be files."""
-    return [
-        name for name, field in model.model_fields.items() if any(isinstance(rule, File) for rule in field.metadata)
-    ]
+def file_fields(model: type[BaseModel]) -> dict[str, bool]:
+    """Return the names of a model's fields that are read as files, and whether they may be one."""
+    return {
+        name: not isinstance(rule, Untaken)
+        for name, field in model.model_fields.items()
+        for rule in field.metadata
+        if isinstance(rule, File)
+    }
 
 
 def validated(model: type[M], body: Mapping[str, Any]) -> M:

@@ -428,3 +428,12 @@ async def test_a_tag_in_the_prompt_is_drawn_with(client, models):
     assert plain[2]["images"] != inked[2]["images"]
     assert inked[2]["zwatch"]["loras"][0]["name"] == "ink"
     assert "<lora:ink:1.5>" in json.loads(inked[2]["info"])["infotexts"][0]
+
+
+def test_files_that_are_kept_for_the_answer_count_as_held():
+    sent = {"prompt": "a cat", "init_images": [PICTURE], "mask": text_of(white_in((0, 0, 32, 64)))}
+    plain, kept = (
+        read_img2img("application/json", json.dumps({**sent, "include_init_images": kept}).encode()).source
+        for kept in (False, True)
+    )
+    assert kept.nbytes - plain.nbytes == len(PICTURE) + len(sent["mask"])

@@ -184,7 +184,7 @@ async def test_errors_have_the_right_class_and_name_the_field(ours):
         ({"mask": b"no image"}, openai.BadRequestError, "mask", "no image"),
         ({"mask": PICTURE}, openai.BadRequestError, "mask", "no transparent pixel"),
         ({"mask": file_of(transparent_in((0, 0, 9, 9), (64, 32)))}, openai.BadRequestError, "mask", "64 x 32 pixels, image 64 x 64"),
-        ({"markup": PICTURE}, openai.BadRequestError, "markup", "only image, mask may be one"),
+        ({"markup": PICTURE}, openai.BadRequestError, "markup", "say in mask"),
         ({"size": "100x64"}, openai.BadRequestError, "size", "multiple of 16"),
         ({"size": "2048x2048"}, openai.BadRequestError, "size", "at most"),
         ({"output_format": "gif"}, openai.BadRequestError, "output_format", "png, jpeg, webp"),

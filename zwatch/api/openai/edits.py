@@ -1,14 +1,14 @@
 """The body of OpenAI's edits call: a form with a picture and a mask, and its conversion to what is drawn."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image, ImageChops
 from pydantic import Field
 
 from zwatch.api.bodies import fields_of
 from zwatch.api.openai.requests import Images, ImagesRequest, images_of
-from zwatch.generation.fields import File, OneFile, Text, invalid, refused, validated
+from zwatch.generation.fields import OneFile, Text, Untaken, invalid, validated
 from zwatch.generation.inpainting import Canvas, Fit, blurred, fitted_picture
 from zwatch.generation.request import DEFAULT_STRENGTH, Blur, Strength
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
@@ -22,22 +22,6 @@ _ALIKE = 0.02
 _FIDELITIES = ("", "low", "high")
 _MASK_OF_ITS_OWN = "dall-e-2"
 """The model whose clients send a picture that is transparent where it is to be edited, and no mask."""
-
-
-@dataclass(frozen=True, slots=True)
-class Untaken(File):
-    """A field of OpenAI's that cannot be followed; an empty one is none. `why` goes on after its name."""
-
-    why: str = ""
-
-    def check(self, value: Any) -> None:
-        """Refuse what is there."""
-        if value is not None and value not in ("", b"", []):
-            raise refused(self.why)
-
-    def schema(self) -> dict[str, Any]:
-        """Describe nothing."""
-        return {"type": "null"}
 
 
 class EditsRequest(ImagesRequest):
