@@ -194,7 +194,7 @@ def test_what_is_reduced_in_bands_is_what_is_reduced_at_once(monkeypatch, mode):
     monkeypatch.setattr(sources, "_BAND_PIXELS", 1000)
     in_bands = np.asarray(sources._reduced(whole)).astype(int)
     assert at_once.shape[:2] == (100, 23)
-    assert np.abs(at_once - in_bands).max() <= 1
+    assert np.abs(at_once - in_bands).max() <= 2  # both steps of a reduction round
 
 
 def test_text_beside_the_pixels_that_is_too_large_is_named():

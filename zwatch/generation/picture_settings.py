@@ -14,7 +14,8 @@ from zwatch.generation.image_details import Details, exif_texts, json_object, re
 from zwatch.generation.infotext import parse_infotext
 from zwatch.generation.kept_image import digest_of
 from zwatch.generation.lora_fields import without_tags
-from zwatch.generation.request import SIDE_STEP, ImageRequest, parse_generate
+from zwatch.generation.request import ImageRequest, parse_generate
+from zwatch.generation.sides import SIDE_STEP
 
 _GRAPHS = ("prompt", "workflow")
 _TOGETHER = ("width", "height")

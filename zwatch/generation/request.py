@@ -24,6 +24,7 @@ from zwatch.generation.fields import (
     validated,
 )
 from zwatch.generation.lora_fields import LoraList, LoraWish
+from zwatch.generation.sides import SIDE_STEP, sides_of
 
 if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters, InitialImage
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 PRIMARY = "current"
 """The alias that serves a request which names no model."""
 MAX_SIDE = 2048
-SIDE_STEP = 16
-"""The VAE shrinks 8 times, the transformer takes patches of 2 x 2 latents."""
 MAX_STEPS = 100
 DEFAULT_STEPS = 8
 USUAL_SIDE = 1024
@@ -240,54 +239,14 @@ def steps_of(request: ImageRequest, source: "Source | None") -> int:
 def work_of(request: GenerateRequest, default_size: int, source: "Source | None" = None, max_work: float = math.inf) -> float:  # fmt: skip
     """Return the megapixels x steps x images of a request; `default_size` is the side of an image in pixels."""
     steps = steps_of(request, source) * request.n
-    width, height = sides_of(request, source, default_size, MAX_SIDE, max_work / steps)
-    return width * height / 1e6 * steps
-
-
-def sides_of(
-    request: ImageRequest, source: "Source | None", default_size: int, most: int, megapixels: float
-) -> tuple[int, int]:
-    """Return the width and the height of a request's images, pixels. Where it changes an image and does not name them, they follow
-    that image: the nearest multiples of 16, no longer than `most` and with no more than so many megapixels. If it names one, the other
-    follows by the image's shape.
-
-    Raises:
-        RequestError: 400, the other would be longer than `most`.
-    """
-    if source is None or (request.width is not None and request.height is not None):
-        return request.width or default_size, request.height or default_size
-    width, height = source.picture.size
-    if request.width is not None:
-        return request.width, _other("width", request.width, "height", height / width, most)
-    if request.height is not None:
-        return _other("height", request.height, "width", width / height, most), request.height
-    scale = min(1.0, most / max(width, height))
-    sides = _side(width * scale, most), _side(height * scale, most)
-    if sides[0] * sides[1] > megapixels * 1e6:
-        scale = math.sqrt(megapixels * 1e6 / (width * height))
-        sides = _side(width * scale - SIDE_STEP / 2, most), _side(height * scale - SIDE_STEP / 2, most)
-    return sides
-
-
-def _other(name: str, given: int, other: str, shape: float, most: int) -> int:
-    """Return the side that follows by an image's shape, which is other / given.
-
-    Raises:
-        RequestError: 400, it is longer than `most`.
-    """
-    if (length := math.floor(given * shape / SIDE_STEP + 0.5) * SIDE_STEP) <= most:
-        return max(SIDE_STEP, length)
-    largest = math.floor(most / shape / SIDE_STEP) * SIDE_STEP
-    advice = f"{name} may be {largest} at most, or" if largest else "no side keeps its shape:"
-    raise invalid(
-        name,
-        f"with {name} {given} and the shape of the image, {other} would be {length}, more than {most}: {advice} give both",
+    width, height = sides_of(
+        (request.width, request.height),
+        None if source is None else source.picture.size,
+        default_size,
+        MAX_SIDE,
+        max_work / steps,
     )
-
-
-def _side(length: float, most: int) -> int:
-    """Return the nearest multiple of 16 that a side may have."""
-    return min(max(SIDE_STEP, math.floor(length / SIDE_STEP + 0.5) * SIDE_STEP), most)
+    return width * height / 1e6 * steps
 
 
 def fitted(
@@ -307,7 +266,13 @@ def fitted(
 
     steps = steps_of(request, source)
     most = min(engine.max_side, MAX_SIDE)
-    width, height = sides_of(request, source, engine.default_size, most, max_work / (steps * request.n))
+    width, height = sides_of(
+        (request.width, request.height),
+        None if source is None else source.picture.size,
+        engine.default_size,
+        most,
+        max_work / (steps * request.n),
+    )
     sides = {"width": width, "height": height}
     for name, side in sides.items():
         if side > engine.max_side:

@@ -10,7 +10,8 @@ from zwatch.api.bodies import fields_of
 from zwatch.errors import RequestError
 from zwatch.generation.fields import validated
 from zwatch.generation.inpainting import Canvas, Content, Fit, blurred, fitted_picture, part_of_mask, with_content
-from zwatch.generation.request import MAX_SIDE, SIDE_STEP
+from zwatch.generation.request import MAX_SIDE
+from zwatch.generation.sides import SIDE_STEP
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
 
 _CONTENTS = {Content.FILL: "fill", Content.NOISE: "latent noise", Content.NOTHING: "latent nothing"}

@@ -27,12 +27,12 @@ from zwatch.generation.request import (
     MAX_STEPS,
     PRIMARY,
     SEEDS,
-    SIDE_STEP,
     GenerateRequest,
     Guidance,
     OptionalText,
     RequiredText,
 )
+from zwatch.generation.sides import SIDE_STEP
 from zwatch.rollout.lifecycle import VersionKey
 
 SAMPLER = "Euler"

@@ -14,7 +14,6 @@ from zwatch.generation.request import (
     DEFAULT_QUALITY,
     DEFAULT_STEPS,
     PRIMARY,
-    SIDE_STEP,
     Count,
     Format,
     GenerateRequest,
@@ -26,6 +25,7 @@ from zwatch.generation.request import (
     Steps,
     UserName,
 )
+from zwatch.generation.sides import SIDE_STEP
 
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
