@@ -148,7 +148,7 @@ def _form(call: Call, schemas: _Schemas) -> dict[str, Any]:
     described: dict[str, Any] = schemas.components[call.body.__name__]
     fields = {
         name: {"type": "string", "format": "binary", "description": field.get("description", "")}
-        if name in files
+        if files.get(name)
         else field
         for name, field in described["properties"].items()
     }
