@@ -313,6 +313,9 @@ async def test_a_file_that_was_chosen_is_there_after_a_reload_until_it_is_remove
     await expect(card(page)).to_contain_text("photo.jpg")
     assert (await press_generate(page))["image"] == photo("orange")
     await card(page).get_by_role("button", name="Remove the picture").click()
+    async with asyncio.timeout(30):
+        while await page.evaluate(KEPT):
+            await asyncio.sleep(0.02)
     await page.reload()
     await expect(page.get_by_role("button", name="Start from a picture")).to_be_visible()
     assert await page.evaluate(KEPT) == []
