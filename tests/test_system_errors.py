@@ -129,7 +129,7 @@ def test_a_temporary_file_that_could_not_be_removed_is_removed_at_the_next_write
 # --- memory
 
 
-JOB = SimpleNamespace(request=SimpleNamespace(prompt="a cat", negative_prompt=""))
+JOB = SimpleNamespace(loras=None, request=SimpleNamespace(prompt="a cat", negative_prompt=""))
 
 
 def no_host_memory():
