@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -56,3 +57,12 @@ def running(models: Path, state: Path, *options: str, token: str | None = None):
         yield Running(server, token)
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def serving_v1(versions: Path, root: Path):
+    """Start a service on a copy of versions, of which v1 serves, and stop it after the block."""
+    shutil.copytree(versions, root / "models")
+    (root / "models" / "current").symlink_to("v1")
+    with running(root / "models", root / "state") as found:
+        yield found

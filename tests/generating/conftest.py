@@ -1,22 +1,18 @@
 """A service for the tests of `zwatch generate`, and the command as a process."""
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.services import running
+from tests.services import serving_v1
 
 
 @pytest.fixture(scope="module")
 def service(tiny_versions, tmp_path_factory):
     """A real service with v1 and v2, of which v1 serves."""
-    root = tmp_path_factory.mktemp("service")
-    shutil.copytree(tiny_versions, root / "models")
-    (root / "models" / "current").symlink_to("v1")
-    with running(root / "models", root / "state") as found:
+    with serving_v1(tiny_versions, tmp_path_factory.mktemp("service")) as found:
         yield found
 
 

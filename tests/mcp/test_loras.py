@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
+from tests.deploy import loras
 from tests.harness import pixels
 from tests.mcp.test_server import called, connected, sentence
 from tests.services import running
-
-loras = pytest.importorskip("tests.deploy.loras")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from mcp.client.stdio import stdio_client
 from PIL import Image
 
 from tests.harness import pixels
-from tests.services import running
+from tests.services import running, serving_v1
 
 READING = ["list_versions", "list_loras", "get_status"]
 DRAWING = ["generate_image", "edit_image"]
@@ -32,10 +32,7 @@ LONG = {"prompt": "a cat", "n": 4, "steps": 100, "width": 512, "height": 512}
 @pytest.fixture(scope="module")
 def service(tiny_versions, tmp_path_factory):
     """A real service with v1 and v2, of which v1 serves."""
-    root = tmp_path_factory.mktemp("service")
-    shutil.copytree(tiny_versions, root / "models")
-    (root / "models" / "current").symlink_to("v1")
-    with running(root / "models", root / "state") as found:
+    with serving_v1(tiny_versions, tmp_path_factory.mktemp("service")) as found:
         yield found
 
 
