@@ -13,7 +13,7 @@ from PIL import Image
 from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.adapted import shapes_of
 from zwatch.engine.computing import Computing
-from zwatch.engine.decoding import Decoding, Encoding
+from zwatch.engine.decoding import Decoded, Decoding, Encoding
 from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
 from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
@@ -127,19 +127,21 @@ class Engine:
                 initial = self._encoded_image(pipeline, parameters)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
+                # What a load lacks passes.
+                picture = Decoded(self._decoding if is_request else Decoding(self.device), pipeline)
                 with phases.of("denoise"):
                     dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
                     beginning = begin(pipeline, parameters, initial, seed, dtype, self.device.torch_device)
-                    latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
+                    latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled, picture)
                 with phases.of("decode"):
-                    decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
-                    pixels = decoding.decode(pipeline, latents)
-                    finite &= bool(torch.isfinite(pixels).all())
+                    pixels = picture.pixels(latents)
+                    all_finite = torch.isfinite(pixels).all()
+                    images.append(image_of(torch.nan_to_num(pixels)))  # waits for the device, once for both
+                    finite &= bool(all_finite)
                     if self.colours is None and finite:  # the first image is the warm-up's
                         self.colours = LatentColours.fit(latents, pixels)
                         # Run it once now, so that no request waits for the device to load its kernels.
                         self.colours.pixels(latents, latents, *pipeline.timeline(latents, 1).sigmas)
-                    images.append(image_of(torch.nan_to_num(pixels)))
                 if not finite:
                     break
                 on_image(number, images[-1])
@@ -322,6 +324,7 @@ class Engine:
         done: int,
         on_step: Callable[[int], None],
         cancelled: Callable[[], bool],
+        picture: Decoded,
     ) -> torch.Tensor:
         if cancelled():
             raise GenerationCancelled
@@ -339,10 +342,8 @@ class Engine:
             if cancelled():
                 raise GenerationCancelled
 
-        embeddings = [prompt.embedding for prompt in prompts]
-        return pipeline.denoise(
-            beginning.latents, timeline, embeddings, parameters.guidance_scale, after_step, beginning.blend
-        )
+        texts, begun, scale = [prompt.embedding for prompt in prompts], beginning.latents, parameters.guidance_scale
+        return pipeline.denoise(begun, timeline, texts, scale, after_step, beginning.blend, picture.launch)
 
 
 def _pipeline(components: Collection[Component]) -> Pipeline:

@@ -79,7 +79,7 @@ class FastComputing:
         groups = [prompts] if len(set(lengths)) == 1 else [[prompt] for prompt in prompts]
         products = self._products or Products(scaled=quantized_dtype(transformer) is FP8)
         step = Step(self.operations, self._attend, products, size)
-        steps = [Steps(transformer, step, group, times) for group in groups]
+        steps = [Steps(transformer, step, group, times, self._run) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
             if number in RECORDING and self._graphs is not None:
