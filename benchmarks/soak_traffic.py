@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from soak_calls import PROMPTS, SEEDS, Client, Failure, Judge, events
@@ -244,7 +246,8 @@ WRONG: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("POST", "/generate", {"json": {"prompt": "a cat", "colour": "red"}}, 400),
     ("POST", "/generate", {"json": {"prompt": "a cat", "model": "v99"}}, 404),
     ("POST", "/generate", {"data": b"[" * 5000}, 400),
-    ("POST", "/generate", {"data": b"x" * (2**20 + 1)}, 413),
+    ("POST", "/generate", {"data": b"x" * (2**20 + 1)}, 400),  # not too long: it might have a picture
+    ("POST", "/api/deploy", {"data": b"x" * (2**20 + 1)}, 413),
     ("POST", "/jobs", {"json": {"prompt": "a cat", "seed": -5}}, 400),
     ("POST", "/generate", {"json": {"prompt": "a cat"}, "headers": {"Authorization": "Bearer wrong"}}, 401),
     ("POST", "/generate", {"json": {"prompt": "a cat"}, "headers": {"Origin": "https://elsewhere.example"}}, 403),
@@ -294,15 +297,18 @@ def _ended_otherwise(client: Client, kind: str, begun: float, state: str, data: 
     if "model_not_loaded" in json.dumps(data) and client.book.was_unloaded(begun, time.monotonic()):
         client.book.provoked["503 while unloaded"] += 1
     else:
-        client.book.fails(kind, f"ended as {state}: {json.dumps(data)[:300]}")
+        client.book.fails(kind, f"expected it done, it ended as {state}: {json.dumps(data)[:300]}", begun)
 
 
 async def visit(client: Client, judge: Judge, own: int) -> None:
     """Make one visit of a random kind; a failure is noted."""
     does: Visit = client.chance.choices([one for one, _ in VISITS], [weight for _, weight in VISITS])[0]
+    begun = time.monotonic()
     try:
         await does(client, judge, own)
     except Failure:
         pass
     except Exception as error:  # an answer of another form than it should have
-        client.book.fails(does.__name__, f"{type(error).__name__}: {error}")
+        lines = [one for one in traceback.extract_tb(error.__traceback__) if "/benchmarks/" in one.filename]
+        where = f"{Path(lines[-1].filename).name}:{lines[-1].lineno}: {lines[-1].line}"
+        client.book.fails(does.__name__, f"{type(error).__name__}: {error} ({where})", begun)
