@@ -18,7 +18,18 @@ from PIL import Image
 
 PROMPTS = ("a cat wearing sunglasses", "a red house by the sea", "一只戴墨镜的猫")
 SEEDS = (1, 2)
-MAKING = ("picture", "pictures", "other picture", "named picture", "stream", "OpenAI", "OpenAI stream", "A1111 picture")
+MAKING = (
+    "picture",
+    "pictures",
+    "other picture",
+    "named picture",
+    "changed picture",
+    "comparison",
+    "stream",
+    "OpenAI",
+    "OpenAI stream",
+    "A1111 picture",
+)
 """Kinds of calls that make a job and wait for it."""
 LONGEST = 300.0
 """Seconds that one call may take."""
