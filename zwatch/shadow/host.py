@@ -4,7 +4,7 @@ import mmap
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sized
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Protocol
 
@@ -161,32 +161,65 @@ def plain(size: int) -> torch.Tensor:
 def _pinned(images: Sized, size: int) -> torch.Tensor:
     # Not torch's own pinned memory: that rounds up to a power of two, 16 GiB for a file of 10 GB.
     try:
-        slab = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        region = _Region(-1, size)
+        slab = torch.frombuffer(region, dtype=torch.uint8)
     except OSError as error:
         raise MemoryError(f"the host has no {size} bytes left: {error.strerror}") from None
-    pinned = 0
     try:
         for begin in range(0, size, PINNED_PIECE):
             length, begun = min(PINNED_PIECE, size - begin), time.monotonic()
-            _checked(torch.cuda.cudart().cudaHostRegister(slab.data_ptr() + begin, length, 0))
-            pinned = begin + length
+            region.pin(slab.data_ptr() + begin, length)
             if images:
                 # The driver's lock is held for each piece, and a thread that makes images does not get it between two.
                 time.sleep(time.monotonic() - begun)
     except RuntimeError as error:
-        _unpin_bytes(slab, pinned)
+        region.unpin()
+        _forget_error()
         raise MemoryError(f"{size} bytes of host memory could not be pinned: {error}") from None
+    _REGIONS[slab.data_ptr()] = region
     return slab
+
+
+class _Region(mmap.mmap):
+    """Memory whose pinned pieces are unpinned before it goes: what is mapped at the same place later could not be pinned."""
+
+    def __init__(self, fileno: int, length: int) -> None:
+        """Map new memory, as `mmap.mmap` does."""
+        self._pieces: list[int] = []
+
+    def pin(self, address: int, length: int) -> None:
+        """Pin a piece.
+
+        Raises:
+            RuntimeError: it cannot be.
+        """
+        _checked(torch.cuda.cudart().cudaHostRegister(address, length, 0))
+        self._pieces.append(address)
+
+    def unpin(self) -> None:
+        """Unpin all pieces."""
+        pieces, self._pieces = self._pieces, []
+        for address in pieces:
+            torch.cuda.cudart().cudaHostUnregister(address)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the interpreter ends
+            self.unpin()
+
+
+_REGIONS: weakref.WeakValueDictionary[int, _Region] = weakref.WeakValueDictionary()
+"""Those in use, by the address of their slab, which keeps them."""
 
 
 def _unpin(slabs: list[torch.Tensor]) -> None:
     for slab in slabs:
-        _unpin_bytes(slab, slab.numel())
+        _REGIONS[slab.data_ptr()].unpin()
 
 
-def _unpin_bytes(slab: torch.Tensor, size: int) -> None:
-    for begin in range(0, size, PINNED_PIECE):
-        torch.cuda.cudart().cudaHostUnregister(slab.data_ptr() + begin)
+def _forget_error() -> None:
+    """Let the driver forget that something failed, which the next launch of this thread would report as its own."""
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 def _checked(result: object) -> None:
