@@ -14,7 +14,7 @@ from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.adapted import shapes_of
 from zwatch.engine.computing import Computing
 from zwatch.engine.decoding import Decoding, Encoding
-from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
+from zwatch.engine.initial import Beginning, begin, encoded_images
 from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
@@ -52,6 +52,8 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
+        self.has_control = self.pipeline.controlnet is not None
+        """Whether a control image can guide it."""
         self.linear_shapes = shapes_of(self.pipeline.transformer)  # of the layers that LoRAs can change
         self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
@@ -124,12 +126,12 @@ class Engine:
             pipeline = self._for(parameters, computing, adapted)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
-                initial = self._encoded_image(pipeline, parameters)
+                given = encoded_images(pipeline, self._encoding, parameters, self.device.torch_device)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
                 with phases.of("denoise"):
                     dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
-                    beginning = begin(pipeline, parameters, initial, seed, dtype, self.device.torch_device)
+                    beginning = begin(pipeline, parameters, given, seed, dtype, self.device.torch_device)
                     latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
                 with phases.of("decode"):
                     decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
@@ -304,15 +306,6 @@ class Engine:
             found.append(kept)
         return found, new
 
-    def _encoded_image(self, pipeline: Pipeline, parameters: GenerationParameters) -> EncodedImage | None:
-        """Return the image that is changed, if there is one."""
-        source, sides = parameters.source, (parameters.width, parameters.height)
-        if source is None:
-            return None
-        device = self.device.torch_device
-        moments = self._encoding.encode(pipeline, pixels_of(source, *sides).to(device, non_blocking=True))
-        return EncodedImage(moments, mask_of(source, *sides))
-
     def _denoise(
         self,
         pipeline: Pipeline,
@@ -341,7 +334,13 @@ class Engine:
 
         embeddings = [prompt.embedding for prompt in prompts]
         return pipeline.denoise(
-            beginning.latents, timeline, embeddings, parameters.guidance_scale, after_step, beginning.blend
+            beginning.latents,
+            timeline,
+            embeddings,
+            parameters.guidance_scale,
+            after_step,
+            beginning.blend,
+            beginning.control,
         )
 
 

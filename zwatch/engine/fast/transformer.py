@@ -1,7 +1,7 @@
 """The forward of `ZImageTransformer` for one picture's steps: what does not change between steps is computed once, and what
 lies between the products is fused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,7 @@ def _norms(block: Block) -> tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm]:
     return block.attention_norm1, block.attention_norm2, block.ffn_norm1, block.ffn_norm2
 
 
-def _factors(blocks: list[Block], times: Tensor) -> Tensor:
+def factors_of(blocks: Sequence[Block], times: Tensor) -> Tensor:
     """Return what the blocks' norms multiply with, float32 of shape (steps, 4 * blocks, width), for embedded times of shape
     (steps, 256). All blocks together: few launches, which the device waits for."""
     width = blocks[0].attention_norm1.weight.shape[0]
@@ -57,6 +57,20 @@ def _factors(blocks: list[Block], times: Tensor) -> Tensor:
     scales, gates = made.view(len(times), len(blocks), 2, 2, width).float().unbind(3)
     factors = torch.stack([1.0 + scales, gates.tanh()], dim=3).flatten(1, 3)
     return torch.stack([norm.weight for block in blocks for norm in _norms(block)]) * factors
+
+
+def modulations_of(blocks: Sequence[Block], factors: Tensor) -> list[Modulation]:
+    """Return the norms of blocks at one step, with what they multiply with, of shape (4 * blocks, width)."""
+    of_blocks = factors.view(len(blocks), 4, 1, -1)
+    return [
+        Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
+        for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
+    ]
+
+
+def rotations_of(waves: Sequence[Tensor]) -> tuple[Rotation, Rotation]:
+    """Return the rotations of the image's positions and of all."""
+    return Rotation(waves[0], waves[1], interleaved=True), Rotation(waves[2], waves[3], interleaved=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +90,31 @@ class Step:
         `text` are the prompts' tokens, of shape (batch, tokens, width); `factors` what the norms multiply with, of shape (norms,
         width); `waves` the cosines and sines of the image's positions, and of all.
         """
-        blocks = _modulated(network)
-        of_blocks = factors[:-1].view(len(blocks), 4, 1, -1)
-        modulations = [
-            Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
-            for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
-        ]
-        image, whole = (Rotation(waves[at], waves[at + 1], interleaved=True) for at in (0, 2))
+        blocks = modulated(network)
+        modulations = modulations_of(blocks, factors[:-1])
+        image, whole = rotations_of(waves)
         refining = len(network.noise_refiner)
-        x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
-        x = _with_padding(x, network.x_pad_token)
+        x = self.tokens(network, latents)
         x = self.through(blocks[:refining], modulations[:refining], x, image)
         x = torch.cat([x, text], dim=1)
         x = self.through(blocks[refining:], modulations[refining:], x, whole)
+        return self.image(network, x, factors)
+
+    def tokens(self, network: ZImageTransformer, latents: Tensor) -> Tensor:
+        """Return the embedded patches of latents, shape (batch, tokens, width)."""
+        x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
+        return with_padding(x, network.x_pad_token)
+
+    def image(self, network: ZImageTransformer, x: Tensor, factors: Tensor) -> Tensor:
+        """Return where latents move for what the layers made."""
         normed = self.operations.norm(x, Norm(factors[-1:], FINAL_EPSILON, centred=True))
         assert isinstance(normed, Tensor)
         out = _final_layer(network).linear(normed[:, : _places(self.size)])
         return torch.stack([image_of(one, (1, *self.size), network.in_channels).squeeze(1) for one in out])
 
-    def through(self, blocks: list[Block], modulations: list[Modulation], x: Tensor, rotation: Rotation) -> Tensor:
+    def through(
+        self, blocks: Sequence[Block], modulations: Sequence[Modulation], x: Tensor, rotation: Rotation
+    ) -> Tensor:
         """Return what blocks make of x, shape (batch, tokens, width)."""
         operations, scaled = self.operations, self.products.scaled
         for number, (block, norms) in enumerate(zip(blocks, modulations, strict=True)):
@@ -138,6 +158,8 @@ class Steps:
         """Compute what all steps share. `prompts` are encoded, each of shape (tokens, width); `times` are of shape (steps,), 0 for
         noise and 1 for an image."""
         self.step = step
+        self.run: Callable[..., Tensor] = step
+        """Computes a step of a network, latents and the inputs."""
         self._network = network
         places = _places(step.size)
         length = _padded(len(prompts[0]))
@@ -146,16 +168,21 @@ class Steps:
         grid = (1, step.size[0] // PATCH, step.size[1] // PATCH)
         image = network.rotations_of(grid, (length + 1, 0, 0), _padded(places))
         text = network.rotations_of((length, 1, 1), (1, 0, 0), length)
-        embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
+        embedded = self.embedded(times)
         final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
-        self._factors = torch.cat([_factors(_modulated(network), embedded), final.unsqueeze(1)], dim=1)
+        self._factors = torch.cat([factors_of(modulated(network), embedded), final.unsqueeze(1)], dim=1)
         self._text = self._refined(prompts, Rotation(*_waves(text), interleaved=True))
         self._waves = *_waves(image), *_waves(torch.cat([image, text]))
 
     @property
-    def length(self) -> int:
-        """Tokens of each prompt, with padding."""
-        return self._text.shape[1]
+    def key(self) -> tuple[object, ...]:
+        """What tells the steps apart that can be recorded of a network."""
+        return "step", self.step.size, *self._text.shape[:2]
+
+    def embedded(self, times: Tensor) -> Tensor:
+        """Return the embedding of times, shape (steps, 256)."""
+        made: Tensor = self._network.t_embedder(times * self._network.config.t_scale)
+        return made.to(self._network.dtype)
 
     def inputs(self, number: int) -> tuple[Tensor, ...]:
         """Return what a step takes beside the latents."""
@@ -163,7 +190,7 @@ class Steps:
 
     def velocity(self, latents: Tensor, number: int) -> Tensor:
         """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
-        return self.step(self._network, latents, *self.inputs(number))
+        return self.run(self._network, latents, *self.inputs(number))
 
     def _refined(self, prompts: Sequence[Tensor], rotation: Rotation) -> Tensor:
         """Return the prompts' tokens as the layers take them, which no time step changes."""
@@ -173,7 +200,7 @@ class Steps:
         rows = []
         for prompt in prompts:
             normed = self.step.operations.norm(prompt[None].contiguous(), _plain(norm))
-            rows.append(_with_padding(linear(normed), network.cap_pad_token))
+            rows.append(with_padding(linear(normed), network.cap_pad_token))
         blocks = _blocks(network.context_refiner)
         return self.step.through(blocks, [Modulation.plain(block) for block in blocks], torch.cat(rows), rotation)
 
@@ -182,7 +209,7 @@ def _padded(length: int) -> int:
     return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
-def _with_padding(tokens: Tensor, pad: Tensor) -> Tensor:
+def with_padding(tokens: Tensor, pad: Tensor) -> Tensor:
     """Return tokens of shape (batch, count, width) with padding at the end."""
     missing = _padded(tokens.shape[1]) - tokens.shape[1]
     return torch.cat([tokens, pad.expand(tokens.shape[0], missing, -1)], dim=1) if missing else tokens
@@ -202,7 +229,7 @@ def _final_layer(network: ZImageTransformer) -> FinalLayer:
     return network.all_final_layer["2-1"]  # type: ignore[return-value]
 
 
-def _modulated(network: ZImageTransformer) -> list[Block]:
+def modulated(network: ZImageTransformer) -> list[Block]:
     """Return the blocks that a time step modulates."""
     return _blocks(network.noise_refiner) + _blocks(network.layers)
 
