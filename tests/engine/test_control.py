@@ -10,13 +10,18 @@ from diffusers import ZImageControlNetPipeline
 from PIL import Image
 
 from tests.controlnets import KINDS, write_controlled
-from tests.engine.editing import build, parameters
+from tests.deploy.loras import write_lora
+from tests.engine.editing import build, edit_json, edit_tensors, parameters, rejection_of, seal_again
 from tests.engine.test_dtype import psnr
 from tests.engine.test_pipeline import pixels
+from zwatch.deploy.loras import LoraRoot
+from zwatch.deploy.sealing import write_seal
 from zwatch.engine.factory import EngineFactory
-from zwatch.engine.parameters import ControlImage
-from zwatch.engine.precision import adapt
+from zwatch.engine.networks.controlnet import context_of
+from zwatch.engine.parameters import ControlImage, UsedLora
+from zwatch.engine.precision import Precision, adapt
 from zwatch.shadow.device import Device
+from zwatch.shadow.loader import LoadControl
 
 WEIGHTS = "controlnet/diffusion_pytorch_model.safetensors"
 
@@ -113,3 +118,115 @@ def test_the_fast_way_draws_nearly_the_same(engine, changes):
     exact = engine.generate(wanted).images[0]
     with engine.other_way():
         assert psnr(pixels(engine.generate(wanted).images[0]), pixels(exact)) >= 45
+
+
+# --- what a version with one is
+
+
+@pytest.fixture
+def changed(versions, tmp_path):
+    """A models root with a version 2.1 that a test may change."""
+    shutil.copytree(versions / "2.1", tmp_path / "2.1")
+    return tmp_path
+
+
+def again(versions):
+    """Seal the same ControlNet in a version of another name."""
+    shutil.copytree(versions / "2.1", versions / "again", dirs_exist_ok=True)
+    (versions / "again/BLAKE3SUMS").unlink()
+    write_seal(versions / "again", "again")
+
+
+def test_it_counts_in_the_memory_plan_and_is_shared_by_versions_that_have_the_same(factory, versions):
+    again(versions)
+    first, second, without = (build(factory, versions, name) for name in ("2.1", "again", "v1"))
+    parts = [{part.key.component: part for part in engine.components} for engine in (first, second, without)]
+    assert parts[0]["controlnet"] is parts[1]["controlnet"]
+    assert parts[0]["transformer"] is not parts[1]["transformer"]
+    assert "controlnet" not in parts[2]
+    assert first.nbytes - without.nbytes == parts[0]["controlnet"].nbytes > 0
+    assert (first.has_control, without.has_control) == (True, False)
+
+
+def test_a_version_that_cannot_use_it_is_refused(factory, changed):
+    version = changed / "2.1"
+
+    def refused(change):
+        shutil.copytree(version, changed / "kept")
+        change()
+        seal_again(version)
+        found = rejection_of(lambda: build(factory, changed, "2.1"))
+        shutil.rmtree(version)
+        (changed / "kept").rename(version)
+        return found
+
+    config, weights = version / "controlnet/config.json", version / WEIGHTS
+    code, reason = refused(lambda: edit_json(config, lambda found: found.update(control_layers_places=[0, 2])))
+    assert (code, "control_layers_places: found [0, 2], expected numbers below n_layers" in reason) == (
+        "config_invalid",
+        True,
+    )
+    code, reason = refused(
+        lambda: edit_tensors(
+            weights, lambda tensors: tensors.pop("control_layers.1.after_proj.bias") is None or tensors
+        )
+    )
+    assert (code, "controlnet: the weights lack 'control_layers.1.after_proj.bias'" in reason) == (
+        "weights_mismatch",
+        True,
+    )
+    code, reason = refused(
+        lambda: edit_json(
+            version / "model_index.json", lambda index: index.update(controlnet=["diffusers", "FluxControlNetModel"])
+        )
+    )
+    assert (code, "only diffusers.ZImageControlNetModel is allowed" in reason) == ("class_not_allowed", True)
+    code, reason = refused(config.unlink)
+    assert (code, "controlnet/config.json: the seal does not name it" in reason) == ("file_missing", True)
+    code, reason = refused(
+        lambda: edit_json(version / "transformer/config.json", lambda found: found.update(a_new_field=1))
+    )
+    assert (code, "has fields that only its library knows" in reason) == ("config_invalid", True)
+
+
+def test_the_warm_up_finds_weights_that_are_not_usable(factory, changed):
+    edit_tensors(
+        changed / "2.1" / WEIGHTS,
+        lambda tensors: {
+            **tensors,
+            "control_layers.0.after_proj.bias": torch.full((64,), torch.nan, dtype=torch.bfloat16),
+        },
+    )
+    seal_again(changed / "2.1")
+    engine = build(factory, changed, "2.1")
+    code, reason = rejection_of(lambda: factory.warm(engine, LoadControl()))
+    assert (code, "the weights are not usable" in reason) == ("bad_image", True)
+    assert engine.generate(parameters()).finite
+
+
+def test_a_lora_changes_the_hints_too(engine, versions, kind, tmp_path, factory):
+    write_lora(tmp_path, "ink", versions / kind / "transformer", 4, 0)
+    opened = LoraRoot(tmp_path).open_lora("ink")
+    view = factory.loras.load(engine.pipeline.transformer, [opened])
+    network, control = engine.pipeline.transformer, engine.pipeline.controlnet
+    with torch.inference_mode():
+        torch.manual_seed(1)
+        given = [torch.randn(16, 1, 8, 8).bfloat16()], torch.tensor([0.3]), [torch.randn(20, 32).bfloat16()]
+        context = context_of(control, torch.randn(16, 1, 8, 8).bfloat16())
+        plain = control(network, *given, context, 1.0)
+        with_lora = control(view.scaled([1.0]), *given, context, 1.0)
+        without = control(view.scaled([0.0]), *given, context, 1.0)
+    assert all(torch.equal(plain[place], without[place]) for place in plain)
+    assert not torch.equal(plain[0], with_lora[0])
+    wanted = replace(controlled(), loras=(UsedLora("ink", 0.8, opened.digest),))
+    exact = pixels(engine.generate(wanted, adapted=view).images[0])
+    with engine.other_way():
+        assert psnr(pixels(engine.generate(wanted, adapted=view).images[0]), exact) >= 40
+    assert not np.array_equal(exact, pixels(engine.generate(controlled()).images[0]))
+
+
+def test_quantized_it_draws_nearly_the_same(versions, engine, kind):
+    smaller = build(EngineFactory(Device("cpu"), precision=Precision(quantize="int8")), versions, kind)
+    assert smaller.nbytes < engine.nbytes
+    exact = pixels(engine.generate(controlled()).images[0])
+    assert psnr(pixels(smaller.generate(controlled()).images[0]), exact) >= 25
