@@ -168,7 +168,11 @@ def measure(options: object, results: Results, clock: Clock) -> None:
         size = None if preset == "tiny" else options.size  # type: ignore[attr-defined]
         bench = Bench(server, size, options.steps)  # type: ignore[attr-defined]
         ways = {"none": (), "one": names[:1], "two": names}
-        for _ in range(options.warm):  # type: ignore[attr-defined]  # kernels, graphs and plans of each way
+        if device.startswith("cuda"):
+            bench.drawn()
+            server.has_kernels()
+            clock.say("all kernels are compiled")
+        for _ in range(options.warm):  # type: ignore[attr-defined]  # graphs and plans of each way
             for way in ways.values():
                 bench.drawn(*way)
         clock.say("resident ones, in turns")
@@ -176,6 +180,7 @@ def measure(options: object, results: Results, clock: Clock) -> None:
         for _ in range(rounds):
             for way, given in ways.items():
                 seconds[way].append(bench.drawn(*given))
+            clock.say(", ".join(f"{way} {values[-1]:.4f} s" for way, values in seconds.items()))
         data["served"] = {way: summary(values) for way, values in seconds.items()}
         data["same_bytes"] = bench.same_bytes(*names)
         results.save()

@@ -1,12 +1,13 @@
 """`zwatch verify` beside `b3sum --check`, `zwatch seal` beside `cp` of the bytes that change, in one run, page cache hot.
 
-    python benchmarks/sealing.py DIR [--size 20.5] [--rounds 5] [--out FILE]
+    python benchmarks/sealing.py DIR [--size 20.5] [--rounds 5] [--deadline 170] [--out FILE]
 
 DIR is an empty folder on the file system to measure, with room for three times the size. A version of Z-Image's proportions
 is written there, with random weights in bf16. The commands take turns; each is a process of its own, started and ended inside
 the time. A first sealing writes the transformer anew, because published headers have no room for the version: it is compared
 with `cp` of that file, and with `cp` and `sync` of it, since a sealing ends with all on disk. A restamp and a sealing of what is
-sealed change some bytes at most and hash the rest: they are compared with `b3sum` of all.
+sealed change some bytes at most and hash the rest: they are compared with `b3sum` of all. The result is written after each round; no
+round begins that would end after the deadline.
 """
 
 import argparse
@@ -103,6 +104,7 @@ class Bench:
             )
         took = time.perf_counter() - begun, _processor_seconds() - used
         self.taken.setdefault(what, []).append(took)
+        print(f"{what:<15} {took[0]:7.3f} s, {took[1]:7.3f} s of processor time", file=sys.stderr, flush=True)
 
     def round(self) -> None:
         """Run every command once."""
@@ -175,31 +177,44 @@ def main() -> None:
         "--size", type=float, default=20.5, metavar="GB", help="of the version, 10^9 bytes (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS")
     parser.add_argument("--note", default="", help="what the reader of the result should know, such as other load")
     parser.add_argument("--out", type=Path, default=RESULTS / "sealing.json")
     options = parser.parse_args()
     if shutil.which("b3sum") is None:
         parser.error("b3sum is not installed (Debian: apt install b3sum)")
     work = options.directory.resolve() / "sealing"
+    begun = time.monotonic()
     work.mkdir(parents=True)
     try:
         bench = Bench(work, int(options.size * 1e9))
+        print(f"written after {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         bench.round()  # everything is in the page cache then
         bench.taken.clear()
+        data: Json = {}
         for number in range(options.rounds):
+            at = time.monotonic()
             bench.round()
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        b3sum = subprocess.run(["b3sum", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-        data = {
-            "about": "medians; each command is a process of its own, the page cache is hot", "note": options.note,
-            "measured_at": now(), "rounds": options.rounds, "machine": machine(work), "load": os.getloadavg()[0],
-            "packages": packages("blake3"), "b3sum": b3sum, **found(bench),
-        }  # fmt: skip
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+            data = measured(bench, options.note, number + 1, work)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+            if 2 * time.monotonic() - at - begun > options.deadline:
+                print("no time for another round", file=sys.stderr, flush=True)
+                break
     finally:
         shutil.rmtree(work)
     print("\n".join(table(data)))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def measured(bench: Bench, note: str, rounds: int, work: Path) -> Json:
+    """Return the result of some rounds."""
+    b3sum = subprocess.run(["b3sum", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "about": "medians; each command is a process of its own, the page cache is hot", "note": note,
+        "measured_at": now(), "rounds": rounds, "machine": machine(work), "load": os.getloadavg()[0],
+        "packages": packages("blake3"), "b3sum": b3sum, **found(bench),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,12 +29,13 @@ class ServerError(Exception):
 
 class Server:
     """`zwatch serve` in a separate process, by default with a new state directory. `counted` gives it a view of CUDA's
-    allocation counters; `script` runs it instead, and answers lines on its standard input too."""
+    allocation counters; `script` runs it instead, and answers lines on its standard input too. With `has_session` a signal to the
+    benchmark's process group (Ctrl-C, timeout(1)) does not reach it."""
 
     def __init__(
         self, models: Path, work: Path, device: str, *, counted: bool = False, state: Path | None = None,
         env: dict[str, str] | None = None, port: int = 0, more: Sequence[str] = (),
-        log: str = "serve.log", script: Path | None = None,
+        log: str = "serve.log", script: Path | None = None, has_session: bool = False,
     ) -> None:  # fmt: skip
         self.models = models
         self.log = work / log
@@ -48,6 +49,7 @@ class Server:
             "--device", device, "--log", "text", "--output-dir", str(work / "images"), *more,
         ]  # fmt: skip
         self._answers = script is not None
+        self._has_session = has_session
         self._process: subprocess.Popen[str] | None = None
         self.address = ("", 0)
         self._local = threading.local()
@@ -59,7 +61,7 @@ class Server:
             pipe = subprocess.PIPE if self._answers else None
             self._process = subprocess.Popen(
                 self._command, stderr=log, stdout=pipe or log, stdin=pipe or subprocess.DEVNULL, text=True,
-                env={**self._environment, "PYTHONPATH": search_path()},
+                env={**self._environment, "PYTHONPATH": search_path()}, start_new_session=self._has_session,
             )  # fmt: skip
 
         def listens() -> bool:

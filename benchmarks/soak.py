@@ -20,6 +20,8 @@ import asyncio
 import json
 import os
 import random
+import re
+import signal
 import sys
 import tempfile
 import threading
@@ -48,6 +50,7 @@ REST_SECONDS = 60.0
 """Longest wait until nothing runs; what takes longer is noted as a failure."""
 LATE_SECONDS = 300.0
 """Longest time beyond the end, for the least number of deploys."""
+WARNING = re.compile(r"\d\d:\d\d:\d\d (warning|error|critical): ")
 SETTLED = 1.0
 """Seconds at rest before the sample, for threads and connections to end."""
 
@@ -61,6 +64,7 @@ class Soak:
         self.options, self.server, self.fleet, self.clock, self.results = options, server, fleet, clock, results
         self.chance = random.Random(options.seed)
         self.book = Book({name: fleet.digest(name) for name in fleet.good}, Timeline(fleet.good[0]))
+        self.book.tell = clock.say
         self.judge = Judge(self.book)
         self.side = 0
         self.begun = 0.0
@@ -81,8 +85,14 @@ class Soak:
             self._open.set()
             clients = [asyncio.create_task(self._visit()) for _ in range(self.options.clients)]
             watching = asyncio.create_task(self._watch(client))
+            operating = asyncio.create_task(self._operate(operator, self.begun + self.options.minutes * 60))
+            for one in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(one, self._cut_off, one, operating)
             try:
-                await self._operate(operator, self.begun + self.options.minutes * 60)
+                await operating
+            except asyncio.CancelledError:
+                if "cut_off" not in self.results.data:
+                    raise
             finally:
                 watching.cancel()
                 for one in clients:
@@ -92,6 +102,13 @@ class Soak:
             await self._rest(client)
             self.results.data["types_at_end"] = self.server.asked("types")
             self._write(operator)
+
+    def _cut_off(self, signal_: signal.Signals, operating: asyncio.Task[None]) -> None:
+        """End before the time is over, with a verdict over what there is; a second signal ends at once."""
+        self.clock.say(f"{signal_.name}: cut off")
+        self.results.data["cut_off"] = signal_.name
+        asyncio.get_running_loop().remove_signal_handler(signal_)
+        operating.cancel()
 
     async def _learn(self, client: Client) -> None:
         """Note the pixels that each version draws, and see that they differ."""
@@ -167,18 +184,24 @@ class Soak:
         """Wait until nothing happens, and note what the process holds then."""
         begun, status = time.monotonic(), {}
         while time.monotonic() < begun + REST_SECONDS:
-            status = await client.json("operator", "GET", "/status")
+            try:
+                status = await client.json("operator", "GET", "/status")
+            except Failure:  # noted
+                await asyncio.sleep(1.0)
+                continue
             attempt = status["aliases"]["current"]["attempt"]
             is_loading = attempt and attempt["state"] in ("LOADING", "WARMING")
             if not (self._visiting or status["queue"]["waiting"] or status["queue"]["running"] or is_loading):
                 break
             await asyncio.sleep(0.1)
         else:
-            self.book.fails("rest", f"{self._visiting} clients and {status['queue']} are left after {REST_SECONDS} s")
+            left = status.get("queue", "no answer")
+            self.book.fails("rest", f"{self._visiting} clients and {left} are left after {REST_SECONDS} s")
         async with self._noting:
             await client.renew()
             await asyncio.sleep(SETTLED)
-            await self._note(client, is_rest=True)
+            with suppress(Failure):  # noted
+                await self._note(client, is_rest=True)
 
     async def _watch(self, client: Client) -> None:
         """Note what the process holds every five seconds."""
@@ -238,6 +261,7 @@ class Soak:
         book, data = self.book, self.results.data
         book.timeline.judge()
         data |= {
+            "log": [self.results.clean(line) for line in warnings_of(self.server.log)[-30:]],
             "calls": {kind: {"calls": count, **book.statuses[kind]} for kind, count in sorted(book.calls.items())},
             "failures": [self.results.clean(one) for one in book.failures[:100]], "failed": len(book.failures),
             "wrong_pictures": (book.wrong_pictures + book.timeline.wrong)[:100], "compared": book.compared,
@@ -250,6 +274,11 @@ class Soak:
         }  # fmt: skip
         finish(data)
         self.results.save()
+        missed = [one["goal"] for one in data["goals"] if not one["met"] and "exit status" not in one["goal"]]
+        told = [one for one in missed if "not proved" not in one]
+        self.clock.say(
+            f"saved; of {len(data['goals'])} goals {len(missed) - len(told)} need more samples, missed are {told}"
+        )
 
 
 class Observed(Server):
@@ -265,7 +294,7 @@ class Observed(Server):
             models, work, device, state=self.state, more=("--history-max-images", str(KEPT_PICTURES), "--token-file", str(token)),
             env={
                 "TMPDIR": str(work / "tmp"), "ZWATCH_SOAK_TRACE": str(int(trace)), "ZWATCH_SOAK_PROCESSES": str(int(processes)),
-            }, script=HERE / "observed.py",
+            }, script=HERE / "observed.py", has_session=True,
         )  # fmt: skip
 
     def asked(self, question: str) -> Json:
@@ -273,6 +302,11 @@ class Observed(Server):
         with self._asking:
             found: Json = json.loads(self.answer(question))
         return found
+
+
+def warnings_of(log: Path) -> list[str]:
+    """Return the lines of a log that are warnings or worse."""
+    return [line for line in log.read_text(errors="replace").splitlines() if WARNING.match(line)]
 
 
 def options_of() -> argparse.Namespace:
@@ -335,7 +369,7 @@ def soak(options: argparse.Namespace) -> Results:
             results.data["trace"] = server.asked("trace")
         server.terminate()
         results.data["exit_status"] = server.status
-    results.data["complete"] = True
+    results.data["complete"] = "cut_off" not in results.data
     finish(results.data)
     results.save()
     return results

@@ -6,9 +6,10 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import aiohttp
@@ -17,7 +18,18 @@ from PIL import Image
 
 PROMPTS = ("a cat wearing sunglasses", "a red house by the sea", "一只戴墨镜的猫")
 SEEDS = (1, 2)
-MAKING = ("picture", "pictures", "other picture", "named picture", "stream", "OpenAI", "OpenAI stream", "A1111 picture")
+MAKING = (
+    "picture",
+    "pictures",
+    "other picture",
+    "named picture",
+    "changed picture",
+    "comparison",
+    "stream",
+    "OpenAI",
+    "OpenAI stream",
+    "A1111 picture",
+)
 """Kinds of calls that make a job and wait for it."""
 LONGEST = 300.0
 """Seconds that one call may take."""
@@ -89,6 +101,10 @@ class Book:
     """Of the calls since the last sample."""
     unloaded: list[tuple[float, float]] = field(default_factory=list)
     """When nothing was loaded, because that was asked for."""
+    doing: str = "before the traffic"
+    """What the operator does at present."""
+    tell: Callable[[str], None] = lambda _text: None
+    """Called with each failure and each wrong picture at once: a run that is cut off has told them."""
 
     @property
     def jobs(self) -> int:
@@ -96,9 +112,16 @@ class Book:
         made = sum(self.statuses[kind]["200"] for kind in MAKING) + self.statuses["job"]["202"]
         return made + self.calls["leaving"]
 
-    def fails(self, kind: str, error: object) -> None:
-        """Note a failure."""
-        self.failures.append(f"{kind}: {error}"[:400])
+    def fails(self, kind: str, error: object, begun: float | None = None) -> None:
+        """Note a failure, and how long it took where `begun` says when the call was sent."""
+        lasted = "" if begun is None else f", after {time.monotonic() - begun:.2f} s"
+        self.failures.append(f"{clock()} {self.doing}, {kind}{lasted}: {error}"[:500])
+        self.tell(f"FAILED {self.failures[-1]}")
+
+    def wrong(self, text: str) -> None:
+        """Note a picture that is not what it should be."""
+        self.wrong_pictures.append(f"{clock()} {self.doing}, {text}")
+        self.tell(f"WRONG {self.wrong_pictures[-1]}")
 
     def was_unloaded(self, begun: float, ended: float) -> bool:
         """Say whether nothing was loaded at some moment between two."""
@@ -154,18 +177,22 @@ class Client:
             async with self._session.request(method, self.url + path, **sent) as response:
                 self.book.statuses[kind][str(response.status)] += 1
                 if response.status not in expected:
-                    self._judge(kind, begun, response.status, await response.text())
+                    self._judge(kind, f"{method} {path}", begun, expected, response, await response.text())
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self.book.fails(kind, f"{method} {path}: {type(error).__name__}: {error}")
+            self.book.fails(kind, f"{method} {path}: expected {expected}, came {type(error).__name__}: {error}", begun)
             raise Failure from error
         self.book.latencies.append((kind, time.monotonic() - begun))
 
-    def _judge(self, kind: str, begun: float, status: int, text: str) -> None:
-        if status == 503 and "model_not_loaded" in text and self.book.was_unloaded(begun, time.monotonic()):
+    def _judge(self, kind: str, call: str, begun: float, expected: tuple[int, ...], answer: aiohttp.ClientResponse, text: str) -> None:  # fmt: skip
+        if answer.status == 503 and "model_not_loaded" in text and self.book.was_unloaded(begun, time.monotonic()):
             self.book.provoked["503 while unloaded"] += 1
             raise Failure
-        self.book.fails(kind, f"{status} {text[:300]}")
+        self.book.fails(
+            kind,
+            f"{call}: expected {expected}, came {answer.status} {text[:300]} [{answer.headers.get('X-Request-Id')}]",
+            begun,
+        )
         raise Failure
 
     async def call(self, kind: str, method: str, path: str, **sent: Any) -> tuple[aiohttp.ClientResponse, bytes]:
@@ -186,6 +213,7 @@ class Client:
     async def leaves(self, kind: str, method: str, path: str, seconds: float, **sent: Any) -> None:
         """Make a call and close the connection after some seconds, whatever has come by then."""
         assert self._session is not None
+        begun = time.monotonic()
         self.book.calls[kind] += 1
         try:
             async with asyncio.timeout(seconds):
@@ -194,7 +222,7 @@ class Client:
         except TimeoutError:
             pass
         except (aiohttp.ClientError, OSError) as error:
-            self.book.fails(kind, f"{method} {path}: {type(error).__name__}: {error}")
+            self.book.fails(kind, f"{method} {path}: {type(error).__name__}: {error}", begun)
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Json]]:
@@ -219,22 +247,27 @@ class Judge:
         """Note which version answered a request."""
         self.book.drawn[version] += 1
         if self.book.digests.get(version) != digest:
-            self.book.wrong_pictures.append(f"{kind}: {version} has another digest than {digest[:16]}")
+            self.book.wrong(f"{kind}: {version} has another digest than {digest[:16]}")
         if named == "current":
             self.book.timeline.waiting.append(Drawn(kind, begun, time.monotonic(), version))
         elif version != named:
-            self.book.wrong_pictures.append(f"{kind}: asked for {named}, drawn by {version}")
+            self.book.wrong(f"{kind}: asked for {named}, drawn by {version}")
 
     async def look(self, kind: str, file: bytes, version: str, prompt: str, seed: int) -> None:
         """Compare a PNG's pixels, and the version in it, with what the version drew before the soak."""
         wanted = self.book.pictures.get((version, prompt, seed))
         told, pixels = await asyncio.to_thread(opened, file)
         if told != version:
-            self.book.wrong_pictures.append(f"{kind}: the file says {told}, the answer {version}")
+            self.book.wrong(f"{kind}: the file says {told}, the answer {version}")
         if wanted is not None:
             self.book.compared += 1
             if pixels != wanted:
-                self.book.wrong_pictures.append(f"{kind}: other pixels than {version} draws of {prompt!r}, {seed}")
+                self.book.wrong(f"{kind}: other pixels than {version} draws of {prompt!r}, {seed}")
+
+
+def clock() -> str:
+    """Return the time as the service's log has it."""
+    return f"{datetime.now(UTC).astimezone():%H:%M:%S}"
 
 
 def opened(file: bytes) -> tuple[str | None, bytes]:

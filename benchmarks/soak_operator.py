@@ -91,10 +91,18 @@ class Operator:
             pass
         except Exception as error:
             self.book.fails("operator", f"{type(error).__name__}: {error}")
+        known = len(self.book.timeline.wrong)
         self.book.timeline.judge()
+        for one in self.book.timeline.wrong[known:]:
+            self.book.tell(f"WRONG {self.book.doing}, {one}")
+
+    def _begins(self, what: str, version: str = "") -> None:
+        """Note what is done now; a failure of a client names it."""
+        self.done[what] += 1
+        self.book.doing = f"at deploy {self.number} ({what} {version})"
 
     async def _flip(self, version: str, form: str, *, waits: bool = True) -> None:
-        self.done[form] += 1
+        self._begins(form, version)
         link = Link(time.monotonic(), version)
         self.book.timeline.links.append(link)
         self.serving = version
@@ -115,8 +123,8 @@ class Operator:
         self.book.fails("operator", f"{link.version} by {form} did not serve in {SERVED} s: {status.get('aliases')}")
 
     async def _deploy_by_http(self) -> None:
-        self.done["POST /api/deploy"] += 1
         version = self._another()
+        self._begins("POST /api/deploy", version)
         link = Link(time.monotonic(), version)
         self.book.timeline.links.append(link)
         await self.client.json("deploy", "POST", "/api/deploy", json={"version": version})
@@ -125,7 +133,7 @@ class Operator:
         self.serving = version
 
     async def _roll_back(self) -> None:
-        self.done["POST /api/rollback"] += 1
+        self._begins("POST /api/rollback")
         link = Link(time.monotonic(), None)
         self.book.timeline.links.append(link)
         found = await self.client.json("rollback", "POST", "/api/rollback", json={})
@@ -143,7 +151,7 @@ class Operator:
             for (version, prompt, seed), pixels in self.book.pictures.items()
             if version == first
         }
-        self.done["a new version"] += 1
+        self._begins("a new version", name)
         await self._flip(name, self.client.chance.choice(list(FORMS)))
         self._added.append(name)
         if len(self._added) > 2:
@@ -152,7 +160,7 @@ class Operator:
     async def _link_to_a_bad_one(self) -> None:
         """Link to what cannot serve, see that it is refused and that what served still serves; the next step links to a good one."""
         bad = self.client.chance.choice(LINKED_BADLY)
-        self.done[f"linked to {bad}"] += 1
+        self._begins(f"linked to {bad}")
         self._usual = 0
         await asyncio.to_thread(_replace, self.fleet.models, bad)
         begun = time.monotonic()
@@ -168,7 +176,7 @@ class Operator:
         self.book.provoked[f"refused: {bad}"] += 1
 
     async def _unload(self) -> None:
-        self.done["unload and load"] += 1
+        self._begins("unload and load")
         self._usual = 0
         begun = time.monotonic()
         self.book.unloaded.append((begun, float("inf")))

@@ -2,11 +2,16 @@
 
 import asyncio
 import base64
+import io
 import json
+import random
 import time
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from soak_calls import PROMPTS, SEEDS, Client, Failure, Judge, events
 
 JSON = {"Accept": "application/json"}
@@ -136,6 +141,53 @@ async def half_a_request(client: Client, judge: Judge, own: int) -> None:
     writer.close()
 
 
+async def changed_picture(client: Client, judge: Judge, own: int) -> None:
+    """A picture made of another one: of one in the history, or of one that is uploaded, with or without a mask."""
+    chance, begun = client.chance, time.monotonic()
+    body = {"prompt": chance.choice(PROMPTS), "seed": SEEDS[0], "strength": chance.choice((0.3, 0.6, 1.0))}
+    if chance.random() < 0.5:
+        images = (await client.json("history", "GET", "/history?limit=20"))["images"]
+        if not images:
+            return
+        body["image"] = f"history:{chance.choice(images)['name']}"
+    else:
+        body |= await asyncio.to_thread(_drawn_files, chance.getrandbits(32), own)
+    # Other clients delete pictures, and so does the limit of the history.
+    answer, _ = await client.call("changed picture", "POST", "/generate", json=body, expected=(200, 404))
+    if answer.status == 200:
+        judge.drew("changed picture", begun, answer.headers["X-Zwatch-Version"], answer.headers["X-Zwatch-Digest"])
+
+
+def _drawn_files(seed: int, own: int) -> dict[str, str]:
+    """Return an image and a mask in base64."""
+    chance, files = random.Random(seed), {}
+    size = own * chance.choice((2, 3, 4)) // 4, own * chance.choice((2, 3, 4)) // 4
+    for name, mode in (("image", "RGB"), ("mask", "L")):
+        with io.BytesIO() as file, Image.new(mode, size) as image:
+            image.paste(255 if mode == "L" else (200, 30, 60), (0, 0, size[0] // 2, size[1]))
+            image.save(file, chance.choice(("PNG", "WEBP")))
+            files[name] = base64.b64encode(file.getvalue()).decode()
+    return files
+
+
+async def comparison(client: Client, judge: Judge, own: int) -> None:
+    """The same prompt and seed by what serves and by another version, if one is loaded."""
+    engines = (await client.json("status", "GET", "/status"))["engines"]
+    if not engines:
+        return
+    (prompt, seed), named = wanted(client), client.chance.choice(engines)["version"]
+    body = {"prompt": prompt, "seed": seed, "model": ["current", named]}
+    answer, raw = await client.call("comparison", "POST", "/generate", json=body, headers=JSON, expected=(200, 404))
+    if answer.status == 404:  # it was freed meanwhile
+        client.book.provoked["404 of a version that is not loaded any more"] += 1
+        return
+    images = json.loads(raw)["images"]
+    for number, one in enumerate(images):
+        await judge.look(f"comparison {number}", base64.b64decode(one["b64_json"]), one["version"], prompt, seed)
+    if images[-1]["version"] != named:
+        client.book.wrong(f"comparison: asked for {named}, drawn by {images[-1]['version']}")
+
+
 async def openai(client: Client, judge: Judge, own: int) -> None:
     """OpenAI's call, now and then as a stream with partial images."""
     (prompt, seed), begun = wanted(client), time.monotonic()
@@ -244,7 +296,8 @@ WRONG: tuple[tuple[str, str, dict[str, Any], int], ...] = (
     ("POST", "/generate", {"json": {"prompt": "a cat", "colour": "red"}}, 400),
     ("POST", "/generate", {"json": {"prompt": "a cat", "model": "v99"}}, 404),
     ("POST", "/generate", {"data": b"[" * 5000}, 400),
-    ("POST", "/generate", {"data": b"x" * (2**20 + 1)}, 413),
+    ("POST", "/generate", {"data": b"x" * (2**20 + 1)}, 400),  # not too long: it might have a picture
+    ("POST", "/api/deploy", {"data": b"x" * (2**20 + 1)}, 413),
     ("POST", "/jobs", {"json": {"prompt": "a cat", "seed": -5}}, 400),
     ("POST", "/generate", {"json": {"prompt": "a cat"}, "headers": {"Authorization": "Bearer wrong"}}, 401),
     ("POST", "/generate", {"json": {"prompt": "a cat"}, "headers": {"Origin": "https://elsewhere.example"}}, 403),
@@ -282,7 +335,7 @@ async def session(client: Client, judge: Judge, own: int) -> None:
 
 
 VISITS: tuple[tuple[Visit, int], ...] = (
-    (picture, 8), (pictures, 2), (other_picture, 5), (named_picture, 3), (streamed, 4), (job, 5), (cancelled_job, 6),
+    (picture, 8), (pictures, 2), (other_picture, 5), (named_picture, 3), (streamed, 4), (changed_picture, 4), (comparison, 3), (job, 5), (cancelled_job, 6),
     (leaving, 6), (half_a_request, 3), (openai, 5), (a1111, 4), (page, 4), (looking, 4), (searching, 4), (wrong, 5),
     (session, 2),
 )  # fmt: skip
@@ -294,15 +347,18 @@ def _ended_otherwise(client: Client, kind: str, begun: float, state: str, data: 
     if "model_not_loaded" in json.dumps(data) and client.book.was_unloaded(begun, time.monotonic()):
         client.book.provoked["503 while unloaded"] += 1
     else:
-        client.book.fails(kind, f"ended as {state}: {json.dumps(data)[:300]}")
+        client.book.fails(kind, f"expected it done, it ended as {state}: {json.dumps(data)[:300]}", begun)
 
 
 async def visit(client: Client, judge: Judge, own: int) -> None:
     """Make one visit of a random kind; a failure is noted."""
     does: Visit = client.chance.choices([one for one, _ in VISITS], [weight for _, weight in VISITS])[0]
+    begun = time.monotonic()
     try:
         await does(client, judge, own)
     except Failure:
         pass
     except Exception as error:  # an answer of another form than it should have
-        client.book.fails(does.__name__, f"{type(error).__name__}: {error}")
+        lines = [one for one in traceback.extract_tb(error.__traceback__) if "/benchmarks/" in one.filename]
+        where = f"{Path(lines[-1].filename).name}:{lines[-1].lineno}: {lines[-1].line}"
+        client.book.fails(does.__name__, f"{type(error).__name__}: {error} ({where})", begun)

@@ -4,10 +4,13 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.gpu_turns import turn, wait_for_kernels
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 # Before torch is imported, here and in the services that tests start: tiny tensors are not faster with two threads, which
@@ -47,6 +50,19 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let the workers of a run take turns on the GPU: one that fills it would change what the others draw."""
+    marker = item.get_closest_marker("gpu")
+    if marker is None:
+        return (yield)
+    with turn(alone=marker.kwargs.get("alone", False)) if hasattr(item.config, "workerinput") else nullcontext():
+        try:
+            return (yield)
+        finally:
+            wait_for_kernels()
 
 
 @pytest.fixture(autouse=True)

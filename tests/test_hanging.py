@@ -72,16 +72,17 @@ async def test_a_version_on_a_file_server_that_is_gone_is_a_fault_of_its_alias_a
             fault = (await server.status())["aliases"]["canary"]["fault"]
             return fault and "v2: nothing came back within" in str(fault)
 
+        async def versions():
+            async with server.http.get(server.url + "/versions") as response:
+                return response.status, await response.json()
+
         await server.until(is_unreadable, "the fault is seen")
         assert (await server.generate(model="canary"))[0] == "v1"
         async with asyncio.timeout(SOON):
             flip(three, "v3")
             await server.serves_current("v3")
-            async with server.http.get(server.url + "/versions") as response:
-                body = await response.json()
-                assert (response.status, body["error"]["code"]) == (504, "timeout"), body
-            status, body = await server.post("/api/deploy", {"version": "v2"})
-            assert (status, body["error"]["code"]) == (504, "timeout")
+            answers = await asyncio.gather(versions(), server.post("/api/deploy", {"version": "v2"}))
+            assert [(status, body["error"]["code"]) for status, body in answers] == [(504, "timeout")] * 2, answers
         mount.heal()
 
         async def is_healed():

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 import weakref
@@ -191,3 +192,23 @@ async def test_where_calls_may_wait_for_others_the_clock_begins_with_the_call(he
     while bridge.left("decode"):
         await asyncio.sleep(0.01)
     assert bridge.close() == []
+
+
+def panics():
+    """A panic of a library in Rust, which is no Exception."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.encode("a a a a").truncate(2, stride=5)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [(panics, "PanicException: .*stride"), (lambda: sys.exit(3), "SystemExit: 3")]
+)
+def test_what_is_no_exception_is_one_for_whoever_waits(function, said):
+    lane = Lane("test")
+    with pytest.raises(RuntimeError, match=said):
+        lane.submit(function).result(SECONDS)
+    assert lane.submit(lambda: 1).result(SECONDS) == 1
+    lane.close()

@@ -15,7 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from soak_calls import Book, Drawn, Judge, Link, Timeline  # noqa: E402
+from soak_calls import Book, Client, Drawn, Failure, Judge, Link, Timeline  # noqa: E402
 from soak_report import by_minute, finish, pack, student, trend, trends, unpack  # noqa: E402
 
 HOUR = [minute / 60 for minute in range(60)]
@@ -170,6 +170,38 @@ def test_other_pixels_another_digest_and_another_version_in_the_file_are_wrong()
     assert wrong("v1", "d2", "red", "v1") == 1
     assert wrong("v1", "d1", "blue", "v1") == 1
     assert wrong("v1", "d1", "red", "v2") == 1
+
+
+def test_a_failure_is_told_at_once_with_what_was_asked_expected_and_answered():
+    from aiohttp import web
+
+    async def run():
+        told = []
+        book = Book({}, Timeline("v1"))
+        book.tell = told.append
+        book.doing = "at deploy 3 (mv -T v2)"
+
+        async def refuses(request):
+            return web.json_response({"error": {"message": "no"}}, status=429, headers={"X-Request-Id": "abc"})
+
+        app = web.Application()
+        app.router.add_get("/status", refuses)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        async with Client(f"http://{host}:{port}", "token", book, random.Random(1)) as client:
+            with pytest.raises(Failure):
+                await client.json("status", "GET", "/status")
+            await runner.cleanup()
+            with pytest.raises(Failure):
+                await client.json("status", "GET", "/status")
+        return told
+
+    refused, gone = asyncio.run(run())
+    for part in ("at deploy 3 (mv -T v2), status, after 0.", "GET /status: expected (200,), came 429", '"no"', "[abc]"):
+        assert part in refused
+    assert "GET /status: expected (200,), came ClientConnectorError" in gone
 
 
 @pytest.fixture

@@ -89,14 +89,14 @@ async def running(
     taken = taken or Taken()
     state_file = await _state_file(config, bridge, taken.lock)
     services = _wired(config, bridge, state_file)
-    giving = Giving(services, state_file, (config.host, config.port))
+    giving = Giving(services, state_file, (config.host, config.port), limits.silence)
     refusals = services.metrics.refusals
     runner, backlog = _runner(config, services, limits, refusals, giving)
     most_drain = max(limits.drain, config.timeout)
     following = (
         None
         if taken.channel is None
-        else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain)
+        else Following(taken, taken.channel, services, runner, config.memory_budget, most_drain, limits.silence)
     )
     root_watcher = RootWatcher(config.models, lambda: bridge.post(services.ring))
     tasks: list[asyncio.Task[None]] = []

@@ -20,6 +20,15 @@ from typing import Any, Generic, TypeVar
 R = TypeVar("R")
 
 
+class NoThread(OSError):
+    """The system has no room for another thread; that may pass."""
+
+    def __init__(self) -> None:
+        code = errno.EAGAIN
+        why = "no thread can be started; see the limits of tasks (TasksMax, ulimit -u) and memory"
+        super().__init__(code, f"{os.strerror(code)}: {why}")
+
+
 class Interrupted(BaseException):
     """Raised by `Lane.leave` in a thread that was left, to end a loop of Python code. Libraries catch every `Exception`."""
 
@@ -28,14 +37,12 @@ def start_thread(thread: threading.Thread) -> None:
     """Start a thread.
 
     Raises:
-        OSError: the system has no room for another one.
+        NoThread: the system has no room for another one.
     """
     try:
         thread.start()
     except RuntimeError:  # all that Python says of the system's error
-        code = errno.EAGAIN
-        why = f"{os.strerror(code)}: no thread can be started; see the limits of tasks (TasksMax, ulimit -u) and memory"
-        raise OSError(code, why) from None
+        raise NoThread from None
 
 
 class Lane:
@@ -74,7 +81,7 @@ class Lane:
 
         Raises:
             RuntimeError: the lane is closed.
-            OSError: it has no thread, and none can be started.
+            NoThread: it has no thread, and none can be started.
         """
         future: Future[R] = Future()
         call = _Call(function, future)
@@ -182,8 +189,12 @@ class _Call(Generic[R]):
         try:
             self._result = function()
             self._error = None
-        except BaseException as error:
+        except (Exception, Interrupted) as error:
             self._error = error
+        except (
+            BaseException
+        ) as error:  # a panic of a library in Rust, or sys.exit(): what waits for it catches every Exception
+            self._error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
 
     def end(self) -> None:
         """Hand over the outcome."""

@@ -153,12 +153,12 @@ async def test_a_check_that_does_not_get_on_is_a_fault_and_given_up(start, model
                 hung.set()
         return real(engine, **given)
 
-    async with start(stall_timeout=16.0) as client:
+    async with start(stall_timeout=8.0) as client:
         monkeypatch.setattr(comparing, "check_next", check_next)
         await until(client, lambda: golden_of(client) is not None)
         await until(client, lambda: golden_of(client).checked == 3)
         assert hung.is_set()
-        assert [fault for _, fault in told] == ["golden/2.png: the image made no progress for 8 s", None]
+        assert [fault for _, fault in told] == ["golden/2.png: the image made no progress for 4 s", None]
         await client.png(seed=1)
 
 

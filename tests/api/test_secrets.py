@@ -53,14 +53,21 @@ async def raw(server: Server, words: bytes, seconds: float = 5.0) -> bytes:
 
 async def send_tokens(server: Server) -> None:
     """Send right and wrong tokens in all ways."""
-    for path in ("/status", f"/history?q={WRONG}", f"/status?token={WRONG}", f"/{WRONG}", f"/jobs/{WRONG}", "/login"):
+    few = asyncio.Semaphore(8)
+
+    async def get(path: str, headers: dict) -> None:
+        async with few, server.http.get(server.url + path, headers=headers) as response:
+            await response.read()
+
+    await asyncio.gather(*(
+        get(path, headers)
+        for path in ("/status", f"/history?q={WRONG}", f"/status?token={WRONG}", f"/{WRONG}", f"/jobs/{WRONG}", "/login")
         for headers in (
             bearer(TOKEN), basic(TOKEN), bearer(WRONG), basic(WRONG), {"Authorization": WRONG}, {"Authorization": f"Digest {WRONG}"},
             {"Cookie": f"zwatch={WRONG}; zwatch_session={WRONG}"}, {"X-Api-Key": WRONG}, {"Origin": f"http://{WRONG}.example"},
             {"Host": f"{WRONG}.example"}, {"User-Agent": WRONG, "X-Client-Id": WRONG, "Referer": f"http://x/?token={WRONG}"},
-        ):  # fmt: skip
-            async with server.http.get(server.url + path, headers=headers) as response:
-                await response.read()
+        )
+    ))  # fmt: skip
     for given in (WRONG, TOKEN, [WRONG], {"x": WRONG}):
         async with server.http.post(server.url + "/login", json={"token": given}) as response:
             cookies = dict(response.cookies)
@@ -68,7 +75,7 @@ async def send_tokens(server: Server) -> None:
             server.url + "/login", cookies={k: v.value for k, v in cookies.items()}
         ) as response:
             await response.read()
-    for words in (
+    words = (
         f"GET /status?token={WRONG} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {WRONG}\0\r\n\r\n",
         f"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization Bearer {WRONG}\r\n\r\n",
         f"GET /{WRONG} HTTP/9\r\n\r\n",
@@ -77,8 +84,8 @@ async def send_tokens(server: Server) -> None:
         f"POST /login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{WRONG}\r\n",
         f"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: {WRONG}\r\nConnection: upgrade\r\n\r\n{WRONG}",
         f"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: zwatch={WRONG}\r\nExpect: {WRONG}\r\n\r\n",
-    ):  # fmt: skip
-        await raw(server, words.encode(), 1.0)
+    )  # fmt: skip
+    await asyncio.gather(*(raw(server, one.encode(), 1.0) for one in words))
 
 
 async def send_prompts(server: Server) -> None:
@@ -130,11 +137,13 @@ async def send_prompts(server: Server) -> None:
     words = (
         f"POST /generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n"
     )
-    await raw(server, words.encode() + b'{"prompt": "' + PROMPT.encode(), 30.0)
-    await raw(
-        server,
-        words.encode().replace(b"1000", b"100") + json.dumps({"prompt": PROMPT, "steps": 50}).ljust(100).encode(),
-        0.2,
+    await asyncio.gather(
+        raw(server, words.encode() + b'{"prompt": "' + PROMPT.encode(), 30.0),
+        raw(
+            server,
+            words.encode().replace(b"1000", b"100") + json.dumps({"prompt": PROMPT, "steps": 50}).ljust(100).encode(),
+            0.2,
+        ),
     )
 
 
@@ -182,8 +191,7 @@ async def test_no_secret_is_told(models, tmp_path):
         server.http.headers.update(bearer(TOKEN))
         await server.serves("v1")
         del server.http.headers["Authorization"]
-        await send_tokens(server)
-        await send_prompts(server)
+        await asyncio.gather(send_tokens(server), send_prompts(server))
         await asyncio.sleep(1.5)  # refusals are logged once a second
         found = await told(server, notices)
     finally:

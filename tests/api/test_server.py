@@ -108,7 +108,7 @@ async def test_a_connection_that_sends_no_complete_head_is_closed(start, words):
 
 
 async def test_sending_a_head_byte_by_byte_does_not_extend_the_limit(start):
-    async with start(TimeLimits(idle=0.5)) as client:
+    async with start(TimeLimits(head=0.5)) as client:
         reader, writer = await client.connect()
         writer.write(b"GET /status HTTP/1.1\r\nHost: ")
         closed = asyncio.create_task(reader.read())
@@ -120,9 +120,9 @@ async def test_sending_a_head_byte_by_byte_does_not_extend_the_limit(start):
 
 
 async def test_the_limit_for_heads_does_not_end_a_long_request(start):
-    async with start(TimeLimits(idle=0.2)) as client:
+    async with start(TimeLimits(head=0.5)) as client:
         await client.serves()
-        body = {"prompt": "x", "steps": 40, "width": 256, "height": 256}
+        body = {"prompt": "x", "steps": 100, "width": 256, "height": 256}
         async with client.http.post(client.url + "/generate", json=body) as response:
             assert response.status == 200
         assert client.services.queue.jobs.unsettled == []

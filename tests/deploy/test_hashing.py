@@ -2,6 +2,9 @@
 
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -178,3 +181,33 @@ def test_one_open_file_is_hashed_from_its_beginning(tmp_path):
 def test_a_file_that_cannot_be_read_raises_its_error(tmp_path):
     with opened(tmp_path) as fd, pytest.raises(IsADirectoryError):
         hash_file(fd)
+
+
+HASHED_WITHOUT_THREADS = """
+import resource, sys
+from blake3 import blake3
+from zwatch.deploy.parallel import parallel_hasher
+_, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+data = bytes(range(256)) * 2**14
+found = [parallel_hasher(b"prefix") for _ in range(2)]
+resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+for one in (*found, parallel_hasher(b"prefix")):
+    one.update(data)
+    assert one.hexdigest() == blake3(b"prefix" + data).hexdigest()
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv, to be another user"
+)
+def test_where_no_thread_can_be_started_files_are_hashed_by_one_also_later():
+    """The blake3 package panics for as long as the process lives if it could not start its threads once."""
+    rights = "-all,+dac_override,+dac_read_search"  # the user may read this project, and has no right to exceed limits
+    command = [
+        "setpriv", "--reuid=54321", "--clear-groups", f"--inh-caps={rights}", f"--ambient-caps={rights}",
+        f"--bounding-set={rights}", sys.executable, "-c", HASHED_WITHOUT_THREADS,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "by one thread" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 FULL_CARD = Path(__file__).with_name("full_card.py")
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(alone=True)
 @pytest.mark.slow
 def test_a_full_card():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FULL_CARD)]

@@ -395,7 +395,7 @@ def test_making_images_changes_no_resident_byte(v1):
 @pytest.mark.gpu
 @pytest.mark.parametrize("wanted", [parameters(steps=8), parameters("a dog", 7, width=96, guidance_scale=3.5)])
 def test_an_image_on_cuda_equals_diffusers_own_on_cuda(tiny_versions, wanted):
-    engine = build(EngineFactory(Device("cuda")), tiny_versions, "v1")
+    engine = build(EngineFactory(Device("cuda"), exact=True), tiny_versions, "v1")
     image = library_image(library_pipeline(tiny_versions / "v1", "cuda"), wanted, wanted.seeds[0], "cuda")
     assert np.array_equal(images(engine, wanted)[0], pixels(image))
     assert engine.verify_resident()[1] == []

@@ -244,6 +244,10 @@ async def test_a_login_in_one_tab_serves_the_others(guarded, new_page):
     for tab in (page, other):
         await expect(tab.get_by_role("dialog")).to_have_count(0)
         await expect(status(tab)).to_contain_text("Model: v1 ·")
+    await page.context.clear_cookies()
+    await page.evaluate("dispatchEvent(new Event('locked'))")  # as when one tab's call was the first to be refused
+    for tab in (page, other):
+        await expect(tab.get_by_role("dialog", name="Token")).to_be_visible()
 
 
 async def test_a_prompt_for_the_token_that_was_cancelled_can_be_tried_again(guarded, new_page):

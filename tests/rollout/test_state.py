@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import threading
 import pytest
 
 from tests.descriptors import assert_none_left, descriptors
-from zwatch.bridge import Bridge
+from zwatch.bridge import Bridge, NoAnswer
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import UsageError
@@ -491,6 +492,22 @@ async def test_a_file_system_that_does_not_answer_holds_up_nobody(keeper, monkey
         answer.set()
         while keeper.problem is not None:
             await asyncio.sleep(0.01)
+
+
+async def test_looking_at_a_file_system_that_does_not_answer_is_no_unexpected_error(keeper, monkeypatch, caplog):
+    def silent(*_):
+        raise NoAnswer("state", 5.0)
+
+    for call in ("write", "is_sound"):
+        monkeypatch.setattr(keeper._file, call, silent)
+    for _ in range(2):  # while it can be written as far as is known, and while it cannot
+        keeper._check_at = 0.0
+        keeper.keep()
+        await asyncio.wait([keeper._checking])
+        assert keeper._checking.exception() is None
+        assert "no answer" in keeper.problem
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 # --- crashes

@@ -186,7 +186,7 @@ def test_within_a_budget_what_was_reserved_stays_until_it_is_taken(pooled, memor
     assert pooled.kept == 0
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(alone=True)
 class TestOnCuda:
     MB = 2**20
 

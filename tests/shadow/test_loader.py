@@ -505,7 +505,7 @@ def test_an_abandoned_load_on_cuda_gives_its_memory_back(folder):
 
 @pytest.mark.gpu
 def test_a_load_into_reserved_memory_allocates_and_frees_nothing(models):
-    device = Device("cuda")
+    device = compiled_device()
     directory, found = planned(models)
     first = load(directory, found, device)
     for buffer in first.values():
@@ -518,6 +518,13 @@ def test_a_load_into_reserved_memory_allocates_and_frees_nothing(models):
         buffer.tensors()
     assert allocations() == before
     assert {path: buffer.digest for path, buffer in second.items()} == found_digests(found)
+
+
+def compiled_device():
+    """Return a device whose hash kernel is compiled: compiling it allocates memory, and so does hashing without it."""
+    device = Device("cuda")
+    assert device.hasher.compiling.result() is not None
+    return device
 
 
 def allocations():
@@ -534,7 +541,7 @@ def found_digests(found):
 
 @pytest.mark.gpu
 def test_a_file_that_is_only_checked_goes_through_reserved_memory_and_gives_it_back(folder, monkeypatch):
-    device = Device("cuda")
+    device = compiled_device()
     data = os.urandom(3_000_001)
     name = folder.write("w.safetensors", safetensors_bytes({"t": ("U8", (len(data),), data)}))
     path = folder.path / name

@@ -13,6 +13,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from zwatch.api.schema import DetailedError, Error, ErrorObject, has_detail
 from zwatch.bridge import NoAnswer
 from zwatch.errors import REQUEST_ERRORS, Fault, RequestError, retry_after
+from zwatch.lanes import NoThread
 from zwatch.logs import request_id
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 """OpenAI's types of errors, by status."""
 _RETRY_SECONDS = 5.0
 """In `Retry-After` where the error itself says nothing."""
+_BUSY_SECONDS = 10.0
 _FAULTS = {Fault.CLIENT: "invalid_request_error", Fault.SERVICE: "server_error"}
 """The types of all other errors."""
 _CODES = {404: "not_found", 405: "method_not_allowed", 411: "length_required", 413: "payload_too_large"}
@@ -119,6 +121,12 @@ async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResp
         _log.warning("%s %s: %s", request.method, route_of(request), error.strerror)
         message = f"{error.strerror}; a disk, a file server or the device may be gone"
         return error_answer(RequestError("timeout", message), request.path)
+    except NoThread as error:
+        _log.warning("%s %s: %s", request.method, route_of(request), error.strerror)
+        busy = RequestError(
+            "internal_error", f"{error.strerror}; try again", status=503, headers=retry_after(_BUSY_SECONDS)
+        )
+        return error_answer(busy, request.path)
     except web.HTTPException as error:
         if request.method == "OPTIONS" and (error.status == 405 or request.path in ("*", "/*")):
             return web.Response(status=204, headers={"Allow": _allowed(error)})

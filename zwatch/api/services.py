@@ -43,6 +43,8 @@ class TimeLimits:
     """For accepted requests when the service stops."""
     failed_drain: float = 5.0
     """The same when something failed for good: for pictures that are drawn and not yet written."""
+    silence: float = 30.0
+    """For a sign of life of the other process of a handover. An import under load holds an event loop up for one or two."""
 
 
 @dataclass(frozen=True, slots=True)

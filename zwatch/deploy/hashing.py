@@ -16,6 +16,7 @@ from typing import Self
 
 from blake3 import blake3
 
+from zwatch.deploy.parallel import parallel_hasher
 from zwatch.errors import Rejection
 from zwatch.lanes import start_thread
 
@@ -113,7 +114,7 @@ class _File:
             self.size = max(0, self._status.st_size - source.start)
         except (OSError, Rejection) as error:
             self._error = error
-        self._hasher = blake3(source.prefix, max_threads=blake3.AUTO if self.size >= _SMALL else 1)
+        self._hasher = parallel_hasher(source.prefix) if self.size >= _SMALL else blake3(source.prefix)
 
     def update(self, data: memoryview, parts: "list[_Part]") -> None:
         """Hash what parts of the file have read."""

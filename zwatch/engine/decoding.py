@@ -103,6 +103,25 @@ class Decoding(_Ways):
         return self._found(pipeline, latents, latents.shape[2] * LATENT_SCALE, latents.shape[3] * LATENT_SCALE)
 
 
+class Decoded:
+    """The pixels of one picture: as soon as the device can be given the work, or when they are asked for."""
+
+    def __init__(self, decoding: Decoding, pipeline: Pipeline) -> None:
+        self._decoding, self._pipeline = decoding, pipeline
+        self._pixels: Tensor | None = None
+
+    def launch(self, latents: Tensor) -> None:
+        """Begin to decode latents; errors as for `Decoding.decode`."""
+        self._pixels = self._decoding.decode(self._pipeline, latents)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Return the pixels of the latents, which were launched or are decoded now; errors as for `Decoding.decode`."""
+        if self._pixels is None:
+            self.launch(latents)
+        assert self._pixels is not None
+        return self._pixels
+
+
 class Encoding(_Ways):
     """How one engine encodes."""
 

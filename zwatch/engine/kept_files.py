@@ -1,13 +1,18 @@
-"""Small files that are kept for the next start, each with the hash of what it holds."""
+"""Small files that are kept for the next start, each with the hash of what it holds.
+
+A load does without them where their disk does not answer: they are asked for, and left after some seconds.
+"""
 
 import logging
 import secrets
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
+from zwatch.deploy.asking import Asker
 from zwatch.deploy.durable import clear_place, make_directory, read_regular
 
 _log = logging.getLogger(__name__)
@@ -28,18 +33,26 @@ class KeptFiles:
         self._directory = directory
         self._suffix = suffix
         self._most = most
+        self._asker = Asker()
+        self._turn = threading.Lock()
+        """Threads share this object, and `Asker` is for one caller at a time."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept."""
-        return self._directory is None or not any(self._directory.glob(f"*{self._suffix}"))
+        """Whether nothing is kept, or that cannot be seen."""
+        if self._directory is None:
+            return True
+        with suppress(OSError), self._turn:
+            return self._asker.ask("names", _has_none, self._directory, self._suffix)
+        return True
 
     def read(self, name: str) -> bytes | None:
-        """Return what is kept under a name; a file that is not whole is as good as none."""
+        """Return what is kept under a name; a file that is not whole, or does not come, is as good as none."""
         if self._directory is None:
             return None
         with suppress(OSError, ValueError):
-            found = read_regular(self._directory / f"{name}{self._suffix}", _MOST_BYTES)
+            with self._turn:
+                found = self._asker.ask(name, read_regular, self._directory / f"{name}{self._suffix}", _MOST_BYTES)
             if blake3(found[_HASH:]).hexdigest().encode() == found[:_HASH]:
                 return found[_HASH:]
         return None
@@ -48,19 +61,28 @@ class KeptFiles:
         """Keep bytes under a name, and remove the oldest files beyond the limit. A failure is logged."""
         if self._directory is None:
             return
-        part = self._directory / f".{secrets.token_hex(8)}{_PART}"
         try:
-            make_directory(self._directory)
-            clear_place(self._directory / f"{name}{self._suffix}")
-            part.write_bytes(blake3(data).hexdigest().encode() + data)
-            part.replace(self._directory / f"{name}{self._suffix}")
-            self._tidy(self._directory)
+            with self._turn:
+                self._asker.ask(name, self._write, self._directory, name, data)
         except OSError as error:
             _log.warning(
-                "%s cannot be kept for the next start, which will take longer: %s", part.parent, error.strerror or error
+                "%s cannot be kept for the next start, which will take longer: %s",
+                self._directory,
+                error.strerror or error,
             )
+
+    def _write(self, directory: Path, name: str, data: bytes) -> None:
+        part = directory / f".{secrets.token_hex(8)}{_PART}"
+        try:
+            make_directory(directory)
+            clear_place(directory / f"{name}{self._suffix}")
+            part.write_bytes(blake3(data).hexdigest().encode() + data)
+            part.replace(directory / f"{name}{self._suffix}")
+            self._tidy(directory)
+        except OSError:
             with suppress(OSError):
                 part.unlink()
+            raise
 
     def _tidy(self, directory: Path) -> None:
         """Remove the oldest files beyond the limit, and those that a process did not complete before it was killed."""
@@ -74,8 +96,12 @@ class KeptFiles:
     def remove(self, name: str) -> None:
         """Remove what is kept under a name."""
         if self._directory is not None:
-            with suppress(OSError):
-                (self._directory / f"{name}{self._suffix}").unlink()
+            with suppress(OSError), self._turn:
+                self._asker.ask(name, (self._directory / f"{name}{self._suffix}").unlink)
+
+
+def _has_none(directory: Path, suffix: str) -> bool:
+    return not any(directory.glob(f"*{suffix}"))
 
 
 def _changed(path: Path) -> float | None:

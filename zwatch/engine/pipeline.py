@@ -13,7 +13,7 @@ from PIL import Image
 from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.adapted import shapes_of
 from zwatch.engine.computing import Computing
-from zwatch.engine.decoding import Decoding, Encoding
+from zwatch.engine.decoding import Decoded, Decoding, Encoding
 from zwatch.engine.initial import Beginning, begin, encoded_images
 from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
@@ -129,27 +129,32 @@ class Engine:
                 given = encoded_images(pipeline, self._encoding, parameters, self.device.torch_device)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
+                # What a load lacks passes.
+                picture = Decoded(self._decoding if is_request else Decoding(self.device), pipeline)
                 with phases.of("denoise"):
                     dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
                     beginning = begin(pipeline, parameters, given, seed, dtype, self.device.torch_device)
-                    latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled)
+                    latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled, picture)
                 with phases.of("decode"):
-                    decoding = self._decoding if is_request else Decoding(self.device)  # what a load lacks passes
-                    pixels = decoding.decode(pipeline, latents)
-                    finite &= bool(torch.isfinite(pixels).all())
+                    pixels = picture.pixels(latents)
+                    all_finite = torch.isfinite(pixels).all()
+                    images.append(image_of(torch.nan_to_num(pixels)))  # waits for the device, once for both
+                    finite &= bool(all_finite)
                     if self.colours is None and finite:  # the first image is the warm-up's
                         self.colours = LatentColours.fit(latents, pixels)
                         # Run it once now, so that no request waits for the device to load its kernels.
                         self.colours.pixels(latents, latents, *pipeline.timeline(latents, 1).sigmas)
-                    images.append(image_of(torch.nan_to_num(pixels)))
                 if not finite:
                     break
                 on_image(number, images[-1])
-            if finite and self._acceleration.prompts is not None:
-                for key, prompt in new.items():
-                    self._acceleration.prompts.put(key, prompt)
+            self._keep(new if finite else {})
         timings = {name: phases.seconds(name) for name in ("encode", "denoise", "decode")}
         return Generation(images, prompts[0].is_truncated, finite, timings, phases)
+
+    def _keep(self, new: dict[Hashable, EncodedText]) -> None:
+        if (prompts := self._acceleration.prompts) is not None:
+            for key, prompt in new.items():
+                prompts.put(key, prompt)
 
     def _for(self, parameters: GenerationParameters, computing: Computing, adapted: Adapted | None) -> Pipeline:
         own, scales = self.pipeline, [lora.scale for lora in parameters.loras]
@@ -315,6 +320,7 @@ class Engine:
         done: int,
         on_step: Callable[[int], None],
         cancelled: Callable[[], bool],
+        picture: Decoded,
     ) -> torch.Tensor:
         if cancelled():
             raise GenerationCancelled
@@ -332,15 +338,9 @@ class Engine:
             if cancelled():
                 raise GenerationCancelled
 
-        embeddings = [prompt.embedding for prompt in prompts]
+        texts, begun, scale = [prompt.embedding for prompt in prompts], beginning, parameters.guidance_scale
         return pipeline.denoise(
-            beginning.latents,
-            timeline,
-            embeddings,
-            parameters.guidance_scale,
-            after_step,
-            beginning.blend,
-            beginning.control,
+            begun.latents, timeline, texts, scale, after_step, begun.blend, picture.launch, begun.control
         )
 
 

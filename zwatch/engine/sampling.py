@@ -66,12 +66,13 @@ class Pipeline:
 
     def denoise(
         self, latents: Tensor, timeline: Timeline, prompts: Sequence[Tensor], guidance_scale: float, after_step: AfterStep,
-        blend: Blend | None = None, control: Control | None = None,
+        blend: Blend | None = None, follow: Callable[[Tensor], None] = lambda latents: None, control: Control | None = None,
     ) -> Tensor:  # fmt: skip
         """Return the latents of the image that noise becomes, of the noise's shape, float32 after one step or more.
 
         `prompts` are the embeddings of the prompt, and with a `guidance_scale` over 0 of the negative prompt. `blend` changes the
-        latents after each step; `control` guides them.
+        latents after each step; `control` guides them. Where the device is given work ahead, `follow` is called with the result while
+        it still makes the last step: what is launched there follows at once.
         """
         if not len(timeline.timesteps):
             return latents
@@ -94,6 +95,7 @@ class Pipeline:
                 running = launched
             latents = moved
         if running is not None:
+            follow(latents)
             _report(running, after_step)
         return latents
 

@@ -5,9 +5,14 @@ library reads back in a fraction of a second; that is kept for the next start.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 
 from zwatch.engine.chat_template import bounded, compiled, variables
+
+# A prompt is encoded by one thread: what the library splits is a list of prompts. Where it cannot start its threads it panics, then
+# and at every later prompt.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @dataclass(frozen=True, slots=True)

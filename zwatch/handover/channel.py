@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ _MOST_FDS_SPACE = socket.CMSG_LEN(64 * array.array("i").itemsize)
 """For the descriptors that one call receives; a message has fewer than ten."""
 _MOST_BYTES = 256 * 2**20
 """Longest message: a picture in base64."""
+_BEAT, _BEAT_SECONDS = "beat", 1.0
 _MUCH = 4 * 2**20
 """Bytes that wait to be sent, from which on a sender waits."""
 
@@ -62,6 +64,8 @@ class Channel:
         self._sending: deque[tuple[memoryview, list[int]]] = deque()
         self._waiting = 0
         self._sent = asyncio.Event()
+        self._heard = time.monotonic()
+        self._beating: asyncio.TimerHandle | None = None
         self.is_closed = False
         """Whether the other process ended, or closed its end, or this end was closed."""
         self._loop.add_reader(connected, self._read)
@@ -83,6 +87,15 @@ class Channel:
         self._sending.append((data, kept))
         if len(self._sending) == 1:
             self._write()
+
+    def beat(self) -> None:
+        """Send a sign of life now and every second, which the other end receives as no message. Processes of older releases do not
+        understand it: only to one that has said `beats`."""
+        if self.is_closed:
+            return
+        if not self._sending:  # else it reads nothing, or something is on its way that is a sign of life too
+            self.send({_BEAT: True})
+        self._beating = self._loop.call_later(_BEAT_SECONDS, self.beat)
 
     async def drained(self, limit: float) -> None:
         """Return once less than a few megabytes wait to be sent, the connection has ended, or `limit` seconds have passed."""
@@ -113,11 +126,28 @@ class Channel:
                 await self._arrived.wait()
         return self._messages.popleft()
 
+    async def receive_of_living(self, silence: float) -> Message | None:
+        """Return the next message of a process that beats; None once the connection has ended.
+
+        Raises:
+            TimeoutError: nothing was heard of it for `silence` seconds.
+        """
+        while True:
+            left = self._heard + silence - time.monotonic()
+            with suppress(TimeoutError):
+                return await self.receive(max(0.0, left))
+            if not self.is_closed:
+                self._read()  # this process may itself have stood still: what came meanwhile is still to be read
+            if self._heard + silence <= time.monotonic() and not self._messages and not self.is_closed:
+                raise TimeoutError
+
     def close(self) -> None:
         """End the connection. What has arrived can still be received."""
         if self.is_closed:
             return
         self.is_closed = True
+        if self._beating is not None:
+            self._beating.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -141,13 +171,15 @@ class Channel:
         if not data:
             self.close()
             return
+        self._heard = time.monotonic()
         self._received += data
         if b"\n" in data:
             *lines, rest = self._received.split(b"\n")
             self._received = rest
             try:
                 for line in lines:
-                    self._messages.append(self._parsed(line))
+                    if _BEAT not in (message := self._parsed(line)).body:
+                        self._messages.append(message)
             except (ValueError, TypeError, IndexError):  # no process of ours sends that
                 self.close()
         elif len(self._received) > _MOST_BYTES:

@@ -11,6 +11,7 @@ from zwatch.api.server import Runner
 from zwatch.api.services import Services
 from zwatch.handover.channel import Channel, Message
 from zwatch.handover.jobs import JobMirror
+from zwatch.handover.standstill import end_process, has_ended
 from zwatch.handover.taking import Taken
 
 _log = logging.getLogger(__name__)
@@ -23,11 +24,12 @@ _EXIT_SECONDS = 60.0
 
 class Following:
     """The rest of the conversation with the old process. `budget`: bytes for weights once it has ended; `limit`: seconds for which
-    its memory is waited for."""
+    its memory is waited for. If the old process is not heard of for `silence` seconds it stands still."""
 
     def __init__(
-        self, taken: Taken, channel: Channel, services: Services, runner: Runner, budget: int | None, limit: float
-    ) -> None:
+        self, taken: Taken, channel: Channel, services: Services, runner: Runner, budget: int | None, limit: float,
+        silence: float,
+    ) -> None:  # fmt: skip
         self.ended = asyncio.Event()
         """Set once the old process has ended."""
         self._taken = taken
@@ -35,6 +37,7 @@ class Following:
         self._services = services
         self._runner = runner
         self._budget = budget
+        self._silence = silence if taken.beats else None
         self._end = time.monotonic() + limit
         self._mirror = JobMirror(services.queue, services.history, channel, services.bridge)
         self._has_freed = False
@@ -67,7 +70,7 @@ class Following:
         self._channel.send({"ask": "end", "connections": takes_connections})
         watching = asyncio.create_task(self._keep_watching(), name="tell what is watched")
         try:
-            while (message := await self._channel.receive()) is not None:
+            while (message := await self._next()) is not None:
                 await self._note(message)
         finally:
             watching.cancel()
@@ -77,6 +80,16 @@ class Following:
         _log.info("the process that was taken over has ended")
         self.ended.set()
         self._take_room()
+
+    async def _next(self) -> Message | None:
+        """Return the next message of the old process; None if it has ended, or is ended since it stands still."""
+        if self._silence is None:
+            return await self._channel.receive()
+        try:
+            return await self._channel.receive_of_living(self._silence)
+        except TimeoutError:
+            await end_process(self._channel.peer[0], "the zwatch that was taken over")
+            return None  # also if it could not be ended: its jobs are drawn here
 
     def _take_room(self) -> None:
         """Let loads have the memory that the old process had."""
@@ -90,19 +103,14 @@ class Following:
         """Wait until the old process has ended, as far as that can be seen from here."""
         if self._process is None:
             return
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.add_reader(self._process, ended.set)
         try:
-            async with asyncio.timeout(_EXIT_SECONDS):
-                await ended.wait()
-        except TimeoutError:
-            _log.warning("process %d does not end; going on without waiting for it", self._channel.peer[0])
+            if not await has_ended(self._process, _EXIT_SECONDS):
+                _log.warning("process %d does not end; going on without waiting for it", self._channel.peer[0])
         finally:
             self._close_process()
 
     def _close_process(self) -> None:
         if self._process is not None:
-            asyncio.get_running_loop().remove_reader(self._process)
             os.close(self._process)
             self._process = None
 

@@ -23,6 +23,7 @@ from zwatch.handover.channel import PROTOCOL, Channel, Message
 from zwatch.handover.described import Body
 from zwatch.handover.jobs import JobTeller
 from zwatch.handover.leaving import Leaving, ToProcess
+from zwatch.handover.standstill import end_process
 from zwatch.rollout.state import StateFile
 
 _log = logging.getLogger(__name__)
@@ -53,9 +54,10 @@ GIVEN = RequestError(
 
 
 class Giving:
-    """Gives a running service to another process. On the event loop. `before_end` is called when the other process serves."""
+    """Gives a running service to another process. On the event loop. `before_end` is called when the other process serves. One that
+    is not heard of for `silence` seconds in the middle of that stands still."""
 
-    def __init__(self, services: Services, state_file: StateFile, address: tuple[str, int]) -> None:
+    def __init__(self, services: Services, state_file: StateFile, address: tuple[str, int], silence: float) -> None:
         self.runner: Runner
         """Set before anything else is called."""
         self.given = asyncio.Event()
@@ -65,6 +67,7 @@ class Giving:
         self._services = services
         self._state_file = state_file
         self._address = address
+        self._silence = silence
         self._channel: Channel | None = None
         """To the process that takes over, from its first word on."""
         self._teller: JobTeller | None = None
@@ -101,8 +104,10 @@ class Giving:
                 return
             self._channel, self._notify = channel, hello.body.get("notify")
             _log.info("zwatch %s, process %d, wants to take over", hello.body.get("zwatch"), channel.peer[0])
-            channel.send({**ours, **self._offer()})
-            while (message := await channel.receive()) is not None:
+            channel.send({**ours, "beats": True, **self._offer()})
+            if beats := bool(hello.body.get("beats")):
+                channel.beat()
+            while (message := await self._next(channel, beats=beats)) is not None:
                 await self._answer(channel, message)
         except TimeoutError:
             pass
@@ -113,6 +118,21 @@ class Giving:
             if self._channel is channel and not self.given.is_set():
                 await self._take_back()
                 self._channel = None
+
+    async def _next(self, channel: Channel, *, beats: bool) -> Message | None:
+        """Return the next message; None if the other process ended, or stood still and is ended.
+
+        Raises:
+            TimeoutError: it stands still, and holds nothing of this one.
+        """
+        while beats and not self.given.is_set():
+            try:
+                return await channel.receive_of_living(self._silence)
+            except TimeoutError:
+                if self._teller is None:
+                    raise
+                beats = await end_process(channel.peer[0], "the zwatch that takes over")
+        return await channel.receive()
 
     async def _answer(self, channel: Channel, message: Message) -> None:
         message.close()

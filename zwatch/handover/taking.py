@@ -48,6 +48,8 @@ class Taken:
     warmed: dict[str, Warmed] = field(default_factory=dict)
     channel: Channel | None = None
     """To the old process, which waits for the word that this one serves; None if it ended by itself."""
+    beats: bool = False
+    """Whether the old process sends signs of life."""
     lock: int | None = None
     sockets: list[socket.socket] = field(default_factory=list)
     address: tuple[str, int] | None = None
@@ -124,21 +126,24 @@ class Taking:
             TimeoutError: it does not answer.
             FatalError: as `take_over`.
         """
-        channel.send({"protocol": PROTOCOL, "zwatch": __version__, "notify": os.environ.get("NOTIFY_SOCKET")})
-        hello = await channel.receive(_HELLO_SECONDS)
-        if hello is None:
+        hello = {"protocol": PROTOCOL, "zwatch": __version__, "notify": os.environ.get("NOTIFY_SOCKET"), "beats": True}
+        channel.send(hello)
+        answer = await channel.receive(_HELLO_SECONDS)
+        if answer is None:
             return None
-        if hello.body.get("protocol") != PROTOCOL:
+        offer = answer.body
+        if offer.get("protocol") != PROTOCOL:
             self._say(
-                f"zwatch {hello.body.get('zwatch')} uses the state directory and has another protocol for handovers "
-                f"({hello.body.get('protocol')}, expected {PROTOCOL}); waiting for its end"
+                f"zwatch {offer.get('zwatch')} uses the state directory and has another protocol for handovers "
+                f"({offer.get('protocol')}, expected {PROTOCOL}); waiting for its end"
             )
             return None
-        if hello.body.get("busy"):
+        if offer.get("busy"):
             self._say("another process takes over already; waiting for it")
             return None
-        _log.info("beside zwatch %s, process %d: loading what it serves", hello.body.get("zwatch"), channel.peer[0])
-        offer = hello.body
+        _log.info("beside zwatch %s, process %d: loading what it serves", offer.get("zwatch"), channel.peer[0])
+        if beats := bool(offer.get("beats")):
+            channel.beat()
         for number in range(_MOST_ROUNDS):
             await self._load(channel, offer)
             if channel.is_closed:
@@ -149,7 +154,7 @@ class Taking:
             if answer is None:
                 return None
             if "yours" in answer.body:
-                return await self._received(channel, answer)
+                return await self._received(channel, answer, beats=beats)
             offer = answer.body
         return None
 
@@ -193,10 +198,10 @@ class Taking:
                 _log.warning("the device cannot be opened beside the other process: %s", rejection.reason)
         return self._factory
 
-    async def _received(self, channel: Channel, yours: Message) -> Taken:
+    async def _received(self, channel: Channel, yours: Message, *, beats: bool) -> Taken:
         """Return what the other process gives."""
         given: dict[str, Any] = yours.body["yours"]
-        taken = Taken(self._factory, self._beside.warmed(), channel)
+        taken = Taken(self._factory, self._beside.warmed(), channel, beats=beats)
         if given["lock"]:
             taken.lock = yours.fds.pop(0)
         taken.sockets = [socket.socket(fileno=fd) for fd in yours.fds]

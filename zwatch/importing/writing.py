@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from blake3 import blake3
-
 from zwatch.deploy.header import BLOCK, ITEM_BITS, LENGTH_BYTES
+from zwatch.deploy.parallel import parallel_hasher
 from zwatch.errors import Refused, Rejection
 from zwatch.importing import reading
 from zwatch.importing.cloning import clone, clone_range
@@ -31,7 +30,7 @@ class _WholeHash:
 
     def __init__(self, file: SourceFile, fd: int) -> None:
         self._file, self._fd = file, fd
-        self._hasher = blake3(max_threads=blake3.AUTO)
+        self._hasher = parallel_hasher()
         self._position = 0
 
     def feed(self, begin: int, data: memoryview) -> None:
@@ -102,7 +101,7 @@ class FileWriter:
         [piece] = output.pieces
         is_cloned = piece.size > 0 and clone(fd, sink)
         self.cloned[output.path] = piece.size if is_cloned else 0
-        hasher = blake3(max_threads=blake3.AUTO)
+        hasher = parallel_hasher()
         for begin in range(0, piece.end, _CHUNK):
             data = self.read(output, piece.source, fd, begin, min(begin + _CHUNK, piece.end), self.buffer())
             self.submit(None if is_cloned else (_write_all, sink, data), (hasher.update, data), None)
@@ -174,7 +173,7 @@ class _Made:
 
     def __init__(self, writer: FileWriter, output: Output, files: dict[SourceFile, int], sink: int) -> None:
         self._writer, self._output, self._files, self._sink = writer, output, files, sink
-        self._hasher = blake3(max_threads=blake3.AUTO)
+        self._hasher = parallel_hasher()
         self._position = 0
         self._sources = {file: _WholeHash(file, fd) for file, fd in files.items() if file not in writer.hashes}
 

@@ -23,8 +23,8 @@ export function setTokenPrompt(prompt) {
 }
 
 async function login() {
-	dispatchEvent(new Event("locked")); // until the token is given
 	asking ??= askToken().finally(() => (asking = null));
+	dispatchEvent(new Event("locked")); // until the token is given
 	const isIn = await asking;
 	if (isIn) dispatchEvent(new Event("unlocked"));
 	return isIn;

@@ -11,7 +11,7 @@ function alter(status, name, changes) {
 
 const only = (known = {}, names) => Object.fromEntries(names.filter((name) => name in known).map((name) => [name, known[name]]));
 
-// The status after each event
+// What is known after each event
 const STATUS = {
 	status: (old, status) => status,
 	serving: (status, serving) => ({ ...status, serving }),
@@ -23,7 +23,6 @@ const STATUS = {
 	loras: (status, { loras, problem }) => ({ ...status, loras, loraFault: problem }),
 	history: (status, history) => ({ ...status, history: { ...status.history, ...history } }),
 };
-// The jobs after each event
 const JOBS = { jobs: (known, { jobs }) => reconciled(known, jobs), job: merged };
 
 // Follows the server's events, by the worker that all tabs share if the browser has such
@@ -35,10 +34,11 @@ export function follow(store) {
 		if (event in STATUS) store.set("status", STATUS[event](store.get("status"), data));
 		else if (event in JOBS) store.set("jobs", JOBS[event](store.get("jobs"), data));
 		else store.set(event, data);
-		// A stream does not say why it failed: a call does, and asks for the token if that is the reason
-		if (data === "lost" && !document.hidden) call("GET", "/status").catch(() => {});
-		// The token was given, perhaps in another tab
-		if (data === "open") document.querySelector("[type=password]")?.closest("dialog").close("ok");
+		const asked = document.querySelector("[type=password]");
+		// A call says why a stream failed, and asks for the token; each tab asks
+		if ((data === "lost" || (data === "locked" && !asked)) && !document.hidden) call("GET", "/status").catch(() => {});
+		// It was given, perhaps in another tab
+		if (data === "open") asked?.closest("dialog").close("ok");
 	}
 
 	function followAlone() {

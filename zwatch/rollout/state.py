@@ -229,15 +229,21 @@ class StateKeeper:
         self.saved.running, self._check_at = True, 0.0
 
     async def _check(self) -> None:
-        sound = asyncio.create_task(self._bridge.run("state", self._file.is_sound))
+        sound = asyncio.create_task(self._is_sound(), name="is the state sound")
         await self._answered(sound)
-        if self.problem is None and await sound:
+        if self.problem is None and sound.done() and sound.result():
             self._pause = _CHECK_SECONDS
         else:
             await self.save()
             # A file system may be writable although it looks full.
             self._pause = min(_LONGEST_CHECK_SECONDS, 2 * self._pause) if self.problem is None else _CHECK_SECONDS
         self._check_at = max(self._check_at, time.monotonic() + self._pause)
+
+    async def _is_sound(self) -> bool:
+        try:
+            return await self._bridge.run("state", self._file.is_sound)
+        except OSError:
+            return False
 
     async def _answered(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task], timeout=SAVE_SECONDS)

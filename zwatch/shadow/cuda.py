@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
+from zwatch.deploy.parallel import parallel_hasher
 from zwatch.shadow import blake3_gpu
 from zwatch.shadow.cuda_context import EarlyContext
 from zwatch.shadow.faults import first_line, is_memory_short
@@ -187,7 +188,7 @@ def _hashed_on_host(data: torch.Tensor, between: Between) -> str:
         arrived[number % 2].record()
         return there
 
-    hasher = blake3(max_threads=blake3.AUTO)
+    hasher = parallel_hasher()
     coming = copy(0) if begins else None
     for number in range(len(begins)):
         between()

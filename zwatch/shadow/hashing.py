@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from blake3 import blake3
+
+from zwatch.deploy.parallel import parallel_hasher
 
 SLICE = 64 * 2**20
 """Bytes that the CPU hashes at a time: enough to keep all its threads busy."""
@@ -64,7 +65,7 @@ class HostHashing:
 
     def hexdigest(self) -> str:
         """Hash all bytes, and return the hash as hex."""
-        hasher = blake3(max_threads=blake3.AUTO)
+        hasher = parallel_hasher()
         for begin in range(0, self._data.numel(), self._slice_size):
             self._between()
             hasher.update(host_view(self._data[begin : begin + self._slice_size]))

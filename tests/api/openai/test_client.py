@@ -12,7 +12,8 @@ from PIL import Image
 from zwatch.api.services import TimeLimits
 
 SLOW = {"prompt": "a cat", "extra_body": {"num_inference_steps": 100}, "size": "512x512"}
-LONG_JOB = {"prompt": "a cat", "steps": 100, "n": 16, "width": 256, "height": 256}
+LONG_JOB = {"prompt": "a cat", "steps": 100, "n": 2, "width": 256, "height": 256}
+"""Some seconds: who is refused is told to wait for as long."""
 
 
 @pytest.fixture

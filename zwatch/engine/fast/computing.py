@@ -86,11 +86,11 @@ class FastComputing:
         products = self._products or Products(scaled=quantized_dtype(transformer) is FP8)
         step = Step(self.operations, self._attend, products, size)
         if control is None:
-            steps = [Steps(transformer, step, group, times) for group in groups]
+            steps = [Steps(transformer, step, group, times, self._run) for group in groups]
         else:
             scaled = Products(scaled=quantized_dtype(control.network) is FP8)
             own = Step(self.operations, self._attend, scaled, size)
-            steps = [ControlledSteps(transformer, step, own, control, group, times) for group in groups]
+            steps = [ControlledSteps(transformer, step, own, control, group, times, self._run) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
             if number in RECORDING and self._graphs is not None:

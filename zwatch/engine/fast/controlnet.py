@@ -9,7 +9,17 @@ from torch import Tensor
 
 from zwatch.engine.computing import Control
 from zwatch.engine.fast.operations import Rotation
-from zwatch.engine.fast.transformer import Modulation, Step, Steps, factors_of, modulated, modulations_of, rotations_of
+from zwatch.engine.fast.transformer import (
+    Modulation,
+    Run,
+    Step,
+    Steps,
+    directly,
+    factors_of,
+    modulated,
+    modulations_of,
+    rotations_of,
+)
 from zwatch.engine.networks.controlnet import ControlBlock, ZImageControlNet
 from zwatch.engine.networks.transformer import Block, ZImageTransformer
 
@@ -84,10 +94,11 @@ class ControlledSteps(Steps):
     """As `Steps`, guided by a control image."""
 
     def __init__(
-        self, network: ZImageTransformer, step: Step, own: Step, control: Control, prompts: Sequence[Tensor], times: Tensor
+        self, network: ZImageTransformer, step: Step, own: Step, control: Control, prompts: Sequence[Tensor], times: Tensor,
+        run: Run = directly,
     ) -> None:  # fmt: skip
         """`own` computes the ControlNet's blocks; the rest is as `Steps` has it."""
-        super().__init__(network, step, prompts, times)
+        super().__init__(network, step, prompts, times, run)
         self._of = ref(control.network)
         self.run = ControlledStep(step, own, self._of)
         self._control_factors = factors_of(_blocks(control.network), self.embedded(times))

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 MOST_SEEN = 64
 """Keys of one network that are remembered without a graph."""
-MOST = 16
+MOST = 24
 """Graphs of one network: of its last sizes, or lengths of prompts. One more costs little memory, since all share it."""
 
 Computed = Callable[..., Tensor]

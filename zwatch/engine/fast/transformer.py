@@ -1,13 +1,16 @@
 """The forward of `ZImageTransformer` for one picture's steps: what does not change between steps is computed once, and what
 lies between the products is fused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zwatch.engine.fast.attention import Attend
+from zwatch.engine.fast.graphs import Computed
 from zwatch.engine.fast.operations import Norm, Operations, Rotation
 from zwatch.engine.fast.products import Products
 from zwatch.engine.networks.configs import PATCH
@@ -112,6 +115,21 @@ class Step:
         out = _final_layer(network).linear(normed[:, : _places(self.size)])
         return torch.stack([image_of(one, (1, *self.size), network.in_channels).squeeze(1) for one in out])
 
+    def refined(
+        self, network: ZImageTransformer, prompts: Tensor, is_token: Tensor, cosines: Tensor, sines: Tensor
+    ) -> Tensor:
+        """Return the prompts' tokens as the layers take them, which no time step changes: shape (batch, tokens, width).
+
+        `prompts` are encoded, of shape (batch, tokens, encoder's width), `is_token`, of shape (batch, tokens, 1), is false where
+        padding stands; the cosines and sines are those of their positions.
+        """
+        norm, linear = network.cap_embedder
+        assert isinstance(norm, RMSNorm)
+        x = torch.where(is_token, linear(self.operations.norm(prompts, _plain(norm))), network.cap_pad_token)
+        blocks = _blocks(network.context_refiner)
+        rotation = Rotation(cosines, sines, interleaved=True)
+        return self.through(blocks, [Modulation.plain(block) for block in blocks], x, rotation)
+
     def through(
         self, blocks: Sequence[Block], modulations: Sequence[Modulation], x: Tensor, rotation: Rotation
     ) -> Tensor:
@@ -147,6 +165,27 @@ class Step:
         return self.products.of(self.operations.scaled(x) if self.products.scaled else x, linear)[0]
 
 
+def factors(network: ZImageTransformer, times: Tensor) -> Tensor:
+    """Return what the norms of all steps multiply with, float32 of shape (steps, norms, width), the final layer's last; `times` are
+    of shape (steps,), 0 for noise and 1 for an image."""
+    embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
+    final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
+    return torch.cat([factors_of(modulated(network), embedded), final.unsqueeze(1)], dim=1)
+
+
+class Run(Protocol):
+    """Computes something with a network and tensors, or does it again as a whole; the key tells functions and shapes apart."""
+
+    def __call__(self, network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
+        """Return the function's result for the network and the inputs."""
+        raise NotImplementedError
+
+
+def directly(network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
+    """Compute it, as a `Run` that keeps nothing."""
+    return function(network, *inputs)
+
+
 class Steps:
     """The network for all steps of pictures of one size, whose prompts have one length when padded.
 
@@ -154,9 +193,11 @@ class Steps:
     rounds differently.
     """
 
-    def __init__(self, network: ZImageTransformer, step: Step, prompts: Sequence[Tensor], times: Tensor) -> None:
-        """Compute what all steps share. `prompts` are encoded, each of shape (tokens, width); `times` are of shape (steps,), 0 for
-        noise and 1 for an image."""
+    def __init__(
+        self, network: ZImageTransformer, step: Step, prompts: Sequence[Tensor], times: Tensor, run: Run = directly
+    ) -> None:
+        """Compute what all steps share, by `run`: many small launches, which the device waits for. `prompts` are encoded, each of
+        shape (tokens, width); `times` are as for `factors`."""
         self.step = step
         self.run: Callable[..., Tensor] = step
         """Computes a step of a network, latents and the inputs."""
@@ -168,10 +209,11 @@ class Steps:
         grid = (1, step.size[0] // PATCH, step.size[1] // PATCH)
         image = network.rotations_of(grid, (length + 1, 0, 0), _padded(places))
         text = network.rotations_of((length, 1, 1), (1, 0, 0), length)
-        embedded = self.embedded(times)
-        final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
-        self._factors = torch.cat([factors_of(modulated(network), embedded), final.unsqueeze(1)], dim=1)
-        self._text = self._refined(prompts, Rotation(*_waves(text), interleaved=True))
+        self._factors = run(network, ("factors", len(times)), factors, times)
+        numbers = torch.arange(length, device=times.device).unsqueeze(1)
+        is_token = torch.stack([numbers < len(prompt) for prompt in prompts])
+        rows = torch.stack([functional.pad(prompt, (0, 0, 0, length - len(prompt))) for prompt in prompts])
+        self._text = run(network, ("text", len(prompts), length), step.refined, rows, is_token, *_waves(text))
         self._waves = *_waves(image), *_waves(torch.cat([image, text]))
 
     @property
@@ -191,18 +233,6 @@ class Steps:
     def velocity(self, latents: Tensor, number: int) -> Tensor:
         """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
         return self.run(self._network, latents, *self.inputs(number))
-
-    def _refined(self, prompts: Sequence[Tensor], rotation: Rotation) -> Tensor:
-        """Return the prompts' tokens as the layers take them, which no time step changes."""
-        network = self._network
-        norm, linear = network.cap_embedder
-        assert isinstance(norm, RMSNorm)
-        rows = []
-        for prompt in prompts:
-            normed = self.step.operations.norm(prompt[None].contiguous(), _plain(norm))
-            rows.append(with_padding(linear(normed), network.cap_pad_token))
-        blocks = _blocks(network.context_refiner)
-        return self.step.through(blocks, [Modulation.plain(block) for block in blocks], torch.cat(rows), rotation)
 
 
 def _padded(length: int) -> int:
