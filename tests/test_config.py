@@ -114,6 +114,7 @@ CASES = {
     "ZWATCH_GENERATE_OUTPUT": ([("cat.png", "cat.png"), ("-", "-"), ("models/", "models/")], []), "ZWATCH_GENERATE_FORCE": SWITCH, "ZWATCH_GENERATE_IMAGE": PICTURE,
     "ZWATCH_GENERATE_MASK": PICTURE, "ZWATCH_GENERATE_STRENGTH": ([("0.6", 0.6), ("0", 0.0), ("1", 1.0)], ["-0.1", "1.1", "nan", "much"]),
     "ZWATCH_GENERATE_MASK_BLUR": ([("8", 8), ("0", 0), ("64", 64)], ["-1", "65", "1.5", "x"]), "ZWATCH_GENERATE_LORA": listed(LORA_USE),
+    "ZWATCH_GENERATE_CONTROL": PICTURE, "ZWATCH_GENERATE_CONTROL_SCALE": ([("0.75", 0.75), ("0", 0.0), ("2", 2.0)], ["-0.1", "2.1", "nan", "much"]),
     "ZWATCH_GENERATE_MODEL": listed(([("v1", "v1"), ("./v1/", "v1"), ("current@10", "current@10")], [])),
     "ZWATCH_GENERATE_SEED": ([("0", 0), (str(2**63 - 1), 2**63 - 1)], ["-1", "1.5", "random", str(2**63)]),
     "ZWATCH_GENERATE_N": ([("1", 1), ("16", 16)], ["0", "17", "x"]), "ZWATCH_GENERATE_STEPS": STEPS, "ZWATCH_GENERATE_WIDTH": SIDE, "ZWATCH_GENERATE_HEIGHT": SIDE,

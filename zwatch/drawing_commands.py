@@ -21,6 +21,8 @@ _option, _switch = options.option, options.switch
 @_option("--mask", envvar="ZWATCH_GENERATE_MASK", type=options.picture, metavar="FILE", help="What is white in it is painted anew, the rest of the picture stays.")  # fmt: skip
 @_option("--strength", envvar="ZWATCH_GENERATE_STRENGTH", type=values.number(0, 1), metavar="N", show_default="0.6", help="How much the picture is changed: 0 not at all, 1 wholly.")  # fmt: skip
 @_option("--mask-blur", envvar="ZWATCH_GENERATE_MASK_BLUR", type=values.whole_number(0, 64), metavar="PIXELS", show_default="0", help="How soft the mask's edge is.")  # fmt: skip
+@_option("--control", "control_image", envvar="ZWATCH_GENERATE_CONTROL", type=options.picture, metavar="FILE", help="A picture of edges, a pose, depth or the like that the new one follows; as --image. The version needs a controlnet.")  # fmt: skip
+@_option("--control-scale", envvar="ZWATCH_GENERATE_CONTROL_SCALE", type=values.number(0, 2), metavar="N", show_default="0.75", help="How strongly that guides: 0 not at all.")  # fmt: skip
 @_option("--lora", "loras", envvar="ZWATCH_GENERATE_LORA", type=options.ListOf(options.lora_use), multiple=True, metavar="NAME[:SCALE]", help="Draw with this LoRA, such as ink:0.8. May be repeated.")  # fmt: skip
 @_option("--model", "models", envvar="ZWATCH_GENERATE_MODEL", type=options.ListOf(options.model), multiple=True, metavar="NAME", show_default="current", help="An alias, a share or a loaded version. Repeated: the same by each.")  # fmt: skip
 @_option("--seed", envvar="ZWATCH_GENERATE_SEED", type=values.whole_number(0, 2**63 - 1), metavar="N", show_default="random", help="Picture i of n uses seed + i.")  # fmt: skip
@@ -33,7 +35,7 @@ _option, _switch = options.option, options.switch
 @_option("--format", envvar="ZWATCH_GENERATE_FORMAT", type=click.Choice(["png", "jpeg", "webp"]), show_default="by the suffix of the output, else png", help="The file's format.")  # fmt: skip
 @_switch("--show/--no-show", "is_shown", envvar="ZWATCH_GENERATE_SHOW", default=True, help="Show pictures in a terminal that can (kitty's graphics, iTerm2's images, sixels).")  # fmt: skip
 @service_commands.calls_service
-def _generate(output: str | None, image: str | Path | None, mask: str | Path | None, loras: tuple[dict[str, Any], ...], models: tuple[str, ...], *, force: bool, is_shown: bool, as_json: bool, url: str, token: str | None, **fields: Any) -> int:  # fmt: skip
+def _generate(output: str | None, image: str | Path | None, mask: str | Path | None, control_image: str | Path | None, loras: tuple[dict[str, Any], ...], models: tuple[str, ...], *, force: bool, is_shown: bool, as_json: bool, url: str, token: str | None, **fields: Any) -> int:  # fmt: skip
     """Draw, or change a picture, with the service, and write what it made.
 
     Files are never replaced without --force. Ctrl-C cancels the request.
@@ -43,7 +45,7 @@ def _generate(output: str | None, image: str | Path | None, mask: str | Path | N
     model = list(models) if len(models) > 1 else next(iter(models), None)
     asked = Asked(
         fields={**fields, "model": model, "loras": list(loras) or None},
-        pictures={name: given for name, given in (("image", image), ("mask", mask)) if given is not None},
+        pictures={name: given for name, given in (("image", image), ("mask", mask), ("control_image", control_image)) if given is not None},
         output=output, replaces=force, as_json=as_json, is_shown=is_shown,
     )  # fmt: skip
     return generate(asked, url=url, token=token)

@@ -72,6 +72,7 @@ def serving(*keys):
                 default_size=256,
                 max_side=512,
                 precision="bf16",
+                has_control=False,
                 golden=SimpleNamespace(pictures=(1, 2, 3), checked=2, missed=1),
             ),
         )

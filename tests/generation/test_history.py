@@ -82,7 +82,7 @@ async def test_a_page_has_the_details_of_each_image(history):
     assert image == {
         "name": name, "url": f"/history/{name}", "version": "v1", "digest": "ab" * 32, "share": None, "trial": None, "seed": 7, "prompt": "cat 7",
         "negative_prompt": "", "width": 32, "height": 16, "steps": 8, "guidance_scale": 0.0, "model": "current",
-        "format": "png", "quality": 92, "loras": [], "source": None, "strength": None, "mask_blur": None, "mask": False, "bytes": len(image_file(7)),
+        "format": "png", "quality": 92, "loras": [], "source": None, "strength": None, "mask_blur": None, "control": None, "control_scale": None, "mask": False, "bytes": len(image_file(7)),
     }  # fmt: skip
     assert (page["next"], page["total"]) == (None, 1)
 

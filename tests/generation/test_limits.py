@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from zwatch.errors import RequestError
-from zwatch.generation.request import fitted, parse_generate
+from zwatch.generation.fitting import fitted
+from zwatch.generation.request import parse_generate
 
 ENGINE = SimpleNamespace(version="v1", default_size=256, max_side=1024)
 

@@ -17,7 +17,7 @@ from zwatch.api.compared import comparison_view
 from zwatch.api.results import job_view
 from zwatch.bridge import Bridge
 from zwatch.deploy.loras import LoraRoot
-from zwatch.engine.parameters import GenerationParameters, InitialImage, UsedLora
+from zwatch.engine.parameters import ControlImage, GenerationParameters, InitialImage, UsedLora
 from zwatch.errors import RequestError
 from zwatch.generation.comparison import Comparison, found
 from zwatch.generation.job import Job, JobState, client_of_request
@@ -242,6 +242,30 @@ async def test_the_image_that_a_job_changes_comes_over_and_is_changed_again(pair
     assert (again.mask is None) if mask is None else (again.mask.tobytes() == mask.tobytes())
     pair.submitted[0].cancel()
     assert mirrored.source is not None
+
+
+async def test_the_image_that_guides_a_job_comes_over_and_guides_it_again(pair):
+    source = replace(SOURCE, mask=None, guides=True)
+    job = pair.job(source=source)
+    job.begin()
+    parameters = replace(PARAMETERS, control=ControlImage(None, 0.5, source.digest))
+    job.assign(KEY, parameters)
+    await pair.tell()
+    old, new = pair.views(job)
+    assert new == old
+    asked = new["request"]
+    assert (asked["control"], asked["control_scale"], asked["source"], asked["strength"]) == (
+        "e" * 64,
+        0.75,
+        None,
+        None,
+    )
+    assert pair.mirrored.find(job.id).parameters == parameters
+    pair.mirror.redraw()
+    await until(lambda: pair.submitted)
+    again = pair.submitted[0].source
+    assert (again.guides, again.digest, again.picture.tobytes()) == (True, source.digest, source.picture.tobytes())
+    pair.submitted[0].cancel()
 
 
 async def test_the_pixels_of_images_are_written_and_read_beside_the_event_loop(pair, monkeypatch):

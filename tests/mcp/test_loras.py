@@ -1,4 +1,4 @@
-"""LoRAs from a terminal and by agents: listed, drawn with, and named in what they made."""
+"""LoRAs and control images from a terminal and by agents: listed, drawn with, and named in what they made."""
 
 import json
 import os
@@ -7,18 +7,24 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from tests.controlnets import add_control
 from tests.deploy import loras
 from tests.harness import pixels
 from tests.mcp.test_server import called, connected, sentence
 from tests.services import running
+from zwatch.deploy.sealing import write_seal
 
 
 @pytest.fixture(scope="module")
 def service(tiny_versions, tmp_path_factory):
-    """A real service with v1 and the LoRAs ink and night."""
+    """A real service with v1, which has a ControlNet, and the LoRAs ink and night."""
     root = tmp_path_factory.mktemp("service")
-    shutil.copytree(tiny_versions, root / "models")
+    (root / "models").mkdir()
+    shutil.copytree(tiny_versions / "v1", root / "models/v1")
+    add_control(root / "models/v1", "2.1")
+    write_seal(root / "models/v1", "v1")
     (root / "models" / "current").symlink_to("v1")
     (root / "loras").mkdir()
     for seed, name in enumerate(("ink", "night")):
@@ -60,3 +66,18 @@ def test_loras_are_drawn_with_in_a_picture_that_is_changed_too(service, tmp_path
     line, changed = generated(service, tmp_path, "changed.png", "--image", "cat.png", "--lora", "ink:0.8")
     assert ": v1, ink x 0.8, seed 3, " in line, "in a form, beside a file"
     assert len({plain, both, changed}) == 3
+
+
+async def test_a_picture_guides_what_is_drawn_by_an_agent_and_from_a_terminal(service, tmp_path):
+    Image.linear_gradient("L").resize((64, 48)).save(tmp_path / "depth.png")
+    asked = {"prompt": "a cat", "seed": 3, "control_image": "depth.png", "control_scale": 1.5, "save_as": "guided.png"}
+    async with connected(service.url, "--files", tmp_path) as client:
+        drawn, _ = await called(client, "generate_image", asked)
+        assert (drawn["width"], drawn["height"]) == (64, 48)
+        both = {"prompt": "a cat", "image": "depth.png", "control_image": "depth.png"}
+        assert "control_image" in await sentence(client, "edit_image", both)
+    line, same = generated(service, tmp_path, "same.png", "--control", "depth.png", "--control-scale", "1.5")
+    assert ", 64 x 48, " in line
+    assert pixels((tmp_path / "guided.png").read_bytes()) == same
+    _, weaker = generated(service, tmp_path, "weaker.png", "--control", "depth.png")
+    assert weaker != same

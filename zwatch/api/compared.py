@@ -10,13 +10,25 @@ from zwatch.api.results import (
     AskedView,
     JobStateName,
     PictureView,
+    SourceDigest,
     Timings,
     asked_view,
+    control_view,
     lora_views,
     picture_view,
     timings_view,
 )
-from zwatch.api.schema import Base64, Digest, ErrorObject, Number, Seconds, ShareName, SignerName, Time, VersionName
+from zwatch.api.schema import (
+    Base64,
+    Digest,
+    ErrorObject,
+    Number,
+    Seconds,
+    ShareName,
+    SignerName,
+    Time,
+    VersionName,
+)
 from zwatch.api.views import time_text
 from zwatch.generation.comparison import Comparison
 from zwatch.generation.image_files import data_url
@@ -49,6 +61,8 @@ class _ComparedResult(TypedDict):
     model: list[str]
     truncated: bool
     loras: list[LoraView]
+    control: SourceDigest | None
+    control_scale: float | None
     timings: Timings
 
 
@@ -83,6 +97,8 @@ class ComparisonView(TypedDict):
     model: NotRequired[list[str]]
     truncated: NotRequired[bool]
     loras: NotRequired[list[LoraView]]
+    control: NotRequired[SourceDigest | None]
+    control_scale: NotRequired[float | None]
     timings: NotRequired[Timings]
 
 
@@ -142,6 +158,7 @@ def _result(comparison: Comparison) -> _ComparedResult:
         "model": _models(comparison),
         "truncated": any(one.truncated for one in results),
         "loras": lora_views(results[0].parameters),
+        **control_view(results[0].parameters),
         "timings": timings_view(timings),
     }
 

@@ -67,7 +67,8 @@ class PictureWithFile(PictureView):
 
 
 class Result(TypedDict):
-    """The result of a job; `model` is as requested, `truncated` says that the prompt was too long and was cut."""
+    """The result of a job; `model` is as requested, `truncated` says that the prompt was too long and was cut; `control` and
+    `control_scale` are null where no image guided."""
 
     id: str
     version: VersionName
@@ -79,6 +80,8 @@ class Result(TypedDict):
     height: Number
     truncated: bool
     loras: list[LoraView]
+    control: SourceDigest | None
+    control_scale: float | None
     timings: Timings
 
 
@@ -90,18 +93,19 @@ class Generated(Result):
 
 class Accepted(TypedDict):
     """An accepted job; `position` other jobs are before it. `jobs` are the ids of those of a comparison, `source` is the digest of
-    the image that is changed, if one is."""
+    the image that is changed, if one is, `control` of that which guides, if one does."""
 
     id: str
     state: JobStateName
     position: Number
     jobs: NotRequired[list[str]]
     source: NotRequired[SourceDigest]
+    control: NotRequired[SourceDigest]
 
 
 class AskedView(TypedDict):
-    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed, and
-    `mask_blur` where there is no mask."""
+    """What a job was asked for; the sides are null until it is known which version draws it, `strength` where no image is changed,
+    `mask_blur` where there is no mask, and `control_scale` where no image guides."""
 
     prompt: str
     negative_prompt: str
@@ -119,6 +123,8 @@ class AskedView(TypedDict):
     strength: Fraction | None
     mask: bool
     mask_blur: Number | None
+    control: SourceDigest | None
+    control_scale: float | None
 
 
 class JobView(TypedDict):
@@ -146,6 +152,8 @@ class JobView(TypedDict):
     height: NotRequired[Number]
     truncated: NotRequired[bool]
     loras: NotRequired[list[LoraView]]
+    control: NotRequired[SourceDigest | None]
+    control_scale: NotRequired[float | None]
     timings: NotRequired[Timings]
 
 
@@ -261,12 +269,30 @@ def asked_view(job: Job) -> AskedView:
         "strength": None if job.source_digest is None else asked.strength,
         "mask": job.has_mask,
         "mask_blur": asked.mask_blur if job.has_mask else None,
+        "control": job.control_digest,
+        "control_scale": None if job.control_digest is None else asked.control_scale,
     }
 
 
 def lora_views(parameters: "GenerationParameters") -> list[LoraView]:
     """Return the LoRAs that images are drawn with."""
     return [{"name": lora.name, "scale": lora.scale, "digest": lora.digest} for lora in parameters.loras]
+
+
+class ControlView(TypedDict):
+    """The digest of the image that guided, and how strongly it did; null if none did."""
+
+    control: SourceDigest | None
+    control_scale: float | None
+
+
+def control_view(parameters: "GenerationParameters") -> ControlView:
+    """Return what guided images."""
+    found = parameters.control
+    return {
+        "control": None if found is None else found.digest,
+        "control_scale": None if found is None else found.scale,
+    }
 
 
 def _result(job: Job, finished: Finished) -> Result:
@@ -281,6 +307,7 @@ def _result(job: Job, finished: Finished) -> Result:
         "height": finished.parameters.image_size[1],
         "truncated": finished.truncated,
         "loras": lora_views(finished.parameters),
+        **control_view(finished.parameters),
         "timings": timings_view(finished.timings),
     }
 

@@ -122,6 +122,7 @@ class EngineView(TypedDict):
             description="What it computes in: bf16, fp32, fp16, fp8 or int8; two, joined by +, where the text encoder differs."
         ),
     ]
+    control: Annotated[bool, Field(description="Whether it has a controlnet, so that a control image can guide it.")]
     golden: Annotated[GoldenView | None, Field(description="Null if the version has no golden images.")]
 
 
@@ -329,6 +330,7 @@ def status_view(
                 "text_encoder": "host" if resident.engine.host_nbytes else "device",
                 "host_bytes": resident.engine.host_nbytes,
                 "precision": resident.engine.precision,
+                "control": resident.engine.has_control,
                 "golden": golden_view(resident.engine.golden),
             }
             for resident in engines.residents

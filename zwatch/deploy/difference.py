@@ -12,8 +12,8 @@ from zwatch.deploy.sides import Keys, Side, are_equal, changed_keys
 from zwatch.deploy.tensor_values import Difference, Stored, compare
 from zwatch.errors import Rejection
 
-COMPONENTS = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
-_WEIGHED = ("transformer", "text_encoder", "vae")
+COMPONENTS = ("transformer", "controlnet", "text_encoder", "vae", "tokenizer", "scheduler")
+_WEIGHED = ("transformer", "controlnet", "text_encoder", "vae")
 _THREADS = 16
 
 Advance = Callable[[str, int], None]

@@ -22,6 +22,7 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
+    "controlnet": "controlnet/diffusion_pytorch_model.safetensors",
 }
 """The one weight file of each component that has weights; with `.index.json`, the index of its shards."""
 
@@ -30,6 +31,10 @@ REQUIRED = (
     "transformer/config.json", "vae/config.json",
 )  # fmt: skip
 """Files without which no pipeline loads, besides weights and the tokenizer's vocabulary."""
+
+CONTROLNET = "controlnet"
+"""The component that a pipeline need not have: its files are needed where the index names it."""
+CONTROL_CONFIG = f"{CONTROLNET}/config.json"
 
 OPTIONAL = (
     golden.NAME, "zwatch.json", "text_encoder/generation_config.json", "tokenizer/added_tokens.json",
@@ -48,7 +53,7 @@ VOCABULARY = frozenset(
 """The tokenizer's files that belong to one vocabulary."""
 _VOCABULARIES = ({"tokenizer/tokenizer.json"}, {"tokenizer/vocab.json", "tokenizer/merges.txt"})
 _COMPLETE = "complete the copy, or take it from another version: `zwatch import DIR NAME --base VERSION`"
-_COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_COMPONENTS = (CONTROLNET, "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 _LORA = re.compile(r"(^|[^a-z])(lora|loha|lokr)([^a-z]|$)|^adapter_model\b")
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _MOST_SHOWN = 20
@@ -99,14 +104,28 @@ def select(names: Iterable[str], read: Callable[[str], bytes]) -> Selection:
         if path not in there:
             raise Rejection("file_missing", f"{path}: it is not there, every pipeline needs it; {_COMPLETE}")
         needed.add(path)
+    has_control = names_control(_json(INDEX, read))
+    if has_control:
+        if CONTROL_CONFIG not in there:
+            raise Rejection(
+                "file_missing", f"{CONTROL_CONFIG}: it is not there, and {INDEX} names a {CONTROLNET}; {_COMPLETE}"
+            )
+        needed.add(CONTROL_CONFIG)
     for component in WEIGHTS:
-        needed |= _weights(component, there, read)
+        if component != CONTROLNET or has_control:
+            needed |= _weights(component, there, read)
     if not any(there >= vocabulary for vocabulary in _VOCABULARIES):
         raise Rejection(
             "file_missing",
             f"tokenizer/tokenizer.json: it is not there, and neither are tokenizer/vocab.json and merges.txt; {_COMPLETE}",
         )
     return Selection(tuple(sorted(needed)), MappingProxyType({path: _reason(path) for path in sorted(there - needed)}))
+
+
+def names_control(index: Mapping[str, Any]) -> bool:
+    """Say whether a pipeline's index names a ControlNet; one that is left out is [null, null]."""
+    entry = index.get(CONTROLNET)
+    return isinstance(entry, list) and entry != [None, None]
 
 
 def _golden_images(there: Collection[str], read: Callable[[str], bytes]) -> set[str]:
@@ -203,7 +222,7 @@ def _no_weights(component: str, one: str, there: Collection[str]) -> str:
 
 def is_config(path: str) -> bool:
     """Say whether a file of a pipeline is JSON, an object each."""
-    return path in (*REQUIRED, *OPTIONAL) and path.endswith(".json")
+    return path in (*REQUIRED, CONTROL_CONFIG, *OPTIONAL) and path.endswith(".json")
 
 
 def check_config(path: str, data: bytes) -> None:

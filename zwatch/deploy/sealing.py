@@ -23,7 +23,7 @@ from zwatch.deploy.seal import NOTHING_KNOWN, SEAL_NAME, SIGNATURE_NAME, Known, 
 from zwatch.deploy.signals import Ending
 from zwatch.errors import Rejection
 
-_NEEDED_FOLDERS = ("golden", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_NEEDED_FOLDERS = ("controlnet", "golden", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ networks cover them, and under which names their tensors are loaded."""
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from zwatch.engine.config_fields import FIELDS
+from zwatch.engine.config_fields import CONTROL, FIELDS
 from zwatch.engine.configs import config_object
 from zwatch.engine.networks.configs import AutoencoderConfig, TextConfig, TransformerConfig
 from zwatch.errors import Rejection
@@ -17,8 +17,11 @@ ALLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "text_encoder": (("transformers", "Qwen3Model"),),
     "vae": (("diffusers", "AutoencoderKL"),),
     "transformer": (("diffusers", "ZImageTransformer2DModel"),),
+    "controlnet": (("diffusers", "ZImageControlNetModel"),),
 }
 """The (library, class) pairs that may be built for each component."""
+OPTIONAL = "controlnet"
+"""The component that a version need not have."""
 CALLING = frozenset({
     "attn_implementation", "experts_implementation", "chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id",
     "num_labels", "output_attentions", "output_hidden_states", "problem_type", "return_dict",
@@ -42,18 +45,24 @@ def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
         raise Rejection(
             "class_not_allowed", f"{INDEX}: _class_name is {index.get('_class_name')!r}, expected {PIPELINE!r}"
         )
+    needed = set(ALLOWED) - {OPTIONAL}
     # Besides components there may be settings, which are no lists, and components that are left out, [null, null].
     entries = {
         name: entry
         for name, entry in index.items()
-        if name in ALLOWED or (isinstance(entry, list) and entry != [None, None] and not name.startswith("_"))
+        if name in needed or (isinstance(entry, list) and entry != [None, None] and not name.startswith("_"))
     }
-    if set(entries) != set(ALLOWED):
-        raise Rejection("config_invalid", f"{INDEX}: has the components {sorted(entries)}, expected {sorted(ALLOWED)}")
+    if set(entries) - {OPTIONAL} != needed:
+        raise Rejection(
+            "config_invalid",
+            f"{INDEX}: has the components {sorted(entries)}, expected {sorted(needed)}, and perhaps {OPTIONAL}",
+        )
     for name, entry in entries.items():
         if not isinstance(entry, list) or tuple(map(str, entry)) not in ALLOWED[name]:
             allowed = " or ".join(".".join(pair) for pair in ALLOWED[name])
             raise Rejection("class_not_allowed", f"{INDEX}: {name} is {entry!r}, only {allowed} is allowed")
+    if OPTIONAL in entries and CONTROL not in small:
+        raise Rejection("file_missing", f"{CONTROL}: the seal does not name it, but {INDEX} names a {OPTIONAL}")
     return {name: (entry[0], entry[1]) for name, entry in entries.items()}
 
 

@@ -1,4 +1,4 @@
-"""The five components of a Z-Image pipeline: which classes may be built, and how, from verified bytes.
+"""The components of a Z-Image pipeline, five and perhaps a ControlNet: which classes may be built, and how, from verified bytes.
 
 A component is built on the meta device, which allocates nothing, and its parameters are then assigned the views into
 the shadow buffers: there is no second copy of the weights.
@@ -18,6 +18,8 @@ from zwatch.deploy.header import WEIGHTS_SUFFIX
 from zwatch.engine import allowed, library
 from zwatch.engine.configs import config_object
 from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.configs import ControlConfig
+from zwatch.engine.networks.controlnet import ZImageControlNet
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.networks.transformer import ZImageTransformer
 from zwatch.engine.precision import adapt
@@ -29,8 +31,8 @@ from zwatch.shadow.device import Device
 from zwatch.shadow.faults import is_memory_short
 from zwatch.shadow.loader import Plan
 
-WEIGHED = ("text_encoder", "vae", "transformer")
-"""Components that have weights, in the order in which they are loaded."""
+WEIGHED = ("text_encoder", "vae", "transformer", "controlnet")
+"""Components that have weights, in the order in which they are loaded. The last one need not be there."""
 
 COMPUTED = (torch.bfloat16, torch.float32, torch.float16)
 """The dtypes that a component may be stored in."""
@@ -196,6 +198,14 @@ def _transformer(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], t
     return _fill("transformer", _empty_transformer(small), tensors)
 
 
+def _empty_controlnet(small: Mapping[str, bytes]) -> Any:
+    return _on_meta("controlnet", partial(ZImageControlNet, ControlConfig.of(_config(small, "controlnet"))))
+
+
+def _controlnet(small: Mapping[str, bytes], tensors: dict[str, torch.Tensor], tools: "Tools") -> Any:
+    return _fill("controlnet", _empty_controlnet(small), tensors)
+
+
 def _empty_vae(small: Mapping[str, bytes]) -> Any:
     config = _config(small, "vae")
     own = allowed.own_vae(config)
@@ -244,6 +254,7 @@ BUILDERS: Mapping[str, Mapping[tuple[str, str], Build]] = {
     "text_encoder": {("transformers", "Qwen3Model"): _text_encoder},
     "vae": {("diffusers", "AutoencoderKL"): _vae},
     "transformer": {("diffusers", "ZImageTransformer2DModel"): _transformer},
+    "controlnet": {("diffusers", "ZImageControlNetModel"): _controlnet},
 }
 """What may be built for each component, and how: the pairs are those of `allowed.ALLOWED`."""
 
@@ -262,7 +273,28 @@ def build(key: ComponentKey, small: Mapping[str, bytes], tensors: dict[str, torc
 
 _EMPTY: Mapping[str, Callable[[Mapping[str, bytes]], Any]] = {
     "text_encoder": _empty_text_encoder, "vae": _empty_vae, "transformer": _empty_transformer,
+    "controlnet": _empty_controlnet,
 }  # fmt: skip
+
+
+def check_control(transformer: Any, controlnet: Any) -> None:
+    """Check that a ControlNet can give hints to a transformer whose config it fits.
+
+    Raises:
+        Rejection: `weights_mismatch` or `config_invalid`.
+    """
+    if not isinstance(transformer, ZImageTransformer):
+        raise Rejection(
+            "config_invalid",
+            "transformer/config.json: has fields that only its library knows, and beside a controlnet the transformer is computed "
+            "without it; leave them out, or the controlnet",
+        )
+    if controlnet.dtype != transformer.dtype:
+        raise Rejection(
+            "weights_mismatch",
+            f"controlnet: its weights are computed in {controlnet.dtype}, the transformer's in {transformer.dtype}; store both in "
+            "one dtype, or give --dtype",
+        )
 
 
 def shapes(component: str, small: Mapping[str, bytes]) -> dict[str, tuple[int, ...]]:

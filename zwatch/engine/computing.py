@@ -1,6 +1,7 @@
 """How the networks of a pipeline are computed: exactly as diffusers does, bit for bit, or another way."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from zwatch.engine import library
 from zwatch.engine.networks.autoencoder import Autoencoder
+from zwatch.engine.networks.controlnet import ZImageControlNet
 from zwatch.engine.networks.text_encoder import Qwen3Encoder
 from zwatch.engine.schedule import Timeline
 from zwatch.engine.streamed import StreamedEncoder
@@ -16,6 +18,16 @@ from zwatch.engine.streamed import StreamedEncoder
 Velocities = Callable[[Tensor, int], Sequence[Tensor]]
 """Returns, for latents of shape (1, channels, h, w) before a step and the step's number, where they move for each of the prompts,
 each of shape (channels, 1, h, w)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What guides a picture: a ControlNet, the control image's latents of shape (control_in_dim, 1, h, w), and how strong its hints
+    are."""
+
+    network: ZImageControlNet
+    context: Tensor
+    scale: float
 
 
 class Computing(Protocol):
@@ -33,9 +45,14 @@ class Computing(Protocol):
         """Return a prompt for the transformer, as `Qwen3Encoder.encode`."""
 
     def velocities(
-        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+        self,
+        transformer: Any,
+        timeline: Timeline,
+        prompts: Sequence[Tensor],
+        latents: Tensor,
+        control: Control | None = None,
     ) -> Velocities:
-        """Return what computes the steps of one picture, whose latents have the shape of these."""
+        """Return what computes the steps of one picture, whose latents have the shape of these; `control` guides it, if there is one."""
 
     def encode_image(self, vae: Any, pixels: Tensor) -> Tensor:
         """Return the mean and the logarithm of the variance of an image's latents, as `Autoencoder.encode`."""
@@ -61,7 +78,12 @@ class ExactComputing:
         return found
 
     def velocities(
-        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+        self,
+        transformer: Any,
+        timeline: Timeline,
+        prompts: Sequence[Tensor],
+        latents: Tensor,
+        control: Control | None = None,
     ) -> Velocities:
         """As `Computing.velocities`."""
 
@@ -69,7 +91,12 @@ class ExactComputing:
             # One frame of each image
             inputs = latents.to(transformer.dtype).repeat(len(prompts), 1, 1, 1).unsqueeze(2)
             towards = ((1000 - timeline.timesteps[number].expand(1)) / 1000).repeat(len(prompts))
-            found: Sequence[Tensor] = transformer(list(inputs.unbind(0)), towards, list(prompts), return_dict=False)[0]
+            given = list(inputs.unbind(0)), towards, list(prompts)
+            if control is None:
+                found: Sequence[Tensor] = transformer(*given, return_dict=False)[0]
+            else:
+                hints = control.network(transformer, *given, control.context, control.scale)
+                found = transformer(*given, hints=hints)[0]
             return found
 
         return at

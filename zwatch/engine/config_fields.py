@@ -11,6 +11,8 @@ MAX_PROMPT_TOKENS = 512
 """`max_sequence_length` of ZImagePipeline; longer prompts are truncated."""
 LATENT_SCALE = 8
 """How many times smaller the sides of the VAE's latents are than those of the image."""
+CONTROL = "controlnet/config.json"
+"""The config of a component that a version need not have."""
 WARM_SIZE = 256
 """Largest side of the warm-up's image, pixels."""
 _LEVELS = 4
@@ -195,6 +197,21 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "shift_factor": _required(_number(-1e3, 1e3)),
         **dict.fromkeys(("latents_mean", "latents_std"), _either(_list_of(_number(-1e6, 1e6), 1, 1024), _NULL)),
         **dict.fromkeys(("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"), _FLAG),
+    },
+    CONTROL: {
+        **_class("ZImageControlNetModel"),
+        "control_layers_places": _required(_list_of(_whole(0, 511), 1, 512)),
+        "control_refiner_layers_places": _either(_list_of(_whole(0, 511), 1, 512), _NULL),
+        "control_in_dim": _required(_whole(1, 1024)),
+        "add_control_noise_refiner": _either(_one_of("control_layers", "control_noise_refiner"), _NULL),
+        "all_patch_size": _list_of(_one_of(2), 1, 1),
+        "all_f_patch_size": _list_of(_one_of(1), 1, 1),
+        "dim": _WIDTH,
+        "n_refiner_layers": _LAYERS,
+        "n_heads": _whole(1, 4096),
+        "n_kv_heads": _whole(1, 4096),
+        "norm_eps": _EPSILON,
+        "qk_norm": _FLAG,
     },
     "scheduler/scheduler_config.json": {
         **_class("FlowMatchEulerDiscreteScheduler"),

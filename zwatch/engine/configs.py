@@ -7,9 +7,10 @@ of memory, or reads beyond a table, which on a GPU ends the process.
 import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
-from zwatch.engine.config_fields import FIELDS, LATENT_SCALE, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
+from zwatch.engine.config_fields import CONTROL, FIELDS, LATENT_SCALE, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
 from zwatch.errors import Rejection
 
 _PATCH = 2
@@ -53,9 +54,10 @@ def check_configs(small: Mapping[str, bytes]) -> None:
         Rejection: `file_missing`, or `config_invalid` with the file, the field, what was found and what was expected.
     """
     for path in FIELDS:
-        if path not in small:
+        if path in small:
+            check_config(path, small[path])
+        elif path != CONTROL:
             raise Rejection("file_missing", f"{path}: the seal does not name it")
-        check_config(path, small[path])
 
 
 def check_config(path: str, data: bytes) -> None:
@@ -176,10 +178,24 @@ def _shifts(config: Config) -> str | None:
     )
 
 
+def _control_places(config: Config) -> str | None:
+    places = config["control_layers_places"]
+    if places[0] != 0 or any(one >= other for one, other in pairwise(places)):
+        return f"control_layers_places: found {places}, expected rising numbers of layers from 0 on"
+    kind, refining = config.get("add_control_noise_refiner"), config.get("control_refiner_layers_places")
+    if kind is None:
+        return None
+    most = len(places) if kind == "control_layers" else config.get("n_refiner_layers", 2)
+    if refining is None or len(refining) > most:
+        return f"control_refiner_layers_places: found {refining}, expected a list of at most {most} with add_control_noise_refiner {kind!r}"
+    return None
+
+
 _RELATIONS: Mapping[str, tuple[Callable[[Config], str | None], ...]] = {
     "transformer/config.json": (_patches, _heads, _positions),
     "text_encoder/config.json": (_text_heads, _text_layers, _text_ids),
     "vae/config.json": (_groups,),
+    CONTROL: (_control_places,),
     "scheduler/scheduler_config.json": (_sigmas, _shifts),
 }
 """What holds between the fields of one config: each returns what is wrong, beginning with the field."""
@@ -207,6 +223,30 @@ def check_widths(small: Mapping[str, bytes]) -> None:
             raise Rejection(
                 "config_invalid", f"{path}: {key}: found {found}, expected {expected}, the {other}/config.json"
             )
+    if CONTROL in small:
+        _check_control(config_object(small[CONTROL], CONTROL), transformer)
+
+
+def _check_control(control: Config, transformer: Config) -> None:
+    """Check that a ControlNet is made for the transformer beside it."""
+    places = control["control_layers_places"]
+    if places[-1] >= (layers := transformer.get("n_layers", 30)):
+        raise Rejection(
+            "config_invalid",
+            f"{CONTROL}: control_layers_places: found {places}, expected numbers below n_layers of transformer/config.json, {layers}",
+        )
+    for key, default in {"dim": 3840, "n_heads": 30, "qk_norm": True}.items():
+        found, expected = control.get(key, default), transformer.get(key, default)
+        if found != expected:
+            raise Rejection(
+                "config_invalid",
+                f"{CONTROL}: {key}: found {found}, expected {expected} as in transformer/config.json: it is a ControlNet for another model",
+            )
+    if control["control_in_dim"] < (channels := transformer.get("in_channels", 16)):
+        raise Rejection(
+            "config_invalid",
+            f"{CONTROL}: control_in_dim: found {control['control_in_dim']}, expected at least in_channels of transformer/config.json, {channels}",
+        )
 
 
 def _of_networks(small: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -12,7 +12,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional
 
+from zwatch.engine.computing import Control
 from zwatch.engine.config_fields import LATENT_SCALE
+from zwatch.engine.decoding import Encoding
+from zwatch.engine.networks.controlnet import context_of
 from zwatch.engine.parameters import GenerationParameters, InitialImage
 from zwatch.engine.sampling import Blend, Pipeline
 from zwatch.engine.schedule import Timeline
@@ -21,11 +24,11 @@ _LOG_VARIANCE = (-30.0, 20.0)
 """What diffusers' distribution limits it to."""
 
 
-def pixels_of(initial: InitialImage, width: int, height: int) -> Tensor:
-    """Return the image at a size in pixels: float32 of shape (1, 3, height, width), from -1 to 1."""
-    assert initial.picture is not None  # the images are not made yet
+def pixels_of(picture: Image.Image | None, width: int, height: int) -> Tensor:
+    """Return an RGB image at a size in pixels: float32 of shape (1, 3, height, width), from -1 to 1."""
+    assert picture is not None  # the images are not made yet
     # Channels last, as diffusers has them: that decides the last bits of convolutions.
-    return 2.0 * _levels(initial.picture, width, height)[None].permute(0, 3, 1, 2) - 1.0
+    return 2.0 * _levels(picture, width, height)[None].permute(0, 3, 1, 2) - 1.0
 
 
 def mask_of(initial: InitialImage, width: int, height: int) -> Tensor | None:
@@ -52,6 +55,8 @@ class Beginning:
     latents: Tensor
     timeline: Timeline
     blend: Blend | None = None
+    control: Control | None = None
+    """What guides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +96,50 @@ class EncodedImage:
         return scaled
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """The images of a request, on the device: the one that is changed, and the one that guides."""
+
+    initial: EncodedImage | None
+    control: Control | None
+
+
+def encoded_images(pipeline: Pipeline, encoding: Encoding, parameters: GenerationParameters, device: torch.device) -> EncodedImages:  # fmt: skip
+    """Return the images of a request, as far as it has some."""
+    given = pipeline, encoding, parameters, device
+    return EncodedImages(_changed_image(*given), _control(*given))
+
+
+def _changed_image(pipeline: Pipeline, encoding: Encoding, parameters: GenerationParameters, device: torch.device) -> EncodedImage | None:  # fmt: skip
+    source, sides = parameters.source, (parameters.width, parameters.height)
+    if source is None:
+        return None
+    moments = encoding.encode(pipeline, pixels_of(source.picture, *sides).to(device, non_blocking=True))
+    return EncodedImage(moments, mask_of(source, *sides))
+
+
+def _control(pipeline: Pipeline, encoding: Encoding, parameters: GenerationParameters, device: torch.device) -> Control | None:  # fmt: skip
+    """Return what guides a picture, if anything does: the numbers are those of `ZImageControlNetPipeline`.
+
+    Raises:
+        ValueError: the version has no ControlNet; a request is refused before.
+    """
+    asked, config = parameters.control, pipeline.vae.config
+    if asked is None:
+        return None
+    if pipeline.controlnet is None:
+        raise ValueError("a control image needs a version with a controlnet")
+    # Channels first, unlike the image that is changed: so it is repeated for each image of a batch.
+    pixels = pixels_of(asked.picture, parameters.width, parameters.height).contiguous().to(device, non_blocking=True)
+    mean, _ = encoding.encode(pipeline, pixels).chunk(2, dim=1)
+    latents = ((mean - config.shift_factor) * config.scaling_factor)[0].unsqueeze(1)
+    return Control(pipeline.controlnet, context_of(pipeline.controlnet, latents), asked.scale)
+
+
 def begin(
     pipeline: Pipeline,
     parameters: GenerationParameters,
-    initial: EncodedImage | None,
+    given: EncodedImages,
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -102,11 +147,11 @@ def begin(
     """Return where the image of a seed begins on a device: with noise, or with the image that is changed, for which `dtype` is that of the
     prompt's embedding."""
     generator = torch.Generator("cpu" if parameters.has_host_noise else device).manual_seed(seed)
-    if initial is not None:
+    if (initial := given.initial) is not None:
         timeline = pipeline.timeline(initial.moments, parameters.steps)
         return initial.begin(pipeline.vae, timeline, parameters.first_step, dtype, generator)
     noise = pipeline.noise(parameters.width, parameters.height, generator).to(device)
-    return Beginning(noise, pipeline.timeline(noise, parameters.steps))
+    return Beginning(noise, pipeline.timeline(noise, parameters.steps), control=given.control)
 
 
 def _noise(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,16 @@ class InitialImage:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlImage:
+    """The image that guides what is drawn, RGB of any size: `scale` is how strong its hints are. `digest` is that of the image's file.
+    `picture` is None once the images are made."""
+
+    picture: "Image.Image | None"
+    scale: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class UsedLora:
     """A LoRA that images are drawn with: its factors' product is added `scale` times; `digest` is that of its seal."""
 
@@ -35,7 +45,7 @@ class UsedLora:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """What images are made from, one per seed. Sizes in pixels, multiples of 16. `source` is the image that is changed. `has_host_noise`: the noise is drawn on the
+    """What images are made from, one per seed. Sizes in pixels, multiples of 16. `source` is the image that is changed, `control` one that guides. `has_host_noise`: the noise is drawn on the
     processor, whose generator gives other numbers for a seed than that of a GPU, but the same beside every device."""
 
     prompt: str
@@ -48,6 +58,7 @@ class GenerationParameters:
     has_host_noise: bool = False
     source: InitialImage | None = None
     loras: tuple[UsedLora, ...] = ()
+    control: ControlImage | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -67,10 +78,10 @@ class GenerationParameters:
         return self.steps - self.first_step
 
     def without_pixels(self) -> "GenerationParameters":
-        """Return the same without the pixels of the source, which take much memory."""
-        if self.source is None:
-            return self
-        return replace(self, source=replace(self.source, picture=None, mask=None))
+        """Return the same without the pixels of other images, which take much memory."""
+        source = None if self.source is None else replace(self.source, picture=None, mask=None)
+        control = None if self.control is None else replace(self.control, picture=None)
+        return replace(self, source=source, control=control)
 
 
 def first_step(steps: int, strength: float) -> int:

@@ -14,7 +14,7 @@ from zwatch.engine.acceleration import Acceleration, kind_of
 from zwatch.engine.adapted import shapes_of
 from zwatch.engine.computing import Computing
 from zwatch.engine.decoding import Decoded, Decoding, Encoding
-from zwatch.engine.initial import Beginning, EncodedImage, begin, mask_of, pixels_of
+from zwatch.engine.initial import Beginning, begin, encoded_images
 from zwatch.engine.lora import Adapted
 from zwatch.engine.parameters import Generation, GenerationParameters
 from zwatch.engine.precision import name_of
@@ -52,6 +52,8 @@ class Engine:
         """What it computes in: bf16, fp32, fp16, fp8 or int8; of the transformer and the text encoder, joined by `+`, if they differ."""
         self.max_side = self.pipeline.max_side
         """Longest side of an image, pixels."""
+        self.has_control = self.pipeline.controlnet is not None
+        """Whether a control image can guide it."""
         self.linear_shapes = shapes_of(self.pipeline.transformer)  # of the layers that LoRAs can change
         self.is_unjudged = False
         """Whether it has not made an image in this process, and its first one has to be judged."""
@@ -124,14 +126,14 @@ class Engine:
             pipeline = self._for(parameters, computing, adapted)
             with phases.of("encode"), self.device.launching():
                 prompts, new = self._encode(pipeline, parameters, is_request=is_request)
-                initial = self._encoded_image(pipeline, parameters)
+                given = encoded_images(pipeline, self._encoding, parameters, self.device.torch_device)
             images, finite = [], True
             for number, seed in enumerate(parameters.seeds):
                 # What a load lacks passes.
                 picture = Decoded(self._decoding if is_request else Decoding(self.device), pipeline)
                 with phases.of("denoise"):
                     dtype, done = prompts[0].embedding.dtype, number * parameters.steps_made
-                    beginning = begin(pipeline, parameters, initial, seed, dtype, self.device.torch_device)
+                    beginning = begin(pipeline, parameters, given, seed, dtype, self.device.torch_device)
                     latents = self._denoise(pipeline, parameters, beginning, prompts, done, on_step, cancelled, picture)
                 with phases.of("decode"):
                     pixels = picture.pixels(latents)
@@ -145,11 +147,14 @@ class Engine:
                 if not finite:
                     break
                 on_image(number, images[-1])
-            if finite and self._acceleration.prompts is not None:
-                for key, prompt in new.items():
-                    self._acceleration.prompts.put(key, prompt)
+            self._keep(new if finite else {})
         timings = {name: phases.seconds(name) for name in ("encode", "denoise", "decode")}
         return Generation(images, prompts[0].is_truncated, finite, timings, phases)
+
+    def _keep(self, new: dict[Hashable, EncodedText]) -> None:
+        if (prompts := self._acceleration.prompts) is not None:
+            for key, prompt in new.items():
+                prompts.put(key, prompt)
 
     def _for(self, parameters: GenerationParameters, computing: Computing, adapted: Adapted | None) -> Pipeline:
         own, scales = self.pipeline, [lora.scale for lora in parameters.loras]
@@ -306,15 +311,6 @@ class Engine:
             found.append(kept)
         return found, new
 
-    def _encoded_image(self, pipeline: Pipeline, parameters: GenerationParameters) -> EncodedImage | None:
-        """Return the image that is changed, if there is one."""
-        source, sides = parameters.source, (parameters.width, parameters.height)
-        if source is None:
-            return None
-        device = self.device.torch_device
-        moments = self._encoding.encode(pipeline, pixels_of(source, *sides).to(device, non_blocking=True))
-        return EncodedImage(moments, mask_of(source, *sides))
-
     def _denoise(
         self,
         pipeline: Pipeline,
@@ -342,8 +338,10 @@ class Engine:
             if cancelled():
                 raise GenerationCancelled
 
-        texts, begun, scale = [prompt.embedding for prompt in prompts], beginning.latents, parameters.guidance_scale
-        return pipeline.denoise(begun, timeline, texts, scale, after_step, beginning.blend, picture.launch)
+        texts, begun, scale = [prompt.embedding for prompt in prompts], beginning, parameters.guidance_scale
+        return pipeline.denoise(
+            begun.latents, timeline, texts, scale, after_step, begun.blend, picture.launch, begun.control
+        )
 
 
 def _pipeline(components: Collection[Component]) -> Pipeline:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zwatch.engine.computing import EXACT, Computing, Finished
+from zwatch.engine.computing import EXACT, Computing, Control, Finished
 from zwatch.engine.config_fields import LATENT_SCALE
 from zwatch.engine.schedule import Schedule, Timeline
 from zwatch.engine.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ class EncodedText:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The five components together; it has no state."""
+    """The components together; it has no state."""
 
     tokenizer: Tokenizer | TokenizerService
     text_encoder: Any
@@ -39,6 +39,8 @@ class Pipeline:
     vae: Any
     scheduler: Schedule
     computing: Computing = EXACT
+    controlnet: Any = None
+    """A version need not have one."""
 
     @property
     def max_side(self) -> int:
@@ -64,17 +66,17 @@ class Pipeline:
 
     def denoise(
         self, latents: Tensor, timeline: Timeline, prompts: Sequence[Tensor], guidance_scale: float, after_step: AfterStep,
-        blend: Blend | None = None, follow: Callable[[Tensor], None] = lambda latents: None,
+        blend: Blend | None = None, follow: Callable[[Tensor], None] = lambda latents: None, control: Control | None = None,
     ) -> Tensor:  # fmt: skip
         """Return the latents of the image that noise becomes, of the noise's shape, float32 after one step or more.
 
         `prompts` are the embeddings of the prompt, and with a `guidance_scale` over 0 of the negative prompt. `blend` changes the
-        latents after each step. Where the device is given work ahead, `follow` is called with the result while it still makes
-        the last step: what is launched there follows at once.
+        latents after each step; `control` guides them. Where the device is given work ahead, `follow` is called with the result while
+        it still makes the last step: what is launched there follows at once.
         """
         if not len(timeline.timesteps):
             return latents
-        velocities = self.computing.velocities(self.transformer, timeline, prompts, latents)
+        velocities = self.computing.velocities(self.transformer, timeline, prompts, latents, control)
         running: tuple[Finished, int, Tensor, Tensor] | None = None
         for number in range(len(timeline.timesteps)):
             wanted, *others = (found.float() for found in velocities(latents, number))

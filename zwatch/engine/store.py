@@ -10,13 +10,14 @@ import torch
 
 from zwatch.deploy import golden
 from zwatch.deploy.resolving import Directory
-from zwatch.engine.allowed import component_classes
+from zwatch.engine.allowed import OPTIONAL, component_classes
 from zwatch.engine.components import (
     BUILDERS,
     WEIGHED,
     ComponentKey,
     Tools,
     build,
+    check_control,
     default_size,
     weight_files,
 )
@@ -86,7 +87,8 @@ class Parts:
     @property
     def shared(self) -> list[str]:
         """The components with weights of which nothing has to be loaded."""
-        return [name for name in WEIGHED if all(path in self.buffers for path in self.paths.get(name, ()))]
+        weighed = [name for name in WEIGHED if name in self.keys]
+        return [name for name in weighed if all(path in self.buffers for path in self.paths.get(name, ()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +174,20 @@ class ComponentStore:
         default_size(small)
         golden.read(small)
         is_offloaded = self._placement.is_offloaded(planned)
-        keys = {name: ComponentKey(name, *classes[name], planned.component_hashes(name)) for name in BUILDERS}
+        keys = {
+            name: ComponentKey(name, *classes[name], planned.component_hashes(name))
+            for name in BUILDERS
+            if name in classes
+        }
         components = {
             name: found
             for name, key in keys.items()
             if (found := self._components.get(key)) is not None
             and self._is_shared(found, planned, is_offloaded=is_offloaded)
         }
-        paths = {name: weight_files(name, planned, small) for name in WEIGHED if name not in components}
+        paths = {
+            name: weight_files(name, planned, small) for name in WEIGHED if name in keys and name not in components
+        }
         buffers = {
             path: file
             for name, files in paths.items()
@@ -202,11 +210,13 @@ class ComponentStore:
                 stays = parts.is_offloaded and path.startswith(f"{TEXT_ENCODER}/")
                 files[path] = buffer if stays else self._on_device(buffer)
             components = dict(parts.components)
-            for name in BUILDERS:
+            for name in parts.keys:
                 control.begin(f"building {name}")
                 if name not in components:
                     buffers = [files[path] for path in parts.paths.get(name, ())]
                     components[name] = self._build(parts.keys[name], _folder(candidate.small, name), buffers)
+            if OPTIONAL in components:
+                check_control(components["transformer"].module, components[OPTIONAL].module)
             control.check()  # a load that was left gets here late, and must leave nothing behind
         self._note(components.values())
         size = default_size(candidate.small)

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from PIL import Image
+
 from zwatch.engine.config_fields import WARM_SIZE
-from zwatch.engine.parameters import Generation, GenerationParameters
+from zwatch.engine.parameters import ControlImage, Generation, GenerationParameters
 from zwatch.engine.pipeline import Engine
 from zwatch.engine.usable import flaw_of
 from zwatch.errors import Rejection
@@ -26,9 +28,12 @@ def warm(engine: Engine, cancelled: Callable[[], bool] = lambda: False) -> None:
     """
     size = min(WARM_SIZE, engine.default_size)
     parameters = GenerationParameters(PROMPT, "", size, size, STEPS, 0.0, (SEED,))
-    generation = engine.generate(parameters, cancelled=cancelled)
-    if (fault := fault_of(generation)) is not None:
-        raise fault
+    asked = [parameters]
+    if engine.has_control:  # the image itself has to be right without it, too
+        asked.append(replace(parameters, control=ControlImage(Image.linear_gradient("L").convert("RGB"), 1.0, "")))
+    for one in asked:
+        if (fault := fault_of(engine.generate(one, cancelled=cancelled))) is not None:
+            raise fault
 
 
 def fault_of(generation: Generation) -> Rejection | None:

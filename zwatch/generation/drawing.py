@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal
 from zwatch.deploy.shares import alias_of_key, parse_share
 from zwatch.errors import GenerationCancelled, RequestError
 from zwatch.generation.finish import Finisher, Result
+from zwatch.generation.fitting import fitted
 from zwatch.generation.generator import Faulted, Generator, Patience, failure_of
 from zwatch.generation.job import Job
 from zwatch.generation.loras import Loras, beside
 from zwatch.generation.pace import Pace
-from zwatch.generation.request import fitted
 from zwatch.rollout import trials
 from zwatch.rollout.engines import Lease
 from zwatch.rollout.lifecycle import VersionKey

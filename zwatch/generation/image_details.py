@@ -63,6 +63,8 @@ class Details:
     """`yes` if there was a mask."""
     loras: tuple[UsedLora, ...] = ()
     """The LoRAs that it was drawn with."""
+    control: str = ""
+    """The blake3 of the file of the image that guided it."""
 
 
 def details_of(
@@ -94,11 +96,13 @@ def details_of(
     source = parameters.source
     if source is not None:
         request |= {"strength": source.strength, "mask_blur": source.mask_blur}
+    if (control := parameters.control) is not None:
+        request["control_scale"] = control.scale
     text = _a1111_text(parameters, key, seed, share, notes or {})
     return Details(
         text, key.version, str(key.digest), request, signer or "", share or "", trial,
         "" if source is None else source.digest, "yes" if source is not None and source.has_mask else "",
-        parameters.loras,
+        parameters.loras, "" if control is None else control.digest,
     )  # fmt: skip
 
 
@@ -116,8 +120,10 @@ def _a1111_text(parameters: "GenerationParameters", key: VersionKey, seed: int, 
 
 
 def _changed(parameters: "GenerationParameters") -> Pairs:
-    """Return how an image was changed, in AUTOMATIC1111's words, and from which."""
-    source = parameters.source
+    """Return how an image was changed, in AUTOMATIC1111's words, and from which; or what guided it."""
+    source, control = parameters.source, parameters.control
+    if control is not None:
+        return {"Control scale": f"{control.scale:g}", "Control": control.digest}
     if source is None:
         return {}
     blur = {"Mask blur": source.mask_blur} if source.has_mask else {}
@@ -142,6 +148,8 @@ def png_chunks(details: Details) -> PngImagePlugin.PngInfo:
         chunks.add_text("zwatch_source", details.source)
     if details.mask:
         chunks.add_text("zwatch_mask", details.mask)
+    if details.control:
+        chunks.add_text("zwatch_control", details.control)
     chunks.add_text("zwatch_request", json.dumps(details.request, ensure_ascii=False))
     return chunks
 
@@ -162,6 +170,8 @@ def exif(details: Details, *, jpeg: bool) -> bytes:
         ours["source"] = details.source
     if details.mask:
         ours["mask"] = details.mask
+    if details.control:
+        ours["control"] = details.control
     comment = _UNICODE + details.parameters.encode("utf-16-be")
     note = _json({**ours, "request": details.request})
     if jpeg and len(comment) + len(note) > _JPEG_EXIF:
@@ -228,6 +238,7 @@ def read_details(file: BinaryIO | bytes) -> Details:
         _text(tags.get(_USER_COMMENT)), str(note.get("version", "")), str(note.get("digest", "")),
         request if isinstance(request, dict) else {}, str(note.get("signer", "")), str(note.get("share", "")),
         str(note.get("trial", "")), str(note.get("source", "")), str(note.get("mask", "")), _loras(note.get("loras")),
+        str(note.get("control", "")),
     )  # fmt: skip
 
 
@@ -237,7 +248,7 @@ def details_of_png(texts: Mapping[str, str]) -> Details:
         texts.get("parameters", ""), texts.get("zwatch_version", ""), texts.get("zwatch_digest", ""),
         json_object(texts.get("zwatch_request", "")), texts.get("zwatch_signer", ""), texts.get("zwatch_share", ""),
         texts.get("zwatch_trial", ""), texts.get("zwatch_source", ""), texts.get("zwatch_mask", ""),
-        _loras(_json_value(texts.get("zwatch_loras", ""))),
+        _loras(_json_value(texts.get("zwatch_loras", ""))), texts.get("zwatch_control", ""),
     )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from zwatch.bridge import Pulse
 from zwatch.errors import RequestError
+from zwatch.generation.fitting import steps_of
 from zwatch.generation.following import follow
 from zwatch.generation.job_events import Done, Failed, Finished, JobEvent, JobState, Picture, Queued, Stepped
 from zwatch.generation.loras import JobLoras
-from zwatch.generation.request import GenerateRequest, steps_of
+from zwatch.generation.request import GenerateRequest
 from zwatch.generation.second_turn import SecondTurn
 from zwatch.generation.sources import Source
 from zwatch.logs import request_id
@@ -66,6 +67,8 @@ class Job:
     """The id of the trial in which its end, and votes on its pictures, count; "" for none."""
     source_digest: str | None = None
     """The digest of the image that it changes or changed; None if it makes one from noise."""
+    control_digest: str | None = None
+    """The digest of the image that guides it; None if none does."""
     finished: Finished | None = None
     error: RequestError | None = None
     has_mask = False
@@ -93,8 +96,10 @@ class Job:
         self.id = f"j-{secrets.token_hex(8)}"
         self.request, self.lease = request, lease
         self.source = source
-        """The image that it changes, until it ends; None if it makes one from noise."""
-        if source is not None:
+        """The image that it changes, or that guides it, until it ends; None if there is none."""
+        if source is not None and source.guides:
+            self.control_digest = source.digest
+        elif source is not None:
             self.source_digest, self.has_mask = source.digest, source.mask is not None
         self.lora_digests: dict[str, str] = {}
         """The digests of its LoRAs by name, if another process accepted it and has told them."""

@@ -39,7 +39,7 @@ class LoraView(TypedDict):
 
 class KeptImage(TypedDict):
     """An image in the history, with what it was made from; `model` and `quality` are as requested, `trial` is null unless votes on
-    it count in a trial; `source` is the digest of the image that was changed, null if none was, and `mask` whether a part of it was. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
+    it count in a trial; `source` is the digest of the image that was changed, null if none was, and `mask` whether a part of it was; `control` is the digest of the image that guided it. If another program wrote the file, all fields but `name`, `url`, `format` and `bytes` may be null."""
 
     name: str
     url: str
@@ -58,6 +58,8 @@ class KeptImage(TypedDict):
     mask: bool
     strength: float | None
     mask_blur: int | None
+    control: str | None
+    control_scale: float | None
     model: str | None
     format: ImageFormat
     quality: int | None
@@ -134,6 +136,8 @@ def _kept_image(name: str, size: int, details: Details) -> KeptImage:
         "mask": details.mask == "yes",
         "strength": _number(request.get("strength")),
         "mask_blur": _whole(request.get("mask_blur")),
+        "control": details.control if _DIGEST.fullmatch(details.control) else None,
+        "control_scale": _number(request.get("control_scale")),
         "model": _text(request.get("model")),
         "format": ImageFormat.of_name(name),
         "quality": _whole(request.get("quality")),

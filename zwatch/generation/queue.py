@@ -15,11 +15,12 @@ from zwatch.deploy.shares import parse_share
 from zwatch.errors import RequestError, retry_after
 from zwatch.generation.drawing import AGAIN, Drawer
 from zwatch.generation.finish import Finisher, Result
+from zwatch.generation.fitting import fitted, steps_of, work_of
 from zwatch.generation.generator import Generator, failure_of
 from zwatch.generation.job import Job, jobs_of_request
 from zwatch.generation.job_store import JobStore
 from zwatch.generation.loras import JobLoras, Loras
-from zwatch.generation.request import USUAL_SIDE, GenerateRequest, fitted, steps_of, work_of
+from zwatch.generation.request import USUAL_SIDE, GenerateRequest
 from zwatch.generation.sources import Source, too_much_held
 from zwatch.generation.unserved import not_served
 from zwatch.logs import request_id
@@ -139,7 +140,7 @@ class GenerationQueue:
         source: Source | None = None,
         loras: JobLoras | None = None,
     ) -> Job:
-        """Accept a request, with the image that it changes and the LoRAs that it names if there are some; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
+        """Accept a request, with the image that it changes, or that guides it, and the LoRAs that it names if there are some; for `attended`, `keeps_files` and `client` see `Job`. A request that names a version leases it now; so does one
         that names a share; one that names an alias leases what the alias serves when its turn comes. While a version for it is loaded, it waits.
 
         Raises:

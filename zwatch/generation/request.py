@@ -1,12 +1,11 @@
-"""A request for images: what a client may ask for, and how the version that serves it completes and limits it."""
+"""A request for images: what a client may ask for, whichever version serves it."""
 
 import encodings.utf_8_sig  # noqa: F401 (else `decode` imports it, for which there may be no file descriptor)
 import json
-import math
 import secrets
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,13 +23,7 @@ from zwatch.generation.fields import (
     validated,
 )
 from zwatch.generation.lora_fields import LoraList, LoraWish
-from zwatch.generation.sides import SIDE_STEP, sides_of
-
-if TYPE_CHECKING:
-    from zwatch.engine.parameters import GenerationParameters, InitialImage
-    from zwatch.engine.pipeline import Engine
-    from zwatch.generation.loras import JobLoras
-    from zwatch.generation.sources import Source
+from zwatch.generation.sides import SIDE_STEP
 
 PRIMARY = "current"
 """The alias that serves a request which names no model."""
@@ -49,6 +42,9 @@ RANDOM_SEEDS = 2**32
 """Seeds that are chosen here are below this: JavaScript and jq round whole numbers beyond 2^53."""
 DEFAULT_STRENGTH = 0.6
 """diffusers' own, of image to image."""
+DEFAULT_CONTROL_SCALE = 0.75
+"""diffusers' own, of `controlnet_conditioning_scale`."""
+MAX_CONTROL_SCALE = 2.0
 MAX_BLUR = 64
 DEFAULT_QUALITY = 92
 """Of a JPEG or WebP, of 100."""
@@ -98,6 +94,7 @@ Guidance = Annotated[float, Number(0.0, MAX_GUIDANCE)]
 Seed = Annotated[int, Whole(0, SEEDS - 1)]
 Count = Annotated[int, Whole(1, MAX_IMAGES)]
 Strength = Annotated[float, Number(0.0, 1.0)]
+ControlScale = Annotated[float, Number(0.0, MAX_CONTROL_SCALE)]
 Blur = Annotated[int, Whole(0, MAX_BLUR)]
 Quality = Annotated[int, Whole(1, 100)]
 Format = Annotated[ImageFormat, OneOf(ImageFormat)]
@@ -131,6 +128,9 @@ class ImageRequest(BaseModel):
         Strength, Field(description="How much an image is changed: 0 not at all, 1 wholly. Ignored without one.")
     ] = DEFAULT_STRENGTH
     mask_blur: Annotated[Blur, Field(description="Pixels of the mask by which it is blurred.")] = 0
+    control_scale: Annotated[
+        ControlScale, Field(description="How strongly a control image guides what is drawn. Ignored without one.")
+    ] = DEFAULT_CONTROL_SCALE
     loras: Annotated[
         tuple[LoraWish, ...],
         LoraList(),
@@ -180,6 +180,14 @@ class ComparableRequest(ImageRequest):
         OneFile(),
         Field(description="As `image`: what is white in it is painted anew, what is black stays."),
     ] = None
+    control_image: Annotated[
+        str | bytes | None,
+        OneFile(),
+        Field(
+            description="As `image`: edges, a pose, depth or the like, which what is drawn follows. Not beside `image`; the version needs a "
+            "controlnet."
+        ),
+    ] = None
 
     @property
     def is_comparison(self) -> bool:
@@ -226,102 +234,6 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
         RequestError: 400 with the field's name.
     """
     return validated(GenerateRequest, body)
-
-
-def steps_of(request: ImageRequest, source: "Source | None") -> int:
-    """Return how many steps an image of a request counts as: those that are made, which are fewer where an image is changed; at least
-    one, since it is encoded and decoded in any case."""
-    from zwatch.engine.parameters import first_step
-
-    return request.steps if source is None else max(1, request.steps - first_step(request.steps, request.strength))
-
-
-def work_of(request: GenerateRequest, default_size: int, source: "Source | None" = None, max_work: float = math.inf) -> float:  # fmt: skip
-    """Return the megapixels x steps x images of a request; `default_size` is the side of an image in pixels."""
-    steps = steps_of(request, source) * request.n
-    width, height = sides_of(
-        (request.width, request.height),
-        None if source is None else source.picture.size,
-        default_size,
-        MAX_SIDE,
-        max_work / steps,
-    )
-    return width * height / 1e6 * steps
-
-
-def fitted(
-    request: GenerateRequest,
-    engine: "Engine",
-    max_work: float,
-    source: "Source | None" = None,
-    loras: "JobLoras | None" = None,
-) -> "GenerationParameters":
-    """Complete a request, whose LoRAs are open, with the defaults of the version that serves it, and check it against that version's limits
-    and against `max_work`, in megapixels x steps x images.
-
-    Raises:
-        RequestError: 400, a side is longer than the version's positions reach, all of it is too much, or a LoRA does not fit.
-    """
-    from zwatch.engine.parameters import GenerationParameters
-
-    steps = steps_of(request, source)
-    most = min(engine.max_side, MAX_SIDE)
-    width, height = sides_of(
-        (request.width, request.height),
-        None if source is None else source.picture.size,
-        engine.default_size,
-        most,
-        max_work / (steps * request.n),
-    )
-    sides = {"width": width, "height": height}
-    for name, side in sides.items():
-        if side > engine.max_side:
-            raise invalid(name, f"{name} may be {engine.max_side} at most with version {engine.version}, got {side}")
-    share = 1.0 if source is None else max(request.strength, 1 / MAX_STEPS)
-    if (error := _too_much(**sides, steps=steps, count=request.n, max_work=max_work, share=share)) is not None:
-        raise error
-    if loras is not None:
-        loras.check(engine)
-    return GenerationParameters(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        seeds=tuple(request.seed + number for number in range(request.n)),
-        width=sides["width"],
-        height=sides["height"],
-        loras=() if loras is None else loras.used,
-        source=None if source is None else _initial(request, source),
-    )
-
-
-def _initial(request: GenerateRequest, source: "Source") -> "InitialImage":
-    from zwatch.engine.parameters import InitialImage
-
-    whole = None if source.canvas is None or source.canvas.box is None else source.canvas.picture.size
-    return InitialImage(
-        source.picture, source.mask, request.strength, request.mask_blur, source.digest, source.mask is not None, whole
-    )
-
-
-def _too_much(width: int, height: int, steps: int, count: int, max_work: float, share: float) -> RequestError | None:
-    """Return the error for what is too much, which names the first of n, steps and width that could make it fit. `share` of the steps
-    that are asked for are made."""
-    a_step = width * height / 1e6
-    work = a_step * steps * count
-    if work <= max_work:
-        return None
-    if (most := int(max_work / (a_step * steps))) >= 1:
-        param, advice = "n", f"n may be {most} at most with these"
-    elif (most := int(max_work / a_step)) >= 1:
-        param, advice = "steps", f"steps may be {int(most / share)} at most with n = 1"
-    else:
-        param, advice = "width", "width and height are too large even for one step"
-    return invalid(
-        param,
-        f"{width} x {height} pixels x {steps} steps x n = {count} is {work:.4g} megapixel-steps, more than the "
-        f"{max_work:.4g} that --max-work allows: {advice}",
-    )
 
 
 def _no_constant(name: str) -> None:

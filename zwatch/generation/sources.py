@@ -53,7 +53,7 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """An image that is to be changed: upright RGB; its mask (L; white is painted anew) or None; and the blake3 of the image's
+    """An image that is to be changed, or one that `guides` what is drawn: upright RGB; its mask (L; white is painted anew) or None; and the blake3 of the image's
     file, in hex. `kept` are the bytes of files that its request keeps. Where there is a `canvas`, what is drawn is put into that; `notes` are pairs for the text in the
     image's file."""
 
@@ -63,6 +63,7 @@ class Source:
     canvas: "Canvas | None" = None
     notes: Mapping[str, int | str] = field(default_factory=dict)
     kept: int = 0
+    guides: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +100,19 @@ def read_source(image: bytes, mask: bytes | None) -> Source:
     picture = _flat(open_picture(image, "image"), "RGB", "white")
     found = None if mask is None else _flat(open_picture(mask, "mask"), "L", "black")
     return Source(picture, found, blake3(image).hexdigest())
+
+
+def read_control(image: bytes) -> Source:
+    """Decode the file of an image that guides what is drawn. To be called in a thread, for few at a time. Transparent parts become black, as
+    is what such images have nothing to say about.
+
+    Raises:
+        RequestError: 400 with `control_image`, it is not an image that can be used.
+    """
+    from blake3 import blake3
+
+    picture = _flat(open_picture(image, "control_image"), "RGB", "black")
+    return Source(picture, None, blake3(image).hexdigest(), guides=True)
 
 
 def file_of(text: str, param: str, *, others: str = "") -> bytes:

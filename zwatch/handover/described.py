@@ -78,10 +78,12 @@ def parameters_of(body: Body) -> "GenerationParameters":
     Raises:
         KeyError, ValueError, TypeError: it is not that.
     """
-    from zwatch.engine.parameters import GenerationParameters, InitialImage, UsedLora
+    from zwatch.engine.parameters import ControlImage, GenerationParameters, InitialImage, UsedLora
 
     known = {field.name: body[field.name] for field in fields(GenerationParameters) if field.name in body}
     source = known.get("source")
     known |= {"seeds": tuple(known["seeds"]), "source": None if source is None else InitialImage(**source)}
+    control = known.get("control")
+    known["control"] = None if control is None else ControlImage(**control)
     known["loras"] = tuple(UsedLora(**lora) for lora in known.get("loras", ()))
     return GenerationParameters(**known)

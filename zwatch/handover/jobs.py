@@ -58,7 +58,9 @@ class MirroredJob(Job):
             keeps_files=body["keeps_files"],
             source=source,
         )
-        if about is not None:
+        if about is not None and about.get("guides", False):
+            self.control_digest = str(about["digest"])
+        elif about is not None:
             self.source_digest, self.has_mask = str(about["digest"]), bool(about["mask"])
         self.lora_digests = {str(name): str(digest) for name, digest in body.get("loras", {}).items()}
         self.steps = int(body.get("steps", self.steps))
@@ -272,7 +274,7 @@ class JobMirror:
     def redraw(self) -> None:
         """Draw all jobs that have not ended: the old process has."""
         for job in list(self._jobs.values()):
-            has_lost_source = job.source is None and job.source_digest is not None
+            has_lost_source = job.source is None and (job.source_digest or job.control_digest) is not None
             if job.id in self._attended or has_lost_source:  # its client has lost its connection
                 job.fail(_LOST)
                 continue

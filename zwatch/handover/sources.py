@@ -1,4 +1,4 @@
-"""The images that waiting jobs change, across a handover: their pixels in anonymous files, whose descriptors go with the jobs."""
+"""The images that waiting jobs change, or that guide them, across a handover: their pixels in anonymous files, whose descriptors go with the jobs."""
 
 import os
 from typing import Any, BinaryIO
@@ -10,12 +10,13 @@ from zwatch.generation.sources import Source
 
 
 def about_source(job: Job) -> dict[str, Any] | None:
-    """Return what a job's image is, without its pixels; None if it changes none."""
-    if job.source_digest is None:
+    """Return what a job's image is, without its pixels; None if it has none."""
+    if (digest := job.source_digest or job.control_digest) is None:
         return None
     size = None if job.source is None else list(job.source.picture.size)
     mask = None if job.source is None or job.source.mask is None else list(job.source.mask.size)
-    return {"digest": job.source_digest, "mask": job.has_mask, "size": size, "mask_size": mask}
+    guides = job.control_digest is not None
+    return {"digest": digest, "mask": job.has_mask, "size": size, "mask_size": mask, "guides": guides}
 
 
 def needed_source(job: Job) -> Source | None:
@@ -54,4 +55,4 @@ def read_source_file(about: dict[str, Any], file: BinaryIO) -> Source | None:
         file.seek(0)
         picture = Image.frombytes("RGB", (width, height), file.read(3 * width * height))
         mask = Image.frombytes("L", (across, down), file.read(across * down)) if about["mask"] else None
-    return Source(picture, mask, str(about["digest"]))
+    return Source(picture, mask, str(about["digest"]), guides=bool(about.get("guides", False)))

@@ -11,8 +11,9 @@ from typing import Any
 from zwatch.engine import allowed
 from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import check_config, check_widths, config_object
+from zwatch.engine.networks.configs import ControlConfig
 from zwatch.errors import Refused, Rejection
-from zwatch.importing.layouts import text_encoder, transformer, vae
+from zwatch.importing.layouts import controlnet, text_encoder, transformer, vae
 
 Shapes = Mapping[str, tuple[int, ...]]
 _MOST_NAMED = 8
@@ -86,7 +87,20 @@ def _vae(config: Mapping[str, Any]) -> Shapes | None:
     return vae.tensors(sizes, [name for name, is_there in quant.items() if is_there])
 
 
-_TABLES = {"text_encoder": _text_encoder, "vae": _vae, "transformer": _transformer}
+def _controlnet(config: Mapping[str, Any]) -> Shapes | None:
+    own = ControlConfig.of(config)
+    if not own.qk_norm:
+        return None
+    kind = own.add_control_noise_refiner
+    sizes = {"dim": own.dim, "head_dim": own.dim // own.n_heads, "control_in_dim": own.control_in_dim}
+    counts = {
+        "n_control_layers": len(own.control_layers_places),
+        "n_refiner_layers": 0 if kind == "control_layers" else own.n_refiner_layers,
+    }
+    return controlnet.tensors(sizes | counts | {"refiner_hints": int(kind == controlnet.REFINER)})
+
+
+_TABLES = {"controlnet": _controlnet, "text_encoder": _text_encoder, "vae": _vae, "transformer": _transformer}
 """What each component with weights must have, by its config; None where the tables do not cover it."""
 
 

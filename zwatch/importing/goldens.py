@@ -14,6 +14,9 @@ from zwatch.importing.bases import Base
 from zwatch.importing.plans import Plan
 from zwatch.importing.sources import Found
 
+_DRAWING = frozenset(pipeline_files.WEIGHTS) - {pipeline_files.CONTROLNET}
+"""The components with weights that draw a golden image."""
+
 
 def add(plan: Plan, found: Found, base: Base | None, of_source: Collection[str]) -> None:
     """Add a source's golden images to the plan if all that draws them is the source's; else say that they are left out.
@@ -23,11 +26,14 @@ def add(plan: Plan, found: Found, base: Base | None, of_source: Collection[str])
         Refused: an image is not as golden.json says, or a file changed.
         OSError: it cannot be read.
     """
-    if base is not None and base.golden:
+    if base is not None and base.golden and set(of_source) == {pipeline_files.CONTROLNET} and not plan.loras:
+        plan.shared |= base.golden  # without a control image, the new version draws the same
+        plan.small[golden.NAME] = reading.read_whole(base.golden[golden.NAME])
+    elif base is not None and base.golden:
         plan.notes.append(f"the golden images of {base.name} are left out: {_other(plan, of_source)}; {_make(plan)}")
     if not found.golden:
         return
-    if plan.loras or set(of_source) < set(pipeline_files.WEIGHTS):
+    if plan.loras or not set(of_source) >= _DRAWING:
         plan.notes.append(f"the golden images of the source are left out: {_other(plan, of_source)}; {_make(plan)}")
         return
     data = reading.read_whole(found.golden[golden.NAME])
@@ -45,7 +51,7 @@ def add(plan: Plan, found: Found, base: Base | None, of_source: Collection[str])
 def _other(plan: Plan, of_source: Collection[str]) -> str:
     if plan.loras:
         return "a LoRA is merged, so that the new version draws something else"
-    given = sorted(set(of_source) & set(pipeline_files.WEIGHTS))
+    given = sorted(set(of_source) & _DRAWING)
     return f"of what draws them, only {', '.join(given) or 'nothing'} is the source's"
 
 

@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from math import prod
+from typing import Any
 
 from zwatch.deploy import pipeline_files, provenance, seal
 from zwatch.deploy.header import ITEM_BITS, VERSION_KEY, WEIGHTS_SUFFIX
 from zwatch.engine.config_fields import FIELDS
 from zwatch.errors import Refused, Rejection
-from zwatch.importing import goldens, origins, pieces, reading
+from zwatch.importing import controlnets, goldens, origins, pieces, reading
 from zwatch.importing.bases import Base
 from zwatch.importing.plans import Ancestors, Plan, Wish
 from zwatch.importing.reading import SourceFile
@@ -47,6 +48,10 @@ def make(found: Found, base: Base | None, wish: Wish) -> Plan:
     plan.loras += found.loras
     _refuse_lacking(found, weights, base, plan.loras)
     of_source = frozenset(weights)
+    if (
+        lone := weights.get(pipeline_files.CONTROLNET)
+    ) is not None and pipeline_files.CONTROL_CONFIG not in found.small:
+        weights[lone.component] = controlnets.without_unused(lone, _latents(found, base))
     for one in weights.values():
         if one.layout:
             plan.remarks += [f"{one.component}: {note}" for note in (one.layout, *one.notes)]
@@ -60,6 +65,7 @@ def make(found: Found, base: Base | None, wish: Wish) -> Plan:
     for one in weights.values():
         _add_weights(plan, one, wish)
     _add_small(plan, found, set(weights), base)
+    controlnets.complete(plan, weights)
     goldens.add(plan, found, base, of_source)
     check_complete(plan, found)
     _add_ancestors(plan, found, base, of_source)
@@ -154,7 +160,7 @@ def _is_dequantized(weights: Weights) -> bool:
 def _add_small(plan: Plan, found: Found, weighted: set[str], base: Base | None) -> None:
     """Add all other files: those of the source, and of the base those that the source lacks."""
     taken = {path: file for path, file in found.small.items() if path != provenance.NAME}
-    for component in COMPONENTS if base is not None else ():
+    for component in () if base is None else (*COMPONENTS, *_control_of(taken, base, weighted)):
         assert base is not None
         own = {path for path in taken if path.startswith(f"{component}/")}
         files = {path: file for path, file in base.files.items() if path.startswith(f"{component}/") and path not in own}  # fmt: skip
@@ -177,6 +183,30 @@ def _add_small(plan: Plan, found: Found, weighted: set[str], base: Base | None) 
             plan.small[path] = reading.read_whole(file)
         elif pipeline_files.is_config(path):
             _check_json(found, path, reading.read_whole(file))
+
+
+def _control_of(taken: Mapping[str, SourceFile], base: Base, weighted: AbstractSet[str]) -> tuple[str, ...]:
+    """Return the base's ControlNet, if it is to be taken: the index names one, and the source has none."""
+    index = taken.get(pipeline_files.INDEX) or base.files[pipeline_files.INDEX]
+    is_named = pipeline_files.names_control(_object(index))
+    return (pipeline_files.CONTROLNET,) if is_named and pipeline_files.CONTROLNET not in weighted else ()
+
+
+def _latents(found: Found, base: Base | None) -> int:
+    """Return how many channels of latents the transformer takes."""
+    path = "transformer/config.json"
+    config = found.small.get(path) or (None if base is None else base.files[path])
+    channels = 16 if config is None else _object(config).get("in_channels", 16)
+    return channels if type(channels) is int else 16
+
+
+def _object(file: SourceFile) -> dict[str, Any]:
+    """Return the object in a file; empty if there is none, which is refused elsewhere."""
+    try:
+        found = json.loads(reading.read_whole(file))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 _READ = (pipeline_files.INDEX, *FIELDS)

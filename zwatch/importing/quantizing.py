@@ -75,7 +75,8 @@ def _planned(base: Base, name: str, kind: str, found: Found) -> Plan:
         if path not in written and not (path.startswith(_QUANTIZED) and path.endswith(INDEX_SUFFIX))
     }
     for path in (pipeline_files.INDEX, *FIELDS):
-        plan.small[path] = reading.read_whole(base.files[path])
+        if path in base.files:  # a ControlNet need not be there
+            plan.small[path] = reading.read_whole(base.files[path])
     goldens.add_to_quantized(plan, base, kind)
     planning.check_complete(plan, found)
     return plan

@@ -16,12 +16,13 @@ from zwatch.importing import caches, reading
 from zwatch.importing.reading import SourceFile
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_FOLDERS = (*COMPONENTS, pipeline_files.CONTROLNET)
 INDEX_SUFFIX = f"{WEIGHTS_SUFFIX}.index.json"
 _COMFY = {"diffusion_models": "transformer", "unet": "transformer", "text_encoders": "text_encoder", "clip": "text_encoder", "vae": "vae"}  # fmt: skip
 """ComfyUI's folders of models, old names and new, and the components in them."""
 _CLASSES = {
     "ZImageTransformer2DModel": "transformer", "AutoencoderKL": "vae", "Qwen3Model": "text_encoder",
-    "Qwen3ForCausalLM": "text_encoder",
+    "Qwen3ForCausalLM": "text_encoder", "ZImageControlNetModel": pipeline_files.CONTROLNET,
 }  # fmt: skip
 _VARIANT = re.compile(
     r"(?P<stem>[A-Za-z0-9_]+?)(?:\.(?P<early>[A-Za-z0-9_]+))?(?P<shard>-[0-9]+-of-[0-9]+)?(?:\.(?P<late>[A-Za-z0-9_]+))?\.safetensors"
@@ -117,7 +118,7 @@ def _directory(directory: Path, preferred: str | None) -> Found:
         reading.refuse_pickle(path)
     there = sorted(path.name for path in directory.iterdir())
     raise Refused(
-        f"{directory}: expected {pipeline_files.INDEX}, a component's folder ({', '.join(COMPONENTS)}), config.json beside "
+        f"{directory}: expected {pipeline_files.INDEX}, a component's folder ({', '.join(_FOLDERS)}), config.json beside "
         f"weights, ComfyUI's folders, or one {WEIGHTS_SUFFIX} file; found {', '.join(there[:10])}"
         + (f" and {len(there) - 10} more" if len(there) > 10 else "")
     )
@@ -132,7 +133,7 @@ def _lone(path: Path, name: str) -> SourceFile:
 
 
 def _folders(directory: Path) -> Iterator[Path]:
-    return (directory / name for name in COMPONENTS if (directory / name).is_dir())
+    return (directory / name for name in _FOLDERS if (directory / name).is_dir())
 
 
 def _is_component(folder: Path) -> bool:
@@ -269,9 +270,11 @@ def _may_be_weights(name: str) -> bool:
 def _is_small(inside: str) -> bool:
     if inside == golden.NAME:
         return False
-    return inside in (*pipeline_files.REQUIRED, *pipeline_files.OPTIONAL) or inside.startswith(
-        pipeline_files.OPTIONAL_FOLDERS
-    )
+    return inside in (
+        *pipeline_files.REQUIRED,
+        pipeline_files.CONTROL_CONFIG,
+        *pipeline_files.OPTIONAL,
+    ) or inside.startswith(pipeline_files.OPTIONAL_FOLDERS)
 
 
 def _sealed_hashes(directory: Path) -> Mapping[str, str]:

@@ -13,9 +13,9 @@ from zwatch.generating.output import SUFFIXES, Output, name_for
 from zwatch.mcp import pictures
 from zwatch.mcp.places import Places
 from zwatch.mcp.progress import Meter, in_thread
-from zwatch.mcp.schemas import DrawArguments, Drawn, EditArguments
+from zwatch.mcp.schemas import DrawArguments, Drawn, EditArguments, GuidedArguments
 
-_SENT = ("prompt", "width", "height", "steps", "seed", "n", "model", "strength", "mask_blur")
+_SENT = ("prompt", "width", "height", "steps", "seed", "n", "model", "strength", "mask_blur", "control_scale")
 """The arguments that are fields of the request as they are."""
 
 
@@ -43,10 +43,12 @@ class Painter:
         return await in_thread(self._delivered, done, output)
 
     def _prepared(self, asked: DrawArguments) -> tuple[tuple[Output, str] | None, dict[str, Picture]]:
-        sources = {}
+        given: dict[str, str | None] = {}
         if isinstance(asked, EditArguments):
             given = {"image": asked.image, "mask": asked.mask}
-            sources = {name: self._places.picture(name, text) for name, text in given.items() if text is not None}
+        elif isinstance(asked, GuidedArguments):
+            given = {"control_image": asked.control_image}
+        sources = {name: self._places.picture(name, text) for name, text in given.items() if text is not None}
         output = None if asked.save_as is None else self._places.output("save_as", asked.save_as, asked.n)
         return output, sources
 

@@ -57,6 +57,19 @@ class DrawArguments(Arguments):
     )
 
 
+class GuidedArguments(DrawArguments):
+    """What to draw, and what guides it."""
+
+    control_image: str | None = Field(
+        None,
+        description="A picture of edges, a pose, depth or the like that the new one follows: history:NAME, a data URL, or a file in the directory "
+        "that the user allowed. Needs a version with a controlnet, as get_status shows.",
+    )
+    control_scale: float | None = Field(
+        None, description="How strongly it guides: 0 not at all, 1 fully, at most 2; 0.75 if left out."
+    )
+
+
 class EditArguments(DrawArguments):
     """What to change, in which picture."""
 

@@ -95,7 +95,7 @@ def tools(service: Service, *, allows_deploy: bool, directory: Path | None) -> l
 
     looking, changing = _hints(reads=True, repeats=True), _hints(destroys=True)
     found = [
-        _Tool("generate_image", "Draw pictures", "Draw one to four pictures from a prompt.", kinds.DrawArguments, kinds.Drawn, _hints(), draw),
+        _Tool("generate_image", "Draw pictures", "Draw one to four pictures from a prompt.", kinds.GuidedArguments, kinds.Drawn, _hints(), draw),
         _Tool("edit_image", "Change a picture", "Draw a picture anew from another one: all of it, or what a mask has white. Use it to vary, restyle or "
               "repair a picture.", kinds.EditArguments, kinds.Drawn, _hints(), draw),
         _Tool("list_versions", "List versions", "List the versions of the model: which serves, and which can be named as model.", kinds.NoArguments,

@@ -412,7 +412,7 @@ async def test_another_field_takes_no_file(client):
     async with client.http.post(client.url + "/generate", data=form) as response:
         assert response.status == 400
         assert (await response.json())["error"]["message"].startswith(
-            "negative_prompt is a file: only image, mask may be one"
+            "negative_prompt is a file: only image, mask, control_image may be one"
         )
 
 

@@ -130,7 +130,7 @@ async def test_a_job_says_what_it_was_asked_for_and_when(client):
     assert "version" not in job, "it is not known yet which version will draw it"
     seed = {"prompt": "a cat", "negative_prompt": "blurry", "steps": 8, "guidance_scale": 2.5, "seed": 9, "n": 1}
     form = {"format": "png", "quality": 92, "model": "current", "loras": []}
-    form |= {"source": None, "mask": False, "strength": None, "mask_blur": None}
+    form |= {"source": None, "mask": False, "strength": None, "mask_blur": None, "control": None, "control_scale": None}
     assert job["request"] == {**seed, **form, "width": None, "height": None}
     assert job["created"].endswith("Z")
     await client.call("DELETE", f"/jobs/{running}")

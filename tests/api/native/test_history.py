@@ -41,7 +41,7 @@ async def test_every_image_is_listed_with_its_parameters(filled, tmp_path):
             "name": image["name"], "url": f"/history/{image['name']}", "version": "v1", "digest": serving.digest, "share": None,
             "trial": None, "seed": seed, "prompt": f"cat {seed}", "negative_prompt": "", "width": 64, "height": 64, "steps": 8,
             "guidance_scale": 0.0, "model": "current", "format": ("png", "jpeg", "webp")[seed - 1], "quality": 92,
-            "loras": [], "source": None, "mask": False, "strength": None, "mask_blur": None,
+            "loras": [], "source": None, "mask": False, "strength": None, "mask_blur": None, "control": None, "control_scale": None,
             "bytes": (tmp_path / "output" / image["name"]).stat().st_size,
             "votes": {"up": 0, "down": 0, "mine": 0},
         }  # fmt: skip
@@ -91,7 +91,7 @@ async def test_a_file_that_is_not_an_image_is_listed_without_parameters(start, t
     assert page["images"][0] == {
         "name": "20990101_000000_seed5.png", "url": "/history/20990101_000000_seed5.png", "version": None, "digest": None, "share": None,
         "seed": 5, "prompt": None, "negative_prompt": None, "width": None, "height": None, "steps": None,
-        "guidance_scale": None, "model": None, "format": "png", "quality": None, "loras": [], "source": None, "mask": False, "strength": None, "mask_blur": None, "bytes": 5,
+        "guidance_scale": None, "model": None, "format": "png", "quality": None, "loras": [], "source": None, "mask": False, "strength": None, "mask_blur": None, "control": None, "control_scale": None, "bytes": 5,
         "created": "2099-01-01T00:00:00Z", "trial": None, "votes": {"up": 0, "down": 0, "mine": 0},
     }  # fmt: skip
 

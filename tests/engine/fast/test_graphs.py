@@ -12,11 +12,14 @@ import torch
 from tests.engine.editing import build, parameters
 from tests.engine.fast import networks
 from zwatch.engine.adapted import AdaptedLinear, Down, view_of
+from zwatch.engine.computing import Control
 from zwatch.engine.factory import EngineFactory
 from zwatch.engine.fast import computing
 from zwatch.engine.fast.computing import FastComputing
 from zwatch.engine.fast.graphs import MOST, Graphs
 from zwatch.engine.fast.operations import TorchOperations
+from zwatch.engine.networks.configs import ControlConfig
+from zwatch.engine.networks.controlnet import ZImageControlNet
 from zwatch.engine.schedule import EulerSchedule
 from zwatch.shadow.device import Device
 
@@ -262,3 +265,37 @@ def test_networks_that_draw_with_loras_have_graphs_of_their_own_which_go_with_th
     del view, one
     gc.collect()
     assert [made() is None for made in recorder.made] == [False, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", [None, "control_layers", "control_noise_refiner"], ids=str)
+def test_guided_pictures_have_graphs_of_their_own_which_read_what_guides_them_and_let_it_go(kind):
+    network = networks.transformer(torch.float32)
+    config = ControlConfig(
+        control_layers_places=(0, 1), control_in_dim=16, control_refiner_layers_places=(0,), add_control_noise_refiner=kind,
+        dim=network.config.dim, n_heads=network.config.n_heads, n_refiner_layers=network.config.n_refiner_layers,
+    )  # fmt: skip
+    made = [networks.filled(ZImageControlNet(config), torch.float32, "cpu", seed) for seed in (3, 4)]
+    guides = [Control(made[one], torch.randn(16, 1, 8, 6), scale) for one, scale in ((0, 1.0), (0, 0.5), (1, 1.0))]
+    plain = FastComputing(TorchOperations())
+    recorder = Recorder()
+    graphs = Graphs(recorder, lambda: True)
+
+    def steps(using, control):
+        timeline = EulerSchedule(shift=3.0).timeline(4, 12, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(5)
+        latents = torch.randn(1, 16, 8, 6, generator=generator)
+        at = using.velocities(network, timeline, [torch.randn(20, 24, generator=generator)], latents, control)
+        return torch.stack([one for number in range(4) for one in at(latents, number)])
+
+    expected = [steps(plain, control) for control in (None, *guides)]
+    assert not any(torch.equal(expected[0], one) for one in expected[1:])
+    with held(graphs) as using:
+        for _ in range(2):
+            found = [steps(using, control) for control in (None, *guides)]
+            assert all(map(torch.equal, found, expected))
+    # A step without control, one for each ControlNet, and what they share: another scale needs none.
+    assert len(recorder.made) == 3 + 2
+    gone = weakref.ref(made[1])
+    del made[1], guides[2]
+    gc.collect()
+    assert gone() is None

@@ -40,7 +40,6 @@ OTHERS = {
     "CLIP": ["text_model.encoder.layers.0.mlp.fc1.weight"],
     "Qwen-VL": ["visual.blocks.0.attn.qkv.weight", "model.embed_tokens.weight"],
     "Z-Image-Omni or Z-Image-Edit": ["siglip_embedder.0.weight", "cap_embedder.1.weight"],
-    "ControlNet for Z-Image": ["control_layers.0.after_proj.weight"],
     "TAESD": ["decoder.layers.1.weight"],
     "optimizer": ["state.0.exp_avg", "state.0.exp_avg_sq"],
     "adapters that are not merged": ["layers.0.attention.to_q.base_layer.weight", "layers.0.attention.to_q.lora_A.default.weight"],

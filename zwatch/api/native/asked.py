@@ -1,4 +1,4 @@
-"""Reading a request for images: its fields, and the image that it changes, if there is one."""
+"""Reading a request for images: its fields, and the image that it changes, or that guides it, if there is one."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from zwatch.api.services import SERVICES
 from zwatch.errors import RequestError
 from zwatch.generation.fields import invalid, validated
 from zwatch.generation.request import ComparableRequest
-from zwatch.generation.sources import Source, file_of, read_source
+from zwatch.generation.sources import Source, file_of, read_control, read_source
 
 IN_HISTORY = "history:"
 """Begins the name of an image in the history, where an image can be given."""
@@ -19,7 +19,7 @@ _LARGE = 2**16
 
 
 async def read_asked(request: web.Request) -> tuple[ComparableRequest, Source | None]:
-    """Return a request's checked fields, without its files, and the image that it changes.
+    """Return a request's checked fields, without its files, and the image that it changes, or that guides it.
 
     Raises:
         RequestError: 400 with the field's name; 404, the history has no such image; 408, 413, 415 as `received`.
@@ -27,15 +27,26 @@ async def read_asked(request: web.Request) -> tuple[ComparableRequest, Source | 
     async with received(request, image_limit(request)) as raw:
         parse = partial(_parsed, request.headers.get("Content-Type", ""), raw)
         wanted = parse() if len(raw) < _LARGE else await in_decoder(request, parse, "image")
-        if wanted.image is None and wanted.mask is None:
-            return wanted, None
-        if wanted.image is None:
+        if (given := wanted.control_image) is not None:
+            if (
+                beside := "image" if wanted.image is not None else "mask" if wanted.mask is not None else None
+            ) is not None:
+                raise invalid(
+                    "control_image",
+                    f"control_image cannot be given beside {beside}: it guides what is drawn from noise; send one request without the other",
+                )
+            file = await _file(request, given, "control_image")
+            source = await in_decoder(request, partial(read_control, file), "control_image")
+        elif wanted.image is not None:
+            image = await _file(request, wanted.image, "image")
+            mask = None if wanted.mask is None else await _file(request, wanted.mask, "mask")
+            source = await decoded(request, image, mask)
+        elif wanted.mask is not None:
             raise invalid("image", "image is missing: a mask says which part of an image is painted anew")
-        image = await _file(request, wanted.image, "image")
-        mask = None if wanted.mask is None else await _file(request, wanted.mask, "mask")
-        source = await decoded(request, image, mask)
+        else:
+            return wanted, None
     # What stays with the request until it is drawn has no files.
-    return wanted.model_copy(update={"image": None, "mask": None}), source
+    return wanted.model_copy(update={"image": None, "mask": None, "control_image": None}), source
 
 
 async def decoded(request: web.Request, image: bytes, mask: bytes | None) -> Source:

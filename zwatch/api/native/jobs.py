@@ -34,7 +34,7 @@ async def submit(request: web.Request) -> web.Response:
     if isinstance(job, Comparison):
         body["jobs"] = [one.id for one in job.jobs]
     if source is not None:
-        body["source"] = source.digest
+        body["control" if source.guides else "source"] = source.digest
     return answer(body, 202, {"Location": f"/jobs/{job.id}"})
 
 

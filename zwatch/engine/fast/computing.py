@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zwatch.engine.computing import EXACT, Velocities
+from zwatch.engine.computing import EXACT, Control, Velocities
 from zwatch.engine.fast import attention, autoencoder, text_encoder
+from zwatch.engine.fast.controlnet import ControlledSteps
 from zwatch.engine.fast.graphs import Graphs, is_recordable
 from zwatch.engine.fast.operations import Operations
 from zwatch.engine.fast.products import Products
@@ -67,11 +68,16 @@ class FastComputing:
         return self._run(network, ("encode", len(padded)), encode, padded, *waves)[:count]
 
     def velocities(
-        self, transformer: Any, timeline: Timeline, prompts: Sequence[Tensor], latents: Tensor
+        self,
+        transformer: Any,
+        timeline: Timeline,
+        prompts: Sequence[Tensor],
+        latents: Tensor,
+        control: Control | None = None,
     ) -> Velocities:
         """As `Computing.velocities`."""
         if not isinstance(transformer, ZImageTransformer):
-            return EXACT.velocities(transformer, timeline, prompts, latents)
+            return EXACT.velocities(transformer, timeline, prompts, latents, control)
         times = (1000 - timeline.timesteps) / 1000
         size = (latents.shape[2], latents.shape[3])
         # Prompts of different lengths, one by one: attention needs no mask then.
@@ -79,7 +85,12 @@ class FastComputing:
         groups = [prompts] if len(set(lengths)) == 1 else [[prompt] for prompt in prompts]
         products = self._products or Products(scaled=quantized_dtype(transformer) is FP8)
         step = Step(self.operations, self._attend, products, size)
-        steps = [Steps(transformer, step, group, times, self._run) for group in groups]
+        if control is None:
+            steps = [Steps(transformer, step, group, times, self._run) for group in groups]
+        else:
+            scaled = Products(scaled=quantized_dtype(control.network) is FP8)
+            own = Step(self.operations, self._attend, scaled, size)
+            steps = [ControlledSteps(transformer, step, own, control, group, times, self._run) for group in groups]
 
         def at(latents: Tensor, number: int) -> Sequence[Tensor]:
             if number in RECORDING and self._graphs is not None:
@@ -87,7 +98,7 @@ class FastComputing:
             inputs = latents.to(transformer.dtype)
             found = [
                 self._run(
-                    transformer, ("step", size, len(group), one.length), step,
+                    transformer, one.key, one.run,
                     inputs.expand(len(group), -1, -1, -1), *one.inputs(number), repeats=True,
                 )
                 for one, group in zip(steps, groups, strict=True)

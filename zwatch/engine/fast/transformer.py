@@ -1,7 +1,7 @@
 """The forward of `ZImageTransformer` for one picture's steps: what does not change between steps is computed once, and what
 lies between the products is fused."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,7 +52,7 @@ def _norms(block: Block) -> tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm]:
     return block.attention_norm1, block.attention_norm2, block.ffn_norm1, block.ffn_norm2
 
 
-def _factors(blocks: list[Block], times: Tensor) -> Tensor:
+def factors_of(blocks: Sequence[Block], times: Tensor) -> Tensor:
     """Return what the blocks' norms multiply with, float32 of shape (steps, 4 * blocks, width), for embedded times of shape
     (steps, 256). All blocks together: few launches, which the device waits for."""
     width = blocks[0].attention_norm1.weight.shape[0]
@@ -60,6 +60,20 @@ def _factors(blocks: list[Block], times: Tensor) -> Tensor:
     scales, gates = made.view(len(times), len(blocks), 2, 2, width).float().unbind(3)
     factors = torch.stack([1.0 + scales, gates.tanh()], dim=3).flatten(1, 3)
     return torch.stack([norm.weight for block in blocks for norm in _norms(block)]) * factors
+
+
+def modulations_of(blocks: Sequence[Block], factors: Tensor) -> list[Modulation]:
+    """Return the norms of blocks at one step, with what they multiply with, of shape (4 * blocks, width)."""
+    of_blocks = factors.view(len(blocks), 4, 1, -1)
+    return [
+        Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
+        for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
+    ]
+
+
+def rotations_of(waves: Sequence[Tensor]) -> tuple[Rotation, Rotation]:
+    """Return the rotations of the image's positions and of all."""
+    return Rotation(waves[0], waves[1], interleaved=True), Rotation(waves[2], waves[3], interleaved=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +93,23 @@ class Step:
         `text` are the prompts' tokens, of shape (batch, tokens, width); `factors` what the norms multiply with, of shape (norms,
         width); `waves` the cosines and sines of the image's positions, and of all.
         """
-        blocks = _modulated(network)
-        of_blocks = factors[:-1].view(len(blocks), 4, 1, -1)
-        modulations = [
-            Modulation(*(Norm(row, norm.epsilon) for row, norm in zip(rows.unbind(0), _norms(block), strict=True)))
-            for rows, block in zip(of_blocks.unbind(0), blocks, strict=True)
-        ]
-        image, whole = (Rotation(waves[at], waves[at + 1], interleaved=True) for at in (0, 2))
+        blocks = modulated(network)
+        modulations = modulations_of(blocks, factors[:-1])
+        image, whole = rotations_of(waves)
         refining = len(network.noise_refiner)
-        x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
-        x = _with_padding(x, network.x_pad_token)
+        x = self.tokens(network, latents)
         x = self.through(blocks[:refining], modulations[:refining], x, image)
         x = torch.cat([x, text], dim=1)
         x = self.through(blocks[refining:], modulations[refining:], x, whole)
+        return self.image(network, x, factors)
+
+    def tokens(self, network: ZImageTransformer, latents: Tensor) -> Tensor:
+        """Return the embedded patches of latents, shape (batch, tokens, width)."""
+        x: Tensor = network.all_x_embedder["2-1"](torch.stack([patches(one.unsqueeze(1)) for one in latents]))
+        return with_padding(x, network.x_pad_token)
+
+    def image(self, network: ZImageTransformer, x: Tensor, factors: Tensor) -> Tensor:
+        """Return where latents move for what the layers made."""
         normed = self.operations.norm(x, Norm(factors[-1:], FINAL_EPSILON, centred=True))
         assert isinstance(normed, Tensor)
         out = _final_layer(network).linear(normed[:, : _places(self.size)])
@@ -112,7 +130,9 @@ class Step:
         rotation = Rotation(cosines, sines, interleaved=True)
         return self.through(blocks, [Modulation.plain(block) for block in blocks], x, rotation)
 
-    def through(self, blocks: list[Block], modulations: list[Modulation], x: Tensor, rotation: Rotation) -> Tensor:
+    def through(
+        self, blocks: Sequence[Block], modulations: Sequence[Modulation], x: Tensor, rotation: Rotation
+    ) -> Tensor:
         """Return what blocks make of x, shape (batch, tokens, width)."""
         operations, scaled = self.operations, self.products.scaled
         for number, (block, norms) in enumerate(zip(blocks, modulations, strict=True)):
@@ -150,7 +170,7 @@ def factors(network: ZImageTransformer, times: Tensor) -> Tensor:
     of shape (steps,), 0 for noise and 1 for an image."""
     embedded = network.t_embedder(times * network.config.t_scale).to(network.dtype)
     final = 1.0 + _final_layer(network).adaLN_modulation(embedded).float()
-    return torch.cat([_factors(_modulated(network), embedded), final.unsqueeze(1)], dim=1)
+    return torch.cat([factors_of(modulated(network), embedded), final.unsqueeze(1)], dim=1)
 
 
 class Run(Protocol):
@@ -161,7 +181,8 @@ class Run(Protocol):
         raise NotImplementedError
 
 
-def _directly(network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
+def directly(network: nn.Module, key: Hashable, function: Computed, *inputs: Tensor) -> Tensor:
+    """Compute it, as a `Run` that keeps nothing."""
     return function(network, *inputs)
 
 
@@ -173,11 +194,13 @@ class Steps:
     """
 
     def __init__(
-        self, network: ZImageTransformer, step: Step, prompts: Sequence[Tensor], times: Tensor, run: Run = _directly
+        self, network: ZImageTransformer, step: Step, prompts: Sequence[Tensor], times: Tensor, run: Run = directly
     ) -> None:
         """Compute what all steps share, by `run`: many small launches, which the device waits for. `prompts` are encoded, each of
         shape (tokens, width); `times` are as for `factors`."""
         self.step = step
+        self.run: Callable[..., Tensor] = step
+        """Computes a step of a network, latents and the inputs."""
         self._network = network
         places = _places(step.size)
         length = _padded(len(prompts[0]))
@@ -194,9 +217,14 @@ class Steps:
         self._waves = *_waves(image), *_waves(torch.cat([image, text]))
 
     @property
-    def length(self) -> int:
-        """Tokens of each prompt, with padding."""
-        return self._text.shape[1]
+    def key(self) -> tuple[object, ...]:
+        """What tells the steps apart that can be recorded of a network."""
+        return "step", self.step.size, *self._text.shape[:2]
+
+    def embedded(self, times: Tensor) -> Tensor:
+        """Return the embedding of times, shape (steps, 256)."""
+        made: Tensor = self._network.t_embedder(times * self._network.config.t_scale)
+        return made.to(self._network.dtype)
 
     def inputs(self, number: int) -> tuple[Tensor, ...]:
         """Return what a step takes beside the latents."""
@@ -204,14 +232,14 @@ class Steps:
 
     def velocity(self, latents: Tensor, number: int) -> Tensor:
         """Return where latents of shape (batch, channels, h, w) move at a step, in the network's dtype, of the same shape."""
-        return self.step(self._network, latents, *self.inputs(number))
+        return self.run(self._network, latents, *self.inputs(number))
 
 
 def _padded(length: int) -> int:
     return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
-def _with_padding(tokens: Tensor, pad: Tensor) -> Tensor:
+def with_padding(tokens: Tensor, pad: Tensor) -> Tensor:
     """Return tokens of shape (batch, count, width) with padding at the end."""
     missing = _padded(tokens.shape[1]) - tokens.shape[1]
     return torch.cat([tokens, pad.expand(tokens.shape[0], missing, -1)], dim=1) if missing else tokens
@@ -231,7 +259,7 @@ def _final_layer(network: ZImageTransformer) -> FinalLayer:
     return network.all_final_layer["2-1"]  # type: ignore[return-value]
 
 
-def _modulated(network: ZImageTransformer) -> list[Block]:
+def modulated(network: ZImageTransformer) -> list[Block]:
     """Return the blocks that a time step modulates."""
     return _blocks(network.noise_refiner) + _blocks(network.layers)
 

@@ -39,6 +39,30 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The fields of `controlnet/config.json`, with diffusers' defaults: `control_layers_places` are the layers of the transformer that
+    get a hint, and `add_control_noise_refiner` which blocks give hints to its noise refiner (None: none do)."""
+
+    control_layers_places: tuple[int, ...]
+    control_in_dim: int
+    control_refiner_layers_places: tuple[int, ...] = ()
+    add_control_noise_refiner: str | None = None
+    dim: int = 3840
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    norm_eps: float = 1e-5
+    qk_norm: bool = True
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "ControlConfig":
+        """Return a config that was checked."""
+        known: dict[str, Any] = {
+            name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None
+        }
+        return cls(**known | {name: tuple(value) for name, value in known.items() if isinstance(value, list)})
+
+
+@dataclass(frozen=True, slots=True)
 class TextConfig:
     """The fields of `text_encoder/config.json` that count, with transformers' defaults."""
 

@@ -1,11 +1,11 @@
 """The diffusion transformer of Z-Image (arXiv:2511.22699): patches of an image and the tokens of its prompt in one sequence.
 
 Parameters have the names, and results the bits, of diffusers' `ZImageTransformer2DModel`; the calls are those of
-`ZImagePipeline`. What only its other pipelines use (conditioning images, ControlNet) is not here.
+`ZImagePipeline`. What only its other pipelines use is not here, but for what `ZImageControlNetPipeline` adds to its layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ _TIME_HIDDEN = 1024
 _TIME_PERIOD = 10_000
 QK_EPSILON = 1e-5
 FINAL_EPSILON = 1e-6
+NO_HINTS: Mapping[int, Tensor] = {}
 
 
 class Attention(nn.Module):
@@ -139,7 +140,7 @@ class TimeEmbedder(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One part of the sequences of a batch: tokens (batch, most, width), their rotations, who is padding of a shorter one
     (None: nobody), and how many tokens each has."""
 
@@ -177,15 +178,39 @@ class ZImageTransformer(nn.Module):
         return self.x_pad_token.dtype
 
     def forward(
-        self, x: Sequence[Tensor], t: Tensor, cap_feats: Sequence[Tensor], *, return_dict: bool = False
-    ) -> tuple[list[Tensor]]:
+        self, x: Sequence[Tensor], t: Tensor, cap_feats: Sequence[Tensor], *, return_dict: bool = False,
+        hints: Mapping[int, Tensor] = NO_HINTS,
+    ) -> tuple[list[Tensor]]:  # fmt: skip
         """Return the velocity of each image of a batch, in a tuple as diffusers does with `return_dict=False`.
 
         `x` are latents of shape (channels, 1, h, w), all of one size; `t` is (batch,), 0 for noise and 1 for an image;
-        `cap_feats` are the encoded prompts, each of shape (tokens, cap_feat_dim).
+        `cap_feats` are the encoded prompts, each of shape (tokens, cap_feat_dim); `hints` are added to what the layers of these numbers
+        make, shape (batch, tokens, dim).
         """
         assert not return_dict  # as the pipeline calls it
-        time = self.t_embedder(t * self.config.t_scale).type_as(x[0])
+        time = self.embedded(t, x[0])
+        image, prompt = self.parts(x, cap_feats)
+        tokens, prompt_tokens = image.tokens, prompt.tokens
+        for block in self.noise_refiner:
+            tokens = block(tokens, image.mask, image.rotations, time)
+        for block in self.context_refiner:
+            prompt_tokens = block(prompt_tokens, prompt.mask, prompt.rotations)
+        whole, rotations, mask = joined(image, tokens, prompt, prompt_tokens)
+        for number, block in enumerate(self.layers):
+            whole = block(whole, mask, rotations, time)
+            if number in hints:
+                whole = whole + hints[number]
+        out = self.all_final_layer["2-1"](whole, time)
+        _, frames, height, width = x[0].shape
+        return ([image_of(one, (frames, height, width), self.in_channels) for one in out],)
+
+    def embedded(self, t: Tensor, x: Tensor) -> Tensor:
+        """Return the embedding of times, shape (batch, 256), in the dtype of x."""
+        made: Tensor = self.t_embedder(t * self.config.t_scale)
+        return made.type_as(x)
+
+    def parts(self, x: Sequence[Tensor], cap_feats: Sequence[Tensor]) -> tuple[Part, Part]:
+        """Return the embedded images and prompts, as `forward` takes them."""
         _, frames, height, width = x[0].shape
         grid = (frames, height // PATCH, width // PATCH)
         prompts = [padded(one) for one in cap_feats]
@@ -197,21 +222,12 @@ class ZImageTransformer(nn.Module):
             self.cap_embedder, prompts, [len(one) for one in cap_feats], self.cap_pad_token,
             [((len(prompt), 1, 1), (1, 0, 0)) for prompt in prompts],
         )  # fmt: skip
-        tokens, prompt_tokens = image.tokens, prompt.tokens
-        for block in self.noise_refiner:
-            tokens = block(tokens, image.mask, image.rotations, time)
-        for block in self.context_refiner:
-            prompt_tokens = block(prompt_tokens, prompt.mask, prompt.rotations)
-        joined, rotations, mask = _joined(image, tokens, prompt, prompt_tokens)
-        for block in self.layers:
-            joined = block(joined, mask, rotations, time)
-        out = self.all_final_layer["2-1"](joined, time)
-        return ([image_of(one, (frames, height, width), self.in_channels) for one in out],)
+        return image, prompt
 
     def _part(
         self, embed: nn.Module, features: list[Tensor], lengths: list[int], pad: Tensor,
         places: list[tuple[tuple[int, int, int], tuple[int, int, int]]],
-    ) -> _Part:  # fmt: skip
+    ) -> Part:  # fmt: skip
         """Embed one part of the sequences. `lengths` are without padding, `places` are (grid, position of its first token)."""
         counts = [len(one) for one in features]
         tokens = embed(torch.cat(features))
@@ -219,7 +235,7 @@ class ZImageTransformer(nn.Module):
         if any(is_padding):
             tokens = torch.where(torch.tensor(is_padding, device=tokens.device).unsqueeze(-1), pad, tokens)
         rotations = [self.rotations_of(*place, count) for place, count in zip(places, counts, strict=True)]
-        return _Part(
+        return Part(
             pad_sequence(list(tokens.split(counts)), batch_first=True),
             pad_sequence(rotations, batch_first=True), _mask(counts, tokens.device), counts,
         )  # fmt: skip
@@ -267,10 +283,15 @@ def _mask(lengths: list[int], device: torch.device) -> Tensor | None:
     most = max(lengths)
     if all(length == most for length in lengths):
         return None
-    return torch.arange(most, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+    return mask_of(lengths, device)
 
 
-def _joined(image: _Part, tokens: Tensor, prompt: _Part, prompt_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def mask_of(lengths: list[int], device: torch.device) -> Tensor:
+    """Return which places of sequences are no padding of a shorter one, bool of shape (batch, most)."""
+    return torch.arange(max(lengths), device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+
+
+def joined(image: Part, tokens: Tensor, prompt: Part, prompt_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the sequences of image and prompt, their rotations and their mask."""
     lengths = list(zip(image.lengths, prompt.lengths, strict=True))
 

@@ -5,7 +5,6 @@ from collections.abc import Collection
 
 _FAMILIES = (
     (r"(?:^|\.)siglip_(?:embedder|refiner|pad_token)", "Z-Image-Omni or Z-Image-Edit, which take pictures; only Z-Image's text-to-image transformer is served"),
-    (r"(?:^|\.)control_(?:layers|all_x_embedder|noise_refiner|context_refiner)\b", "a ControlNet for Z-Image, which is not served"),
     (r"^(?:conditioner\.embedders|cond_stage_model)\.", "a checkpoint of Stable Diffusion"),
     (r"(?:^|\.)(?:input_blocks|output_blocks|middle_block)\.\d", "the U-Net of Stable Diffusion"),
     (r"(?:^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks\.", "the U-Net of Stable Diffusion"),

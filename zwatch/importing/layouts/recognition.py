@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zwatch.deploy.header import TensorInfo
 from zwatch.errors import Rejection
 from zwatch.importing.layouts.computing import ToBfloat16
+from zwatch.importing.layouts.controlnet import CONTROLNET
 from zwatch.importing.layouts.families import family_of
 from zwatch.importing.layouts.lora_names import is_lora, layout_of
 from zwatch.importing.layouts.parts import Component, Piece, Shape, differences, listed, quoted, refusal
@@ -17,12 +18,12 @@ from zwatch.importing.layouts.transformer import TRANSFORMER
 from zwatch.importing.layouts.vae import VAE
 from zwatch.importing.recipes import Made, Translation
 
-ALL = (TRANSFORMER, TEXT_ENCODER, VAE)
+ALL = (TRANSFORMER, TEXT_ENCODER, VAE, CONTROLNET)
 STORED = ("BF16", "F16", "F32")
 """The dtypes that a component is served in, as safetensors names them."""
 _LONGEST_NAME = 1000
 """Characters: patterns are looked for in names, and those of modules have a hundred."""
-WANTED = "expected Z-Image's transformer, its text encoder Qwen3-4B, FLUX.1's VAE, a checkpoint of all three, or a LoRA for Z-Image"
+WANTED = "expected Z-Image's transformer, its text encoder Qwen3-4B, FLUX.1's VAE, a checkpoint of all three, or a LoRA or a ControlNet for Z-Image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,7 @@ def _layout(
         "transformer": ("diffusers' layout", "ComfyUI's layout"),
         "text_encoder": ("transformers' layout", "ComfyUI's layout"),
         "vae": ("diffusers' layout", "the original layout (LDM)"),
+        "controlnet": ("diffusers' layout", "ComfyUI's layout"),
     }[component.name]
     layout = other if renamed else own
     sources = {target.source for target in targets.values()}

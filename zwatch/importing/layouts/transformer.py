@@ -47,7 +47,8 @@ def _pieces(name: str) -> tuple[Piece, ...]:
     return (Piece(diffusers_name(name)),)
 
 
-def _renaming(names: Collection[str]) -> Rename:
+def renaming(names: Collection[str]) -> Rename:
+    """Return how the names of the original layout, or of diffusers' own, become diffusers'."""
     return _pieces
 
 
@@ -93,28 +94,29 @@ def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
     counts = (of["n_layers"], of["n_refiner_layers"], of["n_refiner_layers"])
     for kind, count in zip(BLOCKS, counts, strict=True):
         for index in range(count):
-            block = _block(dim, of["head_dim"], modulation if kind != "context_refiner" else None)
-            table |= {f"{kind}.{index}.{name}": shape for name, shape in block.items()}
+            one = block(dim, of["head_dim"], modulation if kind != "context_refiner" else None)
+            table |= {f"{kind}.{index}.{name}": shape for name, shape in one.items()}
     return table
 
 
-def _block(dim: int, head_dim: int, modulation: int | None) -> dict[str, Shape]:
+def block(dim: int, head_dim: int, modulation: int | None) -> dict[str, Shape]:
+    """Return the tensors of a block; without `modulation`, the width of a time step's embedding, no step changes it."""
     # The hidden size is FeedForward's in transformer_z_image.py: int(dim / 3 * 8).
     hidden = int(dim / 3 * 8)
-    block: dict[str, Shape] = {f"attention.to_{part}.weight": (dim, dim) for part in ("q", "k", "v", "out.0")}
-    block |= {f"attention.norm_{part}.weight": (head_dim,) for part in "qk"}
-    block |= {f"{norm}.weight": (dim,) for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")}
-    block |= {"feed_forward.w1.weight": (hidden, dim), "feed_forward.w3.weight": (hidden, dim)}
-    block["feed_forward.w2.weight"] = (dim, hidden)
+    table: dict[str, Shape] = {f"attention.to_{part}.weight": (dim, dim) for part in ("q", "k", "v", "out.0")}
+    table |= {f"attention.norm_{part}.weight": (head_dim,) for part in "qk"}
+    table |= {f"{norm}.weight": (dim,) for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")}
+    table |= {"feed_forward.w1.weight": (hidden, dim), "feed_forward.w3.weight": (hidden, dim)}
+    table["feed_forward.w2.weight"] = (dim, hidden)
     if modulation is not None:
-        block |= {"adaLN_modulation.0.weight": (4 * dim, modulation), "adaLN_modulation.0.bias": (4 * dim,)}
-    return block
+        table |= {"adaLN_modulation.0.weight": (4 * dim, modulation), "adaLN_modulation.0.bias": (4 * dim,)}
+    return table
 
 
 TRANSFORMER = Component(
     name="transformer",
     title="Z-Image's transformer",
-    renaming=_renaming,
+    renaming=renaming,
     expected=expected,
     known=re.compile(
         r"^(?:(?:layers|noise_refiner|context_refiner)\.[0-9]{1,4}\."
