@@ -33,6 +33,8 @@ _FAULTS_OF_THE_DISK = frozenset(
 """Errors that may heal without another configuration: the service starts, and tries again."""
 _READ_TRIES, _READ_PAUSE = 5, 0.2
 _CHECK_SECONDS, _LONGEST_CHECK_SECONDS = 1.0, 10.0
+_OTHERS = ("trials.json", "ended-sessions.json")
+"""Files that other parts of the service replace there."""
 SAVE_SECONDS = 5.0
 """Longest time that a save is waited for: a file system that does not answer must not hold up deploys."""
 
@@ -40,9 +42,10 @@ SAVE_SECONDS = 5.0
 class StateFile:
     """The file in the state directory, which this process owns while it holds the lock there."""
 
-    def __init__(self, directory: Path, lock: int | None = None) -> None:
+    def __init__(self, directory: Path, lock: int | None = None, *, is_alone: bool = True) -> None:
         """Open the state directory, making it if it is not there. If its disk is full, read-only or broken, that is logged,
-        and the next write tries again. `lock` is the descriptor of the lock that another process handed over.
+        and the next write tries again. `lock` is the descriptor of the lock that another process handed over; unless `is_alone`, that one still
+        writes other files there.
 
         Raises:
             UsageError: it cannot be used, or another process uses it.
@@ -55,7 +58,7 @@ class StateFile:
         self._is_tidy = True  # else a write that failed may have left its temporary file
         if lock is not None:
             with suppress(OSError):
-                remove_leftovers(directory, _FILE)
+                self._tidy(is_alone=is_alone)
             return
         try:
             self._open()
@@ -89,7 +92,12 @@ class StateFile:
         except OSError as error:  # such a file system
             _log.warning("%s cannot be locked: %s", self.directory / LOCK, error.strerror)
         self._lock = lock
-        remove_leftovers(self.directory, _FILE)
+        self._tidy(is_alone=True)
+
+    def _tidy(self, *, is_alone: bool) -> None:
+        """Remove what a crash in the middle of a write left, of every file in the directory that is replaced as a whole."""
+        for name in (_FILE, *_OTHERS) if is_alone else (_FILE,):
+            remove_leftovers(self.directory, name)
 
     def read(self) -> SavedState:
         """Return what was written last. A file that cannot be used is renamed, and the state starts empty."""
