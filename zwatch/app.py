@@ -87,7 +87,7 @@ async def running(
     check(config)
     bridge = Bridge()
     taken = taken or Taken()
-    state_file = await _state_file(config, bridge, taken.lock)
+    state_file = await _state_file(config, bridge, taken)
     services = _wired(config, bridge, state_file)
     giving = Giving(services, state_file, (config.host, config.port), limits.silence)
     refusals = services.metrics.refusals
@@ -227,9 +227,10 @@ async def _hand_over(
     await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
 
 
-async def _state_file(config: Config, bridge: Bridge, lock: int | None) -> StateFile:
+async def _state_file(config: Config, bridge: Bridge, taken: Taken) -> StateFile:
     try:
-        return await bridge.run("state", StateFile, config.state_dir, lock)
+        is_alone = taken.channel is None
+        return await bridge.run("state", StateFile, config.state_dir, taken.lock, is_alone=is_alone)
     except NoAnswer as error:
         raise UsageError(
             f"the state directory {config.state_dir} cannot be used: {error.strerror}; see --state-dir"

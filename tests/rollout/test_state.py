@@ -4,8 +4,10 @@ import asyncio
 import errno
 import gc
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import stat
 import threading
@@ -13,10 +15,13 @@ import threading
 import pytest
 
 from tests.descriptors import assert_none_left, descriptors
+from zwatch.api import sessions
 from zwatch.bridge import Bridge, NoAnswer
+from zwatch.deploy.durable import write_durably
 from zwatch.deploy.refused import RefusedStray
 from zwatch.deploy.resolving import LinkStamp
 from zwatch.errors import UsageError
+from zwatch.generation import trial_file
 from zwatch.rollout.crashes import Crash
 from zwatch.rollout.lifecycle import VersionKey
 from zwatch.rollout.saved import SavedAlias, SavedState, serialise
@@ -366,6 +371,23 @@ def test_what_a_crash_in_the_middle_of_a_write_left_is_removed_at_the_start(tmp_
     (tmp_path / ".state.json.link").symlink_to("state.json.bad")
     StateFile(tmp_path).close()
     assert sorted(os.listdir(tmp_path)) == [".other", "lock", "state.json.bad"]
+
+
+def test_so_is_what_it_left_of_the_other_files_unless_another_process_still_writes_them(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+        for name in (trial_file.FILE, sessions.FILE):
+            killed = multiprocessing.get_context("fork").Process(target=write_durably, args=(tmp_path, name, b"x"))
+            killed.start()
+            killed.join(60)
+            assert killed.exitcode == -signal.SIGKILL
+    left = sorted(os.listdir(tmp_path))
+    assert [name.startswith((".ended-sessions.json.", ".trials.json.")) for name in left] == [True, True]
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    StateFile(tmp_path, os.dup(lock), is_alone=False).close()
+    assert sorted(os.listdir(tmp_path)) == [*left, "lock"]
+    StateFile(tmp_path, lock).close()
+    assert os.listdir(tmp_path) == ["lock"]
 
 
 def test_a_directory_that_was_removed_is_made_again_and_locked(state, tmp_path):

@@ -78,12 +78,13 @@ def sync_entries(directory: Path) -> None:
         close_quietly(directory_fd)
 
 
-def remove_leftovers(directory: Path, name: str) -> bool:
-    """Remove what a crash or an error in the middle of `write_durably` left; return whether nothing is left. Call it only
-    where no other process writes this file."""
+def remove_leftovers(directory: Path, *names: str) -> bool:
+    """Remove what a crash or an error in the middle of `write_durably` left of these files; return whether nothing is left. Call it
+    only where no other process writes them."""
+    beginnings = tuple(f".{name}." for name in names)
     try:
         with os.scandir(directory) as entries:
-            left = [entry.path for entry in entries if entry.name.startswith(f".{name}.")]
+            left = [entry.path for entry in entries if entry.name.startswith(beginnings)]
     except OSError:
         return False  # the write that follows tells what is wrong
     is_removed = True

@@ -33,6 +33,7 @@ _FAULTS_OF_THE_DISK = frozenset(
 """Errors that may heal without another configuration: the service starts, and tries again."""
 _READ_TRIES, _READ_PAUSE = 5, 0.2
 _CHECK_SECONDS, _LONGEST_CHECK_SECONDS = 1.0, 10.0
+_FILES = (_FILE, "trials.json", "ended-sessions.json")  # all that are replaced there
 SAVE_SECONDS = 5.0
 """Longest time that a save is waited for: a file system that does not answer must not hold up deploys."""
 
@@ -40,9 +41,9 @@ SAVE_SECONDS = 5.0
 class StateFile:
     """The file in the state directory, which this process owns while it holds the lock there."""
 
-    def __init__(self, directory: Path, lock: int | None = None) -> None:
-        """Open the state directory, making it if it is not there. If its disk is full, read-only or broken, that is logged,
-        and the next write tries again. `lock` is the descriptor of the lock that another process handed over.
+    def __init__(self, directory: Path, lock: int | None = None, *, is_alone: bool = True) -> None:
+        """Open the state directory, making it if it is not there. If its disk is full, read-only or broken, that is logged, and the next
+        write tries again. `lock` is the descriptor of the lock that another process handed over, which still runs unless `is_alone`.
 
         Raises:
             UsageError: it cannot be used, or another process uses it.
@@ -55,7 +56,7 @@ class StateFile:
         self._is_tidy = True  # else a write that failed may have left its temporary file
         if lock is not None:
             with suppress(OSError):
-                remove_leftovers(directory, _FILE)
+                remove_leftovers(directory, *(_FILES if is_alone else (_FILE,)))
             return
         try:
             self._open()
@@ -89,7 +90,7 @@ class StateFile:
         except OSError as error:  # such a file system
             _log.warning("%s cannot be locked: %s", self.directory / LOCK, error.strerror)
         self._lock = lock
-        remove_leftovers(self.directory, _FILE)
+        remove_leftovers(self.directory, *_FILES)
 
     def read(self) -> SavedState:
         """Return what was written last. A file that cannot be used is renamed, and the state starts empty."""
@@ -240,10 +241,9 @@ class StateKeeper:
         self._check_at = max(self._check_at, time.monotonic() + self._pause)
 
     async def _is_sound(self) -> bool:
-        try:
+        with suppress(OSError):
             return await self._bridge.run("state", self._file.is_sound)
-        except OSError:
-            return False
+        return False
 
     async def _answered(self, task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task], timeout=SAVE_SECONDS)
