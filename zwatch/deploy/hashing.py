@@ -25,6 +25,9 @@ PIECE = 2 * 2**20
 _PIECES_A_THREAD = 3
 """Pieces of the ring for each thread that reads: one is read, two wait or are hashed."""
 _MOST_THREADS = 16
+_TOGETHER = 8
+"""Least pieces hashed at once, while the file has more: to split a piece among all cores and to wait for the last of them takes as long
+as to hash some more."""
 _SMALL = 2**20
 """Fewer bytes are hashed by one thread: to wake others takes longer."""
 _LEAVE_SECONDS = 2.0
@@ -202,20 +205,26 @@ class _Reading:
         if self._is_alone and (taken := self._next()) is not None:
             self._fill(*taken)
         with self._changed:
-            while self._taken not in self._read and self._failure is None:
+            while not (parts := self._there()) and self._failure is None:
                 if self._is_ending and self._taken >= self._begun:
                     break
                 self._changed.wait()
             if self._failure is not None:
                 raise self._failure
-            parts: list[_Part] = []
-            while (number := self._taken + len(parts)) in self._read:
-                if parts and (parts[-1].is_last or parts[-1].count < PIECE or number % self._slots == 0):
-                    break
-                parts.append(self._read.pop(number))
+            for number in range(len(parts)):
+                del self._read[self._taken + number]
             self._first = self._taken % self._slots
             self._taken += len(parts)
             return parts
+
+    def _there(self) -> list[_Part]:
+        """Return the next pieces that can be hashed together; none while too few are there."""
+        parts: list[_Part] = []
+        while (part := self._read.get(number := self._taken + len(parts))) is not None:
+            parts.append(part)
+            if part.is_last or part.count < PIECE or (number + 1) % self._slots == 0:
+                return parts
+        return parts if len(parts) >= _TOGETHER or self._is_alone else []
 
     def memory(self, parts: list[_Part]) -> memoryview:
         """Return what was read by the parts that were taken last."""
