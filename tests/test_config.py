@@ -120,6 +120,7 @@ CASES = {
     "ZWATCH_GENERATE_NEGATIVE_PROMPT": ([("snow", "snow"), ("雪", "雪")], [" "]), "ZWATCH_GENERATE_GUIDANCE_SCALE": ([("3.5", 3.5), ("0", 0.0)], ["-1", "20.5", "nan", "x"]),
     "ZWATCH_GENERATE_FORMAT": ([("png", "png"), ("jpeg", "jpeg"), ("webp", "webp")], ["gif", "JPEG", "jpg"]), "ZWATCH_GENERATE_SHOW": SWITCH,
     "ZWATCH_MCP_ALLOW_DEPLOY": SWITCH, "ZWATCH_MCP_FILES": DIRECTORY, "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
+    "ZWATCH_SYSTEMD_UNIT_NODE": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
 
