@@ -74,6 +74,10 @@ def commands() -> None:
 @_option("--host", envvar="ZWATCH_HOST", type=options.host_name, default=config.DEFAULT_HOST, metavar="HOST", help="Address to listen on.")  # fmt: skip
 @_option("--port", envvar="ZWATCH_PORT", type=options.Port(), default=str(config.DEFAULT_PORT), metavar="N", help="Port to listen on, 0 for any.")  # fmt: skip
 @_option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+@options.devices_option
+@options.ray_option
+@options.replicas_option
+@options.quorum_option
 @options.dtype_option
 @options.quantize_option
 @options.text_encoder_option

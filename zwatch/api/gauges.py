@@ -76,7 +76,7 @@ class Gauges(Collector):
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue
         yield _gauge("zwatch_queue_waiting", "Requests that wait.", queue.waiting)
-        yield _gauge("zwatch_queue_running", "Requests that are running.", int(queue.running is not None))
+        yield _gauge("zwatch_queue_running", "Requests that are running.", len(queue.turns.jobs))
         yield _gauge(
             "zwatch_generation_silence_seconds",
             "Time since the running request made its last step; 0 if none runs.",
