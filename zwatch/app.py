@@ -279,7 +279,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile, slot: FleetSlo
     queue.turns.capacity = lambda: slot.capacity
     slot.changed, slot.waiting = partial(bridge.post, supervisor.changes.fire), lambda: queue.waiting
     metrics, started = Metrics(), time.monotonic()
-    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
+    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started, slot))
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
     trials = count_trials(config.state_dir, bridge, supervisor, queue)
     voting = count_votes(config.state_dir, bridge, history, trials.results)

@@ -44,6 +44,13 @@ def replica_views(found: Sequence[ReplicaView] | None) -> list[ReplicaStatus] | 
     return None if found is None else [_replica_view(one) for one in found]
 
 
+def replica_changes(found: Sequence[ReplicaView]) -> dict[str, object]:
+    """Return what an event tells of the replicas: all but what changes all the time."""
+    left_out = ("since", "free", "total")
+    views = [{name: value for name, value in _replica_view(one).items() if name not in left_out} for one in found]
+    return {"replicas": views}
+
+
 def _replica_view(one: ReplicaView) -> ReplicaStatus:
     return {
         "name": one.name,
