@@ -276,8 +276,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile, slot: FleetSlo
     let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
     if history is not None:
         history.on_change = supervisor.changes.fire
-    queue.turns.capacity = lambda: slot.capacity
-    slot.changed, slot.waiting = partial(bridge.post, supervisor.changes.fire), lambda: queue.waiting
+    slot.connect(bridge, supervisor, queue)
     metrics, started = Metrics(), time.monotonic()
     metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started, slot))
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming

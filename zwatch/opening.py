@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from zwatch.engine.lora_store import LoraStore
     from zwatch.fleet.fleet import Fleet
     from zwatch.fleet.views import ReplicaView
+    from zwatch.generation.queue import GenerationQueue
     from zwatch.rollout.supervisor import Supervisor
 
 
@@ -59,11 +62,16 @@ class FleetSlot:
 
     def __init__(self, config: Config) -> None:
         self.fleet: Fleet | None = None
-        self.changed: Callable[[], object] = lambda: None
-        """Called, in some thread, when a replica's state has changed."""
-        self.waiting: Callable[[], int] = lambda: 0
-        """How many requests wait; called in a thread."""
         self._config = config
+        self._changed: Callable[[], object] = lambda: None
+        self._waiting: Callable[[], int] = lambda: 0
+        self._post: Callable[[Callable[[], None]], object] = lambda function: None
+
+    def connect(self, bridge: Bridge, supervisor: "Supervisor", queue: "GenerationQueue") -> None:
+        """Let the queue draw as many requests at a time as there are replicas, and tell what changes."""
+        queue.turns.capacity = lambda: self.capacity
+        self._changed, self._waiting = partial(bridge.post, supervisor.changes.fire), lambda: queue.waiting
+        self._post = bridge.post
 
     @property
     def capacity(self) -> int:
@@ -93,10 +101,11 @@ class FleetSlot:
         from zwatch.fleet.factory import FleetFactory
         from zwatch.fleet.fleet import Fleet
 
-        made = self.fleet or Fleet(_fleet_settings(self._config), self.waiting)
-        made.roster.on_change = self.changed
+        made = self.fleet or Fleet(_fleet_settings(self._config), self._waiting)
+        made.roster.on_change = self._changed
         self.fleet = made
         made.open(control)
+        self._post(_keep_sigterm)
         # To what loads and draws it is an engine's factory like any other: the one place where that is said.
         return cast("EngineFactory", FleetFactory(made.roster))
 
@@ -105,6 +114,14 @@ class FleetSlot:
         if self.fleet is not None:
             with suppress(NoAnswer):
                 await bridge.run("close", partial(self.fleet.close, ends_replicas=ends_replicas))
+
+
+def _keep_sigterm() -> None:
+    """Take SIGTERM back: Ray's core writes a stack trace to standard error at each, as if the process had crashed, before it goes on to
+    what was there before."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.siginterrupt(signal.SIGTERM, False)  # as asyncio has it
 
 
 def _fleet_settings(config: Config) -> FleetSettings:
