@@ -223,10 +223,11 @@ async def _start(
 async def _hand_over(
     services: Services, config: Config, giving: Giving, following: Following | None, listening: Listening
 ) -> None:
-    """Follow the process that was taken over until it ends; then let another one take over."""
+    """Follow the process that was taken over until it ends; then let another one take over, but not the controller of a fleet."""
     if following is not None:
         await following.run(takes_connections=listening.is_inherited)
-    await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
+    if not config.is_fleet:
+        await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
 
 
 async def _state_file(config: Config, bridge: Bridge, lock: int | None) -> StateFile:

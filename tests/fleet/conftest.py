@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.loras import write_lora
 from zwatch.client import Service
 
 DEADLINE = 90.0
@@ -86,6 +87,9 @@ def fleet(tiny_versions, tmp_path_factory):
     hosts = {}
     for name in ("a", "b"):
         shutil.copytree(tiny_versions, root / name / "models")
+        (root / name / "loras").mkdir()
+        write_lora(root / name / "loras", "ink", tiny_versions / "v1/transformer", 4, 1)
+    write_lora(root / "a/loras", "here", tiny_versions / "v1/transformer", 4, 2)
     (root / "a/models/current").symlink_to("v1")
     hosts = {"host-a": root / "a/models", "host-a (2)": root / "a/models", "host-b": root / "b/models"}
     made = Fleet(root, hosts)

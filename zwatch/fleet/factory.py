@@ -134,7 +134,7 @@ class FleetFactory:
         try:
             return Stage(self.fleet, rollout, control, what, begin).run()
         except Rejection as rejection:
-            died = any(one.kind == "lost" for member, one in rollout.failed.items() if member not in before)
+            died = any(one.kind in ("lost", "anew") for member, one in rollout.failed.items() if member not in before)
             self._deaths[rollout.digest] += died
             if died and self._deaths[rollout.digest] >= _DEATHS:
                 del self._deaths[rollout.digest]
@@ -194,7 +194,11 @@ class FleetLoraStore:
         """
         named = tuple((one.name, one.digest) for one in opened)
         found = everywhere(self._fleet, network.holders, "load_loras", network.id, named)
-        failures = {member: one for member, one in found.items() if isinstance(one, Failure) and one.kind != "lost"}
+        failures = {
+            member: one
+            for member, one in found.items()
+            if isinstance(one, Failure) and one.kind not in ("lost", "anew")
+        }
         for member, failure in failures.items():
             if failure.kind == "memory":
                 raise MemoryError(f"out of memory: {failure.text} ({member.where})")

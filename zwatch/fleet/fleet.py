@@ -161,12 +161,11 @@ class Fleet:
         """End, with all replicas; else they are left for the next controller."""
         if self._keeper is not None:
             self._keeper.end()
-        if self.roster.connected is None:
-            return
-        if ends_replicas:
-            for member in self.roster.members:
-                member.actor.end(for_good=True)
-        self.roster.connected.close()
+        if self.roster.connected is not None:
+            if ends_replicas:
+                for member in self.roster.members:
+                    member.actor.end(for_good=True)
+            self.roster.connected.close()
         if self._local is not None:
             if ends_replicas:
                 self._local.end()

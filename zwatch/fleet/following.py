@@ -146,7 +146,7 @@ class Following:
         return Generation(self._images, drawn.truncated, drawn.finite, dict(drawn.timings), phases)
 
     def _error(self, failure: Failure) -> Exception:
-        if failure.kind == "lost" or (failure.kind == "cancelled" and not self._is_ending):
+        if failure.kind in ("lost", "anew") or (failure.kind == "cancelled" and not self._is_ending):
             return Lost(failure.text or "its drawing was ended", is_alive=failure.kind == "lost")
         if failure.kind == "cancelled":
             return GenerationCancelled()

@@ -65,6 +65,7 @@ class LocalClusters:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock: int | None = None
+        self._is_ended = False
 
     def hold(self) -> None:
         """Be the controller from now on: the cluster lives as long as there is one."""
@@ -105,6 +106,7 @@ class LocalClusters:
         Raises:
             FatalError: it does not begin.
         """
+        self._is_ended = False
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "cluster.json").unlink(missing_ok=True)
         log = self._folder / "cluster.log"
@@ -118,17 +120,19 @@ class LocalClusters:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=own
             )
         end = time.monotonic() + _BEGIN_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end and not self._is_ended:
             if (found := self.found()) is not None:
                 return found
             if process.poll() is not None:
                 break
             time.sleep(0.05)
+        process.terminate()
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise FatalError(f"no local Ray cluster can be begun; {log} ends with: {lines[-1] if lines else 'nothing'}")
 
     def end(self) -> None:
-        """End the cluster that runs, and all of its replicas."""
+        """End the cluster that runs, with all of its replicas, or that is being begun."""
+        self._is_ended = True
         found = self.found()
         if found is None:
             return

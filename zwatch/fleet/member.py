@@ -46,8 +46,8 @@ class Member:
         """Its name, its host and its device, for texts."""
         if self.sign is None:
             return f"replica {self.name}"
-        device = (self.sign.device or "no device yet").partition(" ")[0]
-        return f"replica {self.name} ({self.sign.host}, {device})"
+        device = "" if self.sign.device is None else f", {self.sign.device.partition(' ')[0]}"
+        return f"replica {self.name} ({self.sign.host}{device})"
 
     @property
     def is_usable(self) -> bool:

@@ -38,8 +38,8 @@ class ReplicaSettings:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a replica could not do something: `kind` is `rejection` (with `code`), `abandoned`, `cancelled`, `memory`, `error`, or `lost`:
-    the replica, or its device, cannot be used any more."""
+    """Why a replica could not do something: `kind` is `rejection` (with `code`), `abandoned`, `cancelled`, `memory`, `error`, `lost`: the
+    replica, or its device, cannot be used any more, or `anew`: its process has begun anew since."""
 
     kind: str
     text: str
@@ -63,7 +63,13 @@ class Failure:
     @property
     def rejection(self) -> Rejection:
         """The rejection of a rollout for this reason."""
-        codes = {"rejection": self.code, "memory": "out_of_memory", "lost": "device_error", "error": "device_error"}
+        codes = {
+            "rejection": self.code,
+            "memory": "out_of_memory",
+            "lost": "device_error",
+            "anew": "device_error",
+            "error": "device_error",
+        }
         return Rejection(codes.get(self.kind, "internal_error"), self.text)
 
     @property
@@ -77,6 +83,11 @@ class Failure:
             case "rejection":
                 return self.rejection
         return RuntimeError(self.text)
+
+
+def begun_anew() -> Failure:
+    """Return the failure of a replica that does not know what it is asked for: its process is another one than that which was told."""
+    return Failure("anew", "its process has begun anew meanwhile")
 
 
 @dataclass(frozen=True, slots=True)

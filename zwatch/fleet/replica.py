@@ -21,7 +21,7 @@ from zwatch.deploy.loras import LoraRoot
 from zwatch.engine.opening import open_factory
 from zwatch.fleet.awaiting import await_version
 from zwatch.fleet.drawing import Runs
-from zwatch.fleet.messages import DrawEvent, EngineFacts, Failure, Progress, ReplicaSettings, Sign
+from zwatch.fleet.messages import DrawEvent, EngineFacts, Failure, Progress, ReplicaSettings, Sign, begun_anew
 from zwatch.fleet.replica_log import Log
 from zwatch.shadow.control import LoadControl
 
@@ -202,15 +202,15 @@ class Replica:
             return self.factory.lacks(load.planned)
 
     @_answering
-    def build(self, engine_id: str, digest: str) -> EngineFacts:
+    def build(self, engine_id: str, digest: str) -> EngineFacts | Failure:
         """Load and verify a version that was planned, or take the one that was left here."""
         if (left := self._left(digest)) is not None and engine_id not in self._loads:
             held = self._held[engine_id] = self._held.pop(left)
             held.is_left = False
             return self._facts(held.engine, LoadControl())
-        load = self._loads[engine_id]
-        assert load.directory is not None  # it was planned
-        assert load.planned is not None
+        load = self._loads.get(engine_id)
+        if load is None or load.directory is None or load.planned is None:
+            return begun_anew()
         with self._loading, _Stage(load):
             engine = self.factory.build(load.directory, load.planned, load.control)
             if load.control.is_abandoned:  # it was forgotten meanwhile
@@ -220,9 +220,11 @@ class Replica:
         return self._facts(engine, load.control)
 
     @_answering
-    def warm(self, engine_id: str) -> EngineFacts:
+    def warm(self, engine_id: str) -> EngineFacts | Failure:
         """Let an engine make its warm-up image, unless it was left here warm."""
-        held = self._held[engine_id]
+        held = self._held.get(engine_id)
+        if held is None:
+            return begun_anew()
         load = self._loads.get(engine_id)
         if held.is_warm or load is None:
             return self._facts(held.engine, LoadControl())
@@ -283,7 +285,7 @@ class Replica:
         """Draw, and yield what happens as it happens; `loras` are names and digests. The last event is a `Drawn` or a `Failure`."""
         held = self._held.get(engine_id)
         if held is None:
-            yield Failure("lost", f"it has no engine {engine_id} any more")
+            yield begun_anew()
             return
         yield from self._runs.draw(run_id, held.engine, self.factory, parameters, loras, self.judged)
 

@@ -67,7 +67,7 @@ class Stage:
         """
         try:
             self.check()
-            for member in self._rollout.members:
+            for member in [*self._rollout.members]:
                 member.attempt = f"{self._what} {self._rollout.version}"
                 self._start(member)
             while self._pending:
@@ -97,6 +97,9 @@ class Stage:
             raise failure.rejection
 
     def _start(self, member: Member) -> None:
+        if member.epoch != self._rollout.epochs[member]:
+            self._out(member, Failure("lost", f"it was lost before it was {self._what} {self._rollout.version}"))
+            return
         try:
             self._pending[self._begin(member)] = member
         except Gone as error:
