@@ -14,7 +14,7 @@ from zwatch.config import Config
 from zwatch.fleet.settings import FleetLimits, Place
 from zwatch.serving import end_at_once, serve
 
-LIMITS = FleetLimits(look=0.3, silent=8.0, begin=90.0, await_version=60.0, straggler=2.0, again=1.0, left=20.0, orphaned=20.0)  # fmt: skip
+LIMITS = FleetLimits(look=0.3, silent=8.0, begin=90.0, await_version=60.0, straggler=2.0, again=1.0, left=20.0, orphaned=20.0, idle=8.0)  # fmt: skip
 """Short ones, so that a replica that hangs is noticed in a test's time."""
 
 
