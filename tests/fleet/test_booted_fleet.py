@@ -76,6 +76,7 @@ def test_a_node_without_the_token_is_no_part_of_the_cluster(machine):
     command = "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=of-somebody-else-entirely timeout 60 /opt/zwatch/bin/ray start --address=127.0.0.1:6379"
     said = machine.run("bash", "-c", f"{command} 2>&1; echo status $?", check=False)
     assert "status 0" not in said
+    assert "InvalidAuthToken" in said
 
 
 def test_the_node_begins_again_when_its_ray_is_killed_and_the_service_serves_again(machine):
