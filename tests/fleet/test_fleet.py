@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -176,8 +177,9 @@ def test_flips_under_clients_while_replicas_are_killed(fleet):
         while not done.wait(chance.uniform(0.5, 4)):
             one = chance.choice([*fleet.replicas.values()])
             if one["state"] == "ready":
-                os.kill(one["pid"], signal.SIGKILL)
-                killed.append(one["name"])
+                with suppress(ProcessLookupError):  # it was killed just now, which nobody has noticed yet
+                    os.kill(one["pid"], signal.SIGKILL)
+                    killed.append(one["name"])
 
     killer = threading.Thread(target=kill)
     killer.start()
