@@ -1,6 +1,7 @@
 """A service of three replicas on two hosts: no request is lost, there is one moment of promotion, and what a bad host does to a rollout."""
 
 import base64
+import contextlib
 import io
 import os
 import random
@@ -8,7 +9,6 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -177,13 +177,14 @@ def test_flips_under_clients_while_replicas_are_killed(fleet):
         while not done.wait(chance.uniform(0.5, 4)):
             one = chance.choice([*fleet.replicas.values()])
             if one["state"] == "ready":
-                with suppress(ProcessLookupError):  # it was killed just now, which nobody has noticed yet
+                with contextlib.suppress(ProcessLookupError):  # it was killed just before, and nobody knows yet
                     os.kill(one["pid"], signal.SIGKILL)
                     killed.append(one["name"])
 
     killer = threading.Thread(target=kill)
     killer.start()
-    while len(promoted) < flips or len(killed) < least:
+    end = time.monotonic() + 60 * (20 if LONG else 1)
+    while (len(promoted) < flips or len(killed) < least) and time.monotonic() < end:
         version = ("v2", "v1")[len(promoted) % 2]
         begun = time.monotonic()
         status, body = deploy(fleet, version)

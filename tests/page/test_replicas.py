@@ -43,7 +43,11 @@ async def replicas(server):
 
     async def ready():
         found = {one["name"]: one for one in (await server.status())["replicas"]}
-        return found if [one["state"] for one in found.values()] == ["ready"] * 2 else None
+        # What a look told that began before the device was open may come after it, once
+        is_ready = [one["state"] for one in found.values()] == ["ready"] * 2 and all(
+            one["device"] for one in found.values()
+        )
+        return found if is_ready else None
 
     return await server.until(ready, "both replicas are ready")
 

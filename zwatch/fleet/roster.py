@@ -137,8 +137,8 @@ class Roster:
     def lose(self, member: Member, epoch: int, why: str, *, ends: bool = False) -> None:
         """Note that a replica is lost, unless that is known. It begins again, by itself if its process has died; else it `ends` first."""
         with self.lock:
-            # While Ray begins it again, every look fails: that is one loss.
-            if member.epoch != epoch or member.state in (ReplicaState.LOST, ReplicaState.LEAVING):
+            # While it is lost, each look fails until it is back: that is no other loss.
+            if member.epoch != epoch or member.state in (ReplicaState.LEAVING, ReplicaState.LOST):
                 return
             member.epoch += 1
             member.losses += 1
