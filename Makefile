@@ -48,9 +48,9 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Random lifecycles, flips under load, and kill -9 at random moments, in their long forms: one to two hours on a free core.
+# Random lifecycles, flips under load, fleets, and kill -9 at random moments, in their long forms: one to two hours on a free core.
 lifecycles: $(VENV)/.test
-	ZWATCH_LONG=1 $(BIN)/python -m pytest -s tests/lifecycles $(ARGS)
+	ZWATCH_LONG=1 $(BIN)/python -m pytest -s tests/lifecycles tests/fleet $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/flip.py $(ARGS)

@@ -87,6 +87,12 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End it as a crash would, without a word."""
+        assert self._process is not None  # it was started
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, condition: Callable[[], Any], what: str, deadline: float = 120.0, pause: float = 0.001) -> Any:
         """Ask until the answer is true, and return it."""
         end = time.monotonic() + deadline

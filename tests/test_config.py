@@ -12,6 +12,7 @@ import pytest
 from zwatch.cli import commands, main
 from zwatch.config import Config, state_directory
 from zwatch.errors import UsageError
+from zwatch.fleet.settings import ALL, Quorum, ReplicaCount
 
 ARGUMENTS = {
     "deploy": ["v2"],
@@ -32,6 +33,21 @@ SWITCH = ([("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False
 NO_HISTORY = ([(text, not value) for text, value in SWITCH[0]], SWITCH[1])
 NAME = ([("canary", "canary"), ("v-1.2_x", "v-1.2_x")], ["../x", "-x", ".x", "a b", "x" * 65, "v2/"])
 ALIAS = (NAME[0], [*NAME[1], "current@10", "canary@0", "current@"])
+DEVICES = (
+    [("all", ("all",)), ("0", ("0",)), ("0,1", ("0", "1")), ("cuda:2, 0", ("2", "0")), ("cpu,cpu", ("cpu", "cpu"))],
+    ["gpu", "0,0", "0,cpu", "all,0", "-1", "01", ","],
+)
+RAY = (
+    [("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379"), ("head:6379", "head:6379")],
+    ["head", "head:0", "ray://head:10001", ":6379", "head:x"],
+)
+REPLICAS = (
+    [("auto", ReplicaCount(1, 1024, follows_cluster=True)), ("3", ReplicaCount(3, 3)), ("2..8", ReplicaCount(2, 8))],
+    ["0", "8..2", "0..2", "2..", "many", "1025", "-1"],
+)
+QUORUM = (
+    [("all", ALL), ("2", Quorum("2", number=2)), ("2/3", Quorum("2/3", share=(2, 3)))], ["0", "3/2", "1/0", "half", "0.5", "/3", "66%"]
+)  # fmt: skip
 SIZE = (
     [
         ("60G", 60 * 2**30), ("512K", 2**19), ("60g", 60 * 2**30), ("1.5M", 1572864), ("2T", 2**41), ("1000", 1000), ("1e3", 1000),
@@ -96,6 +112,7 @@ ALIASES = (
 CASES = {
     "ZWATCH_MODELS": DIRECTORY, "ZWATCH_ALIAS": ALIASES, "ZWATCH_ALL_ALIASES": SWITCH, "ZWATCH_STRICT_LINKS": SWITCH, "ZWATCH_HOST": HOST, "ZWATCH_PORT": PORT,
     "ZWATCH_LORAS": PATH, "ZWATCH_DEVICE": DEVICE, "ZWATCH_MEMORY_BUDGET": SIZE, "ZWATCH_STATE_DIR": PATH, "ZWATCH_TOKEN_FILE": TOKEN,
+    "ZWATCH_DEVICES": DEVICES, "ZWATCH_RAY": RAY, "ZWATCH_REPLICAS": REPLICAS, "ZWATCH_QUORUM": QUORUM,
     "ZWATCH_INSECURE_NO_TOKEN": SWITCH, "ZWATCH_ALLOWED_HOST": listed(HOST), "ZWATCH_QUEUE": COUNT, "ZWATCH_TIMEOUT": POSITIVE,
     "ZWATCH_STALL_TIMEOUT": POSITIVE, "ZWATCH_PROBATION": SECONDS, "ZWATCH_MAX_WORK": POSITIVE, "ZWATCH_OUTPUT_DIR": PATH, "ZWATCH_NO_HISTORY": NO_HISTORY, "ZWATCH_HISTORY_MAX_IMAGES": COUNT,
     "ZWATCH_HISTORY_MAX_BYTES": SIZE, "ZWATCH_LOG": LOG, "ZWATCH_DTYPE": DTYPE, "ZWATCH_QUANTIZE": QUANTIZE, "ZWATCH_TEXT_ENCODER": TEXT_ENCODER, "ZWATCH_TAKEOVER": SWITCH, "ZWATCH_EXACT": SWITCH, "ZWATCH_URL": URL, "ZWATCH_JSON": SWITCH, "ZWATCH_DEPLOY_ALIAS": ALIAS,
@@ -121,6 +138,7 @@ CASES = {
     "ZWATCH_GENERATE_NEGATIVE_PROMPT": ([("snow", "snow"), ("雪", "雪")], [" "]), "ZWATCH_GENERATE_GUIDANCE_SCALE": ([("3.5", 3.5), ("0", 0.0)], ["-1", "20.5", "nan", "x"]),
     "ZWATCH_GENERATE_FORMAT": ([("png", "png"), ("jpeg", "jpeg"), ("webp", "webp")], ["gif", "JPEG", "jpg"]), "ZWATCH_GENERATE_SHOW": SWITCH,
     "ZWATCH_MCP_ALLOW_DEPLOY": SWITCH, "ZWATCH_MCP_FILES": DIRECTORY, "ZWATCH_SYSTEMD_UNIT_SOCKET": SWITCH, "ZWATCH_SYSTEMD_UNIT_TAKEOVER": SWITCH,
+    "ZWATCH_SYSTEMD_UNIT_NODE": SWITCH,
 }  # fmt: skip
 """Of each variable: (text, value) that are good, and texts that are bad. Of those with spaces, lists take the parts."""
 
@@ -227,7 +245,7 @@ def test_a_flag_wins_over_its_variable(monkeypatch, command, option):
 def test_the_options_of_serve_are_the_settings_with_their_defaults(monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     settings = parsed("serve")
-    given_otherwise = {"passed_hosts", "token_file"}  # by systemd, and with the token
+    given_otherwise = {"passed_hosts", "token_file", "places", "fleet_limits"}  # by systemd, with the token, by tests
     assert set(settings) == {field.name for field in fields(Config)} - given_otherwise
     assert Config(**settings) == Config(
         models=Path("models"), aliases=("current",), strict_links=False, device="auto", memory_budget=None,
@@ -323,6 +341,26 @@ def test_settings_that_only_together_are_wrong_name_what_to_change(tmp_path):
     [said] = failed_start(tmp_path, ZWATCH_HOST="0.0.0.0")
     assert said.startswith("zwatch: ")
     assert all(words in said for words in ("0.0.0.0", "ZWATCH_HOST", "--token-file", "--insecure-no-token"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--devices", "cpu,cpu", "--ray", "auto"], ["--devices", "--ray"]),
+        (["--replicas", "2"], ["--replicas", "--ray ADDRESS"]),
+        (["--devices", "cpu,cpu", "--replicas", "2"], ["--replicas", "--ray ADDRESS"]),
+        (["--quorum", "2/3"], ["--quorum 2/3", "--devices"]),
+        (["--devices", "0,1", "--device", "cuda:0"], ["--device cuda:0", "--devices"]),
+        (["--ray", "auto", "--device", "cuda:1"], ["--device cuda:1", "--device cuda,"]),
+        (["--devices", "cpu,cpu", "--takeover"], ["--takeover", "start it again"]),
+        (["--devices", "cpu,cpu", "--quorum", "3"], ["--quorum 3", "only 2 replicas"]),
+        (["--ray", "auto", "--replicas", "2..4", "--quorum", "3"], ["--quorum 3", "only 2 replicas"]),
+    ],
+)
+def test_options_of_a_fleet_that_do_not_go_together_name_what_to_change(options, words):
+    with pytest.raises(UsageError) as refused:
+        Config(**parsed("serve", *options)).check()
+    assert all(word in str(refused.value) for word in words), refused.value
 
 
 @pytest.mark.parametrize("command", ["serve", "status"])

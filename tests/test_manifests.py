@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,62 @@ def test_each_container_is_restricted_and_its_variables_volumes_and_user_are_tho
             assert (context["readOnlyRootFilesystem"], context["allowPrivilegeEscalation"]) == (True, False)
             assert context["capabilities"] == {"drop": ["ALL"]}
     assert find("Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+RAY_CLUSTER = {
+    "metadata": {"name": str, "annotations": dict},
+    "rayVersion": str, "authOptions": {"mode": str}, "enableInTreeAutoscaling": bool,
+    "autoscalerOptions": {"image": str, "idleTimeoutSeconds": int},
+    "headGroupSpec": {"rayStartParams": dict, "template": dict},
+    "workerGroupSpecs": [
+        {
+            "groupName": str, "minReplicas": int, "replicas": int, "maxReplicas": int, "rayStartParams": dict,
+            "template": dict,
+        }
+    ],
+}  # fmt: skip
+"""Of the schema of KubeRay 1.6 (`RayCluster`, ray.io/v1), what docs/fleet.md uses; all of it is 930 kB."""
+
+
+def fits(value, shape) -> bool:
+    """Return whether a value has these fields, and no others, of these types."""
+    if isinstance(shape, dict):
+        return value.keys() == shape.keys() and all(fits(value[name], one) for name, one in shape.items())
+    if isinstance(shape, list):
+        return all(fits(one, shape[0]) for one in value)
+    return type(value) is shape
+
+
+def test_the_manifest_for_kuberay_is_valid_and_true_of_the_image_and_the_service():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    fleet = (REPOSITORY / "docs" / "fleet.md").read_text()
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", fleet, re.MULTILINE | re.DOTALL)
+    assert block.count("\n") <= 30
+    [manifest] = yaml.safe_load_all(block)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    assert fits({"metadata": manifest["metadata"], **manifest["spec"]}, RAY_CLUSTER)
+    head, [group] = manifest["spec"]["headGroupSpec"]["template"], manifest["spec"]["workerGroupSpecs"]
+    claims = {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "PersistentVolumeClaim"}
+    for template in (head, group["template"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": template["spec"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+        assert {one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"]} <= claims
+        [container] = pod["spec"]["containers"]
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["spec"]["volumes"]}
+    [controller] = head["spec"]["containers"]
+    _, _, given = controller["command"][2].partition("exec zwatch serve ")
+    with commands.commands["serve"].make_context("serve", given.split()) as context:
+        assert context.params["ray"] == "auto"
+        count = context.params["replicas"]
+    assert (count.least, count.most) == (group["minReplicas"], group["maxReplicas"])
+    assert {controller[f"{name}Probe"]["httpGet"]["path"] for name in ("liveness", "readiness")} <= PATHS
+    assert {one["name"] for one in controller["env"]} <= VARIABLES
+    constraints = (REPOSITORY / "constraints.txt").read_text()
+    assert f"ray=={manifest['spec']['rayVersion']}\n" in constraints
+    [extras] = re.findall(r"EXTRAS=([\w,]+) ", fleet)
+    assert "ARG EXTRAS=" in CONTAINERFILE
+    extra = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*extras.split(",")} <= extra.keys()
 
 
 def test_every_command_of_zwatch_in_the_page_exists():

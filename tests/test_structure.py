@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "zwatch"
-ORDER = ["deploy", "signing", "shadow", "engine", "importing", "rollout", "generation", "api"]
+ORDER = ["deploy", "signing", "shadow", "engine", "importing", "fleet", "rollout", "generation", "api"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_MODULE, LONGEST_FUNCTION = 350, 50
 LONG = re.compile(r"# Long: .+")
@@ -51,6 +51,11 @@ def test_the_sdk_of_mcp_is_imported_by_its_folder_only():
     assert users == {"mcp"}
 
 
+def test_ray_is_imported_by_two_modules_only():
+    users = {name_of(path) for path in MODULES if "ray" in {name.split(".")[0] for name in imported(path)}}
+    assert users == {"zwatch.fleet.cluster", "zwatch.fleet.local"}
+
+
 def test_no_module_imports_itself_by_way_of_others():
     names = {name_of(path) for path in MODULES}
     graph = {name_of(path): imported(path) & names - {name_of(path)} for path in MODULES}
@@ -88,7 +93,7 @@ def test_modules_and_functions_are_short_or_say_why_not(path):
         ("zwatch.deploy.sealing", ["torch", "aiohttp", "numpy", "pydantic", "asyncio"]),
         ("zwatch.deploy.verifying", ["torch", "aiohttp", "numpy", "pydantic", "asyncio"]),
         ("zwatch.deploy.look", ["torch", "aiohttp", "numpy", "pydantic"]),
-        ("zwatch.serving", ["torch", "diffusers", "transformers", "numpy"]),
+        ("zwatch.serving", ["torch", "diffusers", "transformers", "numpy", "ray", "zwatch.fleet.fleet"]),
         ("zwatch.cli", ["torch", "aiohttp", "diffusers", "pydantic"]),
         ("zwatch.generating.command", ["torch", "aiohttp", "pydantic", "mcp", "PIL", "numpy", "tqdm", "asyncio"]),
         ("zwatch.mcp.command", ["torch", "aiohttp", "mcp"]),

@@ -42,7 +42,7 @@ from zwatch.handover.leaving import leave_to_systemd
 from zwatch.handover.taking import Taken
 from zwatch.lasting import begin, end_traces, leave_systemd
 from zwatch.listening import Listening, Passed, listen
-from zwatch.opening import follow_loras, make_factory, request_loras
+from zwatch.opening import FleetSlot, follow_loras, make_factory, request_loras
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.inheritance import inherit
 from zwatch.rollout.operator import Operator
@@ -85,10 +85,11 @@ async def running(
         UsageError: the configuration cannot work: the models root is missing, address in use, state directory in use.
     """
     check(config)
-    bridge = Bridge()
+    slot = FleetSlot(config)
+    bridge = Bridge(slot.lanes)
     taken = taken or Taken()
     state_file = await _state_file(config, bridge, taken)
-    services = _wired(config, bridge, state_file)
+    services = _wired(config, bridge, state_file, slot)
     giving = Giving(services, state_file, (config.host, config.port), limits.silence)
     refusals = services.metrics.refusals
     runner, backlog = _runner(config, services, limits, refusals, giving)
@@ -116,6 +117,7 @@ async def running(
         if following is not None:
             await following.close()
         await _end(services, runner, tasks)
+        await slot.end(bridge, ends_replicas=services.supervisor.failure is None)
         refusals.flush()
         lingering += await _close(bridge, root_watcher, services.supervisor.factory)
         state_file.close()
@@ -221,10 +223,11 @@ async def _start(
 async def _hand_over(
     services: Services, config: Config, giving: Giving, following: Following | None, listening: Listening
 ) -> None:
-    """Follow the process that was taken over until it ends; then let another one take over."""
+    """Follow the process that was taken over until it ends; then let another one take over, but not the controller of a fleet."""
     if following is not None:
         await following.run(takes_connections=listening.is_inherited)
-    await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
+    if not config.is_fleet:
+        await keep_open(config.state_dir, services.bridge, giving.meet, giving.given)
 
 
 async def _state_file(config: Config, bridge: Bridge, taken: Taken) -> StateFile:
@@ -251,7 +254,7 @@ async def _close(bridge: Bridge, root_watcher: RootWatcher, factory: "EngineFact
     return lingering + (["the device"] if factory is not None and factory.device.is_preparing else [])
 
 
-def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
+def _wired(config: Config, bridge: Bridge, state_file: StateFile, slot: FleetSlot) -> Services:
     """Make the parts of the service and connect them; nothing runs yet."""
 
     def leases_changed() -> None:
@@ -267,7 +270,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
         bridge=bridge,
         engines=engines,
         state_file=state_file,
-        make_factory=partial(make_factory, config),
+        make_factory=partial(make_factory, config, slot=slot),
         policy_file=config.require_signature,
     )
     history = _make_history(config, bridge)
@@ -275,8 +278,9 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     let_judge(supervisor, queue, probation=config.probation, timeout=config.timeout)
     if history is not None:
         history.on_change = supervisor.changes.fire
+    slot.connect(bridge, supervisor, queue)
     metrics, started = Metrics(), time.monotonic()
-    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started))
+    metrics.present.register(Gauges(metrics, supervisor, engines, queue, history, started, slot))
     queue.is_unloaded, queue.is_coming = supervisor.is_unloaded, supervisor.is_coming
     trials = count_trials(config.state_dir, bridge, supervisor, queue)
     voting = count_votes(config.state_dir, bridge, history, trials.results)
@@ -295,7 +299,7 @@ def _wired(config: Config, bridge: Bridge, state_file: StateFile) -> Services:
     loras = follow_loras(queue.loras, bridge, supervisor)
     return Services(
         bridge, engines, supervisor, operator, queue, history, config.models, config.timeout, started, metrics, trials,
-        voting, loras, traces,
+        voting, loras, slot, traces,
     )  # fmt: skip
 
 

@@ -74,6 +74,10 @@ def commands() -> None:
 @_option("--host", envvar="ZWATCH_HOST", type=options.host_name, default=config.DEFAULT_HOST, metavar="HOST", help="Address to listen on.")  # fmt: skip
 @_option("--port", envvar="ZWATCH_PORT", type=options.Port(), default=str(config.DEFAULT_PORT), metavar="N", help="Port to listen on, 0 for any.")  # fmt: skip
 @_option("--device", envvar="ZWATCH_DEVICE", type=options.device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+@options.devices_option
+@options.ray_option
+@options.replicas_option
+@options.quorum_option
 @options.dtype_option
 @options.quantize_option
 @options.text_encoder_option
@@ -236,11 +240,16 @@ for _command in version_commands.COMMANDS:
 @commands.command("systemd-unit")
 @_switch("--socket", "is_socket", envvar="ZWATCH_SYSTEMD_UNIT_SOCKET", help="Print zwatch.socket instead of zwatch.service.")  # fmt: skip
 @_switch("--takeover", envvar="ZWATCH_SYSTEMD_UNIT_TAKEOVER", help="Print the template zwatch@.service, whose instances take over from each other, or its socket.")  # fmt: skip
-def _systemd_unit(*, is_socket: bool, takeover: bool) -> int:
+@_switch("--node", "is_node", envvar="ZWATCH_SYSTEMD_UNIT_NODE", help="Print zwatch-node.service, a node of a fleet's Ray cluster; see docs/fleet.md.")  # fmt: skip
+def _systemd_unit(*, is_socket: bool, takeover: bool, is_node: bool) -> int:
     """Print a systemd unit that runs this installation; its comments say how to install it."""
     from zwatch import unit
 
-    if is_socket:
+    if is_node and (is_socket or takeover):
+        raise UsageError("--node prints one unit, which has no socket and no template: use it alone")
+    if is_node:
+        print(unit.node_text(Path(sys.executable).parent), end="")
+    elif is_socket:
         print(unit.socket_text(takeover=takeover), end="")
     else:
         print(unit.text(Path(sys.executable).parent, takeover=takeover), end="")

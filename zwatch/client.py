@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from zwatch.config import is_loopback
 from zwatch.errors import UsageError
+from zwatch.replica_table import replica_lines
 
 _ANSWER_SECONDS = 3600.0  # a deploy waits for its load, however slow the disk is
 
@@ -142,6 +143,8 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
         f"  {one['version']} {one['state']}, {one['leases']} leases, {one['bytes']:,} bytes"
         for one in status["engines"]
     ]
+    if replicas := status.get("replicas"):  # an older service has none
+        lines += [f"  {line}" for line in replica_lines(replicas)]
     queue = status["queue"]
     return [*lines, f"  queue: {queue['waiting']} waiting, {queue['running']} running, room for {queue['limit']}"]
 

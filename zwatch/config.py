@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zwatch.errors import UsageError
+from zwatch.fleet.settings import ALL, USUAL_LIMITS, FleetLimits, Place, Quorum, ReplicaCount
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -61,6 +62,18 @@ class Config:
     """The policy that says whose signature which versions need."""
     takeover: bool = False
     """Whether a process that uses the state directory is taken over from."""
+    devices: tuple[str, ...] | None = None
+    """The devices of a fleet on this host: all, GPUs by their numbers, or cpu, one for each replica."""
+    ray: str | None = None
+    """The address of the Ray cluster on which a fleet runs."""
+    replicas: ReplicaCount | None = None
+    """How many replicas it has there."""
+    quorum: Quorum = ALL
+    """How many replicas of a fleet must be ready for a promotion."""
+    places: tuple[Place, ...] = ()
+    """Where each replica runs, for tests of several hosts on one machine; no option sets it."""
+    fleet_limits: FleetLimits = USUAL_LIMITS
+    """How long a fleet waits; no option sets it."""
     passed_hosts: tuple[str, ...] = ()
     """The hosts of the sockets that systemd passed; then `host` and `port` are those of the first one, and nothing is bound."""
     token_file: Path | None = None
@@ -77,6 +90,11 @@ class Config:
         return (*self.aliases, "*") if self.all_aliases else self.aliases
 
     @property
+    def is_fleet(self) -> bool:
+        """Whether several devices draw, under Ray."""
+        return self.devices is not None or self.ray is not None
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """All hosts on which the service listens."""
         return self.passed_hosts or (self.host,)
@@ -85,9 +103,10 @@ class Config:
         """Check what no option can check alone.
 
         Raises:
-            UsageError: other machines reach the address, and there is no token, or the policy of signatures cannot be used; with
-                what to change.
+            UsageError: other machines reach the address, and there is no token, the policy of signatures cannot be used, or options
+                of a fleet do not go together; with what to change.
         """
+        check_fleet(self)
         reachable = [host for host in self.hosts if not is_loopback(host)]
         if reachable and self.token is None and not self.insecure_no_token:
             whose = "ListenStream= of the socket unit" if self.passed_hosts else "or ZWATCH_HOST"
@@ -100,6 +119,41 @@ class Config:
             from zwatch.signing.policy import read_policy
 
             read_policy(self.require_signature)
+
+
+def check_fleet(config: Config) -> None:
+    """Check that the options of a fleet go together.
+
+    Raises:
+        UsageError: they do not; with what to change.
+    """
+    devices, count, quorum = config.devices, config.replicas, config.quorum
+    if devices is not None and config.ray is not None:
+        raise UsageError(
+            "--devices begins a Ray cluster on this host, --ray ADDRESS uses one that is there: give one of the two"
+        )
+    if count is not None and config.ray is None:
+        raise UsageError(
+            "--replicas counts those of a Ray cluster: give --ray ADDRESS too; with --devices there is one for each device"
+        )
+    if not config.is_fleet:
+        if quorum != ALL:
+            raise UsageError(f"--quorum {quorum.text} is for several replicas: give --devices, or --ray ADDRESS, too")
+        return
+    if devices is not None and config.device != "auto":
+        raise UsageError(f"--device {config.device} is the one device of a service: give either it or --devices")
+    if config.device.startswith("cuda:"):
+        raise UsageError(
+            f"--device {config.device}: Ray chooses each replica's GPU; give --device cuda, or cpu, with --ray"
+        )
+    if config.takeover:
+        raise UsageError(
+            "--takeover is for one process with one device: stop the service and start it again; a fleet whose controller was killed "
+            "is taken over by the next one anyway, with all that its replicas have loaded"
+        )
+    most = len(devices) if devices is not None and devices != ("all",) else None if count is None else count.least
+    if most is not None and quorum.number is not None and quorum.number > most:
+        raise UsageError(f"--quorum {quorum.text}: the fleet has only {most} replicas; give {most} at most, or all")
 
 
 def lora_root(models: Path, given: Path | None = None) -> Path:

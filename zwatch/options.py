@@ -16,6 +16,7 @@ from click.types import BoolParamType, FuncParamType
 from zwatch import config, values
 from zwatch.deploy.oserrors import leads_nowhere
 from zwatch.errors import UsageError
+from zwatch.fleet import settings
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 _PATTERN = re.compile(r"(?:[A-Za-z0-9._*?-]|\[!?[A-Za-z0-9._-]+\]){1,64}")
@@ -165,6 +166,14 @@ def device(text: str) -> str:
     return text
 
 
+def ray_address(text: str) -> str:
+    """Return the address of a Ray cluster."""
+    host, _, port = text.rpartition(":")
+    if text != "auto" and not (host and "/" not in host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(f"expected auto, or the HOST:PORT of a Ray cluster such as 10.0.0.1:6379, got {text!r}")
+    return text
+
+
 def service_url(text: str) -> str:
     """Return the URL of a service, without a slash at its end."""
     try:
@@ -285,6 +294,10 @@ option = functools.partial(click.option, show_envvar=True)
 switch = functools.partial(option, type=Switch(), is_flag=True)
 json_switch = switch("--json", "as_json", envvar="ZWATCH_JSON", help="Print JSON: what the HTTP call answers, or the findings.")  # fmt: skip
 device_option = option("--device", envvar="ZWATCH_DEVICE", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")  # fmt: skip
+devices_option = option("--devices", envvar="ZWATCH_DEVICES", type=settings.devices, show_default="one device", metavar="LIST", help="Draw on several devices of this host, one replica each, under Ray: all, GPUs by their numbers such as 0,1, or cpu,cpu. Needs zwatch[ray].")  # fmt: skip
+ray_option = option("--ray", envvar="ZWATCH_RAY", type=ray_address, metavar="ADDRESS", help="Draw on the devices of this Ray cluster: HOST:PORT, or auto for the one that this host belongs to. Needs zwatch[ray].")  # fmt: skip
+replicas_option = option("--replicas", envvar="ZWATCH_REPLICAS", type=settings.replica_count, show_default="auto with --ray", metavar="N|auto|MIN..MAX", help="How many replicas the cluster of --ray has: a number, one for each device, or as many as the length of the queue needs.")  # fmt: skip
+quorum_option = option("--quorum", envvar="ZWATCH_QUORUM", type=settings.quorum, default="all", metavar="all|N|A/B", help="How many replicas must have a version ready for its promotion. The others leave the fleet until they have it.")  # fmt: skip
 dtype_option = option("--dtype", envvar="ZWATCH_DTYPE", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), default="auto", help="What versions are computed in, whatever they are stored in; auto: bf16, or fp32 where the device has no bf16.")  # fmt: skip
 quantize_option = option("--quantize", envvar="ZWATCH_QUANTIZE", type=click.Choice(["fp8", "int8"]), show_default="as stored", help="Quantize the blocks of transformer and text encoder when a version is loaded: half the memory.")  # fmt: skip
 exact_option = switch("--exact/--no-exact", envvar="ZWATCH_EXACT", default=None, show_default="exact on a CPU", help="Draw with diffusers' own bits, or faster with other rounding.")  # fmt: skip

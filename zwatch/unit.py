@@ -7,7 +7,7 @@ from zwatch.errors import UsageError
 
 _PACKAGED_PATH = "/opt/zwatch/bin"
 """Where the unit's own comments install zwatch."""
-_SERVICE, _SOCKET = "zwatch.service", "zwatch.socket"
+_SERVICE, _SOCKET, _NODE = "zwatch.service", "zwatch.socket", "zwatch-node.service"
 _TEMPLATE = (
     ("zwatch serve --models", "zwatch serve --takeover --models"),
     # With `always`, the process that was taken over from would take over again.
@@ -32,12 +32,24 @@ def text(programs: Path, *, takeover: bool = False) -> str:
     Raises:
         UsageError: this installation has no unit, or systemd cannot name the directory.
     """
+    return _with_path(_read(_SERVICE, takeover=takeover), programs)
+
+
+def node_text(programs: Path) -> str:
+    """Return the unit of a fleet's node, `zwatch-node.service`, with `programs` as the directory in which it finds the command `ray`.
+
+    Raises:
+        UsageError: as `text`.
+    """
+    return _with_path(_read(_NODE, takeover=False), programs)
+
+
+def _with_path(unit: str, programs: Path) -> str:
     directory = str(programs.absolute())
     if any(character.isspace() or character in ":\"'\\" for character in directory):
         raise UsageError(
             f"{directory!r} cannot be in the PATH of a unit; install zwatch at a path without such characters"
         )
-    unit = _read(_SERVICE, takeover=takeover)
     return unit.replace(f"PATH={_PACKAGED_PATH}:", f"PATH={directory.replace('%', '%%')}:")
 
 

@@ -64,9 +64,9 @@ class Recorder:
         self._names = metrics_of_rules()
 
     @asynccontextmanager
-    async def server(self, *options, environment=None, prefix=(), serves="v1"):
+    async def server(self, *options, environment=None, prefix=(), serves="v1", device="cpu"):
         """Run a service."""
-        server = Server(self.models, self.state, *options, environment=environment)
+        server = Server(self.models, self.state, *options, environment=environment, device=device)
         server._command = [*prefix, *server._command]
         async with server:
             if serves:
@@ -204,6 +204,25 @@ async def corrupted(recorder):
         flip(recorder.models, "v2")
         await server.rejected("hash_mismatch")
         await recorder.scrape(server, 24)
+
+
+@failure("ZwatchReplicaMissing")
+async def replica_missing(recorder):
+    """A replica dies, and its host's copy of the version is not what it was: it cannot come back. The other one draws on."""
+    async with recorder.server("--devices", "cpu,cpu", device="auto") as server:
+
+        async def states(*wanted):
+            return [one["state"] for one in (await server.status())["replicas"]] == [*wanted]
+
+        await server.until(lambda: states("ready", "ready"), "both replicas are ready", PATIENCE)
+        await recorder.well(server)
+        weights = recorder.models / "v1/transformer/diffusion_pytorch_model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        os.kill((await server.status())["replicas"][1]["pid"], signal.SIGKILL)
+        await server.until(lambda: states("ready", "out"), "the replica is out", PATIENCE)
+        await recorder.scrape(server, 15, during=lambda: ask(server))
 
 
 @failure("ZwatchQueueFull")

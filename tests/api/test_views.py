@@ -10,6 +10,7 @@ from zwatch.deploy.resolving import Fault
 from zwatch.deploy.strays import Stray
 from zwatch.deploy.versions import VersionSummary
 from zwatch.errors import Rejection
+from zwatch.generation.turns import Turns
 from zwatch.rollout.engines import EngineRegistry
 from zwatch.rollout.lifecycle import Attempt, LoadWay, VersionKey
 from zwatch.rollout.records import Records
@@ -142,14 +143,14 @@ def test_an_alias_with_a_fault_shows_it_with_the_link():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("running", "number"), [(None, 0), (object(), 1)])
-def test_the_queue_shows_how_many_wait_and_run(running, number):
-    queue = SimpleNamespace(waiting=3, running=running, limit=64)
-    assert views.queue_view(queue) == {"waiting": 3, "running": number, "limit": 64}
+@pytest.mark.parametrize("running", [[], [object()], [object(), object()]])
+def test_the_queue_shows_how_many_wait_and_run(running):
+    queue = SimpleNamespace(waiting=3, turns=SimpleNamespace(jobs=running), limit=64)
+    assert views.queue_view(queue) == {"waiting": 3, "running": len(running), "limit": 64}
 
 
 def test_the_status_has_all_parts():
-    queue = SimpleNamespace(waiting=0, running=None, limit=64)
+    queue = SimpleNamespace(waiting=0, turns=Turns(), limit=64)
     supervisor = Supervisor(wishes={"current": V2}, strays=[Stray("v1/v9", "v9", "no version of that name")])
     engines = serving(V1, V2)
     view = views.status_view(supervisor, engines, queue, None, None, 1.23456, [])

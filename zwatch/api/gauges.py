@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from zwatch import logwriter
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.metrics import Metrics
+from zwatch.api.replica_gauges import replica_metrics
+from zwatch.api.replica_views import Replicas
 from zwatch.errors import Ending
 from zwatch.generation.history import History
 from zwatch.generation.queue import GenerationQueue
@@ -32,6 +34,7 @@ class Gauges(Collector):
         queue: GenerationQueue,
         history: History | None,
         started: float,
+        fleet: Replicas,
     ) -> None:
         self._metrics = metrics
         self._supervisor = supervisor
@@ -39,6 +42,7 @@ class Gauges(Collector):
         self._queue = queue
         self._history = history
         self._started = started
+        self._fleet = fleet
 
     def collect(self) -> Iterator[Metric]:
         """Yield every gauge."""
@@ -48,6 +52,7 @@ class Gauges(Collector):
         yield from self._engine_gauges()
         yield from self._metrics.by_version.collect({one.key.version for one in self._engines.residents})
         yield from self._device_gauges()
+        yield from replica_metrics(self._fleet.views)
         yield from self._lora_gauges()
         yield from self._history_gauges()
         yield from self._fault_gauges()
@@ -76,7 +81,7 @@ class Gauges(Collector):
     def _queue_gauges(self) -> Iterator[Metric]:
         queue = self._queue
         yield _gauge("zwatch_queue_waiting", "Requests that wait.", queue.waiting)
-        yield _gauge("zwatch_queue_running", "Requests that are running.", int(queue.running is not None))
+        yield _gauge("zwatch_queue_running", "Requests that are running.", len(queue.turns.jobs))
         yield _gauge(
             "zwatch_generation_silence_seconds",
             "Time since the running request made its last step; 0 if none runs.",

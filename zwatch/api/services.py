@@ -7,6 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from zwatch.api.metrics import Metrics
+from zwatch.api.replica_views import Replicas
 from zwatch.api.traces import Traces
 from zwatch.bridge import Bridge
 from zwatch.deploy.summaries import Summaries
@@ -66,6 +67,8 @@ class Services:
     voting: Voting | None
     """None where images are not kept."""
     loras: LoraFollower
+    fleet: Replicas
+    """The replicas, where there are some."""
     traces: Traces | None = None
     """None where no traces are wanted."""
     summaries: Summaries = field(init=False)

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from zwatch.api.golden_view import GoldenView, golden_view
 from zwatch.api.health import HEALTH_STATES, health
 from zwatch.api.lora_views import LoraView
+from zwatch.api.replica_views import ReplicaStatus
 from zwatch.api.schema import ByteCount, Digest, Fraction, Number, Seconds, SignerName, Time, VersionName, choice
 from zwatch.deploy.following import ShareSeen
 from zwatch.deploy.resolving import Fault
@@ -169,6 +170,7 @@ class StatusView(TypedDict):
     shares: dict[str, ShareView]
     queue: QueueView
     device: DeviceView
+    replicas: list[ReplicaStatus] | None
     uptime: Seconds
     history: HistoryView | None
     loras: list[LoraView]
@@ -293,7 +295,7 @@ def alias_view(supervisor: Supervisor, engines: EngineRegistry, alias: str) -> A
 
 def queue_view(queue: GenerationQueue) -> QueueView:
     """Return the queue's length."""
-    return {"waiting": queue.waiting, "running": int(queue.running is not None), "limit": queue.limit}
+    return {"waiting": queue.waiting, "running": len(queue.turns.jobs), "limit": queue.limit}
 
 
 def history_change(history: HistoryView) -> HistoryChange:
@@ -309,6 +311,7 @@ def status_view(
     memory: tuple[int, int] | None,
     uptime: float,
     loras: list[LoraView],
+    replicas: list[ReplicaStatus] | None = None,
 ) -> StatusView:
     """Return the whole status. `memory` is the device's (free, total) bytes, None before the device is opened."""
     state, reasons = health(supervisor, engines, None if history is None else history["fault"])
@@ -341,6 +344,7 @@ def status_view(
         "shares": share_views(supervisor),
         "queue": queue_view(queue),
         "device": {"name": device, "free": free, "total": total},
+        "replicas": replicas,
         "uptime": round(uptime, 3),
         "history": history,
         "loras": loras,

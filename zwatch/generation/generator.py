@@ -91,12 +91,12 @@ class Generator:
         """Since when such a generation makes no progress, on the monotonic clock; None if there is none."""
         self._bridge = bridge
         self._preview_cost = PreviewCost()
-        self._sign: _SignOfLife | None = None
+        self._signs: set[_SignOfLife] = set()
 
     @property
     def silence(self) -> float:
-        """Seconds since the running generation last got on; 0 if none runs."""
-        return 0.0 if self._sign is None else self._sign.silence
+        """Seconds since the running generation last got on; 0 if none runs. Of several, the one that has got on least."""
+        return max((sign.silence for sign in self._signs), default=0.0)
 
     async def run(
         self,
@@ -122,7 +122,7 @@ class Generator:
             raise RequestError(
                 "generation_failed", f"earlier generations have not come back: {error.strerror}"
             ) from None
-        self._sign = sign
+        self._signs.add(sign)
         try:
             if not await self._gets_on(begun, engine, job, sign, patience):
                 raise GenerationCancelled
@@ -133,7 +133,8 @@ class Generator:
             raise GenerationCancelled from None
         finally:
             job.phases.append(Phase("generate", sign.begun, time.monotonic()))
-            self._sign = None if self.stuck_since is None else sign
+            if self.stuck_since is None:
+                self._signs.discard(sign)
             del begun  # an error's frames, of which this is one, hold the memory of a failed generation
 
     async def _gets_on(

@@ -22,6 +22,7 @@ from zwatch.generation.job_store import JobStore
 from zwatch.generation.loras import JobLoras, Loras
 from zwatch.generation.request import USUAL_SIDE, GenerateRequest
 from zwatch.generation.sources import Source, too_much_held
+from zwatch.generation.turns import Turns
 from zwatch.generation.unserved import not_served
 from zwatch.logs import request_id
 from zwatch.rollout.engines import EngineRegistry
@@ -33,7 +34,7 @@ _FINISHING = 4
 
 
 class GenerationQueue:
-    """Accepts requests while there is room and runs them one at a time on the device.
+    """Accepts requests while there is room and runs them one at a time on the device, or as many at a time as there are replicas.
 
     `limit` is how many requests may wait; `max_work` is the most megapixels x steps x images of one request; `stall` is for the
     `Generator`.
@@ -57,7 +58,7 @@ class GenerationQueue:
         self.max_work = max_work
         self.timeout = math.inf
         """Seconds after which the client of an attended job gets an error."""
-        self.running: Job | None = None
+        self.turns = Turns()
         self.jobs = JobStore()
         self.on_end: list[Callable[[Job], None]] = []
         """Called with each job when it ends, in any state."""
@@ -72,15 +73,13 @@ class GenerationQueue:
         self.loras = loras or Loras(bridge, LoraRoot(Path("loras")))
         self.loras.changed = changes.fire
         self.drawer = Drawer(
-            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served, self._is_coming,
-            self.loras,
+            self._traffic, Generator(bridge, stall), finisher, aliases, max_work, self.not_served,
+            lambda model: self.is_coming(model), self.loras,  # noqa: PLW0108 (another one may be set later)
         )  # fmt: skip
         finisher.on_written = changes.fire
-        self._aliases = aliases
-        self._changes = changes
+        self._aliases, self._changes = aliases, changes
         self._waiting: deque[Job] = deque()
-        self._finishing: dict[Job, asyncio.Task[None]] = {}
-        self._room_to_finish = asyncio.Semaphore(_FINISHING)
+        self._finishing, self._room_to_finish = dict[Job, asyncio.Task[None]](), asyncio.Semaphore(_FINISHING)
         self._arrived = asyncio.Event()
         self.closed: RequestError | None = None
         """What every new request is refused with, if it is."""
@@ -92,13 +91,17 @@ class GenerationQueue:
         return self.drawer.generator
 
     @property
+    def running(self) -> Job | None:
+        """The request that is drawn; of several the one that was begun first."""
+        return next(iter(self.turns.jobs), None)
+
+    @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._waiting)
 
     def worker_stuck_since(self) -> float | None:
-        """Return since when the running generation makes no progress, on the monotonic clock, if it was given up and its thread
-        does not come back; None if all is well."""
+        """Return since when, on the monotonic clock, a generation that was given up does not come back; None if all is well."""
         return self.generator.stuck_since
 
     def close(self, error: RequestError, *, permanent: bool = False) -> None:
@@ -124,8 +127,8 @@ class GenerationQueue:
         if self.closed is not None:
             # Raised many times: a traceback would keep the frames of every request.
             raise self.closed.to_keep()
-        # While nothing runs, the first waiting job is about to run.
-        if len(self._waiting) + after >= self.limit + (self.running is None):
+        # The first waiting jobs are about to run while there are free turns.
+        if len(self._waiting) + after >= self.limit + self.turns.free:
             raise RequestError(
                 "queue_full", f"{self.limit} requests wait already", headers=retry_after(self._seconds_until_room())
             )
@@ -218,26 +221,33 @@ class GenerationQueue:
 
     async def run(self) -> None:
         """Run jobs until cancelled."""
-        while True:
-            job = await self._turn()
-            self._waiting.remove(job)
-            self.running = job
-            self._renumber()
-            self._changes.fire()
-            token = request_id.set(job.request_id)  # for log lines about this job, here and in threads
-            try:
-                result = await self.drawer.draw(job)
-                if result is AGAIN:
-                    self._wait_again(job)
-                elif result is not None:
-                    await self._room_to_finish.acquire()
-                    self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
-                    del result  # the finishing task frees the pixels
-            finally:
-                request_id.reset(token)
-                self.running = None
-                self._release(job)
+        try:
+            while True:
+                job = await self._turn()
+                self._waiting.remove(job)
+                self.turns.begin(job, self._draw(job))
+                self._renumber()
                 self._changes.fire()
+        finally:
+            await self.turns.cancel()
+
+    async def _draw(self, job: Job) -> None:
+        request_id.set(job.request_id)  # for log lines about this job, here and in threads
+        try:
+            result = await self.drawer.draw(job)
+            if result is AGAIN:
+                self._wait_again(job)
+            elif result is not None:
+                await self._room_to_finish.acquire()
+                self._finishing[job] = asyncio.create_task(self._finish(job, result), name="finish")
+                del result  # the finishing task frees the pixels
+        except Exception as error:  # the queue ends with it
+            self.turns.fail(error)
+        finally:
+            self.turns.end(job)
+            self._release(job)
+            self._arrived.set()
+            self._changes.fire()
 
     def wake(self) -> None:
         """Check again whether a job can run."""
@@ -249,7 +259,8 @@ class GenerationQueue:
             # Both before the look, so that nothing is missed that happens after it.
             self._arrived.clear()
             changed: asyncio.Future[Any] = self._changes.next()
-            if (job := self._next()) is not None:
+            self.turns.check()
+            if self.turns.free and (job := self._next()) is not None:
                 return job
             arrived: asyncio.Future[Any] = asyncio.ensure_future(self._arrived.wait())
             try:
@@ -270,12 +281,9 @@ class GenerationQueue:
     def _waits(self, model: str, client: str | None, avoided: frozenset[VersionKey]) -> bool:
         return self._traffic.find(model, client, avoided) is None and self.is_coming(model)
 
-    def _is_coming(self, model: str) -> bool:
-        return self.is_coming(model)
-
     async def drained(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Return when no job waits, runs or is being finished, or at the first change after which `given_up` is true."""
-        while (self._waiting or self.running or self._finishing or self._finisher.is_busy) and not given_up():
+        while (self._waiting or self.turns.jobs or self._finishing or self._finisher.is_busy) and not given_up():
             await self._changes.wait()
 
     def refuse_waiting(self, error: RequestError) -> None:
@@ -335,11 +343,7 @@ class GenerationQueue:
         return not_served(model, self._aliases, self.is_unloaded)
 
     def _seconds_until_room(self) -> float:
-        """Estimate when a client that is refused now finds room: when what runs and half of what waits is done."""
-        pace = self.drawer.pace.of_all
-        running = self.running
-        rest = 0.0 if running is None else running.remaining or pace * running.work
-        return rest + pace * sum(job.work for job in self._waiting) / 2
+        return self.turns.seconds_until_room(self.drawer.pace.of_all, sum(job.work for job in self._waiting))
 
 
 def _asked(job: Job) -> tuple[str, str | None, frozenset[VersionKey]]:

@@ -1,4 +1,4 @@
-// The comparison of two pictures. It is loaded at the first one
+// The comparison of two pictures
 
 import { draw, findInHistory, findOther } from "./counterpart.js";
 import { open } from "./dialogs.js";

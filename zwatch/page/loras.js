@@ -1,4 +1,4 @@
-// The LoRAs of a picture: chips to choose them, a slider for each that is chosen. It is loaded where there are LoRAs
+// The LoRAs of a picture: chips to choose them, a slider for each that is chosen
 
 import { el, setText, show } from "./dom.js";
 import { reasoned, t } from "./i18n.js";
@@ -7,10 +7,10 @@ import { MOST_LORAS, SCALE } from "./settings.js";
 
 extend(`
 loras.weight = Weight of {name} = {name} 的权重
-loras.filter = Search the LoRAs = 搜索 LoRA
-loras.most = A picture may have {count} LoRAs at most. = 每张图片最多使用 {count} 个 LoRA。
-loras.gone = it is not on this server = 不在此服务器上
-loras.problem = {name} cannot be used: {reason} = {name} 无法使用：{reason}
+.filter = Search the LoRAs = 搜索 LoRA
+.most = A picture may have {count} LoRAs at most. = 每张图片最多使用 {count} 个 LoRA。
+.gone = it is not on this server = 不在此服务器上
+.problem = {name} cannot be used: {reason} = {name} 无法使用：{reason}
 `, `
 #loras{display:grid;gap:.5rem}
 .lora-chips{display:flex;flex-wrap:wrap;gap:.25rem;max-height:8rem;overflow-y:auto}

@@ -1,4 +1,4 @@
-// The brush: paints what is drawn anew on a picture, with a mouse, a pen, fingers or keys. It is loaded at its first use
+// The brush: paints what is drawn anew on a picture, with a mouse, a pen, fingers or keys
 
 import { open } from "./dialogs.js";
 import { el, setText } from "./dom.js";
@@ -10,15 +10,15 @@ import { createZoom } from "./zoom.js";
 
 extend(`
 mask.help = Paint over what is to be drawn anew. Arrow keys move the brush (Shift: further), Space paints, Enter holds it down; E eraser, I invert, [ ] size, Ctrl+Z undo. = 涂抹要重绘的部分。方向键移动画笔（加 Shift 更远），空格键涂抹，回车键按住画笔；E 橡皮擦，I 反选，[ ] 大小，Ctrl+Z 撤销。
-mask.canvas = Picture to paint on = 涂抹图片
-mask.brush = Brush = 画笔
-mask.erase = Eraser = 橡皮擦
-mask.size = Brush size = 画笔大小
-mask.undo = Undo = 撤销
-mask.invert = Invert = 反选
-mask.clear = Clear = 清空
-mask.done = Done = 完成
-mask.place = {left} from the left, {top} from the top = 距左 {left}，距上 {top}
+.canvas = Picture to paint on = 涂抹图片
+.brush = Brush = 画笔
+.erase = Eraser = 橡皮擦
+.size = Brush size = 画笔大小
+.undo = Undo = 撤销
+.invert = Invert = 反选
+.clear = Clear = 清空
+.done = Done = 完成
+.place = {left} from the left, {top} from the top = 距左 {left}，距上 {top}
 `, `
 .mask-stage{position:relative;flex:1;min-height:0;display:grid;place-items:center;overflow:hidden;background:#101013;container-type:size}
 .mask-sheet{position:relative;aspect-ratio:var(--ratio);width:min(100cqw,100cqh * var(--ratio))}
@@ -187,7 +187,7 @@ export function paintMask(announce, source, use) {
 		run();
 	}
 
-	// Shows where the brush is, unless neither the pointer nor the keys are on the picture
+	// Shows where the brush is, if the pointer or the keys are on the picture
 	function drawRing(isOver = false) {
 		ring.hidden = !isOver && !stroke && document.activeElement !== canvas;
 		ring.classList.toggle("down", Boolean(stroke));

@@ -1,7 +1,4 @@
-/**
- * A mask as what was done to make it, in pixels of its picture: {points: [x, y, …], size, erase}, "invert", "clear". So it is
- * small, can be undone step by step, and is drawn at any size.
- */
+// A mask is what was done to make it, in pixels of its picture: {points: [x, y, …], size, erase}, "invert", "clear"
 
 // Stripes, which are seen on any picture
 function stripes(context) {

@@ -1,4 +1,4 @@
-// The choice of two models that draw what the form says. It is loaded at the first use
+// The choice of two models that draw what the form says
 
 import { open } from "./dialogs.js";
 import { el } from "./dom.js";
@@ -8,11 +8,11 @@ import { requestOf } from "./settings.js";
 
 extend(`
 pair.first = First model = 第一个模型
-pair.second = Second model = 第二个模型
-pair.alias = {name} (now {version}) = {name}（现为 {version}）
-pair.draw = Draw both = 同时生成
-pair.prompt = Both draw the prompt and the seed of the form. = 两者都使用表单中的提示词和种子。
-pair.few = Only one model is loaded. A share of 0 % holds another version ready: = 只加载了一个模型。0 % 的分流可让另一版本保持就绪：
+.second = Second model = 第二个模型
+.alias = {name} (now {version}) = {name}（现为 {version}）
+.draw = Draw both = 同时生成
+.prompt = Both draw the prompt and the seed of the form. = 两者都使用表单中的提示词和种子。
+.few = Only one model is loaded. A share of 0 % holds another version ready: = 只加载了一个模型。0 % 的分流可让另一版本保持就绪：
 `, `
 .pair-choice{display:grid;gap:.75rem;max-width:26rem}
 .over .left .pane-words{margin:0 50% 0 0}

@@ -17,6 +17,15 @@ export function textButton(text, onClick, properties = {}) {
 
 export const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
+// The head and the body of a table; a cell is [text, small text]
+export function sheet(head, rows) {
+	const cell = (tag, scope, [text, more]) => el(tag, { scope }, scope === "col" ? el("strong", { text }) : text, more && el("small", { text: more }));
+	return [
+		el("thead", {}, el("tr", {}, head.map((one) => (one ? cell("th", "col", one) : el("td"))))),
+		el("tbody", {}, rows.map(([name, ...others]) => el("tr", {}, cell("th", "row", name), others.map((one) => cell("td", null, one))))),
+	];
+}
+
 // Makes a slider {element, input, set(value)}. `use(value)` is told where it is moved; `said(value)` is how a value is shown
 export function makeSlider(id, label, { least: min, most: max, step }, use, said = decimals) {
 	const input = Object.assign(el("input", { id, type: "range" }), { min, max, step });

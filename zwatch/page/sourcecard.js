@@ -1,4 +1,4 @@
-// The picture that is changed, in the form: its size, its mask, how much it is changed. It is loaded at the first picture
+// The picture that is changed, in the form: its size, its mask, how much it is changed
 
 import { el, iconButton, setText, show } from "./dom.js";
 import { find, findSent, keep, keepSent } from "./drafts.js";
@@ -10,22 +10,22 @@ import { toast } from "./toast.js";
 
 extend(`
 source = Picture to change = 要修改的图片
-source.remove = Remove the picture = 移除图片
-source.replace = Choose another picture = 更换图片
-source.drawn = drawn as = 生成为
-source.stretched = stretched to = 拉伸为
-source.ownSize = Size of the picture = 使用图片尺寸
-source.mask = Paint a mask… = 绘制蒙版…
-source.editMask = Edit the mask… = 编辑蒙版…
-source.whole = All of it is changed. = 修改整张图片。
-source.part = {percent} of it is painted anew. = 重绘其中 {percent}。
-source.broken = {name} is no picture that this browser can read. = 此浏览器无法读取图片 {name}。
-source.lost = The picture to change is not here any more. Choose it again. = 要修改的图片已不在，请重新选择。
+.remove = Remove the picture = 移除图片
+.replace = Choose another picture = 更换图片
+.drawn = drawn as = 生成为
+.stretched = stretched to = 拉伸为
+.ownSize = Size of the picture = 使用图片尺寸
+.mask = Paint a mask… = 绘制蒙版…
+.editMask = Edit the mask… = 编辑蒙版…
+.whole = All of it is changed. = 修改整张图片。
+.part = {percent} of it is painted anew. = 重绘其中 {percent}。
+.broken = {name} is no picture that this browser can read. = 此浏览器无法读取图片 {name}。
+.lost = The picture to change is not here any more. Choose it again. = 要修改的图片已不在，请重新选择。
 strength.0 = Nothing changes. = 不作修改。
-strength.1 = Colours and fine details change. = 只改变颜色和细节。
-strength.2 = The composition stays; style and details change. = 保留构图，改变风格和细节。
-strength.3 = At most the rough layout stays. = 至多保留大致布局。
-strength.steps = 1 step is drawn.|{count} steps are drawn. = 生成 {count} 步。
+.1 = Colours and fine details change. = 只改变颜色和细节。
+.2 = The composition stays; style and details change. = 保留构图，改变风格和细节。
+.3 = At most the rough layout stays. = 至多保留大致布局。
+.steps = 1 step is drawn.|{count} steps are drawn. = 生成 {count} 步。
 `, `
 .source-card{display:grid;grid-template-columns:auto minmax(0,1fr) auto;gap:.5rem;padding:.5rem;border:var(--border);border-radius:.75rem}
 .source-card>:nth-child(n + 4){grid-column:1 / -1}
@@ -44,10 +44,8 @@ const MOST_PIXELS = 2 ** 26;
 const MADE = "zwatch.made";
 const MOST_MADE = 400; // what was sent and is kept makes no more
 
-/**
- * Makes the card in `host`; `choose` opens the browser's choice of a file. The store's `source` is the picture: {image, file,
- * name, url, width, height, ops, covered, sides}; `ops` are those of the mask, `sides` those that are drawn if none are asked for.
- */
+// Makes the card in `host`; `choose` opens the choice of a file. The store's `source` is {image, file, name, url, width, height,
+// ops (of the mask), covered, sides (drawn if none are asked for)}
 export function makeCard({ store, api, announce }, host, choose) {
 	let source = null;
 	let loading = null; // the image that is loaded, and its end
@@ -76,12 +74,11 @@ export function makeCard({ store, api, announce }, host, choose) {
 	const now = () => store.get("settings");
 	const change = (changes) => store.set("settings", { ...now(), ...changes });
 
-	// Takes a picture, or null
 	function set(found) {
 		if (source?.file && source.url !== found?.url) URL.revokeObjectURL(source.url);
 		source = found && { ops: [], ...found, sides: sidesOf(found), covered: coverage(found) };
 		store.set("source", source);
-		// The mask apart from the file, which need not be written at each stroke
+		// The mask apart: the file need not be written at each stroke
 		if (source?.file !== kept) keep("file", source?.file && { file: source.file, name: source.name });
 		kept = source?.file;
 		keep("mask", source && { image: source.image, ops: source.ops });
@@ -183,14 +180,12 @@ export function makeCard({ store, api, announce }, host, choose) {
 			for (const [key, value] of Object.entries(fields)) form.append(key, Array.isArray(value) ? JSON.stringify(value) : value);
 			if (coverage(from)) form.append("mask", await maskFile(from, MOST_MASK));
 			const job = await api.call("POST", "/jobs", form);
-			// Kept for those who draw it again
 			keepSent({ ids: job.jobs ?? [job.id], image: from.image, file: from.file, name: from.name, ops: from.ops });
 			return job;
 		},
 	};
 }
 
-// Says what a mask covers
 export const coveredText = (covered) => (covered ? t("source.part", { percent: percent(Math.max(0.01, covered)) }) : t("source.whole"));
 
 const loadedAs = (of, { file, name } = {}) => (of === "file" ? read(file, name) : opened(of));

@@ -11,10 +11,14 @@ export const reasons = {
 	too_many_guesses: "尝试过多", decoder_busy: "解码繁忙", unreachable: "没有响应",
 };
 
-// Lines "key = English = Chinese"
+// Lines "key = English = Chinese"; a key ".part" goes on from the first part of the one before it
 export function table(text) {
-	const lines = text.split("\n").filter(Boolean).map((line) => line.split(" = "));
-	return Object.fromEntries(lines.map(([key, ...texts]) => [key, texts]));
+	let last;
+	return Object.fromEntries(text.split("\n").filter(Boolean).map((line) => {
+		const [key, ...texts] = line.split(" = ");
+		last = key.replace(/^(?=\.)/, last).split(".", 1)[0];
+		return [key.replace(/^(?=\.)/, last), texts];
+	}));
 }
 
 // The strings of the page. "1 step|{count} steps" is for one and for more, by `count`
@@ -23,118 +27,118 @@ cancel = Cancel = 取消
 close = Close = 关闭
 dismiss = Dismiss = 移除
 share = Copy link = 复制链接
-share.title = Copy a link with these settings = 复制带有当前设置的链接
+.title = Copy a link with these settings = 复制带有当前设置的链接
 versions = Versions = 版本
 keys = Keys = 快捷键
 
 field.prompt = Prompt = 提示词
-field.negative_prompt = Negative prompt = 反向提示词
-field.width = Width = 宽度
-field.height = Height = 高度
-field.steps = Steps = 步数
-field.n = Images = 张数
-field.seed = Seed = 种子
-field.guidance_scale = Guidance = 引导系数
-field.format = Format = 格式
-field.quality = Quality = 质量
-field.strength = Strength = 重绘强度
-field.mask_blur = Mask blur = 蒙版模糊
+.negative_prompt = Negative prompt = 反向提示词
+.width = Width = 宽度
+.height = Height = 高度
+.steps = Steps = 步数
+.n = Images = 张数
+.seed = Seed = 种子
+.guidance_scale = Guidance = 引导系数
+.format = Format = 格式
+.quality = Quality = 质量
+.strength = Strength = 重绘强度
+.mask_blur = Mask blur = 蒙版模糊
 source.choose = Start from a picture… = 从图片开始…
-source.title = Change a picture, or a part of it; drop or paste it, too = 修改图片或其中一部分；也可拖放或粘贴
+.title = Change a picture, or a part of it; drop or paste it, too = 修改图片或其中一部分；也可拖放或粘贴
 prompt.placeholder = Describe the picture = 描述想要的画面
 advanced = Advanced = 高级设置
 size = Size = 尺寸
-size.flip = Swap width and height = 交换宽度和高度
-size.half = Half the size = 尺寸减半
-size.twice = Twice the size = 尺寸加倍
+.flip = Swap width and height = 交换宽度和高度
+.half = Half the size = 尺寸减半
+.twice = Twice the size = 尺寸加倍
 seed.random = random = 随机
-seed.lock = Keep this seed for the next pictures = 锁定种子，后续图片沿用
-seed.dice = New random seed = 换一个随机种子
-seed.next = Next seed (+1) = 下一个种子（+1）
+.lock = Keep this seed for the next pictures = 锁定种子，后续图片沿用
+.dice = New random seed = 换一个随机种子
+.next = Next seed (+1) = 下一个种子（+1）
 generate = Generate = 生成
 used.all = All settings taken over = 已填入全部设置
-used.seed = Seed taken over = 已填入种子
+.seed = Seed taken over = 已填入种子
 
 error.prompt = Describe the picture first. = 请先描述画面。
-error.number = A number from {least} to {most}, not {found}. = 应为 {least} 到 {most} 之间的数字，而不是 {found}。
-error.whole = A whole number from {least} to {most}, not {found}. = 应为 {least} 到 {most} 之间的整数，而不是 {found}。
-error.multiple = A multiple of {step}: {below} or {above}. = 应为 {step} 的倍数：{below} 或 {above}。
-error.seed = A whole number from 0 to 2⁶³ − 1, or empty for a random one. = 应为 0 到 2⁶³ − 1 的整数；留空则随机。
-error.code.unreachable = The server does not answer. Generate works again as soon as it does. = 服务器没有响应。恢复后即可生成。
-error.code.model_not_loaded = Model not loaded. Generate works again as soon as it is. = 模型未加载。加载后即可生成。
-error.code.queue_full = The queue is full. Try again in {seconds} s. = 队列已满，请在 {seconds} 秒后重试。
-error.code.shutting_down = The server is stopping. Try again in a moment. = 服务器正在停止，请稍后重试。
-error.code.restarted = Lost when the server restarted. = 服务器重启时丢失。
-error.code.out_of_memory = The device's memory is not enough for this. Try a smaller size. ({message}) = 设备内存不足，请减小尺寸。（{message}）
-error.code.timeout = This took longer than the server allows. ({message}) = 超过了服务器允许的时间。（{message}）
-error.code.generation_failed = The picture could not be made. ({message}) = 图片生成失败。（{message}）
+.number = A number from {least} to {most}, not {found}. = 应为 {least} 到 {most} 之间的数字，而不是 {found}。
+.whole = A whole number from {least} to {most}, not {found}. = 应为 {least} 到 {most} 之间的整数，而不是 {found}。
+.multiple = A multiple of {step}: {below} or {above}. = 应为 {step} 的倍数：{below} 或 {above}。
+.seed = A whole number from 0 to 2⁶³ − 1, or empty for a random one. = 应为 0 到 2⁶³ − 1 的整数；留空则随机。
+.code.unreachable = The server does not answer. Generate works again as soon as it does. = 服务器没有响应。恢复后即可生成。
+.code.model_not_loaded = Model not loaded. Generate works again as soon as it is. = 模型未加载。加载后即可生成。
+.code.queue_full = The queue is full. Try again in {seconds} s. = 队列已满，请在 {seconds} 秒后重试。
+.code.shutting_down = The server is stopping. Try again in a moment. = 服务器正在停止，请稍后重试。
+.code.restarted = Lost when the server restarted. = 服务器重启时丢失。
+.code.out_of_memory = The device's memory is not enough for this. Try a smaller size. ({message}) = 设备内存不足，请减小尺寸。（{message}）
+.code.timeout = This took longer than the server allows. ({message}) = 超过了服务器允许的时间。（{message}）
+.code.generation_failed = The picture could not be made. ({message}) = 图片生成失败。（{message}）
 
 obstacle.unreachable = no connection = 未连接
-obstacle.model_not_loaded = model not loaded = 模型未加载
+.model_not_loaded = model not loaded = 模型未加载
 
 queue = Queue = 队列
-queue.count = Queue · {count} = 队列 · {count}
-queue.empty = Each press of Generate adds a job here. = 每按一次“生成”，就会在这里添加一个任务。
-queue.status = Queue: {running} running, {waiting} waiting = 队列：{running} 个运行中，{waiting} 个等待
-queue.idle = Queue: empty = 队列：空
+.count = Queue · {count} = 队列 · {count}
+.empty = Each press of Generate adds a job here. = 每按一次“生成”，就会在这里添加一个任务。
+.status = Queue: {running} running, {waiting} waiting = 队列：{running} 个运行中，{waiting} 个等待
+.idle = Queue: empty = 队列：空
 cancel.all = Cancel all = 全部取消
-cancel.job = Cancel: {prompt} = 取消：{prompt}
+.job = Cancel: {prompt} = 取消：{prompt}
 dismiss.job = Dismiss: {prompt} = 移除：{prompt}
 retry = Try again = 重试
-retry.job = Try again: {prompt} = 重试：{prompt}
+.job = Try again: {prompt} = 重试：{prompt}
 job.added = Added to the queue, {count} before it = 已加入队列，前面有 {count} 个
-job.cancelled = Cancelled = 已取消
-job.next = next = 下一个
-job.before = {count} before it = 前面有 {count} 个
-job.picture = picture {number} of {count} = 第 {number} 张，共 {count} 张
-job.prompt = reading the prompt = 读取提示词
-job.step = step {step} of {steps} = 第 {step} 步，共 {steps} 步
-job.decoding = finishing = 即将完成
-job.left = {time} left = 剩余 {time}
-job.done = The picture is done: version {version}, seed {seed} = 图片已完成：版本 {version}，种子 {seed}
+.cancelled = Cancelled = 已取消
+.next = next = 下一个
+.before = {count} before it = 前面有 {count} 个
+.picture = picture {number} of {count} = 第 {number} 张，共 {count} 张
+.prompt = reading the prompt = 读取提示词
+.step = step {step} of {steps} = 第 {step} 步，共 {steps} 步
+.decoding = finishing = 即将完成
+.left = {time} left = 剩余 {time}
+.done = The picture is done: version {version}, seed {seed} = 图片已完成：版本 {version}，种子 {seed}
 notify = Notify me when a long queue is done = 长队列完成时通知我
-notify.on = Notifications are on = 通知已开启
-notify.off = Notifications are off here, or blocked by the browser = 通知已关闭，或被浏览器禁止
-notify.done = The queue is done: 1 picture|The queue is done: {count} pictures = 队列已完成：{count} 张图片
-notify.failed = , {failed} failed = ，{failed} 个失败
+.on = Notifications are on = 通知已开启
+.off = Notifications are off here, or blocked by the browser = 通知已关闭，或被浏览器禁止
+.done = The queue is done: 1 picture|The queue is done: {count} pictures = 队列已完成：{count} 张图片
+.failed = , {failed} failed = ，{failed} 个失败
 
 progress = Progress = 进度
 result = Result: {prompt} = 结果：{prompt}
-result.forming = Result, still forming = 结果，正在生成
+.forming = Result, still forming = 结果，正在生成
 stage.empty = Describe a picture and press Generate. = 描述一个画面，然后按“生成”。
 caption.seed = seed {seed} = 种子 {seed}
-caption.steps = 1 step|{count} steps = {count} 步
+.steps = 1 step|{count} steps = {count} 步
 use.all = Use settings = 使用全部设置
-use.seed = Use seed = 使用种子
-use.picture = Use this picture = 使用此图片
+.seed = Use seed = 使用种子
+.picture = Use this picture = 使用此图片
 
 model = Model: {name} = 模型：{name}
-model.since = since {time} = 自 {time} 起
-model.unloaded = not loaded = 未加载
-model.none = none yet = 尚无
+.since = since {time} = 自 {time} 起
+.unloaded = not loaded = 未加载
+.none = none yet = 尚无
 deploy.loading = {version}: loading = {version}：加载中
-deploy.verifying = {version}: verifying {percent} = {version}：校验中 {percent}
-deploy.warming = {version}: warming up = {version}：预热中
-deploy.rejected = {version} rejected: {reason} = {version} 被拒绝：{reason}
-deploy.fault = Link {alias}: {message} = 链接 {alias}：{message}
+.verifying = {version}: verifying {percent} = {version}：校验中 {percent}
+.warming = {version}: warming up = {version}：预热中
+.rejected = {version} rejected: {reason} = {version} 被拒绝：{reason}
+.fault = Link {alias}: {message} = 链接 {alias}：{message}
 history.fault = Pictures are not kept: {message} = 图片未能保存：{message}
 connection.connecting = Connecting… = 正在连接…
-connection.lost = The server does not answer. Connecting again… = 服务器没有响应，正在重新连接…
+.lost = The server does not answer. Connecting again… = 服务器没有响应，正在重新连接…
 
 token.title = Token = 令牌
-token.text = The server asks for its token, once in this browser. = 服务器需要令牌，每个浏览器只需输入一次。
-token.ok = Continue = 继续
-token.wrong = This is not the server's token. = 令牌不正确。
+.text = The server asks for its token, once in this browser. = 服务器需要令牌，每个浏览器只需输入一次。
+.ok = Continue = 继续
+.wrong = This is not the server's token. = 令牌不正确。
 
 keys.cancel = Cancel the job that runs = 取消正在运行的任务
-keys.prompt = In the prompt: the prompts used before = 在提示词中：使用过的提示词
-keys.walk = Walk through the pictures = 浏览图片
-keys.details = On a picture: all its details = 选中图片时：全部信息
-keys.search = Search the pictures = 搜索图片
-keys.focus = Go to the prompt = 转到提示词
-keys.zoom = Zoom, in details and comparison = 缩放（详情和对比中）
-keys.help = These keys = 显示快捷键
+.prompt = In the prompt: the prompts used before = 在提示词中：使用过的提示词
+.walk = Walk through the pictures = 浏览图片
+.details = On a picture: all its details = 选中图片时：全部信息
+.search = Search the pictures = 搜索图片
+.focus = Go to the prompt = 转到提示词
+.zoom = Zoom, in details and comparison = 缩放（详情和对比中）
+.help = These keys = 显示快捷键
 
 time.seconds = {seconds} s = {seconds} 秒
-time.minutes = {minutes} min = {minutes} 分钟
+.minutes = {minutes} min = {minutes} 分钟
 `);

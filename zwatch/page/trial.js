@@ -1,42 +1,42 @@
-// The trial in the panel of versions: another version draws a part of a link's requests. It is loaded when the panel opens;
-// without a connection the panel does without it
+// The trial in the panel of versions: another version draws a part of a link's requests
 
 import { open } from "./dialogs.js";
 import { el, setText, show } from "./dom.js";
 import { number, percent, reasoned, sentence, t } from "./i18n.js";
-import { decimals, extend, textButton } from "./parts.js";
+import { decimals, extend, sheet, textButton } from "./parts.js";
+import { makeReplicas } from "./replicas.js";
 
 extend(`
 trial = Trial = 试用
-trial.try = Try… = 试用…
-trial.question = Try {version} on a part of the requests{to}. Each client stays on its side; 0 only holds the version ready. = 用 {version} 处理一部分请求{to}。每个客户端固定在一侧；0 只让版本保持就绪。
-trial.replaces = It takes the place of {version}. = 它将取代 {version}。
-trial.start = Start = 开始
-trial.part = Percent of the requests = 请求百分比
-trial.change = Change = 更改
-trial.promote = Promote = 转正
-trial.end = End the trial = 结束试用
-trial.gets = {version} draws {percent} of the requests for {alias}. = {version} 处理 {alias} 的 {percent} 请求。
-trial.still = {version} still draws {percent}. = {version} 仍处理 {percent}。
-trial.held = {version} is ready and draws no requests for {alias}. = {version} 已就绪，不处理 {alias} 的请求。
-trial.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
-trial.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
-trial.waiting = {version} is not ready yet. = {version} 尚未就绪。
-trial.rejected = {version} is rejected: {reason} = {version} 被拒绝：{reason}
-trial.missed = {version} missed {missed} of {checked} golden images. = {version} 的 {checked} 张基准图片中有 {missed} 张不符。
-trial.promoteQuestion = Promote {version}{to}? It draws all requests; nothing is loaded again. = 让 {version} 转正{to}？它将处理全部请求，无需重新加载。
-trial.started = The trial of {version} has begun. = {version} 的试用已开始。
-trial.changed = {version}: {percent} of the requests. = {version}：{percent} 的请求。
-trial.promoted = {version} serves all requests now. = {version} 已处理全部请求。
-trial.ended = The trial has ended. = 试用已结束。
-trial.sides = Both sides of the trial = 试用双方
-trial.requests = Requests = 请求
-trial.failures = Failures = 失败
-trial.latency = Seconds a request = 每个请求的秒数
-trial.votes = Liked, of the votes = 好评（占投票）
-trial.between = {value} ({low} – {high}) = {value}（{low} – {high}）
-trial.of = {value} of {count} = {count} 中的 {value}
-trial.interval = In brackets: where the true value lies with 95 % confidence. = 括号内：真实值的 95% 置信区间。
+.try = Try… = 试用…
+.question = Try {version} on a part of the requests{to}. Each client stays on its side; 0 only holds the version ready. = 用 {version} 处理一部分请求{to}。每个客户端固定在一侧；0 只让版本保持就绪。
+.replaces = It takes the place of {version}. = 它将取代 {version}。
+.start = Start = 开始
+.part = Percent of the requests = 请求百分比
+.change = Change = 更改
+.promote = Promote = 转正
+.end = End the trial = 结束试用
+.gets = {version} draws {percent} of the requests for {alias}. = {version} 处理 {alias} 的 {percent} 请求。
+.still = {version} still draws {percent}. = {version} 仍处理 {percent}。
+.held = {version} is ready and draws no requests for {alias}. = {version} 已就绪，不处理 {alias} 的请求。
+.loading = {version} is loaded and verified: {percent} = 正在加载和校验 {version}：{percent}
+.warming = {version} draws a first picture to warm up. = {version} 正在生成第一张图片以预热。
+.waiting = {version} is not ready yet. = {version} 尚未就绪。
+.rejected = {version} is rejected: {reason} = {version} 被拒绝：{reason}
+.missed = {version} missed {missed} of {checked} golden images. = {version} 的 {checked} 张基准图片中有 {missed} 张不符。
+.promoteQuestion = Promote {version}{to}? It draws all requests; nothing is loaded again. = 让 {version} 转正{to}？它将处理全部请求，无需重新加载。
+.started = The trial of {version} has begun. = {version} 的试用已开始。
+.changed = {version}: {percent} of the requests. = {version}：{percent} 的请求。
+.promoted = {version} serves all requests now. = {version} 已处理全部请求。
+.ended = The trial has ended. = 试用已结束。
+.sides = Both sides of the trial = 试用双方
+.requests = Requests = 请求
+.failures = Failures = 失败
+.latency = Seconds a request = 每个请求的秒数
+.votes = Liked, of the votes = 好评（占投票）
+.between = {value} ({low} – {high}) = {value}（{low} – {high}）
+.of = {value} of {count} = {count} 中的 {value}
+.interval = In brackets: where the true value lies with 95 % confidence. = 括号内：真实值的 95% 置信区间。
 `, `
 .trial{display:grid;gap:.5rem;padding:.75rem;border:var(--border);border-radius:12px}
 .trial h3{margin:0;font-size:.8125rem}
@@ -73,10 +73,11 @@ export class Trial {
 		this.element = el("section", { class: "trial", "aria-labelledby": "trial-title", hidden: true },
 			this.title, this.text, this.problem, this.form, this.table, this.note, this.conclusion);
 		panel.table.before(this.element);
+		this.drawReplicas = makeReplicas(panel);
 		this.draw();
 	}
 
-	// The share of the link that is chosen, with its name, before names that do not count; undefined without a trial
+	// The share of the chosen link, before names that do not count; undefined without a trial
 	get share() {
 		const shares = Object.entries(this.ctx.store.get("status")?.shares ?? {}).map(([name, one]) => ({ name, ...one }));
 		const own = shares.filter(({ alias }) => alias === this.panel.alias);
@@ -90,13 +91,14 @@ export class Trial {
 	// Called whenever the panel is drawn
 	draw() {
 		const { share, panel } = this;
+		this.drawReplicas();
 		show(this.element, Boolean(share));
 		if (share) this.drawShare(share);
 		for (const [name, row] of panel.rows) this.drawButton(name, row, share);
 		if (share && performance.now() - this.readAt > PERIOD_MS) this.read();
 	}
 
-	// How many golden images of what a share serves were checked and missed
+	// The golden images of what a share serves
 	goldenOf({ serving }) {
 		return this.engines?.find(({ version, golden }) => version === serving && golden)?.golden;
 	}
@@ -109,7 +111,7 @@ export class Trial {
 		this.promoteButton.disabled = !isReady;
 		if (this.shown !== share.name) this.part.value = share.percent ?? "";
 		this.shown = share.name;
-		// Not those of the last trial, while this one's version is loaded; but those for which a version was withdrawn
+		// Not those of the last trial; but those for which a version was withdrawn
 		const isOfShare = this.sides?.share === share.name && (!this.sides.ended || this.sides.sides[1].version === share.target);
 		const { sides, conclusion } = isOfShare ? this.sides : { sides: [], conclusion: "" };
 		setText(this.conclusion, conclusion);
@@ -135,7 +137,7 @@ export class Trial {
 		row.tryButton.disabled = this.panel.state.serving === name || isTried;
 	}
 
-	// What both sides have drawn, and their golden images: no event tells of it
+	// No event tells of what both sides have drawn
 	async read() {
 		this.readAt = performance.now();
 		try {
@@ -203,13 +205,12 @@ function stateOf({ target: version, percent: part, fault, attempt, serving, coun
 }
 
 function tableOf(sides, alias) {
-	const row = (key, of) => el("tr", {}, el("th", { scope: "row", text: t(`trial.${key}`) }), sides.map((side) => el("td", { text: of(side) })));
-	const head = el("thead", {}, el("tr", {}, el("td"), sides.map(({ version, share }) => el("th", { scope: "col" }, el("strong", { text: version }), el("small", { text: share || alias })))));
-	return [head, el("tbody", {},
+	const row = (key, of) => [[t(`trial.${key}`)], ...sides.map((side) => [of(side)])];
+	return sheet([null, ...sides.map(({ version, share }) => [version, share || alias])], [
 		row("requests", ({ requests }) => number(requests)),
 		row("failures", ({ failures }) => number(failures)),
 		row("latency", ({ latency }) => between(latency, latency?.median, decimals)),
-		row("votes", ({ votes }) => votes?.up + votes?.down > 0 ? `${t("trial.of", { value: number(votes.up), count: number(votes.up + votes.down) })}: ${between(votes, votes.share, percent)}` : "–"))];
+		row("votes", ({ votes }) => votes?.up + votes?.down > 0 ? `${t("trial.of", { value: number(votes.up), count: number(votes.up + votes.down) })}: ${between(votes, votes.share, percent)}` : "–")]);
 }
 
 // A value with its interval; "–" where nothing was measured

@@ -2,10 +2,7 @@
 
 const MOST = 16; // times the size at which it fits
 
-/**
- * `sizeOf()` is [width, height] of what is zoomed, `fromMiddle(x, y)` a point of the window from its middle; `draw(view)` shows
- * it anew.
- */
+// `sizeOf()` is [width, height] of what is zoomed, `fromMiddle(x, y)` a point of the window from its middle; `draw(view)` shows it
 export function createZoom(element, sizeOf, fromMiddle, draw) {
 	const view = { scale: 1, x: 0, y: 0 };
 

@@ -191,9 +191,9 @@ async def skip(request: web.Request) -> web.Response:
 
 def _interrupt(request: web.Request, most: int = MAX_IMAGES) -> None:
     queue = request.app[SERVICES].queue
-    job = queue.running
-    if job is not None and job.request.n <= most and request.app[CLIENTS].owns(client_of(request), job):
-        queue.cancel(job)
+    for job in queue.turns.jobs:
+        if job.request.n <= most and request.app[CLIENTS].owns(client_of(request), job):
+            queue.cancel(job)
 
 
 async def options(request: web.Request) -> web.Response:

@@ -15,6 +15,7 @@ from zwatch.api.health import health as judge_health
 from zwatch.api.lora_views import lora_views, loras_view
 from zwatch.api.native.client_jobs import client_in_query, send_jobs
 from zwatch.api.native.progress import Progress, next_look
+from zwatch.api.replica_views import replica_changes, replica_views
 from zwatch.api.schema import VersionName, choice
 from zwatch.api.services import SERVICES, Services
 from zwatch.api.streams import stream_changes
@@ -66,8 +67,10 @@ async def _status(services: Services) -> views.StatusView:
     memory = await services.device_memory()
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
-    loras = lora_views(services.loras)
-    return views.status_view(services.supervisor, services.engines, services.queue, history, memory, uptime, loras)
+    loras, replicas = lora_views(services.loras), replica_views(services.fleet.views)
+    return views.status_view(
+        services.supervisor, services.engines, services.queue, history, memory, uptime, loras, replicas
+    )
 
 
 async def status(request: web.Request) -> web.Response:
@@ -161,6 +164,8 @@ async def events(request: web.Request) -> web.StreamResponse:
         found["loras"] = loras_view(services.loras)
         if services.history is not None:
             found["history"] = views.history_change(services.history.view())
+        if (replicas := services.fleet.views) is not None:
+            found["replicas"] = replica_changes(replicas)
         return found
 
     def patience() -> float | None:

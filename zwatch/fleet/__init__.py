@@ -1,0 +1,1 @@
+"""Replicas of one service on several devices and hosts, under Ray: one controller, one queue, one moment of promotion."""
