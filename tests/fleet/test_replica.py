@@ -60,6 +60,10 @@ def prepared(replica, root, engine_id="e1", version="v1"):
     return replica.warm(engine_id)
 
 
+def drawn_by(replica, *asked):
+    return [event for events in replica.draw(*asked) for event in events]
+
+
 @pytest.fixture
 def engine(replica, root):
     facts = prepared(replica, root)
@@ -81,7 +85,7 @@ def test_a_version_is_held_once_it_is_warm_until_it_is_forgotten(replica, root):
 
 
 def test_what_is_drawn_comes_step_by_step(replica, engine):
-    events = [*replica.draw("run", "e1", ASKED, ())]
+    events = drawn_by(replica, "run", "e1", ASKED, ())
     assert [event.done for event in events if isinstance(event, Stepped)] == [*range(1, 9)]
     assert events[0].preview.shape == (8, 8, 3)
     assert [event.number for event in events if isinstance(event, Made)] == [0, 1]
@@ -90,11 +94,11 @@ def test_what_is_drawn_comes_step_by_step(replica, engine):
 
 def test_a_drawing_is_cancelled_also_before_it_comes(replica, engine):
     replica.cancel("early")
-    [event] = [*replica.draw("early", "e1", ASKED, ())]
+    [event] = drawn_by(replica, "early", "e1", ASKED, ())
     assert event.kind == "cancelled"
     events = []
-    for event in replica.draw("late", "e1", replace(ASKED, steps=100), ()):
-        events.append(event)
+    for some in replica.draw("late", "e1", replace(ASKED, steps=100), ()):
+        events += some
         replica.cancel("late")
     assert events[-1].kind == "cancelled"
     assert len(events) < 50
@@ -103,8 +107,8 @@ def test_a_drawing_is_cancelled_also_before_it_comes(replica, engine):
 def test_a_lora_is_loaded_by_its_name_and_must_have_the_digest(replica, engine, root):
     lora = LoraRoot(root / "loras").open_lora("ink")
     drawn = replace(ASKED, seeds=(7,), loras=(UsedLora("ink", 1.0, lora.digest),))
-    with_lora = [*replica.draw("run", "e1", drawn, (("ink", lora.digest),))]
-    without = [*replica.draw("run", "e1", replace(ASKED, seeds=(7,)), ())]
+    with_lora = drawn_by(replica, "run", "e1", drawn, (("ink", lora.digest),))
+    without = drawn_by(replica, "run", "e1", replace(ASKED, seeds=(7,)), ())
     assert (_pixels(with_lora) != _pixels(without)).any()
     assert replica.look().loras.keys() == {lora.digest}
     assert replica.load_loras("e1", (("ink", lora.digest),)) is None
@@ -177,4 +181,4 @@ def test_a_version_that_never_comes_says_what_is_missing(replica, root):
 def test_a_replica_that_has_begun_anew_says_so(replica, call):
     arguments = {"build": ("no", "0"), "warm": ("no",), "draw": ("run", "no", ASKED, ())}[call]
     found = getattr(replica, call)(*arguments)
-    assert (found if isinstance(found, Failure) else next(iter(found))).kind == "anew"
+    assert (found if isinstance(found, Failure) else next(iter(found))[0]).kind == "anew"

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from zwatch.deploy.loras import LoraRoot
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zwatch.engine.parameters import GenerationParameters
     from zwatch.engine.pipeline import Engine
 
+_TOGETHER = 0.002
 _WAIT_SECONDS = 5.0
 _EARLY = 100
 """How many drawings that were cancelled before they came are remembered."""
@@ -41,6 +42,15 @@ class _Run:
             preview.image()  # waits until it has arrived
             pixels = preview.pixels.numpy()
         self.events.put(Stepped(done, pixels))
+
+    def following(self, event: DrawEvent) -> DrawEvent | None:
+        """Return the event after another, if it is there; after a picture it usually comes at once."""
+        if isinstance(event, Drawn | Failure):
+            return None
+        try:
+            return self.events.get(timeout=_TOGETHER if isinstance(event, Made) else 0)
+        except Empty:
+            return None
 
     def image(self, number: int, image: "Image") -> None:
         """Tell that an image is made."""
@@ -75,8 +85,8 @@ class Runs:
         parameters: "GenerationParameters",
         loras: tuple[tuple[str, str], ...],
         judged: Callable[[Exception], Failure],
-    ) -> Iterator[DrawEvent]:
-        """Yield the events of a drawing as they happen."""
+    ) -> Iterator[tuple[DrawEvent, ...]]:
+        """Yield the events of a drawing as they happen; together those that happen while others are on their way."""
         run = self._runs[run_id] = _Run(engine)
         if run_id in self._early:
             run.cancelled.set()
@@ -86,9 +96,11 @@ class Runs:
         thread.start()
         try:
             while True:
-                event = run.events.get()
-                yield event
-                if isinstance(event, Drawn | Failure):
+                events = [run.events.get()]
+                while (event := run.following(events[-1])) is not None:
+                    events.append(event)
+                yield tuple(events)
+                if isinstance(events[-1], Drawn | Failure):
                     return
         finally:
             run.cancelled.set()  # also if nobody takes the rest

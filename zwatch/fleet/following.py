@@ -90,21 +90,21 @@ class Following:
         try:
             stream = member.actor.draw(self.run_id, self._engine_id, missing, self._loras)
             while True:
-                event = self._next(stream, member, epoch)
-                match event:
-                    case Stepped():
-                        self._step(first_step + event.done, event.preview)
-                    case Made():
-                        self._add(first_image + event.number, event)
-                    case Drawn():
-                        return self._generation(event, begun)
-                    case Failure():
-                        raise self._error(event)
+                for event in self._next(stream, member, epoch):
+                    match event:
+                        case Stepped():
+                            self._step(first_step + event.done, event.preview)
+                        case Made():
+                            self._add(first_image + event.number, event)
+                        case Drawn():
+                            return self._generation(event, begun)
+                        case Failure():
+                            raise self._error(event)
         except Gone as error:
             raise Lost(f"it died or cannot be reached: {error}", is_alive=False) from None
 
-    def _next(self, stream: Stream, member: "Member", epoch: int) -> DrawEvent:
-        """Return the next event.
+    def _next(self, stream: Stream, member: "Member", epoch: int) -> tuple[DrawEvent, ...]:
+        """Return the next events.
 
         Raises:
             Lost: there is none within the step's limit.
@@ -119,8 +119,8 @@ class Following:
                 raise Lost(member.problem or "it was lost", is_alive=False)
             if time.monotonic() > end:
                 raise Lost(f"it hangs: no step for {self._step_seconds:g} s", is_alive=True)
-        found: DrawEvent = event
-        return found
+        # A call that fails by itself gives a failure alone.
+        return (event,) if isinstance(event, Failure) else tuple(event)
 
     def _step(self, done: int, pixels: Any) -> None:
         self._pixels = pixels

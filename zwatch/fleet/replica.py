@@ -281,11 +281,11 @@ class Replica:
 
     def draw(
         self, run_id: str, engine_id: str, parameters: "GenerationParameters", loras: tuple[tuple[str, str], ...]
-    ) -> Iterator[DrawEvent]:
-        """Draw, and yield what happens as it happens; `loras` are names and digests. The last event is a `Drawn` or a `Failure`."""
+    ) -> Iterator[tuple[DrawEvent, ...]]:
+        """Draw, and yield what happens as it happens, several events at a time if they come fast; `loras` are names and digests. The last event is a `Drawn` or a `Failure`."""
         held = self._held.get(engine_id)
         if held is None:
-            yield begun_anew()
+            yield (begun_anew(),)
             return
         yield from self._runs.draw(run_id, held.engine, self.factory, parameters, loras, self.judged)
 
