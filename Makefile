@@ -56,7 +56,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/flip.py $(ARGS)
 
 # An hour of mixed traffic with a deploy every 5 s; what the process holds, drawn to benchmarks/results/soak.png.
-# On a GPU eight minutes: make soak ARGS="--minutes 8 --device cuda:0 --preset full --out soak_gpu.json"
+# On a GPU eight minutes: make soak ARGS="--minutes 8 --device cuda:0 --preset full --work DIR --out soak_gpu.json"
 soak: $(VENV)/.bench
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
