@@ -176,8 +176,8 @@ def _replace(pipe, faults, first_pause):
     """Put the light engine in the place of the genuine one, and let the pipe see the parts."""
     wired, listen, init = app._wired, app.listen, Supervisor.__init__
 
-    def wired_and_seen(config, bridge, state_file):
-        services = wired(config, bridge, state_file)
+    def wired_and_seen(config, bridge, state_file, slot):
+        services = wired(config, bridge, state_file, slot)
         Inside(pipe, services, faults)
         return services
 

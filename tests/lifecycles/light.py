@@ -99,7 +99,7 @@ class LightEngine:
 
     is_unjudged, colours, components, device_buffers, sizes = False, None, (), (), []
     nbytes, host_nbytes, precision = 0, 0, "bf16"
-    default_size, max_side = SIDE, 64
+    default_size, max_side, has_control = SIDE, 64, False
     golden = SimpleNamespace(pictures=(), checked=0, missed=0, next=None)
     open = 0
     """How many engines are not closed, over all versions."""

@@ -50,7 +50,7 @@ class FleetEngine:
         self.default_size, self.max_side, self.precision = facts.default_size, facts.max_side, facts.precision
         self.nbytes, self.host_nbytes, self.sizes = facts.nbytes, facts.host_nbytes, list(facts.sizes)
         self.device_buffers: list[Any] = []  # none is on a device of this process
-        self.linear_shapes = facts.linear_shapes
+        self.linear_shapes, self.has_control = facts.linear_shapes, facts.has_control
         self.golden = facts.golden
         self.is_unjudged = False
         self.is_live = False

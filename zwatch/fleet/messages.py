@@ -103,6 +103,7 @@ class EngineFacts:
     host_nbytes: int
     sizes: tuple[int, ...]
     linear_shapes: Mapping[str, tuple[int, int]]
+    has_control: bool
     golden: GoldenImages
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase that its load took there; empty if it was resident."""

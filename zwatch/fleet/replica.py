@@ -237,7 +237,7 @@ class Replica:
     def _facts(self, engine: "Engine", control: LoadControl) -> EngineFacts:
         return EngineFacts(
             engine.version, engine.digest, engine.default_size, engine.max_side, engine.precision, engine.nbytes,
-            engine.host_nbytes, tuple(engine.sizes), engine.linear_shapes, engine.golden, dict(control.phases),
+            engine.host_nbytes, tuple(engine.sizes), engine.linear_shapes, engine.has_control, engine.golden, dict(control.phases),
             tuple(control.shared), control.bytes_done,
         )  # fmt: skip
 
