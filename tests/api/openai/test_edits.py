@@ -39,6 +39,7 @@ def transparent_in(box, size=(64, 64)):
 
 
 PICTURE, MASK = file_of(noise()), file_of(transparent_in((32, 0, 64, 64)))
+URL = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 
 
 def opened(b64_json):
@@ -335,7 +336,13 @@ def test_a_mask_of_another_size_and_the_same_shape_is_resized():
     ("field", "value", "words"),
     [
         ("markup", "data:image/png;base64,AAAA", "say in mask"),
-        ("images", [{"image_url": "x"}], "send one picture as image"),
+        ("images", [{"image_url": URL}], "beside image"),
+        ("images", [{"image_url": URL}] * 2, "has 2 pictures"),
+        ("images", [{"file_id": "file-1"}], "no files are kept"),
+        ("images", [{"image_url": {"url": URL}}], "needs a data URL"),
+        ("images", [URL], "must be .*image_url"),
+        ("images", {"image_url": URL}, "must be .*in JSON"),
+        ("mask", {"file_id": "file-1"}, "no files are kept"),
     ],
 )
 def test_what_cannot_be_followed_is_named(field, value, words):
@@ -343,8 +350,28 @@ def test_what_cannot_be_followed_is_named(field, value, words):
     with pytest.raises(RequestError, match=words) as raised:
         read_edit("application/json", body)
     assert (raised.value.status, raised.value.param) == (400, field)
-    with pytest.raises(RequestError, match=words):
+
+
+@pytest.mark.parametrize(
+    ("field", "words"), [("markup", "say in mask"), ("images", "got a file: in a form send one picture as image")]
+)
+def test_what_a_form_cannot_have_is_named(field, words):
+    with pytest.raises(RequestError, match=words) as raised:
         read_edit(*form(image=PICTURE, prompt="x", **{field: PICTURE}))
+    assert (raised.value.status, raised.value.param) == (400, field)
+
+
+def test_json_refers_to_the_picture_and_the_mask_by_data_urls():
+    mask = base64.b64encode(file_of(transparent_in((32, 0, 64, 64), (64, 64)))).decode()
+    body = {"images": [{"image_url": URL}], "mask": {"image_url": f"data:image/png;base64,{mask}"}, "prompt": "x"}
+    found = read_edit("application/json", json.dumps(body).encode())
+    assert found.source.picture.size == (64, 64)
+    assert found.source.mask.getbbox() == (32, 0, 64, 64)
+    assert (found.asked.image, found.asked.images, found.asked.mask) == (None, None, None)
+    body["images"] = [{"image_url": "https://example.org/cat.png"}]
+    with pytest.raises(RequestError, match="not fetched") as raised:
+        read_edit("application/json", json.dumps(body).encode())
+    assert raised.value.param == "images"
 
 
 def test_what_waits_holds_no_files():

@@ -1,14 +1,15 @@
 """The body of OpenAI's edits call: a form with a picture and a mask, and its conversion to what is drawn."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import Image, ImageChops
 from pydantic import Field
+from pydantic.json_schema import JsonSchemaValue
 
 from zwatch.api.bodies import fields_of
 from zwatch.api.openai.requests import Images, ImagesRequest, images_of
-from zwatch.generation.fields import OneFile, Text, Untaken, invalid, validated
+from zwatch.generation.fields import OneFile, Text, Untaken, invalid, kind_of, refused, validated
 from zwatch.generation.inpainting import Canvas, Fit, blurred, fitted_picture
 from zwatch.generation.request import DEFAULT_STRENGTH, Blur, Strength
 from zwatch.generation.sources import Source, file_of, open_picture, read_source
@@ -24,6 +25,64 @@ _MASK_OF_ITS_OWN = "dall-e-2"
 """The model whose clients send a picture that is transparent where it is to be edited, and no mask."""
 
 
+@dataclass(frozen=True, slots=True)
+class Referenced(OneFile):
+    """OpenAI's reference to a picture in JSON, `{"image_url": "data:..."}`."""
+
+    def check(self, value: Any) -> str | bytes | None:
+        """Return the URL."""
+        if not isinstance(value, dict):
+            raise refused(f'must be {{"image_url": "data:image/png;base64,..."}}, got {_kind(value)}')
+        if value.get("file_id") is not None:
+            raise refused("has a file_id, but no files are kept here: send the picture as a data URL in image_url")
+        url = value.get("image_url")
+        if not isinstance(url, str) or not url.strip():
+            raise refused(f"needs a data URL as the text of image_url, got {kind_of(url)}")
+        return url
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe the object."""
+        url = {"type": "string", "minLength": 1, "pattern": r"\S"}
+        return {"type": "object", "properties": {"image_url": url}, "required": ["image_url"]}
+
+
+@dataclass(frozen=True, slots=True)
+class OneReferenced(Referenced):
+    """A list with one such reference; an empty one is none."""
+
+    def check(self, value: Any) -> str | bytes | None:
+        """Return the URL of the picture."""
+        if value is None or value in ("", b"", []):
+            return None
+        if not isinstance(value, list):
+            raise refused(
+                f'must be [{{"image_url": "data:..."}}] in JSON, got {_kind(value)}: in a form send one picture as image'
+            )
+        if len(value) != 1:
+            raise refused(
+                f"has {len(value)} pictures: one is edited at a time; send a request for each, "
+                "or put them together into one picture"
+            )
+        return Referenced.check(self, value[0])
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe the list."""
+        return {"anyOf": [{"type": "array", "maxItems": 1, "items": Referenced.schema(self)}, {"type": "null"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class FileOrReferenced(OneFile):
+    """A file, or such a reference."""
+
+    def check(self, value: Any) -> str | bytes | None:
+        """Return the file, or the URL."""
+        return Referenced().check(value) if isinstance(value, dict) else OneFile.check(self, value)
+
+    def schema(self) -> JsonSchemaValue:
+        """Describe both."""
+        return {"anyOf": [*OneFile.schema(self)["anyOf"], Referenced().schema()]}
+
+
 class EditsRequest(ImagesRequest):
     """The body of `/v1/images/edits`."""
 
@@ -34,7 +93,7 @@ class EditsRequest(ImagesRequest):
     ] = None
     mask: Annotated[
         str | bytes | None,
-        OneFile(),
+        FileOrReferenced(),
         Field(description="A picture of the same size: what is transparent in it is edited, everything else stays."),
     ] = None
     input_fidelity: Annotated[
@@ -61,9 +120,9 @@ class EditsRequest(ImagesRequest):
         Field(description="Not supported."),
     ] = None
     images: Annotated[
-        None,
-        Untaken("is not taken: send one picture as image, in JSON in base64 or as a data URL"),
-        Field(description="Not supported: send one picture as `image`."),
+        str | bytes | None,
+        OneReferenced(),
+        Field(description="In JSON, instead of `image`: a list with one `image_url`, a data URL. No `file_id`."),
     ] = None
 
 
@@ -93,13 +152,11 @@ def fitted_edit(asked: EditsRequest) -> Edit:
     images_of(asked, "")  # before anything is decoded
     if asked.input_fidelity not in _FIDELITIES:
         raise invalid("input_fidelity", f"input_fidelity must be low or high, got {asked.input_fidelity[:60]!r}")
-    if asked.image is None:
-        raise invalid("image", 'image is required: a file in a form, as curl -F "image=@cat.png" sends it')
-    image = _file(asked.image, "image")
+    image = _picture(asked)
     source = read_source(image, None)
     mask = _mask(asked, image, source.picture.size)
     # What stays with the request until it is drawn has no files.
-    return Edit(asked.model_copy(update={"image": None, "mask": None}), _fitted(asked, source, mask))
+    return Edit(asked.model_copy(update={"image": None, "images": None, "mask": None}), _fitted(asked, source, mask))
 
 
 def edit_of(found: Edit, model: str) -> Images:
@@ -116,6 +173,22 @@ def edit_of(found: Edit, model: str) -> Images:
         strength = unmasked if found.source.mask is None else MASKED_STRENGTH
     changes = {"strength": strength, "mask_blur": asked.mask_blur}
     return replace(wanted, generate=wanted.generate.model_copy(update=changes))
+
+
+def _kind(value: object) -> str:
+    return "a file" if isinstance(value, bytes) else kind_of(value)
+
+
+def _picture(asked: EditsRequest) -> bytes:
+    if asked.images is not None:
+        if asked.image is not None:
+            raise invalid(
+                "images", "images is there beside image: one picture is edited at a time; send one of the two"
+            )
+        return _file(asked.images, "images")
+    if asked.image is None:
+        raise invalid("image", 'image is required: a file in a form, as curl -F "image=@cat.png" sends it')
+    return _file(asked.image, "image")
 
 
 def _file(given: str | bytes, param: str) -> bytes:
