@@ -149,6 +149,14 @@ class Service:
 
     async def start(self, *, run: bool = True) -> "Service":
         """Start a run as `app.running` does; without `run`, the loop has to be started later."""
+        self.wire()
+        await self.supervisor.start()
+        if run:
+            self.run()
+        return self
+
+    def wire(self) -> None:
+        """Make the parts of a run, as they are while the saved state is not read."""
         self.bridge = Bridge()
         self.state_file = StateFile(self.state)
         self.engines = EngineRegistry(self._lease_returned)
@@ -164,10 +172,6 @@ class Service:
             policy_file=self.policy_file,
         )
         self.operator = Operator(self.supervisor, self.bridge)
-        await self.supervisor.start()
-        if run:
-            self.run()
-        return self
 
     def run(self) -> None:
         """Let the supervisor look and act."""

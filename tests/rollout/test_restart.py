@@ -362,6 +362,21 @@ async def test_a_crash_does_not_count_for_an_unloaded_version(services):
     assert (outcome.serves, outcome.version) == (True, "v1")
 
 
+async def test_a_load_that_is_requested_before_the_saved_state_is_read_ends_the_unload_in_it(services):
+    service = await services().start()
+    await service.until_serves("v1")
+    await asyncio.wait_for(service.operator.unload(), DEADLINE)
+    await service.crash()
+    service = services()
+    service.wire()  # HTTP answers from here on
+    loading = asyncio.create_task(service.operator.load("current"))
+    await asyncio.sleep(0)
+    await service.supervisor.start()
+    service.run()
+    assert (await asyncio.wait_for(loading, DEADLINE)).serves
+    assert service.supervisor.state.saved.alias("current").unloaded is None
+
+
 async def test_a_second_service_cannot_use_the_state_directory(service):
     with pytest.raises(UsageError):
         StateFile(service.state)

@@ -118,6 +118,9 @@ class Operator:
 
     async def load(self, alias: str) -> Outcome:
         """Load what the alias asks for, also after a rejection, an unload, or if it serves but its files changed."""
+        await (
+            self._supervisor.is_restored.wait()
+        )  # HTTP answers before; an unload that is read then would undo this load
         record = self._supervisor.records[alias]
         share = self._supervisor.records.share_of(alias)
         if share is not None:  # it is for this alias's requests

@@ -109,7 +109,7 @@ class Supervisor:
         self.attempts, self.on_end = self.runner.latest, self.runner.on_end
         self._ringing, self._looked, self._looks = asyncio.Event(), Pulse(), 0
         self._stopping = self.is_paused = False  # paused: requests that wait for a load go on waiting
-        self.has_failed, self._begun = asyncio.Event(), time.monotonic()
+        self.has_failed, self.is_restored, self._begun = asyncio.Event(), asyncio.Event(), time.monotonic()
 
     # --- what others ask
 
@@ -206,6 +206,7 @@ class Supervisor:
         self.records.restore(saved)
         self.runner.distrusted = saved.crashed_with()
         self.previous_run = begin_run(saved)
+        self.is_restored.set()
         await self.state.save()
 
     async def run(self) -> None:
