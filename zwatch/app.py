@@ -91,8 +91,7 @@ async def running(
     state_file = await _state_file(config, bridge, taken)
     services = _wired(config, bridge, state_file, slot)
     giving = Giving(services, state_file, (config.host, config.port), limits.silence)
-    refusals = services.metrics.refusals
-    runner, backlog = _runner(config, services, limits, refusals, giving)
+    runner, backlog = _runner(config, services, limits, giving)
     most_drain = max(limits.drain, config.timeout)
     following = (
         None
@@ -118,15 +117,14 @@ async def running(
             await following.close()
         await _end(services, runner, tasks)
         await slot.end(bridge, ends_replicas=services.supervisor.failure is None)
-        refusals.flush()
+        services.metrics.refusals.flush()
         lingering += await _close(bridge, root_watcher, services.supervisor.factory)
         state_file.close()
 
 
-def _runner(
-    config: Config, services: Services, limits: TimeLimits, refusals: Refusals, giving: Giving
-) -> tuple[Runner, int]:
+def _runner(config: Config, services: Services, limits: TimeLimits, giving: Giving) -> tuple[Runner, int]:
     """Return the HTTP server, and how many connections may wait to be accepted."""
+    refusals = services.metrics.refusals
     max_connections, backlog = connection_limits()
     giving.runner = Runner(
         _application(config, services, limits, refusals, giving),

@@ -212,8 +212,7 @@ def attempt_view(attempt: Attempt | None) -> AttemptView | None:
 
 def serving_view(engines: EngineRegistry, alias: str = PRIMARY) -> ServingView | None:
     """Return what an alias serves, or null."""
-    resident = engines.serving(alias)
-    if resident is None:
+    if (resident := engines.serving(alias)) is None:
         return None
     key, engine = resident.key, resident.engine
     return {

@@ -54,8 +54,7 @@ class GenerationQueue:
         traffic: Traffic | None = None,
         loras: Loras | None = None,
     ) -> None:
-        self.limit = limit
-        self.max_work = max_work
+        self.limit, self.max_work = limit, max_work
         self.timeout = math.inf
         """Seconds after which the client of an attended job gets an error."""
         self.turns = Turns()
