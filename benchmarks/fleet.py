@@ -80,7 +80,7 @@ class Bench:
         server.serves((version or self.versions[0]).digest, min(180.0, self.clock.left))
 
         def all_ready() -> bool:
-            return all(one["state"] == "ready" for one in server.get("/status")["replicas"] or [])
+            return all(one["state"] == "READY" for one in server.get("/status")["replicas"] or [])
 
         server.wait(all_ready, "all replicas are ready", 120, 0.05)
 

@@ -347,8 +347,9 @@ def test_settings_that_only_together_are_wrong_name_what_to_change(tmp_path):
     ("options", "words"),
     [
         (["--devices", "cpu,cpu", "--ray", "auto"], ["--devices", "--ray"]),
-        (["--replicas", "2"], ["--replicas", "--ray ADDRESS"]),
-        (["--devices", "cpu,cpu", "--replicas", "2"], ["--replicas", "--ray ADDRESS"]),
+        (["--replicas", "2..4"], ["--replicas MIN..MAX", "--ray ADDRESS"]),
+        (["--replicas", "2", "--device", "cuda:1"], ["--device cuda:1", "--replicas"]),
+        (["--devices", "cpu,cpu", "--replicas", "2"], ["--devices", "--replicas"]),
         (["--quorum", "2/3"], ["--quorum 2/3", "--devices"]),
         (["--devices", "0,1", "--device", "cuda:0"], ["--device cuda:0", "--devices"]),
         (["--ray", "auto", "--device", "cuda:1"], ["--device cuda:1", "--device cuda,"]),
@@ -359,7 +360,7 @@ def test_settings_that_only_together_are_wrong_name_what_to_change(tmp_path):
 )
 def test_options_of_a_fleet_that_do_not_go_together_name_what_to_change(options, words):
     with pytest.raises(UsageError) as refused:
-        Config(**parsed("serve", *options)).check()
+        Config(**parsed("serve", *options)).with_local_replicas().check()
     assert all(word in str(refused.value) for word in words), refused.value
 
 

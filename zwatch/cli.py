@@ -124,7 +124,7 @@ def _serve(port: int | None, **settings: Any) -> int:
             settings["passed_hosts"] = given.addresses
             settings["host"], port = given.address(host, asked_port)
         settings["token_file"] = options.token_file(context)
-        ended = asyncio.run(serve(config.Config(port=port, **settings), given))
+        ended = asyncio.run(serve(config.Config(port=port, **settings).with_local_replicas(), given))
     status = 0 if ended.failure is None else service_commands.failed(str(ended.failure), ended.failure.status)
     # CUDA aborts when it frees a lost device.
     if ended.lingering or (ended.failure is not None and ended.failure.is_crash):

@@ -3,11 +3,11 @@
 import ipaddress
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zwatch.errors import UsageError
-from zwatch.fleet.settings import ALL, USUAL_LIMITS, FleetLimits, Place, Quorum, ReplicaCount
+from zwatch.fleet.settings import ALL, USUAL_LIMITS, FleetLimits, Place, Quorum, ReplicaCount, local_devices
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -89,6 +89,23 @@ class Config:
         """The names and patterns of the links that are followed."""
         return (*self.aliases, "*") if self.all_aliases else self.aliases
 
+    def with_local_replicas(self) -> "Config":
+        """Return it with the devices that `--replicas` means without `--ray`: so many GPUs of this host, or replicas on its CPU.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if self.replicas is None or self.ray is not None or self.devices is not None:
+            return self
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(
+                f"--device {self.device} is one device, and --replicas takes several: give --device cuda or cpu"
+            )
+        try:
+            return replace(self, devices=local_devices(self.replicas, self.device), device="auto", replicas=None)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
     @property
     def is_fleet(self) -> bool:
         """Whether several devices draw, under Ray."""
@@ -133,12 +150,12 @@ def check_fleet(config: Config) -> None:
             "--devices begins a Ray cluster on this host, --ray ADDRESS uses one that is there: give one of the two"
         )
     if count is not None and config.ray is None:
-        raise UsageError(
-            "--replicas counts those of a Ray cluster: give --ray ADDRESS too; with --devices there is one for each device"
-        )
+        raise UsageError("--devices says how many replicas there are, one for each: give either it or --replicas")
     if not config.is_fleet:
         if quorum != ALL:
-            raise UsageError(f"--quorum {quorum.text} is for several replicas: give --devices, or --ray ADDRESS, too")
+            raise UsageError(
+                f"--quorum {quorum.text} is for several replicas: give --replicas, --devices or --ray ADDRESS, too"
+            )
         return
     if devices is not None and config.device != "auto":
         raise UsageError(f"--device {config.device} is the one device of a service: give either it or --devices")

@@ -21,5 +21,5 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     running = f" (+{one['running']})" if one["running"] else ""
     return (
         one["name"], one["host"] or "-", one["device"] or "-", one["state"], ", ".join(one["versions"]) or "-",
-        one["attempt"] or "-", f"{one['drawn']:,}{running}",
+        one["attempt"] or "-", f"{one['requests']:,}{running}",
     )  # fmt: skip

@@ -214,14 +214,14 @@ async def replica_missing(recorder):
         async def states(*wanted):
             return [one["state"] for one in (await server.status())["replicas"]] == [*wanted]
 
-        await server.until(lambda: states("ready", "ready"), "both replicas are ready", PATIENCE)
+        await server.until(lambda: states("READY", "READY"), "both replicas are ready", PATIENCE)
         await recorder.well(server)
         weights = recorder.models / "v1/transformer/diffusion_pytorch_model.safetensors"
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
         os.kill((await server.status())["replicas"][1]["pid"], signal.SIGKILL)
-        await server.until(lambda: states("ready", "out"), "the replica is out", PATIENCE)
+        await server.until(lambda: states("READY", "OUT"), "the replica is out", PATIENCE)
         await recorder.scrape(server, 15, during=lambda: ask(server))
 
 

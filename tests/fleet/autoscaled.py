@@ -95,7 +95,7 @@ class Seen:
         begun = time.monotonic()
         while time.monotonic() - begun < SECONDS:
             states = [one["state"] for one in self.replicas()]
-            if states.count("ready") == ready and (others is None or len(states) == ready + others):
+            if states.count("READY") == ready and (others is None or len(states) == ready + others):
                 return round(time.monotonic() - begun, 1)
             time.sleep(0.2)
         raise AssertionError(f"waited {SECONDS} s for {ready} replicas: {self.replicas()}")
@@ -128,7 +128,7 @@ def main() -> None:
         thread.start()
     found |= {"until all are ready": seen.until(MOST), "hosts under load": hosts()}
     time.sleep(5)
-    found["drawn"] = {one["name"]: one["drawn"] for one in seen.replicas()}
+    found["drawn"] = {one["name"]: one["requests"] for one in seen.replicas()}
     ended.set()
     for thread in threads:
         thread.join()

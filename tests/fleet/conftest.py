@@ -65,7 +65,7 @@ class Fleet:
     def replicas(self):
         return {one["name"]: one for one in self.get("/status")["replicas"]}
 
-    def all_have(self, version, states=("ready",)):
+    def all_have(self, version, states=("READY",)):
         """Wait until every replica is in one of the states and has a version ready."""
 
         def has(one):

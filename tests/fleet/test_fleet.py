@@ -65,14 +65,14 @@ def test_a_picture_is_that_of_a_service_with_one_device(fleet):
 
 
 def test_requests_are_drawn_at_the_same_time(fleet):
-    before = {name: one["drawn"] for name, one in fleet.replicas.items()}
+    before = {name: one["requests"] for name, one in fleet.replicas.items()}
     threads = [threading.Thread(target=generate, args=(fleet,), kwargs={"steps": 60, "n": 4}) for _ in range(3)]
     for thread in threads:
         thread.start()
     fleet.until(lambda: fleet.get("/status")["queue"]["running"] == 3)
     for thread in threads:
         thread.join()
-    assert {name: one["drawn"] - before[name] for name, one in fleet.replicas.items()} == {"r0": 1, "r1": 1, "r2": 1}
+    assert {name: one["requests"] - before[name] for name, one in fleet.replicas.items()} == {"r0": 1, "r1": 1, "r2": 1}
 
 
 def test_an_image_is_changed_and_a_job_is_watched_and_cancelled(fleet):
@@ -176,7 +176,7 @@ def test_flips_under_clients_while_replicas_are_killed(fleet):
     def kill():
         while not done.wait(chance.uniform(0.5, 4)):
             one = chance.choice([*fleet.replicas.values()])
-            if one["state"] == "ready":
+            if one["state"] == "READY":
                 with contextlib.suppress(ProcessLookupError):  # it was killed just before, and nobody knows yet
                     os.kill(one["pid"], signal.SIGKILL)
                     killed.append(one["name"])
@@ -207,7 +207,7 @@ def test_flips_under_clients_while_replicas_are_killed(fleet):
 
 
 def test_the_next_controller_takes_the_replicas_over_as_they_are(fleet):
-    fleet.until(lambda: {one["state"] for one in fleet.replicas.values()} == {"ready"})
+    fleet.until(lambda: {one["state"] for one in fleet.replicas.values()} == {"READY"})
     serving = fleet.get("/status")["serving"]["version"]
     before = {name: one["pid"] for name, one in fleet.replicas.items()}
     fleet.stop(signal.SIGKILL)
@@ -242,7 +242,7 @@ def test_with_a_quorum_a_host_with_a_corrupted_copy_leaves_the_fleet_until_it_is
     sound = weights.read_bytes()
     weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
     assert deploy(fleet, "v4")[0] == 200
-    bad = fleet.until(lambda: fleet.replicas["r2"]["state"] == "out" and fleet.replicas["r2"])
+    bad = fleet.until(lambda: fleet.replicas["r2"]["state"] == "OUT" and fleet.replicas["r2"])
     assert "transformer/" in bad["problem"]
     assert "v4" not in bad["versions"]
     assert {generate(fleet, seed=seed)[1]["version"] for seed in range(6)} == {"v4"}
@@ -262,7 +262,7 @@ def test_without_a_quorum_a_corrupted_copy_rejects_the_rollout_by_the_replicas_n
     assert attempt["code"] == "hash_mismatch"
     assert attempt["reason"].startswith("replica r2 (host-b, cpu): transformer/")
     assert generate(fleet)[1]["version"] == "v4"
-    assert {one["state"] for one in fleet.replicas.values()} == {"ready"}
+    assert {one["state"] for one in fleet.replicas.values()} == {"READY"}
     assert not any("v5" in one["versions"] for one in fleet.replicas.values())
 
 

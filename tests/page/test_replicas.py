@@ -44,7 +44,7 @@ async def replicas(server):
     async def ready():
         found = {one["name"]: one for one in (await server.status())["replicas"]}
         # What a look told that began before the device was open may come after it, once
-        is_ready = [one["state"] for one in found.values()] == ["ready"] * 2 and all(
+        is_ready = [one["state"] for one in found.values()] == ["READY"] * 2 and all(
             one["device"] for one in found.values()
         )
         return found if is_ready else None
@@ -93,7 +93,7 @@ async def test_a_replica_that_is_lost_is_seen_everywhere_and_then_is_back(new_pa
     await asyncio.sleep(0.3)
     await expect(table).to_contain_text("r1")
     os.kill(before["r1"]["pid"], signal.SIGKILL)
-    assert await asyncio.wait_for(events, 100) == ["lost", "ready"]
+    assert await asyncio.wait_for(events, 100) == ["LOST", "READY"]
     after = await replicas(server)
     assert after["r1"]["pid"] != before["r1"]["pid"]
     assert after["r0"]["pid"] == before["r0"]["pid"]
@@ -114,9 +114,9 @@ async def _states(server, name):
             elif line.startswith(b"data: ") and kind == "replicas":
                 [one] = [one for one in json.loads(line[6:])["replicas"] if one["name"] == name]
                 assert "since" not in one, "it would be another event all the time"
-                if one["state"] in ("lost", "ready") and [one["state"]] != seen[-1:]:
+                if one["state"] in ("LOST", "READY") and [one["state"]] != seen[-1:]:
                     seen.append(one["state"])
-                if seen and seen[-2:] == ["lost", "ready"]:
+                if seen and seen[-2:] == ["LOST", "READY"]:
                     return seen
     return seen
 
@@ -130,8 +130,8 @@ async def test_zwatch_status_shows_the_replicas_as_a_table(server, capsys):
     rows = lines[place + 1 : place + 3]
     found = await replicas(server)
     for row, one in zip(rows, found.values(), strict=True):
-        assert " ".join(row) == f"{one['name']} {one['host']} {one['device']} ready v1 - {one['drawn']}"
-    assert sum(one["drawn"] for one in found.values()) >= 1
+        assert " ".join(row) == f"{one['name']} {one['host']} {one['device']} READY v1 - {one['requests']}"
+    assert sum(one["requests"] for one in found.values()) >= 1
 
 
 async def test_the_metrics_by_replica_are_documented_follow_the_conventions_and_agree_with_the_status(server):
@@ -148,9 +148,9 @@ async def test_the_metrics_by_replica_are_documented_follow_the_conventions_and_
     found = await replicas(server)
     assert by_replica(samples, "zwatch_replica_up") == {"r0": 1, "r1": 1}
     drawn = by_replica(samples, "zwatch_replica_requests_total")
-    assert drawn == {name: one["drawn"] for name, one in found.items()}
+    assert drawn == {name: one["requests"] for name, one in found.items()}
     states = samples["zwatch_replica_state"]
-    assert {labels["state"] for labels, _ in states} == {state.value for state in ReplicaState}
+    assert {labels["state"] for labels, _ in states} == {state.value.lower() for state in ReplicaState}
     assert sorted(labels["replica"] for labels, value in states if value and labels["state"] == "ready") == ["r0", "r1"]
     assert [labels for labels, _ in samples["zwatch_replica_info"]] == [
         {"replica": one["name"], "host": one["host"], "device": one["device"], "versions": "v1"}

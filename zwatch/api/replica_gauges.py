@@ -63,7 +63,7 @@ def _states(replicas: Sequence[ReplicaView]) -> Metric:
     )
     for one in replicas:
         for state in ReplicaState:
-            states.add_metric([one.name, state.value], int(state is one.state))
+            states.add_metric([one.name, state.value.lower()], int(state is one.state))
     return states
 
 

@@ -1,6 +1,7 @@
 """What a fleet consists of, as the options say it. Nothing here imports Ray or torch."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,6 +89,41 @@ def devices(text: str) -> tuple[str, ...]:
             raise ValueError(f"expected each GPU once, got {text!r}")
         return named
     raise ValueError(f"expected all, GPUs by their numbers such as 0,1, or cpu,cpu, got {text!r}")
+
+
+def local_devices(count: ReplicaCount, device: str) -> tuple[str, ...]:
+    """Return the devices of so many replicas on this host, as `devices` does: GPUs, or the CPU if `device` says so or there is no GPU.
+
+    Raises:
+        ValueError: there are not so many GPUs, or their number is to change.
+    """
+    if count.is_elastic:
+        raise ValueError(
+            "--replicas MIN..MAX is for the hosts of a cluster: give --ray ADDRESS too, or one number for this host"
+        )
+    gpus = [] if device == "cpu" else _gpus()
+    if not gpus and device == "cuda":
+        raise ValueError("--device cuda: this host has no GPU that may be used; give --device cpu")
+    if not gpus:
+        return ("cpu",) * count.least
+    if count.follows_cluster:
+        return ("all",)
+    if count.least > len(gpus):
+        raise ValueError(
+            f"--replicas {count.least}: this host has {len(gpus)} GPUs; give --replicas {len(gpus)}, or --device cpu"
+        )
+    return tuple(gpus[: count.least])
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs of this host by their numbers, or what CUDA_VISIBLE_DEVICES leaves of them, without asking the driver."""
+    there = [str(number) for number, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        there
+        if visible is None
+        else [one.strip() for one in visible.split(",") if there and one.strip() not in ("", "-1")]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,19 @@ from enum import Enum
 
 
 class ReplicaState(Enum):
-    """What a replica does. The values are part of the status and of the metrics."""
+    """What a replica does. The values are part of the status; in lower case, of the metrics."""
 
-    STARTING = "starting"
+    STARTING = "STARTING"
     """Its process begins, or opens its device."""
-    PREPARING = "preparing"
+    PREPARING = "PREPARING"
     """It loads what it does not have yet of what serves, and gets no requests."""
-    READY = "ready"
+    READY = "READY"
     """It draws."""
-    OUT = "out"
+    OUT = "OUT"
     """It could not prepare what serves; it tries again, and gets no requests meanwhile."""
-    LOST = "lost"
+    LOST = "LOST"
     """Its process has died, or does not answer; Ray begins it again."""
-    LEAVING = "leaving"
+    LEAVING = "LEAVING"
     """It ends, because fewer replicas are needed."""
 
 

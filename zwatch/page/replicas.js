@@ -4,7 +4,6 @@ import { el, show } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { sheet } from "./parts.js";
 
-// What it returns is called whenever the panel is drawn
 export function makeReplicas({ ctx, table }) {
 	const shown = el("table", { class: "trial-sides", "aria-label": t("replicas"), hidden: true });
 	table.before(shown);
@@ -14,8 +13,8 @@ export function makeReplicas({ ctx, table }) {
 		readAt = performance.now();
 		const { replicas } = await ctx.api.call("GET", "/status").catch(() => ({}));
 		if (!replicas) return; // the panel says what is wrong
-		const row = ({ name, host, device, state, versions, problem, attempt, drawn }) => [
-			[name, [host, device].filter(Boolean).join(" · ")], [t(`replicas.${state}`), problem ?? attempt], [versions.join(", ") || "–"], [number(drawn)],
+		const row = ({ name, host, device, state, versions, problem, attempt, requests }) => [
+			[name, [host, device].filter(Boolean).join(" · ")], [t(`replicas.${state}`), problem ?? attempt], [versions.join(", ") || "–"], [number(requests)],
 		];
 		shown.replaceChildren(...sheet(["replicas", "replicas.state", "versions", "replicas.drawn"].map((key) => [t(key)]), replicas.map(row)));
 		show(shown, true);

@@ -61,12 +61,12 @@ compare = Compare = 对比
 replicas = Replicas = 副本
 .state = State = 状态
 .drawn = Drawn = 已生成
-.starting = starting = 正在启动
-.preparing = preparing = 准备中
-.ready = ready = 就绪
-.out = out of the fleet = 已退出
-.lost = lost = 已丢失
-.leaving = ending = 正在结束
+.STARTING = starting = 正在启动
+.PREPARING = preparing = 准备中
+.READY = ready = 就绪
+.OUT = out of the fleet = 已退出
+.LOST = lost = 已丢失
+.LEAVING = ending = 正在结束
 versions.deploy = Deploy = 部署
 .rollback = Roll back = 回滚
 .load = Load the model = 加载模型

@@ -67,10 +67,15 @@ async def _status(services: Services) -> views.StatusView:
     memory = await services.device_memory()
     uptime = time.monotonic() - services.started
     history = None if services.history is None else services.history.view()
-    loras, replicas = lora_views(services.loras), replica_views(services.fleet.views)
+    loras, replicas = lora_views(services.loras), replica_views(services.fleet.views, _serving(services))
     return views.status_view(
         services.supervisor, services.engines, services.queue, history, memory, uptime, loras, replicas
     )
+
+
+def _serving(services: Services) -> str | None:
+    """Return the version that `current` serves."""
+    return None if (resident := services.engines.serving(PRIMARY)) is None else resident.key.version
 
 
 async def status(request: web.Request) -> web.Response:
@@ -165,7 +170,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         if services.history is not None:
             found["history"] = views.history_change(services.history.view())
         if (replicas := services.fleet.views) is not None:
-            found["replicas"] = replica_changes(replicas)
+            found["replicas"] = replica_changes(replicas, _serving(services))
         return found
 
     def patience() -> float | None:
