@@ -355,13 +355,18 @@ def test_settings_that_only_together_are_wrong_name_what_to_change(tmp_path):
         (["--ray", "auto", "--device", "cuda:1"], ["--device cuda:1", "--device cuda,"]),
         (["--devices", "cpu,cpu", "--takeover"], ["--takeover", "start it again"]),
         (["--devices", "cpu,cpu", "--quorum", "3"], ["--quorum 3", "only 2 replicas"]),
-        (["--ray", "auto", "--replicas", "2..4", "--quorum", "3"], ["--quorum 3", "only 2 replicas"]),
+        (["--ray", "auto", "--replicas", "2..4", "--quorum", "5"], ["--quorum 5", "only 4 replicas"]),
     ],
 )
 def test_options_of_a_fleet_that_do_not_go_together_name_what_to_change(options, words):
     with pytest.raises(UsageError) as refused:
         Config(**parsed("serve", *options)).with_local_replicas().check()
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize("replicas", ["auto", "1..4"])
+def test_a_quorum_may_be_as_many_replicas_as_there_can_be(replicas):
+    Config(**parsed("serve", "--ray", "auto", "--replicas", replicas, "--quorum", "4")).check()
 
 
 @pytest.mark.parametrize("command", ["serve", "status"])

@@ -168,7 +168,13 @@ def check_fleet(config: Config) -> None:
             "--takeover is for one process with one device: stop the service and start it again; a fleet whose controller was killed "
             "is taken over by the next one anyway, with all that its replicas have loaded"
         )
-    most = len(devices) if devices is not None and devices != ("all",) else None if count is None else count.least
+    most = (
+        len(devices)
+        if devices is not None and devices != ("all",)
+        else None
+        if count is None or count.follows_cluster
+        else count.most
+    )
     if most is not None and quorum.number is not None and quorum.number > most:
         raise UsageError(f"--quorum {quorum.text}: the fleet has only {most} replicas; give {most} at most, or all")
 

@@ -48,7 +48,11 @@ def _look(root: Path, version: str, digest: str, control: "LoadControl") -> Dire
         if not is_missing(error):
             raise
         return Rejection("file_missing", f"{version}: there is no such directory in {root}")
-    problem = _missing(directory, digest, control)
+    try:
+        problem = _missing(directory, digest, control)
+    except BaseException:
+        directory.close()
+        raise
     if problem is None:
         return directory
     directory.close()

@@ -20,6 +20,8 @@ _THREADS = 32
 """Of a replica: a call that waits holds up no other one."""
 _NAME_SECONDS = 30.0
 """For the name of a replica that was ended to be free again."""
+_GET_SECONDS = 60.0
+"""For an answer that is there to come from its host, which may be cut off just now."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ def _imported() -> Any:
         FatalError: it cannot be imported.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Else a call after the end would begin a cluster of its own on this machine.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray does so only where it finds the cluster itself
     try:
@@ -70,7 +74,7 @@ class Call:
 
 def _got(ray: Any, ref: Any) -> Any:
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=_GET_SECONDS)
     except ray.exceptions.RayTaskError as error:
         _log.error("a call of a replica failed", exc_info=error)
         return Failure("error", named(error.cause if isinstance(error.cause, Exception) else error))

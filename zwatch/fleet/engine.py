@@ -77,14 +77,15 @@ class FleetEngine:
         """The replicas that have it ready."""
         return [one for one in self._fleet.members if self.id in one.holds]
 
-    def go_live(self, members: "list[Member]") -> None:
-        """Let these replicas draw with it, and others prepare it."""
+    def go_live(self, epochs: "dict[Member, int]") -> None:
+        """Let these replicas draw with it that were not lost since these epochs, and others prepare it."""
         fleet = self._fleet
         with fleet.lock:
             self.is_live = True
             fleet.engines[self.id] = self
-            for member in members:
-                member.holds.add(self.id)
+            for member, epoch in epochs.items():
+                if member.epoch == epoch:
+                    member.holds.add(self.id)
         fleet.changed()
 
     # --- drawing
@@ -117,10 +118,9 @@ class FleetEngine:
         )
         lost: list[str] = []
         while len(lost) < MOST_LOST:
-            with self._fleet.taken(self, drawing.run_id, cancelled) as member:
-                epoch = member.epoch
+            with self._fleet.taken(self, drawing.run_id, cancelled) as (member, epoch):
                 try:
-                    generation = drawing.draw(member)
+                    generation = drawing.draw(member, epoch)
                     member.drawn += 1
                     return generation
                 except Lost as error:

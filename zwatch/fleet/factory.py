@@ -125,7 +125,7 @@ class FleetFactory:
         engine.golden = next(iter(warmed.values())).golden
         self._deaths.pop(engine.digest, None)
         engine.rollout = None
-        engine.go_live([one for one in warmed if one.epoch == rollout.epochs[one]])
+        engine.go_live({one: rollout.epochs[one] for one in warmed})
 
     def _run(
         self, rollout: Rollout, control: "LoadControl", what: str, begin: "Callable[[Member], Any]"

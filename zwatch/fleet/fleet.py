@@ -77,7 +77,8 @@ class Fleet:
         """Return what the names of this service's replicas begin with: kept in the state directory, for the next controller."""
         file = self._folder / "name"
         with contextlib.suppress(OSError):
-            return f"{file.read_text().strip()}/"
+            if name := file.read_text().strip():
+                return f"{name}/"
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"zwatch-{secrets.token_hex(6)}"
         file.write_text(name)

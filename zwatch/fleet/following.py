@@ -67,7 +67,8 @@ class Following:
     def renew(self) -> None:
         """Prepare to be drawn by another replica: what is made already stays."""
         self.run_id = secrets.token_hex(8)
-        self._has_asked, self._pixels = False, None
+        self._has_asked = self._is_ending = False  # the next replica has not been told that it was cancelled
+        self._pixels = None
 
     def preview(self) -> RemotePreview | None:
         """Return the preview of the last step, if it came with one, and ask for those that follow."""
@@ -76,15 +77,15 @@ class Following:
             self._member.actor.tell("preview", self.run_id)
         return None if self._pixels is None else RemotePreview(self._pixels)
 
-    def draw(self, member: "Member") -> Generation:
-        """Let a replica draw what is not made yet.
+    def draw(self, member: "Member", epoch: int) -> Generation:
+        """Let a replica draw what is not made yet; `epoch` is that in which it was chosen.
 
         Raises:
             Lost: the replica is lost.
             GenerationCancelled: the request was cancelled.
             RuntimeError, MemoryError: its device failed.
         """
-        self._member, epoch, begun = member, member.epoch, time.monotonic()
+        self._member, begun = member, time.monotonic()
         missing = replace(self._parameters, seeds=self._parameters.seeds[len(self._images) :])
         first_image, first_step = len(self._images), len(self._images) * self._parameters.steps_made
         try:
@@ -150,4 +151,5 @@ class Following:
             return Lost(failure.text or "its drawing was ended", is_alive=failure.kind == "lost")
         if failure.kind == "cancelled":
             return GenerationCancelled()
-        return failure.error
+        assert self._member is not None
+        return failure.at(self._member.where).error

@@ -34,12 +34,13 @@ class Joining:
         """Prepare those that lack an engine, if it is time to try that again."""
         now = time.monotonic()
         for member in self._fleet.members:
+            epoch = member.epoch
             if member.is_joining or member.state in (ReplicaState.LOST, ReplicaState.STARTING, ReplicaState.LEAVING):
                 continue
             if not self.missing(member):
                 member.failures = 0
                 if member.is_open:
-                    self._fleet.set_state(member, ReplicaState.READY)
+                    self._fleet.set_state(member, epoch, ReplicaState.READY)
             elif now >= member.try_again:
                 self.begin(member)
 
@@ -62,13 +63,13 @@ class Joining:
             return
         if problem is None:
             member.failures = 0
-            fleet.set_state(member, ReplicaState.READY)
+            fleet.set_state(member, epoch, ReplicaState.READY)
             return
         member.failures += 1
         pause = fleet.limits.again * min(_MOST_PAUSE, 2 ** (member.failures - 1))
         member.try_again = time.monotonic() + pause
         _log.warning("%s is out of the fleet (tried again in %g s): %s", member.where, pause, problem)
-        fleet.set_state(member, ReplicaState.OUT, problem)
+        fleet.set_state(member, epoch, ReplicaState.OUT, problem)
 
     def _prepared(self, member: Member, epoch: int) -> str | None:
         """Open a replica's device and prepare what it lacks; return why that was not possible.
@@ -78,19 +79,22 @@ class Joining:
         """
         fleet, limits = self._fleet, self._fleet.limits
         if not member.is_open:
-            fleet.set_state(member, ReplicaState.STARTING)
+            fleet.set_state(member, epoch, ReplicaState.STARTING)
             opened = self._got(member, epoch, member.actor.call("open"), limits.begin)
             if isinstance(opened, Failure):
                 return f"its device cannot be opened: {opened.text}"
             assert isinstance(opened, Sign)
-            member.sign, member.is_open = opened, True
+            with fleet.lock:
+                if member.epoch != epoch:  # another process has not opened its device
+                    raise Gone("it was lost meanwhile")
+                member.sign, member.is_open = opened, True
             fleet.changed()
         while missing := self.missing(member):
             engine = missing[0]
             if member.sign is not None and engine.id in member.sign.held:  # it was out of reach, and has it still
                 self._has(member, epoch, engine)
                 continue
-            fleet.set_state(member, ReplicaState.PREPARING)
+            fleet.set_state(member, epoch, ReplicaState.PREPARING)
             member.attempt = f"preparing {engine.version}"
             for stage in (
                 ("plan", engine.id, engine.version, engine.digest, limits.await_version),

@@ -131,6 +131,7 @@ class Keeper:
         name, place = next(name for name in (f"r{number}" for number in count()) if name not in names), Place()
         _log.info("replica %s is begun: %s", name, why)
         member = self._make(name, place)
+        member.is_extra = True
         self._roster.members = [*self._roster.members, member]
         self._joining.begin(member)
         self._roster.changed()

@@ -110,7 +110,11 @@ class LocalClusters:
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "cluster.json").unlink(missing_ok=True)
         log = self._folder / "cluster.log"
-        own = {name: value for name, value in os.environ.items() if not name.startswith("ZWATCH_")}
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ZWATCH_") and name != "RAY_ADDRESS"
+        }
         own |= self.token()
         if devices[0] not in ("cpu", "all"):
             own["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
@@ -176,7 +180,7 @@ class _Keeper:
         is_cpu = self._devices[0] == "cpu"
         gpus = 0 if is_cpu else None if self._devices == ["all"] else len(self._devices)
         context: Any = ray.init(
-            num_cpus=max(1, os.cpu_count() or 1), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+            address="local", num_cpus=max(1, os.cpu_count() or 1), num_gpus=gpus, include_dashboard=False, log_to_driver=False,
             configure_logging=False, _temp_dir=f"/tmp/zwatch-ray-{os.getuid()}",  # noqa: S108 (sockets need a short path)
             object_store_memory=max(_STORE, _STORE_EACH * len(self._devices)),
         )  # fmt: skip

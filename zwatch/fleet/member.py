@@ -40,6 +40,8 @@ class Member:
     failures: int = 0
     """How often in a row it could not prepare what serves."""
     try_again: float = 0.0
+    is_extra: bool = False
+    """Begun because of the queue, or a device that came: no rollout waits for it before it is open."""
 
     @property
     def where(self) -> str:
@@ -67,7 +69,8 @@ class Member:
         """Return what is told of it; `versions` are those of engines by their ids."""
         sign = self.sign
         free, total = (None, None) if sign is None or sign.memory is None else sign.memory
-        names = tuple(sorted({versions[one] for one in self.holds if one in versions}))
+        held = tuple(self.holds)  # other threads change it
+        names = tuple(sorted({versions[one] for one in held if one in versions}))
         return ReplicaView(
             self.name, None if sign is None else sign.host, None if sign is None else sign.device, self.state, names, self.attempt,
             len(self.running), self.drawn, self.redrawn, self.losses, None if sign is None else sign.pid, self.problem,

@@ -186,7 +186,11 @@ class Replica:
     def _left(self, digest: str) -> str | None:
         """Return the id of an engine of this content that no controller has asked for since the last one ended."""
         return next(
-            (one for one, held in self._held.items() if held.is_left and held.is_warm and held.engine.digest == digest),
+            (
+                one
+                for one, held in list(self._held.items())
+                if held.is_left and held.is_warm and held.engine.digest == digest
+            ),
             None,
         )
 
@@ -269,7 +273,7 @@ class Replica:
 
     def forget_left(self) -> None:
         """Free what an earlier controller left and this one has not asked for."""
-        for engine_id in [engine_id for engine_id, held in self._held.items() if held.is_left]:
+        for engine_id in [engine_id for engine_id, held in list(self._held.items()) if held.is_left]:
             self.forget(engine_id)
 
     def _end_load(self, engine_id: str) -> None:
@@ -327,7 +331,11 @@ class _Stage:
 
     def __enter__(self) -> None:
         self._load.ended.clear()
-        self._load.control.check()
+        try:
+            self._load.control.check()
+        except BaseException:
+            self._load.ended.set()  # nothing runs: who abandoned it need not wait
+            raise
 
     def __exit__(self, *error: object) -> None:
         self._load.ended.set()

@@ -1,6 +1,7 @@
 """The replicas of a fleet: who of them has what ready, and which of them draws the next request."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,22 +79,32 @@ class Roster:
             self.lock.notify_all()
         self.on_change()
 
-    def set_state(self, member: Member, state: ReplicaState, problem: str | None = None) -> None:
-        """Change a replica's state."""
-        if member.change(state, problem):
+    def set_state(self, member: Member, epoch: int, state: ReplicaState, problem: str | None = None) -> None:
+        """Change a replica's state, unless it was lost since an epoch."""
+        with self.lock:
+            is_other = member.epoch == epoch and member.change(state, problem)
+        if is_other:
             self.changed()
 
     def gather(self, control: "LoadControl") -> dict[Member, Failure | None]:
-        """Wait until all replicas are open, as long as the limit allows; return each, with why it is not.
+        """Wait until all replicas are open, as long as the limits allow; return each, with why it is not. One that came later counts
+        only once it is open: its host may not be there for long.
 
         Raises:
             Abandoned: `control` was told to abandon the load.
         """
-        end = time.monotonic() + self.limits.begin
+        end, enough_until = time.monotonic() + self.limits.begin, math.inf
         while True:
-            members = [one for one in self.members if one.state is not ReplicaState.LEAVING]
+            members = [
+                one
+                for one in self.members
+                if one.state is not ReplicaState.LEAVING and (one.is_open or not one.is_extra)
+            ]
             missing = [one for one in members if not one.is_open]
-            if not missing or time.monotonic() > end:
+            needed = self.settings.quorum.of(len(members))
+            is_enough = needed < len(members) and len(members) - len(missing) >= needed
+            enough_until = min(enough_until, time.monotonic() + self.limits.straggler) if is_enough else math.inf
+            if not missing or time.monotonic() > min(end, enough_until):
                 return {
                     one: Failure("lost", f"{one.where} does not answer: {one.problem or one.state.value}") if one in missing else None
                     for one in members
@@ -107,8 +118,8 @@ class Roster:
     # --- drawing
 
     @contextmanager
-    def taken(self, engine: Prepared, run_id: str, cancelled: Callable[[], bool]) -> Iterator[Member]:
-        """Have a replica that draws nothing else, of those that have an engine ready; wait for one if there is none.
+    def taken(self, engine: Prepared, run_id: str, cancelled: Callable[[], bool]) -> Iterator[tuple[Member, int]]:
+        """Have a replica that draws nothing else, of those that have an engine ready, and its epoch; wait for one if there is none.
 
         Raises:
             GenerationCancelled: `cancelled` returned true.
@@ -121,9 +132,10 @@ class Roster:
                 self.lock.wait(_CHECK_SECONDS)
                 if cancelled():
                     raise GenerationCancelled
+            epoch = member.epoch  # that in which it was chosen: it may be lost before it is called
             member.running.add(run_id)
         try:
-            yield member
+            yield member, epoch
         finally:
             with self.lock:
                 member.running.discard(run_id)

@@ -93,8 +93,8 @@ class Stage:
         """
         rollout = self._rollout
         if len(rollout.members) < rollout.needed:
-            failure = next(iter(rollout.failed.values()))
-            raise failure.rejection
+            none = Failure("lost", f"no replica has {rollout.version} ready")
+            raise next(iter(rollout.failed.values()), none).rejection
 
     def _start(self, member: Member) -> None:
         if member.epoch != self._rollout.epochs[member]:
@@ -116,10 +116,11 @@ class Stage:
                 self._out(member, found)
             else:
                 self._done[member] = found
-        for call, member in list(self._pending.items()):
+        for member in [*self._rollout.members]:  # also one that has done the stage: it would be promoted without it
             if member.epoch != self._rollout.epochs[member]:
-                text = f"it was lost while it was {self._what} {self._rollout.version}: {member.problem}"
-                del self._pending[call]
+                self._pending = {call: one for call, one in self._pending.items() if one is not member}
+                self._done.pop(member, None)
+                text = f"it was lost while {self._rollout.version} was prepared ({self._what}): {member.problem}"
                 self._out(member, Failure("lost", text))
 
     def _out(self, member: Member, failure: Failure) -> None:
