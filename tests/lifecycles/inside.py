@@ -190,6 +190,6 @@ def _replace(pipe, faults, first_pause):
         init(self, *arguments, **options, first_pause=first_pause, limits=LIMITS)
 
     app._wired, app.listen, Supervisor.__init__ = wired_and_seen, listen_and_tell, with_limits
-    app.make_factory = serving.make_factory = lambda config, control: LightFactory(faults)
+    app.make_factory = serving.make_factory = lambda config, control, slot=None: LightFactory(faults)
     followed.MISSING_GRACE = GRACE
     look.SETTLED = 0.02  # seconds that files must stay as they are: nothing is copied slowly here
