@@ -74,7 +74,7 @@ LANES: dict[Lane, LaneLimits] = {
     "load": LaneLimits(most_left=4),
     "pin": LaneLimits(),
     "generate": LaneLimits(most_left=4),
-    "lora": LaneLimits(seconds=60.0, most_left=4),
+    "lora": LaneLimits(seconds=60.0, most_left=4, waits=True),
     "encode": LaneLimits(width=2),
     "decode": LaneLimits(width=2, seconds=30.0, most_left=4, nice=5, waits=True),
     "history": LaneLimits(seconds=20.0),

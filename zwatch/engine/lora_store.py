@@ -35,6 +35,8 @@ MOST_BYTES = 4 * 2**30
 """Device memory for LoRAs: some dozens of the usual ones for Z-Image-Turbo, of 80 to 160 MB."""
 MOST_VIEWS = 4
 """Of one network. On a GPU each has its own recorded graphs."""
+_LOOK_SECONDS = 0.1
+"""How often a load that waits for another one looks whether that was given up."""
 
 Key = tuple[str, torch.dtype]
 
@@ -111,7 +113,7 @@ class LoraStore:
             OSError, RuntimeError, MemoryError: a read or the device failed.
         """
         digests = tuple(lora.digest for lora in opened)
-        with self._loading:
+        with self._turn():
             if (found := self.ready(network, digests)) is not None:
                 return found
             dtype = self._dtype(network)
@@ -128,6 +130,17 @@ class LoraStore:
                 while len(views) > MOST_VIEWS:
                     views.popitem(last=False)
             return view
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Load alone inside. What waits behind a load that does not return goes on once `renew` was called, also if it began to wait
+        just before."""
+        while not (loading := self._loading).acquire(timeout=_LOOK_SECONDS):
+            pass
+        try:
+            yield
+        finally:
+            loading.release()
 
     def prepare(self) -> None:
         """Allocate what loads use again and again, so that the first one need not.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from zwatch.bridge import Bridge, NoAnswer
+from zwatch.bridge import LANES, Bridge, NoAnswer
 from zwatch.deploy.loras import LoraRoot, OpenedLora
 from zwatch.engine.lora_layout import misfit
 from zwatch.engine.parameters import UsedLora
@@ -192,7 +192,7 @@ class Loras:
         names = " and ".join(lora.name for lora in loras.opened)
         store.on_load = self.on_load
         try:
-            return await self._bridge.run("lora", store.load, engine.pipeline.transformer, loras.opened)
+            return await self._at_its_turn(store, loras, engine)
         except Rejection as rejection:
             if rejection.code == "insufficient_memory":
                 raise RequestError("out_of_memory", rejection.reason) from None
@@ -201,9 +201,6 @@ class Loras:
                 if lora.name == name:
                     self.root.refuse(lora, rejection)
             raise _unusable(name, rejection) from None
-        except NoAnswer as error:
-            store.renew()
-            raise _unreadable(names, error) from None
         except OSError as error:
             raise _unreadable(names, error) from None
         except (RuntimeError, MemoryError) as error:
@@ -212,6 +209,24 @@ class Loras:
             raise RequestError("out_of_memory", f"memory ran out while the LoRA {names} was loaded") from None
         finally:
             self.changed()
+
+    async def _at_its_turn(self, store: "LoraStore", loras: JobLoras, engine: "Engine") -> "Adapted":
+        """Return what `LoraStore.load` does. A load that others held up until they were left, because their disk does not answer, waits
+        again: nothing is known against it.
+
+        Raises:
+            NoAnswer: it did not return itself, or as many others did not as may be left.
+        """
+        tries = LANES["lora"].most_left
+        while True:
+            tries -= 1
+            try:
+                return await self._bridge.run("lora", store.load, engine.pipeline.transformer, loras.opened)
+            except NoAnswer as error:
+                if error.has_begun:
+                    store.renew()
+                if error.has_begun or not tries:
+                    raise
 
     @contextmanager
     def using(self, view: "Adapted | None") -> Iterator[None]:

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 import weakref
+from dataclasses import replace
 
 import aiohttp
 import openai
@@ -364,6 +365,26 @@ async def test_a_request_whose_lora_is_being_read_lets_others_be_drawn_first(cli
     assert state["state"] == "queued"
     allowed.set()
     assert (await ended(client, job["id"]))["state"] == "done"
+
+
+async def test_one_whose_disk_does_not_answer_fails_none_that_waits_behind_it(client, loras, monkeypatch):
+    """`night` is not read until all is over, in a lane with a limit of 2 s; reading `ink`, which waits behind it, takes half a second."""
+    store, limits = client.services.supervisor.factory.loras, client.services.bridge._limits
+    monkeypatch.setitem(limits, "lora", replace(limits["lora"], seconds=2.0))
+    allowed, read = threading.Event(), store._read
+
+    def slow(opened, conversion):
+        allowed.wait(60 if opened.name == "night" else 0.5)
+        return read(opened, conversion)
+
+    monkeypatch.setattr(store, "_read", slow)
+    bodies = [{"prompt": "a cat", "seed": seed, "loras": ink(name=name)} for seed, name in enumerate(("night", "ink"))]
+    hung, behind = [(await client.call("POST", "/jobs", json=body))[2]["id"] for body in bodies]
+    failed = await ended(client, hung)
+    assert failed["state"] == "failed"
+    assert "night cannot be read: no answer" in failed["error"]["message"]
+    assert (await ended(client, behind))["state"] == "done"
+    allowed.set()
 
 
 async def test_a_lora_is_loaded_while_a_swap_loads_and_neither_waits(client, loras, monkeypatch):
