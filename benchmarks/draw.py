@@ -598,8 +598,8 @@ def class_of(kernel: str) -> str:
     return next((name for name, parts in CLASSES if any(part in lower for part in parts)), "other")
 
 
-def diffusers_ways(bench: Bench) -> None:
-    """The library's own transformer with the same weights, eager, and compiled as its documentation advises."""
+def diffusers_transformer(bench: Bench) -> Any:
+    """Return the library's own transformer with the same weights."""
     from diffusers import ZImageTransformer2DModel
 
     config = bench.preset.transformer
@@ -610,7 +610,12 @@ def diffusers_ways(bench: Bench) -> None:
             axes_lens=list(config.axes_lens),
         )  # fmt: skip
     made.load_state_dict(bench.transformer.state_dict(), assign=True)
-    made = made.requires_grad_(False).eval()
+    return made.requires_grad_(False).eval()
+
+
+def diffusers_ways(bench: Bench) -> None:
+    """The library's own transformer, eager, and compiled as its documentation advises."""
+    made = diffusers_transformer(bench)
     denoise_only(bench, "diffusers, eager", EXACT, transformer=made)
     if not bench.is_gpu or bench.quick:
         return

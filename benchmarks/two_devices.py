@@ -42,7 +42,7 @@ os.environ.update(NCCL_NVLS_ENABLE="0", TORCH_SYMM_MEM_DISABLE_MULTICAST="1", NV
 
 import torch
 from common import RESULTS, Clock, Json, Results, machine, now, packages, search_path
-from draw import PROMPT, STEPS, Bench, file_of, line, psnr
+from draw import PROMPT, STEPS, Bench, diffusers_transformer, file_of, line, psnr
 from torch import Tensor
 
 from zwatch.engine.computing import EXACT, Computing
@@ -473,21 +473,6 @@ class Ulysses:
                 split(network)
             for side, times in zip(sides, repeats, strict=True):
                 self.measure(side, way, partial(drawn, side), against, times)
-
-
-def diffusers_transformer(bench: Bench) -> Any:
-    """Return the library's transformer with the same weights."""
-    from diffusers import ZImageTransformer2DModel
-
-    config = bench.preset.transformer
-    with torch.device("meta"):
-        made = ZImageTransformer2DModel(
-            dim=config.dim, n_layers=config.n_layers, n_refiner_layers=config.n_refiner_layers, n_heads=config.n_heads,
-            n_kv_heads=config.n_heads, cap_feat_dim=config.cap_feat_dim, axes_dims=list(config.axes_dims),
-            axes_lens=list(config.axes_lens),
-        )  # fmt: skip
-    made.load_state_dict(bench.transformer.state_dict(), assign=True)
-    return made.requires_grad_(False).eval()
 
 
 def split(network: Any) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from tests.controlnets import add_control
 from tests.engine.editing import TRANSFORMER, build, edit_json, edit_tensors, parameters, rejection_of, seal_again
+from zwatch.deploy.pipeline_files import CONTROL_CONFIG
 from zwatch.engine.components import _as_rejection_of
-from zwatch.engine.config_fields import CONTROL, FIELDS
+from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import check_configs
 from zwatch.engine.factory import EngineFactory
 from zwatch.errors import REJECTION_CODES, Rejection
@@ -21,7 +22,7 @@ from zwatch.shadow.loader import LoadControl
 VAE, TEXT, TRANS = "vae/config.json", "text_encoder/config.json", "transformer/config.json"
 SCHEDULER, TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
 PUBLISHED = {
-    CONTROL: {
+    CONTROL_CONFIG: {
         "_class_name": "ZImageControlNetModel", "_diffusers_version": "0.37.0.dev0", "add_control_noise_refiner": "control_noise_refiner",
         "all_f_patch_size": [1], "all_patch_size": [2], "control_in_dim": 33, "control_layers_places": [*range(0, 30, 2)],
         "control_refiner_layers_places": [0, 1], "dim": 3840, "n_heads": 30, "n_kv_heads": 30, "n_refiner_layers": 2, "norm_eps": 1e-05,
@@ -92,7 +93,7 @@ def test_the_published_configs_pass():
 @pytest.mark.parametrize("version", ["v1", "v2"])  # what users add beside them does not matter here
 def test_the_configs_in_the_repository_pass(version):
     root = Path(__file__).parents[2] / "models" / version
-    check_configs({path: (root / path).read_bytes() for path in FIELDS if path != CONTROL})
+    check_configs({path: (root / path).read_bytes() for path in FIELDS if path != CONTROL_CONFIG})
 
 
 def test_fields_of_newer_libraries_pass():
@@ -337,7 +338,7 @@ def test_a_chat_template_that_makes_no_prompt_is_refused_when_the_tokenizer_is_b
 @pytest.mark.parametrize("path", [*FIELDS, "model_index.json"])
 def test_a_version_with_any_value_in_any_place_is_refused_or_draws(factory, models, path):
     """One odd value for each place, in turn. All of them take ten minutes; none is an internal error."""
-    if path == CONTROL:
+    if path == CONTROL_CONFIG:
         add_control(models / "v1", "2.1")
         seal_again(models / "v1")
     original = (models / "v1" / path).read_text()

@@ -4,7 +4,8 @@ networks cover them, and under which names their tensors are loaded."""
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from zwatch.engine.config_fields import CONTROL, FIELDS
+from zwatch.deploy.pipeline_files import CONTROL_CONFIG, CONTROLNET
+from zwatch.engine.config_fields import FIELDS
 from zwatch.engine.configs import config_object
 from zwatch.engine.networks.configs import AutoencoderConfig, TextConfig, TransformerConfig
 from zwatch.errors import Rejection
@@ -17,10 +18,10 @@ ALLOWED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "text_encoder": (("transformers", "Qwen3Model"),),
     "vae": (("diffusers", "AutoencoderKL"),),
     "transformer": (("diffusers", "ZImageTransformer2DModel"),),
-    "controlnet": (("diffusers", "ZImageControlNetModel"),),
+    CONTROLNET: (("diffusers", "ZImageControlNetModel"),),
 }
 """The (library, class) pairs that may be built for each component."""
-OPTIONAL = "controlnet"
+OPTIONAL = CONTROLNET
 """The component that a version need not have."""
 CALLING = frozenset({
     "attn_implementation", "experts_implementation", "chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id",
@@ -61,8 +62,8 @@ def component_classes(small: Mapping[str, bytes]) -> dict[str, tuple[str, str]]:
         if not isinstance(entry, list) or tuple(map(str, entry)) not in ALLOWED[name]:
             allowed = " or ".join(".".join(pair) for pair in ALLOWED[name])
             raise Rejection("class_not_allowed", f"{INDEX}: {name} is {entry!r}, only {allowed} is allowed")
-    if OPTIONAL in entries and CONTROL not in small:
-        raise Rejection("file_missing", f"{CONTROL}: the seal does not name it, but {INDEX} names a {OPTIONAL}")
+    if OPTIONAL in entries and CONTROL_CONFIG not in small:
+        raise Rejection("file_missing", f"{CONTROL_CONFIG}: the seal does not name it, but {INDEX} names a {OPTIONAL}")
     return {name: (entry[0], entry[1]) for name, entry in entries.items()}
 
 

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from zwatch.deploy.pipeline_files import CONTROL_CONFIG
+
 MAX_PROMPT_TOKENS = 512
 """`max_sequence_length` of ZImagePipeline; longer prompts are truncated."""
 LATENT_SCALE = 8
 """How many times smaller the sides of the VAE's latents are than those of the image."""
-CONTROL = "controlnet/config.json"
-"""The config of a component that a version need not have."""
 WARM_SIZE = 256
 """Largest side of the warm-up's image, pixels."""
 _LEVELS = 4
@@ -198,7 +198,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         **dict.fromkeys(("latents_mean", "latents_std"), _either(_list_of(_number(-1e6, 1e6), 1, 1024), _NULL)),
         **dict.fromkeys(("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"), _FLAG),
     },
-    CONTROL: {
+    CONTROL_CONFIG: {
         **_class("ZImageControlNetModel"),
         "control_layers_places": _required(_list_of(_whole(0, 511), 1, 512)),
         "control_refiner_layers_places": _either(_list_of(_whole(0, 511), 1, 512), _NULL),

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
-from zwatch.engine.config_fields import CONTROL, FIELDS, LATENT_SCALE, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
+from zwatch.deploy.pipeline_files import CONTROL_CONFIG
+from zwatch.engine.config_fields import FIELDS, LATENT_SCALE, MAX_PROMPT_TOKENS, MOST_SHIFT, Rule
 from zwatch.errors import Rejection
 
 _PATCH = 2
@@ -56,7 +57,7 @@ def check_configs(small: Mapping[str, bytes]) -> None:
     for path in FIELDS:
         if path in small:
             check_config(path, small[path])
-        elif path != CONTROL:
+        elif path != CONTROL_CONFIG:
             raise Rejection("file_missing", f"{path}: the seal does not name it")
 
 
@@ -195,7 +196,7 @@ _RELATIONS: Mapping[str, tuple[Callable[[Config], str | None], ...]] = {
     "transformer/config.json": (_patches, _heads, _positions),
     "text_encoder/config.json": (_text_heads, _text_layers, _text_ids),
     "vae/config.json": (_groups,),
-    CONTROL: (_control_places,),
+    CONTROL_CONFIG: (_control_places,),
     "scheduler/scheduler_config.json": (_sigmas, _shifts),
 }
 """What holds between the fields of one config: each returns what is wrong, beginning with the field."""
@@ -223,8 +224,8 @@ def check_widths(small: Mapping[str, bytes]) -> None:
             raise Rejection(
                 "config_invalid", f"{path}: {key}: found {found}, expected {expected}, the {other}/config.json"
             )
-    if CONTROL in small:
-        _check_control(config_object(small[CONTROL], CONTROL), transformer)
+    if CONTROL_CONFIG in small:
+        _check_control(config_object(small[CONTROL_CONFIG], CONTROL_CONFIG), transformer)
 
 
 def _check_control(control: Config, transformer: Config) -> None:
@@ -233,19 +234,19 @@ def _check_control(control: Config, transformer: Config) -> None:
     if places[-1] >= (layers := transformer.get("n_layers", 30)):
         raise Rejection(
             "config_invalid",
-            f"{CONTROL}: control_layers_places: found {places}, expected numbers below n_layers of transformer/config.json, {layers}",
+            f"{CONTROL_CONFIG}: control_layers_places: found {places}, expected numbers below n_layers of transformer/config.json, {layers}",
         )
     for key, default in {"dim": 3840, "n_heads": 30, "qk_norm": True}.items():
         found, expected = control.get(key, default), transformer.get(key, default)
         if found != expected:
             raise Rejection(
                 "config_invalid",
-                f"{CONTROL}: {key}: found {found}, expected {expected} as in transformer/config.json: it is a ControlNet for another model",
+                f"{CONTROL_CONFIG}: {key}: found {found}, expected {expected} as in transformer/config.json: it is a ControlNet for another model",
             )
     if control["control_in_dim"] < (channels := transformer.get("in_channels", 16)):
         raise Rejection(
             "config_invalid",
-            f"{CONTROL}: control_in_dim: found {control['control_in_dim']}, expected at least in_channels of transformer/config.json, {channels}",
+            f"{CONTROL_CONFIG}: control_in_dim: found {control['control_in_dim']}, expected at least in_channels of transformer/config.json, {channels}",
         )
 
 

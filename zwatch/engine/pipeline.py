@@ -338,9 +338,9 @@ class Engine:
             if cancelled():
                 raise GenerationCancelled
 
-        texts, begun, scale = [prompt.embedding for prompt in prompts], beginning, parameters.guidance_scale
+        texts, scale = [prompt.embedding for prompt in prompts], parameters.guidance_scale
         return pipeline.denoise(
-            begun.latents, timeline, texts, scale, after_step, begun.blend, picture.launch, begun.control
+            beginning.latents, timeline, texts, scale, after_step, beginning.blend, picture.launch, beginning.control
         )
 
 

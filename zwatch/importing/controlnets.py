@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from zwatch.deploy import pipeline_files
-from zwatch.engine.config_fields import CONTROL
+from zwatch.deploy.pipeline_files import CONTROL_CONFIG, CONTROLNET
+from zwatch.engine.allowed import ALLOWED
 from zwatch.errors import Refused
 from zwatch.importing import reading
 from zwatch.importing.layouts import controlnet
@@ -15,7 +16,8 @@ from zwatch.importing.plans import Plan
 from zwatch.importing.weights import Weights
 
 _CHUNK = 2**20
-CLASS = ["diffusers", "ZImageControlNetModel"]
+[CLASS] = ALLOWED[CONTROLNET]
+"""Library and class."""
 _PLACES = {(30, 3): (0, 14, 28)}
 """The layers that get hints, by how many layers the transformer and the ControlNet have: of the published checkpoints, those of the lite ones
 are not as far apart as their number says."""
@@ -62,14 +64,14 @@ def complete(plan: Plan, weights: Mapping[str, Weights]) -> None:
     Raises:
         Refused: it does not fit the transformer beside it.
     """
-    if pipeline_files.CONTROLNET not in weights or pipeline_files.INDEX not in plan.small:
+    if CONTROLNET not in weights or pipeline_files.INDEX not in plan.small:
         return
     index = json.loads(plan.small[pipeline_files.INDEX])
     if not pipeline_files.names_control(index):
-        _replace(plan, pipeline_files.INDEX, {**index, pipeline_files.CONTROLNET: CLASS})
-    if CONTROL not in plan.small:
+        _replace(plan, pipeline_files.INDEX, {**index, CONTROLNET: list(CLASS)})
+    if CONTROL_CONFIG not in plan.small:
         transformer = json.loads(plan.small["transformer/config.json"])
-        _replace(plan, CONTROL, _config(weights[pipeline_files.CONTROLNET], transformer))
+        _replace(plan, CONTROL_CONFIG, _config(weights[CONTROLNET], transformer))
 
 
 def _replace(plan: Plan, path: str, value: Mapping[str, Any]) -> None:

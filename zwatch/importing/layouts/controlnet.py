@@ -8,7 +8,7 @@ the refiner are used.
 import re
 from collections.abc import Mapping
 
-from zwatch.importing.layouts.parts import Component, Shape, Shapes, blocks_of, size_of
+from zwatch.importing.layouts.parts import Component, Shape, Shapes, blocks_of, by_sizes, size_of
 from zwatch.importing.layouts.transformer import MOST_MODULATION, PATCH, PATCH_ELEMENTS, block, renaming
 
 REFINER = "control_noise_refiner"
@@ -30,15 +30,6 @@ def sizes(shapes: Shapes) -> dict[str, int]:
         "n_control_layers": blocks_of(shapes, "control_layers"), "n_refiner_layers": blocks_of(shapes, REFINER),
         "refiner_hints": int(any(name.startswith(f"{REFINER}.") and "_proj." in name for name in shapes)),
     }  # fmt: skip
-
-
-def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors that a ControlNet must have beside some of its tensors.
-
-    Raises:
-        Rejection: a tensor that the sizes are read from is missing or odd.
-    """
-    return tensors(sizes(shapes))
 
 
 def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
@@ -66,7 +57,7 @@ CONTROLNET = Component(
     name="controlnet",
     title="a ControlNet for Z-Image",
     renaming=renaming,
-    expected=expected,
+    expected=by_sizes(sizes, tensors),
     known=re.compile(
         r"^(?:(?:control_layers|control_noise_refiner)\.[0-9]{1,4}\."
         r"(?:attention\.(?:to_[qkv]|to_out\.0|norm_[qk])|attention_norm[12]|ffn_norm[12]|feed_forward\.w[123]|adaLN_modulation\.0"

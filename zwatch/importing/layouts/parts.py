@@ -46,6 +46,13 @@ class Component:
     reshaped: re.Pattern[str]
 
 
+def by_sizes(
+    sizes: Callable[[Shapes], Mapping[str, int]], tensors: Callable[[Mapping[str, int]], dict[str, Shape]]
+) -> Callable[[Shapes], dict[str, Shape]]:
+    """Return an `expected` that reads the sizes of a component from some of its tensors; errors are those of `sizes`."""
+    return lambda shapes: tensors(sizes(shapes))
+
+
 def refusal(what: str) -> Rejection:
     """Return the rejection of a file of weights; what reads the file puts its path before the sentence."""
     return Rejection("weights_mismatch", what)

@@ -4,7 +4,7 @@ llama.cpp's."""
 import re
 from collections.abc import Collection, Mapping
 
-from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, size_of
+from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, by_sizes, size_of
 
 _INNER = re.compile(r"^(?:transformer\.)?(?:model\.)?((?:layers\.[0-9]{1,4}|embed_tokens|norm)\..+)$")
 _DROPPED = re.compile(r"^(?:transformer\.)?(?:lm_head\.weight|model\.rotary_emb\.inv_freq|rotary_emb\.inv_freq)$|^logit_scale$|^output\.weight$|^rope_freqs\.weight$")  # fmt: skip
@@ -53,15 +53,6 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }  # fmt: skip
 
 
-def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors that an encoder must have beside some of its tensors.
-
-    Raises:
-        Rejection: a tensor that the sizes are read from is missing or odd.
-    """
-    return tensors(sizes(shapes))
-
-
 def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
     """Return the tensors of an encoder of these `sizes`, as `Qwen3Model.state_dict` names them."""
     hidden, head, inner = of["hidden_size"], of["head_dim"], of["intermediate_size"]
@@ -83,7 +74,7 @@ TEXT_ENCODER = Component(
     name="text_encoder",
     title="a Qwen3 text encoder",
     renaming=_renaming,
-    expected=expected,
+    expected=by_sizes(sizes, tensors),
     known=re.compile(
         r"^layers\.[0-9]{1,4}\.(?:self_attn\.(?:[qkvo]_proj|[qk]_norm)|mlp\.(?:gate|up|down)_proj"
         r"|(?:input|post_attention)_layernorm)\.weight$|^embed_tokens\.weight$|^norm\.weight$"

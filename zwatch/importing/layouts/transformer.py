@@ -8,7 +8,7 @@ this order, and other names for the embedders, the norms and the output. Z-Image
 import re
 from collections.abc import Collection, Mapping
 
-from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, size_of
+from zwatch.importing.layouts.parts import Component, Piece, Rename, Shape, Shapes, blocks_of, by_sizes, size_of
 
 PATCH = "2-1"
 """How diffusers names the embedder and the final layer: patches of 2 x 2 latents, one frame."""
@@ -68,15 +68,6 @@ def sizes(shapes: Shapes) -> dict[str, int]:
     }  # fmt: skip
 
 
-def expected(shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors that a transformer must have beside some of its tensors.
-
-    Raises:
-        Rejection: a tensor that the sizes are read from is missing or odd.
-    """
-    return tensors(sizes(shapes))
-
-
 def tensors(of: Mapping[str, int]) -> dict[str, Shape]:
     """Return the tensors of a transformer of these `sizes`, as `ZImageTransformer2DModel.state_dict` names them."""
     dim, modulation, patch = of["dim"], min(of["dim"], MOST_MODULATION), of["in_channels"] * PATCH_ELEMENTS
@@ -117,7 +108,7 @@ TRANSFORMER = Component(
     name="transformer",
     title="Z-Image's transformer",
     renaming=renaming,
-    expected=expected,
+    expected=by_sizes(sizes, tensors),
     known=re.compile(
         r"^(?:(?:layers|noise_refiner|context_refiner)\.[0-9]{1,4}\."
         r"(?:attention\.(?:to_[qkv]|to_out\.0|norm_[qk])|attention_norm[12]|ffn_norm[12]|feed_forward\.w[123]|adaLN_modulation\.0)"
