@@ -13,6 +13,7 @@ from zwatch import app, logs, serving
 from zwatch.config import Config
 from zwatch.deploy import followed, look
 from zwatch.errors import Retry
+from zwatch.generation.history import History
 from zwatch.rollout.load_thread import LoadLimits
 from zwatch.rollout.supervisor import Supervisor
 
@@ -28,6 +29,8 @@ for _module in (
 DEADLINE = 30.0
 GRACE = 0.1
 """Seconds that a link may be missing before that counts, here."""
+LOOK_SECONDS = 1.0
+"""Seconds between two looks at the folder of images, here."""
 LIMITS = LoadLimits(abandoned=0.05, unwinding=0.05)
 
 
@@ -192,4 +195,5 @@ def _replace(pipe, faults, first_pause):
     app._wired, app.listen, Supervisor.__init__ = wired_and_seen, listen_and_tell, with_limits
     app.make_factory = serving.make_factory = lambda config, control, slot=None: LightFactory(faults)
     followed.MISSING_GRACE = GRACE
+    History.__init__.__kwdefaults__["look_seconds"] = LOOK_SECONDS
     look.SETTLED = 0.02  # seconds that files must stay as they are: nothing is copied slowly here

@@ -243,6 +243,8 @@ async def test_prompts_of_two_windows_are_all_kept(page):
         await prompt(window).fill(text)
         async with window.expect_request("**/jobs"):
             await window.keyboard.press("Control+Enter")
+    # What another window writes comes a moment later.
+    await page.wait_for_function("JSON.parse(localStorage.getItem('zwatch.prompts')).length === 2")
     assert await in_page(page, "JSON.parse(localStorage.getItem('zwatch.prompts'))") == [
         "in the first",
         "in the second",
